@@ -1,0 +1,278 @@
+"""Every path and URI the project reads or writes: an absolute local path and s3://bucket/key behave alike.
+
+The S3 endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ...),
+never from a URI, so that no message and no stored file can carry a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cluster.errors import DataError, PlainError, UsageError
+
+S3 = "s3://"
+TRANSFER_THREADS = 8
+WRITE_CHECK = ".write-check"
+# What pyarrow's messages hold for each kind of failing LIST.
+WRONG_KEY = ("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "UNRECOGNIZED_CLIENT", "InvalidClientTokenId")
+NO_RIGHT = ("ACCESS_DENIED", "HTTP status 403", "HTTP status 401", "EXPIRED_TOKEN", "ExpiredToken")
+NO_ANSWER = ("NETWORK_CONNECTION", "curlCode", "Unable to connect", "REQUEST_TIMEOUT", "timed out")
+
+
+def absolute(uri: str) -> str:
+    """A relative local path (also with ~) made absolute; s3:// stays, without a trailing slash. `UsageError` for other schemes."""
+    if not uri:
+        raise UsageError("an empty path was given; give an absolute local path or s3://bucket/key")
+    if uri.startswith(S3):
+        bucket = uri[len(S3) :].split("/", 1)[0]
+        if not bucket or "@" in bucket or ":" in bucket:
+            # The URI itself is not repeated: what stands before an @ may be a secret.
+            raise UsageError("an s3:// URI must read s3://bucket/key; credentials and the endpoint belong in the environment (AWS_...)")
+        return uri.rstrip("/")
+    if "://" in uri and not uri.startswith("file://"):
+        raise UsageError(f"the scheme {uri.split('://')[0]}:// is not supported; give an absolute local path or s3://bucket/key")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of `uri` (one per process and environment) and the path inside it."""
+    uri = absolute(uri)
+    if not uri.startswith(S3):
+        return pafs.LocalFileSystem(), uri
+    return s3_filesystem(aws_environment(), patient=True), uri[len(S3) :]
+
+
+def aws_environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@lru_cache(maxsize=8)
+def s3_filesystem(environment: tuple[tuple[str, str], ...], *, patient: bool) -> pafs.S3FileSystem:
+    """One S3 client for one state of the AWS_ environment. The impatient one is for preflights: it gives up on a dead endpoint within seconds."""
+    settings = dict(environment)
+    return pafs.S3FileSystem(
+        region=settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or None,
+        # Three tries, the default, lose to a minute of 503 answers.
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10 if patient else 2),
+        connect_timeout=10 if patient else 3,
+        request_timeout=60 if patient else 5,
+    )
+
+
+def join(uri: str, *names: str) -> str:
+    return posixpath.join(uri.rstrip("/") or "/", *names)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder is there."""
+    filesystem, path = resolve(uri)
+    with plain_errors(uri, "looked up"):
+        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def open_input(uri: str) -> pa.NativeFile:
+    """A seekable file to read from. `FileNotFoundError` when it is not there."""
+    filesystem, path = resolve(uri)
+    return filesystem.open_input_file(path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. `FileNotFoundError` when it is not there, other `OSError`s when storage fails."""
+    with open_input(uri) as file:
+        return file.read()
+
+
+def read_json(uri: str) -> Any:
+    """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri).decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{uri}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}; write or download it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{uri}: not valid JSON: byte {error.start} is not UTF-8; write or download it again") from error
+
+
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+    """Publish a whole file at once: readers see the old content or the new, never a part of it."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".partial-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            # mkstemp makes files private; these are meant to be read by whoever may read the folder.
+            os.chmod(temporary, 0o666 & ~current_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        return
+    # S3 shows an object only when its upload is complete.
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+@lru_cache(maxsize=1)
+def current_umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_json(uri: str, content: Any) -> None:
+    write_bytes(uri, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode())
+
+
+def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int]]:
+    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder. `suffixes` (".jpg", ...) ignore case."""
+    filesystem, path = resolve(uri)
+    with plain_errors(uri, "listed"):
+        entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
+    scheme = S3 if uri.startswith(S3) else ""
+    return sorted(
+        (scheme + entry.path, entry.size)
+        for entry in entries
+        if entry.type == pafs.FileType.File
+        and not entry.base_name.startswith(".partial-")
+        and (wanted is None or entry.path.lower().endswith(wanted))
+    )
+
+
+def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:
+    """Copy the files of a local folder to `uri`, the one named `last` (relative to the folder) after all others: it says "complete"."""
+    names = [os.path.relpath(path, local).replace(os.sep, "/") for path, _ in list_files(local)]
+
+    def copy(name: str) -> None:
+        with open(os.path.join(local, name), "rb") as file:
+            write_bytes(join(uri, name), file.read())
+
+    with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
+        list(pool.map(copy, [name for name in names if name != last]))
+    if last in names:
+        copy(last)
+
+
+def download_folder(uri: str, local: str) -> None:
+    """Copy every file below `uri` into the local folder. `UsageError` when there is none."""
+    uri = absolute(uri)
+    files = list_files(uri)
+    if not files:
+        raise UsageError(f"{uri}: there is no such folder or it is empty; check the path")
+    with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
+        list(pool.map(lambda file: write_bytes(join(local, file[0][len(uri) + 1 :]), read_bytes(file[0])), files))
+
+
+def delete_file(uri: str) -> None:
+    """Nothing happens when it is not there."""
+    filesystem, path = resolve(uri)
+    with plain_errors(uri, "deleted"):
+        try:
+            filesystem.delete_file(path)
+        except FileNotFoundError:
+            return
+
+
+def delete_folder(uri: str) -> None:
+    """The folder and everything in it. Nothing happens when it is not there; a whole bucket and / are refused."""
+    filesystem, path = resolve(uri)
+    if "/" not in path.strip("/"):
+        raise UsageError(f"{uri}: a whole bucket or top-level folder is not deleted; name a folder inside it")
+    with plain_errors(uri, "deleted"):
+        try:
+            filesystem.delete_dir(path)
+        except FileNotFoundError:
+            return
+
+
+def check_readable(uri: str) -> None:
+    """Preflight: the file or folder is there and can be read. `UsageError` naming what is wrong and the remedy, within about ten seconds."""
+    uri = absolute(uri)
+    if not uri.startswith(S3):
+        if not os.path.exists(uri):
+            raise UsageError(f"{uri}: there is no such file or folder; check the path")
+        if not os.access(uri, os.R_OK):
+            raise UsageError(f"{uri}: may not be read by this user; change its permissions")
+        return
+    filesystem, path = reach_bucket(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        raise UsageError(f"{uri}: the bucket is there, this file or folder is not; check the key")
+
+
+def check_writable(uri: str) -> None:
+    """Preflight: files can be written below the folder, which need not exist yet. `UsageError` like `check_readable`."""
+    uri = absolute(uri)
+    if not uri.startswith(S3):
+        nearest = uri
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            raise UsageError(f"{uri}: {nearest} is a file, a folder is needed; give another path")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UsageError(f"{uri}: {nearest} may not be written by this user; change its permissions or give another path")
+        return
+    filesystem, path = reach_bucket(uri)
+    # The right to list is not the right to write, and that would show only after the work is done.
+    probe = posixpath.join(path, WRITE_CHECK)
+    try:
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"")
+        filesystem.delete_file(probe)
+    except OSError as error:
+        raise UsageError(f"{uri}: the bucket can be listed but not written ({reason(error)}); give these credentials the right to write") from error
+
+
+def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
+    """An impatient client and the path inside it, after one LIST: a HEAD hides a wrong key behind a bare "access denied"."""
+    filesystem, path = s3_filesystem(aws_environment(), patient=False), uri[len(S3) :]
+    bucket = path.split("/", 1)[0]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the S3 endpoint of AWS"
+    try:
+        filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=False))
+    except FileNotFoundError:
+        # Raised both for a folder without files and for a bucket that is not there.
+        if not bucket_exists(filesystem, bucket):
+            raise UsageError(f"{uri}: there is no bucket {bucket!r} at {endpoint}; create it or check its name and AWS_ENDPOINT_URL") from None
+    except OSError as error:
+        text = str(error)
+        if any(sign in text for sign in WRONG_KEY):
+            remedy = "does not accept the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise UsageError(f"{uri}: {endpoint} {remedy}") from error
+        if any(sign in text for sign in NO_RIGHT):
+            raise UsageError(f"{uri}: {endpoint} denies access; check the AWS_ credentials and their right to list {bucket!r}") from error
+        if any(sign in text for sign in NO_ANSWER):
+            raise UsageError(f"{uri}: {endpoint} does not answer; check AWS_ENDPOINT_URL and that the server is running") from error
+        raise UsageError(f"{uri}: cannot be listed ({reason(error)}); check AWS_ENDPOINT_URL, AWS_REGION and the credentials") from error
+    return filesystem, path
+
+
+def bucket_exists(filesystem: pafs.FileSystem, bucket: str) -> bool:
+    return filesystem.get_file_info(bucket).type == pafs.FileType.Directory
+
+
+def reason(error: OSError) -> str:
+    """The first line of a storage error, short enough for one plain sentence. pyarrow's messages name bucket, key and status, never a secret."""
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+@contextmanager
+def plain_errors(uri: str, verb: str) -> Iterator[None]:
+    """A failing storage becomes one plain line (exit code 1); a missing file stays a `FileNotFoundError`, which callers decide about."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise PlainError(f"{uri}: cannot be {verb} ({reason(error)}); check the storage and run the command again") from error
