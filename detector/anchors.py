@@ -1,0 +1,71 @@
+"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors, G ground-truth slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detector.boxes import area, intersection, iou
+
+STRIDES = (8, 16, 32, 64, 128)
+"""Canvas pixels between neighbouring positions of P3..P7."""
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of P3..P7 on a canvas: every stride-2 convolution with padding 1 halves and rounds up."""
+    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+
+
+def anchor_grid(height: int, width: int, *, base_sizes: Sequence[float], scales: Sequence[float], ratios: Sequence[float]) -> list[Tensor]:
+    """Anchors of P3..P7 on the canvas, each float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
+
+    An anchor of size s and ratio r (height / width) has area s^2. The shapes are rounded to whole pixels around the position, and position (row, column)
+    sits at (column * stride, row * stride): torchvision's convention, so that its weights can be used unchanged.
+    """
+    grids = []
+    for (rows, columns), stride, base in zip(level_shapes(height, width), STRIDES, base_sizes, strict=True):
+        root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+        sizes = torch.tensor([base * scale for scale in scales], dtype=torch.float32)
+        widths = (1 / root[:, None] * sizes[None, :]).flatten()
+        heights = (root[:, None] * sizes[None, :]).flatten()
+        shapes = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
+        y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(columns) * stride, indexing="ij")
+        positions = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
+        grids.append((positions + shapes[None]).reshape(-1, 4))
+    return grids
+
+
+class Matches(NamedTuple):
+    """What each anchor is trained towards."""
+
+    slot_BA: Tensor
+    """Index of the ground-truth slot, int64; `BACKGROUND` (-1) or `IGNORED` (-2) where there is none."""
+    positives: Tensor
+    """Anchors that answer for an object in the whole batch, float32 scalar."""
+
+
+def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Matches:
+    """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background, between them ignored.
+
+    Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality matches).
+    A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap` are ignored.
+    """
+    valid_BG = labels_BG >= 0
+    # (A, 4) against (B, G, 4) -> (B, A, G)
+    iou_BAG = iou(anchors_A4, boxes_BG4).masked_fill_(~valid_BG[:, None, :], 0.0)
+    best_BA, slot_BA = iou_BAG.max(dim=2)
+    result_BA = torch.where(best_BA >= high, slot_BA, torch.where(best_BA < low, BACKGROUND, IGNORED))
+    best_BG = iou_BAG.amax(dim=1)
+    ties_BA = ((iou_BAG == best_BG[:, None, :]) & (best_BG > 0)[:, None, :]).any(dim=2)
+    result_BA = torch.where(ties_BA, slot_BA, result_BA)
+
+    regions_BG4 = boxes_BG4 * ~valid_BG[..., None]
+    covered_BA = (intersection(anchors_A4, regions_BG4) / area(anchors_A4)[:, None]).amax(dim=2) > ignore_overlap
+    result_BA = torch.where((result_BA == BACKGROUND) & covered_BA, IGNORED, result_BA)
+    return Matches(slot_BA=result_BA, positives=(result_BA >= 0).sum().float())

@@ -1,0 +1,71 @@
+"""Samples -> one Batch of fixed shapes. Shapes: B batch, G ground-truth slots, H W the canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLOT_STEP = 16
+"""Slots are padded to a multiple of this, so that compiled code sees few shapes."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on its canvas with its objects."""
+
+    image: Tensor
+    """uint8 (3, H, W), RGB."""
+    boxes_N4: np.ndarray
+    """float32 (N, 4), XYXY px on the canvas."""
+    labels_N: np.ndarray
+    """int64 (N,), 0..K-1; -1 marks an ignore region (a crowd, or an object mostly cropped away)."""
+    size: tuple[int, int]
+    """Height and width in px of the picture's part of the canvas, at its top left."""
+    image_id: int
+    """The data set's id; -1 for a filler that carries no loss and is not counted."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor
+    """uint8 (B, 3, H, W), RGB, channels-last."""
+    boxes_BG4: Tensor
+    """float32, XYXY px on the canvas; padded with zeros."""
+    labels_BG: Tensor
+    """int64, 0..K-1; -1 for padding and ignore regions."""
+    sizes_B2: Tensor
+    """float32 (height, width) px of the picture on the canvas."""
+    image_ids: Tensor
+    """int64 (B,); -1 for fillers."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples that share a canvas; the objects of a filler become nothing and its whole picture an ignore region."""
+    slots = max(1, *(len(s.labels_N) for s in samples)) if len(samples) > 1 else max(1, len(samples[0].labels_N))
+    slots = -(-slots // SLOT_STEP) * SLOT_STEP
+    images = torch.empty((len(samples), *samples[0].image.shape), dtype=torch.uint8, memory_format=torch.channels_last)
+    boxes = torch.zeros((len(samples), slots, 4))
+    labels = torch.full((len(samples), slots), -1, dtype=torch.int64)
+    for i, sample in enumerate(samples):
+        images[i] = sample.image
+        if sample.image_id < 0:
+            height, width = sample.image.shape[1:]
+            # Larger than the canvas, because border anchors reach over its edge and must be covered too.
+            boxes[i, 0] = torch.tensor([-width, -height, 2 * width, 2 * height], dtype=torch.float32)
+        elif count := len(sample.labels_N):
+            boxes[i, :count] = torch.from_numpy(sample.boxes_N4)
+            labels[i, :count] = torch.from_numpy(sample.labels_N)
+    return Batch(
+        images=images,
+        boxes_BG4=boxes,
+        labels_BG=labels,
+        sizes_B2=torch.tensor([s.size for s in samples], dtype=torch.float32),
+        image_ids=torch.tensor([s.image_id for s in samples], dtype=torch.int64),
+    )

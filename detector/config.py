@@ -1,0 +1,101 @@
+"""The detector's settings: frozen, checked when made, a sentence and a unit a field. Only entry points read them; functions take plain arguments."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FINEST_STRIDE = 32
+"""Canvas sides are multiples of the stride of C5, so that the pyramid's levels halve exactly; P6 and P7 round up."""
+
+
+class Section(BaseModel):
+    """A part of a configuration: immutable, and closed against names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AnchorConfig(Section):
+    """The 3 x 3 anchors a position of the paper (section 4, Anchors)."""
+
+    base_sizes: tuple[float, float, float, float, float] = Field(
+        (32.0, 64.0, 128.0, 256.0, 512.0), description="side of the square anchor on P3..P7 before scales and ratios, px on the canvas"
+    )
+    scales: tuple[float, ...] = Field((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), min_length=1, description="sizes within an octave, factors of the base size")
+    ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
+
+    @model_validator(mode="after")
+    def positive_and_growing(self) -> AnchorConfig:
+        if min(self.base_sizes + self.scales + self.ratios) <= 0:
+            raise ValueError("anchors: base_sizes, scales and ratios must all be above 0")
+        if list(self.base_sizes) != sorted(set(self.base_sizes)):
+            raise ValueError(f"anchors.base_sizes {self.base_sizes}: must grow from P3 to P7, coarser levels see larger objects")
+        return self
+
+
+class CanvasConfig(Section):
+    """The fixed picture size the network sees. Images are scaled, aspect kept, to the largest size that fits, at its top left corner."""
+
+    height: int = Field(800, ge=64, le=4096, description="px, a multiple of 32")
+    width: int = Field(1344, ge=64, le=4096, description="px, a multiple of 32")
+
+    @model_validator(mode="after")
+    def divisible(self) -> CanvasConfig:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side % FINEST_STRIDE:
+                raise ValueError(f"canvas.{name} {side}: must be a multiple of {FINEST_STRIDE}; {-(-side // FINEST_STRIDE) * FINEST_STRIDE} holds it")
+        return self
+
+
+class ModelConfig(Section):
+    """RetinaNet's parts."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field("resnet50", description="torchvision's network under the pyramid")
+    norm: Literal["batch", "frozen"] = Field("batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)")
+    head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or groups of 8 channels")
+    p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
+    prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
+    anchors: AnchorConfig = AnchorConfig()
+
+
+class LossConfig(Section):
+    """L = L_cls + box_weight * L_box, both divided by the positive anchors of the global batch (section 4.1)."""
+
+    gamma: float = Field(2.0, ge=0, le=10, description="focusing exponent of the focal loss; 0 is alpha-balanced cross entropy")
+    alpha: float = Field(0.25, gt=0, lt=1, description="weight of the positive class; negatives weigh 1 - alpha")
+    box_weight: float = Field(1.0, gt=0, le=100, description="weight of the box loss")
+    beta: float = Field(1 / 9, gt=0, le=10, description="where smooth L1 turns from square to straight, in units of the encoded offsets")
+
+
+class AugmentationConfig(Section):
+    """What is done to a training image, drawn from (seed, epoch, image id) alone."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip (microscopy, aerial pictures)")
+    scale_min: float = Field(0.8, gt=0, le=1, description="smallest scale jitter, a factor of the size that fits the canvas")
+    scale_max: float = Field(1.25, ge=1, le=4, description="largest scale jitter; what leaves the canvas is cropped at random")
+    min_visible: float = Field(0.25, gt=0, le=1, description="objects of which a crop leaves a smaller share become ignore regions")
+
+
+class OptimizerConfig(Section):
+    """The update rule and its schedule, which is a function of images seen."""
+
+    name: Literal["adamw", "sgd"] = Field("sgd", description="sgd (momentum 0.9, the paper) or adamw")
+    learning_rate: float = Field(0.01, gt=0, le=10, description="peak learning rate, for the global batch as configured")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="decay of convolution weights; norms and biases have none")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd's momentum; adamw's first beta")
+    clip_norm: float = Field(10.0, gt=0, description="largest gradient norm of the global batch; larger ones are scaled down")
+    schedule: Literal["cosine", "steps"] = Field("cosine", description="after warm-up: cosine to 1 % of the peak, or a tenth at each milestone")
+    milestones: tuple[float, ...] = Field((2 / 3, 8 / 9), description="where the steps fall, as shares of all images to be seen (the paper: 60k and 80k of 90k)")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all images over which the rate rises linearly from 1/1000 of the peak")
+    ema_images: float = Field(0.0, ge=0, description="time constant of the weights' moving average, images; 0 turns it off")
+
+
+class DecodeConfig(Section):
+    """From logits to detections (section 4.1, Inference)."""
+
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below this score are dropped first")
+    top_per_level: int = Field(1000, ge=1, le=100_000, description="best candidates kept a pyramid level")
+    nms_threshold: float = Field(0.5, gt=0, lt=1, description="IoU above which the lower-scored box of a class is suppressed")
+    max_detections: int = Field(100, ge=1, le=10_000, description="best detections kept an image")

@@ -1,0 +1,44 @@
+"""Encoded image bytes -> upright RGB pixels: the one decoder that prepare, training, evaluation and prediction share."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# PIL's own guard warns at 89 Mpx and raises at twice that; ours is a parameter of the call and always an error.
+Image.MAX_IMAGE_PIXELS = None
+
+MAX_PIXELS = 100_000_000
+
+
+class ImageError(ValueError):
+    """These bytes cannot be used as an image; the message says why in a few words."""
+
+
+def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode any format Pillow reads to upright (EXIF orientation applied) RGB pixels, uint8 (H, W, 3).
+
+    Grey, palette, CMYK and 16-bit pictures become RGB; alpha is composed on black, as Pillow's conversion does.
+    The format is read from the bytes, never from a name. Raises `ImageError` on an empty or truncated file, an unknown
+    format, and on more than `max_pixels` pixels, which is checked on the header, before anything is decoded.
+    """
+    if len(data) == 0:
+        raise ImageError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ImageError(f"{width}x{height} pixels is more than the {max_pixels} allowed")
+            if picture.mode.startswith("I;16") or picture.mode == "I":
+                # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
+                grey = np.asarray(picture, dtype=np.uint32)
+                picture = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
+            else:
+                picture.load()
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError and more on damaged files
+        raise ImageError(f"it cannot be decoded: {error}") from error

@@ -1,0 +1,82 @@
+"""RetinaNet: images -> class logits and box offsets of every anchor. Shapes: B batch, A anchors, K classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.anchors import anchor_grid
+from detector.backbone import PYRAMID_CHANNELS, Backbone, Pyramid
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""Mean and spread of ImageNet's RGB pixels, 0..255."""
+
+
+class Head(nn.Module):
+    """Four 3x3 convolutions and an output convolution, shared by all levels (section 4): (B, 256, h, w) -> (B, h * w * anchors a position, outputs)."""
+
+    def __init__(self, outputs: int, anchors_a_position: int, *, norm: str):
+        super().__init__()
+        self.outputs = outputs
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            layers.append(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1))
+            if norm == "group":
+                layers.append(nn.GroupNorm(32, PYRAMID_CHANNELS))
+            layers.append(nn.ReLU(inplace=True))
+        self.tower = nn.Sequential(*layers)
+        self.output = nn.Conv2d(PYRAMID_CHANNELS, anchors_a_position * outputs, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        out = self.output(self.tower(feature))
+        # (B, anchors * outputs, h, w) -> (B, h, w, anchors * outputs) -> (B, h * w * anchors, outputs)
+        return out.permute(0, 2, 3, 1).reshape(out.shape[0], -1, self.outputs)
+
+
+class RetinaNet(nn.Module):
+    """The dense network. Anchors are not part of it: `anchors(height, width)` gives the grid its outputs belong to, level by level."""
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        backbone: str = "resnet50",
+        norm: str = "batch",
+        head_norm: str = "none",
+        p6_from: str = "c5",
+        prior: float = 0.01,
+        base_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        scales: Sequence[float] = (1, 2 ** (1 / 3), 2 ** (2 / 3)),
+        ratios: Sequence[float] = (0.5, 1, 2),
+    ):
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes {classes}: must be at least 1; does the data set have categories?")
+        self.classes = classes
+        self.anchor_shapes = dict(base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios))
+        self.backbone = Backbone(backbone, norm=norm)
+        self.pyramid = Pyramid(self.backbone.channels, p6_from=p6_from)
+        anchors_a_position = len(scales) * len(ratios)
+        self.class_head = Head(classes, anchors_a_position, norm=head_norm)
+        self.box_head = Head(4, anchors_a_position, norm=head_norm)
+        nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB pixels 0..255 (uint8 or float), H and W multiples of 32 -> logits (B, A, K), offsets (B, A, 4), anchors in the order of `anchors`."""
+        images = ((images_B3HW - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
+        levels = self.pyramid(*self.backbone(images))
+        return torch.cat([self.class_head(p) for p in levels], dim=1), torch.cat([self.box_head(p) for p in levels], dim=1)
+
+    def anchors(self, height: int, width: int) -> list[Tensor]:
+        """XYXY px anchors of P3..P7, each (A_level, 4), on the model's device."""
+        return [grid.to(self.pixel_mean.device) for grid in anchor_grid(height, width, **self.anchor_shapes)]

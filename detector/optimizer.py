@@ -1,0 +1,52 @@
+"""Parameter groups, the learning rate as a pure function of images seen, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
+    """Two groups: matrices and filters decay, vectors (norms, biases) do not. Fused kernels, on CPU and GPU alike."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+
+
+def learning_rate_factor(images_seen: float, images_total: float, *, schedule: str, warmup: float, milestones: Sequence[float]) -> float:
+    """The share of the peak rate at this point: linear warm-up from 1/1000, then a cosine down to 1/100, or a tenth at each milestone (shares of the total)."""
+    progress = min(images_seen / images_total, 1.0)
+    rise = 1.0 if progress >= warmup else 0.001 + 0.999 * progress / warmup
+    if schedule == "steps":
+        return rise * 0.1 ** sum(progress >= m for m in milestones)
+    falling = max(0.0, (progress - warmup) / (1 - warmup))
+    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+
+class MovingAverage:
+    """Exponential moving average of all weights and running statistics, with a time constant in images, so that it means the same at any batch size."""
+
+    def __init__(self, model: nn.Module, *, images: float):
+        self.images = images
+        self.seen = 0.0
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, batch_images: int) -> None:
+        """Move towards the model by what `batch_images` more images are worth. Young averages follow faster: the constant is at most a fifth of what was seen."""
+        self.seen += batch_images
+        keep = math.exp(-batch_images / min(self.images, max(self.seen / 5, 1.0)))
+        now = model.state_dict()
+        floating = [k for k, v in self.state.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.state[k] for k in floating], [now[k].detach() for k in floating], 1 - keep)
+        for k, v in self.state.items():
+            if not v.is_floating_point():
+                v.copy_(now[k])

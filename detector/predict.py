@@ -1,0 +1,89 @@
+"""The model package, and a predictor over it: pictures of any size -> detections in each picture's own frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detector.augment import evaluation_sample
+from detector.batch import Batch, collate
+from detector.checkpoint import load_weights
+from detector.decode import Detections, decode_detections
+from detector.model import RetinaNet
+
+WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
+
+
+def write_package(folder: str, *, weights: str, description: dict[str, Any], classes: Sequence[dict[str, Any]]) -> None:
+    """Write a package: `weights` is a safetensors file of the network that `description` builds.
+
+    `description`: {"model": keywords of `RetinaNet`, "canvas": [height, width], "decode": keywords of `decode_detections`, "amp": bool};
+    `classes`: [{"label": 0, "id": 1, "name": "RBC"}, ...] in the order of the labels, with the data set's own ids.
+    """
+    os.makedirs(folder, exist_ok=True)
+    shutil.copyfile(weights, os.path.join(folder, WEIGHTS_FILE))
+    for name, content in ((MODEL_FILE, description), (CLASSES_FILE, list(classes))):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+
+
+class Predictor:
+    """A network in evaluation mode with its canvas and thresholds. Thread-safe as long as the network's weights are left alone."""
+
+    def __init__(self, model: RetinaNet, *, canvas: tuple[int, int], decode: dict[str, Any], amp: bool, batch_size: int = 8):
+        self.model = model
+        self.canvas = canvas
+        self.decode = decode
+        self.amp_dtype = torch.bfloat16 if amp else None
+        self.batch_size = batch_size
+        self.anchors = model.anchors(*canvas)
+
+    @classmethod
+    def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
+        """Read a package folder. Raises `ValueError` where its weights and its description do not belong together."""
+        description = read_json(folder, MODEL_FILE)
+        model = RetinaNet(**description["model"])
+        load_weights(model, os.path.join(folder, WEIGHTS_FILE))
+        model = model.to(device, memory_format=torch.channels_last).eval()
+        return cls(model, canvas=tuple(description["canvas"]), decode=description["decode"], amp=description["amp"], batch_size=batch_size)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Upright RGB uint8 (H, W, 3) pictures -> their detections, boxes in px of the picture itself."""
+        found: list[Detections] = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            samples = [evaluation_sample(image, i, canvas=self.canvas) for i, image in enumerate(chunk)]
+            found += self.detect(collate(samples), [image.shape[:2] for image in chunk])
+        return found
+
+    @torch.no_grad()
+    def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Detections of a batch in the frames of the original pictures, whose (height, width) px are given."""
+        batch = batch.to(self.anchors[0].device)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.autocast(batch.images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            logits_BAK, deltas_BA4 = self.model(batch.images)
+        self.model.train(was_training)
+        on_canvas = decode_detections(logits_BAK, deltas_BA4, self.anchors, batch.sizes_B2, **self.decode)
+        return [rescale(d, tuple(size), original) for d, size, original in zip(on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True)]
+
+
+def rescale(found: Detections, on_canvas: tuple[float, float], original: tuple[int, int]) -> Detections:
+    """From the (height, width) px a picture has on the canvas to its original (height, width) px; a box on the border stays on the border."""
+    factor = np.array([original[1] / on_canvas[1], original[0] / on_canvas[0]] * 2, np.float32)
+    limit = np.array([original[1], original[0]] * 2, np.float32)
+    return Detections(np.minimum(found.boxes_N4 * factor, limit), found.scores_N, found.labels_N)
+
+
+def read_json(folder: str, name: str) -> Any:
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
