@@ -62,9 +62,13 @@ def s3_filesystem(environment: tuple[tuple[str, str], ...], *, patient: bool) ->
     """One S3 client for one state of the AWS_ environment. The impatient one is for preflights: it gives up on a dead endpoint within seconds."""
     settings = dict(environment)
     return pafs.S3FileSystem(
+        # pyarrow reads AWS_ENDPOINT_URL by itself only where a filesystem is made from a URI.
+        endpoint_override=settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None,
         region=settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or None,
         # Three tries, the default, lose to a minute of 503 answers.
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10 if patient else 2),
+        # Objects below 5 MiB go up in one request instead of three.
+        allow_delayed_open=True,
         connect_timeout=10 if patient else 3,
         request_timeout=60 if patient else 5,
     )
@@ -120,7 +124,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
             raise
         return
     # S3 shows an object only when its upload is complete.
-    with filesystem.open_output_stream(path) as stream:
+    with plain_errors(uri, "written"), filesystem.open_output_stream(path) as stream:
         stream.write(data)
 
 
@@ -238,15 +242,15 @@ def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     """An impatient client and the path inside it, after one LIST: a HEAD hides a wrong key behind a bare "access denied"."""
     filesystem, path = s3_filesystem(aws_environment(), patient=False), uri[len(S3) :]
     bucket = path.split("/", 1)[0]
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the S3 endpoint of AWS"
+    endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3").rsplit("@", 1)[-1]
     try:
         filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=False))
     except FileNotFoundError:
-        # Raised both for a folder without files and for a bucket that is not there.
-        if not bucket_exists(filesystem, bucket):
-            raise UsageError(f"{uri}: there is no bucket {bucket!r} at {endpoint}; create it or check its name and AWS_ENDPOINT_URL") from None
+        pass  # the bucket answered and holds nothing under this key, which is for the caller to judge
     except OSError as error:
         text = str(error)
+        if "NO_SUCH_BUCKET" in text:
+            raise UsageError(f"{uri}: there is no bucket {bucket!r} at {endpoint}; create it or check its name and AWS_ENDPOINT_URL") from error
         if any(sign in text for sign in WRONG_KEY):
             remedy = "does not accept the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             raise UsageError(f"{uri}: {endpoint} {remedy}") from error
@@ -256,10 +260,6 @@ def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
             raise UsageError(f"{uri}: {endpoint} does not answer; check AWS_ENDPOINT_URL and that the server is running") from error
         raise UsageError(f"{uri}: cannot be listed ({reason(error)}); check AWS_ENDPOINT_URL, AWS_REGION and the credentials") from error
     return filesystem, path
-
-
-def bucket_exists(filesystem: pafs.FileSystem, bucket: str) -> bool:
-    return filesystem.get_file_info(bucket).type == pafs.FileType.Directory
 
 
 def reason(error: OSError) -> str:
