@@ -44,6 +44,7 @@ MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Otherwise a uv.lock in the working directory replaces the requirements that we give.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -145,7 +146,8 @@ def import_mlflow() -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    for name in ("mlflow.store.db.utils", "mlflow.utils.environment"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return mlflow
 
 

@@ -1,0 +1,65 @@
+"""Register the best checkpoint of a training run as a version of a model in MLflow.
+
+    python -m pipelines.register --run ./runs/runs/quickstart --name quickstart
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# `python pipelines/register.py` puts pipelines/ on the path, not the root of the project.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.tracking import TrackingConfig
+from pipelines.command_line import run_verb
+
+
+class RegisterConfig(BaseModel):
+    """Which run becomes a version of which model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(min_length=1, description="folder of a training run, <storage>/runs/<run name>: a local path or s3://bucket/key")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model to add a version to: letters, digits, . _ -, at most 100; created when new")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow; without a uri the one that the training run used (its tracking.json)")
+
+
+def main(config: RegisterConfig) -> None:
+    import tempfile
+
+    from cluster import registry, storage, tracking
+
+    run_folder = storage.absolute(config.run)
+    storage.check_readable(run_folder)
+    best = registry.read_best(run_folder)
+    recorded = registry.read_tracking(run_folder)
+    uri = config.tracking.uri or recorded["uri"]
+    tracking.check_server(uri)
+
+    with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
+        package = f"{scratch}/package"
+        registry.build_package(best, package)
+        digest = registry.package_digest(package)
+        version = registry.find_package(digest, config.name, tracking=uri)
+        if version is not None:
+            print(f"{version} already holds this checkpoint; nothing was added")
+        else:
+            run = tracking.attach_run(uri, recorded["run_id"])
+            try:
+                model_uri = registry.log_package(run, package, step=best["images_seen"])
+            finally:
+                run.close()
+            tags = {registry.DIGEST_TAG: digest, "run_folder": run_folder} | {key: best[key] for key in ("checkpoint", "images_seen", "AP", "AP50")}
+            version = registry.register(model_uri, config.name, tracking=uri, tags=tags)
+
+    aliases = registry.aliases(version, tracking=uri)
+    print(f"model    {version}   AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} at {best['images_seen']} images")
+    print(f"aliases  {', '.join(aliases) or 'none'}")
+    print(f"see it   {tracking.ui_command(uri)}")
+
+
+if __name__ == "__main__":
+    run_verb(RegisterConfig, main, description="Register the best checkpoint of a training run in MLflow.")
