@@ -266,3 +266,10 @@ def verify_shard_set(shard_set: ShardSet) -> None:
             raise DataError(f"{uri}: has sha256 {digest[:12]}..., the index names {shard.sha256[:12]}...; run prepare with --overwrite")
     if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
         raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite")
+
+
+def read_rows(groups: Sequence[tuple[str, int]], rows: Sequence[tuple[int, int]]) -> pa.Table:
+    """Chosen rows in the given order. `groups` are (shard URI, row group in it); `rows` are (index into `groups`, row inside that group)."""
+    tables = [read_row_group(uri, number) for uri, number in groups]
+    offsets = [0, *itertools.accumulate(table.num_rows for table in tables)]
+    return pa.concat_tables(tables).take(pa.array([offsets[group] + row for group, row in rows], pa.int64()))

@@ -6,9 +6,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-PYRAMID_CHANNELS = 256
-
-
 class Backbone(nn.Module):
     """torchvision's residual network without its classifier: (B, 3, H, W) -> C3, C4, C5 at strides 8, 16, 32."""
 
@@ -28,15 +25,15 @@ class Backbone(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """C3, C4, C5 -> P3..P7, all of 256 channels; P6 by a stride-2 convolution on C5 or P5, P7 by another on relu(P6)."""
+    """C3, C4, C5 -> P3..P7, all of `width` channels (the paper: 256); P6 by a stride-2 convolution on C5 or P5, P7 by another on relu(P6)."""
 
-    def __init__(self, channels: tuple[int, int, int], *, p6_from: str):
+    def __init__(self, channels: tuple[int, int, int], *, width: int, p6_from: str):
         super().__init__()
         self.p6_from = p6_from
-        self.lateral = nn.ModuleList(nn.Conv2d(c, PYRAMID_CHANNELS, 1) for c in channels)
-        self.output = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in channels)
-        self.p6 = nn.Conv2d(channels[-1] if p6_from == "c5" else PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, stride=2, padding=1)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        self.p6 = nn.Conv2d(channels[-1] if p6_from == "c5" else width, width, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1)
         for convolution in (*self.lateral, *self.output, self.p6, self.p7):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
             nn.init.zeros_(convolution.bias)

@@ -54,6 +54,7 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field("resnet50", description="torchvision's network under the pyramid")
     norm: Literal["batch", "frozen"] = Field("batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)")
     head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or groups of 8 channels")
+    width: Literal[64, 128, 256] = Field(256, description="channels of the pyramid and the heads; 256 is the paper's, 128 costs well under half for small data sets")
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
     prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
     anchors: AnchorConfig = AnchorConfig()

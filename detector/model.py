@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
-from detector.backbone import PYRAMID_CHANNELS, Backbone, Pyramid
+from detector.backbone import Backbone, Pyramid
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -17,19 +17,19 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Head(nn.Module):
-    """Four 3x3 convolutions and an output convolution, shared by all levels (section 4): (B, 256, h, w) -> (B, h * w * anchors a position, outputs)."""
+    """Four 3x3 convolutions and an output convolution, shared by all levels (section 4): (B, width, h, w) -> (B, h * w * anchors a position, outputs)."""
 
-    def __init__(self, outputs: int, anchors_a_position: int, *, norm: str):
+    def __init__(self, outputs: int, anchors_a_position: int, *, width: int, norm: str):
         super().__init__()
         self.outputs = outputs
         layers: list[nn.Module] = []
         for _ in range(4):
-            layers.append(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1))
+            layers.append(nn.Conv2d(width, width, 3, padding=1))
             if norm == "group":
-                layers.append(nn.GroupNorm(32, PYRAMID_CHANNELS))
+                layers.append(nn.GroupNorm(32, width))
             layers.append(nn.ReLU(inplace=True))
         self.tower = nn.Sequential(*layers)
-        self.output = nn.Conv2d(PYRAMID_CHANNELS, anchors_a_position * outputs, 3, padding=1)
+        self.output = nn.Conv2d(width, anchors_a_position * outputs, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -51,6 +51,7 @@ class RetinaNet(nn.Module):
         backbone: str = "resnet50",
         norm: str = "batch",
         head_norm: str = "none",
+        width: int = 256,
         p6_from: str = "c5",
         prior: float = 0.01,
         base_sizes: Sequence[float] = (32, 64, 128, 256, 512),
@@ -63,10 +64,10 @@ class RetinaNet(nn.Module):
         self.classes = classes
         self.anchor_shapes = dict(base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios))
         self.backbone = Backbone(backbone, norm=norm)
-        self.pyramid = Pyramid(self.backbone.channels, p6_from=p6_from)
+        self.pyramid = Pyramid(self.backbone.channels, width=width, p6_from=p6_from)
         anchors_a_position = len(scales) * len(ratios)
-        self.class_head = Head(classes, anchors_a_position, norm=head_norm)
-        self.box_head = Head(4, anchors_a_position, norm=head_norm)
+        self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
+        self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)

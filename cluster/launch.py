@@ -1,0 +1,227 @@
+"""A config -> TorchTrainer -> result; the one function that `train` and `sweep` share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cluster import run_folder, storage
+from cluster.errors import PlainError, UsageError
+from cluster.shards import ShardSet, open_shard_set
+from cluster.stream import READ_CPUS
+from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section
+
+Event = dict[str, Any]
+
+
+class DataConfig(Section):
+    """Shard sets, as written by `prepare`."""
+
+    train: str = Field(description="URI of the shard set to train on (a local folder or s3://bucket/key)")
+    val: str = Field(description="URI of the shard set to evaluate on")
+
+
+class TrainingConfig(Section):
+    """How long, how wide, how often."""
+
+    epochs: int = Field(12, ge=1, le=10_000, description="passes over the training images")
+    batch_size: int = Field(16, ge=1, le=65_536, description="images of the global batch, shared evenly by the workers")
+    seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
+    amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
+    evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
+    checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
+    log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
+    workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
+    cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
+    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
+    decode_threads: int = Field(1, ge=1, le=64, description="threads that decode and augment beside each worker")
+    retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
+
+
+EXECUTION = {"workers", "cpus_per_worker", "gpus_per_worker", "decode_threads", "retries", "log_steps", "keep_checkpoints", "checkpoint_every", "checkpoint_images"}
+"""Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run's name; the same name and configuration continue the run")
+    storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    canvas: CanvasConfig = CanvasConfig()
+    loss: LossConfig = LossConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    decode: DecodeConfig = DecodeConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def batch_is_shared_evenly(self) -> TrainConfig:
+        if self.training.batch_size % self.training.workers:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size}: must be a multiple of training.workers {self.training.workers}, "
+                "every rank takes the same number of images a step"
+            )
+        return self
+
+    @property
+    def run_uri(self) -> str:
+        return storage.join(storage.absolute(self.storage), "runs", self.name)
+
+
+def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> dict[str, Any]:
+    """What makes two runs the same run: hyper-parameters and data digests; not worker counts and URIs."""
+    fields = config.model_dump(mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION})
+    return {**fields, "data": {"train": train_set.digest, "val": val_set.digest}}
+
+
+def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
+    """What a predictor needs beside the weights: see `detector.predict.write_package`."""
+    anchors = config.model.anchors.model_dump(mode="json")
+    model = {"classes": len(shard_set.categories), **config.model.model_dump(mode="json", exclude={"anchors"}), **anchors}
+    description = {
+        "model": model,
+        "canvas": [config.canvas.height, config.canvas.width],
+        "decode": config.decode.model_dump(mode="json"),
+        "amp": config.training.amp,
+    }
+    return {"description": description, "classes": [category._asdict() for category in shard_set.categories]}
+
+
+def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
+    """Everything that can be wrong before a machine is spent: the data, the storage, the run's name. Returns the opened train and val sets."""
+    train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
+    if not train_set.num_rows or not val_set.num_rows:
+        empty = "data.train" if not train_set.num_rows else "data.val"
+        raise UsageError(f"{empty}: holds no images; prepare it from a JSON that lists some")
+    if train_set.categories != val_set.categories:
+        raise UsageError(
+            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
+            "prepare both from JSON files with the same categories"
+        )
+    storage.check_writable(config.run_uri)
+    run_folder.claim(config.run_uri, config.model_dump(mode="json"), identity(config, train_set, val_set))
+    return train_set, val_set
+
+
+def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
+
+    `on_event` gets the workers' events (start, resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
+    Raises `PlainError` with the first failing rank's last line when the retries are spent.
+    """
+    train_set, _ = check(config)
+    run = config.run_uri
+    if run_folder.read(run, run_folder.FINISHED) is not None:
+        return run_folder.best_checkpoint(run)
+
+    # Imported here: the sections above are read by `--help`, and this import takes seconds.
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from cluster.worker import train_worker
+
+    training = config.training
+    data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
+    sections = config.model_dump(mode="json")
+    with Board(on_event) as board:
+        job = {
+            **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training", "canvas")},
+            "data": data,
+            "run": run,
+            "package": package_of(config, train_set),
+            "config": sections,
+            "board": board,
+        }
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=job,
+            torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=training.workers,
+                use_gpu=training.gpus_per_worker > 0,
+                resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})},
+            ),
+            # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
+            run_config=RunConfig(
+                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
+                storage_path=storage.join(run, "ray"),
+                failure_config=FailureConfig(max_failures=training.retries, controller_failure_limit=2),
+                callbacks=list(callbacks),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise PlainError(f"training {config.name} failed after {training.retries} retries: {root_cause(error)}") from error
+        finally:
+            del ray
+    return run_folder.best_checkpoint(run)
+
+
+def cpus_needed(config: TrainConfig) -> float:
+    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS)
+
+
+def root_cause(error: BaseException) -> str:
+    """The last line of the first worker's traceback: what actually went wrong."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = failures[min(failures)] if failures else error
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(first).__name__
+
+
+class Board:
+    """Carries events from the workers to a function in the driver: an actor collects them, a thread fetches them twice a second."""
+
+    def __init__(self, on_event: Callable[[Event], None] | None):
+        self.on_event = on_event
+
+    def __enter__(self) -> Any:
+        if self.on_event is None:
+            return None
+        import ray
+
+        self.actor = ray.remote(num_cpus=0, max_concurrency=4)(EventList).remote()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.fetch, daemon=True, name="events")
+        self.thread.start()
+        return self.actor
+
+    def __exit__(self, *_: object) -> None:
+        if self.on_event is not None:
+            self.stopped.set()
+            self.thread.join(timeout=30)
+
+    def fetch(self) -> None:
+        import ray
+
+        while True:
+            last = self.stopped.wait(0.5)
+            for event in ray.get(self.actor.take.remote()):
+                self.on_event(event)
+            if last:
+                return
+
+
+class EventList:
+    """The actor of `Board`."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[Event]:
+        taken, self.events = self.events, []
+        return taken

@@ -1,0 +1,88 @@
+"""A training run's folder at its storage URI, and what may be read from it.
+
+    config.json      the configuration that names the run; another one under the same name is refused
+    tracking.json    which MLflow run belongs to it
+    checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py); state.json is uploaded last
+    best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}
+    finished.json    written when all epochs are done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from cluster import storage
+from cluster.errors import UsageError
+from detector.checkpoint import STATE_FILE
+
+CONFIG, TRACKING, BEST, FINISHED, CHECKPOINTS = "config.json", "tracking.json", "best.json", "finished.json", "checkpoints"
+
+
+def read(run: str, name: str) -> dict[str, Any] | None:
+    """One of the run's JSON files, or None where it is not there (yet)."""
+    try:
+        return storage.read_json(storage.join(run, name))
+    except FileNotFoundError:
+        return None
+
+
+def write(run: str, name: str, content: dict[str, Any]) -> None:
+    storage.write_json(storage.join(run, name), content)
+
+
+def claim(run: str, config: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Make the folder this configuration's, or find that it already is. `UsageError` names what differs from the run that has the name."""
+    before = read(run, CONFIG)
+    if before is None:
+        write(run, CONFIG, {"identity": identity, "config": config})
+        return
+    mine, theirs = flatten(identity), flatten(before["identity"])
+    differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if differing:
+        shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differing[:4])
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise UsageError(f"{run}: this run was started with another configuration ({shown}{more}); choose another --name, or repeat the old values to continue it")
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
+    if not isinstance(tree, dict):
+        return {prefix: json.loads(json.dumps(tree))}
+    return {k: v for name, value in tree.items() for k, v in flatten(value, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def checkpoints(run: str) -> list[str]:
+    """URIs of the complete checkpoints, oldest first: names carry the images seen with leading zeros."""
+    folder = storage.join(run, CHECKPOINTS)
+    complete = {os.path.dirname(uri) for uri, _ in storage.list_files(folder) if uri.endswith("/" + STATE_FILE)} if storage.exists(folder) else set()
+    return sorted(complete)
+
+
+def checkpoint_uri(run: str, images_seen: int) -> str:
+    return storage.join(run, CHECKPOINTS, f"images-{images_seen:012d}")
+
+
+def publish_checkpoint(run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int) -> str:
+    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep` and the best. Returns the URI."""
+    uri = checkpoint_uri(run, images_seen)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        write_files(folder)
+        storage.upload_folder(folder, uri, last=STATE_FILE)
+    best = (read(run, BEST) or {}).get("checkpoint")
+    for old in checkpoints(run)[:-keep]:
+        if old != best:
+            storage.delete_folder(old)
+    return uri
+
+
+def best_checkpoint(run: str) -> dict[str, Any]:
+    """The run's best.json. `UsageError` where there is none."""
+    best = read(run, BEST)
+    if best is None:
+        state = "has no evaluated checkpoint yet; let its training reach the first evaluation" if read(run, CONFIG) else "is not a training run's folder; check --run"
+        raise UsageError(f"{run}: {state}")
+    return best

@@ -1,0 +1,163 @@
+"""A model over a stream of images -> detections, spread over the cluster by Ray Data; `evaluate` and `predict` both stand on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from cluster import plan, storage
+from cluster.shards import ShardSet, read_annotations
+from cluster.stream import units_dataset
+from detector.decode import Detections
+from detector.image import ImageError, decode_image
+from detector.metrics import Truth
+from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, Predictor
+
+FOUND = pa.schema(
+    [
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("scores", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.int32())),
+        ("names", pa.list_(pa.string())),
+    ]
+)
+"""What scoring adds to a row: status ok or error (then the reason), px of the upright image, detections best first in its frame."""
+
+IMAGES_PER_BLOCK = 64
+READ_CPUS = 0.25
+
+
+class Scorer:
+    """A predictor in a Ray actor; the weights arrive through the object store, so that no node needs to see the driver's disk."""
+
+    def __init__(self, package_ref: ray.ObjectRef, threads: int, device: str):
+        package: dict[str, bytes] = ray.get(package_ref)
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory(prefix="package-") as folder:
+            for name, content in package.items():
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(content)
+            self.predictor = Predictor.load(folder, device=device)
+        self.names = [entry["name"] for entry in json.loads(package[CLASSES_FILE])]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already, or whose image cannot be decoded, keeps its place."""
+        errors: list[str | None] = table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
+        pictures: dict[int, np.ndarray] = {}
+        for place, data in enumerate(table["image"]):
+            if errors[place] is None:
+                try:
+                    pictures[place] = decode_image(data.as_py())
+                except ImageError as error:
+                    errors[place] = str(error)
+        found = dict(zip(pictures, self.predictor(list(pictures.values())), strict=True))
+        rows = [self.row(found.get(i), pictures.get(i), errors[i]) for i in range(table.num_rows)]
+        kept = table.drop_columns([name for name in ("image", "error") if name in table.column_names])
+        columns = pa.Table.from_pylist(rows, schema=FOUND)
+        for field in FOUND:
+            if field.name in kept.column_names:
+                kept = kept.drop_columns([field.name])
+            kept = kept.append_column(field, columns[field.name])
+        return kept
+
+    def row(self, found: Detections | None, picture: np.ndarray | None, error: str | None) -> dict[str, Any]:
+        if found is None or picture is None:
+            return {"status": "error", "error": error, "height": None, "width": None, "boxes": [], "scores": [], "labels": [], "names": []}
+        labels = found.labels_N.tolist()
+        return {
+            "status": "ok",
+            "error": None,
+            "height": picture.shape[0],
+            "width": picture.shape[1],
+            "boxes": found.boxes_N4.tolist(),
+            "scores": found.scores_N.tolist(),
+            "labels": labels,
+            "names": [self.names[label] for label in labels],
+        }
+
+
+def score(rows: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0) -> ray.data.Dataset:
+    """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see `Scorer`. Every row comes out exactly once."""
+    package = {}
+    for name in (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE):
+        with open(os.path.join(package_folder, name), "rb") as file:
+            package[name] = file.read()
+    return rows.map_batches(
+        Scorer,
+        fn_constructor_args=(ray.put(package), max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"),
+        batch_size=8,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=cpus_per_worker,
+        num_gpus=gpus_per_worker or None,
+    )
+
+
+def shard_rows(shard_set: ShardSet) -> ray.data.Dataset:
+    """Every row of a shard set once, in stored order: image_id, image, file_name and the annotations."""
+    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
+    return units_dataset(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=IMAGES_PER_BLOCK))
+
+
+def file_rows(uris: Sequence[str]) -> ray.data.Dataset:
+    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order."""
+    blocks = max(1, -(-len(uris) // IMAGES_PER_BLOCK))
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    return ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=blocks).map_batches(
+        read_files, batch_size=8, batch_format="numpy", num_cpus=READ_CPUS
+    )
+
+
+def read_files(batch: dict[str, np.ndarray]) -> pa.Table:
+    rows = []
+    for uri in batch["uri"]:
+        try:
+            rows.append({"uri": str(uri), "image": storage.read_bytes(str(uri)), "error": None})
+        except Exception as error:  # one unreadable object costs its own row, whatever the storage library raises for it
+            rows.append({"uri": str(uri), "image": b"", "error": f"cannot be read: {error}"})
+    return pa.Table.from_pylist(rows, schema=pa.schema([("uri", pa.string()), ("image", pa.binary()), ("error", pa.string())]))
+
+
+def detections_by_id(rows: ray.data.Dataset) -> Iterator[tuple[int, Detections]]:
+    """(image_id, detections) of a scored shard set. Raises `ValueError` on a row that could not be scored: a shard holds decodable images only."""
+    for table in rows.select_columns(["image_id", "status", "error", "boxes", "scores", "labels"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in table.to_pylist():
+            if row["status"] != "ok":
+                raise ValueError(f"image_id {row['image_id']}: {row['error']}; the shard is damaged, prepare the set again")
+            yield row["image_id"], detections_of(row)
+
+
+def detections_of(row: dict[str, Any]) -> Detections:
+    return Detections(
+        np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["scores"], np.float32), np.asarray(row["labels"], np.int64)
+    )
+
+
+def read_truths(shard_set: ShardSet) -> list[Truth]:
+    """The annotated objects of every image of a set; no pixel is read."""
+    return [
+        Truth(
+            image_id=row["image_id"],
+            height=row["height"],
+            width=row["width"],
+            boxes_N4=np.asarray(row["boxes"], np.float32).reshape(-1, 4),
+            labels_N=np.asarray(row["labels"], np.int64),
+            crowd_N=np.asarray(row["crowd"], bool),
+            area_N=np.asarray(row["area"], np.float64),
+        )
+        for row in read_annotations(shard_set).to_pylist()
+    ]

@@ -1,0 +1,88 @@
+"""Join or start Ray, and refuse what the cluster cannot hold before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.errors import PlainError, UsageError
+
+# Each was seen to cost seconds or to fill the log of a training run; a value the user has set stays.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+# What processes on other machines need and do not inherit. Keys and tokens are left out on purpose: a runtime environment can be read in Ray's
+# dashboard and logs, so nodes get credentials from their instance profile or from the environment in which `ray start` ran.
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+
+
+class RayConfig(BaseModel):
+    """Where the work runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = Field(
+        None, description="host:port of a running Ray cluster, or auto; unset: the cluster this job was submitted to, else Ray is started on this machine"
+    )
+    num_cpus: int | None = Field(None, ge=1, le=1024, description="CPUs to offer when Ray is started on this machine; unset: all")
+    autoscaling: bool = Field(False, description="the cluster grows on demand: do not refuse requests that today's nodes cannot hold")
+
+
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
+    """Join the cluster at `address`, or the one of RAY_ADDRESS (as set in a submitted job), else start Ray here. A second call does nothing.
+
+    Raises `PlainError` within seconds when nothing answers there.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None or address == "local":
+        # The dashboard is left out: it takes seconds to start and needs its own port.
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+        return
+    check_answers(address)
+    runtime_env: dict = {"env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        # A submitted job brought its working directory along; any other driver sends the code it runs itself.
+        runtime_env["working_dir"] = str(Path(__file__).parent.parent)
+    try:
+        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PlainError(f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?") from error
+
+
+def check_answers(address: str) -> None:
+    """Whether something listens at host:port. Ray itself tries for half a minute before it says so."""
+    if address == "auto":
+        return
+    if "://" in address:
+        raise UsageError(f"ray.address {address}: give host:port of the cluster's head; from outside the cluster use `ray job submit`")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"ray.address {address}: must read host:port (the head's port is 6379 unless chosen otherwise) or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        raise PlainError(f"ray.address {address}: nothing answers there ({error.strerror or error}); start it with `ray start --head`, or leave the address out") from None
+
+
+def check_resources(*, cpus: float, gpus: float, what: str, autoscaling: bool = False) -> None:
+    """Raise `UsageError` when the whole cluster, empty, could not hold `cpus` and `gpus`; `what` names the request and its fields."""
+    import ray
+
+    total = ray.cluster_resources()
+    for name, asked, has in (("CPU", cpus, total.get("CPU", 0.0)), ("GPU", gpus, total.get("GPU", 0.0))):
+        if asked > has + 1e-6 and not autoscaling:
+            raise UsageError(f"{what} needs {asked:g} {name}s, the cluster has {has:g}; ask for less, add nodes, or say --ray.autoscaling true if it grows by itself")

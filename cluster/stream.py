@@ -1,0 +1,190 @@
+"""A plan -> Ray Data -> decoded, augmented, batched, on one rank.
+
+Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan; decoding and augmentation run in threads beside the trainer.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from cluster import plan
+from cluster.shards import ShardSet, read_rows
+from detector.augment import evaluation_sample, training_sample
+from detector.batch import Batch, Sample, collate
+from detector.image import decode_image
+
+READ_CPUS = 0.25
+"""What a read task books: it waits for storage most of its time."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone."""
+
+    shard_set: ShardSet
+    rank: int
+    ranks: int
+    batch: int
+    """Images of this rank's batches; the global batch is `ranks` times that."""
+    canvas: tuple[int, int]
+    seed: int
+    augmentation: dict[str, float] = field(default_factory=dict)
+    """Keywords of `detector.augment.training_sample`."""
+    threads: int = 1
+    window: int = 4
+
+    def epoch(self, epoch: int, left: plan.Intervals) -> Iterator[Batch]:
+        """`plan.steps(left, ...)` batches, the same number on every rank; a shorter share ends with fillers (image id -1), which carry no loss."""
+        sequence = plan.epoch_sequence(self.shard_set.rows_per_group, seed=self.seed, epoch=epoch, window=self.window)
+        share = plan.cut(left, rank=self.rank, ranks=self.ranks)
+        wanted = plan.steps(left, ranks=self.ranks, batch=self.batch) * self.batch
+
+        def samples() -> Iterator[Sample]:
+            last: Sample | None = None
+            count = 0
+            for last in ordered_map(lambda row: self.sample(row, epoch), read_units(self.shard_set, plan.units(sequence, share)), threads=self.threads):
+                count += 1
+                yield last
+            filler = replace(last, image_id=-1) if last is not None else blank(self.canvas)
+            for _ in range(wanted - count):
+                yield filler
+
+        yield from ahead(batches(samples(), self.batch), depth=2)
+
+    def sample(self, row: dict[str, Any], epoch: int) -> Sample:
+        boxes, labels = row_boxes(row)
+        crowd = np.asarray(row["crowd"], dtype=bool)
+        return training_sample(
+            decode_image(row["image"]),
+            boxes,
+            np.where(crowd, -1, labels),
+            row["image_id"],
+            canvas=self.canvas,
+            # Seeds must not be negative, image ids may be.
+            generator=np.random.default_rng((self.seed, epoch, row["image_id"] % 2**63)),
+            **self.augmentation,
+        )
+
+
+def evaluation_batches(
+    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvas: tuple[int, int], threads: int = 1
+) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    """This rank's share of every row exactly once, in stored order, with the original (height, width) px of each image. The last batch is short."""
+    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
+    share = plan.cut([(0, len(sequence))], rank=rank, ranks=ranks)
+
+    def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
+        image = decode_image(row["image"])
+        return evaluation_sample(image, row["image_id"], canvas=canvas), image.shape[:2]
+
+    pairs = ordered_map(load, read_units(shard_set, plan.units(sequence, share)), threads=threads)
+    yield from ahead(((collate([s for s, _ in chunk]), [size for _, size in chunk]) for chunk in chunks(pairs, batch)), depth=2)
+
+
+def read_units(shard_set: ShardSet, units: Sequence[plan.Unit]) -> Iterator[dict[str, Any]]:
+    """Rows as plain dicts, in the order of the units, read by Ray Data tasks wherever the cluster has a CPU share for them."""
+    if not units:
+        return
+    for table in units_dataset(shard_set, units).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        yield from table.to_pylist()
+
+
+def units_dataset(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Dataset:
+    """A Ray Dataset of the units' rows, one block a unit, in order."""
+    items = []
+    for unit in units:
+        place = {group: i for i, group in enumerate(unit.groups)}
+        items.append({"groups": [shard_set.locate_group(g) for g in unit.groups], "rows": [(place[row.group], row.row) for row in unit.rows]})
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    return ray.data.from_items([{"unit": item} for item in items], override_num_blocks=len(items)).map_batches(
+        read_unit, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS
+    )
+
+
+def read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
+    (unit,) = batch["unit"]
+    return read_rows([(uri, int(group)) for uri, group in unit["groups"]], [(int(group), int(row)) for group, row in unit["rows"]])
+
+
+def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["labels"], np.int64)
+
+
+def blank(canvas: tuple[int, int]) -> Sample:
+    """The filler of a rank that got no row at all."""
+    return evaluation_sample(np.zeros((*canvas, 3), np.uint8), -1, canvas=canvas)
+
+
+def ordered_map(function: Callable[[Any], Any], items: Iterator[Any], *, threads: int) -> Iterator[Any]:
+    """`map` on a few threads, in order, with at most four items a thread under way."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = []
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 4 * threads:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
+    return (collate(chunk) for chunk in chunks(samples, size))
+
+
+def ahead(items: Iterator[Any], *, depth: int) -> Iterator[Any]:
+    """The same items, made by a thread that stays up to `depth` ahead. An error in the thread is raised here; leaving early stops the thread."""
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None, False))
+                if stopped.is_set():
+                    return
+            put((None, None, True))
+        except BaseException as error:
+            put((None, error, True))
+
+    thread = threading.Thread(target=work, daemon=True, name="stream")
+    thread.start()
+    try:
+        while True:
+            item, error, last = ready.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join(timeout=10)

@@ -1,0 +1,230 @@
+"""The training loop of one worker: resume, iterate, step, evaluate, checkpoint. Runs inside Ray Train, in an importable module."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster import plan, run_folder, storage
+from cluster.errors import PlainError
+from cluster.scoring import read_truths
+from cluster.shards import open_shard_set
+from cluster.stream import Stream, evaluation_batches
+from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.metrics import CocoTable, coco_table
+from detector.model import RetinaNet
+from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from detector.predict import Predictor
+from detector.step import train_step
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """Ray Train calls this on every worker with the job that `cluster.launch` describes."""
+    Worker(job).train()
+
+
+class Worker:
+    """One rank's model, optimiser, stream and place in the data. All ranks hold the same state and make the same number of steps."""
+
+    def __init__(self, job: dict[str, Any]):
+        context = ray.train.get_context()
+        self.job, self.rank, self.ranks = job, context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        self.amp_dtype = torch.bfloat16 if job["training"]["amp"] else None
+        self.run: str = job["run"]
+        self.train_set = open_shard_set(job["data"]["train"])
+        self.val_set = open_shard_set(job["data"]["val"])
+        self.batch: int = job["training"]["batch_size"] // self.ranks
+        self.epochs: int = job["training"]["epochs"]
+
+        torch.manual_seed(job["training"]["seed"])
+        self.model = RetinaNet(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
+        self.network = self.model if self.ranks == 1 else distribute(self.model)
+        canvas = tuple(job["package"]["description"]["canvas"])
+        self.anchors_A4 = torch.cat(self.model.anchors(*canvas))
+        self.average_images: float = job["optimizer"]["ema_images"]
+        self.average = MovingAverage(self.model, images=self.average_images) if self.average_images else None
+        chosen = job["optimizer"]
+        self.optimizer = build_optimizer(
+            self.model, name=chosen["name"], learning_rate=chosen["learning_rate"], weight_decay=chosen["weight_decay"], momentum=chosen["momentum"]
+        )
+        self.stream = Stream(
+            self.train_set,
+            rank=self.rank,
+            ranks=self.ranks,
+            batch=self.batch,
+            canvas=canvas,
+            seed=job["training"]["seed"],
+            augmentation=job["augmentation"],
+            threads=job["training"]["decode_threads"],
+        )
+        self.epoch, self.images_seen, self.left = 0, 0, [(0, self.train_set.num_rows)]
+        self.truths = read_truths(self.val_set) if self.rank == 0 else []
+        self.last_report = time.monotonic()
+        self.window: list[dict[str, float]] = []
+
+    def train(self) -> None:
+        self.resume()
+        self.tell("start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads())
+        self.model.train()
+        while self.epoch < self.epochs:
+            # After a resume at the end of an epoch nothing is left of it but its evaluation.
+            self.train_epoch()
+            done = self.epoch + 1
+            evaluate = done == self.epochs or done % self.job["training"]["evaluate_every"] == 0
+            if evaluate or done % self.job["training"]["checkpoint_every"] == 0:
+                uri = self.save()
+                if evaluate:
+                    self.evaluate(uri)
+            self.epoch, self.left = done, [(0, self.train_set.num_rows)]
+        if self.rank == 0:
+            run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
+
+    def train_epoch(self) -> None:
+        """The rest of this epoch. Part-way checkpoints are taken whenever `checkpoint_images` more images were seen."""
+        start, loss, optimizer = self.left, self.job["loss"], self.job["optimizer"]
+        every = self.job["training"]["checkpoint_images"]
+        for done, batch in enumerate(self.stream.epoch(self.epoch, start), start=1):
+            factor = learning_rate_factor(
+                self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
+            )
+            report = train_step(
+                self.network,
+                self.optimizer,
+                batch.to(self.device),
+                self.anchors_A4,
+                learning_rate=optimizer["learning_rate"] * factor,
+                clip_norm=optimizer["clip_norm"],
+                amp_dtype=self.amp_dtype,
+                sum_over_ranks=self.sum_over_ranks,
+                ranks=self.ranks,
+                **loss,
+            )
+            self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
+            before, self.images_seen = self.images_seen, self.epoch * self.train_set.num_rows + self.train_set.num_rows - plan.size(self.left)
+            if self.average is not None:
+                self.average.update(self.model, self.images_seen - before)
+            self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
+            if every and self.left and before // every != self.images_seen // every:
+                self.save()
+
+    @property
+    def images_total(self) -> int:
+        return self.epochs * self.train_set.num_rows
+
+    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.ranks > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def resume(self) -> None:
+        """Continue from the newest complete checkpoint. Rank 0 chooses, so that all ranks take the same one."""
+        found: list[str | None] = [next(iter(reversed(run_folder.checkpoints(self.run))), None) if self.rank == 0 else None]
+        if self.ranks > 1:
+            dist.broadcast_object_list(found, src=0)
+        (uri,) = found
+        if uri is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="resume-") as folder:
+            storage.download_folder(uri, folder)
+            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+        if state["data_digest"] != self.train_set.digest:
+            raise PlainError(f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data")
+        self.epoch, self.images_seen = state["epoch"], state["images_seen"]
+        self.left = [tuple(interval) for interval in state["left"]]
+        self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
+
+    def save(self) -> str:
+        """Publish a checkpoint from rank 0; the other ranks go on and meet it at the next collective."""
+        uri = run_folder.checkpoint_uri(self.run, self.images_seen)
+        if self.rank == 0:
+            state = {
+                "images_seen": self.images_seen,
+                "epoch": self.epoch,
+                "left": self.left,
+                "seed": self.job["training"]["seed"],
+                "ranks": self.ranks,
+                "data_digest": self.train_set.digest,
+                "best": run_folder.read(self.run, run_folder.BEST),
+                "package": self.job["package"],
+                "config": self.job["config"],
+            }
+
+            def write(folder: str) -> None:
+                save_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average, state=state)
+
+            run_folder.publish_checkpoint(self.run, self.images_seen, write, keep=self.job["training"]["keep_checkpoints"])
+            self.tell("checkpoint", uri=uri, images_seen=self.images_seen)
+        return uri
+
+    def evaluate(self, uri: str) -> None:
+        """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and remember the best checkpoint."""
+        model = self.model
+        if self.average is not None:
+            model = copy.deepcopy(self.model)
+            model.load_state_dict(self.average.state)
+        description = self.job["package"]["description"]
+        predictor = Predictor(model, canvas=tuple(description["canvas"]), decode=description["decode"], amp=description["amp"])
+        found = {}
+        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvas=predictor.canvas, threads=self.stream.threads):
+            found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
+        parts: list[Any] = [found]
+        if self.ranks > 1:
+            parts = [None] * self.ranks
+            dist.all_gather_object(parts, found)
+        summary: list[Any] = [None]
+        if self.rank == 0:
+            table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names)
+            self.keep_best(uri, table)
+            self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table.as_dict())
+            summary = [table.summary]
+        if self.ranks > 1:
+            dist.broadcast_object_list(summary, src=0)
+        # A barrier over the ranks that Ray polls every two seconds, so it is used once an evaluation and never in the step loop.
+        ray.train.report({**summary[0], "images_seen": self.images_seen, "epoch": self.epoch + 1, "checkpoint": uri})
+
+    def keep_best(self, uri: str, table: CocoTable) -> None:
+        best = run_folder.read(self.run, run_folder.BEST)
+        if best is None or table.summary["AP"] >= best["AP"]:
+            weights = "ema" if self.average is not None else "model"
+            numbers = {name: table.summary[name] for name in ("AP", "AP50", "AP75")}
+            run_folder.write(
+                self.run, run_folder.BEST, {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers}
+            )
+
+    def tell(self, kind: str, **values: Any) -> None:
+        """Send an event to the driver, who prints and tracks it; fire and forget."""
+        if self.rank == 0 and self.job["board"] is not None:
+            self.job["board"].put.remote({"kind": kind, **values})
+
+    def tell_step(self, values: dict[str, float], images: int) -> None:
+        self.window.append({**values, "images": images})
+        if len(self.window) < self.job["training"]["log_steps"] and self.left:
+            return
+        now = time.monotonic()
+        seen = sum(step["images"] for step in self.window)
+        means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
+        epoch = self.images_seen / self.train_set.num_rows
+        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / (now - self.last_report), **means)
+        self.last_report, self.window = now, []
+
+
+def distribute(model: torch.nn.Module) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # torch 2.15 renames the argument; 2.11 has only this name. Running statistics stay local: rank 0's are saved.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

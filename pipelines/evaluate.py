@@ -1,0 +1,77 @@
+"""Score a training run's best checkpoint, or a registered model, on a shard set.
+
+    python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
+    python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val --output s3://bucket/evaluation
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from cluster.session import RayConfig
+from cluster.tracking import TrackingConfig
+from detector.config import Section
+from pipelines.command_line import run_verb
+
+
+class EvaluateConfig(Section):
+    """Evaluate a detector."""
+
+    run: str | None = Field(None, description="folder of a training run, <storage>/runs/<name>: its best checkpoint is scored")
+    model: str | None = Field(None, description="or a registered model: models:/NAME@champion or models:/NAME/3")
+    data: str = Field(description="shard set to score on, a local folder or s3://bucket/key")
+    output: str | None = Field(None, description="folder for table and pictures; unset: <run>/evaluation/<first 12 characters of the data's digest>")
+    storage: str = Field("runs", description="storage root, where the embedded MLflow lies; only used with --model")
+    overlays: int = Field(8, ge=0, le=1000, description="pictures drawn with detections and truth")
+    workers: int = Field(2, ge=1, le=4096, description="model replicas")
+    cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each replica books")
+    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each replica books")
+    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def one_model(self) -> EvaluateConfig:
+        if (self.run is None) == (self.model is None):
+            raise ValueError("give either --run or --model, the detector that is to be scored")
+        if self.model is not None and self.output is None:
+            raise ValueError("--model needs --output, the folder for the table and the pictures")
+        return self
+
+
+def main(config: EvaluateConfig) -> None:
+    import tempfile
+
+    from cluster import evaluation, registry, run_folder, session, storage, tracking
+    from cluster.shards import open_shard_set
+
+    shard_set = open_shard_set(config.data)
+    best = run_folder.best_checkpoint(storage.absolute(config.run)) if config.run else None
+    output = storage.absolute(config.output or f"{config.run}/evaluation/{shard_set.digest[:12]}")
+    storage.check_writable(output)
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
+        if best is not None:
+            package, scored = f"{scratch}/package", best["checkpoint"]
+            registry.build_package(best, package)
+        else:
+            uri = tracking.tracking_uri(config.tracking.uri, config.storage)
+            tracking.check_server(uri)
+            version = registry.resolve(config.model, tracking=uri)
+            package, scored = registry.download_package(version, tracking=uri, folder=scratch), str(version)
+        session.connect(config.ray.address, num_cpus=config.ray.num_cpus)
+        what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
+        cpus, gpus = config.workers * config.cpus_per_worker + 0.25, config.workers * config.gpus_per_worker
+        session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=config.ray.autoscaling)
+        resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
+        folder = f"{scratch}/evaluation"
+        table = evaluation.evaluate(package, shard_set, folder, scored=scored, overlays=config.overlays, **resources)
+        storage.upload_folder(folder, output, last="metrics.json")
+        recorded = run_folder.read(storage.absolute(config.run), run_folder.TRACKING) if config.run else None
+        if recorded is not None:
+            evaluation.record(recorded, folder, step=best["images_seen"])
+    print(table.as_text())
+    print(f"scored   {scored}")
+    print(f"written  {output}: metrics.json, table.txt, precision_recall.png, overlays/")
+
+
+if __name__ == "__main__":
+    run_verb(EvaluateConfig, main, description="Score a run's best checkpoint or a registered model: COCO table, per-class AP, PR curves, overlays.")

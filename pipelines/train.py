@@ -1,0 +1,73 @@
+"""Train a detector on a shard set.
+
+    python -m pipelines.train --config pipelines/recipes/small_r18.yaml --data.train runs/data/train --data.val runs/data/val --name cells
+
+Repeating the command continues the run from its newest checkpoint, in the same MLflow run.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cluster.launch import TrainConfig
+from cluster.session import RayConfig
+from cluster.tracking import TrackingConfig
+from pipelines.command_line import run_verb
+
+
+class TrainVerb(TrainConfig):
+    """Train RetinaNet."""
+
+    ray: RayConfig = Field(RayConfig(), description="where the work runs")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where the run is recorded")
+
+
+def main(config: TrainVerb) -> None:
+    train(config, ray=config.ray, tracking=config.tracking)
+
+
+def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict:
+    """Run the training under one MLflow run, print progress, and return the run's best.json."""
+    from cluster import launch, run_folder, session
+    from cluster import tracking as mlflow_tracking
+    from cluster.progress import Progress, track
+
+    config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
+    mlflow_tracking.check_server(uri)
+    train_set, val_set = launch.check(config)
+    session.connect(ray.address, num_cpus=ray.num_cpus)
+    training = config.training
+    what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
+    session.check_resources(cpus=launch.cpus_needed(config), gpus=training.workers * training.gpus_per_worker, what=what, autoscaling=ray.autoscaling)
+
+    before = run_folder.read(config.run_uri, run_folder.TRACKING) or {}
+    run = mlflow_tracking.open_run(
+        uri, experiment=tracking.experiment, storage=config.storage, name=config.name, run_id=before.get("run_id"), tags={"run_folder": config.run_uri}
+    )
+    run_folder.write(config.run_uri, run_folder.TRACKING, {"uri": uri, "experiment": tracking.experiment, "run_id": run.run_id})
+    run.log_params(run_folder.flatten(launch.identity(config, train_set, val_set)))
+    run.log_text(config.model_dump_json(indent=1), "config.json")
+    progress = Progress(config.name)
+
+    def on_event(event: dict) -> None:
+        progress(event)
+        track(run, event)
+
+    status = "FAILED"
+    try:
+        best = launch.launch(config, on_event=on_event)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        run.finish(status)
+    print(f"run      {config.run_uri}")
+    print(f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs, {best['checkpoint']}")
+    print(f"see it   {mlflow_tracking.ui_command(uri)}")
+    return best
+
+
+if __name__ == "__main__":
+    run_verb(TrainVerb, main, description="Train RetinaNet on a shard set; the same command continues an interrupted run.")
