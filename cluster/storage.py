@@ -99,8 +99,13 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not JSON."""
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """The content of the JSON file whose bytes are `data`; `uri` is for the `DataError` that names line and column."""
     try:
-        return json.loads(read_bytes(uri).decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{uri}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}; write or download it again") from error
     except UnicodeDecodeError as error:
