@@ -24,7 +24,7 @@ import yaml
 
 from cluster import storage
 from cluster.errors import PlainError, UsageError
-from cluster.tracking import Run, connect, import_mlflow, plain_mlflow_errors, without_password
+from cluster.tracking import Run, connect, import_mlflow, plain_mlflow_errors
 from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, write_package
 
 if TYPE_CHECKING:
@@ -50,33 +50,8 @@ class Version(NamedTuple):
         return f"models:/{self.name}/{self.version}"
 
 
-def read_best(run: str) -> dict[str, Any]:
-    """best.json of a training run's folder: at least `checkpoint`, `images_seen`, `AP`, `AP50`. `UsageError` when it is no run, or has no best yet."""
-    try:
-        best = storage.read_json(storage.join(run, "best.json"))
-    except FileNotFoundError:
-        if not storage.exists(storage.join(run, "config.yaml")) and not storage.exists(storage.join(run, "checkpoints")):
-            raise UsageError(f"{run}: not the folder of a training run (no config.yaml, no checkpoints); give <storage>/runs/<run name>") from None
-        raise UsageError(f"{run}: this run has no best.json, so no checkpoint was evaluated yet; run train again to finish it") from None
-    missing = [key for key in ("checkpoint", "images_seen", "AP", "AP50") if key not in best]
-    if missing:
-        raise UsageError(f"{run}/best.json: {', '.join(missing)} is missing; run train again to rewrite it")
-    return best
-
-
-def read_tracking(run: str) -> dict[str, str]:
-    """tracking.json of a training run's folder: the MLflow `uri`, `experiment` and `run_id` it is recorded under."""
-    try:
-        recorded = storage.read_json(storage.join(run, "tracking.json"))
-    except FileNotFoundError:
-        recorded = {}
-    if not {"uri", "run_id"} <= recorded.keys():
-        raise UsageError(f"{run}: no tracking.json with uri and run_id, so its MLflow run is unknown; run train again, it writes this file")
-    return recorded
-
-
 def build_package(best: Mapping[str, Any], folder: str) -> None:
-    """Write the three files of a model package from the checkpoint that best.json names (`weights` says which: "model", the default, or "ema")."""
+    """Write the three files of a model package from what a run's best.json names: `checkpoint`, and `weights`, "model" (the default) or "ema"."""
     checkpoint, weights = storage.absolute(best["checkpoint"]), best.get("weights", "model")
     if weights not in WEIGHTS:
         raise UsageError(f"best.json: weights must be one of {', '.join(WEIGHTS)}, is {weights!r}")
@@ -255,7 +230,7 @@ def resolve(model_uri: str, *, tracking: str) -> Version:
                 raise
             names = [model.name for model in client.search_registered_models(max_results=20)]
             there = f"there are {', '.join(names)}" if names else "it is empty; pipelines/register.py registers a model"
-            raise UsageError(f"{model_uri}: no model {name!r} in the registry at {without_password(tracking)}; {there}") from error
+            raise UsageError(f"{model_uri}: no model {name!r} in the registry at {tracking}; {there}") from error
         if alias is not None:
             if alias not in found:
                 raise UsageError(f"{model_uri}: {name} has no alias {alias!r}; there are {', '.join(sorted(found)) or 'none'}")

@@ -55,22 +55,20 @@ class TrackingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str | None = Field(
-        None, description="MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root (one machine, written by the driver alone)"
-    )
+    uri: str | None = Field(None, description="MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root, for one machine")
     experiment: str = Field("retinaray", min_length=1, max_length=200, description="MLflow experiment that the runs belong to")
 
     @field_validator("uri")
     @classmethod
     def check_scheme(cls, uri: str | None) -> str | None:
-        if uri is not None and not re.match(r"https?://[^/]+|sqlite:////.", uri):
-            raise ValueError(f"must be http(s)://host:port or sqlite:////absolute/path.db, is {without_password(uri)!r}; leave it out for the embedded store")
-        return uri.rstrip("/") if uri else uri
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be printed: what stands before an @ is a secret."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+        if uri is None:
+            return None
+        if re.match(r"[^/]*//[^/]*@", uri):
+            # The URI is printed and stored beside checkpoints; this message does not repeat it either.
+            raise ValueError("must not carry credentials; MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN, are their place")
+        if not re.match(r"https?://[^/]+|sqlite:////.", uri):
+            raise ValueError(f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for the embedded store")
+        return uri.rstrip("/")
 
 
 def local_root(storage: str) -> str:
@@ -86,7 +84,7 @@ def tracking_uri(config_uri: str | None, storage: str) -> str:
 def ui_command(uri: str) -> str:
     """What to type, or the address to open, to look at the runs."""
     if not uri.startswith("sqlite:"):
-        return without_password(uri)
+        return uri
     mlflow = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "mlflow"))
     mlflow = os.path.abspath(mlflow) if mlflow.startswith("..") else mlflow
     # The job backend doubles the start time and memory of the server and does nothing for looking at runs.
@@ -101,25 +99,24 @@ def check_server(uri: str) -> None:
     if uri.startswith("sqlite:"):
         return check_sqlite(uri)
     remedy = "start the server, correct --tracking.uri, or leave it out for the embedded store"
-    shown = without_password(uri)
     try:
-        with urllib.request.urlopen(re.sub(r"//[^/@]*@", "//", uri.rstrip("/")) + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(uri + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
             healthy = answer.read(16).strip() == b"OK"
     except urllib.error.HTTPError as error:
         error.close()
         if error.code >= 500:
-            raise PlainError(f"the MLflow server at {shown} is ill: /health answers {error.code}; {remedy}") from error
+            raise PlainError(f"the MLflow server at {uri} is ill: /health answers {error.code}; {remedy}") from error
         healthy = error.code in (401, 403)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise PlainError(f"no MLflow server answers at {shown} ({reason}); {remedy}") from error
+        raise PlainError(f"no MLflow server answers at {uri} ({reason}); {remedy}") from error
     if not healthy:
-        raise PlainError(f"what answers at {shown} is not an MLflow server (its /health does not say OK); {remedy}")
+        raise PlainError(f"what answers at {uri} is not an MLflow server (its /health does not say OK); {remedy}")
 
 
 def check_sqlite(uri: str) -> None:
     """MLflow itself tries a file that is no database for 11 s."""
-    path = sqlite_path(uri)
+    path = uri.removeprefix("sqlite:///")
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "rb") as file:
@@ -132,10 +129,6 @@ def check_sqlite(uri: str) -> None:
         raise PlainError(f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give another storage root")
     if not os.access(path if head else os.path.dirname(path), os.W_OK):
         raise PlainError(f"the MLflow store {path} may not be written by this user; change its permissions or give another storage root")
-
-
-def sqlite_path(uri: str) -> str:
-    return uri.removeprefix("sqlite:///")
 
 
 def import_mlflow() -> Any:
@@ -160,7 +153,7 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise PlainError(f"MLflow at {without_password(uri)} failed: {brief(error)}; check the store and run the command again") from error
+        raise PlainError(f"MLflow at {uri} failed: {brief(error)}; check the store and run the command again") from error
 
 
 def brief(error: BaseException) -> str:
@@ -202,19 +195,22 @@ def open_run(
             client.update_run(run_id, status="RUNNING")
             return Run(client, uri=uri, run_id=run_id, stored_steps=stored_steps)
         if run_id is not None:
-            print(f"warning: the MLflow run {run_id} is gone from {without_password(uri)}; a new one is started", file=sys.stderr)
+            print(f"warning: the MLflow run {run_id} is gone from {uri}; a new one is started", file=sys.stderr)
         artifacts = f"{local_root(storage)}/mlartifacts" if uri.startswith("sqlite:") else None
         created = client.create_run(find_experiment(client, experiment, artifacts), run_name=name, tags=all_tags)
     return Run(client, uri=uri, run_id=created.info.run_id, stored_steps={})
 
 
 def attach_run(uri: str, run_id: str) -> Run:
-    """Add to a run from another verb (evaluate, register): its status stays, and every value is sent as it is. `UsageError` when it is not there."""
+    """Add to a run from another verb (evaluate, register): its status stays, and every value is sent as it is.
+
+    `UsageError` when it is not there.
+    """
     client = connect(uri)
     with plain_mlflow_errors(uri):
         found = find_run(client, run_id)
     if found is None:
-        raise UsageError(f"MLflow at {without_password(uri)} has no run {run_id!r}; give the --tracking.uri that the training run used")
+        raise UsageError(f"MLflow at {uri} has no run {run_id!r}; give the --tracking.uri that the training run used")
     return Run(client, uri=uri, run_id=run_id, stored_steps={})
 
 
@@ -247,17 +243,17 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
                 raise
             found = client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
-        raise UsageError(f"the MLflow experiment {name!r} was deleted; restore it (mlflow experiments restore) or choose another --tracking.experiment")
+        raise UsageError(f"the MLflow experiment {name!r} was deleted; restore it or choose another --tracking.experiment")
     return found.experiment_id
+
+
+class Unavailable(Exception):
+    """The store takes nothing now; what was to be sent is kept."""
 
 
 def metric_name(name: str) -> str:
     """MLflow takes letters, digits and _-. :/ and 250 characters; class names may hold anything."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250].strip("/. ") or "_"
-
-
-class Unavailable(Exception):
-    """The store does not take anything now; what was to be sent is kept."""
 
 
 class Run:
@@ -294,28 +290,28 @@ class Run:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Flat names and values. MLflow never changes a parameter: a resumed run's other value becomes the tag `changed.<name>`."""
         texts = {metric_name(name): str(value)[:6000] for name, value in params.items()}
-        self._queue("parameters", lambda: self._send_params(texts))
+        self._calls.append(("parameters", lambda: self._send_params(texts)))
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
         """A local file, into this folder of the run. It is copied at once, so the caller may delete it."""
         copy = os.path.join(tempfile.mkdtemp(dir=self._spool), os.path.basename(path))
         shutil.copyfile(path, copy)
-        self._queue(copy, lambda: self.client.log_artifact(self.run_id, copy, folder))
+        self._calls.append((copy, lambda: self.client.log_artifact(self.run_id, copy, folder)))
 
     def log_text(self, text: str, file: str) -> None:
-        self._queue(file, lambda: self.client.log_text(self.run_id, text, file))
+        self._calls.append((file, lambda: self.client.log_text(self.run_id, text, file)))
 
     def set_tag(self, name: str, value: str) -> None:
-        self._queue(f"tag {name}", lambda: self.client.set_tag(self.run_id, metric_name(name), str(value)))
+        self._calls.append((f"tag {name}", lambda: self.client.set_tag(self.run_id, metric_name(name), str(value))))
 
     def finish(self, status: str, *, patience_s: float = 10.0) -> bool:
         """End the run as FINISHED, FAILED or KILLED (interrupted, resumable) and close it."""
         assert status in ("FINISHED", "FAILED", "KILLED"), status
-        self._queue("status", lambda: self.client.set_terminated(self.run_id, status))
+        self._calls.append(("status", lambda: self.client.set_terminated(self.run_id, status)))
         return self.close(patience_s=patience_s)
 
     def close(self, *, patience_s: float = 10.0) -> bool:
-        """Send what is left, trying again for `patience_s` seconds, and stop. True when MLflow has everything; else a warning says what it lacks."""
+        """Send what is left, trying again for `patience_s` seconds, and stop. True when MLflow has everything; else a warning counts the rest."""
         self._stop.set()
         self._thread.join()
         deadline = time.monotonic() + patience_s
@@ -323,7 +319,7 @@ class Run:
             time.sleep(min(1.0, patience_s))
         values, others = len(self._metrics) + self._lost, len(self._calls) + self._refused
         if values or others:
-            print(f"warning: MLflow run {self.run_id} is incomplete: {values} metric values and {others} other entries were not taken", file=sys.stderr)
+            print(f"warning: MLflow run {self.run_id} lacks {values} metric values and {others} other entries", file=sys.stderr)
         shutil.rmtree(self._spool, ignore_errors=True)
         return not (values or others)
 
@@ -344,9 +340,6 @@ class Run:
                 self._warn(f"takes nothing now ({error}); the run goes on, its values are kept and sent later")
                 return False
         return True
-
-    def _queue(self, what: str, call: Callable[[], object]) -> None:
-        self._calls.append((what, call))
 
     def _send_until_closed(self) -> None:
         pause = SEND_EVERY_S
@@ -375,7 +368,7 @@ class Run:
     def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            print(f"warning: MLflow at {without_password(self.uri)} {message}", file=sys.stderr, flush=True)
+            print(f"warning: MLflow at {self.uri} {message}", file=sys.stderr, flush=True)
 
     def _send_metrics(self, batch: list[Metric]) -> None:
         fresh = [metric for metric in batch if not self._is_stored(metric.key, metric.step)]

@@ -50,7 +50,13 @@ def type_command(capsys, *argv):
 def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
     code, out, err = type_command(capsys, "--run", str(run_folder), "--name", "cells")
     assert code == 0, err
-    assert "models:/cells/1   AP 0.531, AP50 0.861 at 300 images" in out and "challenger, champion" in out and f"ui --backend-store-uri sqlite:///{root}/mlflow.db" in out
+    for said in (
+        "models:/cells/1   AP 0.531, AP50 0.861 at 300 images",
+        "challenger, champion",
+        f"sqlite:///{root}/mlflow.db",
+        "best checkpoint so far",
+    ):
+        assert said in out
     uri = tracking_uri(None, str(root))
     client = connect(uri)
     version = client.get_model_version("cells", "1")
@@ -61,19 +67,20 @@ def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
     weights = [path for path in root.glob(f"mlartifacts/models/{model.model_id}/**/model.safetensors")]
     assert [path.read_bytes() for path in weights] == [(run_folder / "checkpoints/images-000000000300/ema.safetensors").read_bytes()]
 
+    (run_folder / "finished.json").write_text("{}")
     code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "cells")
-    assert code == 0 and "models:/cells/1 already holds this checkpoint" in out
+    assert code == 0 and "models:/cells/1 already holds this checkpoint" in out and "so far" not in out
     assert len(client.search_model_versions("name='cells'")) == 1
 
 
 def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path, capsys):
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
-    assert code == 2 and "not the folder of a training run" in err and err.count("\n") == 1
+    assert code == 2 and "is not a training run's folder" in err and err.count("\n") == 1
     code, _, err = type_command(capsys, "--run", str(tmp_path / "nothing"), "--name", "x")
     assert code == 2 and "there is no such file or folder" in err
-    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "config.json").write_text('{"identity": {}}')
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
-    assert code == 2 and "has no best.json" in err
+    assert code == 2 and "has no evaluated checkpoint yet" in err
     (tmp_path / "best.json").write_text((run_folder / "best.json").read_text())
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "no tracking.json" in err
