@@ -115,22 +115,27 @@ def parse_json(data: bytes, uri: str) -> Any:
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Publish a whole file at once: readers see the old content or the new, never a part of it."""
     filesystem, path = resolve(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".partial-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            # mkstemp makes files private; these are meant to be read by whoever may read the folder.
-            os.chmod(temporary, 0o666 & ~current_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return
-    # S3 shows an object only when its upload is complete.
-    with plain_errors(uri, "written"), filesystem.open_output_stream(path) as stream:
-        stream.write(data)
+    with plain_errors(uri, "written"):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            replace_file(path, data)
+            return
+        # S3 shows an object only when its upload is complete.
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+
+def replace_file(path: str, data: bytes | pa.Buffer) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".partial-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes files private; these are meant to be read by whoever may read the folder.
+        os.chmod(temporary, 0o666 & ~current_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster import shards, storage
+from cluster.errors import DataError, UsageError
+from cluster.shards import Category, Row, Shard, ShardSet
+
+CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
+
+
+def row(image_id: int, boxes: int) -> Row:
+    return Row(
+        image_id=image_id,
+        file_name=f"{image_id}.jpg",
+        image=bytes([image_id]) * 10,
+        height=20,
+        width=30,
+        boxes_N4=np.arange(4 * boxes, dtype=np.float32).reshape(boxes, 4) + image_id,
+        labels_N=[number % 2 for number in range(boxes)],
+        crowd_N=[number == 1 for number in range(boxes)],
+        area_N=[2.5] * boxes,
+    )
+
+
+def write_set(uri: str, groups: list[list[Row]], *, row_group_rows: int = 2) -> ShardSet:
+    written = [shards.write_shard(uri, shards.shard_name(n, len(groups)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(groups)]
+    counts = {"images": sum(len(rows) for rows in groups)}
+    return shards.write_index(uri, categories=CATEGORIES, shards=written, counts=counts, source_digest="0" * 64)
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
+
+
+def test_what_is_written_is_read(root: str) -> None:
+    written = write_set(root, [[row(1, 2), row(2, 0), row(3, 1)], [row(4, 3)]])
+    opened = shards.open_shard_set(root)
+    assert opened == written
+    assert opened.num_rows == 4 and opened.rows_per_group == [2, 1, 1]
+    assert opened.class_names == ["cat", "dog"] and opened.counts == {"images": 4}
+    table = shards.read_row_group(*opened.locate_group(0))
+    assert table.schema == shards.SCHEMA
+    assert table.to_pylist() == [
+        {
+            "image_id": 1,
+            "file_name": "1.jpg",
+            "image": b"\x01" * 10,
+            "height": 20,
+            "width": 30,
+            "boxes": [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]],
+            "labels": [0, 1],
+            "crowd": [False, True],
+            "area": [2.5, 2.5],
+        },
+        {"image_id": 2, "file_name": "2.jpg", "image": b"\x02" * 10, "height": 20, "width": 30, "boxes": [], "labels": [], "crowd": [], "area": []},
+    ]
+    assert shards.read_row_group(*opened.locate_group(2), columns=["image_id"]).to_pydict() == {"image_id": [4]}
+
+
+def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
+    write_set(root, [[row(4, 1), row(2, 0)], [row(9, 1)]])
+    table = shards.read_annotations(shards.open_shard_set(root))
+    assert table.column_names == ["image_id", "file_name", "height", "width", "boxes", "labels", "crowd", "area"]
+    assert table["image_id"].to_pylist() == [4, 2, 9]
+    assert table["boxes"].to_pylist() == [[[4.0, 5.0, 6.0, 7.0]], [], [[9.0, 10.0, 11.0, 12.0]]]
+
+
+def test_groups_are_numbered_over_the_shards() -> None:
+    parts = (Shard("a", 5, 0, "", (2, 2, 1)), Shard("b", 2, 0, "", (2,)), Shard("c", 3, 0, "", (2, 1)))
+    opened = ShardSet("s3://x/y", CATEGORIES, parts, "", {})
+    assert opened.rows_per_group == [2, 2, 1, 2, 2, 1]
+    located = [opened.locate_group(group) for group in range(6)]
+    assert located == [("s3://x/y/a", 0), ("s3://x/y/a", 1), ("s3://x/y/a", 2), ("s3://x/y/b", 0), ("s3://x/y/c", 0), ("s3://x/y/c", 1)]
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            opened.locate_group(outside)
+
+
+def test_the_same_rows_give_the_same_bytes_and_other_rows_others() -> None:
+    rows = [row(1, 2), row(2, 0), row(3, 1)]
+    first, groups = shards.encode_shard(rows, row_group_rows=2)
+    assert groups == (2, 1)
+    assert shards.encode_shard(list(rows), row_group_rows=2)[0].to_pybytes() == first.to_pybytes()
+    assert shards.encode_shard(rows[::-1], row_group_rows=2)[0].to_pybytes() != first.to_pybytes()
+
+
+def test_a_row_group_is_cut_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten bytes an image and 25 bytes allowed: two and two and one.
+    monkeypatch.setattr(shards, "MAX_GROUP_BYTES", 25)
+    assert [len(group) for group in shards.cut_groups([row(n, 0) for n in range(5)], 100)] == [2, 2, 1]
+
+
+def test_the_digest_covers_version_categories_and_shards_in_order() -> None:
+    a, b = Shard("a", 1, 1, "aa", (1,)), Shard("b", 1, 1, "bb", (1,))
+    identity = json.dumps([1, [[0, 3, "cat"], [1, 18, "dog"]], ["aa", "bb"]])
+    digest = shards.set_digest(CATEGORIES, [a, b])
+    assert digest == hashlib.sha256(identity.encode()).hexdigest()
+    assert shards.set_digest(CATEGORIES, [b, a]) != digest
+    assert shards.set_digest(CATEGORIES[:1], [a, b]) != digest
+
+
+def test_no_index_no_data_set(root: str) -> None:
+    shards.write_shard(root, shards.shard_name(0, 1), [row(1, 1)], row_group_rows=2)
+    with pytest.raises(UsageError, match=r"not a shard set, or its prepare was not finished \(no index.json\)"):
+        shards.open_shard_set(root)
+
+
+def test_an_index_of_another_kind(tmp_path: Path) -> None:
+    write_set(str(tmp_path), [[row(1, 1)]])
+    index = json.loads((tmp_path / "index.json").read_text())
+    for change, message in (
+        ({"schema_version": 2}, "schema version 2 is newer than 1"),
+        ({"schema_version": None}, "holds no schema_version"),
+        ({"shards": [{"name": "a"}]}, "is damaged"),
+    ):
+        storage.write_json(str(tmp_path / "index.json"), index | change)
+        with pytest.raises(DataError, match=message):
+            shards.open_shard_set(str(tmp_path))
+
+
+def test_verify_finds_changed_and_missing_shards(root: str) -> None:
+    opened = write_set(root, [[row(1, 2)], [row(2, 1)]])
+    shards.verify_shard_set(opened)
+    second = storage.join(root, "shard-00001-of-00002.parquet")
+    data = bytearray(storage.read_bytes(second))
+    data[6] ^= 1
+    storage.write_bytes(second, bytes(data))
+    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: has sha256"):
+        shards.verify_shard_set(opened)
+    storage.delete_file(second)
+    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: is in the index but not in the folder"):
+        shards.verify_shard_set(opened)
+
+
+def test_quarantine_round_trip(root: str) -> None:
+    records = [{"what": "image", "where": "ä.jpg", "why": "it is empty", "raw": '{"id": 1}'}]
+    shards.write_quarantine(root, records)
+    assert shards.read_quarantine(root) == records
+    shards.write_quarantine(root, [])
+    assert shards.read_quarantine(root) == []
+
+
+def test_stored_columns_are_the_published_ones() -> None:
+    boxes = pa.list_(pa.list_(pa.float32(), 4))
+    assert shards.SCHEMA.names == ["image_id", "file_name", "image", "height", "width", "boxes", "labels", "crowd", "area"]
+    assert shards.SCHEMA.field("boxes").type == boxes and shards.SCHEMA.field("image_id").type == pa.int64()
