@@ -45,6 +45,7 @@ MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Otherwise a uv.lock in the working directory replaces the requirements that we give.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -158,7 +159,7 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
 
 def brief(error: BaseException) -> str:
     """The first line of an MLflow error; with SQLAlchemy that is the one which says what happened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def connect(uri: str) -> MlflowClient:
