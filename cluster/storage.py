@@ -70,7 +70,7 @@ def s3_filesystem(environment: tuple[tuple[str, str], ...], *, patient: bool) ->
         # Objects below 5 MiB go up in one request instead of three.
         allow_delayed_open=True,
         connect_timeout=10 if patient else 3,
-        request_timeout=60 if patient else 5,
+        request_timeout=60 if patient else 4,
     )
 
 
