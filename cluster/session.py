@@ -33,10 +33,11 @@ class RayConfig(BaseModel):
         None, description="host:port of a running Ray cluster, or auto; unset: the cluster this job was submitted to, else Ray is started on this machine"
     )
     num_cpus: int | None = Field(None, ge=1, le=1024, description="CPUs to offer when Ray is started on this machine; unset: all")
+    logs: bool = Field(False, description="show the log lines of Ray's worker processes too; they always are in Ray's log folder")
     autoscaling: bool = Field(False, description="the cluster grows on demand: do not refuse requests that today's nodes cannot hold")
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
+def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bool = False) -> None:
     """Join the cluster at `address`, or the one of RAY_ADDRESS (as set in a submitted job), else start Ray here. A second call does nothing.
 
     Raises `PlainError` within seconds when nothing answers there.
@@ -50,7 +51,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None or address == "local":
         # The dashboard is left out: it takes seconds to start and needs its own port.
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=logs, logging_level="ERROR")
         return
     check_answers(address)
     runtime_env: dict = {"env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}}
@@ -58,7 +59,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> None:
         # A submitted job brought its working directory along; any other driver sends the code it runs itself.
         runtime_env["working_dir"] = str(Path(__file__).parent.parent)
     try:
-        ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+        ray.init(address=address, runtime_env=runtime_env, log_to_driver=logs, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PlainError(f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?") from error
 

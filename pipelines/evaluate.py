@@ -57,7 +57,7 @@ def main(config: EvaluateConfig) -> None:
             tracking.check_server(uri)
             version = registry.resolve(config.model, tracking=uri)
             package, scored = registry.download_package(version, tracking=uri, folder=scratch), str(version)
-        session.connect(config.ray.address, num_cpus=config.ray.num_cpus)
+        session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
         what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
         cpus, gpus = config.workers * config.cpus_per_worker + 0.25, config.workers * config.gpus_per_worker
         session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=config.ray.autoscaling)
