@@ -1,0 +1,51 @@
+# Every target that runs something sets up .venv first, once; a changed lock file sets it up again.
+PYTHON ?= $(firstword $(shell command -v python3.11) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# uv from the machine where there is one, else the environment's own.
+UV := $(firstword $(shell command -v uv) $(BIN)/uv)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-integration lint bench clean
+# Stages share the cores of one machine.
+.NOTPARALLEL:
+
+help: ## this list
+	@echo "usage: make TARGET"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## create .venv from requirements.lock (Python 3.11, packages checked by hash)
+
+quickstart: setup ## make a small data set, then prepare, train, evaluate, register and predict on this machine
+	$(BIN)/python -m cluster.synthetic data/quickstart
+	$(BIN)/python -m pipelines.run --config pipelines/recipes/quickstart.yaml
+
+test: setup ## unit tests, minutes; no network
+	$(BIN)/python -m pytest
+
+test-integration: setup ## tests that start real servers, clusters and a browser
+	$(BIN)/python -m pytest -m integration
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+
+bench: setup ## images/s of the step and of the whole pipeline, beside torchvision's RetinaNet
+	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/pipeline.py
+
+clean: ## remove .venv and caches; data/ and runs/ stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find detector cluster tune pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is missing or older than 3.11; say make PYTHON=/path/to/python3.11"; exit 1; }
+	@if command -v uv > /dev/null; then uv venv --quiet --allow-existing --python $(PYTHON) $(VENV); \
+	elif $(PYTHON) -c 'import ensurepip' 2> /dev/null; then $(PYTHON) -m venv $(VENV); \
+	else echo "$(PYTHON) has no venv module; install it: apt-get install python3-venv"; exit 1; fi
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	@command -v uv > /dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python -e .
+	@touch $@
