@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from cluster import run_folder, storage
 from cluster.errors import PlainError, UsageError
 from cluster.shards import ShardSet, open_shard_set
-from cluster.stream import READ_CPUS
+from cluster.plan import READ_CPUS
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section
 
 Event = dict[str, Any]

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+READ_CPUS = 0.25
+"""CPUs that a read task books: it waits for storage most of its time."""
+
 Intervals = list[tuple[int, int]]
 """Sorted, disjoint, half-open [start, stop) ranges of places in the epoch's sequence."""
 

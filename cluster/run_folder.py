@@ -17,8 +17,9 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UsageError
-from detector.checkpoint import STATE_FILE
 
+# The last file of a checkpoint; detector.checkpoint has the same name, and importing it would bring torch into every command line.
+STATE_FILE = "state.json"
 CONFIG, TRACKING, BEST, FINISHED, CHECKPOINTS = "config.json", "tracking.json", "best.json", "finished.json", "checkpoints"
 
 

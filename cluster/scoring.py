@@ -36,7 +36,6 @@ FOUND = pa.schema(
 """What scoring adds to a row: status ok or error (then the reason), px of the upright image, detections best first in its frame."""
 
 IMAGES_PER_BLOCK = 64
-READ_CPUS = 0.25
 
 
 class Scorer:
@@ -118,7 +117,7 @@ def file_rows(uris: Sequence[str]) -> ray.data.Dataset:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     return ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=blocks).map_batches(
-        read_files, batch_size=8, batch_format="numpy", num_cpus=READ_CPUS
+        read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS
     )
 
 

@@ -22,10 +22,6 @@ from detector.augment import evaluation_sample, training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import decode_image
 
-READ_CPUS = 0.25
-"""What a read task books: it waits for storage most of its time."""
-
-
 @dataclass(frozen=True)
 class Stream:
     """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone."""
@@ -108,7 +104,7 @@ def units_dataset(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.D
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     return ray.data.from_items([{"unit": item} for item in items], override_num_blocks=len(items)).map_batches(
-        read_unit, batch_size=1, batch_format="numpy", num_cpus=READ_CPUS
+        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS
     )
 
 
