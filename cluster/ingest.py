@@ -19,7 +19,7 @@ import numpy as np
 
 from cluster import coco, shards, storage
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.rows import MISSING, ingest_image, leave_out
+from cluster.intake import MISSING, ingest_image, leave_out
 
 PROGRESS = ".progress"
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.

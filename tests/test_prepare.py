@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import coco, ingest, rows, shards, storage
+from cluster import coco, ingest, intake, shards, storage
 from cluster.errors import DataError, PlainError, UsageError
 from detector.image import decode_image
 from pipelines.command_line import run_verb
@@ -36,7 +36,7 @@ def jpeg(pixels: np.ndarray, *, turn: int | None = None, form: str = "JPEG") -> 
     sink = io.BytesIO()
     exif = Image.Exif()
     if turn is not None:
-        exif[rows.ORIENTATION] = turn
+        exif[intake.ORIENTATION] = turn
     Image.fromarray(pixels).save(sink, form, exif=exif, **({"quality": 95} if form == "JPEG" else {}))
     return sink.getvalue()
 
@@ -260,7 +260,7 @@ def image_record(height: int | None, width: int | None, *boxes: tuple[float, flo
 
 def ingest_one(folder: Path, data: bytes, record: coco.ImageRecord) -> tuple[shards.Row, list[coco.Quarantined], dict[str, int]]:
     (folder / "a.jpg").write_bytes(data)
-    row, dropped, repairs = rows.ingest_image(record, str(folder))
+    row, dropped, repairs = intake.ingest_image(record, str(folder))
     assert row is not None
     return row, dropped, dict(+repairs)
 
@@ -282,7 +282,7 @@ def test_exif_where_the_json_fits_the_upright_picture(tmp_path: Path, turn: int)
     height, width = (30, 20) if turn >= 5 else (20, 30)
     row, _, repairs = ingest_one(tmp_path, data, image_record(height, width, (1, 2, 11, 12)))
     assert (row.height, row.width) == (height, width) and row.boxes_N4.tolist() == [[1, 2, 11, 12]]
-    assert rows.orientation(row.image) == 1
+    assert intake.orientation(row.image) == 1
     # JPEG at quality 95 of pure noise: a few grey levels off on average, and far from any turned version.
     assert np.abs(decode_image(row.image).astype(int) - upright).mean() < 20
     assert repairs == {"images with an EXIF orientation, stored upright": 1}
@@ -308,7 +308,7 @@ def test_a_failing_storage_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(storage, "read_bytes", unavailable)
     with pytest.raises(PlainError, match="a.jpg: cannot be read .503 slow down.; run the command again"):
-        rows.ingest_image(image_record(1, 1), str(tmp_path))
+        intake.ingest_image(image_record(1, 1), str(tmp_path))
 
 
 def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
