@@ -30,7 +30,8 @@ class RegisterConfig(BaseModel):
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow; without a uri the one that the training run used (its tracking.json)")
 
 
-def main(config: RegisterConfig) -> None:
+def main(config: RegisterConfig) -> str:
+    """Returns the version, models:/NAME/3, new or found."""
     import tempfile
 
     from cluster import registry, run_folder, storage, tracking
@@ -67,6 +68,7 @@ def main(config: RegisterConfig) -> None:
         print("note     training is not finished; this is its best checkpoint so far")
     print(f"aliases  {', '.join(aliases) or 'none'}")
     print(f"see it   {tracking.ui_command(uri)}")
+    return str(version)
 
 
 if __name__ == "__main__":
