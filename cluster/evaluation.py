@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import scoring, tracking
+from cluster import rows, scoring, tracking
 from cluster.shards import ShardSet, read_rows
 from detector.decode import Detections
 from detector.image import decode_image
@@ -18,7 +18,7 @@ from detector.plots import overlay_figure, precision_recall_figure
 
 def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, **resources: Any) -> CocoTable:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see `scoring.score`."""
-    found = dict(scoring.detections_by_id(scoring.score(scoring.shard_rows(shard_set), package, **resources)))
+    found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set), package, **resources)))
     table = coco_table(scoring.read_truths(shard_set), found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
@@ -33,8 +33,8 @@ def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, ove
 def draw_overlays(shard_set: ShardSet, found: dict[int, Detections], folder: str, *, count: int) -> None:
     """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
     drawn = 0
-    for group, rows in enumerate(shard_set.rows_per_group):
-        wanted = min(rows, count - drawn)
+    for group, held in enumerate(shard_set.rows_per_group):
+        wanted = min(held, count - drawn)
         if wanted <= 0:
             return
         for row in read_rows([shard_set.locate_group(group)], [(0, i) for i in range(wanted)]).to_pylist():

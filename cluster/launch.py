@@ -123,12 +123,9 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
         return run_folder.best_checkpoint(run)
 
     # Imported here: the sections above are read by `--help`, and this import takes seconds.
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
-
-    from cluster.worker import train_worker
 
     training = config.training
     data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
@@ -143,7 +140,7 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
             "board": board,
         }
         trainer = TorchTrainer(
-            train_worker,
+            train_on_worker,
             train_loop_config=job,
             torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
@@ -163,9 +160,14 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
             trainer.fit()
         except TrainingFailedError as error:
             raise PlainError(f"training {config.name} failed after {training.retries} retries: {root_cause(error)}") from error
-        finally:
-            del ray
     return run_folder.best_checkpoint(run)
+
+
+def train_on_worker(job: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker. The loop is imported there: driver and controller do without torch's compiler and the rest (5 CPU seconds each)."""
+    from cluster.worker import Worker
+
+    Worker(job).train()
 
 
 def cpus_needed(config: TrainConfig) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster import scoring, storage
+from cluster import rows, scoring, storage
 from cluster.errors import DataError
 from detector.image import decode_image
 from detector.plots import overlay_figure
@@ -56,7 +56,7 @@ def predict(
     errors: list[str] = []
     drawn = 0
     with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), schema) as writer:
-        for table in scoring.score(scoring.file_rows(uris), package, **resources).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in scoring.score(rows.file_rows(uris), package, **resources).iter_batches(batch_size=None, batch_format="pyarrow"):
             table = table.append_column("model_version", pa.array([model_version] * table.num_rows, pa.string()))
             writer.write_table(table.select(schema.names).cast(schema))
             for row in table.to_pylist():

@@ -6,8 +6,11 @@ import sys
 import time
 from typing import Any, TextIO
 
-from cluster.tracking import Run
+from cluster import run_folder
+from cluster.errors import PlainError
+from cluster.tracking import Run, open_run
 
+RETRY_SECONDS = 30.0
 STEP_METRICS = ("classification", "box", "gradient_norm", "positives", "learning_rate", "images_per_second", "epoch")
 
 
@@ -65,6 +68,62 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Tracker:
+    """The MLflow run of a training run, opened (or found again) at its first event.
+
+    Importing MLflow and creating its store costs 8 CPU seconds, which must not delay the first step; and a store that fails must not end a training,
+    so events are kept until it can be opened, which is tried again at most twice a minute.
+    """
+
+    def __init__(self, *, uri: str, experiment: str, storage: str, run: str, name: str, params: dict[str, Any], config: str):
+        self.uri, self.experiment, self.storage, self.run_folder, self.name = uri, experiment, storage, run, name
+        self.params, self.config = params, config
+        self.run: Run | None = None
+        self.pending: list[dict[str, Any]] = []
+        self.tried_at = -RETRY_SECONDS
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.pending.append(event)
+        if self.run is None and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+            self.open()
+        if self.run is not None:
+            for waiting in self.pending:
+                track(self.run, waiting)
+            self.pending = []
+
+    def open(self) -> None:
+        try:
+            before = run_folder.read(self.run_folder, run_folder.TRACKING) or {}
+            same_store = before.get("uri") == self.uri
+            run = open_run(
+                self.uri,
+                experiment=self.experiment,
+                storage=self.storage,
+                name=self.name,
+                run_id=before.get("run_id") if same_store else None,
+                tags={"run_folder": self.run_folder},
+            )
+            run_folder.write(self.run_folder, run_folder.TRACKING, {"uri": self.uri, "experiment": self.experiment, "run_id": run.run_id})
+        except PlainError as error:
+            print(f"warning: {error}; training goes on, its metrics are kept and sent later", file=sys.stderr)
+        else:
+            run.log_params(self.params)
+            run.log_text(self.config, "config.json")
+            self.run = run
+        self.tried_at = time.monotonic()
+
+    def finish(self, status: str) -> None:
+        """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a training that did not start."""
+        if self.run is None and self.pending:
+            self.open()
+        if self.run is not None:
+            for waiting in self.pending:
+                track(self.run, waiting)
+            self.run.finish(status)
+        elif self.pending:
+            print(f"warning: {len(self.pending)} events of {self.name} are not in MLflow at {self.uri}", file=sys.stderr)
 
 
 def track(run: Run, event: dict[str, Any]) -> None:

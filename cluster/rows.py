@@ -1,93 +1,75 @@
-"""One annotated image file -> the row that is stored, or the reason why it is left out."""
+"""Rows as Ray Datasets: those of a shard set by a plan, and files by their URIs.
+
+Ray Data's read tasks import this module and nothing heavier: with torch in it, every new task process paid eight seconds before its first row.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import re
-from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import pyarrow as pa
+import ray
+import ray.data
 
-from cluster import coco, shards, storage
-from cluster.errors import PlainError
-from detector.image import ImageError, decode_image
+from cluster import plan, storage
+from cluster.shards import ShardSet, read_rows
 
-ORIENTATION = 0x0112
-MISSING = "the file is not in the images folder"
+ROWS_PER_BLOCK = 64
 
 
-def ingest_image(image: coco.ImageRecord, images_uri: str) -> tuple[shards.Row | None, list[coco.Quarantined], Counter[str]]:
-    """One image as it will be stored, or None and the reason; what was dropped of it; what was repaired."""
-    uri = storage.join(images_uri, image.file_name)
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError:
-        return None, [leave_out(image, MISSING)], Counter()
-    except OSError as error:
-        # A storage that fails says nothing about the image: stop, so that good images are not left out.
-        raise PlainError(f"{uri}: cannot be read ({storage.reason(error)}); run the command again, finished shards are kept") from error
-    try:
-        pixels_HW3 = decode_image(data)
-    except ImageError as error:
-        # Pillow puts the address of its buffer into some messages, and that differs from run to run.
-        return None, [leave_out(image, re.sub(r"\s*<[^>]*>", "", str(error)))], Counter()
-
-    repairs: Counter[str] = Counter()
-    height, width = pixels_HW3.shape[:2]
-    annotations = list(image.annotations)
-    turn = orientation(data)
-    if turn != 1:
-        data = encode_jpeg(pixels_HW3)
-        repairs["images with an EXIF orientation, stored upright"] += 1
-        # 5 to 8 swap the sides: a JSON that gives the size before turning was annotated on the picture before turning.
-        if turn >= 5 and height != width and (image.height, image.width) == (width, height):
-            annotations = [one._replace(box=turn_box(one.box, turn, height=width, width=height)) for one in annotations]
-            image = image._replace(height=height, width=width)
-            repairs["images whose boxes were annotated before the EXIF turn, turned with the picture"] += 1
-    if image.height is not None and (image.height, image.width) != (height, width):
-        repairs["image sizes wrong in the JSON, taken from the pixels"] += 1
-    kept, dropped, cut = coco.clip_annotations(annotations, height=height, width=width, file_name=image.file_name)
-    repairs["boxes clipped to the picture"] += cut
-    row = shards.Row(
-        image_id=image.image_id,
-        file_name=image.file_name,
-        image=data,
-        height=height,
-        width=width,
-        boxes_N4=coco.boxes_array(kept),
-        labels_N=[one.label for one in kept],
-        crowd_N=[one.crowd for one in kept],
-        area_N=[one.area or 0.0 for one in kept],
+def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Dataset:
+    """The units' rows with all columns of a shard, one block a unit, in order. Tasks run wherever the cluster has a CPU share for them."""
+    items = []
+    for unit in units:
+        place = {group: i for i, group in enumerate(unit.groups)}
+        items.append({"groups": [shard_set.locate_group(g) for g in unit.groups], "rows": [(place[row.group], row.row) for row in unit.rows]})
+    return in_order([{"unit": item} for item in items], blocks=len(items)).map_batches(
+        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS
     )
-    return row, dropped, repairs
 
 
-def orientation(data: bytes) -> int:
-    """The EXIF orientation 1..8; 1, upright, where there is none or it makes no sense."""
-    with Image.open(io.BytesIO(data)) as picture:
-        value = picture.getexif().get(ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
+def all_rows(shard_set: ShardSet) -> ray.data.Dataset:
+    """Every row of a shard set once, in stored order."""
+    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
+    return planned_rows(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=ROWS_PER_BLOCK))
 
 
-def encode_jpeg(pixels_HW3: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(sink, "JPEG", quality=95)
-    return sink.getvalue()
+def file_rows(uris: Sequence[str]) -> ray.data.Dataset:
+    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order."""
+    dataset = in_order([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // ROWS_PER_BLOCK)))
+    return dataset.map_batches(read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS)
 
 
-def turn_box(box: tuple[float, float, float, float], turn: int, *, height: int, width: int) -> tuple[float, float, float, float]:
-    """XYXY px in a stored picture of `height` x `width` -> the same box in the upright picture, for the EXIF orientations 5 to 8."""
-    x1, y1, x2, y2 = box
-    return {
-        5: (y1, x1, y2, x2),
-        6: (height - y2, x1, height - y1, x2),
-        7: (height - y2, width - x2, height - y1, width - x1),
-        8: (y1, width - x2, y2, width - x1),
-    }[turn]
+def read_planned(shard_set: ShardSet, units: Sequence[plan.Unit]) -> Iterator[dict[str, Any]]:
+    """`planned_rows` as plain dicts; a rank may have nothing to read."""
+    return iterate(planned_rows(shard_set, units)) if units else iter(())
 
 
-def leave_out(image: coco.ImageRecord, why: str) -> coco.Quarantined:
-    raw = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width, "annotations": len(image.annotations)}
-    return coco.Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))
+def iterate(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Rows as plain dicts, in order, a block at a time."""
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        yield from table.to_pylist()
+
+
+def in_order(items: list[dict[str, Any]], *, blocks: int) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    return ray.data.from_items(items, override_num_blocks=blocks)
+
+
+def read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
+    (unit,) = batch["unit"]
+    return read_rows([(uri, int(group)) for uri, group in unit["groups"]], [(int(group), int(row)) for group, row in unit["rows"]])
+
+
+def read_files(batch: dict[str, np.ndarray]) -> pa.Table:
+    rows = []
+    for uri in batch["uri"]:
+        try:
+            rows.append({"uri": str(uri), "image": storage.read_bytes(str(uri)), "error": None})
+        except Exception as error:  # one unreadable object costs its own row, whatever the storage library raises for it
+            rows.append({"uri": str(uri), "image": b"", "error": f"cannot be read: {error}"})
+    return pa.Table.from_pylist(rows, schema=pa.schema([("uri", pa.string()), ("image", pa.binary()), ("error", pa.string())]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from cluster import plan, storage
+from cluster import rows
 from cluster.shards import ShardSet, read_annotations
-from cluster.stream import units_dataset
 from detector.decode import Detections
 from detector.image import ImageError, decode_image
 from detector.metrics import Truth
@@ -35,7 +34,6 @@ FOUND = pa.schema(
 )
 """What scoring adds to a row: status ok or error (then the reason), px of the upright image, detections best first in its frame."""
 
-IMAGES_PER_BLOCK = 64
 
 
 class Scorer:
@@ -62,9 +60,9 @@ class Scorer:
                 except ImageError as error:
                     errors[place] = str(error)
         found = dict(zip(pictures, self.predictor(list(pictures.values())), strict=True))
-        rows = [self.row(found.get(i), pictures.get(i), errors[i]) for i in range(table.num_rows)]
+        scored = [self.row(found.get(i), pictures.get(i), errors[i]) for i in range(table.num_rows)]
         kept = table.drop_columns([name for name in ("image", "error") if name in table.column_names])
-        columns = pa.Table.from_pylist(rows, schema=FOUND)
+        columns = pa.Table.from_pylist(scored, schema=FOUND)
         for field in FOUND:
             if field.name in kept.column_names:
                 kept = kept.drop_columns([field.name])
@@ -87,13 +85,13 @@ class Scorer:
         }
 
 
-def score(rows: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0) -> ray.data.Dataset:
+def score(images: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0) -> ray.data.Dataset:
     """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see `Scorer`. Every row comes out exactly once."""
     package = {}
     for name in (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE):
         with open(os.path.join(package_folder, name), "rb") as file:
             package[name] = file.read()
-    return rows.map_batches(
+    return images.map_batches(
         Scorer,
         fn_constructor_args=(ray.put(package), max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"),
         batch_size=8,
@@ -104,40 +102,12 @@ def score(rows: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per
     )
 
 
-def shard_rows(shard_set: ShardSet) -> ray.data.Dataset:
-    """Every row of a shard set once, in stored order: image_id, image, file_name and the annotations."""
-    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    return units_dataset(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=IMAGES_PER_BLOCK))
-
-
-def file_rows(uris: Sequence[str]) -> ray.data.Dataset:
-    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order."""
-    blocks = max(1, -(-len(uris) // IMAGES_PER_BLOCK))
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    return ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=blocks).map_batches(
-        read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS
-    )
-
-
-def read_files(batch: dict[str, np.ndarray]) -> pa.Table:
-    rows = []
-    for uri in batch["uri"]:
-        try:
-            rows.append({"uri": str(uri), "image": storage.read_bytes(str(uri)), "error": None})
-        except Exception as error:  # one unreadable object costs its own row, whatever the storage library raises for it
-            rows.append({"uri": str(uri), "image": b"", "error": f"cannot be read: {error}"})
-    return pa.Table.from_pylist(rows, schema=pa.schema([("uri", pa.string()), ("image", pa.binary()), ("error", pa.string())]))
-
-
-def detections_by_id(rows: ray.data.Dataset) -> Iterator[tuple[int, Detections]]:
+def detections_by_id(scored: ray.data.Dataset) -> Iterator[tuple[int, Detections]]:
     """(image_id, detections) of a scored shard set. Raises `ValueError` on a row that could not be scored: a shard holds decodable images only."""
-    for table in rows.select_columns(["image_id", "status", "error", "boxes", "scores", "labels"]).iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in table.to_pylist():
-            if row["status"] != "ok":
-                raise ValueError(f"image_id {row['image_id']}: {row['error']}; the shard is damaged, prepare the set again")
-            yield row["image_id"], detections_of(row)
+    for row in rows.iterate(scored.select_columns(["image_id", "status", "error", "boxes", "scores", "labels"])):
+        if row["status"] != "ok":
+            raise ValueError(f"image_id {row['image_id']}: {row['error']}; the shard is damaged, prepare the set again")
+        yield row["image_id"], detections_of(row)
 
 
 def detections_of(row: dict[str, Any]) -> Detections:

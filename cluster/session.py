@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,9 +40,10 @@ class RayConfig(BaseModel):
     autoscaling: bool = Field(False, description="the cluster grows on demand: do not refuse requests that today's nodes cannot hold")
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bool = False) -> None:
+def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bool = False, needs: Sequence[str] = ()) -> None:
     """Join the cluster at `address`, or the one of RAY_ADDRESS (as set in a submitted job), else start Ray here. A second call does nothing.
 
+    `needs` names modules that processes of the job will import: a Ray started here imports them in idle worker processes, while the driver goes on.
     Raises `PlainError` within seconds when nothing answers there.
     """
     for name, value in QUIET.items():
@@ -52,6 +56,10 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
     if address is None or address == "local":
         # The dashboard is left out: it takes seconds to start and needs its own port.
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=logs, logging_level="ERROR")
+        # Importing torch, Ray Train and the training loop takes 14 CPU seconds a worker process; idle processes are later taken by the workers.
+        warm = ray.remote(num_cpus=0)(warm_up)
+        for module in needs:
+            warm.remote(module)
         return
     check_answers(address)
     runtime_env: dict = {"env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}}
@@ -62,6 +70,11 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=logs, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PlainError(f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?") from error
+
+
+def warm_up(module: str) -> None:
+    with contextlib.suppress(Exception):  # whoever really needs it reports why it cannot be imported
+        import_module(module)
 
 
 def check_answers(address: str) -> None:

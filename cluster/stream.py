@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
 
 from cluster import plan
-from cluster.shards import ShardSet, read_rows
+from cluster.rows import read_planned
+from cluster.shards import ShardSet
 from detector.augment import evaluation_sample, training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import decode_image
@@ -47,7 +46,7 @@ class Stream:
         def samples() -> Iterator[Sample]:
             last: Sample | None = None
             count = 0
-            for last in ordered_map(lambda row: self.sample(row, epoch), read_units(self.shard_set, plan.units(sequence, share)), threads=self.threads):
+            for last in ordered_map(lambda row: self.sample(row, epoch), read_planned(self.shard_set, plan.units(sequence, share)), threads=self.threads):
                 count += 1
                 yield last
             filler = replace(last, image_id=-1) if last is not None else blank(self.canvas)
@@ -82,35 +81,8 @@ def evaluation_batches(
         image = decode_image(row["image"])
         return evaluation_sample(image, row["image_id"], canvas=canvas), image.shape[:2]
 
-    pairs = ordered_map(load, read_units(shard_set, plan.units(sequence, share)), threads=threads)
+    pairs = ordered_map(load, read_planned(shard_set, plan.units(sequence, share)), threads=threads)
     yield from ahead(((collate([s for s, _ in chunk]), [size for _, size in chunk]) for chunk in chunks(pairs, batch)), depth=2)
-
-
-def read_units(shard_set: ShardSet, units: Sequence[plan.Unit]) -> Iterator[dict[str, Any]]:
-    """Rows as plain dicts, in the order of the units, read by Ray Data tasks wherever the cluster has a CPU share for them."""
-    if not units:
-        return
-    for table in units_dataset(shard_set, units).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        yield from table.to_pylist()
-
-
-def units_dataset(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Dataset:
-    """A Ray Dataset of the units' rows, one block a unit, in order."""
-    items = []
-    for unit in units:
-        place = {group: i for i, group in enumerate(unit.groups)}
-        items.append({"groups": [shard_set.locate_group(g) for g in unit.groups], "rows": [(place[row.group], row.row) for row in unit.rows]})
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    return ray.data.from_items([{"unit": item} for item in items], override_num_blocks=len(items)).map_batches(
-        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS
-    )
-
-
-def read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
-    (unit,) = batch["unit"]
-    return read_rows([(uri, int(group)) for uri, group in unit["groups"]], [(int(group), int(row)) for group, row in unit["rows"]])
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

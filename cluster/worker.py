@@ -30,11 +30,6 @@ from detector.predict import Predictor
 from detector.step import train_step
 
 
-def train_worker(job: dict[str, Any]) -> None:
-    """Ray Train calls this on every worker with the job that `cluster.launch` describes."""
-    Worker(job).train()
-
-
 class Worker:
     """One rank's model, optimiser, stream and place in the data. All ranks hold the same state and make the same number of steps."""
 

@@ -30,29 +30,31 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
     from cluster import launch, run_folder, session
     from cluster import tracking as mlflow_tracking
-    from cluster.progress import Progress, track
+    from cluster.progress import Progress, Tracker
 
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
     mlflow_tracking.check_server(uri)
     train_set, val_set = launch.check(config)
-    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
+    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["cluster.worker"] * config.training.workers)
     training = config.training
     what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     session.check_resources(cpus=launch.cpus_needed(config), gpus=training.workers * training.gpus_per_worker, what=what, autoscaling=ray.autoscaling)
 
-    before = run_folder.read(config.run_uri, run_folder.TRACKING) or {}
-    run = mlflow_tracking.open_run(
-        uri, experiment=tracking.experiment, storage=config.storage, name=config.name, run_id=before.get("run_id"), tags={"run_folder": config.run_uri}
-    )
-    run_folder.write(config.run_uri, run_folder.TRACKING, {"uri": uri, "experiment": tracking.experiment, "run_id": run.run_id})
-    run.log_params(run_folder.flatten(launch.identity(config, train_set, val_set)))
-    run.log_text(config.model_dump_json(indent=1), "config.json")
     progress = Progress(config.name)
+    tracker = Tracker(
+        uri=uri,
+        experiment=tracking.experiment,
+        storage=config.storage,
+        run=config.run_uri,
+        name=config.name,
+        params=run_folder.flatten(launch.identity(config, train_set, val_set)),
+        config=config.model_dump_json(indent=1),
+    )
 
     def on_event(event: dict) -> None:
         progress(event)
-        track(run, event)
+        tracker(event)
 
     status = "FAILED"
     try:
@@ -62,7 +64,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         status = "KILLED"
         raise
     finally:
-        run.finish(status)
+        tracker.finish(status)
     print(f"run      {config.run_uri}")
     print(f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs, {best['checkpoint']}")
     print(f"see it   {mlflow_tracking.ui_command(uri)}")
