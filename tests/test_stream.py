@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster import ingest, plan
+from cluster.shards import ShardSet, open_shard_set
+from cluster.stream import Stream, ahead, evaluation_batches, ordered_map
+
+CANVAS = (64, 96)
+AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
+
+
+@pytest.fixture(scope="module")
+def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """24 images in row groups of 5: 5 groups, the last one of 4."""
+    output = str(tmp_path_factory.mktemp("shards") / "train")
+    planned = ingest.plan_shards(
+        annotations=f"{small_coco}/annotations/instances_train.json",
+        images=f"{small_coco}/images/train",
+        output=output,
+        seed=0,
+        shard_bytes=64 << 20,
+        row_group_rows=5,
+        max_quarantined=0.0,
+        overwrite=False,
+    )
+    ingest.write_shards(planned, say=lambda line: None)
+    return open_shard_set(output)
+
+
+def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
+    return Stream(shard_set, rank=rank, ranks=ranks, batch=batch, canvas=CANVAS, seed=7, augmentation=AUGMENTATION, window=2)
+
+
+def ids(batches: Iterator) -> list[list[int]]:
+    return [batch.image_ids.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: int) -> None:
+    read = [ids(stream(shard_set, rank, ranks).epoch(0, [(0, 24)])) for rank in range(ranks)]
+    # ceil(24 / ranks) rows a rank in batches of 4: 24/4 = 6, 12/4 = 3, 8/4 = 2 steps.
+    assert [len(batches) for batches in read] == [{1: 6, 2: 3, 3: 2}[ranks]] * ranks
+    seen = Counter(i for batches in read for batch in batches for i in batch)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 24
+
+
+def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:
+    """Two ranks make two of their steps; then one rank does the rest."""
+    before = [i for rank in range(2) for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2] for i in batch]
+    left = plan.advance([(0, 24)], ranks=2, batch=4, done=2)
+    after = [i for batch in ids(stream(shard_set, 0, 1).epoch(3, left)) for i in batch]
+    assert len(before) == 16
+    assert len(after) == 8
+    assert len(set(before + after)) == 24
+
+
+def test_a_shorter_share_ends_with_fillers_that_are_ignore_regions(shard_set: ShardSet) -> None:
+    # 5 rows over 2 ranks: 3 and 2, both one step of 4.
+    batches = [batch for rank in range(2) for batch in stream(shard_set, rank, 2).epoch(0, [(0, 5)])]
+    assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [3, 2]
+    filler = batches[1].image_ids < 0
+    assert (batches[1].labels_BG[filler] == -1).all()
+    assert (batches[1].boxes_BG4[filler, 0] == torch.tensor([-96.0, -64.0, 192.0, 128.0])).all()
+
+
+def test_a_rank_without_rows_gets_fillers_only(shard_set: ShardSet) -> None:
+    (batch,) = stream(shard_set, 1, 2).epoch(0, [(0, 1)])
+    assert batch.image_ids.tolist() == [-1] * 4
+
+
+def test_nothing_left_is_no_batch(shard_set: ShardSet) -> None:
+    assert list(stream(shard_set, 0, 1).epoch(0, [])) == []
+
+
+def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> None:
+    """The same image read by another rank, in another batch, after a resume, looks the same; in another epoch it does not."""
+
+    def pixels(rank: int, ranks: int, epoch: int) -> dict[int, torch.Tensor]:
+        batches = stream(shard_set, rank, ranks, batch=3).epoch(epoch, [(0, 24)])
+        return {int(i): image for batch in batches for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    whole, shared, later = pixels(0, 1, 0), pixels(1, 2, 0), pixels(0, 1, 1)
+    assert len(shared) == 12
+    assert all(torch.equal(image, whole[i]) for i, image in shared.items())
+    assert sum(torch.equal(later[i], whole[i]) for i in whole) < 12
+
+
+def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
+    first, again, second = (ids(stream(shard_set, 0, 1).epoch(epoch, [(0, 24)])) for epoch in (0, 0, 1))
+    assert first == again
+    assert first != second
+
+
+def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) -> None:
+    from cluster.scoring import read_truths
+
+    sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
+    found: dict[int, tuple[int, int]] = {}
+    for rank in range(3):
+        for batch, originals in evaluation_batches(shard_set, rank=rank, ranks=3, batch=5, canvas=CANVAS):
+            for image_id, original in zip(batch.image_ids.tolist(), originals, strict=True):
+                assert image_id not in found
+                found[image_id] = original
+    assert found == sizes
+
+
+def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
+    from cluster.scoring import read_truths
+
+    crowds = {t.image_id for t in read_truths(shard_set) if t.crowd_N.any()}
+    assert crowds
+    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvas=CANVAS, seed=0)
+    for batch in plain.epoch(0, [(0, 24)]):
+        for image_id, boxes, labels in zip(batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True):
+            region = (labels == -1) & (boxes[:, 2] > boxes[:, 0])
+            assert bool(region.any()) == (image_id in crowds)
+
+
+def test_ordered_map_keeps_order_on_several_threads() -> None:
+    assert list(ordered_map(lambda x: x * x, iter(range(50)), threads=3)) == [x * x for x in range(50)]
+
+
+def test_an_error_in_the_reading_thread_reaches_the_loop() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    items = ahead(broken(), depth=2)
+    assert next(items) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(items)
+
+
+def test_leaving_early_stops_the_reading_thread() -> None:
+    made: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            made.append(1)
+            yield 1
+
+    items = ahead(endless(), depth=2)
+    next(items)
+    items.close()
+    count = len(made)
+    assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
