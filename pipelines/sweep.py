@@ -1,0 +1,83 @@
+"""Search the focal loss (gamma, alpha) and, if asked, the learning rate: several short trainings, the best configuration as YAML.
+
+    python -m pipelines.sweep --config pipelines/recipes/small_r18.yaml --data.train runs/data/train --data.val runs/data/val --name cells \
+        --sweep.trials 8 --sweep.concurrent 2 --sweep.epochs 5
+
+Repeating the command continues an interrupted sweep: finished trials are kept, those under way go on from their checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from cluster.launch import TrainConfig
+from cluster.session import RayConfig
+from cluster.tracking import TrackingConfig
+from pipelines.command_line import run_verb
+from pipelines.train import TrainVerb
+from tune.space import SweepConfig
+
+
+class SweepVerb(TrainVerb):
+    """Search hyper-parameters of RetinaNet."""
+
+    sweep: SweepConfig = Field(SweepConfig(), description="what is searched, with what budget")
+
+
+def main(config: SweepVerb) -> None:
+    training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    sweep(training, config.sweep, ray=config.ray, tracking=config.tracking)
+
+
+def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict[str, Any]:
+    """Run, continue or find the sweep `config.name`; returns {"best": URI of best.yaml, "records": the trials' records, best first}."""
+    from cluster import session, storage
+    from cluster import tracking as mlflow_tracking
+    from tune import search
+
+    mlflow_uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
+    mlflow_tracking.check_server(mlflow_uri)
+    uri = search.sweep_uri(config.storage, config.name)
+    search.check(config, budget, uri)
+    if storage.exists(storage.join(uri, search.RESULTS)):
+        records = storage.read_json(storage.join(uri, search.RESULTS))
+        print(f"{uri}: this sweep is finished; nothing was tried again")
+    else:
+        session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
+        at_once = trials_at_once(budget, autoscaling=ray.autoscaling)
+        records = search.tracked(
+            config, budget, uri=uri, concurrent=at_once, mlflow_uri=mlflow_uri, experiment=tracking.experiment, say=lambda line: print(f"[sweep] {line}", flush=True)
+        )
+    failed = [record for record in records if record["status"] == "failed"]
+    print(f"trials   {len(records)}, of which {len(failed)} failed: {storage.join(uri, search.TABLE)}")
+    for record in failed[:5]:
+        print(f"         {record['trial']}: {record['reason']}")
+    print(f"best     {records[0]['trial']}: AP {records[0]['AP']:.4f} with {search.shown(records[0]['sample'])}")
+    print(f"use it   train --config {storage.join(uri, search.BEST)} --data.train {config.data.train} --data.val {config.data.val} --name {config.name}-best")
+    print(f"see it   {mlflow_tracking.ui_command(mlflow_uri)}")
+    return {"best": storage.join(uri, search.BEST), "records": records}
+
+
+def trials_at_once(budget: SweepConfig, *, autoscaling: bool) -> int:
+    """`sweep.concurrent`, or what the cluster holds, said in one line; `UsageError` when it cannot hold one trial."""
+    import ray
+
+    from cluster import session
+    from tune import search
+
+    cpus, gpus = search.cpus_needed(budget), budget.workers * budget.gpus_per_worker
+    what = f"one trial (sweep.workers {budget.workers} x (sweep.cpus_per_worker {budget.cpus_per_worker:g} + 0.25 for reading) + 0.01)"
+    session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=autoscaling)
+    if autoscaling:
+        return budget.concurrent
+    total = ray.cluster_resources()
+    fits = search.fitting(budget, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    if fits < budget.concurrent:
+        print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: each needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}")
+    return fits
+
+
+if __name__ == "__main__":
+    run_verb(SweepVerb, main, description="Search hyper-parameters with Ray Tune: Optuna proposes, ASHA stops early, the best configuration is written as YAML.")
