@@ -12,6 +12,9 @@ from torch import Tensor
 SLOT_STEP = 16
 """Slots are padded to a multiple of this, so that compiled code sees few shapes."""
 
+EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
+"""An ignore region that covers every anchor: those of P7 reach far beyond the edges of a small canvas."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -56,9 +59,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for i, sample in enumerate(samples):
         images[i] = sample.image
         if sample.image_id < 0:
-            height, width = sample.image.shape[1:]
-            # Larger than the canvas, because border anchors reach over its edge and must be covered too.
-            boxes[i, 0] = torch.tensor([-width, -height, 2 * width, 2 * height], dtype=torch.float32)
+            boxes[i, 0] = torch.tensor(EVERYTHING)
         elif count := len(sample.labels_N):
             boxes[i, :count] = torch.from_numpy(sample.boxes_N4)
             labels[i, :count] = torch.from_numpy(sample.labels_N)

@@ -76,7 +76,7 @@ def train_step(
         classification=float(totals[0] / normaliser), box=float(totals[1] / normaliser), positives=float(totals[2]), gradient_norm=gradient_norm
     )
     if not (math.isfinite(gradient_norm) and math.isfinite(report.classification) and math.isfinite(report.box)):
-        mine = not math.isfinite(float(classification) + float(box))
+        mine = not math.isfinite(float(classification.detach() + box.detach()))
         blame = "this rank's own loss" if mine else "the gradient, or the loss of another rank"
         raise NonFiniteLoss(
             f"{blame} is not finite (classification {report.classification}, box {report.box}, gradient norm {gradient_norm}); "
