@@ -1,0 +1,155 @@
+"""The anchor grid by hand and against torchvision's, and the matching rules against torchvision's matcher."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
+
+from detector.anchors import BACKGROUND, IGNORED, STRIDES, anchor_grid, level_shapes, match
+
+SIZES = (32, 64, 128, 256, 512)
+OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+
+
+def grid(height: int, width: int, **changed) -> list[torch.Tensor]:
+    return anchor_grid(height, width, **{"base_sizes": SIZES, "scales": OCTAVE, "ratios": (0.5, 1.0, 2.0)} | changed)
+
+
+def random_boxes(generator: torch.Generator, count: int, side: float) -> torch.Tensor:
+    """Boxes of 8 px to `side` px on a canvas of that side."""
+    corner, sides = torch.rand((count, 2), generator=generator) * side * 0.8, 8 + torch.rand((count, 2), generator=generator) * side * 0.7
+    return torch.cat([corner, corner + sides], dim=1)
+
+
+def padded(*images: tuple[list[list[float]], list[int]], slots: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """(boxes, labels) of each image -> boxes_BG4 and labels_BG with zeros and -1 in the slots that stay free."""
+    boxes, labels = torch.zeros(len(images), slots, 4), torch.full((len(images), slots), -1)
+    for i, (its_boxes, its_labels) in enumerate(images):
+        if its_boxes:
+            boxes[i, : len(its_boxes)], labels[i, : len(its_labels)] = torch.tensor(its_boxes), torch.tensor(its_labels)
+    return boxes, labels
+
+
+def test_level_shapes_by_hand():
+    # 800: /8 = 100, /16 = 50, /32 = 25, /64 = 12.5 -> 13, /128 = 6.25 -> 7. 1344: 168, 84, 42, 21, 10.5 -> 11.
+    assert level_shapes(800, 1344) == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+
+
+def test_grid_by_hand():
+    (p3, *_) = grid(64, 64, scales=(1.0,), ratios=(1.0, 4.0))
+    # 8 x 8 positions, 2 anchors each. Side 32: +-16. Ratio 4 (height / width): width 32 / 2 = 16, height 32 * 2 = 64.
+    assert p3.shape == (128, 4)
+    assert torch.equal(p3[:2], torch.tensor([[-16.0, -16, 16, 16], [-8, -32, 8, 32]]))
+    # Second position of the first row: 8 px to the right. Second row: 16 anchors on, 8 px down.
+    assert torch.equal(p3[2], torch.tensor([-8.0, -16, 24, 16]))
+    assert torch.equal(p3[16], torch.tensor([-16.0, -8, 16, 24]))
+
+
+def test_order_at_a_position_is_ratio_then_scale():
+    first = grid(64, 64, scales=(1.0, 2.0), ratios=(1.0, 4.0))[0][:4]
+    sides = first[:, 2:] - first[:, :2]
+    # (width, height): ratio 1 at 32 and 64, then ratio 4 at 32 (16 x 64) and 64 (32 x 128).
+    assert torch.equal(sides, torch.tensor([[32.0, 32], [64, 64], [16, 64], [32, 128]]))
+
+
+def test_count_on_the_paper_canvas():
+    # 9 x (100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11) = 9 x 22,400 = 201,600.
+    assert sum(len(level) for level in grid(800, 1344)) == 201_600
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (320, 448)])
+def test_same_grid_as_torchvision(height, width):
+    # torchvision's RetinaNet cuts its sizes to whole pixels, 32, 40, 50 on P3: other shares of the base on every level, so level by level.
+    for level, ((rows, columns), stride, base) in enumerate(zip(level_shapes(height, width), STRIDES, SIZES, strict=True)):
+        sizes = (base, int(base * 2 ** (1 / 3)), int(base * 2 ** (2 / 3)))
+        generator = AnchorGenerator(sizes=(sizes,), aspect_ratios=((0.5, 1.0, 2.0),))
+        # It takes the stride from image side // rows, so the image is what the rows and columns cover.
+        image = ImageList(torch.zeros(1, 3, rows * stride, columns * stride), [(height, width)])
+        (expected,) = generator(image, [torch.zeros(1, 1, rows, columns)])
+        assert torch.equal(grid(height, width, scales=[size / base for size in sizes])[level], expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_matches_like_torchvision(seed):
+    generator = torch.Generator().manual_seed(seed)
+    anchors = torch.cat(grid(128, 128))
+    counts = [1, 3, 7]
+    boxes_BG4, labels_BG = torch.zeros(3, 8, 4), torch.full((3, 8), -1)
+    for i, count in enumerate(counts):
+        boxes_BG4[i, :count] = random_boxes(generator, count, 128)
+        labels_BG[i, :count] = torch.randint(0, 5, (count,), generator=generator)
+    ours = match(anchors, boxes_BG4, labels_BG).slot_BA
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    for i, count in enumerate(counts):
+        theirs = matcher(box_iou(boxes_BG4[i, :count], anchors))
+        assert (BACKGROUND, IGNORED) == (Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS)
+        assert torch.equal(ours[i], theirs)
+
+
+def test_thresholds_by_hand():
+    # One box of 10 x 10. Anchors: itself; 10 x 6 inside (IoU 0.6); 10 x 4.5 inside (0.45, between); 10 x 3 inside (0.3); far away.
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4.5], [0, 0, 10, 3], [50, 50, 60, 60]])
+    boxes, labels = padded(([[0.0, 0, 10, 10]], [2]))
+    matches = match(anchors, boxes, labels)
+    assert matches.slot_BA.tolist() == [[0, 0, IGNORED, BACKGROUND, BACKGROUND]]
+    assert float(matches.positives) == 2
+
+
+def test_the_thresholds_themselves():
+    # IoU exactly 0.5 is positive, exactly 0.4 is between (both representable: 5 / 10 and 4 / 10 of one box).
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4]])
+    boxes, labels = padded(([[0.0, 0, 10, 10]], [0]))
+    assert match(anchors, boxes, labels).slot_BA.tolist() == [[0, 0, IGNORED]]
+
+
+def test_an_object_that_no_anchor_fits_gets_its_best_ones():
+    # A box of 4 x 4 inside two anchors of 16 x 16 that overlap it equally (16 / 256) and one that touches a corner of it.
+    anchors = torch.tensor([[0.0, 0, 16, 16], [-4, -4, 12, 12], [7, 7, 23, 23]])
+    boxes, labels = padded(([[4.0, 4, 8, 8]], [1]))
+    matches = match(anchors, boxes, labels)
+    assert matches.slot_BA.tolist() == [[0, 0, BACKGROUND]]
+    assert float(matches.positives) == 2
+
+
+def test_crowds_and_ignored_objects_silence_the_background_beneath():
+    # The region covers the first anchor wholly, 6 of 10 columns of the second, 4 of 10 of the third; the fourth is an object's own.
+    anchors = torch.tensor([[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [10, 0, 20, 10]])
+    boxes, labels = padded(([[0.0, 0, 20, 10], [10.0, 0, 20, 10]], [-1, 0]))
+    slots = match(anchors, boxes, labels).slot_BA[0].tolist()
+    # Second anchor: IoU with the object 6 / 14 = 0.43 is between; take it without the object to see the region alone.
+    assert slots[0] == IGNORED and slots[3] == 1
+    alone = match(anchors, *padded(([[0.0, 0, 20, 10]], [-1]))).slot_BA[0].tolist()
+    assert alone == [IGNORED, IGNORED, BACKGROUND, IGNORED]
+
+
+def test_empty_truth_and_padding_are_background():
+    anchors = torch.cat(grid(64, 64))
+    matches = match(anchors, *padded(([], []), ([], [])))
+    assert (matches.slot_BA == BACKGROUND).all()
+    assert float(matches.positives) == 0
+
+
+def test_padding_never_matches_and_images_do_not_mix():
+    anchors = torch.cat(grid(64, 64))
+    boxes, labels = padded(([[0.0, 0, 40, 40]], [0]), ([], []), slots=16)
+    both = match(anchors, boxes, labels)
+    assert (both.slot_BA[1] == BACKGROUND).all()
+    assert set(both.slot_BA[0].unique().tolist()) <= {0, BACKGROUND, IGNORED}
+    alone = match(anchors, *padded(([[0.0, 0, 40, 40]], [0]), slots=1))
+    assert torch.equal(both.slot_BA[0], alone.slot_BA[0])
+    assert float(both.positives) == float(alone.positives) > 0
+
+
+def test_every_object_on_a_canvas_has_an_anchor():
+    # The promise of low-quality matches: a box from 2 px to the whole canvas, wherever it lies, is somebody's.
+    anchors = torch.cat(grid(128, 128))
+    for side in (2.0, 5.0, 20.0, 60.0, 128.0):
+        corner = (128 - side) * math.pi / 7
+        boxes, labels = padded(([[corner, corner / 2, corner + side, corner / 2 + side]], [0]))
+        assert float(match(anchors, boxes, labels).positives) >= 1, side

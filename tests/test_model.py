@@ -1,0 +1,121 @@
+"""The dense network: shapes, start, normalisation choices, and torchvision's RetinaNet as the oracle of its arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from detector.anchors import level_shapes
+from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
+
+
+def pictures(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def small_net(**changed) -> RetinaNet:
+    torch.manual_seed(0)
+    return RetinaNet(**{"classes": 5, "backbone": "resnet18", "width": 64} | changed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96)])
+def test_one_output_for_each_anchor(height, width):
+    net = small_net().eval()
+    logits, deltas = net(pictures(2, height, width))
+    # 64 x 64: 9 x (64 + 16 + 4 + 1 + 1) = 774; 64 x 96: 9 x (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1) = 9 x 129 = 1161.
+    expected = {64: 774, 96: 1161}[width]
+    assert logits.shape == (2, expected, 5) and deltas.shape == (2, expected, 4)
+    levels = net.anchors(height, width)
+    assert [len(level) for level in levels] == [9 * rows * columns for rows, columns in level_shapes(height, width)]
+    assert sum(len(level) for level in levels) == expected
+
+
+@torch.no_grad()
+def test_starts_at_the_prior():
+    # Section 4.1: every anchor starts as an object with probability about pi, so that the first losses are not swamped by background.
+    for prior in (0.01, 0.1):
+        logits, deltas = small_net(prior=prior).eval()(pictures(2, 64, 64))
+        assert float(logits.sigmoid().mean()) == pytest.approx(prior, rel=0.1)
+        assert float(deltas.abs().mean()) < 0.1
+
+
+@torch.no_grad()
+def test_images_of_a_batch_do_not_mix():
+    net = small_net(head_norm="group").eval()
+    images = pictures(3, 64, 64)
+    together, alone = net(images)[0], net(images[1:2])[0]
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+@torch.no_grad()
+def test_pixels_may_be_bytes_or_floats():
+    net = small_net().eval()
+    images = pictures(1, 64, 64)
+    assert torch.equal(net(images)[0], net(images.float())[0])
+
+
+def test_every_weight_learns():
+    net = small_net(head_norm="group", p6_from="c5")
+    logits, deltas = net(pictures(2, 64, 64))
+    (logits.square().sum() + deltas.square().sum()).backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_frozen_norm_has_nothing_to_learn_and_does_not_drift():
+    net = small_net(norm="frozen").train()
+    names = [name for name, _ in net.named_parameters()]
+    assert not [name for name in names if "bn" in name]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net(pictures(2, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_net_without_classes_is_refused():
+    with pytest.raises(ValueError, match="classes 0"):
+        RetinaNet(classes=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("p6_from", ["p5", "c5"])
+def test_same_outputs_as_torchvision(p6_from):
+    torch.manual_seed(1)
+    ours = RetinaNet(classes=4, backbone="resnet18", width=256, p6_from=p6_from).eval()
+    trunk = torchvision.models.resnet18(weights=None)
+    extra = LastLevelP6P7(256 if p6_from == "p5" else 512, 256)
+    pyramid = _resnet_fpn_extractor(trunk, 5, returned_layers=[2, 3, 4], extra_blocks=extra).eval()
+    head = RetinaNetHead(256, num_anchors=9, num_classes=4)
+    if p6_from == "c5":
+        # torchvision feeds P6 from C5 where the channels say so.
+        assert not extra.use_P5
+    copy_weights(ours, pyramid, head)
+    images = pictures(2, 64, 96)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
+    expected = head(list(pyramid((images / 255 - mean) / std).values()))
+    logits, deltas = ours(images)
+    assert torch.allclose(logits, expected["cls_logits"], atol=1e-4)
+    assert torch.allclose(deltas, expected["bbox_regression"], atol=1e-4)
+
+
+def copy_weights(ours: RetinaNet, pyramid: torch.nn.Module, head: RetinaNetHead) -> None:
+    """Our weights into torchvision's modules, by the names that torchvision gives them."""
+    state = {f"body.{name.replace('stem.0', 'conv1').replace('stem.1', 'bn1')}": value for name, value in ours.backbone.state_dict().items()}
+    for i in range(3):
+        state |= {f"fpn.inner_blocks.{i}.0.{k}": v for k, v in ours.pyramid.lateral[i].state_dict().items()}
+        state |= {f"fpn.layer_blocks.{i}.0.{k}": v for k, v in ours.pyramid.output[i].state_dict().items()}
+    for name in ("p6", "p7"):
+        state |= {f"fpn.extra_blocks.{name}.{k}": v for k, v in getattr(ours.pyramid, name).state_dict().items()}
+    pyramid.load_state_dict(state)
+    for theirs, our_head, output in ((head.classification_head, ours.class_head, "cls_logits"), (head.regression_head, ours.box_head, "bbox_reg")):
+        # Every weight away from its start, so that a head read in the wrong order shows.
+        for p in our_head.parameters():
+            p.normal_(std=0.02)
+        weights = {f"{output}.{k}": v for k, v in our_head.output.state_dict().items()}
+        for i, convolution in enumerate(m for m in our_head.tower if isinstance(m, torch.nn.Conv2d)):
+            weights |= {f"conv.{i}.0.{k}": v for k, v in convolution.state_dict().items()}
+        theirs.load_state_dict(weights)
