@@ -1,0 +1,225 @@
+"""One image's way, through the verbs: shards in a bucket -> two workers -> checkpoints -> evaluation -> registry -> predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cluster import launch, run_folder, storage
+from cluster.errors import PlainError, UsageError
+from cluster.session import RayConfig
+from cluster.tracking import TrackingConfig
+
+ROOT = Path(__file__).parent.parent
+TINY: dict[str, Any] = {
+    "model": {"backbone": "resnet18", "width": 64, "head_norm": "group", "anchors": {"base_sizes": [12, 24, 48, 96, 192]}},
+    "canvas": {"height": 96, "width": 128},
+    "optimizer": {"name": "adamw", "learning_rate": 0.001, "ema_images": 20},
+    "training": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_steps": 2, "evaluate_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(ray_cluster: str, s3: str, small_coco: Path) -> dict[str, str]:
+    """The small set's two splits as shard sets in a bucket of this module's own, and the bucket."""
+    import boto3
+
+    from pipelines.prepare import PrepareConfig, main
+
+    boto3.client("s3").create_bucket(Bucket="train-tests")
+    uris = {"bucket": "s3://train-tests"}
+    for split in ("train", "val"):
+        uris[split] = f"s3://train-tests/data/{split}"
+        annotations = f"{small_coco}/annotations/instances_{split}.json"
+        main(PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=uris[split], row_group_rows=4))
+    return uris
+
+
+def config(shards: dict[str, str], **changes: Any) -> launch.TrainConfig:
+    sections = {**TINY, "data": {"train": shards["train"], "val": shards["val"]}, "storage": f"{shards['bucket']}/store", "name": "cells", **changes}
+    return launch.TrainConfig.model_validate(sections)
+
+
+@pytest.fixture(scope="module")
+def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A finished run of two epochs, its events as printed, and the MLflow store it is recorded in."""
+    from pipelines.train import train
+
+    store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    chosen = config(shards)
+    best = train(chosen, ray=RayConfig(), tracking=TrackingConfig(uri=store))
+    return {"config": chosen, "best": best, "store": store}
+
+
+def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str, Any], shards: dict[str, str]) -> None:
+    run = trained["config"].run_uri
+    # 24 train images, two epochs, a checkpoint after each.
+    assert run_folder.checkpoints(run) == [f"{run}/checkpoints/images-{n:012d}" for n in (24, 48)]
+    names = {os.path.basename(uri) for uri, _ in storage.list_files(f"{run}/checkpoints/images-000000000048")}
+    assert names == {"model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
+    assert trained["best"]["images_seen"] == 48
+    assert trained["best"]["weights"] == "ema"
+    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+    import mlflow
+
+    recorded = run_folder.read(run, run_folder.TRACKING)
+    found = mlflow.MlflowClient(trained["store"]).get_run(recorded["run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model.backbone"] == "resnet18"
+    assert found.data.params["data.train"]
+    assert {"train/classification", "train/images_per_second", "val/AP", "val/AP50"} <= found.data.metrics.keys()
+    history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "train/classification")
+    # 24 images in steps of 4, two steps a line: after 8, 16, 24, ... images.
+    assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
+
+
+def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) -> None:
+    assert launch.launch(trained["config"]) == trained["best"]
+
+
+def test_another_configuration_under_the_same_name_is_refused(trained: dict[str, Any], shards: dict[str, str]) -> None:
+    changed = config(shards, loss={"gamma": 1.0})
+    with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
+        launch.launch(changed)
+
+
+def test_worker_counts_may_differ_when_a_run_is_continued(trained: dict[str, Any], shards: dict[str, str]) -> None:
+    assert launch.launch(config(shards, training={**TINY["training"], "workers": 1, "cpus_per_worker": 1.0})) == trained["best"]
+
+
+def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path) -> None:
+    """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by pycocotools on the user's own JSON are one number."""
+    from pipelines import evaluate, predict, register
+
+    run = trained["config"].run_uri
+    evaluated = f"{shards['bucket']}/evaluation"
+    resources = {"workers": 1, "cpus_per_worker": 1.0}
+    evaluate.main(evaluate.EvaluateConfig(run=run, data=shards["val"], output=evaluated, overlays=2, **resources))
+    table = storage.read_json(f"{evaluated}/metrics.json")
+    assert table["images"] == 8
+    assert table["AP"] == pytest.approx(trained["best"]["AP"], abs=1e-3)
+    written = {os.path.relpath(uri, evaluated) for uri, _ in storage.list_files(evaluated)}
+    assert {"metrics.json", "table.txt", "precision_recall.png"} <= written
+    assert len([name for name in written if name.startswith("overlays/")]) == 2
+
+    register.main(register.RegisterConfig(run=run, name="cells"))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in (small_coco / "images/val").iterdir():
+        (pictures / path.name).write_bytes(path.read_bytes())
+    (pictures / "broken.jpg").write_bytes(b"not a picture")
+    output = str(tmp_path / "predictions")
+    annotations = str(small_coco / "annotations/instances_val.json")
+    chosen = predict.PredictConfig(
+        model="models:/cells@champion",
+        images=str(pictures),
+        output=output,
+        annotations=annotations,
+        overlays=1,
+        tracking=TrackingConfig(uri=trained["store"]),
+        **resources,
+    )
+    predict.main(chosen)
+    summary = storage.read_json(f"{output}/summary.json")
+    assert (summary["model_version"], summary["images"], summary["ok"], summary["errors"]) == ("models:/cells/1", 9, 8, 1)
+    rows = read_parquet(f"{output}/predictions.parquet")
+    assert [Path(row["uri"]).name for row in rows] == sorted(path.name for path in pictures.iterdir())
+    (broken,) = (row for row in rows if row["status"] == "error")
+    assert broken["uri"].endswith("broken.jpg")
+    assert "cannot be decoded" in broken["error"]
+
+    results = json.loads(Path(output, "coco_results.json").read_text())
+    truth = COCO(annotations)
+    scored = COCOeval(truth, truth.loadRes(results), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert scored.stats[0] == pytest.approx(table["AP"], abs=1e-6)
+    assert scored.stats[1] == pytest.approx(table["AP50"], abs=1e-6)
+
+    with pytest.raises(UsageError, match="holds a finished prediction"):
+        predict.main(chosen)
+
+
+def read_parquet(path: str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+def test_a_killed_driver_continues_from_its_checkpoint(shards: dict[str, str], ray_cluster: str, tmp_path: Path) -> None:
+    """SIGKILL after the first checkpoint inside an epoch; the same command goes on in the same MLflow run and sees every image once an epoch."""
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**TINY, "training": {**TINY["training"], "epochs": 3, "checkpoint_images": 8}}))
+    command = [sys.executable, "-m", "pipelines.train", "--config", str(recipe), "--name", "killed", "--storage", f"{shards['bucket']}/store"]
+    command += ["--data.train", shards["train"], "--data.val", shards["val"], "--tracking.uri", store, "--ray.address", ray_cluster]
+    run = f"{shards['bucket']}/store/runs/killed"
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seen: list[str] = []
+    for line in first.stdout:
+        seen.append(line)
+        if "/checkpoints/" in line:
+            first.send_signal(signal.SIGKILL)
+            break
+    first.stdout.close()
+    assert first.wait() == -signal.SIGKILL, "".join(seen)
+    before = run_folder.read(run, run_folder.TRACKING)
+    assert run_folder.read(run, run_folder.FINISHED) is None
+
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "continuing from" in second.stdout
+    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 72, "epochs": 3}
+    assert run_folder.read(run, run_folder.TRACKING) == before
+
+    import mlflow
+
+    client = mlflow.MlflowClient(store)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [r.info.run_id for r in runs] == [before["run_id"]]
+    assert runs[0].info.status == "FINISHED"
+
+
+def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
+    """A learning rate that throws the weights to infinity ends in the message of the step, with the images."""
+    wild = {**TINY["optimizer"], "name": "sgd", "learning_rate": 10.0, "clip_norm": 1e9, "warmup": 0.0}
+    broken = config(shards, name="wild", optimizer=wild, training={**TINY["training"], "retries": 0, "amp": False, "epochs": 50})
+    with pytest.raises(PlainError, match="is not finite .* images of this rank: .* the weights were not updated"):
+        launch.launch(broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}}, "not a shard set"),
+        ({"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}}, "no-such-bucket"),
+        ({"storage": "s3://no-such-bucket/store"}, "no-such-bucket"),
+    ],
+)
+def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        launch.check(config(shards, **{"name": "refused", **changes}))
+
+
+def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
+    from pipelines.train import train
+
+    greedy = config(shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0})
+    with pytest.raises(UsageError, match="needs 9 CPUs, the cluster has 4"):
+        train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(shards: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="batch_size 4: must be a multiple of training.workers 3"):
+        config(shards, training={**TINY["training"], "workers": 3})
