@@ -1,0 +1,51 @@
+"""Samples of one canvas become tensors of fixed shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from detector.batch import SLOT_STEP, Sample, collate
+
+
+def sample(objects: int, image_id: int, *, value: int = 0) -> Sample:
+    boxes = np.arange(4 * objects, dtype=np.float32).reshape(objects, 4)
+    return Sample(torch.full((3, 32, 64), value, dtype=torch.uint8), boxes, np.arange(objects), (30, 60 - image_id), image_id)
+
+
+def test_everything_is_where_it_belongs():
+    batch = collate([sample(2, 5, value=7), sample(0, 6, value=8), sample(3, 9, value=9)])
+    assert batch.images.shape == (3, 3, 32, 64) and batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images[:, 0, 0, 0].tolist() == [7, 8, 9]
+    assert batch.image_ids.tolist() == [5, 6, 9]
+    assert batch.sizes_B2.tolist() == [[30, 55], [30, 54], [30, 51]]
+    assert batch.labels_BG[0, :3].tolist() == [0, 1, -1] and batch.labels_BG[2, :4].tolist() == [0, 1, 2, -1]
+    assert batch.boxes_BG4[2, 2].tolist() == [8, 9, 10, 11]
+    assert (batch.labels_BG[1] == -1).all() and (batch.boxes_BG4[1] == 0).all()
+    assert (batch.labels_BG.dtype, batch.boxes_BG4.dtype, batch.image_ids.dtype) == (torch.int64, torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(("most", "slots"), [(0, 16), (1, 16), (16, 16), (17, 32), (40, 48)])
+def test_slots_come_in_steps(most, slots):
+    assert SLOT_STEP == 16
+    assert collate([sample(most, 1)]).boxes_BG4.shape == (1, slots, 4)
+    assert collate([sample(most, 1), sample(0, 2)]).labels_BG.shape == (2, slots)
+
+
+def test_a_filler_is_one_ignore_region_and_has_no_objects():
+    batch = collate([sample(3, -1), sample(1, 4)])
+    assert (batch.labels_BG[0] == -1).all()
+    x1, y1, x2, y2 = batch.boxes_BG4[0, 0].tolist()
+    assert x1 < 0 and y1 < 0 and x2 > 64 and y2 > 32
+    assert (batch.boxes_BG4[0, 1:] == 0).all()
+    assert batch.labels_BG[1, 0] == 0
+
+
+def test_to_moves_every_field_and_keeps_the_layout():
+    batch = collate([sample(2, 5)])
+    moved = batch.to("cpu")
+    for name in ("images", "boxes_BG4", "labels_BG", "sizes_B2", "image_ids"):
+        assert torch.equal(getattr(moved, name), getattr(batch, name))
+    assert moved.images.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,144 @@
+"""From logits to detections: torchvision's post-processing as the oracle, and each rule by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
+
+from detector.anchors import anchor_grid
+from detector.decode import decode_detections
+
+CLASSES = 3
+LEVELS = anchor_grid(64, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0))
+ANCHORS = sum(len(level) for level in LEVELS)
+
+
+def random_outputs(seed: int, images: int, *, shift: float = -2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = shift + 1.5 * torch.randn((images, ANCHORS, CLASSES), generator=generator)
+    return logits, 0.3 * torch.randn((images, ANCHORS, 4), generator=generator)
+
+
+def outputs_of(entries: list[tuple[int, int, float]], images: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are hopeless but for (anchor, class, probability) of the first image, and offsets of zero: every box is its anchor."""
+    logits, deltas = torch.full((images, ANCHORS, CLASSES), -20.0), torch.zeros(images, ANCHORS, 4)
+    for anchor, label, probability in entries:
+        logits[0, anchor, label] = torch.logit(torch.tensor(probability))
+    return logits, deltas
+
+
+def canvas(images: int = 1) -> torch.Tensor:
+    return torch.tensor([[64.0, 96.0]] * images)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(score_threshold=0.05, top_per_level=1000, nms_threshold=0.5, max_detections=100),
+        dict(score_threshold=0.3, top_per_level=40, nms_threshold=0.3, max_detections=10),
+    ],
+)
+def test_same_detections_as_torchvision(seed, settings):
+    logits, deltas = random_outputs(seed, 3)
+    sizes = torch.tensor([[64.0, 96.0], [50.0, 96.0], [64.0, 61.0]])
+    ours = decode_detections(logits, deltas, LEVELS, sizes, **settings)
+    names = dict(score_thresh="score_threshold", topk_candidates="top_per_level", nms_thresh="nms_threshold", detections_per_img="max_detections")
+    stand_in = SimpleNamespace(box_coder=BoxCoder((1.0, 1.0, 1.0, 1.0)), **{theirs: settings[name] for theirs, name in names.items()})
+    counts = [len(level) for level in LEVELS]
+    outputs = {"cls_logits": list(logits.split(counts, 1)), "bbox_regression": list(deltas.split(counts, 1))}
+    shapes = [(int(height), int(width)) for height, width in sizes]
+    theirs = TorchvisionRetinaNet.postprocess_detections(stand_in, outputs, [LEVELS] * 3, shapes)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine.scores_N) == len(other["scores"]) > 5
+        np.testing.assert_allclose(mine.scores_N, other["scores"], atol=1e-6)
+        np.testing.assert_array_equal(mine.labels_N, other["labels"])
+        np.testing.assert_allclose(mine.boxes_N4, other["boxes"], atol=1e-3)
+
+
+def test_sorted_cut_to_the_picture_and_no_more_than_asked():
+    logits, deltas = random_outputs(9, 2, shift=0.0)
+    sizes = torch.tensor([[64.0, 96.0], [30.0, 40.0]])
+    for found, (height, width) in zip(decode_detections(logits, deltas, LEVELS, sizes, max_detections=20), sizes.tolist(), strict=True):
+        assert len(found.scores_N) == 20
+        assert (np.diff(found.scores_N) <= 0).all() and (found.scores_N > 0.05).all()
+        assert found.boxes_N4.min() >= 0
+        assert found.boxes_N4[:, [0, 2]].max() <= width and found.boxes_N4[:, [1, 3]].max() <= height
+        assert found.boxes_N4.dtype == found.scores_N.dtype == np.float32 and found.labels_N.dtype == np.int64
+
+
+def test_nms_is_within_a_class():
+    # Anchors 1 and 0 of position (4, 4) of P3: sizes 12 and 8 of ratio 0.5. Widths 12 / sqrt(0.5) = 16.97 and 11.3, heights 8.5 and 5.7, rounded to
+    # half extents 8 x 4 and 6 x 3: IoU (12 * 6) / (16 * 8) = 72 / 128 = 0.5625 > 0.5.
+    first = (4 * 12 + 4) * 6
+    logits, deltas = outputs_of([(first, 0, 0.9), (first + 1, 0, 0.8), (first + 1, 2, 0.7)])
+    (found,) = decode_detections(logits, deltas, LEVELS, canvas())
+    # The second of class 0 is suppressed; the same box of class 2 is nobody's double. Centre (32, 32).
+    assert found.labels_N.tolist() == [0, 2]
+    np.testing.assert_allclose(found.scores_N, [0.9, 0.7], atol=1e-5)
+    np.testing.assert_array_equal(found.boxes_N4, [[26, 29, 38, 35], [24, 28, 40, 36]])
+    # At a threshold above 0.5625 all three stay.
+    (all_three,) = decode_detections(logits, deltas, LEVELS, canvas(), nms_threshold=0.6)
+    assert all_three.labels_N.tolist() == [0, 0, 2]
+
+
+def test_images_of_a_batch_do_not_suppress_each_other():
+    logits, deltas = outputs_of([(300, 1, 0.9)], images=2)
+    logits[1] = logits[0]
+    both = decode_detections(logits, deltas, LEVELS, canvas(2))
+    assert [found.labels_N.tolist() for found in both] == [[1], [1]]
+
+
+def test_no_candidates_gives_empty_arrays():
+    logits, deltas = outputs_of([], images=2)
+    for found in decode_detections(logits, deltas, LEVELS, canvas(2)):
+        assert found.boxes_N4.shape == (0, 4) and found.scores_N.shape == (0,) and found.labels_N.shape == (0,)
+
+
+def test_the_threshold_itself_is_not_passed():
+    logits, deltas = torch.full((1, ANCHORS, CLASSES), -20.0), torch.zeros(1, ANCHORS, 4)
+    # sigmoid(0) = 0.5 exactly; the next representable logit up is above it.
+    logits[0, 10, 0], logits[0, 400, 1] = 0.0, 1e-3
+    (found,) = decode_detections(logits, deltas, LEVELS, canvas(), score_threshold=0.5)
+    assert found.labels_N.tolist() == [1]
+
+
+def test_the_best_of_each_level_go_on():
+    # Levels of 96 * 6 = 576 anchors on P3 and 24 * 6 = 144 on P4. One candidate a level: the best of P3 and the best of P4, though P3 has two better ones.
+    logits, deltas = outputs_of([(5, 0, 0.9), (300, 0, 0.8), (570, 0, 0.7), (576 + 77, 0, 0.6)])
+    (found,) = decode_detections(logits, deltas, LEVELS, canvas(), top_per_level=1)
+    np.testing.assert_allclose(found.scores_N, [0.9, 0.6], atol=1e-5)
+
+
+def test_equal_scores_come_in_the_order_of_the_anchors():
+    # 64 anchors far apart enough not to overlap: one of each second position of P3, the smallest, 8 px with ratio 1 (index 2 of 6).
+    anchors = [(row * 12 + column) * 6 + 2 for row in range(0, 8, 2) for column in range(0, 12, 2)]
+    logits, deltas = outputs_of([(anchor, 0, 0.6) for anchor in reversed(anchors)])
+    (found,) = decode_detections(logits, deltas, LEVELS, canvas())
+    # Centres go through the canvas row by row.
+    lefts, tops = found.boxes_N4[:, 0], found.boxes_N4[:, 1]
+    assert len(lefts) == 24
+    assert (np.lexsort((lefts, tops)) == np.arange(24)).all()
+
+
+def test_an_image_has_the_same_detections_in_any_batch():
+    logits, deltas = random_outputs(3, 6)
+    together = decode_detections(logits, deltas, LEVELS, canvas(6))
+    for i in (0, 5):
+        (alone,) = decode_detections(logits[i : i + 1], deltas[i : i + 1], LEVELS, canvas())
+        np.testing.assert_array_equal(alone.boxes_N4, together[i].boxes_N4)
+        np.testing.assert_array_equal(alone.scores_N, together[i].scores_N)
+        np.testing.assert_array_equal(alone.labels_N, together[i].labels_N)
+
+
+def test_bfloat16_logits_are_scored_in_float32():
+    logits, deltas = random_outputs(1, 1)
+    (half,) = decode_detections(logits.bfloat16(), deltas.bfloat16(), LEVELS, canvas())
+    (full,) = decode_detections(logits.bfloat16().float(), deltas.bfloat16().float(), LEVELS, canvas())
+    np.testing.assert_array_equal(half.scores_N, full.scores_N)
+    np.testing.assert_array_equal(half.boxes_N4, full.boxes_N4)
