@@ -37,6 +37,7 @@ class TrainingConfig(Section):
     checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
     log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
+    log_seconds: float = Field(10.0, ge=0, description="least seconds between lines of progress where the output is not a terminal")
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
@@ -44,7 +45,7 @@ class TrainingConfig(Section):
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
 
-EXECUTION = {"workers", "cpus_per_worker", "gpus_per_worker", "decode_threads", "retries", "log_steps", "keep_checkpoints", "checkpoint_every", "checkpoint_images"}
+EXECUTION = {"workers", "cpus_per_worker", "gpus_per_worker", "decode_threads", "retries", "log_steps", "log_seconds", "keep_checkpoints", "checkpoint_every", "checkpoint_images"}
 """Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
 
 

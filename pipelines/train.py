@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     session.check_resources(cpus=launch.cpus_needed(config), gpus=training.workers * training.gpus_per_worker, what=what, autoscaling=ray.autoscaling)
 
-    progress = Progress(config.name)
+    progress = Progress(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
         uri=uri,
         experiment=tracking.experiment,
