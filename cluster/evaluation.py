@@ -17,7 +17,9 @@ from detector.plots import overlay_figure, precision_recall_figure
 
 
 def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, **resources: Any) -> CocoTable:
-    """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see `scoring.score`."""
+    """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see
+    `scoring.score`.
+    """
     found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set), package, **resources)))
     table = coco_table(scoring.read_truths(shard_set), found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from cluster import run_folder, storage
 from cluster.errors import PlainError, UsageError
-from cluster.shards import ShardSet, open_shard_set
 from cluster.plan import READ_CPUS
+from cluster.shards import ShardSet, open_shard_set
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section
 
 Event = dict[str, Any]
@@ -45,14 +45,27 @@ class TrainingConfig(Section):
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
 
-EXECUTION = {"workers", "cpus_per_worker", "gpus_per_worker", "decode_threads", "retries", "log_steps", "log_seconds", "keep_checkpoints", "checkpoint_every", "checkpoint_images"}
+EXECUTION = {
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "decode_threads",
+    "retries",
+    "log_steps",
+    "log_seconds",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "checkpoint_images",
+}
 """Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
 
 
 class TrainConfig(Section):
     """One training run."""
 
-    name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run's name; the same name and configuration continue the run")
+    name: str = Field(
+        "train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run's name; the same name and configuration continue the run"
+    )
     storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -165,7 +178,9 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker. The loop is imported there: driver and controller do without torch's compiler and the rest (5 CPU seconds each)."""
+    """What Ray Train runs on every worker. The loop is imported there: driver and controller do without torch's compiler and the rest (5 CPU
+    seconds each).
+    """
     from cluster.worker import Worker
 
     Worker(job).train()

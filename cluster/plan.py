@@ -1,7 +1,9 @@
 """Who reads which rows when: pure integer arithmetic over (counts, seed, epoch, ranks, what is left). No Ray, no storage.
 
-An epoch is a sequence of all rows: a seeded permutation of the row groups, dealt into windows of a few groups, rows mixed inside each window. The data
-position is the list of half-open intervals of that sequence that are not yet consumed. Ranks read contiguous cuts of what is left, so every row is read
+An epoch is a sequence of all rows: a seeded permutation of the row groups, dealt into windows of a few groups, rows mixed inside each window. The
+data
+position is the list of half-open intervals of that sequence that are not yet consumed. Ranks read contiguous cuts of what is left, so every row is
+read
 exactly once an epoch, whatever failed and however the number of ranks changed on the way.
 """
 

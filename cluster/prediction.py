@@ -40,9 +40,11 @@ def image_ids(uris: Sequence[str], images: str, annotations: dict[str, Any] | No
 def predict(
     package: str, uris: Sequence[str], folder: str, *, model_version: str, ids: dict[str, int], overlays: int, **resources: Any
 ) -> dict[str, Any]:
-    """Fill the local `folder` with predictions.parquet (one row for every URI, in order), coco_results.json, overlays/ and summary.json, and return the summary.
+    """Fill the local `folder` with predictions.parquet (one row for every URI, in order), coco_results.json, overlays/ and summary.json, and return
+    the summary.
 
-    An unreadable image is a row with status `error` and the reason. COCO results hold the data set's own category ids and XYWH boxes; a file without an id
+    An unreadable image is a row with status `error` and the reason. COCO results hold the data set's own category ids and XYWH boxes; a file
+    without an id
     in `ids` has none there.
     """
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)

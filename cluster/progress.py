@@ -55,7 +55,10 @@ class Progress:
     def on_evaluation(self, event: dict[str, Any]) -> None:
         table = event["table"]
         self.last_ap = f"{table['AP']:.3f}"
-        self.line(f"evaluation after epoch {event['epoch']}: AP {table['AP']:.4f}  AP50 {table['AP50']:.4f}  AP75 {table['AP75']:.4f}  ({table['images']} images)")
+        self.line(
+            f"evaluation after epoch {event['epoch']}, {table['images']} images: "
+            f"AP {table['AP']:.4f}  AP50 {table['AP50']:.4f}  AP75 {table['AP75']:.4f}"
+        )
 
     def line(self, text: str) -> None:
         start = "\r\x1b[K" if self.open_line else ""

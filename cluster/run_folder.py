@@ -1,10 +1,10 @@
 """A training run's folder at its storage URI, and what may be read from it.
 
-    config.json      the configuration that names the run; another one under the same name is refused
-    tracking.json    which MLflow run belongs to it
-    checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py); state.json is uploaded last
-    best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}
-    finished.json    written when all epochs are done
+config.json      the configuration that names the run; another one under the same name is refused
+tracking.json    which MLflow run belongs to it
+checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py); state.json is uploaded last
+best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}
+finished.json    written when all epochs are done
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def claim(run: str, config: dict[str, Any], identity: dict[str, Any]) -> None:
     if differing:
         shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differing[:4])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise UsageError(f"{run}: this run was started with another configuration ({shown}{more}); choose another --name, or repeat the old values to continue it")
+        raise UsageError(
+            f"{run}: this run was started with another configuration ({shown}{more}); choose another --name, or repeat the old values to continue it"
+        )
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -68,7 +70,9 @@ def checkpoint_uri(run: str, images_seen: int) -> str:
 
 
 def publish_checkpoint(run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int) -> str:
-    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep` and the best. Returns the URI."""
+    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep` and the best. Returns the
+    URI.
+    """
     uri = checkpoint_uri(run, images_seen)
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         write_files(folder)
@@ -84,6 +88,10 @@ def best_checkpoint(run: str) -> dict[str, Any]:
     """The run's best.json. `UsageError` where there is none."""
     best = read(run, BEST)
     if best is None:
-        state = "has no evaluated checkpoint yet; let its training reach the first evaluation" if read(run, CONFIG) else "is not a training run's folder; check --run"
+        state = (
+            "has no evaluated checkpoint yet; let its training reach the first evaluation"
+            if read(run, CONFIG)
+            else "is not a training run's folder; check --run"
+        )
         raise UsageError(f"{run}: {state}")
     return best

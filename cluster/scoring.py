@@ -35,7 +35,6 @@ FOUND = pa.schema(
 """What scoring adds to a row: status ok or error (then the reason), px of the upright image, detections best first in its frame."""
 
 
-
 class Scorer:
     """A predictor in a Ray actor; the weights arrive through the object store, so that no node needs to see the driver's disk."""
 
@@ -50,7 +49,9 @@ class Scorer:
         self.names = [entry["name"] for entry in json.loads(package[CLASSES_FILE])]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already, or whose image cannot be decoded, keeps its place."""
+        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already, or whose image cannot be decoded, keeps its
+        place.
+        """
         errors: list[str | None] = table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
         pictures: dict[int, np.ndarray] = {}
         for place, data in enumerate(table["image"]):
@@ -111,9 +112,7 @@ def detections_by_id(scored: ray.data.Dataset) -> Iterator[tuple[int, Detections
 
 
 def detections_of(row: dict[str, Any]) -> Detections:
-    return Detections(
-        np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["scores"], np.float32), np.asarray(row["labels"], np.int64)
-    )
+    return Detections(np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["scores"], np.float32), np.asarray(row["labels"], np.int64))
 
 
 def read_truths(shard_set: ShardSet) -> list[Truth]:

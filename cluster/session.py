@@ -33,7 +33,8 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str | None = Field(
-        None, description="host:port of a running Ray cluster, or auto; unset: the cluster this job was submitted to, else Ray is started on this machine"
+        None,
+        description="host:port of a running Ray cluster, or auto; unset: the cluster this job was submitted to, else Ray is started on this machine",
     )
     num_cpus: int | None = Field(None, ge=1, le=1024, description="CPUs to offer when Ray is started on this machine; unset: all")
     logs: bool = Field(False, description="show the log lines of Ray's worker processes too; they always are in Ray's log folder")
@@ -69,7 +70,9 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
     try:
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=logs, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PlainError(f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?") from error
+        raise PlainError(
+            f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?"
+        ) from error
 
 
 def warm_up(module: str) -> None:
@@ -89,7 +92,9 @@ def check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
     except OSError as error:
-        raise PlainError(f"ray.address {address}: nothing answers there ({error.strerror or error}); start it with `ray start --head`, or leave the address out") from None
+        raise PlainError(
+            f"ray.address {address}: nothing answers there ({error.strerror or error}); start it with `ray start --head`, or leave the address out"
+        ) from None
 
 
 def check_resources(*, cpus: float, gpus: float, what: str, autoscaling: bool = False) -> None:
@@ -99,4 +104,7 @@ def check_resources(*, cpus: float, gpus: float, what: str, autoscaling: bool = 
     total = ray.cluster_resources()
     for name, asked, has in (("CPU", cpus, total.get("CPU", 0.0)), ("GPU", gpus, total.get("GPU", 0.0))):
         if asked > has + 1e-6 and not autoscaling:
-            raise UsageError(f"{what} needs {asked:g} {name}s, the cluster has {has:g}; ask for less, add nodes, or say --ray.autoscaling true if it grows by itself")
+            raise UsageError(
+                f"{what} needs {asked:g} {name}s, the cluster has {has:g}; "
+                "ask for less, add nodes, or say --ray.autoscaling true if it grows by itself"
+            )

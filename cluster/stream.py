@@ -1,6 +1,7 @@
 """A plan -> Ray Data -> decoded, augmented, batched, on one rank.
 
-Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan; decoding and augmentation run in threads beside the trainer.
+Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan; decoding and augmentation run in threads beside the
+trainer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cluster.shards import ShardSet
 from detector.augment import evaluation_sample, training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import decode_image
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -46,7 +48,9 @@ class Stream:
         def samples() -> Iterator[Sample]:
             last: Sample | None = None
             count = 0
-            for last in ordered_map(lambda row: self.sample(row, epoch), read_planned(self.shard_set, plan.units(sequence, share)), threads=self.threads):
+            for last in ordered_map(
+                lambda row: self.sample(row, epoch), read_planned(self.shard_set, plan.units(sequence, share)), threads=self.threads
+            ):
                 count += 1
                 yield last
             filler = replace(last, image_id=-1) if last is not None else blank(self.canvas)

@@ -74,7 +74,9 @@ class Worker:
 
     def train(self) -> None:
         self.resume()
-        self.tell("start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads())
+        self.tell(
+            "start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads()
+        )
         self.model.train()
         while self.epoch < self.epochs:
             # After a resume at the end of an epoch nothing is left of it but its evaluation.
@@ -138,7 +140,9 @@ class Worker:
             storage.download_folder(uri, folder)
             state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
         if state["data_digest"] != self.train_set.digest:
-            raise PlainError(f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data")
+            raise PlainError(
+                f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
+            )
         self.epoch, self.images_seen = state["epoch"], state["images_seen"]
         self.left = [tuple(interval) for interval in state["left"]]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
@@ -175,7 +179,9 @@ class Worker:
         description = self.job["package"]["description"]
         predictor = Predictor(model, canvas=tuple(description["canvas"]), decode=description["decode"], amp=description["amp"])
         found = {}
-        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvas=predictor.canvas, threads=self.stream.threads):
+        for batch, sizes in evaluation_batches(
+            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvas=predictor.canvas, threads=self.stream.threads
+        ):
             found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
         parts: list[Any] = [found]
         if self.ranks > 1:
@@ -198,7 +204,9 @@ class Worker:
             weights = "ema" if self.average is not None else "model"
             numbers = {name: table.summary[name] for name in ("AP", "AP50", "AP75")}
             run_folder.write(
-                self.run, run_folder.BEST, {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers}
+                self.run,
+                run_folder.BEST,
+                {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers},
             )
 
     def tell(self, kind: str, **values: Any) -> None:

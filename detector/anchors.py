@@ -25,7 +25,8 @@ def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
 def anchor_grid(height: int, width: int, *, base_sizes: Sequence[float], scales: Sequence[float], ratios: Sequence[float]) -> list[Tensor]:
     """Anchors of P3..P7 on the canvas, each float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
 
-    An anchor of size s and ratio r (height / width) has area s^2. The shapes are rounded to whole pixels around the position, and position (row, column)
+    An anchor of size s and ratio r (height / width) has area s^2. The shapes are rounded to whole pixels around the position, and position (row,
+    column)
     sits at (column * stride, row * stride): torchvision's convention, so that its weights can be used unchanged.
     """
     grids = []
@@ -53,8 +54,10 @@ class Matches(NamedTuple):
 def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Matches:
     """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background, between them ignored.
 
-    Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality matches).
-    A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap` are ignored.
+    Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality
+    matches).
+    A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap`
+    are ignored.
     """
     valid_BG = labels_BG >= 0
     # (A, 4) against (B, G, 4) -> (B, A, G)

@@ -17,7 +17,9 @@ def fit_scale(height: int, width: int, canvas: tuple[int, int]) -> float:
     return min(canvas[0] / height, canvas[1] / width)
 
 
-def place(image_HW3: np.ndarray, *, canvas: tuple[int, int], scale: float, offset: tuple[int, int] = (0, 0)) -> tuple[torch.Tensor, tuple[int, int], tuple[float, float]]:
+def place(
+    image_HW3: np.ndarray, *, canvas: tuple[int, int], scale: float, offset: tuple[int, int] = (0, 0)
+) -> tuple[torch.Tensor, tuple[int, int], tuple[float, float]]:
     """Scale a picture, cut `offset` (y, x) px from its top left, and pad it to the canvas at the bottom and right.
 
     Returns the uint8 (3, H, W) canvas, the (height, width) px of the picture on it, and the exact (y, x) factors from picture to canvas, which differ

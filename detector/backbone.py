@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+
 class Backbone(nn.Module):
     """torchvision's residual network without its classifier: (B, 3, H, W) -> C3, C4, C5 at strides 8, 16, 32."""
 

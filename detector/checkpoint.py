@@ -49,9 +49,16 @@ def load_weights(model: nn.Module, path: str) -> None:
     weights = load_file(path)
     own = model.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in weights] + [f"{k} is unknown" for k in weights if k not in own]
-    wrong += [f"{k} is {tuple(weights[k].shape)} where the model has {tuple(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape]
+    wrong += [
+        f"{k} is {tuple(weights[k].shape)} where the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
     if wrong:
-        raise ValueError(f"{path}: the weights are of another network ({'; '.join(wrong[:3])}; {len(wrong)} differences); use the configuration they were trained with")
+        raise ValueError(
+            f"{path}: the weights are of another network ({'; '.join(wrong[:3])}; {len(wrong)} differences); "
+            "use the configuration they were trained with"
+        )
     model.load_state_dict(weights)
 
 

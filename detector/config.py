@@ -51,10 +51,16 @@ class CanvasConfig(Section):
 class ModelConfig(Section):
     """RetinaNet's parts."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field("resnet50", description="torchvision's network under the pyramid")
-    norm: Literal["batch", "frozen"] = Field("batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)")
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field(
+        "resnet50", description="torchvision's network under the pyramid"
+    )
+    norm: Literal["batch", "frozen"] = Field(
+        "batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)"
+    )
     head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or groups of 8 channels")
-    width: Literal[64, 128, 256] = Field(256, description="channels of the pyramid and the heads; 256 is the paper's, 128 costs well under half for small data sets")
+    width: Literal[64, 128, 256] = Field(
+        256, description="channels of the pyramid and the heads; 256 is the paper's, 128 costs well under half for small data sets"
+    )
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
     prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
     anchors: AnchorConfig = AnchorConfig()
@@ -88,7 +94,9 @@ class OptimizerConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd's momentum; adamw's first beta")
     clip_norm: float = Field(10.0, gt=0, description="largest gradient norm of the global batch; larger ones are scaled down")
     schedule: Literal["cosine", "steps"] = Field("cosine", description="after warm-up: cosine to 1 % of the peak, or a tenth at each milestone")
-    milestones: tuple[float, ...] = Field((2 / 3, 8 / 9), description="where the steps fall, as shares of all images to be seen (the paper: 60k and 80k of 90k)")
+    milestones: tuple[float, ...] = Field(
+        (2 / 3, 8 / 9), description="where the steps fall, as shares of all images to be seen (the paper: 60k and 80k of 90k)"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all images over which the rate rises linearly from 1/1000 of the peak")
     ema_images: float = Field(0.0, ge=0, description="time constant of the weights' moving average, images; 0 turns it off")
 

@@ -64,7 +64,9 @@ def coco_table(truths: Sequence[Truth], detections: Mapping[int, Detections], cl
     truths = sorted(truths, key=lambda t: t.image_id)
     unknown = set(detections) - {t.image_id for t in truths}
     if unknown:
-        raise ValueError(f"detections of {len(unknown)} images that are not in the truth, the first is image_id {min(unknown)}; score the set they come from")
+        raise ValueError(
+            f"detections of {len(unknown)} images that are not in the truth, the first is image_id {min(unknown)}; score the set they come from"
+        )
     rows = []
     for truth in truths:
         found = detections.get(truth.image_id)
@@ -81,7 +83,9 @@ def coco_table(truths: Sequence[Truth], detections: Mapping[int, Detections], cl
         truth_index = coco_index(truths, class_names)
         if not rows:
             empty = np.where(objects.sum() > 0, 0.0, -1.0)
-            per_class = {n: {"AP": 0.0 if c else -1.0, "AP50": 0.0 if c else -1.0, "objects": float(c)} for n, c in zip(class_names, objects, strict=True)}
+            per_class = {
+                n: {"AP": 0.0 if c else -1.0, "AP50": 0.0 if c else -1.0, "objects": float(c)} for n, c in zip(class_names, objects, strict=True)
+            }
             return CocoTable(dict.fromkeys(SUMMARY_NAMES, float(empty)), per_class, np.where(objects, 0.0, -1.0)[None].repeat(101, 0), len(truths), 0)
         evaluation = COCOeval(truth_index, truth_index.loadRes(np.concatenate(rows)), "bbox")
         evaluation.evaluate()
@@ -101,7 +105,9 @@ def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
     """The truth as pycocotools wants it, with annotation ids from 1 and category ids label + 1."""
     annotations = []
     for truth in truths:
-        for box, label, crowd, area in zip(truth.boxes_N4.tolist(), truth.labels_N.tolist(), truth.crowd_N.tolist(), truth.area_N.tolist(), strict=True):
+        for box, label, crowd, area in zip(
+            truth.boxes_N4.tolist(), truth.labels_N.tolist(), truth.crowd_N.tolist(), truth.area_N.tolist(), strict=True
+        ):
             xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             annotations.append(
                 {"id": len(annotations) + 1, "image_id": truth.image_id, "category_id": label + 1, "bbox": xywh, "area": area, "iscrowd": int(crowd)}

@@ -17,7 +17,9 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Head(nn.Module):
-    """Four 3x3 convolutions and an output convolution, shared by all levels (section 4): (B, width, h, w) -> (B, h * w * anchors a position, outputs)."""
+    """Four 3x3 convolutions and an output convolution, shared by all levels (section 4): (B, width, h, w) -> (B, h * w * anchors a position,
+    outputs).
+    """
 
     def __init__(self, outputs: int, anchors_a_position: int, *, width: int, norm: str):
         super().__init__()

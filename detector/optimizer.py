@@ -22,7 +22,9 @@ def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight
 
 
 def learning_rate_factor(images_seen: float, images_total: float, *, schedule: str, warmup: float, milestones: Sequence[float]) -> float:
-    """The share of the peak rate at this point: linear warm-up from 1/1000, then a cosine down to 1/100, or a tenth at each milestone (shares of the total)."""
+    """The share of the peak rate at this point: linear warm-up from 1/1000, then a cosine down to 1/100, or a tenth at each milestone (shares of
+    the total).
+    """
     progress = min(images_seen / images_total, 1.0)
     rise = 1.0 if progress >= warmup else 0.001 + 0.999 * progress / warmup
     if schedule == "steps":
@@ -32,7 +34,9 @@ def learning_rate_factor(images_seen: float, images_total: float, *, schedule: s
 
 
 class MovingAverage:
-    """Exponential moving average of all weights and running statistics, with a time constant in images, so that it means the same at any batch size."""
+    """Exponential moving average of all weights and running statistics, with a time constant in images, so that it means the same at any batch
+    size.
+    """
 
     def __init__(self, model: nn.Module, *, images: float):
         self.images = images
@@ -41,7 +45,9 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch_images: int) -> None:
-        """Move towards the model by what `batch_images` more images are worth. Young averages follow faster: the constant is at most a fifth of what was seen."""
+        """Move towards the model by what `batch_images` more images are worth. Young averages follow faster: the constant is at most a fifth of
+        what was seen.
+        """
         self.seen += batch_images
         keep = math.exp(-batch_images / min(self.images, max(self.seen / 5, 1.0)))
         now = model.state_dict()

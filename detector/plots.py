@@ -23,8 +23,16 @@ def precision_recall_figure(table: CocoTable) -> Figure:
     for place, k in enumerate(shown):
         name, row = rows[k]
         if row["AP50"] >= 0:
-            axes.plot(recall, table.precision_RK[:, k], color=COLOURS[place], label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.005), ylim=(0, 1.02), title=f"IoU 0.5: AP50 {table.summary['AP50']:.3f}, AP {table.summary['AP']:.3f}")
+            axes.plot(
+                recall, table.precision_RK[:, k], color=COLOURS[place], label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)"
+            )
+    axes.set(
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1.005),
+        ylim=(0, 1.02),
+        title=f"IoU 0.5: AP50 {table.summary['AP50']:.3f}, AP {table.summary['AP']:.3f}",
+    )
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(loc="lower left", fontsize=8)
@@ -32,7 +40,13 @@ def precision_recall_figure(table: CocoTable) -> Figure:
 
 
 def overlay_figure(
-    image_HW3: np.ndarray, found: Detections, class_names: Sequence[str], *, truth_N4: np.ndarray | None = None, score_threshold: float = 0.4, title: str = ""
+    image_HW3: np.ndarray,
+    found: Detections,
+    class_names: Sequence[str],
+    *,
+    truth_N4: np.ndarray | None = None,
+    score_threshold: float = 0.4,
+    title: str = "",
 ) -> Figure:
     """Detections above the threshold in their class's colour; the truth, where given, as thin white dashes beneath."""
     height, width = image_HW3.shape[:2]
@@ -47,7 +61,15 @@ def overlay_figure(
             continue
         colour = COLOURS[int(label) % len(COLOURS)]
         axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=1.8)
-        axes.text(x1, max(y1, 0), f"{class_names[int(label)]} {score:.2f}", color="white", fontsize=7, va="bottom", bbox=dict(facecolor=colour, pad=0.8, linewidth=0))
+        axes.text(
+            x1,
+            max(y1, 0),
+            f"{class_names[int(label)]} {score:.2f}",
+            color="white",
+            fontsize=7,
+            va="bottom",
+            bbox=dict(facecolor=colour, pad=0.8, linewidth=0),
+        )
     axes.set(xlim=(0, width), ylim=(height, 0), title=title)
     axes.set_axis_off()
     return figure

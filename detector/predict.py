@@ -85,5 +85,3 @@ def rescale(found: Detections, on_canvas: tuple[float, float], original: tuple[i
 def read_json(folder: str, name: str) -> Any:
     with open(os.path.join(folder, name), encoding="utf-8") as file:
         return json.load(file)
-
-

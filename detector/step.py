@@ -37,9 +37,7 @@ def forward_loss(
     with torch.autocast(batch.images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         logits_BAK, deltas_BA4 = network(batch.images)
     matches = match(anchors_A4, batch.boxes_BG4, batch.labels_BG)
-    sums = detection_loss(
-        logits_BAK, deltas_BA4, anchors_A4, batch.boxes_BG4, batch.labels_BG, matches.slot_BA, gamma=gamma, alpha=alpha, beta=beta
-    )
+    sums = detection_loss(logits_BAK, deltas_BA4, anchors_A4, batch.boxes_BG4, batch.labels_BG, matches.slot_BA, gamma=gamma, alpha=alpha, beta=beta)
     return sums.classification, sums.box, matches.positives
 
 
@@ -61,7 +59,8 @@ def train_step(
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that the loss is divided by the positives of the global batch.
 
-    Raises `NonFiniteLoss` on every rank, before the update, when any rank's loss or gradient is not finite: the averaged gradient is the same everywhere.
+    Raises `NonFiniteLoss` on every rank, before the update, when any rank's loss or gradient is not finite: the averaged gradient is the same
+    everywhere.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -1,7 +1,7 @@
 """Score a training run's best checkpoint, or a registered model, on a shard set.
 
-    python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
-    python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val --output s3://bucket/evaluation
+python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
+python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val --output s3://bucket/evaluation
 """
 
 from __future__ import annotations

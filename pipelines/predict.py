@@ -1,6 +1,6 @@
 """Run a registered detector over a folder or bucket of images.
 
-    python -m pipelines.predict --model models:/cells@champion --images s3://bucket/pictures --output s3://bucket/predictions
+python -m pipelines.predict --model models:/cells@champion --images s3://bucket/pictures --output s3://bucket/predictions
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class PredictConfig(Section):
     model: str = Field(description="registered model: models:/NAME@champion or models:/NAME/3; an alias is resolved once, to a version")
     images: str = Field(description="folder or s3://bucket/prefix; every file below it that is named like an image is taken")
     output: str = Field(description="folder for predictions.parquet, coco_results.json, overlays/ and summary.json (written last)")
-    annotations: str | None = Field(None, description="COCO JSON whose file names give the image ids of coco_results.json; unset: places in the sorted list, from 1")
+    annotations: str | None = Field(
+        None, description="COCO JSON whose file names give the image ids of coco_results.json; unset: places in the sorted list, from 1"
+    )
     overwrite: bool = Field(False, description="replace what a finished prediction left in output")
     overlays: int = Field(0, ge=0, le=1000, description="pictures drawn with their detections")
     storage: str = Field("runs", description="storage root, where the embedded MLflow lies")

@@ -84,7 +84,12 @@ def head() -> Iterator[dict[str, str]]:
         dashboard, port = free_port(), free_port()
         secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         command = [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"]
-        command += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}", "--object-store-memory=300000000", "--disable-usage-stats"]
+        command += [
+            "--node-ip-address=127.0.0.1",
+            f"--ray-client-server-port={free_port()}",
+            "--object-store-memory=300000000",
+            "--disable-usage-stats",
+        ]
         command += [f"--temp-dir={folder}/ray"]
         with open(Path(folder, "head.log"), "w") as log:
             process = subprocess.Popen(command, env=secured, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -98,7 +98,9 @@ def test_worker_counts_may_differ_when_a_run_is_continued(trained: dict[str, Any
 
 
 def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path) -> None:
-    """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by pycocotools on the user's own JSON are one number."""
+    """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by pycocotools on the user's own JSON are one
+    number.
+    """
     from pipelines import evaluate, predict, register
 
     run = trained["config"].run_uri

@@ -2,8 +2,10 @@
 
     python tests/benchmarks/pipeline.py [--images 96 --epochs 3 --workers 2]
 
-Makes a synthetic set, prepares it, then types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the epochs after
-the first. Before and after that, as many bare processes as there were workers run the same step on the same batch in memory, all at once, without data,
+Makes a synthetic set, prepares it, then types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the
+epochs after
+the first. Before and after that, as many bare processes as there were workers run the same step on the same batch in memory, all at once, without
+data,
 Ray or gradient exchange: their summed images/s is what the machine could do at that hour.
 """
 
@@ -35,7 +37,8 @@ optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_deca
 batch = random_batch(batch={batch}, height=320, width=448, classes=5)
 anchors = torch.cat(model.anchors(320, 448))
 def step():
-    train_step(model, optimizer, batch, anchors, learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1/9, amp_dtype=torch.bfloat16)
+    train_step(model, optimizer, batch, anchors, learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1/9,
+    amp_dtype=torch.bfloat16)
 step()
 start = time.perf_counter()
 for _ in range({steps}):
@@ -53,9 +56,37 @@ def bare_rate(workers: int, *, batch: int, steps: int) -> float:
 
 def pipeline_rates(folder: str, options: argparse.Namespace) -> tuple[float, float]:
     """(seconds from the command to the end of the first step, median images/s after the first epoch)."""
-    command = [sys.executable, "-m", "pipelines.train", "--config", RECIPE, "--data.train", f"{folder}/shards/train", "--data.val", f"{folder}/shards/val"]
-    command += ["--storage", f"{folder}/runs", "--name", "bench", "--training.epochs", str(options.epochs), "--training.evaluate_every", str(options.epochs)]
-    command += ["--training.checkpoint_every", str(options.epochs), "--training.log_steps", "1", "--training.log_seconds", "0", "--training.workers", str(options.workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.train",
+        "--config",
+        RECIPE,
+        "--data.train",
+        f"{folder}/shards/train",
+        "--data.val",
+        f"{folder}/shards/val",
+    ]
+    command += [
+        "--storage",
+        f"{folder}/runs",
+        "--name",
+        "bench",
+        "--training.epochs",
+        str(options.epochs),
+        "--training.evaluate_every",
+        str(options.epochs),
+    ]
+    command += [
+        "--training.checkpoint_every",
+        str(options.epochs),
+        "--training.log_steps",
+        "1",
+        "--training.log_seconds",
+        "0",
+        "--training.workers",
+        str(options.workers),
+    ]
     start, first, rates = time.perf_counter(), 0.0, []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
@@ -75,7 +106,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        subprocess.run([sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"], cwd=ROOT, check=True
+        )
         for split in ("train", "val"):
             source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]
             prepare = [sys.executable, "-m", "pipelines.prepare", *source, "--output", f"{folder}/shards/{split}"]

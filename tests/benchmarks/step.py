@@ -119,7 +119,8 @@ def main() -> None:
             rates[name].append(options.batch / (time.perf_counter() - start))
     reference = statistics.median(rates["torchvision, bf16, channels-last"])
     print(
-        f"{options.backbone}, {options.classes} classes, {options.batch} x {options.height}x{options.width}, {options.threads} threads, torch {torch.__version__}, "
+        f"{options.backbone}, {options.classes} classes, {options.batch} x {options.height}x{options.width}, {options.threads} threads, "
+        f"torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, {platform.processor() or platform.machine()}, {options.rounds} rounds interleaved"
     )
     print("| step | median img/s | min | max | ratio |\n|---|---|---|---|---|")
