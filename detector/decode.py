@@ -57,8 +57,8 @@ def decode_detections(
         kept.append((image_M, boxes_M4, top_scores_BN[image_M, place_M], index_M % classes))
         start = stop
     image_M, boxes_M4, scores_M, labels_M = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    # Classes are moved apart so that one call serves them all. In float64, because the move costs float32 boxes up to 0.06 px (80 classes, 1000 px); and an image
-    # at a time, so that its detections do not depend on its neighbours in the batch, and the quadratic cost stays that of one image.
+    # Classes are moved apart so that one call serves them all: in float64, because the move costs float32 boxes up to 0.06 px (80 classes, 1000 px).
+    # An image at a time, so that its detections do not depend on its neighbours in the batch, and the quadratic cost stays that of one image.
     apart = boxes_M4.amax().double() + 1 if len(boxes_M4) else 0.0
     shifted_M4 = boxes_M4.double() + (labels_M * apart)[:, None]
     results = []
