@@ -116,14 +116,37 @@ def test_the_best_of_each_level_go_on():
 
 
 def test_equal_scores_come_in_the_order_of_the_anchors():
-    # 64 anchors far apart enough not to overlap: one of each second position of P3, the smallest, 8 px with ratio 1 (index 2 of 6).
-    anchors = [(row * 12 + column) * 6 + 2 for row in range(0, 8, 2) for column in range(0, 12, 2)]
-    logits, deltas = outputs_of([(anchor, 0, 0.6) for anchor in reversed(anchors)])
-    (found,) = decode_detections(logits, deltas, LEVELS, canvas())
-    # Centres go through the canvas row by row.
+    # The smallest anchor of ratio 1 (index 2 of 6 a position), 8 px, at each second position of a canvas of 512 x 512: 32 x 32 = 1,024 boxes that do
+    # not overlap. Above 1,000 torchvision's batched NMS works class by class, and then has no order of its own.
+    levels = anchor_grid(512, 512, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0))
+    logits = torch.full((1, sum(len(level) for level in levels), 2), -20.0)
+    for row in range(0, 64, 2):
+        for column in range(0, 64, 2):
+            logits[0, (row * 64 + column) * 6 + 2, column // 2 % 2] = 1.0
+    deltas, sizes = torch.zeros(*logits.shape[:2], 4), torch.tensor([[512.0, 512]])
+    (found,) = decode_detections(logits, deltas, levels, sizes, top_per_level=2000, max_detections=1024)
     lefts, tops = found.boxes_N4[:, 0], found.boxes_N4[:, 1]
-    assert len(lefts) == 24
-    assert (np.lexsort((lefts, tops)) == np.arange(24)).all()
+    assert len(lefts) == 1024
+    # Centres go through the canvas row by row.
+    assert (np.lexsort((lefts, tops)) == np.arange(1024)).all()
+
+
+def test_overlap_near_the_threshold_is_decided_alike_anywhere():
+    # Anchors 0 and 2 of a position, half extents 6 x 3 and 4 x 4, share 8 x 6 = 48 of 72 + 64 - 48 = 88: the threshold itself. One is made wider and
+    # narrower by a few millionths, so that every digit counts. Class 700 of image 15 must not lie so far off that the digits are gone.
+    first = (4 * 12 + 4) * 6
+    levels = [LEVELS[0][first : first + 3]]
+    kept = []
+    for step in range(-6, 7):
+        logits, deltas = torch.full((16, 3, 800), -20.0), torch.zeros(16, 3, 4)
+        deltas[:, 0, 2] = step * 1e-6
+        for image, label in ((0, 0), (15, 700)):
+            logits[image, 0, label], logits[image, 2, label] = 2.0, 1.0
+        found = decode_detections(logits, deltas, levels, canvas(16), nms_threshold=48 / 88)
+        assert len(found[0].scores_N) == len(found[15].scores_N), step
+        kept.append(len(found[0].scores_N))
+    # The narrower the first, the larger its overlap's share: suppressed on one side, kept on the other.
+    assert kept[0] == 1 and kept[-1] == 2
 
 
 def test_an_image_has_the_same_detections_in_any_batch():
