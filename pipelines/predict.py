@@ -43,10 +43,10 @@ def main(config: PredictConfig) -> None:
     storage.check_writable(output)
     if storage.exists(storage.join(output, prediction.SUMMARY)) and not config.overwrite:
         raise UsageError(f"output {output}: holds a finished prediction; choose another folder or say --overwrite true")
+    uris = prediction.list_images(images)
     uri = tracking.tracking_uri(config.tracking.uri, config.storage)
     tracking.check_server(uri)
     version = registry.resolve(config.model, tracking=uri)
-    uris = prediction.list_images(images)
     annotations = storage.read_json(config.annotations) if config.annotations else None
     ids = prediction.image_ids(uris, images, annotations)
 

@@ -1,0 +1,103 @@
+"""What a user gets wrong ends in one plain line that names it, with the right exit code, before a machine is spent and without a traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipelines import evaluate, predict, prepare, register, train
+from pipelines.command_line import run_verb
+
+VERBS = {
+    "prepare": (prepare.PrepareConfig, prepare.main),
+    "train": (train.TrainVerb, train.main),
+    "evaluate": (evaluate.EvaluateConfig, evaluate.main),
+    "register": (register.RegisterConfig, register.main),
+    "predict": (predict.PredictConfig, predict.main),
+}
+
+
+@pytest.fixture(scope="module")
+def places(small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths that the command lines below name."""
+    folder = tmp_path_factory.mktemp("bad")
+    annotations = json.loads((small_coco / "annotations/instances_val.json").read_text())
+    (folder / "malformed.json").write_text('{"images": [')
+    (folder / "no-images.json").write_text(json.dumps({**annotations, "images": [], "annotations": []}))
+    (folder / "empty").mkdir()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{listener.getsockname()[1]}"
+    good = str(small_coco / "annotations/instances_val.json")
+    return {"dir": str(folder), "good": good, "images": str(small_coco / "images/val"), "dead": dead}
+
+
+CASES = [
+    ("prepare --annotations {dir}/none.json --images {images} --output {dir}/out", 2, "none.json"),
+    ("prepare --annotations {dir}/malformed.json --images {images} --output {dir}/out", 3, "malformed.json"),
+    ("prepare --annotations {dir}/no-images.json --images {images} --output {dir}/out", 3, "list of images is empty"),
+    ("prepare --annotations {good} --images {dir}/nowhere --output {dir}/out", 2, "nowhere"),
+    ("prepare --annotations {good} --images {dir}/empty --output {dir}/out", 3, "8 x the file is not in the images folder"),
+    ("prepare --annotations {good} --images {images} --output s3://no-such-bucket/out", 2, "no-such-bucket"),
+    ("prepare --annotations {good} --images {images} --output ftp://host/out", 2, "ftp"),
+    ("prepare --annotations {good} --images {images}", 2, "output"),
+    ("prepare --annotations {good} --images {images} --output {dir}/out --max_quarantined 2", 2, "max_quarantined"),
+    ("train --data.train {dir}/empty --data.val {dir}/empty --storage {dir}", 2, "not a shard set"),
+    ("train --data.train {dir}/a --data.val {dir}/b --model.backbone resnet19", 2, "model.backbone"),
+    ("train --data.train {dir}/a --data.val {dir}/b --canvas.width 333", 2, "canvas.width 333"),
+    ("train --data.train {dir}/a --data.val {dir}/b --loss.gama 2", 2, "loss.gamma"),
+    ("train --data.train {dir}/a --data.val {dir}/b --tracking.uri http://{dead}", 1, "no MLflow server answers"),
+    ("train --config {dir}/none.yaml", 2, "none.yaml"),
+    ("evaluate --run {dir}/nowhere --data {dir}/a", 2, "not a shard set"),
+    ("evaluate --data {dir}/a", 2, "either --run or --model"),
+    ("register --run {dir}/empty --name cells", 2, "not "),
+    ("predict --model cells --images {images} --output {dir}/p --storage {dir}", 2, "models:/NAME@champion"),
+    ("predict --model models:/cells@champion --images {dir}/empty --output {dir}/p --storage {dir}", 3, "no image below it"),
+    ("predict --model models:/cells@champion --images s3://no-such-bucket/x --output {dir}/p --storage {dir}", 2, "no-such-bucket"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "excerpt"), CASES)
+def test_one_plain_line_and_the_exit_code(
+    line: str, code: int, excerpt: str, places: dict[str, str], s3: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *arguments = line.format(**places).split()
+    config, main = VERBS[verb]
+    with pytest.raises(SystemExit) as ended:
+        run_verb(config, main, description="", argv=arguments)
+    printed = capsys.readouterr()
+    # The S3 server runs in this process and logs its requests.
+    (message,) = [text for text in printed.err.splitlines() if not text.startswith("127.0.0.1 - - ")]
+    assert ended.value.code == code, message
+    assert message.startswith("error: ")
+    assert excerpt in message
+    assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"])
+def test_a_dead_endpoint_is_named_and_no_secret_is_shown(
+    name: str, places: dict[str, str], s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame-open")
+    if name == "AWS_ENDPOINT_URL":
+        monkeypatch.setenv(name, f"http://{places['dead']}")
+    arguments = ["--annotations", places["good"], "--images", places["images"], "--output", "s3://no-such-bucket/out"]
+    with pytest.raises(SystemExit) as ended:
+        run_verb(prepare.PrepareConfig, prepare.main, description="", argv=arguments)
+    printed = capsys.readouterr()
+    assert ended.value.code in (1, 2)
+    assert "sesame-open" not in printed.out + printed.err
+    if name == "AWS_ENDPOINT_URL":
+        assert places["dead"] in printed.err
+
+
+def test_a_ray_address_that_does_not_answer(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import session
+    from cluster.errors import PlainError
+
+    with pytest.raises(PlainError, match="nothing answers there") as raised:
+        session.check_answers(places["dead"])
+    assert raised.value.exit_code == 1
