@@ -1,7 +1,7 @@
 """A pipeline stage: a name, what identifies it, and a function; run, or reused when its outputs are there already.
 
-The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds on. Worker counts and URIs are no identity: the same
-data elsewhere, or more machines, are the same stage. The output folder carries a readable name and the fingerprint, and its manifest, stage.json, is
+The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds on. Worker counts and URIs
+are no identity: the same data elsewhere, or more machines, are the same stage. The output folder carries a readable name and the fingerprint, and its manifest, stage.json, is
 written last; a folder without one is a stage that did not finish, and its function is called again to go on.
 """
 
@@ -68,8 +68,8 @@ def run_or_reuse(
 ) -> Finished:
     """Call `work(folder)` with `<parent>/<name>-<fingerprint>`, or find that it was done, and say which.
 
-    `work` returns plain JSON or nothing. `outputs` are files, in the folder or absolute, that must still be there for the stage to be reused. An error
-    leaves no manifest, so the same call goes on with the same folder.
+    `work` returns plain JSON or nothing. `outputs` are files, in the folder or absolute, that must still be there for the stage to be reused.
+    An error leaves no manifest, so the same call goes on with the same folder.
     """
     digest = fingerprint(stage, identity, upstream)
     folder = storage.join(storage.absolute(parent), f"{name}-{digest[:SHOWN]}")
@@ -83,14 +83,15 @@ def run_or_reuse(
     start = time.monotonic()
     values = work(folder) or {}
     seconds = time.monotonic() - start
-    manifest = {"schema_version": SCHEMA_VERSION, "stage": stage, "fingerprint": digest, "identity": dict(identity), "seconds": round(seconds, 1), "values": values}
+    manifest = {"schema_version": SCHEMA_VERSION, "stage": stage, "fingerprint": digest, "identity": dict(identity)}
+    manifest |= {"seconds": round(seconds, 1), "values": values}
     storage.write_json(storage.join(folder, MANIFEST), manifest)
     say(f"[{stage}] done in {seconds:.0f} s")
     return Finished(digest, folder, values, False)
 
 
 def read_manifest(folder: str, digest: str) -> dict[str, Any] | None:
-    """The values of the finished stage in this folder; None where it is not finished, or where another stage shares the first characters of its fingerprint."""
+    """The values of the finished stage in this folder; None where it is not finished, or another stage's fingerprint starts alike."""
     try:
         manifest = storage.read_json(storage.join(folder, MANIFEST))
     except FileNotFoundError:

@@ -48,14 +48,21 @@ def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking:
         session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
         at_once = trials_at_once(budget, autoscaling=ray.autoscaling)
         records = search.tracked(
-            config, budget, uri=uri, concurrent=at_once, mlflow_uri=mlflow_uri, experiment=tracking.experiment, say=lambda line: print(f"[sweep] {line}", flush=True)
+            config,
+            budget,
+            uri=uri,
+            concurrent=at_once,
+            mlflow_uri=mlflow_uri,
+            experiment=tracking.experiment,
+            say=lambda line: print(f"[sweep] {line}", flush=True),
         )
-    failed = [record for record in records if record["status"] == "failed"]
+    failed = [record for record in records if record["status"] == search.FAILED]
+    places = f"--data.train {config.data.train} --data.val {config.data.val} --storage {config.storage}"
     print(f"trials   {len(records)}, of which {len(failed)} failed: {storage.join(uri, search.TABLE)}")
     for record in failed[:5]:
         print(f"         {record['trial']}: {record['reason']}")
     print(f"best     {records[0]['trial']}: AP {records[0]['AP']:.4f} with {search.shown(records[0]['sample'])}")
-    print(f"use it   train --config {storage.join(uri, search.BEST)} --data.train {config.data.train} --data.val {config.data.val} --name {config.name}-best")
+    print(f"use it   python -m pipelines.train --config {storage.join(uri, search.BEST)} {places} --name {config.name}-best")
     print(f"see it   {mlflow_tracking.ui_command(mlflow_uri)}")
     return {"best": storage.join(uri, search.BEST), "records": records}
 
@@ -75,9 +82,14 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool) -> int:
     total = ray.cluster_resources()
     fits = search.fitting(budget, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
     if fits < budget.concurrent:
-        print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: each needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}")
+        has = f"each needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}"
+        print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: {has}")
     return fits
 
 
 if __name__ == "__main__":
-    run_verb(SweepVerb, main, description="Search hyper-parameters with Ray Tune: Optuna proposes, ASHA stops early, the best configuration is written as YAML.")
+    run_verb(
+        SweepVerb,
+        main,
+        description="Search hyper-parameters with Ray Tune: Optuna proposes, ASHA stops early, the best configuration is written as YAML.",
+    )

@@ -12,7 +12,9 @@ from pipelines.train import TrainVerb
 from tune import space
 from tune.space import SpaceConfig
 
-CONFIG = TrainConfig.model_validate({"name": "x", "data": {"train": "/t", "val": "/v"}, "loss": {"gamma": 1.5, "alpha": 0.95}, "optimizer": {"learning_rate": 0.02}})
+CONFIG = TrainConfig.model_validate(
+    {"name": "x", "data": {"train": "/t", "val": "/v"}, "loss": {"gamma": 1.5, "alpha": 0.95}, "optimizer": {"learning_rate": 0.02}}
+)
 
 
 def test_a_sample_changes_its_own_fields_and_nothing_else() -> None:

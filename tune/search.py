@@ -1,9 +1,9 @@
 """A sweep: Ray Tune chooses, `cluster.launch` trains. Everything of it lies under one folder, the sweep's URI:
 
-    config.json      the configuration that names the sweep; another one under the same name is refused
-    runs/trial-1a2b3c4d/   a training run's folder, with trial.json: its sample, status, AP; named by its sample, so that it is found again
-    ray/             Tune's own records; nothing is read back from them, so any Ray version can go on
-    results.json, results.csv, best.yaml   written when all trials are over, results.json last
+config.json      the configuration that names the sweep; another one under the same name is refused
+runs/trial-1a2b3c4d/   a training run's folder, with trial.json: its sample, status, AP; named by its sample, so that it is found again
+ray/             Tune's own records; nothing is read back from them, so any Ray version can go on
+results.json, results.csv, best.yaml   written when all trials are over, results.json last
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ TRIAL, RESULTS, TABLE, BEST = "trial.json", "results.json", "results.csv", "best
 TRIAL_CPUS = 0.01
 """CPUs that the process around a trial books. Its workers book their own; with Tune's default of 1 they would wait for each other for ever."""
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped early", "failed"
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"}
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
 Say = Callable[[str], None]
 
 
@@ -75,11 +80,18 @@ def fitting(sweep: SweepConfig, *, cpus: float, gpus: float) -> int:
     return min(fits, sweep.concurrent)
 
 
-def tracked(config: TrainConfig, sweep: SweepConfig, *, uri: str, concurrent: int, mlflow_uri: str, experiment: str, say: Say = print) -> list[dict[str, Any]]:
+def tracked(
+    config: TrainConfig, sweep: SweepConfig, *, uri: str, concurrent: int, mlflow_uri: str, experiment: str, say: Say = print
+) -> list[dict[str, Any]]:
     """`search` under one MLflow run, the trials' runs nested in it, and its results written (`publish`)."""
     before = run_folder.read(uri, run_folder.TRACKING) or {}
     parent = tracking.open_run(
-        mlflow_uri, experiment=experiment, storage=config.storage, name=f"{config.name} (sweep)", run_id=before.get("run_id"), tags={"sweep_folder": uri}
+        mlflow_uri,
+        experiment=experiment,
+        storage=config.storage,
+        name=f"{config.name} (sweep)",
+        run_id=before.get("run_id"),
+        tags={"sweep_folder": uri},
     )
     run_folder.write(uri, run_folder.TRACKING, {"uri": mlflow_uri, "experiment": experiment, "run_id": parent.run_id})
     parent.log_params({f"sweep.{name}": value for name, value in run_folder.flatten(sweep.model_dump(mode="json")).items()})
@@ -103,8 +115,8 @@ def tracked(config: TrainConfig, sweep: SweepConfig, *, uri: str, concurrent: in
 def search(config: TrainConfig, sweep: SweepConfig, *, uri: str, concurrent: int, callback: Recorder, say: Say) -> list[dict[str, Any]]:
     """Try what is left of `sweep.trials` and return the records of all trials, best first. Ray must be connected, `check` passed.
 
-    A record is {"trial", "status", "AP", "AP50", "epochs", "sample", "proposed", "run", "reason"}. Trials that an interrupted sweep finished are kept,
-    those it was in the middle of go on. Raises `PlainError` when no trial came to a result.
+    A record is {"trial", "status", "AP", "AP50", "epochs", "sample", "proposed", "run", "reason"}. Trials that an interrupted sweep finished
+    are kept, those it was in the middle of go on. Raises `PlainError` when no trial came to a result.
     """
     before = read_records(uri)
     left = sweep.trials - sum(record["status"] != RUNNING for record in before)
@@ -121,7 +133,9 @@ def search(config: TrainConfig, sweep: SweepConfig, *, uri: str, concurrent: int
     return scored + others
 
 
-def run_tuner(config: TrainConfig, sweep: SweepConfig, *, uri: str, before: list[dict[str, Any]], trials: int, concurrent: int, callback: Recorder) -> None:
+def run_tuner(
+    config: TrainConfig, sweep: SweepConfig, *, uri: str, before: list[dict[str, Any]], trials: int, concurrent: int, callback: Recorder
+) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # A failing trial prints its traceback here, from several processes deep; the recorder says it in one line.
@@ -190,7 +204,7 @@ def read_records(uri: str) -> list[dict[str, Any]]:
 def publish(uri: str, config: TrainConfig, records: list[dict[str, Any]]) -> str:
     """Write best.yaml, results.csv and, last, results.json; returns the URI of best.yaml. `records` as from `search`, best first."""
     best = space.apply(config, records[0]["sample"])
-    head = f"# The best of {len(records)} trials of {uri}: AP {records[0]['AP']:.4f}.\n# Use: train --config THIS --data.train ... --data.val ... --name ...\n"
+    head = f"# The best of {len(records)} trials of {uri}: AP {records[0]['AP']:.4f}. For train --config; name, storage and data are the command's.\n"
     storage.write_bytes(storage.join(uri, BEST), (head + yaml.safe_dump(space.recipe(best), sort_keys=False)).encode())
     rows = [{**{k: v for k, v in record.items() if k not in ("sample", "proposed")}, **record["sample"]} for record in records]
     text = io.StringIO()
@@ -250,7 +264,7 @@ class Recorder(Callback):
         self.finish(trial, DONE if result.get("epoch") == self.epochs else STOPPED, "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        self.finish(trial, FAILED, "FAILED", reason=last_line(trial.get_error()))
+        self.finish(trial, FAILED, "FAILED", reason=last_line(trial.error_file))
 
     def finish(self, trial: Any, status: str, mlflow_status: str, *, reason: str = "") -> None:
         record = self.record(trial, status, reason=reason)
@@ -262,7 +276,13 @@ class Recorder(Callback):
     def record(self, trial: Any, status: str, *, reason: str = "") -> dict[str, Any]:
         result = trial.last_result or {}
         run = trial_config(self.config, self.sweep, self.uri, trial.config).run_uri
-        found = {"trial": os.path.basename(run), "status": status, "AP": result.get("AP"), "AP50": result.get("AP50"), "epochs": result.get("epoch", 0)}
+        found = {
+            "trial": os.path.basename(run),
+            "status": status,
+            "AP": result.get("AP"),
+            "AP50": result.get("AP50"),
+            "epochs": result.get("epoch", 0),
+        }
         found |= {"sample": space.rounded(trial.config), "proposed": dict(trial.config), "run": run, "reason": reason}
         run_folder.write(run, TRIAL, found)
         return found
@@ -272,6 +292,10 @@ def shown(sample: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in sample.items())
 
 
-def last_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no reason was given"
+def last_line(path: str | None) -> str:
+    """Of the file in which Tune, in this process, has just put the trial's traceback: what went wrong."""
+    if path is None or not os.path.exists(path):
+        return "its process ended without a word"
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    return lines[-1][:300] if lines else "its process ended without a word"

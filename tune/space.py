@@ -21,7 +21,9 @@ class SpaceConfig(Section):
 
     gamma: tuple[float, float] = Field((0.5, 5.0), description="focusing exponent of the focal loss, LOW,HIGH within 0..10; sampled evenly")
     alpha: tuple[float, float] = Field((0.1, 0.9), description="weight of the positive class, LOW,HIGH within 0..1; sampled evenly")
-    learning_rate: tuple[float, float] | None = Field(None, description="peak learning rate, LOW,HIGH within 0..10; sampled evenly in its logarithm; unset: not searched")
+    learning_rate: tuple[float, float] | None = Field(
+        None, description="peak learning rate, LOW,HIGH within 0..10; sampled evenly in its logarithm; unset: not searched"
+    )
 
     @model_validator(mode="after")
     def rising_within_limits(self) -> SpaceConfig:
