@@ -20,7 +20,7 @@ def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, ove
     """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see
     `scoring.score`.
     """
-    found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set), package, **resources)))
+    found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set, workers=resources["workers"]), package, **resources)))
     table = coco_table(scoring.read_truths(shard_set), found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:

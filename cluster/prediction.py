@@ -58,7 +58,9 @@ def predict(
     errors: list[str] = []
     drawn = 0
     with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), schema) as writer:
-        for table in scoring.score(rows.file_rows(uris), package, **resources).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in scoring.score(rows.file_rows(uris, workers=resources["workers"]), package, **resources).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        ):
             table = table.append_column("model_version", pa.array([model_version] * table.num_rows, pa.string()))
             writer.write_table(table.select(schema.names).cast(schema))
             for row in table.to_pylist():

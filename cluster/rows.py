@@ -30,16 +30,21 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Da
     )
 
 
-def all_rows(shard_set: ShardSet) -> ray.data.Dataset:
-    """Every row of a shard set once, in stored order."""
+def all_rows(shard_set: ShardSet, *, workers: int = 1) -> ray.data.Dataset:
+    """Every row of a shard set once, in stored order, in blocks enough for all `workers`."""
     sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    return planned_rows(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=ROWS_PER_BLOCK))
+    return planned_rows(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=rows_per_block(len(sequence), workers)))
 
 
-def file_rows(uris: Sequence[str]) -> ray.data.Dataset:
-    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order."""
-    dataset = in_order([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // ROWS_PER_BLOCK)))
+def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
+    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order, in blocks enough for all `workers`."""
+    dataset = in_order([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // rows_per_block(len(uris), workers))))
     return dataset.map_batches(read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS)
+
+
+def rows_per_block(rows: int, workers: int) -> int:
+    """A worker takes whole blocks: with the 64 pictures of a small set in one of them, only one worker would work."""
+    return max(1, min(ROWS_PER_BLOCK, -(-rows // workers)))
 
 
 def read_planned(shard_set: ShardSet, units: Sequence[plan.Unit]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A pipeline stage: a name, what identifies it, and a function; run, or reused when its outputs are there already.
 
-The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds on. Worker counts and URIs
-are no identity: the same data elsewhere, or more machines, are the same stage. The output folder carries a readable name and the fingerprint, and its manifest, stage.json, is
-written last; a folder without one is a stage that did not finish, and its function is called again to go on.
+The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds on. Worker counts and URIs are no identity:
+the same data elsewhere, or more machines, are the same stage. The output folder carries a readable name and the fingerprint, and its manifest,
+stage.json, is written last; a folder without one is a stage that did not finish, and its function is called again to go on.
 """
 
 from __future__ import annotations
