@@ -45,6 +45,9 @@ class CanvasConfig(Section):
         for name, side in (("height", self.height), ("width", self.width)):
             if side % FINEST_STRIDE:
                 raise ValueError(f"canvas.{name} {side}: must be a multiple of {FINEST_STRIDE}; {-(-side // FINEST_STRIDE) * FINEST_STRIDE} holds it")
+        if max(self.height, self.width) <= 64:
+            # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
+            raise ValueError(f"canvas {self.height}x{self.width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
         return self
 
 
