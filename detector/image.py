@@ -20,7 +20,7 @@ class ImageError(ValueError):
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode any format Pillow reads to upright (EXIF orientation applied) RGB pixels, uint8 (H, W, 3).
 
-    Grey, palette, CMYK and 16-bit pictures become RGB; alpha is composed on black, as Pillow's conversion does.
+    Grey, palette, CMYK and 16-bit pictures become RGB; alpha is dropped, the colour beneath it stays.
     The format is read from the bytes, never from a name. Raises `ImageError` on an empty or truncated file, an unknown
     format, and on more than `max_pixels` pixels, which is checked on the header, before anything is decoded.
     """
@@ -31,13 +31,11 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> n
             width, height = picture.size
             if width * height > max_pixels:
                 raise ImageError(f"{width}x{height} pixels is more than the {max_pixels} allowed")
-            if picture.mode.startswith("I;16") or picture.mode == "I":
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I;16") or upright.mode == "I":
                 # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
-                grey = np.asarray(picture, dtype=np.uint32)
-                picture = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
-            else:
-                picture.load()
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+                upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError and more on damaged files
