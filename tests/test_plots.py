@@ -1,0 +1,85 @@
+"""The pictures hold what they claim: the right curves, names, colours and boxes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from detector.decode import Detections
+from detector.metrics import SUMMARY_NAMES, CocoTable
+from detector.plots import COLOURS, overlay_figure, precision_recall_figure
+
+
+def table(objects: list[int]) -> CocoTable:
+    """A table of classes c0, c1, ...; a class without objects has -1 everywhere."""
+    precision = np.linspace(1, 0.5, 101)[:, None] * np.ones(len(objects))
+    precision[:, [count == 0 for count in objects]] = -1
+    rows = {f"c{k}": {"AP": 0.4 if n else -1.0, "AP50": 0.75 if n else -1.0, "objects": float(n)} for k, n in enumerate(objects)}
+    return CocoTable(dict.fromkeys(SUMMARY_NAMES, 0.4), rows, precision, 5, 9)
+
+
+def png(figure) -> np.ndarray:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return np.asarray(Image.open(sink).convert("RGB"))
+
+
+def test_a_curve_for_each_class_with_truth():
+    figure = precision_recall_figure(table([4, 0, 9]))
+    (axes,) = figure.axes
+    # Most objects first.
+    assert [line.get_label().split()[0] for line in axes.lines] == ["c2", "c0"]
+    recall, precision = axes.lines[0].get_data()
+    assert recall[0] == 0 and recall[-1] == 1 and len(recall) == 101
+    assert precision[0] == 1 and precision[-1] == pytest.approx(0.5)
+    assert "0.400" in axes.get_title()
+    assert png(figure).std() > 5
+
+
+def test_ten_classes_at_most_and_those_with_most_objects():
+    (axes,) = precision_recall_figure(table(list(range(1, 16)))).axes
+    assert [line.get_label().split()[0] for line in axes.lines] == [f"c{k}" for k in range(14, 4, -1)]
+    assert len({line.get_color() for line in axes.lines}) == 10
+
+
+def test_no_truth_gives_an_empty_plot():
+    figure = precision_recall_figure(table([0, 0]))
+    assert not figure.axes[0].lines and figure.axes[0].get_legend() is None
+    assert png(figure).shape[2] == 3
+
+
+def found() -> Detections:
+    boxes = np.array([[10, 5, 60, 40], [70, 50, 90, 70], [1, 1, 9, 9]], np.float32)
+    return Detections(boxes, np.array([0.95, 0.5, 0.2], np.float32), np.array([1, 0, 1]))
+
+
+def test_overlay_draws_what_is_above_the_threshold():
+    (axes,) = overlay_figure(np.zeros((80, 120, 3), np.uint8), found(), ("cat", "dog"), title="7.jpg").axes
+    assert [text.get_text() for text in axes.texts] == ["dog 0.95", "cat 0.50"]
+    xs, ys = axes.lines[0].get_data()
+    assert (min(xs), max(xs), min(ys), max(ys)) == (10, 60, 5, 40)
+    assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
+    # Pixel rows run down, the picture fills the axes.
+    assert axes.get_ylim() == (80, 0) and axes.get_xlim() == (0, 120) and axes.get_title() == "7.jpg"
+
+
+def test_overlay_draws_the_truth_beneath():
+    truth = np.array([[20, 20, 50, 60]], np.float32)
+    (axes,) = overlay_figure(np.zeros((80, 120, 3), np.uint8), found(), ("cat", "dog"), truth_N4=truth, score_threshold=0.9).axes
+    # A dark line under white dashes, then the one detection.
+    assert len(axes.lines) == 3 and axes.lines[1].get_linestyle() == "--"
+    xs, ys = axes.lines[0].get_data()
+    assert (min(xs), max(xs), min(ys), max(ys)) == (20, 50, 20, 60)
+
+
+@pytest.mark.parametrize("shape", [(80, 120), (300, 20), (20, 300)])
+def test_overlay_of_nothing_shows_the_picture(shape):
+    image = np.full((*shape, 3), (200, 30, 30), np.uint8)
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    pixels = png(overlay_figure(image, nothing, ("cat",)))
+    assert (np.abs(pixels.astype(int) - (200, 30, 30)).sum(axis=2) < 10).mean() > 0.2
+    assert max(pixels.shape) < 20_000
