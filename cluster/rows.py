@@ -5,6 +5,7 @@ Ray Data's read tasks import this module and nothing heavier: with torch in it, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Da
     for unit in units:
         place = {group: i for i, group in enumerate(unit.groups)}
         items.append({"groups": [shard_set.locate_group(g) for g in unit.groups], "rows": [(place[row.group], row.row) for row in unit.rows]})
-    return in_order([{"unit": item} for item in items], blocks=len(items)).map_batches(
+    # As JSON, because Arrow has no type for lists of mixed tuples and Ray would fall back to pickle, with a warning.
+    return in_order([{"unit": json.dumps(item)} for item in items], blocks=len(items)).map_batches(
         read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS
     )
 
@@ -66,8 +68,8 @@ def in_order(items: list[dict[str, Any]], *, blocks: int) -> ray.data.Dataset:
 
 
 def read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
-    (unit,) = batch["unit"]
-    return read_rows([(uri, int(group)) for uri, group in unit["groups"]], [(int(group), int(row)) for group, row in unit["rows"]])
+    (unit,) = map(json.loads, batch["unit"])
+    return read_rows(unit["groups"], unit["rows"])
 
 
 def read_files(batch: dict[str, np.ndarray]) -> pa.Table:

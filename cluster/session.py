@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -49,6 +50,10 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not logs:
+        # Ray's C++ core warns about the arguments of every actor pool that Ray Data makes.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():
