@@ -37,21 +37,22 @@ def run_verb(config_class: type[BaseModel], main: Callable[[Any], None], *, desc
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    caught: BaseException | None = None
     code, message = 0, ""
     try:
         if "--help" in arguments or "-h" in arguments:
             print(help_text(config_class, description=description))
         else:
             main(parse(config_class, [a for a in arguments if a != "--debug"]))
-    except KeyboardInterrupt:
-        code, message = InterruptedRun.exit_code, "interrupted; the same command continues where it stopped"
+    except KeyboardInterrupt as error:
+        caught, code, message = error, InterruptedRun.exit_code, "interrupted; the same command continues where it stopped"
     except PlainError as error:
-        code, message = error.exit_code, str(error)
+        caught, code, message = error, error.exit_code, str(error)
     except Exception as error:
-        code = 1
+        caught, code = error, 1
         message = f"{type(error).__name__}: {str(error).strip() or 'no message'} (a bug or a failing machine; --debug shows the traceback)"
-    if code and debug:
-        traceback.print_exc()
+    if caught is not None and debug:
+        traceback.print_exception(caught)
     if message:
         one_line = " ".join(line.strip() for line in message.splitlines() if line.strip())
         print(f"error: {one_line[:2000]}", file=sys.stderr)
@@ -109,7 +110,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not valid YAML: {error}") from error
+        raise UsageError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if content is not None and not isinstance(content, dict):
         raise UsageError(f"--config {path}: must hold 'section: field: value' pairs, holds a {type(content).__name__}")
     return content or {}
