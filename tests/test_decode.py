@@ -109,7 +109,8 @@ def test_the_threshold_itself_is_not_passed():
 
 
 def test_the_best_of_each_level_go_on():
-    # Levels of 96 * 6 = 576 anchors on P3 and 24 * 6 = 144 on P4. One candidate a level: the best of P3 and the best of P4, though P3 has two better ones.
+    # Levels of 96 * 6 = 576 anchors on P3 and 24 * 6 = 144 on P4. One candidate a level: the best of P3 and the best of P4, though P3 has two
+    # better ones.
     logits, deltas = outputs_of([(5, 0, 0.9), (300, 0, 0.8), (570, 0, 0.7), (576 + 77, 0, 0.6)])
     (found,) = decode_detections(logits, deltas, LEVELS, canvas(), top_per_level=1)
     np.testing.assert_allclose(found.scores_N, [0.9, 0.6], atol=1e-5)

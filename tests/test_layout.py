@@ -106,6 +106,10 @@ def test_tests_are_flat():
     assert not [path for path in TESTS if path.parent.name == "benchmarks" and path.name.startswith("test_")]
 
 
+# The door of all verbs, and the verbs as stages of `run`; every other file in pipelines/ is one verb.
+SHARED_BY_VERBS = {"pipelines/command_line.py", "pipelines/workflow.py"}
+
+
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
@@ -119,7 +123,7 @@ def test_most_source_files_are_short():
     assert statistics.median(lines(path) for path in SOURCES) < 200
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("pipelines/") and name != "pipelines/command_line.py"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("pipelines/") and name not in SHARED_BY_VERBS])
 def test_a_verb_is_a_table_of_contents(name):
     path = ROOT / name
     assert 40 <= lines(path) <= 100

@@ -18,7 +18,7 @@ from typing import Any
 
 import optuna
 import yaml
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, report, with_resources
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -170,14 +170,12 @@ def run_tuner(
 
 def run_trial(sections: dict[str, Any], budget: dict[str, Any], uri: str, sample: dict[str, float]) -> None:
     """One trial, in a process of its own: the training run of the sample. Every evaluation reaches Tune through Ray Train's callback."""
-    from ray import tune as ray_tune
-
     config = trial_config(TrainConfig.model_validate(sections), SweepConfig.model_validate(budget), uri, sample)
     already = run_folder.read(config.run_uri, run_folder.FINISHED) is not None
     best = launch.launch(config, callbacks=[TuneReportCallback()])
     if already:
         # The searcher came to this sample twice, or the sweep was killed between the end of the training and the record of it.
-        ray_tune.report({name: best[name] for name in ("AP", "AP50", "epoch", "images_seen")})
+        report({name: best[name] for name in ("AP", "AP50", "epoch", "images_seen")})
 
 
 def searcher(sweep: SweepConfig, before: list[dict[str, Any]], *, first: dict[str, float]) -> OptunaSearch:
