@@ -122,6 +122,12 @@ def test_a_batch_without_objects_divides_by_one():
     assert report.classification == pytest.approx(float(classification.detach()))
 
 
+def test_gradients_do_not_pile_up():
+    network, batch = net(), collate(SCENES)
+    one, two = step(network, batch), step(network, batch)
+    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
+
+
 def test_clipping_limits_the_update():
     network = net()
     before = copy.deepcopy(dict(network.named_parameters()))
