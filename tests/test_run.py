@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.launch import TrainConfig
-from pipelines import run as verb
 from pipelines.command_line import parse, run_verb
-from pipelines.run import RunConfig, main
+from pipelines.run import main
+from pipelines.workflow import RunConfig, Verbs
 
 STAGES = ["prepare-train", "prepare-val", "train", "evaluate", "register", "predict"]
 RECIPES = Path(__file__).parent.parent / "pipelines/recipes"
@@ -75,7 +75,8 @@ def test_the_best_of_a_sweep_is_what_is_trained(small_coco: Path, tmp_path: Path
         return {"best": "/best.yaml", "records": [{"sample": {"gamma": 3.5}}]}
 
     monkeypatch.setattr("pipelines.sweep.sweep", sweep)
-    verbs = verb.Verbs(config)
+    monkeypatch.setattr("cluster.session.connect", lambda *_, **__: None)
+    verbs = Verbs(config)
     found = verbs.sweep(training, {"seed": 0}, [])
     assert found.values["records"][0]["sample"] == {"gamma": 3.5}
     # The stage's folder is the sweep's: named like it.
