@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from detector.batch import Sample, collate
 from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint
+from detector.decode import Detections
 from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer
 from detector.predict import Predictor, rescale, write_package
@@ -178,9 +179,8 @@ def test_a_package_whose_parts_do_not_belong_together_is_refused(package, tmp_pa
 
 
 def test_rescale_by_hand():
-    from detector.decode import Detections
-
-    # A picture of 200 x 100 (height x width) shown at 64 x 32: factors 3.125 both. 20.48 * 3.125 = 64; the border 64 becomes 200.
-    found = Detections(np.array([[0, 20.48, 32, 64]], np.float32), np.array([0.5], np.float32), np.array([1]))
-    moved = rescale(found, (64.0, 32.0), (200, 100))
-    np.testing.assert_allclose(moved.boxes_N4, [[0, 64, 100, 200]], rtol=1e-6)
+    # A picture of 200 x 100 (height x width) shown at 50 x 40: y by 4, x by 2.5; the borders 50 and 40 become 200 and 100.
+    found = Detections(np.array([[4, 20, 40, 50]], np.float32), np.array([0.5], np.float32), np.array([1]))
+    moved = rescale(found, (50.0, 40.0), (200, 100))
+    np.testing.assert_allclose(moved.boxes_N4, [[10, 80, 100, 200]], rtol=1e-6)
+    assert (moved.scores_N, moved.labels_N) == (found.scores_N, found.labels_N)
