@@ -51,8 +51,6 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not logs:
-        # Ray's C++ core warns about the arguments of every actor pool that Ray Data makes.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     import ray
 
@@ -62,6 +60,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
     if address is None or address == "local":
         # Nobody reclaims this machine, and the watcher is one more process to start (5 CPU seconds).
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray ends processes that idle for a second beyond one a CPU; every epoch then starts its read tasks in new ones (8 s on two cores).
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # The dashboard is left out: it takes seconds to start and needs its own port.
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=logs, logging_level="ERROR")
         # Importing torch, Ray Train and the training loop takes 14 CPU seconds a worker process; idle processes are later taken by the workers.

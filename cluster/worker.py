@@ -172,10 +172,13 @@ class Worker:
 
     def evaluate(self, uri: str) -> None:
         """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and remember the best checkpoint."""
-        model = self.model
+        model = copy.deepcopy(self.model)
         if self.average is not None:
-            model = copy.deepcopy(self.model)
             model.load_state_dict(self.average.state)
+        if self.ranks > 1:
+            # Running statistics differ between ranks; what is scored must be what rank 0 has saved.
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
         predictor = Predictor(model, canvas=tuple(description["canvas"]), decode=description["decode"], amp=description["amp"])
         found = {}

@@ -60,7 +60,7 @@ class ModelConfig(Section):
     norm: Literal["batch", "frozen"] = Field(
         "batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)"
     )
-    head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or groups of 8 channels")
+    head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or 32 groups of channels")
     width: Literal[64, 128, 256] = Field(
         256, description="channels of the pyramid and the heads; 256 is the paper's, 128 costs well under half for small data sets"
     )

@@ -5,12 +5,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# `python pipelines/prepare.py` puts pipelines/ on the path, not the root of the project.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.session import RayConfig
