@@ -68,7 +68,8 @@ def test_a_shorter_share_ends_with_fillers_that_are_ignore_regions(shard_set: Sh
     assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [3, 2]
     filler = batches[1].image_ids < 0
     assert (batches[1].labels_BG[filler] == -1).all()
-    assert (batches[1].boxes_BG4[filler, 0] == torch.tensor([-96.0, -64.0, 192.0, 128.0])).all()
+    assert (batches[1].boxes_BG4[filler, 0, :2] <= 0).all()
+    assert (batches[1].boxes_BG4[filler, 0, 2:] >= torch.tensor([96.0, 64.0])).all()
 
 
 def test_a_rank_without_rows_gets_fillers_only(shard_set: ShardSet) -> None:
