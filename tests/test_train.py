@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -17,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from cluster import launch, run_folder, storage
 from cluster.errors import PlainError, UsageError
 from cluster.session import RayConfig
+from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
 
 ROOT = Path(__file__).parent.parent
@@ -194,10 +196,15 @@ def test_a_killed_driver_continues_from_its_checkpoint(shards: dict[str, str], r
 
 
 def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
-    """A learning rate that throws the weights to infinity ends in the message of the step, with the images."""
-    wild = {**TINY["optimizer"], "name": "sgd", "learning_rate": 10.0, "clip_norm": 1e9, "warmup": 0.0}
-    broken = config(shards, name="wild", optimizer=wild, training={**TINY["training"], "retries": 0, "amp": False, "epochs": 50})
-    with pytest.raises(PlainError, match="is not finite .* images of this rank: .* the weights were not updated"):
+    """Images that are no pictures, in a set that was not made by prepare: the driver says what the worker saw."""
+    uri = f"{shards['bucket']}/data/broken"
+    box = np.array([[5, 5, 30, 30]], np.float32)
+    rows = [Row(i, f"{i}.jpg", b"not a picture", 40, 60, box, [0], [False], [625.0]) for i in range(8)]
+    shard = write_shard(uri, "shard-00000-of-00001.parquet", rows, row_group_rows=4)
+    counts = {"images": 8, "boxes": 8, "crowds": 0, "quarantined": 0}
+    write_index(uri, categories=[Category(0, 1, "thing")], shards=[shard], counts=counts, source_digest="none")
+    broken = config(shards, name="broken", data={"train": uri, "val": uri}, training={**TINY["training"], "retries": 0})
+    with pytest.raises(PlainError, match="training broken failed after 0 retries: .*cannot be decoded"):
         launch.launch(broken)
 
 
