@@ -69,10 +69,10 @@ def test_one_plain_line_and_the_exit_code(
     with pytest.raises(SystemExit) as ended:
         run_verb(config, main, description="", argv=arguments)
     printed = capsys.readouterr()
-    # The S3 server runs in this process and logs its requests.
-    (message,) = [text for text in printed.err.splitlines() if not text.startswith("127.0.0.1 - - ")]
+    # The S3 server runs in this process and logs its requests to the same place.
+    (message,) = [text for text in printed.err.splitlines() if text.startswith("error: ")]
+    assert printed.err.rstrip().endswith(message)
     assert ended.value.code == code, message
-    assert message.startswith("error: ")
     assert excerpt in message
     assert "Traceback" not in printed.out + printed.err
 
