@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ def s3() -> Iterator[str]:
     """The endpoint of an S3 server in this process. AWS_* is set for this process and for what it starts."""
     from moto.server import ThreadedMotoServer
 
+    # Its request log goes to whatever stderr a test had captured when the first request came, which is closed by the next one.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
