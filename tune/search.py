@@ -35,8 +35,9 @@ TRIAL_CPUS = 0.01
 """CPUs that the process around a trial books. Its workers book their own; with Tune's default of 1 they would wait for each other for ever."""
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped early", "failed"
 QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a box whatever `verbose` says
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # with it Ctrl-C would end the sweep as if it were complete
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
