@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,3 +151,20 @@ def test_ranges_reach_the_searcher() -> None:
     assert len({s["gamma"] for s in samples}) == 12
     same = search.searcher(SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))), [], first=samples[0])
     assert [same.suggest(str(number)) for number in range(12)] == samples
+
+
+def test_a_trial_that_is_stopped_early_keeps_its_result(tmp_path: Path) -> None:
+    lines: list[str] = []
+    config, budget = tiny(tmp_path, {"train": "/t", "val": "/v"}), SweepConfig(epochs=4)
+    uri = search.sweep_uri(str(tmp_path), "tiny")
+    recorder = search.Recorder(config, budget, uri, None, "sweeps", lines.append)
+    last = {"epoch": 2, "AP": 0.25, "AP50": 0.5, "images_seen": 48}
+    trial = SimpleNamespace(trial_id="1", config={"gamma": 2.00004, "alpha": 0.25}, last_result=last)
+    recorder.on_trial_result(1, [trial], trial, last)
+    recorder.on_trial_complete(1, [trial], trial)
+    (record,) = search.read_records(uri)
+    assert (record["status"], record["AP"], record["epochs"], record["sample"]) == ("stopped early", 0.25, 2, {"gamma": 2.0, "alpha": 0.25})
+    assert lines == [f"{record['trial']} epoch 2 of 4: AP 0.2500  AP50 0.5000", f"{record['trial']} stopped early after 2 epochs: AP 0.2500"]
+    trial.last_result = {**last, "epoch": 4}
+    recorder.on_trial_complete(1, [trial], trial)
+    assert search.read_records(uri)[0]["status"] == "done"
