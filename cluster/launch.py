@@ -146,7 +146,7 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
     sections = config.model_dump(mode="json")
     with Board(on_event) as board:
         job = {
-            **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training", "canvas")},
+            **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training")},
             "data": data,
             "run": run,
             "package": package_of(config, train_set),

@@ -51,9 +51,8 @@ class Worker:
         self.network = self.model if self.ranks == 1 else distribute(self.model)
         canvas = tuple(job["package"]["description"]["canvas"])
         self.anchors_A4 = torch.cat(self.model.anchors(*canvas))
-        self.average_images: float = job["optimizer"]["ema_images"]
-        self.average = MovingAverage(self.model, images=self.average_images) if self.average_images else None
         chosen = job["optimizer"]
+        self.average = MovingAverage(self.model, images=chosen["ema_images"]) if chosen["ema_images"] else None
         self.optimizer = build_optimizer(
             self.model, name=chosen["name"], learning_rate=chosen["learning_rate"], weight_decay=chosen["weight_decay"], momentum=chosen["momentum"]
         )
