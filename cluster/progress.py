@@ -74,10 +74,10 @@ def clock(seconds: float) -> str:
 
 
 class Tracker:
-    """The MLflow run of a training run, opened (or found again) at its first event.
+    """The MLflow run of a training run, opened (or found again) at its first step.
 
-    Importing MLflow and creating its store costs 8 CPU seconds, which must not delay the first step; and a store that fails must not end a training,
-    so events are kept until it can be opened, which is tried again at most twice a minute.
+    Importing MLflow and creating its store costs 3 CPU seconds and more, which must not delay the first step; and a store that fails must not end a
+    training, so events are kept until it can be opened, which is tried again at most twice a minute.
     """
 
     def __init__(self, *, uri: str, experiment: str, storage: str, run: str, name: str, params: dict[str, Any], config: str):
@@ -89,7 +89,7 @@ class Tracker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.pending.append(event)
-        if self.run is None and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+        if self.run is None and event["kind"] not in ("start", "resume") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
             self.open()
         if self.run is not None:
             for waiting in self.pending:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,7 @@ class RayConfig(BaseModel):
 def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bool = False, needs: Sequence[str] = ()) -> None:
     """Join the cluster at `address`, or the one of RAY_ADDRESS (as set in a submitted job), else start Ray here. A second call does nothing.
 
-    `needs` names modules that processes of the job will import: a Ray started here imports them in idle worker processes, while the driver goes on.
+    `needs` names modules that this process will import next: that is done in a thread, in the seconds in which it waits for Ray.
     Raises `PlainError` within seconds when nothing answers there.
     """
     for name, value in QUIET.items():
@@ -56,6 +57,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
 
     if ray.is_initialized():
         return
+    for module in needs:
+        threading.Thread(target=import_early, args=(module,), name=f"import {module}", daemon=True).start()
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None or address == "local":
         # Nobody reclaims this machine, and the watcher is one more process to start (5 CPU seconds).
@@ -64,10 +67,6 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # The dashboard is left out: it takes seconds to start and needs its own port.
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=logs, logging_level="ERROR")
-        # Importing torch, Ray Train and the training loop takes 14 CPU seconds a worker process; idle processes are later taken by the workers.
-        warm = ray.remote(num_cpus=0)(warm_up)
-        for module in needs:
-            warm.remote(module)
         return
     check_answers(address)
     runtime_env: dict = {"env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}}
@@ -82,7 +81,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         ) from error
 
 
-def warm_up(module: str) -> None:
+def import_early(module: str) -> None:
     with contextlib.suppress(Exception):  # whoever really needs it reports why it cannot be imported
         import_module(module)
 

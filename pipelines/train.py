@@ -36,7 +36,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
     mlflow_tracking.check_server(uri)
     train_set, val_set = launch.check(config)
-    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["cluster.worker"] * config.training.workers)
+    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
     what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     session.check_resources(cpus=launch.cpus_needed(config), gpus=training.workers * training.gpus_per_worker, what=what, autoscaling=ray.autoscaling)

@@ -66,8 +66,8 @@ class Verbs:
 
         def connected(folder: str) -> Any:
             # One Ray for all stages, and none where all are reused. The training's imports begin while the data is prepared.
-            ray, workers = self.config.ray, self.config.training.workers
-            session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["cluster.worker"] * workers)
+            ray = self.config.ray
+            session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
             return work(folder)
 
         return stages.run_or_reuse(verb, f"{self.root}/{parent}", self.config.name, connected, identity=identity, upstream=upstream, outputs=outputs)

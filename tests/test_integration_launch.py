@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,61 @@ def test_as_a_module(job: dict[str, str]) -> None:
 def test_as_a_script_from_another_folder(job: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
     check_run(job, "script", subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True))
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """`ray start --head` with token authentication, as a child of this process; its jobs address and token file."""
+    ray = str(Path(sys.executable).parent / "ray")
+    with tempfile.TemporaryDirectory(prefix="rr-") as folder:
+        token = Path(folder, "token")
+        token.write_text("0123456789abcdef" * 4)
+        dashboard, port = free_port(), free_port()
+        # A job's `python` is the first on the head's PATH: the environment is active where `ray start` is typed.
+        path = f"{Path(ray).parent}:{os.environ['PATH']}"
+        secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), PATH=path)
+        command = [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"]
+        command += [
+            "--node-ip-address=127.0.0.1",
+            f"--ray-client-server-port={free_port()}",
+            "--object-store-memory=300000000",
+            "--disable-usage-stats",
+        ]
+        command += [f"--temp-dir={folder}/ray"]
+        with open(Path(folder, "head.log"), "w") as log:
+            process = subprocess.Popen(command, env=secured, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        yield {"address": f"http://127.0.0.1:{dashboard}", "token": str(token), "ray": ray, "log": log.name}
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def submit(head: dict[str, str], arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
+    secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
+    command = [head["ray"], "job", "submit", "--working-dir", ".", "--", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
+
+
+def wait_until_up(head: dict[str, str]) -> None:
+    """The head answers when its dashboard has started; each call waits for an answer itself."""
+    for _ in range(60):
+        secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
+        if subprocess.run([head["ray"], "job", "list"], env=secured, capture_output=True).returncode == 0:
+            return
+    raise AssertionError(Path(head["log"]).read_text())
+
+
+def test_as_a_submitted_job_with_a_token(head: dict[str, str], job: dict[str, str]) -> None:
+    wait_until_up(head)
+    check_run(job, "job", submit(head, ["python", "pipelines/train.py", *flags(job, "job")]))
+
+
+def test_without_the_token_nothing_is_started(head: dict[str, str], job: dict[str, str], tmp_path: Path) -> None:
+    wait_until_up(head)
+    wrong = tmp_path / "token"
+    wrong.write_text("f" * 64)
+    refused = submit(head, ["python", "pipelines/train.py", *flags(job, "refused")], RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert refused.returncode != 0
+    assert not Path(job["folder"], "store", "runs", "refused").exists()
 
 
 def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:

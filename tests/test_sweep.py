@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ingest, storage
+from cluster import ingest, run_folder, storage
 from cluster.launch import TrainConfig
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig, connect, tracking_uri
@@ -99,6 +99,7 @@ def test_a_failing_trial_costs_that_trial_and_an_interrupted_sweep_goes_on(
         }
         storage.write_json(f"{run}/trial.json", record)
     storage.write_json(f"{run}/config.json", {"identity": {"seed": "another one"}, "config": {}})
+    storage.write_json(f"{run_folder.checkpoint_uri(run, 8)}/state.json", {})  # a name is taken by its first checkpoint
     found = verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
     said = capsys.readouterr().out
     assert "1 of 3 trials are there from a sweep that did not finish; kept" in said and "trials   3, of which 1 failed" in said

@@ -1,12 +1,11 @@
-"""The whole pipeline beside its bare step, and the seconds from the command typed to the first step.
+"""The whole pipeline beside its bare step and torchvision's, and the seconds from the command typed to the first step.
 
     python tests/benchmarks/pipeline.py [--images 96 --epochs 3 --workers 2]
 
-Makes a synthetic set, prepares it, then types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the
-epochs after
-the first. Before and after that, as many bare processes as there were workers run the same step on the same batch in memory, all at once, without
-data,
-Ray or gradient exchange: their summed images/s is what the machine could do at that hour.
+Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the epochs after
+the first. Before and after that, as many bare processes as there were workers run a training step on one batch in memory, all at once, without data,
+Ray or gradient exchange: their summed images/s is what the machine could do at that hour. The start is compared with that of a bare Ray Train job of
+as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18.
 """
 
 from __future__ import annotations
@@ -20,73 +19,78 @@ import sys
 import tempfile
 import time
 
-ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
 RECIPE = os.path.join(ROOT, "pipelines", "recipes", "small_r18.yaml")
-BARE = """
+STEPS = """
 import sys, time
 sys.path[:0] = [{root!r}, {here!r}]
 import torch
 torch.set_num_threads(1)
-from step import random_batch
-from detector.model import RetinaNet
-from detector.optimizer import build_optimizer
-from detector.step import train_step
 torch.manual_seed(0)
-model = RetinaNet(classes=5, backbone="resnet18", width=128, head_norm="group").to(memory_format=torch.channels_last).train()
-optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
-batch = random_batch(batch={batch}, height=320, width=448, classes=5)
-anchors = torch.cat(model.anchors(320, 448))
-def step():
-    train_step(model, optimizer, batch, anchors, learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1/9,
-    amp_dtype=torch.bfloat16)
-step()
+import step
+batch = step.random_batch(batch={batch}, height=320, width=448, classes=5)
+if {torchvision}:
+    one = step.torchvision_step(batch, backbone="resnet18", classes=5, amp=True, channels_last=True)
+else:
+    one = step.our_step(batch, backbone="resnet18", classes=5, amp=True, width=128, head_norm="group")
+one()
 start = time.perf_counter()
 for _ in range({steps}):
-    step()
+    one()
 print({batch} * {steps} / (time.perf_counter() - start))
+"""
+BARE_RAY_TRAIN = """
+import sys, tempfile
+def work():
+    import ray.train, ray.train.torch, torch, torchvision
+    model = ray.train.torch.prepare_model(torchvision.models.resnet18())
+    model(torch.zeros(2, 3, 64, 64)).sum().backward()
+    if ray.train.get_context().get_world_rank() == 0:
+        open({mark!r}, "w").close()
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+ray.init(log_to_driver=False, logging_level="ERROR")
+scaling = ScalingConfig(num_workers={workers}, resources_per_worker={{"CPU": 0.75}})
+TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=tempfile.mkdtemp(dir={folder!r}))).fit()
 """
 
 
-def bare_rate(workers: int, *, batch: int, steps: int) -> float:
+def bare_rate(workers: int, *, batch: int, steps: int, torchvision: bool) -> float:
     """Summed images/s of `workers` single-threaded processes that step side by side."""
-    program = BARE.format(root=ROOT, here=os.path.dirname(os.path.abspath(__file__)), batch=batch, steps=steps)
+    program = STEPS.format(root=ROOT, here=HERE, batch=batch, steps=steps, torchvision=torchvision)
     running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(workers)]
     return sum(float(process.communicate()[0]) for process in running)
 
 
+def bare_start(folder: str, workers: int) -> float:
+    """Seconds from the start of a bare Ray Train job to the end of its first step."""
+    mark = os.path.join(folder, "stepped")
+    script = os.path.join(folder, "bare.py")
+    with open(script, "w") as file:
+        file.write(BARE_RAY_TRAIN.format(mark=mark, workers=workers, folder=folder))
+    begun = time.time()
+    subprocess.run([sys.executable, script], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return os.path.getmtime(mark) - begun
+
+
 def pipeline_rates(folder: str, options: argparse.Namespace) -> tuple[float, float]:
     """(seconds from the command to the end of the first step, median images/s after the first epoch)."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.train",
-        "--config",
-        RECIPE,
-        "--data.train",
-        f"{folder}/shards/train",
-        "--data.val",
-        f"{folder}/shards/val",
-    ]
-    command += [
-        "--storage",
-        f"{folder}/runs",
-        "--name",
-        "bench",
-        "--training.epochs",
-        str(options.epochs),
-        "--training.evaluate_every",
-        str(options.epochs),
-    ]
-    command += [
-        "--training.checkpoint_every",
-        str(options.epochs),
-        "--training.log_steps",
-        "1",
-        "--training.log_seconds",
-        "0",
-        "--training.workers",
-        str(options.workers),
-    ]
+    flags = {
+        "config": RECIPE,
+        "data.train": f"{folder}/shards/train",
+        "data.val": f"{folder}/shards/val",
+        "storage": f"{folder}/runs",
+        "name": "bench",
+        "training.epochs": options.epochs,
+        "training.evaluate_every": options.epochs,
+        "training.checkpoint_every": options.epochs,
+        "training.log_steps": 1,
+        "training.log_seconds": 0,
+        "training.workers": options.workers,
+    }
+    command = [sys.executable, "-m", "pipelines.train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
     start, first, rates = time.perf_counter(), 0.0, []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in process.stdout:
@@ -105,25 +109,34 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    batch = 4 // options.workers
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        subprocess.run(
-            [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"], cwd=ROOT, check=True
-        )
+        coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"]
+        subprocess.run(coco, cwd=ROOT, check=True)
         for split in ("train", "val"):
             source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]
             prepare = [sys.executable, "-m", "pipelines.prepare", *source, "--output", f"{folder}/shards/{split}"]
             subprocess.run(prepare, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        batch = 4 // options.workers
-        before = bare_rate(options.workers, batch=batch, steps=12)
+        ours, theirs, starts = [], [], []
+
+        def bare() -> None:
+            starts.append(bare_start(folder, options.workers))
+            ours.append(bare_rate(options.workers, batch=batch, steps=12, torchvision=False))
+            theirs.append(bare_rate(options.workers, batch=batch, steps=12, torchvision=True))
+
+        bare()
         first, rate = pipeline_rates(folder, options)
-        after = bare_rate(options.workers, batch=batch, steps=12)
-    bare = (before + after) / 2
+        bare()
+    middle = statistics.mean(ours)
     print(f"small_r18.yaml (ResNet-18, 128 channels, 320x448), {options.workers} workers, {batch} images a worker and step, {options.images} images")
     print("| what | figure |\n|---|---|")
-    print(f"| bare step, {options.workers} processes, before / after | {before:.2f} / {after:.2f} img/s |")
+    print(f"| bare step, {options.workers} processes, before / after | {ours[0]:.2f} / {ours[1]:.2f} img/s |")
     print(f"| whole pipeline, median of the steps after the first epoch | {rate:.2f} img/s |")
-    print(f"| pipeline / bare step | {rate / bare:.2f} |")
+    print(f"| pipeline / bare step | {rate / middle:.2f} |")
+    print(f"| torchvision's RetinaNet (256 channels), bf16, channels-last, bare step, before / after | {theirs[0]:.2f} / {theirs[1]:.2f} img/s |")
+    print(f"| pipeline / torchvision's bare step | {rate / statistics.mean(theirs):.2f} |")
     print(f"| command typed to first step done | {first:.1f} s |")
+    print(f"| a bare Ray Train job, command to first step, before / after | {starts[0]:.1f} / {starts[1]:.1f} s |")
 
 
 if __name__ == "__main__":

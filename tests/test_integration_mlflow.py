@@ -1,0 +1,124 @@
+"""A training recorded on a real MLflow server, and what a person sees of it in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster import run_folder
+from cluster.session import RayConfig
+from cluster.tracking import TrackingConfig
+
+pytestmark = pytest.mark.integration
+
+TINY = {
+    "model": {"backbone": "resnet18", "width": 64},
+    "canvas": {"height": 96, "width": 128},
+    "training": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow server` on SQLite with proxied artifacts, in a process group of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts", "--serve-artifacts"]
+    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(folder / "server.log", "w") as log:
+        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    wait_until_healthy(uri, process, folder / "server.log")
+    yield uri
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+
+
+def wait_until_healthy(uri: str, process: subprocess.Popen, log: Path) -> None:
+    import time
+
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(uri + "/health", timeout=5) as answer:
+                if answer.read() == b"OK":
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    raise AssertionError(f"the server did not come up: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def recorded(server: str, ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A run on the server: trained, evaluated, registered."""
+    from cluster.launch import TrainConfig
+    from pipelines import evaluate, prepare, register
+    from pipelines.train import train
+
+    folder = tmp_path_factory.mktemp("run")
+    for split in ("train", "val"):
+        annotations = f"{small_coco}/annotations/instances_{split}.json"
+        prepare.main(prepare.PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=f"{folder}/{split}"))
+    data = {"train": f"{folder}/train", "val": f"{folder}/val"}
+    config = TrainConfig.model_validate({**TINY, "data": data, "storage": str(folder), "name": "seen"})
+    train(config, ray=RayConfig(), tracking=TrackingConfig(uri=server))
+    evaluate.main(evaluate.EvaluateConfig(run=config.run_uri, data=data["val"], overlays=2, workers=1))
+    register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
+    return {"server": server, **run_folder.read(config.run_uri, run_folder.TRACKING)}
+
+
+def test_the_server_has_metrics_pictures_and_model(recorded: dict[str, str]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(recorded["server"], registry_uri=recorded["server"])
+    run = client.get_run(recorded["run_id"])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(recorded["run_id"], "train/classification")
+    # 24 images an epoch in steps of 4, two epochs: after 4, 8, ..., 48 images.
+    assert [m.step for m in history] == list(range(4, 49, 4))
+    assert {a.path for a in client.list_artifacts(recorded["run_id"], "evaluation")} >= {"evaluation/precision_recall.png", "evaluation/metrics.json"}
+    assert client.get_model_version_by_alias("seen-model", "champion").run_id == recorded["run_id"]
+
+
+@pytest.mark.parametrize("page", ["run", "pictures", "model"])
+def test_the_pages_show_it(recorded: dict[str, str], page: str, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    assert browser, "these tests need Chromium: apt-get install chromium"
+    import mlflow
+
+    experiment = mlflow.MlflowClient(recorded["server"]).get_run(recorded["run_id"]).info.experiment_id
+    run = f"{recorded['server']}/#/experiments/{experiment}/runs/{recorded['run_id']}"
+    address, expected = {
+        "run": (f"{run}/model-metrics", ["seen (train/classification)", "seen (val/AP50)"]),
+        "pictures": (f"{run}/artifacts/evaluation/precision_recall.png", ["precision_recall.png"]),
+        "model": (f"{recorded['server']}/#/models/seen-model", ["seen-model", "champion"]),
+    }[page]
+    picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{page}.png"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=60000"]
+    subprocess.run([browser, *options, "--window-size=1500,1100", f"--screenshot={picture}", address], capture_output=True, timeout=300)
+    # MLflow draws the charts that are in sight, so this window is high enough for all of them.
+    dom = subprocess.run([browser, *options, "--window-size=1500,5000", "--dump-dom", address], capture_output=True, text=True, timeout=300).stdout
+    words = re.sub(r"<[^>]*>", " ", dom)
+    for text in expected:
+        assert text in words, words
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.shape == (1100, 1500)
+    # A page that did not render is one colour.
+    assert len(np.unique(pixels)) > 50
