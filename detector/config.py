@@ -54,11 +54,19 @@ class CanvasConfig(Section):
 class ModelConfig(Section):
     """RetinaNet's parts."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field(
-        "resnet50", description="torchvision's network under the pyramid"
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
+    ] = Field("resnet50", description="torchvision's network under the pyramid")
+    norm: Literal["batch", "frozen", "sync", "group"] = Field(
+        "batch",
+        description="the backbone's normalisation: batch (statistics of one rank), frozen (fixed scale and bias, for fine-tuning), "
+        "sync (statistics of all ranks, GPUs only) or group (32 groups of channels, for small batches)",
     )
-    norm: Literal["batch", "frozen"] = Field(
-        "batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)"
+    frozen_stages: int = Field(
+        0, ge=0, le=5, description="stages that stay as loaded: 1 the stem, 2 also layer1 (the paper's fine-tuning), ... 5 the whole backbone"
+    )
+    stride_in: Literal["3x3", "1x1"] = Field(
+        "3x3", description="the convolution of a bottleneck that halves the resolution: 3x3 (torchvision's weights) or 1x1 (detectron2's)"
     )
     head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or 32 groups of channels")
     width: Literal[64, 128, 256] = Field(
@@ -67,6 +75,12 @@ class ModelConfig(Section):
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
     prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
     anchors: AnchorConfig = AnchorConfig()
+
+    @model_validator(mode="after")
+    def has_bottlenecks(self) -> ModelConfig:
+        if self.stride_in == "1x1" and self.backbone in ("resnet18", "resnet34"):
+            raise ValueError(f"model.stride_in 1x1: {self.backbone} has no bottlenecks, only 3x3 convolutions; leave it 3x3")
+        return self
 
 
 class LossConfig(Section):
