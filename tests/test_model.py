@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
 import torchvision
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -37,6 +40,32 @@ def test_one_output_for_each_anchor(height, width):
     levels = net.anchors(height, width)
     assert [len(level) for level in levels] == [9 * rows * columns for rows, columns in level_shapes(height, width)]
     assert sum(len(level) for level in levels) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32, 64, 128), (4, 8, 16), (8, 16, 32), (8, 16, 32, 64)])
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_strides_choose_the_levels(strides, p6_from):
+    net = small_net(strides=strides, base_sizes=[4 * stride for stride in strides], p6_from=p6_from).eval()
+    logits, deltas = net(pictures(1, 64, 96))
+    levels = net.anchors(64, 96)
+    # Side 4 strides: on P2 16 px, on P3 32 px; the first anchor of a level has its centre at 0, 0.
+    assert [float(level[3, 2] - level[3, 0]) for level in levels] == [4.0 * stride for stride in strides]
+    assert logits.shape[1] == deltas.shape[1] == sum(len(level) for level in levels)
+    assert logits.shape[1] == 9 * sum(math.ceil(64 / stride) * math.ceil(96 / stride) for stride in strides)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (8,), (4, 8, 16, 32, 64, 128)])
+def test_every_weight_learns_at_any_choice_of_levels(strides):
+    net = small_net(strides=strides, base_sizes=[4 * stride for stride in strides])
+    logits, deltas = net(pictures(2, 64, 64))
+    (logits.square().sum() + deltas.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_level_without_anchors_is_refused():
+    with pytest.raises(ValueError, match="5 levels have strides.*one size a stride"):
+        RetinaNet(classes=1, backbone="resnet18", base_sizes=(32, 64))
 
 
 @torch.no_grad()
@@ -129,12 +158,10 @@ def test_towers_with_normalisation_have_no_bias():
 
 
 def test_frozen_stages_train_in_parallel(tmp_path):
-    from cluster.worker import distribute
-
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         net = small_net(norm="frozen", frozen_stages=3).to(memory_format=torch.channels_last)
-        network = distribute(net)
+        network = DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
         network.train()
         for _ in range(2):
             # A parameter that the reducer waits for in vain would raise in the second step.
