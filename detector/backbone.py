@@ -17,7 +17,7 @@ DEEPEST_STRIDE = 32
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with fixed statistics, folded into y = x * scale + bias, (B, C, H, W) in the dtype of x. Nothing in it is trained.
 
-    The two buffers are what `weights.fold` makes of a file's four vectors, once, so that no step computes them again.
+    The two buffers are what `detector.weights.fold` makes of a file's four vectors, once, so that no step computes them again.
     """
 
     def __init__(self, channels: int):
