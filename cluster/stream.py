@@ -18,14 +18,17 @@ import numpy as np
 from cluster import plan
 from cluster.rows import read_planned
 from cluster.shards import ShardSet
-from detector.augment import evaluation_sample, training_sample
+from detector.augment import evaluation_sample, mix, training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import decode_image
+
+MIXING = ("mosaic", "mixup")
+"""What is done to a batch and not to one picture."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone."""
+    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone; mosaic and mixup also on its batch."""
 
     shard_set: ShardSet
     rank: int
@@ -34,8 +37,8 @@ class Stream:
     """Images of this rank's batches; the global batch is `ranks` times that."""
     canvas: tuple[int, int]
     seed: int
-    augmentation: dict[str, float] = field(default_factory=dict)
-    """Keywords of `detector.augment.training_sample`."""
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
     threads: int = 1
     window: int = 4
 
@@ -57,7 +60,7 @@ class Stream:
             for _ in range(wanted - count):
                 yield filler
 
-        yield from ahead(batches(samples(), self.batch), depth=2)
+        yield from ahead((self.batch_of(chunk, epoch) for chunk in chunks(samples(), self.batch)), depth=2)
 
     def sample(self, row: dict[str, Any], epoch: int) -> Sample:
         boxes, labels = row_boxes(row)
@@ -68,10 +71,19 @@ class Stream:
             np.where(crowd, -1, labels),
             row["image_id"],
             canvas=self.canvas,
-            # Seeds must not be negative, image ids may be.
-            generator=np.random.default_rng((self.seed, epoch, row["image_id"] % 2**63)),
-            **self.augmentation,
+            generator=self.generator(row["image_id"], epoch),
+            **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )
+
+    def batch_of(self, samples: list[Sample], epoch: int) -> Batch:
+        if any(self.augmentation.get(name) for name in MIXING):
+            settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
+            samples = mix(samples, generators=[self.generator(sample.image_id, epoch) for sample in samples], **settings)
+        return collate(samples, classes=len(self.shard_set.categories))
+
+    def generator(self, image_id: int, epoch: int) -> np.random.Generator:
+        # Seeds must not be negative, image ids may be.
+        return np.random.default_rng((self.seed, epoch, image_id % 2**63))
 
 
 def evaluation_batches(
@@ -119,10 +131,6 @@ def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
-    return (collate(chunk) for chunk in chunks(samples, size))
 
 
 def ahead(items: Iterator[Any], *, depth: int) -> Iterator[Any]:

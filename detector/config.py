@@ -83,9 +83,38 @@ class AugmentationConfig(Section):
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip (microscopy, aerial pictures)")
-    scale_min: float = Field(0.8, gt=0, le=1, description="smallest scale jitter, a factor of the size that fits the canvas")
+    scale_min: float = Field(
+        0.8, ge=0.1, le=1, description="smallest scale jitter, a factor of the size that fits the canvas; 0.1 with scale_max 2 is large-scale jitter"
+    )
     scale_max: float = Field(1.25, ge=1, le=4, description="largest scale jitter; what leaves the canvas is cropped at random")
+    short_sides: tuple[int, int] | None = Field(
+        None, description="LOW,HIGH px: the shorter side is drawn between them, instead of the scale jitter (the paper: 640,800); unset: off"
+    )
+    long_side: int = Field(1333, ge=1, le=8192, description="with short_sides: px that the longer side must not pass")
     min_visible: float = Field(0.25, gt=0, le=1, description="objects of which a crop leaves a smaller share become ignore regions")
+    iou_crop: float = Field(0.0, ge=0, le=1, description="probability of SSD's crop: a window with a least IoU with an object")
+    iou_minima: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.3, 0.5, 0.7, 0.9), min_length=1, description="least IoU values of which the IoU crop draws one, each 0..1"
+    )
+    photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric jitter, of the strengths that follow (SSD's)")
+    brightness: float = Field(0.125, ge=0, le=1, description="largest change of the brightness, a share of it")
+    contrast: float = Field(0.5, ge=0, le=1, description="largest change of the contrast, a share of it")
+    saturation: float = Field(0.5, ge=0, le=1, description="largest change of the saturation, a share of it")
+    hue: float = Field(0.05, ge=0, le=0.5, description="largest turn of the hue, a share of the colour circle; the slowest of the four")
+    mosaic: float = Field(0.0, ge=0, le=1, description="probability that windows of four pictures of the batch share a canvas")
+    mixup: float = Field(0.0, ge=0, le=1, description="probability that a picture is blended with the next one of the batch")
+
+    @model_validator(mode="after")
+    def ranges_rise(self) -> AugmentationConfig:
+        if self.short_sides is not None and not 1 <= self.short_sides[0] <= self.short_sides[1] <= self.long_side:
+            low, high = self.short_sides
+            raise ValueError(
+                f"augmentation.short_sides {low},{high}: must be LOW,HIGH px with 1 <= LOW <= HIGH <= augmentation.long_side {self.long_side}; "
+                "640,800 with 1333 is the paper's"
+            )
+        if not 0 <= min(self.iou_minima) <= max(self.iou_minima) <= 1:
+            raise ValueError(f"augmentation.iou_minima {self.iou_minima}: an IoU is within 0..1; 0,0.1,0.3,0.5,0.7,0.9 are SSD's")
+        return self
 
 
 class OptimizerConfig(Section):
