@@ -34,6 +34,11 @@ def fit_scale(height: int, width: int, canvas: tuple[int, int]) -> float:
     return min(canvas[0] / height, canvas[1] / width)
 
 
+def preferred_canvas(height: int, width: int, canvases: Sequence[tuple[int, int]]) -> int:
+    """The number of the canvas (height, width) on which a picture becomes largest; of several, that of the smallest area."""
+    return max(range(len(canvases)), key=lambda i: (fit_scale(height, width, canvases[i]), -canvases[i][0] * canvases[i][1]))
+
+
 def place(
     image_HW3: np.ndarray, *, canvas: tuple[int, int], scale: float, offset: tuple[int, int] = (0, 0)
 ) -> tuple[torch.Tensor, tuple[int, int], tuple[float, float]]:
@@ -55,8 +60,9 @@ def place(
     return out, size, (new_height / height, new_width / width)
 
 
-def evaluation_sample(image_HW3: np.ndarray, image_id: int, *, canvas: tuple[int, int]) -> Sample:
-    """The picture alone, as large as fits, unchanged otherwise."""
+def evaluation_sample(image_HW3: np.ndarray, image_id: int, *, canvases: Sequence[tuple[int, int]]) -> Sample:
+    """The picture alone on the canvas (height, width) it prefers, as large as fits, unchanged otherwise."""
+    canvas = canvases[preferred_canvas(*image_HW3.shape[:2], canvases)]
     image, size, _ = place(image_HW3, canvas=canvas, scale=fit_scale(*image_HW3.shape[:2], canvas))
     return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), size, image_id)
 

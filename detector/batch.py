@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,3 +88,19 @@ def collate(samples: Sequence[Sample], *, classes: int | None = None) -> Batch:
         sizes_B2=torch.tensor([s.size for s in samples], dtype=torch.float32),
         image_ids=torch.tensor([s.image_id for s in samples], dtype=torch.int64),
     )
+
+
+def collate_by_canvas(pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    """Every sample once, in batches of `size` that share a canvas, as they fill; what is left at the end in shorter ones.
+
+    `pairs` are samples with the original (height, width) px of their pictures, which come back beside each batch.
+    """
+    waiting: dict[torch.Size, list[tuple[Sample, tuple[int, int]]]] = {}
+    for sample, original in pairs:
+        filling = waiting.setdefault(sample.image.shape, [])
+        filling.append((sample, original))
+        if len(filling) == size:
+            del waiting[sample.image.shape]
+            yield collate([sample for sample, _ in filling]), [original for _, original in filling]
+    for rest in waiting.values():
+        yield collate([sample for sample, _ in rest]), [original for _, original in rest]

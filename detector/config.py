@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FINEST_STRIDE = 32
 """Canvas sides are multiples of the stride of C5, so that the pyramid's levels halve exactly; P6 and P7 round up."""
 
+MOST_CANVASES = 3
+
 
 class Section(BaseModel):
     """A part of a configuration: immutable, and closed against names it does not know."""
@@ -35,19 +37,37 @@ class AnchorConfig(Section):
 
 
 class CanvasConfig(Section):
-    """The fixed picture size the network sees. Images are scaled, aspect kept, to the largest size that fits, at its top left corner."""
+    """The fixed picture sizes the network sees. Images are scaled, aspect kept, to the largest size that fits, at the top left corner."""
 
     height: int = Field(800, ge=64, le=4096, description="px, a multiple of 32")
     width: int = Field(1344, ge=64, le=4096, description="px, a multiple of 32")
+    shapes: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="up to three canvases in place of the one above, each [height,width]; an image takes the one on which it becomes largest, "
+        "a batch has one. The paper's 800 by at most 1333 px is [[800,1088],[800,1344],[1344,800]]; empty: height x width alone",
+    )
+
+    @property
+    def canvases(self) -> tuple[tuple[int, int], ...]:
+        """All (height, width)."""
+        return self.shapes or ((self.height, self.width),)
 
     @model_validator(mode="after")
     def divisible(self) -> CanvasConfig:
-        for name, side in (("height", self.height), ("width", self.width)):
+        if len(set(self.shapes)) != len(self.shapes) or len(self.shapes) > MOST_CANVASES:
+            given = " ".join(f"{height}x{width}" for height, width in self.shapes)
+            raise ValueError(f"canvas.shapes {given}: must be at most {MOST_CANVASES} different ones, compiled code is made for each; leave some out")
+        sides = [("height", self.height), ("width", self.width)]
+        sides += [(f"shapes[{i}] {name}", side) for i, shape in enumerate(self.shapes) for name, side in zip(("height", "width"), shape, strict=True)]
+        for name, side in sides:
             if side % FINEST_STRIDE:
                 raise ValueError(f"canvas.{name} {side}: must be a multiple of {FINEST_STRIDE}; {-(-side // FINEST_STRIDE) * FINEST_STRIDE} holds it")
-        if max(self.height, self.width) <= 64:
-            # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
-            raise ValueError(f"canvas {self.height}x{self.width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
+            if not 64 <= side <= 4096:
+                raise ValueError(f"canvas.{name} {side}: must be within 64..4096 px; 800 and 1344 are the paper's")
+        for height, width in self.canvases:
+            if max(height, width) <= 64:
+                # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
+                raise ValueError(f"canvas {height}x{width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
         return self
 
 

@@ -79,7 +79,7 @@ def test_place_gives_the_factors_that_rounding_leaves():
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (97, 129)])
 def test_extreme_shapes_fit(shape):
-    sample = evaluation_sample(np.full((*shape, 3), 9, np.uint8), 1, canvas=CANVAS)
+    sample = evaluation_sample(np.full((*shape, 3), 9, np.uint8), 1, canvases=[CANVAS])
     assert 1 <= sample.size[0] <= CANVAS[0] and 1 <= sample.size[1] <= CANVAS[1]
     assert CANVAS[0] in sample.size[:1] or CANVAS[1] in sample.size[1:]
 
@@ -396,7 +396,7 @@ def test_the_input_is_left_alone():
 
 def test_evaluation_shows_the_whole_picture_as_large_as_fits():
     image = painted(192, 200, (50, 60, 150, 160))
-    sample = evaluation_sample(image, 11, canvas=CANVAS)
+    sample = evaluation_sample(image, 11, canvases=[CANVAS])
     # min(96 / 192, 128 / 200) = 0.5.
     assert sample.size == (96, 100) and sample.image_id == 11 and len(sample.labels_N) == 0
     np.testing.assert_allclose(red_extent(sample.image), [25, 30, 75, 80], atol=1)
