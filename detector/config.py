@@ -133,7 +133,8 @@ class AugmentationConfig(Section):
                 "640,800 with 1333 is the paper's"
             )
         if not 0 <= min(self.iou_minima) <= max(self.iou_minima) <= 1:
-            raise ValueError(f"augmentation.iou_minima {self.iou_minima}: an IoU is within 0..1; 0,0.1,0.3,0.5,0.7,0.9 are SSD's")
+            given = ",".join(map(str, self.iou_minima))
+            raise ValueError(f"augmentation.iou_minima {given}: an IoU is within 0..1; 0,0.1,0.3,0.5,0.7,0.9 are SSD's")
         return self
 
 
