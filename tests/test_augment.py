@@ -136,6 +136,18 @@ def test_a_flip_by_hand_and_twice_is_nothing():
     assert torch.equal(both.image[:, :, :100], torch.from_numpy(image).permute(2, 0, 1).flip(1, 2))
 
 
+@pytest.mark.parametrize("flips", [dict(flip=1.0), dict(vertical_flip=1.0), dict(flip=1.0, vertical_flip=1.0)])
+def test_flipped_twice_is_identity(flips):
+    # 60 x 128 on 96 x 128: as large as fits without scaling, with padding below.
+    image = np.random.default_rng(8).integers(0, 256, (60, 128, 3), dtype=np.uint8)
+    boxes, labels = [[3, 5, 40, 60], [100.5, 0, 128, 7.25]], [2, -1]
+    once = sample_of(image, boxes, labels, **flips)
+    assert not np.array_equal(once.boxes_N4, boxes)
+    twice = sample_of(once.image[:, :60].permute(1, 2, 0).numpy(), once.boxes_N4, once.labels_N, **flips)
+    assert twice.boxes_N4.tolist() == boxes and twice.labels_N.tolist() == labels
+    assert torch.equal(twice.image, place(image, canvas=CANVAS, scale=1.0)[0])
+
+
 def test_the_padding_is_not_flipped_in_and_keeps_its_colour():
     sample = sample_of(np.full((96, 40, 3), 7, np.uint8), [], flip=1.0, vertical_flip=1.0)
     assert (sample.image[:, :, :40] == 7).all()
