@@ -85,6 +85,13 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def sync_has_gpus(self) -> TrainConfig:
+        # Ray Train makes a process group for a single worker too, and torch's SyncBatchNorm then refuses tensors of a CPU.
+        if self.model.norm == "sync" and not self.training.gpus_per_worker:
+            raise ValueError("model.norm sync: needs training.gpus_per_worker 1, its statistics are summed on GPUs; on CPUs take frozen or group")
+        return self
+
     @property
     def run_uri(self) -> str:
         return storage.join(storage.absolute(self.storage), "runs", self.name)

@@ -10,32 +10,48 @@ from torch import Tensor
 
 from detector.boxes import area, intersection, iou
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Canvas pixels between neighbouring positions of P3..P7."""
-
 BACKGROUND = -1
 IGNORED = -2
 
 
-def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Rows and columns of P3..P7 on a canvas: every stride-2 convolution with padding 1 halves and rounds up."""
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+def level_shapes(height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)) -> list[tuple[int, int]]:
+    """Rows and columns of the pyramid's levels on a canvas: every stride-2 convolution with padding 1 halves and rounds up.
+
+    `ValueError` where a side is not a multiple of the coarsest stride up to 32: a level is then not twice its neighbour and cannot be added to it.
+    """
+    coarsest = max(stride for stride in strides if stride <= 32)
+    for name, side in (("height", height), ("width", width)):
+        if side % coarsest:
+            fits = -(-side // coarsest) * coarsest
+            raise ValueError(f"canvas {name} {side}: must be a multiple of {coarsest}, the stride of the coarsest feature; {fits} holds it")
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
-def anchor_grid(height: int, width: int, *, base_sizes: Sequence[float], scales: Sequence[float], ratios: Sequence[float]) -> list[Tensor]:
-    """Anchors of P3..P7 on the canvas, each float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
+def anchor_grid(
+    height: int,
+    width: int,
+    *,
+    base_sizes: Sequence[float],
+    scales: Sequence[float],
+    ratios: Sequence[float],
+    strides: Sequence[int] = (8, 16, 32, 64, 128),
+    whole_pixels: bool = True,
+) -> list[Tensor]:
+    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
 
-    An anchor of size s and ratio r (height / width) has area s^2. The shapes are rounded to whole pixels around the position, and position (row,
-    column)
-    sits at (column * stride, row * stride): torchvision's convention, so that its weights can be used unchanged.
+    An anchor of size s and ratio r (height / width) has area s^2, and position (row, column) sits at (column * stride, row * stride). With
+    `whole_pixels` sizes are cut to whole pixels and shapes rounded around the position: torchvision's convention, so that its weights can be used
+    unchanged. Without, sizes and shapes are exact, as in the paper and detectron2.
     """
     grids = []
-    for (rows, columns), stride, base in zip(level_shapes(height, width), STRIDES, base_sizes, strict=True):
+    for (rows, columns), stride, base in zip(level_shapes(height, width, strides=strides), strides, base_sizes, strict=True):
         root = torch.tensor(ratios, dtype=torch.float32).sqrt()
-        sizes = torch.tensor([base * scale for scale in scales], dtype=torch.float32)
+        sizes = torch.tensor([int(base * scale) if whole_pixels else base * scale for scale in scales], dtype=torch.float32)
         widths = (1 / root[:, None] * sizes[None, :]).flatten()
         heights = (root[:, None] * sizes[None, :]).flatten()
-        shapes = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
+        shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+        if whole_pixels:
+            shapes = shapes.round()
         y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(columns) * stride, indexing="ij")
         positions = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         grids.append((positions + shapes[None]).reshape(-1, 4))

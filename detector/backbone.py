@@ -1,48 +1,106 @@
-"""ResNet or ResNeXt under a feature pyramid: images -> P3..P7 (FPN, Lin et al. 2017; levels as in RetinaNet, section 4)."""
+"""ResNet or ResNeXt under a feature pyramid: images -> P2 or P3 to P7 (FPN, Lin et al. 2017; levels as in RetinaNet, section 4)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+DEEPEST_STRIDE = 32
+"""Canvas pixels between neighbouring positions of C5; the pyramid's coarser levels are made by convolutions of its own."""
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics, folded into y = x * scale + bias, (B, C, H, W) in the dtype of x. Nothing in it is trained.
+
+    The two buffers are what `weights.fold` makes of a file's four vectors, once, so that no step computes them again.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, bias = (vector.to(x.dtype).view(1, -1, 1, 1) for vector in (self.scale, self.bias))
+        return torch.addcmul(bias, x, scale)
+
+
+NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm, "frozen": FrozenBatchNorm, "group": partial(nn.GroupNorm, 32)}
 
 
 class Backbone(nn.Module):
-    """torchvision's residual network without its classifier: (B, 3, H, W) -> C3, C4, C5 at strides 8, 16, 32."""
+    """torchvision's residual network without its classifier: (B, 3, H, W) -> those of C2..C5 that have one of `strides`, finest first.
 
-    def __init__(self, name: str, *, norm: str):
+    `frozen_stages` 1 fixes the stem, 2 also layer1 (C2) and so on to 5: their weights get no gradient, no graph is built for them, and their batch
+    normalisation stays in evaluation mode. `stride_in` "1x1" lets the first convolution of a bottleneck halve the resolution, as in the residual
+    networks of He et al. (2016) and detectron2's files; "3x3" the second, as in torchvision's.
+    """
+
+    def __init__(self, name: str, *, norm: str, frozen_stages: int = 0, stride_in: str = "3x3", strides: Sequence[int] = (8, 16, 32)):
         super().__init__()
-        norm_layer = {"batch": nn.BatchNorm2d, "frozen": torchvision.ops.FrozenBatchNorm2d}[norm]
-        network = getattr(torchvision.models, name)(weights=None, norm_layer=norm_layer)
+        network = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        self.layer1, self.layer2, self.layer3, self.layer4 = network.layer1, network.layer2, network.layer3, network.layer4
-        wide = network.fc.in_features
-        self.channels = (wide // 4, wide // 2, wide)
+        self.strides = tuple(strides)
+        layers = {4: network.layer1, 8: network.layer2, 16: network.layer3, 32: network.layer4}
+        # What lies above the last level wanted would be weights without a gradient, which DistributedDataParallel refuses.
+        kept = {stride: layer for stride, layer in layers.items() if stride <= self.strides[-1]}
+        for number, layer in enumerate(kept.values(), start=1):
+            setattr(self, f"layer{number}", layer)
+        self.channels = tuple(network.fc.in_features * stride // DEEPEST_STRIDE for stride in self.strides)
+        if stride_in == "1x1":
+            for block in self.modules():
+                if isinstance(block, Bottleneck):
+                    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        self.fixed = [self.stem, *kept.values()][:frozen_stages]
+        for stage in self.fixed:
+            stage.requires_grad_(False).eval()
 
-    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        c3 = self.layer2(self.layer1(self.stem(images_B3HW)))
-        c4 = self.layer3(c3)
-        return c3, c4, self.layer4(c4)
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for stage in self.fixed:
+            stage.eval()
+        return self
+
+    def forward(self, images_B3HW: Tensor) -> list[Tensor]:
+        out, features = self.stem(images_B3HW), []
+        for number in range(1, self.strides[-1].bit_length() - 1):
+            out = getattr(self, f"layer{number}")(out)
+            if 2 ** (number + 1) in self.strides:
+                features.append(out)
+        return features
 
 
 class Pyramid(nn.Module):
-    """C3, C4, C5 -> P3..P7, all of `width` channels (the paper: 256); P6 by a stride-2 convolution on C5 or P5, P7 by another on relu(P6)."""
+    """Features of the backbone -> one level a stride, all of `width` channels (the paper: 256).
 
-    def __init__(self, channels: tuple[int, int, int], *, width: int, p6_from: str):
+    Up to stride 32 a level is a lateral with the coarser one added; P6 (64) is a stride-2 convolution on C5 or P5, P7 (128) another on relu(P6).
+    """
+
+    def __init__(self, channels: Sequence[int], *, strides: Sequence[int] = (8, 16, 32, 64, 128), width: int, p6_from: str):
         super().__init__()
         self.p6_from = p6_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
-        self.p6 = nn.Conv2d(channels[-1] if p6_from == "c5" else width, width, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        for convolution in (*self.lateral, *self.output, self.p6, self.p7):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)
-            nn.init.zeros_(convolution.bias)
+        self.p6 = nn.Conv2d(channels[-1] if p6_from == "c5" else width, width, 3, stride=2, padding=1) if 64 in strides else None
+        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1) if 128 in strides else None
+        for convolution in self.modules():
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.kaiming_uniform_(convolution.weight, a=1)
+                nn.init.zeros_(convolution.bias)
 
-    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> list[Tensor]:
-        inner5 = self.lateral[2](c5)
-        inner4 = self.lateral[1](c4) + nn.functional.interpolate(inner5, scale_factor=2.0, mode="nearest")
-        inner3 = self.lateral[0](c3) + nn.functional.interpolate(inner4, scale_factor=2.0, mode="nearest")
-        p3, p4, p5 = (convolution(inner) for convolution, inner in zip(self.output, (inner3, inner4, inner5), strict=True))
-        p6 = self.p6(c5 if self.p6_from == "c5" else p5)
-        return [p3, p4, p5, p6, self.p7(torch.relu(p6))]
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        inner = self.lateral[-1](features[-1])
+        levels = [self.output[-1](inner)]
+        for i in range(len(features) - 2, -1, -1):
+            inner = self.lateral[i](features[i]) + nn.functional.interpolate(inner, scale_factor=2.0, mode="nearest")
+            levels.insert(0, self.output[i](inner))
+        if self.p6 is not None:
+            levels.append(self.p6(features[-1] if self.p6_from == "c5" else levels[-1]))
+        if self.p7 is not None:
+            levels.append(self.p7(torch.relu(levels[-1])))
+        return levels

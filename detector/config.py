@@ -17,20 +17,52 @@ class Section(BaseModel):
 
 
 class AnchorConfig(Section):
-    """The 3 x 3 anchors a position of the paper (section 4, Anchors)."""
+    """The pyramid's levels and the anchors at each of their positions; the paper's 3 x 3 (section 4, Anchors)."""
 
-    base_sizes: tuple[float, float, float, float, float] = Field(
-        (32.0, 64.0, 128.0, 256.0, 512.0), description="side of the square anchor on P3..P7 before scales and ratios, px on the canvas"
+    strides: tuple[int, ...] = Field(
+        (8, 16, 32, 64, 128),
+        min_length=1,
+        description="canvas px between positions of each level: doublings from 8 (P3, the paper) or 4 (P2, for small objects) to at most 128",
     )
-    scales: tuple[float, ...] = Field((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), min_length=1, description="sizes within an octave, factors of the base size")
+    base_sizes: tuple[float, ...] = Field(
+        (32.0, 64.0, 128.0, 256.0, 512.0), description="side of the square anchor before scales and ratios, px on the canvas, one a stride"
+    )
+    scales: tuple[float, ...] = Field(
+        (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        min_length=1,
+        description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c",
+    )
     ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
+    whole_pixels: bool = Field(
+        True, description="sizes cut and shapes rounded to whole px (torchvision's weights) or exact (the paper, detectron2's weights)"
+    )
+
+    @model_validator(mode="after")
+    def levels_have_anchors(self) -> AnchorConfig:
+        doublings = tuple(self.strides[0] * 2**i for i in range(len(self.strides)))
+        if self.strides[0] not in (4, 8) or self.strides != doublings or self.strides[-1] > 128:
+            raise ValueError(
+                f"anchors.strides {self.strides}: must begin at 4 or 8 and double from level to level up to 128 at most, such as 8,16,32,64,128"
+            )
+        if len(self.base_sizes) != len(self.strides):
+            raise ValueError(
+                f"anchors.base_sizes {self.base_sizes}: has {len(self.base_sizes)} entries for the {len(self.strides)} levels of anchors.strides "
+                f"{self.strides}, every level needs anchors; give one size a stride"
+            )
+        return self
 
     @model_validator(mode="after")
     def positive_and_growing(self) -> AnchorConfig:
         if min(self.base_sizes + self.scales + self.ratios) <= 0:
             raise ValueError("anchors: base_sizes, scales and ratios must all be above 0")
         if list(self.base_sizes) != sorted(set(self.base_sizes)):
-            raise ValueError(f"anchors.base_sizes {self.base_sizes}: must grow from P3 to P7, coarser levels see larger objects")
+            raise ValueError(f"anchors.base_sizes {self.base_sizes}: must grow with the stride, coarser levels see larger objects")
+        smallest = int(min(self.base_sizes) * min(self.scales)) * min(min(ratio**0.5, ratio**-0.5) for ratio in self.ratios)
+        if self.whole_pixels and round(smallest / 2) == 0:
+            raise ValueError(
+                f"anchors.base_sizes {self.base_sizes}: with these scales and ratios a side of {smallest:g} px is rounded to nothing; "
+                "take larger ones, or anchors.whole_pixels false"
+            )
         return self
 
 
@@ -54,11 +86,19 @@ class CanvasConfig(Section):
 class ModelConfig(Section):
     """RetinaNet's parts."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"] = Field(
-        "resnet50", description="torchvision's network under the pyramid"
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
+    ] = Field("resnet50", description="torchvision's network under the pyramid")
+    norm: Literal["batch", "frozen", "sync", "group"] = Field(
+        "batch",
+        description="the backbone's normalisation: batch (statistics of one rank), frozen (fixed scale and bias, for fine-tuning), "
+        "sync (statistics of all ranks, GPUs only) or group (32 groups of channels, for small batches)",
     )
-    norm: Literal["batch", "frozen"] = Field(
-        "batch", description="batch normalisation of the backbone: learned, or fixed scale and bias (fine-tuning)"
+    frozen_stages: int = Field(
+        0, ge=0, le=5, description="stages that stay as loaded: 1 the stem, 2 also layer1 (the paper's fine-tuning), ... 5 the whole backbone"
+    )
+    stride_in: Literal["3x3", "1x1"] = Field(
+        "3x3", description="the convolution of a bottleneck that halves the resolution: 3x3 (torchvision's weights) or 1x1 (detectron2's)"
     )
     head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or 32 groups of channels")
     width: Literal[64, 128, 256] = Field(
@@ -67,6 +107,12 @@ class ModelConfig(Section):
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
     prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
     anchors: AnchorConfig = AnchorConfig()
+
+    @model_validator(mode="after")
+    def has_bottlenecks(self) -> ModelConfig:
+        if self.stride_in == "1x1" and self.backbone in ("resnet18", "resnet34"):
+            raise ValueError(f"model.stride_in 1x1: {self.backbone} has no bottlenecks, only 3x3 convolutions; leave it 3x3")
+        return self
 
 
 class LossConfig(Section):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
-from detector.backbone import Backbone, Pyramid
+from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -26,7 +26,8 @@ class Head(nn.Module):
         self.outputs = outputs
         layers: list[nn.Module] = []
         for _ in range(4):
-            layers.append(nn.Conv2d(width, width, 3, padding=1))
+            # A normalisation with a shift of its own takes the bias's place, as in torchvision's second version.
+            layers.append(nn.Conv2d(width, width, 3, padding=1, bias=norm == "none"))
             if norm == "group":
                 layers.append(nn.GroupNorm(32, width))
             layers.append(nn.ReLU(inplace=True))
@@ -35,7 +36,8 @@ class Head(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, feature: Tensor) -> Tensor:
         out = self.output(self.tower(feature))
@@ -52,21 +54,31 @@ class RetinaNet(nn.Module):
         classes: int,
         backbone: str = "resnet50",
         norm: str = "batch",
+        frozen_stages: int = 0,
+        stride_in: str = "3x3",
         head_norm: str = "none",
         width: int = 256,
         p6_from: str = "c5",
         prior: float = 0.01,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
         base_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         scales: Sequence[float] = (1, 2 ** (1 / 3), 2 ** (2 / 3)),
         ratios: Sequence[float] = (0.5, 1, 2),
+        whole_pixels: bool = True,
     ):
         super().__init__()
         if classes < 1:
             raise ValueError(f"classes {classes}: must be at least 1; does the data set have categories?")
         self.classes = classes
-        self.anchor_shapes = dict(base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios))
-        self.backbone = Backbone(backbone, norm=norm)
-        self.pyramid = Pyramid(self.backbone.channels, width=width, p6_from=p6_from)
+        if len(base_sizes) != len(strides):
+            raise ValueError(f"base_sizes {tuple(base_sizes)}: {len(strides)} levels have strides {tuple(strides)}; give one size a stride")
+        # Built from a JSON description too, where a tuple is a list.
+        self.anchor_shapes = dict(
+            strides=tuple(strides), base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios), whole_pixels=whole_pixels
+        )
+        laterals = [stride for stride in strides if stride <= DEEPEST_STRIDE]
+        self.backbone = Backbone(backbone, norm=norm, frozen_stages=frozen_stages, stride_in=stride_in, strides=laterals)
+        self.pyramid = Pyramid(self.backbone.channels, strides=strides, width=width, p6_from=p6_from)
         anchors_a_position = len(scales) * len(ratios)
         self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
         self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
@@ -77,9 +89,9 @@ class RetinaNet(nn.Module):
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """RGB pixels 0..255 (uint8 or float), H and W multiples of 32 -> logits (B, A, K), offsets (B, A, 4), anchors in the order of `anchors`."""
         images = ((images_B3HW - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
-        levels = self.pyramid(*self.backbone(images))
+        levels = self.pyramid(self.backbone(images))
         return torch.cat([self.class_head(p) for p in levels], dim=1), torch.cat([self.box_head(p) for p in levels], dim=1)
 
     def anchors(self, height: int, width: int) -> list[Tensor]:
-        """XYXY px anchors of P3..P7, each (A_level, 4), on the model's device."""
+        """XYXY px anchors of each level, (A_level, 4), on the model's device. `ValueError` where the canvas does not fit the strides."""
         return [grid.to(self.pixel_mean.device) for grid in anchor_grid(height, width, **self.anchor_shapes)]

@@ -13,8 +13,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from detector.anchors import BACKGROUND, IGNORED, STRIDES, anchor_grid, level_shapes, match
+from detector.anchors import BACKGROUND, IGNORED, anchor_grid, level_shapes, match
 from detector.boxes import iou
+from detector.config import AnchorConfig
 
 SIZES = (32, 64, 128, 256, 512)
 OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -67,15 +68,69 @@ def test_count_on_the_paper_canvas():
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (320, 448)])
-def test_same_grid_as_torchvision(height, width):
-    # torchvision's RetinaNet cuts its sizes to whole pixels, 32, 40, 50 on P3: other shares of the base on every level, so level by level.
-    for level, ((rows, columns), stride, base) in enumerate(zip(level_shapes(height, width), STRIDES, SIZES, strict=True)):
-        sizes = (base, int(base * 2 ** (1 / 3)), int(base * 2 ** (2 / 3)))
-        generator = AnchorGenerator(sizes=(sizes,), aspect_ratios=((0.5, 1.0, 2.0),))
+@pytest.mark.parametrize("strides", [(8, 16, 32, 64, 128), (4, 8, 16, 32, 64)])
+def test_same_grid_as_torchvision(height, width, strides):
+    # torchvision's RetinaNet cuts its sizes to whole pixels: 32, 40, 50 on P3, 512, 645, 812 on P7.
+    sizes = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in SIZES)
+    for level, ((rows, columns), stride, its_sizes) in enumerate(zip(level_shapes(height, width, strides=strides), strides, sizes, strict=True)):
+        generator = AnchorGenerator(sizes=(its_sizes,), aspect_ratios=((0.5, 1.0, 2.0),))
         # It takes the stride from image side // rows, so the image is what the rows and columns cover.
         image = ImageList(torch.zeros(1, 3, rows * stride, columns * stride), [(height, width)])
         (expected,) = generator(image, [torch.zeros(1, 1, rows, columns)])
-        assert torch.equal(grid(height, width, scales=[size / base for size in sizes])[level], expected)
+        assert torch.equal(grid(height, width, strides=strides)[level], expected)
+
+
+def test_whole_and_exact_pixels_by_hand():
+    # 10 x 2^(1/3) = 12.599 px: cut to 12, halves of 6. Ratio 2 makes it 12 / sqrt 2 = 8.49 wide, half 4.24 -> 4, and 16.97 high, half 8.49 -> 8.
+    settings = dict(strides=(8,), base_sizes=(10,), scales=(2 ** (1 / 3),), ratios=(1.0, 2.0))
+    assert anchor_grid(8, 8, **settings)[0].tolist() == [[-6, -6, 6, 6], [-4, -8, 4, 8]]
+    # Exactly: half of 12.599 is 6.2996; 12.599 / sqrt 2 / 2 = 4.4545, 12.599 x sqrt 2 / 2 = 8.9090. Each has 12.599^2 = 158.74 px^2.
+    exact = anchor_grid(8, 8, **settings, whole_pixels=False)[0]
+    assert torch.allclose(exact[:, 2:], torch.tensor([[6.2996, 6.2996], [4.4545, 8.9090]]), atol=1e-4)
+    assert torch.allclose(4 * exact[:, 2] * exact[:, 3], torch.tensor([158.74, 158.74]), atol=1e-2)
+
+
+def test_six_anchors_of_table_1c():
+    anchors = AnchorConfig(scales=(1, 1.4142))
+    levels = anchor_grid(800, 1344, **anchors.model_dump())
+    # 2 scales x 3 ratios at 22,400 positions.
+    assert sum(len(level) for level in levels) == 6 * 22_400
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"strides": (8, 16, 64, 128, 256)}, "anchors.strides .*double from level to level"),
+        ({"strides": (16, 32, 64, 128)}, "anchors.strides .*begin at 4 or 8"),
+        ({"strides": (8, 16, 32, 64, 128, 256)}, "anchors.strides .*up to 128"),
+        ({"strides": ()}, "strides"),
+        ({"strides": (8, 16, 32)}, r"anchors.base_sizes .*5 entries for the 3 levels of anchors.strides \(8, 16, 32\).*one size a stride"),
+        ({"base_sizes": (32, 64, 128, 256)}, "4 entries for the 5 levels"),
+        ({"base_sizes": (32, 64, 64, 256, 512)}, "must grow"),
+        ({"base_sizes": (0, 64, 128, 256, 512)}, "above 0"),
+        ({"scales": ()}, "scales"),
+        ({"ratios": ()}, "ratios"),
+        # A side of 2 x sqrt(1 / 9) = 0.67 px, half of which is rounded to 0.
+        ({"base_sizes": (2, 4, 8, 16, 32), "ratios": (1.0, 9.0)}, "0.666667 px is rounded to nothing.*whole_pixels false"),
+    ],
+)
+def test_inconsistent_anchors_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        AnchorConfig(**settings)
+
+
+def test_every_anchor_that_is_admitted_has_an_area():
+    # The smallest sizes that pass: 3 px, ratio 2: 3 / sqrt 2 = 2.12, half 1.06 -> 1 px on each side.
+    for changed in ({"base_sizes": (3, 4, 8, 16, 32)}, {"base_sizes": (0.5, 1, 2, 4, 8), "whole_pixels": False}):
+        anchors = torch.cat(anchor_grid(64, 64, **AnchorConfig(**changed).model_dump()))
+        assert (anchors[:, 2:] > anchors[:, :2]).all()
+
+
+def test_a_canvas_that_does_not_halve_is_refused():
+    with pytest.raises(ValueError, match="canvas width 80: must be a multiple of 32.*96 holds it"):
+        grid(64, 80)
+    # Without C5 the coarsest feature has a stride of 16, and 80 is five of them.
+    assert level_shapes(64, 80, strides=(8, 16)) == [(8, 10), (4, 5)]
 
 
 @pytest.mark.parametrize("seed", range(6))

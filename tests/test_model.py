@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.distributed as dist
 import torchvision
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from cluster.launch import TrainConfig
 from detector.anchors import level_shapes
+from detector.backbone import Backbone, FrozenBatchNorm
+from detector.config import ModelConfig
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
 
 
@@ -33,6 +40,32 @@ def test_one_output_for_each_anchor(height, width):
     levels = net.anchors(height, width)
     assert [len(level) for level in levels] == [9 * rows * columns for rows, columns in level_shapes(height, width)]
     assert sum(len(level) for level in levels) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32, 64, 128), (4, 8, 16), (8, 16, 32), (8, 16, 32, 64)])
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+def test_strides_choose_the_levels(strides, p6_from):
+    net = small_net(strides=strides, base_sizes=[4 * stride for stride in strides], p6_from=p6_from).eval()
+    logits, deltas = net(pictures(1, 64, 96))
+    levels = net.anchors(64, 96)
+    # Side 4 strides: on P2 16 px, on P3 32 px; the first anchor of a level has its centre at 0, 0.
+    assert [float(level[3, 2] - level[3, 0]) for level in levels] == [4.0 * stride for stride in strides]
+    assert logits.shape[1] == deltas.shape[1] == sum(len(level) for level in levels)
+    assert logits.shape[1] == 9 * sum(math.ceil(64 / stride) * math.ceil(96 / stride) for stride in strides)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16), (8,), (4, 8, 16, 32, 64, 128)])
+def test_every_weight_learns_at_any_choice_of_levels(strides):
+    net = small_net(strides=strides, base_sizes=[4 * stride for stride in strides])
+    logits, deltas = net(pictures(2, 64, 64))
+    (logits.square().sum() + deltas.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_level_without_anchors_is_refused():
+    with pytest.raises(ValueError, match="5 levels have strides.*one size a stride"):
+        RetinaNet(classes=1, backbone="resnet18", base_sizes=(32, 64))
 
 
 @torch.no_grad()
@@ -74,6 +107,80 @@ def test_frozen_norm_has_nothing_to_learn_and_does_not_drift():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net(pictures(2, 64, 64))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_folded_norm_by_hand():
+    norm = FrozenBatchNorm(2)
+    norm.scale.copy_(torch.tensor([2.0, -1.0]))
+    norm.bias.copy_(torch.tensor([0.5, 0.0]))
+    x = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1).to(torch.bfloat16)
+    # 1 * 2 + 0.5 and 3 * -1 + 0.
+    assert norm(x).flatten().tolist() == [2.5, -3.0]
+    assert norm(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("frozen", range(6))
+def test_frozen_stages_neither_learn_nor_drift(frozen):
+    net = small_net(frozen_stages=frozen).train()
+    stages = ["backbone." + name for name in ("stem", "layer1", "layer2", "layer3", "layer4")][:frozen]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    levels = net.backbone(pictures(2, 64, 64).float())
+    assert [level.requires_grad for level in levels] == [frozen < 3, frozen < 4, frozen < 5]
+    (net(pictures(2, 64, 64))[0].square().sum()).backward()
+    for name, p in net.backbone.named_parameters(prefix="backbone"):
+        assert (p.grad is None) == name.startswith(tuple(stages)) if stages else p.grad is not None, name
+    drifted = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    # Running statistics of what is trained move, those of fixed stages do not.
+    assert not [name for name in drifted if stages and name.startswith(tuple(stages))]
+    assert bool(drifted) == (frozen < 5)
+
+
+def test_a_bottleneck_halves_in_the_convolution_that_was_asked_for():
+    with torch.device("meta"):
+        torchvisions, detectron2s = Backbone("resnet50", norm="frozen"), Backbone("resnet50", norm="frozen", stride_in="1x1")
+    assert [c.stride for c in (torchvisions.layer3[0].conv1, torchvisions.layer3[0].conv2)] == [(1, 1), (2, 2)]
+    assert [c.stride for c in (detectron2s.layer3[0].conv1, detectron2s.layer3[0].conv2)] == [(2, 2), (1, 1)]
+    # The first block of layer1 does not halve at all.
+    assert detectron2s.layer1[0].conv1.stride == detectron2s.layer1[0].conv2.stride == (1, 1)
+    images = torch.empty(1, 3, 64, 96, device="meta")
+    assert [level.shape for level in detectron2s(images)] == [level.shape for level in torchvisions(images)]
+
+
+def test_batches_of_one_do_not_trouble_group_norm():
+    net = small_net(norm="group", head_norm="group").train()
+    together, alone = net(pictures(2, 64, 64))[0], net(pictures(2, 64, 64)[:1])[0]
+    assert torch.allclose(together[:1], alone, atol=1e-4)
+
+
+def test_towers_with_normalisation_have_no_bias():
+    tower = small_net(head_norm="group").class_head.tower
+    assert [name for name, _ in tower.named_parameters()][:3] == ["0.weight", "1.weight", "1.bias"]
+
+
+def test_frozen_stages_train_in_parallel(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = small_net(norm="frozen", frozen_stages=3).to(memory_format=torch.channels_last)
+        network = DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        network.train()
+        for _ in range(2):
+            # A parameter that the reducer waits for in vain would raise in the second step.
+            logits, offsets = network(pictures(2, 64, 64))
+            (logits.square().sum() + offsets.square().sum()).backward()
+        assert net.backbone.layer2[0].conv1.weight.grad is None and net.backbone.layer3[0].conv1.weight.grad.any()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_synchronised_statistics_need_gpus():
+    with pytest.raises(ValueError, match="model.norm sync.*gpus_per_worker 1"):
+        TrainConfig(data={"train": "t", "val": "v"}, model={"norm": "sync"})
+    assert TrainConfig(data={"train": "t", "val": "v"}, model={"norm": "sync"}, training={"gpus_per_worker": 1}).model.norm == "sync"
+
+
+def test_a_backbone_without_bottlenecks_has_no_stride_to_move():
+    with pytest.raises(ValueError, match="model.stride_in 1x1.*resnet34"):
+        ModelConfig(backbone="resnet34", stride_in="1x1")
 
 
 def test_a_net_without_classes_is_refused():
