@@ -30,6 +30,9 @@ class TrainingConfig(Section):
 
     epochs: int = Field(12, ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(16, ge=1, le=65_536, description="images of the global batch, shared evenly by the workers")
+    accumulate: int = Field(
+        1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
+    )
     seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
     amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
@@ -47,6 +50,7 @@ class TrainingConfig(Section):
 
 EXECUTION = {
     "workers",
+    "accumulate",
     "cpus_per_worker",
     "gpus_per_worker",
     "decode_threads",
@@ -82,6 +86,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size}: must be a multiple of training.workers {self.training.workers}, "
                 "every rank takes the same number of images a step"
+            )
+        share = self.training.batch_size // self.training.workers
+        if share % self.training.accumulate:
+            raise ValueError(
+                f"training.accumulate {self.training.accumulate}: must divide the {share} images of a worker "
+                f"(batch_size {self.training.batch_size} / workers {self.training.workers}) evenly; take a divisor of {share}"
             )
         return self
 

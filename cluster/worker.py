@@ -23,6 +23,7 @@ from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
 from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
 from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
@@ -67,6 +68,7 @@ class Worker:
             threads=job["training"]["decode_threads"],
         )
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.train_set.num_rows)]
+        self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
         self.last_report = time.monotonic()
         self.window: list[dict[str, float]] = []
@@ -108,8 +110,11 @@ class Worker:
                 amp_dtype=self.amp_dtype,
                 sum_over_ranks=self.sum_over_ranks,
                 ranks=self.ranks,
+                accumulate=self.job["training"]["accumulate"],
+                loss_normalizer=self.loss_normalizer,
                 **loss,
             )
+            self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
             before, self.images_seen = self.images_seen, self.epoch * self.train_set.num_rows + self.train_set.num_rows - plan.size(self.left)
             if self.average is not None:
@@ -144,6 +149,7 @@ class Worker:
             )
         self.epoch, self.images_seen = state["epoch"], state["images_seen"]
         self.left = [tuple(interval) for interval in state["left"]]
+        self.loss_normalizer = state["loss_normalizer"]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def save(self) -> str:
@@ -154,6 +160,7 @@ class Worker:
                 "images_seen": self.images_seen,
                 "epoch": self.epoch,
                 "left": self.left,
+                "loss_normalizer": self.loss_normalizer,
                 "seed": self.job["training"]["seed"],
                 "ranks": self.ranks,
                 "data_digest": self.train_set.digest,

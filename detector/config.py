@@ -116,12 +116,35 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """L = L_cls + box_weight * L_box, both divided by the positive anchors of the global batch (section 4.1)."""
+    """L = L_cls + box_weight * L_box, both divided by the positive anchors (section 4.1)."""
 
+    classification: Literal["focal", "balanced_cross_entropy", "cross_entropy"] = Field(
+        "focal", description="focal (the paper), balanced_cross_entropy (gamma 0) or cross_entropy (gamma 0, both classes weigh 1)"
+    )
     gamma: float = Field(2.0, ge=0, le=10, description="focusing exponent of the focal loss; 0 is alpha-balanced cross entropy")
     alpha: float = Field(0.25, gt=0, lt=1, description="weight of the positive class; negatives weigh 1 - alpha")
-    box_weight: float = Field(1.0, gt=0, le=100, description="weight of the box loss")
+    box: Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"] = Field(
+        "smooth_l1", description="smooth_l1 or l1 on the four encoded offsets, or 1 - IoU of the decoded boxes with the penalty of its kind"
+    )
+    box_weight: float = Field(1.0, gt=0, le=100, description="weight of the box loss; the IoU kinds are smaller and are often given 2")
     beta: float = Field(1 / 9, gt=0, le=10, description="where smooth L1 turns from square to straight, in units of the encoded offsets")
+    normalizer: Literal["batch", "image", "moving_average"] = Field(
+        "batch",
+        description="what divides the sums: the positives of the global batch; each image's own, then the images; or a moving average of the first",
+    )
+
+    @model_validator(mode="after")
+    def nothing_is_ignored(self) -> LossConfig:
+        unused = {"gamma": self.classification != "focal", "alpha": self.classification == "cross_entropy", "beta": self.box != "smooth_l1"}
+        for name, is_unused in unused.items():
+            value, default = getattr(self, name), LossConfig.model_fields[name].default
+            if is_unused and value != default:
+                kind, user = ("box", "smooth_l1") if name == "beta" else ("classification", "focal")
+                raise ValueError(
+                    f"loss.{name} {value:g}: does nothing where loss.{kind} is {getattr(self, kind)}; leave it at {default:.4g}, "
+                    f"or set loss.{kind} to {user}"
+                )
+        return self
 
 
 class AugmentationConfig(Section):

@@ -1,17 +1,19 @@
-"""ONE training step: forward, loss, backward, finite check, clip, update. Shapes: B batch, A anchors, G slots."""
+"""ONE training step: match, forward, loss, backward, finite check, clip, update. Shapes: B batch, A anchors, G slots."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detector.anchors import match
 from detector.batch import Batch
-from detector.loss import detection_loss
+from detector.loss import FIRST_AVERAGE, LossSums, detection_loss, image_weights, moving_average
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -23,22 +25,29 @@ class StepReport:
     """What one step saw, over the global batch."""
 
     classification: float
+    """Normalised, as it was differentiated."""
     box: float
+    """Normalised, without its weight."""
     positives: float
     """Positive anchors in the global batch."""
     gradient_norm: float
     """Before clipping."""
+    loss_normalizer: float
+    """Moving average of the positives, to be handed to the next step."""
 
 
-def forward_loss(
-    network: nn.Module, batch: Batch, anchors_A4: Tensor, *, gamma: float, alpha: float, beta: float, amp_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the classification and the box loss and the positive anchors of this rank's batch, float32 scalars."""
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in that many equal parts, in order; views, not copies."""
+    assert len(batch.images) % parts == 0, (len(batch.images), parts)
+    columns = [getattr(batch, name).chunk(parts) for name in batch.__dataclass_fields__]
+    return [Batch(*fields) for fields in zip(*columns, strict=True)]
+
+
+def forward_loss(network: nn.Module, batch: Batch, anchors_A4: Tensor, slot_BA: Tensor, *, amp_dtype: torch.dtype | None, **kinds: Any) -> LossSums:
+    """The loss sums of each image for matched anchors; only the network runs under autocast. `kinds` are the keywords of `detection_loss`."""
     with torch.autocast(batch.images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         logits_BAK, deltas_BA4 = network(batch.images)
-    matches = match(anchors_A4, batch.boxes_BG4, batch.labels_BG)
-    sums = detection_loss(logits_BAK, deltas_BA4, anchors_A4, batch.boxes_BG4, batch.labels_BG, matches.slot_BA, gamma=gamma, alpha=alpha, beta=beta)
-    return sums.classification, sums.box, matches.positives
+    return detection_loss(logits_BAK, deltas_BA4, anchors_A4, batch.boxes_BG4, batch.labels_BG, slot_BA, **kinds)
 
 
 def train_step(
@@ -54,32 +63,63 @@ def train_step(
     alpha: float,
     beta: float,
     amp_dtype: torch.dtype | None,
+    classification: str = "focal",
+    box: str = "smooth_l1",
+    normalizer: str = "batch",
+    loss_normalizer: float = FIRST_AVERAGE,
+    accumulate: int = 1,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ranks: int = 1,
 ) -> StepReport:
-    """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that the loss is divided by the positives of the global batch.
+    """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that what divides the loss is that of the global batch.
 
+    `accumulate` runs this rank's batch in that many equal parts one after the other, for the memory of one: the same gradient, except where batch
+    normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's.
     Raises `NonFiniteLoss` on every rank, before the update, when any rank's loss or gradient is not finite: the averaged gradient is the same
     everywhere.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    classification, box, positives = forward_loss(network, batch, anchors_A4, gamma=gamma, alpha=alpha, beta=beta, amp_dtype=amp_dtype)
-    totals = sum_over_ranks(torch.stack([classification.detach(), box.detach(), positives]))
-    normaliser = totals[2].clamp(min=1.0)
-    loss = (classification + box_weight * box) * (ranks / normaliser)
+    parts = split(batch, accumulate)
+    slots = [match(anchors_A4, part.boxes_BG4, part.labels_BG).slot_BA for part in parts]
+    # Matching needs no network, so the divisor of the whole global batch is known before the first part runs.
+    positives_B = (torch.cat(slots) >= 0).sum(dim=1).float()
+    positives, images = sum_over_ranks(torch.stack([positives_B.sum(), (batch.image_ids >= 0).sum().float()])).unbind()
+    average = moving_average(loss_normalizer, positives)
+    weights_B = image_weights(positives_B, positives=positives, images=images, average=average, normalizer=normalizer)
+    kinds = dict(classification=classification, gamma=gamma, alpha=alpha, box=box, beta=beta)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradient_norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
+    own = []
+    for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.chunk(accumulate), strict=True), start=1):
+        with contextlib.nullcontext() if place == accumulate else without_reduction(network):
+            sums = forward_loss(network, part, anchors_A4, slot_BA, amp_dtype=amp_dtype, **kinds)
+            (ranks * weights * (sums.classification_B + box_weight * sums.box_B)).sum().backward()
+        own.append(torch.stack(sums).detach())
+    own_2B = torch.cat(own, dim=1)
+    totals = sum_over_ranks((own_2B * weights_B).sum(dim=1)).tolist()
     report = StepReport(
-        classification=float(totals[0] / normaliser), box=float(totals[1] / normaliser), positives=float(totals[2]), gradient_norm=gradient_norm
+        classification=totals[0],
+        box=totals[1],
+        positives=float(positives),
+        gradient_norm=float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm)),
+        loss_normalizer=float(average),
     )
-    if not (math.isfinite(gradient_norm) and math.isfinite(report.classification) and math.isfinite(report.box)):
-        mine = not math.isfinite(float(classification.detach() + box.detach()))
-        blame = "this rank's own loss" if mine else "the gradient, or the loss of another rank"
-        raise NonFiniteLoss(
-            f"{blame} is not finite (classification {report.classification}, box {report.box}, gradient norm {gradient_norm}); "
-            f"images of this rank: {batch.image_ids.tolist()}; the weights were not updated"
-        )
+    check_finite(report, own_2B, batch.image_ids)
     optimizer.step()
     return report
+
+
+def without_reduction(network: nn.Module) -> contextlib.AbstractContextManager:
+    """DDP sums gradients over the ranks in every backward pass; within this it only adds to this rank's."""
+    return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+
+
+def check_finite(report: StepReport, own_2B: Tensor, image_ids: Tensor) -> None:
+    """Raise `NonFiniteLoss` where a number of the report is not finite, and say whether it came from this rank's images."""
+    if all(math.isfinite(number) for number in (report.gradient_norm, report.classification, report.box)):
+        return
+    blame = "the gradient, or the loss of another rank" if own_2B.isfinite().all() else "this rank's own loss"
+    raise NonFiniteLoss(
+        f"{blame} is not finite (classification {report.classification}, box {report.box}, gradient norm {report.gradient_norm}); "
+        f"images of this rank: {image_ids.tolist()}; the weights were not updated"
+    )
