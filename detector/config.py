@@ -215,12 +215,20 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(1e-4, ge=0, le=1, description="decay of convolution weights; norms and biases have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd's momentum; adamw's first beta")
     clip_norm: float = Field(10.0, gt=0, description="largest gradient norm of the global batch; larger ones are scaled down")
-    schedule: Literal["cosine", "steps"] = Field("cosine", description="after warm-up: cosine to 1 % of the peak, or a tenth at each milestone")
+    schedule: Literal["cosine", "steps", "constant"] = Field(
+        "cosine", description="after warm-up: cosine to 1 % of the peak, a tenth at each milestone, or the peak to the end"
+    )
     milestones: tuple[float, ...] = Field(
         (2 / 3, 8 / 9), description="where the steps fall, as shares of all images to be seen (the paper: 60k and 80k of 90k)"
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all images over which the rate rises linearly from 1/1000 of the peak")
     ema_images: float = Field(0.0, ge=0, description="time constant of the weights' moving average, images; 0 turns it off")
+
+    @model_validator(mode="after")
+    def milestones_in_order(self) -> OptimizerConfig:
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(f"optimizer.milestones {self.milestones}: must grow, each above 0 and below 1; they are shares of all images to be seen")
+        return self
 
 
 class DecodeConfig(Section):

@@ -8,27 +8,39 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+"""Where torch (2.11 and later) has one kernel for the whole update; elsewhere it refuses to be asked for one."""
+
 
 def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
-    """Two groups: matrices and filters decay, vectors (norms, biases) do not. Fused kernels, on CPU and GPU alike."""
+    """SGD with momentum, or AdamW, over what is not frozen, in two groups: matrices and filters decay, vectors (norms, biases) do not.
+
+    `momentum` is AdamW's first beta. Fused kernels where the device has them. Raises `ValueError` when every parameter is frozen.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"{type(model).__name__}: all {sum(1 for _ in model.parameters())} parameters are frozen; leave some to be trained")
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    fused = True if all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained) else None
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=fused)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
 
 
 def learning_rate_factor(images_seen: float, images_total: float, *, schedule: str, warmup: float, milestones: Sequence[float]) -> float:
-    """The share of the peak rate at this point: linear warm-up from 1/1000, then a cosine down to 1/100, or a tenth at each milestone (shares of
-    the total).
+    """The share of the peak rate at this point: linear warm-up from 1/1000 over the first `warmup` of all images, then the schedule.
+
+    "cosine" falls to 1/100, "steps" to a tenth at each milestone (a share of all images), "constant" stays.
     """
     progress = min(images_seen / images_total, 1.0)
     rise = 1.0 if progress >= warmup else 0.001 + 0.999 * progress / warmup
     if schedule == "steps":
         return rise * 0.1 ** sum(progress >= m for m in milestones)
+    if schedule == "constant":
+        return rise
     falling = max(0.0, (progress - warmup) / (1 - warmup))
     return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 

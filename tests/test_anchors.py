@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from detector.anchors import BACKGROUND, IGNORED, anchor_grid, level_shapes, match
+from detector.boxes import iou
 from detector.config import AnchorConfig
 
 SIZES = (32, 64, 128, 256, 512)
@@ -118,8 +121,8 @@ def test_inconsistent_anchors_are_refused(settings, complaint):
 
 def test_every_anchor_that_is_admitted_has_an_area():
     # The smallest sizes that pass: 3 px, ratio 2: 3 / sqrt 2 = 2.12, half 1.06 -> 1 px on each side.
-    for settings in ({"base_sizes": (3, 4, 8, 16, 32)}, {"base_sizes": (0.5, 1, 2, 4, 8), "whole_pixels": False}):
-        anchors = torch.cat(anchor_grid(64, 64, **AnchorConfig(**settings).model_dump()))
+    for changed in ({"base_sizes": (3, 4, 8, 16, 32)}, {"base_sizes": (0.5, 1, 2, 4, 8), "whole_pixels": False}):
+        anchors = torch.cat(anchor_grid(64, 64, **AnchorConfig(**changed).model_dump()))
         assert (anchors[:, 2:] > anchors[:, :2]).all()
 
 
@@ -145,6 +148,31 @@ def test_matches_like_torchvision(seed):
         theirs = matcher(box_iou(boxes_BG4[i, :count], anchors))
         assert (BACKGROUND, IGNORED) == (Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS)
         assert torch.equal(ours[i], theirs)
+
+
+# Anchors and objects of 1 to 64 px a side on a canvas of 96 px; eighths of a pixel, so that equal overlaps are equal in float32 too.
+EIGHTHS = st.tuples(st.integers(0, 512), st.integers(0, 512), st.integers(8, 512), st.integers(8, 512))
+BOX = EIGHTHS.map(lambda b: [b[0] / 8, b[1] / 8, (b[0] + b[2]) / 8, (b[1] + b[3]) / 8])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(BOX, min_size=1, max_size=12), st.lists(BOX, min_size=1, max_size=4))
+def test_every_object_is_given_its_best_anchor(anchors, objects):
+    anchors_A4 = torch.tensor(anchors)
+    boxes_BG4, labels_BG = padded((objects, [0] * len(objects)))
+    slots = match(anchors_A4, boxes_BG4, labels_BG).slot_BA[0]
+    overlaps_AG = iou(anchors_A4, torch.tensor(objects))
+    for g in range(len(objects)):
+        best = overlaps_AG[:, g].max()
+        for a in torch.nonzero((overlaps_AG[:, g] == best) & (best > 0)).flatten().tolist():
+            # Another object may have it only where it overlaps that one at least as much.
+            assert slots[a] >= 0 and overlaps_AG[a, slots[a]] == overlaps_AG[a].max() >= best
+    taken = slots >= 0
+    assert (overlaps_AG[taken, slots[taken]] == overlaps_AG[taken].amax(dim=1)).all()
+    # What no rule claims stays as its overlap says.
+    assert (overlaps_AG[slots == BACKGROUND] < 0.4).all()
+    between = overlaps_AG[slots == IGNORED].amax(dim=1)
+    assert ((between >= 0.4) & (between < 0.5)).all()
 
 
 def test_thresholds_by_hand():

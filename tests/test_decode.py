@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 
 from detector.anchors import anchor_grid
-from detector.decode import decode_detections
+from detector.boxes import iou
+from detector.decode import Detections, decode_detections
 
 CLASSES = 3
 LEVELS = anchor_grid(64, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0))
@@ -70,6 +75,45 @@ def test_sorted_cut_to_the_picture_and_no_more_than_asked():
         assert found.boxes_N4.min() >= 0
         assert found.boxes_N4[:, [0, 2]].max() <= width and found.boxes_N4[:, [1, 3]].max() <= height
         assert found.boxes_N4.dtype == found.scores_N.dtype == np.float32 and found.labels_N.dtype == np.int64
+
+
+# Boxes on a canvas of 64 x 96 in eighths of a pixel and logits in eighths: overlaps and scores are exact, ties are common.
+CANDIDATE = st.tuples(
+    st.integers(0, 400), st.integers(0, 200), st.integers(8, 368), st.integers(8, 312), st.integers(0, CLASSES - 1), st.integers(-16, 32)
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(CANDIDATE, min_size=1, max_size=12), st.sampled_from([0.3, 0.5, 0.7]))
+def test_suppression_keeps_a_sorted_subset_and_changes_nothing_twice(candidates, threshold):
+    boxes = torch.tensor([[x / 8, y / 8, (x + w) / 8, (y + h) / 8] for x, y, w, h, _, _ in candidates])
+    labels, levels = [c[4] for c in candidates], [c[5] / 8 for c in candidates]
+    (found,) = suppress(boxes, labels, levels, threshold)
+    everything = {(*box, label, float(torch.tensor(level).sigmoid())) for box, label, level in zip(boxes.tolist(), labels, levels, strict=True)}
+    kept = list(zip(*found.boxes_N4.T.tolist(), found.labels_N.tolist(), found.scores_N.tolist(), strict=True))
+    assert set(kept) <= everything
+    assert (np.diff(found.scores_N) <= 0).all()
+    # No two that stay are doubles of each other, and what is gone is the double of one that is at least as good.
+    double = functools.partial(overlapping, threshold=threshold)
+    assert not [pair for pair in itertools.combinations(kept, 2) if double(*pair)]
+    assert all(any(double(lost, other) and other[5] >= lost[5] for other in kept) for lost in everything - set(kept))
+    logit_of = {float(torch.tensor(level).sigmoid()): level for level in levels}
+    (again,) = suppress(torch.from_numpy(found.boxes_N4), found.labels_N.tolist(), [logit_of[score] for *_, score in kept], threshold)
+    np.testing.assert_array_equal(again.boxes_N4, found.boxes_N4)
+    np.testing.assert_array_equal(again.scores_N, found.scores_N)
+    np.testing.assert_array_equal(again.labels_N, found.labels_N)
+
+
+def overlapping(one: tuple, other: tuple, *, threshold: float) -> bool:
+    """Whether two detections (x1, y1, x2, y2, label, score) are of one class and share more than `threshold`."""
+    return one[4] == other[4] and float(iou(torch.tensor([one[:4]]).double(), torch.tensor([other[:4]]).double())) > threshold
+
+
+def suppress(boxes_N4: torch.Tensor, labels: list[int], levels: list[float], threshold: float) -> list[Detections]:
+    """Each box as an anchor of its own with one class that has any chance."""
+    logits = torch.full((1, len(boxes_N4), CLASSES), -20.0)
+    logits[0, range(len(labels)), labels] = torch.tensor(levels)
+    return decode_detections(logits, torch.zeros(1, len(boxes_N4), 4), [boxes_N4], canvas(), nms_threshold=threshold)
 
 
 def test_nms_is_within_a_class():

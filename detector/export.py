@@ -1,0 +1,60 @@
+"""The dense network as a program of its own: torch.export, and ONNX for other runtimes. One file serves any batch size and canvas."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from detector.config import FINEST_STRIDE
+
+SMALLEST_SIDE = 160
+"""px. From here on P7 has two cells a side; torch.export treats an extent of one as a special case and will not vary it."""
+
+
+def export_program(model: nn.Module) -> ExportedProgram:
+    """The network in evaluation mode as a graph: uint8 (B, 3, H, W) RGB pixels -> logits (B, A, K), offsets (B, A, 4), both float32.
+
+    Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. Pixels are normalised inside; anchors and decoding stay outside:
+    `model.anchors(H, W)` are the boxes that the A outputs belong to, `decode_detections` makes detections of them. The model is left as it is.
+    """
+    network, images, shapes = what_to_export(model)
+    with torch.no_grad():
+        return torch.export.export(network, (images,), dynamic_shapes=shapes)
+
+
+def export_onnx(model: nn.Module, path: str | Path) -> None:
+    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, with the meaning and the sizes of `export_program`.
+
+    Raises `ValueError` where the packages that write ONNX are missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"export to {path}: package {' and '.join(missing)} missing; torch writes ONNX with them: pip install onnx onnxscript")
+    network, images, shapes = what_to_export(model)
+    with torch.no_grad():
+        torch.onnx.export(
+            network,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits", "offsets"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def what_to_export(model: nn.Module) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
+    """A copy of the network in evaluation mode, example images on its device, and which of their extents may vary."""
+    network = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+    # Two images and two different sides: equal extents, or an extent of one, could be taken for a rule.
+    images = torch.zeros((2, 3, 6 * FINEST_STRIDE, 8 * FINEST_STRIDE), dtype=torch.uint8, device=next(network.parameters()).device)
+    rows, columns = (Dim(name, min=SMALLEST_SIDE // FINEST_STRIDE, max=8192 // FINEST_STRIDE) for name in ("rows", "columns"))
+    return network, images, ({0: Dim("batch", min=1), 2: FINEST_STRIDE * rows, 3: FINEST_STRIDE * columns},)

@@ -1,0 +1,76 @@
+"""What is exported computes what the network computes, at sizes it was not exported with."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from detector.export import SMALLEST_SIDE, export_onnx, export_program
+from detector.model import RetinaNet
+
+# (images, height, width): one image, the smallest canvas, a tall one; none is the example that is traced.
+SIZES = [(1, 160, 160), (3, 160, 224), (2, 352, 192)]
+
+
+def network(**changed) -> RetinaNet:
+    """A network whose every weight and statistic is away from its start, so that what is lost on the way shows."""
+    torch.manual_seed(5)
+    model = RetinaNet(**{"classes": 3, "backbone": "resnet18", "width": 64} | changed).eval()
+    for name, value in model.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(std=0.3)
+        elif name.endswith("running_var"):
+            value.uniform_(0.7, 1.4)
+    for head in (model.class_head, model.box_head):
+        for p in head.parameters():
+            torch.nn.init.normal_(p, std=0.05)
+    return model
+
+
+@torch.no_grad()
+def largest_difference(model: RetinaNet, exported: Callable[[torch.Tensor], list[torch.Tensor]], size: tuple[int, int, int]) -> float:
+    batch, height, width = size
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
+    expected, found = model(images), exported(images)
+    assert len(found) == 2
+    for mine, other in zip(expected, found, strict=True):
+        assert mine.shape == other.shape and other.dtype == torch.float32 and float(mine.std()) > 0.01
+    return max(float((mine - other).abs().max()) for mine, other in zip(expected, found, strict=True))
+
+
+def test_a_program_is_the_network_at_every_size(tmp_path: Path):
+    # As it leaves a training: normalised heads, channels-last, in training mode, of which the caller's model keeps the last two.
+    model = network(head_norm="group").to(memory_format=torch.channels_last).train()
+    path = tmp_path / "network.pt2"
+    torch.export.save(export_program(model), path)
+    assert model.training and model.box_head.output.weight.is_contiguous(memory_format=torch.channels_last)
+    module = torch.export.load(path).module()
+    for size in SIZES:
+        assert largest_difference(model.eval(), module, size) < 1e-3
+    with pytest.raises(AssertionError, match="Guard failed"):
+        module(torch.zeros(1, 3, SMALLEST_SIDE - 32, SMALLEST_SIDE, dtype=torch.uint8))
+
+
+def test_onnxruntime_gives_the_outputs_of_the_network(tmp_path: Path):
+    model = network(norm="frozen")
+    path = tmp_path / "network.onnx"
+    export_onnx(model, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]  # weights inside
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", 3, "32*rows", "32*columns"])
+    assert [output.name for output in session.get_outputs()] == ["logits", "offsets"]
+    for size in SIZES:
+        assert largest_difference(model, lambda x: [torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()})], size) < 1e-3
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ValueError, match="network.onnx: package onnxscript missing; .*pip install"):
+        export_onnx(network(), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,55 @@
+"""Each recipe is a configuration that its verb takes, and the paper's recipes say what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detector.optimizer import learning_rate_factor
+from pipelines.command_line import parse, read_yaml
+from pipelines.run import RunConfig
+from pipelines.train import TrainVerb
+
+RECIPES = sorted((Path(__file__).parents[1] / "pipelines/recipes").glob("*.yaml"))
+PAPER = [path for path in RECIPES if path.name.startswith("paper_")]
+COCO_IMAGES = 118_287  # train2017
+
+
+def recipe(path: Path) -> TrainVerb | RunConfig:
+    """Parsed as the command line does it: with the shard sets as flags, or by `run` where the recipe names pictures and annotations itself."""
+    if "data" in read_yaml(str(path)):
+        return parse(RunConfig, ["--config", str(path)])
+    return parse(TrainVerb, ["--config", str(path), "--data.train", "shards/train", "--data.val", "shards/val"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_configuration(path: Path):
+    config = recipe(path)
+    given = read_yaml(str(path))
+    for section in ("canvas", "optimizer", "training"):
+        written = {name: tuple(value) if isinstance(value, list) else value for name, value in given[section].items()}
+        assert written == {name: getattr(getattr(config, section), name) for name in written}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_schedule(path: Path):
+    # Section 4.1: 16 images a step, 90k steps at 0.01, a tenth of it from 60k and a hundredth from 80k, decay 1e-4, momentum 0.9; 1.5x in Table 2.
+    config = recipe(path)
+    optimizer, longer = config.optimizer, 1.5 if "1_5x" in path.stem else 1.0
+    assert config.training.batch_size == 16
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
+    total = config.training.epochs * COCO_IMAGES
+    # Whole epochs: 12 x 118,287 / 16 = 88,715 steps, 1.4 % short of 90,000.
+    assert total / 16 == pytest.approx(90_000 * longer, rel=0.015)
+    schedule = dict(schedule=optimizer.schedule, warmup=optimizer.warmup, milestones=optimizer.milestones)
+    shares = (0.01, 59.9 / 90, 60.1 / 90, 79.9 / 90, 80.1 / 90)
+    rates = [optimizer.learning_rate * learning_rate_factor(share * total, total, **schedule) for share in shares]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
+    assert optimizer.warmup * total / 16 == pytest.approx(500, rel=0.02)
+    # The short side: 800 px, from 640 px up where it is jittered.
+    assert (config.augmentation.scale_min * 800, config.augmentation.scale_max * 800) == ((640, 800) if longer > 1 else (800, 800))
+
+
+def test_the_paper_has_three_backbones():
+    assert {recipe(path).model.backbone for path in PAPER} == {"resnet50", "resnet101", "resnext101_32x8d"}
