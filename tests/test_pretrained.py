@@ -7,13 +7,14 @@ import os
 import urllib.error
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from cluster import pretrained, storage
+from cluster import launch, pretrained, run_folder, storage
 from cluster.errors import PlainError, UsageError
 from cluster.launch import TrainConfig
 from cluster.progress import Progress
@@ -106,6 +107,23 @@ def test_the_file_is_part_of_what_a_run_is() -> None:
     data = {"train": "t", "val": "v"}
     assert TrainConfig(data=data).pretrained is None
     assert TrainConfig(data=data, pretrained="a.pth").model_dump(mode="json", exclude={"name", "storage", "data"})["pretrained"] == "a.pth"
+
+
+def test_the_file_is_looked_for_before_a_run_begins_and_not_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = SimpleNamespace(num_rows=1, categories=("cell",), class_names=["cell"], digest="d")
+    monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
+    config = TrainConfig(name="cells", storage=str(tmp_path), data={"train": "t", "val": "v"}, pretrained=str(tmp_path / "gone.pth"))
+    with pytest.raises(UsageError, match="gone.pth: there is no such file"):
+        launch.check(config)
+    # The name stays free: nothing was written under it.
+    assert run_folder.read(config.run_uri, run_folder.CONFIG) is None
+    (tmp_path / "gone.pth").touch()
+    launch.check(config)
+    storage.write_json(storage.join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
+    (tmp_path / "gone.pth").unlink()
+    launch.check(config)
+    with pytest.raises(UsageError, match="pretrained was"):
+        launch.check(config.model_copy(update={"pretrained": None}))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
