@@ -71,7 +71,7 @@ class Worker:
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.train_set.num_rows)]
         self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
-        self.last_report = time.monotonic()
+        self.last_report: float | None = None
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
@@ -98,6 +98,8 @@ class Worker:
         start, loss, optimizer = self.left, self.job["loss"], self.job["optimizer"]
         every = self.job["training"]["checkpoint_images"]
         for done, batch in enumerate(self.stream.epoch(self.epoch, start), start=1):
+            # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
+            self.last_report = self.last_report or time.monotonic()
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
