@@ -49,6 +49,8 @@ CASES = [
     ("train --data.train {dir}/a --data.val {dir}/b --model.backbone resnet19", 2, "model.backbone"),
     ("train --data.train {dir}/a --data.val {dir}/b --canvas.width 333", 2, "canvas.width 333"),
     ("train --data.train {dir}/a --data.val {dir}/b --loss.gama 2", 2, "loss.gamma"),
+    ("train --data.train {dir}/a --data.val {dir}/b --loss.classification cross_entropy --loss.gamma 3", 2, "loss.gamma 3: does nothing"),
+    ("train --data.train {dir}/a --data.val {dir}/b --training.accumulate 3", 2, "training.accumulate 3: must divide the 8 images"),
     ("train --data.train {dir}/a --data.val {dir}/b --tracking.uri http://{dead}", 1, "no MLflow server answers"),
     ("train --config {dir}/none.yaml", 2, "none.yaml"),
     ("evaluate --run {dir}/nowhere --data {dir}/a", 2, "not a shard set"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +67,24 @@ def test_going_on_from_a_checkpoint_is_going_on(tmp_path, name, average):
     if average:
         assert second.average.seen == first.average.seen == 8
         assert all(torch.equal(second.average.state[key], value) for key, value in first.average.state.items())
+
+
+def worker_on(folder: str, training: Training, **counters):
+    """A worker as it is between two steps, without its cluster and its data."""
+    from cluster.worker import Worker
+
+    worker = Worker.__new__(Worker)
+    job = {"training": {"seed": 0, "keep_checkpoints": 2}, "package": {}, "config": {}, "board": None}
+    parts = {**training.parts(), "job": job, "run": folder, "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
+    vars(worker).update({**parts, "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
+    return worker
+
+
+def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
+    worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25).save()
+    second = worker_on(str(tmp_path), Training(1))
+    second.resume()
+    assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
 
 
 def test_the_folder_holds_what_the_contract_names(tmp_path):

@@ -6,7 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from cluster.errors import UsageError
 from cluster.launch import TrainConfig
+from detector.config import LossConfig
 from pipelines.command_line import parse
 from pipelines.train import TrainVerb
 from tune import space
@@ -34,6 +36,12 @@ def test_the_given_configuration_is_moved_into_the_ranges() -> None:
     assert space.given(CONFIG, SpaceConfig()) == {"gamma": 1.5, "alpha": 0.9}
     with_rate = SpaceConfig(gamma=(2.0, 3.0), learning_rate=(0.001, 0.01))
     assert space.given(CONFIG, with_rate) == {"gamma": 2.0, "alpha": 0.9, "learning_rate": 0.01}
+
+
+def test_there_is_nothing_to_search_in_a_loss_without_these_numbers() -> None:
+    plain = CONFIG.model_copy(update={"loss": LossConfig(classification="balanced_cross_entropy")})
+    with pytest.raises(UsageError, match="loss.classification balanced_cross_entropy: .* set it to focal, or use train"):
+        space.given(plain, SpaceConfig())
 
 
 @pytest.mark.parametrize("ranges", [{"gamma": (3.0, 1.0)}, {"gamma": (0.5, 12.0)}, {"alpha": (0.0, 0.5)}, {"learning_rate": (0.1, 0.1)}])

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from cluster.errors import UsageError
 from cluster.launch import TrainConfig
 from detector.config import Section
 
@@ -64,7 +65,14 @@ def apply(config: TrainConfig, sample: dict[str, float]) -> TrainConfig:
 
 
 def given(config: TrainConfig, space: SpaceConfig) -> dict[str, float]:
-    """The sample that stands for the configuration as it was given; a value outside its range moves to the nearest end."""
+    """The sample that stands for the configuration as it was given; a value outside its range moves to the nearest end.
+
+    `UsageError` where the configuration has no focal loss, whose numbers are what is searched.
+    """
+    if config.loss.classification != "focal":
+        raise UsageError(
+            f"loss.classification {config.loss.classification}: a sweep varies gamma and alpha of the focal loss; set it to focal, or use train"
+        )
     return {name: min(max(getattr(getattr(config, SECTIONS[name]), name), low), high) for name, (low, high) in space.ranges().items()}
 
 
