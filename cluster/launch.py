@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from cluster import run_folder, storage
+from cluster import pretrained, run_folder, storage
 from cluster.errors import PlainError, UsageError
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
@@ -73,6 +73,10 @@ class TrainConfig(Section):
     storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    pretrained: str | None = Field(
+        None,
+        description="weight file a new run starts from, torchvision's, detectron2's or our own: a path, s3://bucket/key or https:// URL; unset: none",
+    )
     canvas: CanvasConfig = CanvasConfig()
     loss: LossConfig = LossConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -138,6 +142,8 @@ def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
             "prepare both from JSON files with the same categories"
         )
     storage.check_writable(config.run_uri)
+    if config.pretrained is not None and not run_folder.checkpoints(config.run_uri):
+        pretrained.check(config.pretrained)
     run_folder.claim(config.run_uri, config.model_dump(mode="json"), identity(config, train_set, val_set))
     return train_set, val_set
 
@@ -145,7 +151,7 @@ def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
 def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
-    `on_event` gets the workers' events (start, resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
+    `on_event` gets the workers' events (weights, start, resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
     Raises `PlainError` with the first failing rank's last line when the retries are spent.
     """
     train_set, _ = check(config)
@@ -166,6 +172,7 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
             **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training")},
             "data": data,
             "run": run,
+            "pretrained": config.pretrained and pretrained.absolute(config.pretrained),
             "package": package_of(config, train_set),
             "config": sections,
             "board": board,

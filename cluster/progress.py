@@ -29,6 +29,14 @@ class Progress:
         self.total = event["images_total"]
         self.line(f"training on {event['ranks']} workers, {event['threads']} threads each; {event['images_seen']} of {self.total} images seen")
 
+    def on_weights(self, event: dict[str, Any]) -> None:
+        text = f"{event['loaded']} tensors loaded from {event['uri']} ({event['source']})"
+        for kind, words in (("reinitialised", "new for other classes"), ("missing", "not in the file"), ("unused", "of no use")):
+            if event[kind]:
+                more = f" and {len(event[kind]) - 3} more" if len(event[kind]) > 3 else ""
+                text += f"; {words}: {', '.join(event[kind][:3])}{more}"
+        self.line("; ".join([text, *event["notes"]]))
+
     def on_resume(self, event: dict[str, Any]) -> None:
         self.line(f"continuing from {event['checkpoint']}")
 
@@ -89,7 +97,7 @@ class Tracker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.pending.append(event)
-        if self.run is None and event["kind"] not in ("start", "resume") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+        if self.run is None and event["kind"] not in ("weights", "start", "resume") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
             self.open()
         if self.run is not None:
             for waiting in self.pending:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster import plan, run_folder, storage
+from cluster import plan, pretrained, run_folder, storage
 from cluster.errors import PlainError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
@@ -29,6 +29,7 @@ from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
 from detector.step import train_step
+from detector.weights import load_pretrained
 
 
 class Worker:
@@ -139,6 +140,7 @@ class Worker:
             dist.broadcast_object_list(found, src=0)
         (uri,) = found
         if uri is None:
+            self.load_pretrained()
             return
         with tempfile.TemporaryDirectory(prefix="resume-") as folder:
             storage.download_folder(uri, folder)
@@ -151,6 +153,26 @@ class Worker:
         self.left = [tuple(interval) for interval in state["left"]]
         self.loss_normalizer = state["loss_normalizer"]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
+
+    def load_pretrained(self) -> None:
+        """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download, and the same weights on every rank."""
+        uri = self.job["pretrained"]
+        if uri is None:
+            return
+        if self.rank == 0:
+            with pretrained.local_file(uri) as path:
+                try:
+                    report = load_pretrained(self.model, path)
+                except ValueError as error:
+                    raise PlainError(str(error).replace(path, uri)) from error
+            self.tell("weights", uri=uri, **asdict(report))
+        if self.ranks > 1:
+            for value in self.model.state_dict().values():
+                sent = value.contiguous()
+                dist.broadcast(sent, src=0)
+                value.copy_(sent)
+        if self.average is not None:
+            self.average = MovingAverage(self.model, images=self.average.images)
 
     def save(self) -> str:
         """Publish a checkpoint from rank 0; the other ranks go on and meet it at the next collective."""

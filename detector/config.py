@@ -98,7 +98,7 @@ class ModelConfig(Section):
         "sync (statistics of all ranks, GPUs only) or group (32 groups of channels, for small batches)",
     )
     frozen_stages: int = Field(
-        0, ge=0, le=5, description="stages that stay as loaded: 1 the stem, 2 also layer1 (the paper's fine-tuning), ... 5 the whole backbone"
+        0, ge=0, le=5, description="stages that stay as loaded: 1 the stem, 2 also layer1 (the usual fine-tuning), ... 5 the whole backbone"
     )
     stride_in: Literal["3x3", "1x1"] = Field(
         "3x3", description="the convolution of a bottleneck that halves the resolution: 3x3 (torchvision's weights) or 1x1 (detectron2's)"

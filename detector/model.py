@@ -72,6 +72,7 @@ class RetinaNet(nn.Module):
         self.classes = classes
         if len(base_sizes) != len(strides):
             raise ValueError(f"base_sizes {tuple(base_sizes)}: {len(strides)} levels have strides {tuple(strides)}; give one size a stride")
+        self.parts = dict(backbone=backbone, norm=norm, stride_in=stride_in, head_norm=head_norm, width=width, p6_from=p6_from)
         # Built from a JSON description too, where a tuple is a list.
         self.anchor_shapes = dict(
             strides=tuple(strides), base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios), whole_pixels=whole_pixels

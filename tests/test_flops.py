@@ -14,7 +14,7 @@ G = 1e9
 
 def net(**changed) -> RetinaNet:
     with torch.device("meta"):
-        # The counted networks take P6 from P5 and keep stem and layer1 fixed, as torchvision's reference and the paper's fine-tuning do.
+        # The counted networks take P6 from P5 and keep stem and layer1 fixed, as torchvision's first version and the usual fine-tuning do.
         return RetinaNet(**{"norm": "frozen", "frozen_stages": 2, "p6_from": "p5"} | changed)
 
 

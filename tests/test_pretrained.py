@@ -1,0 +1,166 @@
+"""A training that starts from a weight file: where the file may lie, what is refused before a machine is spent, what every rank holds then."""
+
+from __future__ import annotations
+
+import io
+import os
+import urllib.error
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from cluster import launch, pretrained, run_folder, storage
+from cluster.errors import PlainError, UsageError
+from cluster.launch import TrainConfig
+from cluster.progress import Progress
+from detector.model import RetinaNet
+from detector.weights import PretrainedReport
+
+URL = "https://weights.example.org/models/resnet50-0676ba61.pth"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of torch hub's cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch/hub/checkpoints"
+
+
+def test_a_local_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    pretrained.check("model.safetensors")
+    with pretrained.local_file("model.safetensors") as path:
+        assert path == str(tmp_path / "model.safetensors")
+
+
+def test_an_object_of_a_bucket_is_copied_and_the_copy_removed(bucket: str) -> None:
+    uri = f"{bucket}/zoo/model_final.pkl"
+    storage.write_bytes(uri, b"weights")
+    pretrained.check(uri)
+    with pretrained.local_file(uri) as path:
+        assert path.endswith("/model_final.pkl") and Path(path).read_bytes() == b"weights"
+    assert not os.path.exists(path)
+    with pytest.raises(UsageError, match="zoo: is a folder"):
+        pretrained.check(f"{bucket}/zoo")
+    with pytest.raises(UsageError, match="none.pkl"):
+        pretrained.check(f"{bucket}/zoo/none.pkl")
+
+
+def test_a_url_is_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(url: str, path: str, hash_prefix: str | None, progress: bool) -> None:
+        asked.append((url, hash_prefix))
+        Path(path).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        with pretrained.local_file(URL) as path:
+            assert path == str(hub / "resnet50-0676ba61.pth") and Path(path).read_bytes() == b"weights"
+    # The digest in the name goes along, so that torch checks the content.
+    assert asked == [(URL, "0676ba61")]
+    # Nothing is asked of the network for what is there.
+    pretrained.check(URL)
+    # Names without a digest are many files' names.
+    paths = {pretrained.cache_path(f"https://weights.example.org/{number}/model_final.pkl") for number in (1, 2)}
+    assert len(paths) == 2 and {os.path.basename(path) for path in paths} == {"model_final.pkl"}
+
+
+def test_a_url_that_fails_is_one_plain_line(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: urllib.request.Request, timeout: float) -> io.BytesIO:
+        assert request.get_method() == "HEAD"
+        raise urllib.error.HTTPError(URL, 404, "Not Found", None, None)
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UsageError, match="0676ba61.pth: cannot be fetched .*404.*give its path"):
+        pretrained.check(URL)
+
+    def damaged(*_: object, **__: object) -> None:
+        raise RuntimeError("invalid hash value")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", damaged)
+    with pytest.raises(PlainError, match="invalid hash value"), pretrained.local_file(URL):
+        pass
+
+
+@pytest.mark.parametrize("url", ["https://me:sesame@host/a.pth", "https://host/a.pth?signature=sesame", "https://host/", "http://host/a.pth"])
+def test_urls_that_are_refused_show_no_secret(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pretrained.check(url)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none.pth: there is no such file"):
+        pretrained.check(str(tmp_path / "none.pth"))
+    with pytest.raises(UsageError, match="is a folder"):
+        pretrained.check(str(tmp_path))
+
+
+def test_the_file_is_part_of_what_a_run_is() -> None:
+    data = {"train": "t", "val": "v"}
+    assert TrainConfig(data=data).pretrained is None
+    assert TrainConfig(data=data, pretrained="a.pth").model_dump(mode="json", exclude={"name", "storage", "data"})["pretrained"] == "a.pth"
+
+
+def test_the_file_is_looked_for_before_a_run_begins_and_not_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = SimpleNamespace(num_rows=1, categories=("cell",), class_names=["cell"], digest="d")
+    monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
+    config = TrainConfig(name="cells", storage=str(tmp_path), data={"train": "t", "val": "v"}, pretrained=str(tmp_path / "gone.pth"))
+    with pytest.raises(UsageError, match="gone.pth: there is no such file"):
+        launch.check(config)
+    # The name stays free: nothing was written under it.
+    assert run_folder.read(config.run_uri, run_folder.CONFIG) is None
+    (tmp_path / "gone.pth").touch()
+    launch.check(config)
+    storage.write_json(storage.join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
+    (tmp_path / "gone.pth").unlink()
+    launch.check(config)
+    with pytest.raises(UsageError, match="pretrained was"):
+        launch.check(config.model_copy(update={"pretrained": None}))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
+    from cluster.worker import Worker
+    from detector.optimizer import MovingAverage
+
+    def net(seed: int) -> RetinaNet:
+        torch.manual_seed(seed)
+        return RetinaNet(classes=2, backbone="resnet18", width=64).to(memory_format=torch.channels_last)
+
+    source = net(1)
+    path = str(tmp_path / "model.safetensors")
+    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, path)
+
+    worker = Worker.__new__(Worker)
+    worker.rank, worker.ranks, worker.model, worker.job = rank, 2, net(2), {"pretrained": path, "board": None}
+    worker.average = MovingAverage(worker.model, images=100)
+    told = []
+    worker.tell = lambda kind, **values: told.append((kind, values))
+    # A group of one stands for the two ranks: what rank 0 sends is what it has, and the other keeps its own.
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        worker.load_pretrained()
+    finally:
+        dist.destroy_process_group()
+    expected = (source if rank == 0 else net(2)).state_dict()
+    for name, value in worker.model.state_dict().items():
+        assert torch.equal(value, expected[name]) and torch.equal(worker.average.state[name], expected[name])
+    assert [kind for kind, _ in told] == (["weights"] if rank == 0 else [])
+
+
+def test_what_was_loaded_is_one_line() -> None:
+    out = io.StringIO()
+    report = PretrainedReport("detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ("a note",))
+    Progress("cells", out=out)({"kind": "weights", "uri": "/m.pkl", **asdict(report)})
+    assert out.getvalue() == (
+        "[cells] 290 tensors loaded from /m.pkl (detectron2 RetinaNet); new for other classes: class_head.output.weight; "
+        "of no use: a, b, c and 1 more; a note\n"
+    )
