@@ -123,7 +123,7 @@ def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
     model = {"classes": len(shard_set.categories), **config.model.model_dump(mode="json", exclude={"anchors"}), **anchors}
     description = {
         "model": model,
-        "canvas": [config.canvas.height, config.canvas.width],
+        "canvases": [list(canvas) for canvas in config.canvas.canvases],
         "decode": config.decode.model_dump(mode="json"),
         "amp": config.training.amp,
     }

@@ -35,7 +35,7 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Da
 def all_rows(shard_set: ShardSet, *, workers: int = 1) -> ray.data.Dataset:
     """Every row of a shard set once, in stored order, in blocks enough for all `workers`."""
     sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    return planned_rows(shard_set, plan.units(sequence, [(0, len(sequence))], rows_per_unit=rows_per_block(len(sequence), workers)))
+    return planned_rows(shard_set, plan.units(sequence, rows_per_unit=rows_per_block(len(sequence), workers)))
 
 
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:

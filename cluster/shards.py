@@ -244,7 +244,11 @@ def read_row_group(shard_uri: str, row_group: int, columns: list[str] | None = N
 
 def read_annotations(shard_set: ShardSet) -> pa.Table:
     """All columns but `image`, all rows in stored order; no pixel is read."""
-    columns = [name for name in SCHEMA.names if name != "image"]
+    return read_columns(shard_set, [name for name in SCHEMA.names if name != "image"])
+
+
+def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
+    """These columns alone of all rows, in stored order."""
 
     def read(shard: Shard) -> pa.Table:
         with storage.open_input(storage.join(shard_set.uri, shard.name)) as file:

@@ -8,58 +8,76 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from cluster import plan
 from cluster.rows import read_planned
-from cluster.shards import ShardSet
-from detector.augment import evaluation_sample, training_sample
-from detector.batch import Batch, Sample, collate
+from cluster.shards import ShardSet, read_columns
+from detector.augment import evaluation_sample, mix, preferred_canvas, training_sample
+from detector.batch import Batch, Sample, collate, collate_by_canvas
 from detector.image import decode_image
+
+MIXING = ("mosaic", "mixup")
+"""What is done to a batch and not to one picture."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone."""
+    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone; mosaic and mixup also on its batch."""
 
     shard_set: ShardSet
     rank: int
     ranks: int
     batch: int
     """Images of this rank's batches; the global batch is `ranks` times that."""
-    canvas: tuple[int, int]
+    canvases: Sequence[tuple[int, int]]
+    """(height, width) px. A batch has one of them, the one that most of its images prefer."""
     seed: int
-    augmentation: dict[str, float] = field(default_factory=dict)
-    """Keywords of `detector.augment.training_sample`."""
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
     threads: int = 1
     window: int = 4
 
     def epoch(self, epoch: int, left: plan.Intervals) -> Iterator[Batch]:
         """`plan.steps(left, ...)` batches, the same number on every rank; a shorter share ends with fillers (image id -1), which carry no loss."""
-        sequence = plan.epoch_sequence(self.shard_set.rows_per_group, seed=self.seed, epoch=epoch, window=self.window)
-        share = plan.cut(left, rank=self.rank, ranks=self.ranks)
+        stored = plan.epoch_sequence(self.shard_set.rows_per_group, seed=self.seed, epoch=epoch, window=self.window)
+        arranged = plan.arrange(stored, self.preferred, run=self.ranks * self.batch)
+        rows = plan.rows_of(arranged, plan.cut(left, rank=self.rank, ranks=self.ranks, batch=self.batch))
+        canvases = [self.canvases[number] for number in plan.batch_canvases(rows, self.preferred, batch=self.batch)]
         wanted = plan.steps(left, ranks=self.ranks, batch=self.batch) * self.batch
 
         def samples() -> Iterator[Sample]:
             last: Sample | None = None
             count = 0
-            for last in ordered_map(
-                lambda row: self.sample(row, epoch), read_planned(self.shard_set, plan.units(sequence, share)), threads=self.threads
-            ):
+            read = ((content, canvases[i // self.batch]) for i, content in enumerate(read_arranged(self.shard_set, stored, rows)))
+            for last in ordered_map(lambda item: self.sample(*item, epoch=epoch), read, threads=self.threads):
                 count += 1
                 yield last
-            filler = replace(last, image_id=-1) if last is not None else blank(self.canvas)
+            filler = replace(last, image_id=-1) if last is not None else blank(self.canvases)
             for _ in range(wanted - count):
                 yield filler
 
-        yield from ahead(batches(samples(), self.batch), depth=2)
+        yield from ahead((self.batch_of(chunk, epoch) for chunk in chunks(samples(), self.batch)), depth=2)
 
-    def sample(self, row: dict[str, Any], epoch: int) -> Sample:
+    @cached_property
+    def preferred(self) -> list[list[int]]:
+        """The number of the canvas that each row group's rows prefer. Heights and widths are read once, and only where there is a choice."""
+        counts = self.shard_set.rows_per_group
+        if len(self.canvases) == 1:
+            return [[0] * count for count in counts]
+        sizes = read_columns(self.shard_set, ["height", "width"])
+        pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
+        numbers = iter([preferred_canvas(height, width, self.canvases) for height, width in pairs])
+        return [list(islice(numbers, count)) for count in counts]
+
+    def sample(self, row: dict[str, Any], canvas: tuple[int, int], *, epoch: int) -> Sample:
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
         return training_sample(
@@ -67,35 +85,71 @@ class Stream:
             boxes,
             np.where(crowd, -1, labels),
             row["image_id"],
-            canvas=self.canvas,
-            # Seeds must not be negative, image ids may be.
-            generator=np.random.default_rng((self.seed, epoch, row["image_id"] % 2**63)),
-            **self.augmentation,
+            canvas=canvas,
+            generator=self.generator(row["image_id"], epoch),
+            **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )
+
+    def batch_of(self, samples: list[Sample], epoch: int) -> Batch:
+        if any(self.augmentation.get(name) for name in MIXING):
+            settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
+            samples = mix(samples, generators=[self.generator(sample.image_id, epoch) for sample in samples], **settings)
+        return collate(samples, classes=len(self.shard_set.categories))
+
+    def generator(self, image_id: int, epoch: int) -> np.random.Generator:
+        # Seeds must not be negative, image ids may be.
+        return np.random.default_rng((self.seed, epoch, image_id % 2**63))
 
 
 def evaluation_batches(
-    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvas: tuple[int, int], threads: int = 1
+    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], threads: int = 1
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
-    """This rank's share of every row exactly once, in stored order, with the original (height, width) px of each image. The last batch is short."""
+    """This rank's share of every row exactly once, with the original (height, width) px of each image.
+
+    Batches hold the images of one preferred canvas, in stored order; the last one of each canvas is short.
+    """
     sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    share = plan.cut([(0, len(sequence))], rank=rank, ranks=ranks)
+    rows = plan.rows_of(sequence, plan.cut([(0, len(sequence))], rank=rank, ranks=ranks))
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
         image = decode_image(row["image"])
-        return evaluation_sample(image, row["image_id"], canvas=canvas), image.shape[:2]
+        return evaluation_sample(image, row["image_id"], canvases=canvases), image.shape[:2]
 
-    pairs = ordered_map(load, read_planned(shard_set, plan.units(sequence, share)), threads=threads)
-    yield from ahead(((collate([s for s, _ in chunk]), [size for _, size in chunk]) for chunk in chunks(pairs, batch)), depth=2)
+    pairs = ordered_map(load, read_planned(shard_set, plan.units(rows)), threads=threads)
+    yield from ahead(collate_by_canvas(pairs, batch), depth=2)
+
+
+def read_arranged(shard_set: ShardSet, stored: Sequence[plan.Row], rows: Sequence[plan.Row]) -> Iterator[dict[str, Any]]:
+    """The content of `rows` in their order, read in the order of `stored`, in which the rows of a row group are near each other.
+
+    Reading in the arranged order would fetch row groups again for every run: those of a seldom canvas come from all over. What is read before its
+    turn waits here, encoded: less than one run a canvas.
+    """
+    chosen = set(rows)
+    reading = [row for row in stored if row in chosen]
+    yield from in_order(rows, zip(reading, read_planned(shard_set, plan.units(reading)), strict=True))
+
+
+def in_order(keys: Iterable[Any], arriving: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+    """The values of these keys, from (key, value) pairs of the same keys that arrive in another order."""
+    waiting: dict[Any, Any] = {}
+    for key in keys:
+        while key not in waiting:
+            found, value = next(arriving)
+            waiting[found] = value
+        yield waiting.pop(key)
+    # Read to its end, so that whoever sends them closes what he has open.
+    for found, _ in arriving:
+        raise ValueError(f"{found}: arrived and was not asked for")
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["labels"], np.int64)
 
 
-def blank(canvas: tuple[int, int]) -> Sample:
+def blank(canvases: Sequence[tuple[int, int]]) -> Sample:
     """The filler of a rank that got no row at all."""
-    return evaluation_sample(np.zeros((*canvas, 3), np.uint8), -1, canvas=canvas)
+    return evaluation_sample(np.zeros((*canvases[0], 3), np.uint8), -1, canvases=canvases)
 
 
 def ordered_map(function: Callable[[Any], Any], items: Iterator[Any], *, threads: int) -> Iterator[Any]:
@@ -119,10 +173,6 @@ def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
-    return (collate(chunk) for chunk in chunks(samples, size))
 
 
 def ahead(items: Iterator[Any], *, depth: int) -> Iterator[Any]:

@@ -51,8 +51,8 @@ class Worker:
         torch.manual_seed(job["training"]["seed"])
         self.model = RetinaNet(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
         self.network = self.model if self.ranks == 1 else distribute(self.model)
-        canvas = tuple(job["package"]["description"]["canvas"])
-        self.anchors_A4 = torch.cat(self.model.anchors(*canvas))
+        canvases = [(height, width) for height, width in job["package"]["description"]["canvases"]]
+        self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases}
         chosen = job["optimizer"]
         self.average = MovingAverage(self.model, images=chosen["ema_images"]) if chosen["ema_images"] else None
         self.optimizer = build_optimizer(
@@ -63,7 +63,7 @@ class Worker:
             rank=self.rank,
             ranks=self.ranks,
             batch=self.batch,
-            canvas=canvas,
+            canvases=canvases,
             seed=job["training"]["seed"],
             augmentation=job["augmentation"],
             threads=job["training"]["decode_threads"],
@@ -105,7 +105,7 @@ class Worker:
                 self.network,
                 self.optimizer,
                 batch.to(self.device),
-                self.anchors_A4,
+                self.anchors[tuple(batch.images.shape[2:])],
                 learning_rate=optimizer["learning_rate"] * factor,
                 clip_norm=optimizer["clip_norm"],
                 amp_dtype=self.amp_dtype,
@@ -208,10 +208,10 @@ class Worker:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
-        predictor = Predictor(model, canvas=tuple(description["canvas"]), decode=description["decode"], amp=description["amp"])
+        predictor = Predictor(model, canvases=self.stream.canvases, decode=description["decode"], amp=description["amp"])
         found = {}
         for batch, sizes in evaluation_batches(
-            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvas=predictor.canvas, threads=self.stream.threads
+            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvases=predictor.canvases, threads=self.stream.threads
         ):
             found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
         parts: list[Any] = [found]

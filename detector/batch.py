@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,26 @@ class Batch:
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples that share a canvas; the objects of a filler become nothing and its whole picture an ignore region."""
+def check_objects(boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, classes: int | None = None) -> None:
+    """`ValueError` for coordinates that are not finite and labels outside -1..classes - 1 (without `classes` there is no upper bound)."""
+    if not np.isfinite(boxes_N4).all():
+        bad = boxes_N4[~np.isfinite(boxes_N4).all(axis=1)][0].tolist()
+        raise ValueError(f"boxes of image_id {image_id}, {bad}: coordinates must be finite numbers of px; prepare the data set again")
+    most = np.inf if classes is None else classes - 1
+    if len(labels_N) and (labels_N.min() < -1 or labels_N.max() > most):
+        bad = labels_N[(labels_N < -1) | (labels_N > most)][0]
+        rule = "at least -1" if classes is None else f"within 0..{classes - 1}, or -1 for an ignore region"
+        raise ValueError(f"labels of image_id {image_id}, {bad}: must be {rule}; prepare the data set again, with the categories of the model")
+
+
+def collate(samples: Sequence[Sample], *, classes: int | None = None) -> Batch:
+    """Stack samples that share a canvas; the objects of a filler become nothing and its whole picture an ignore region.
+
+    `ValueError` for what `check_objects` finds, here because it is the last place where the numbers are on the CPU: in the loss a label too large is
+    an index out of bounds, on a GPU an assertion that ends the process.
+    """
+    for sample in samples:
+        check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
     slots = max(1, *(len(s.labels_N) for s in samples)) if len(samples) > 1 else max(1, len(samples[0].labels_N))
     slots = -(-slots // SLOT_STEP) * SLOT_STEP
     images = torch.empty((len(samples), *samples[0].image.shape), dtype=torch.uint8, memory_format=torch.channels_last)
@@ -70,3 +88,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
         sizes_B2=torch.tensor([s.size for s in samples], dtype=torch.float32),
         image_ids=torch.tensor([s.image_id for s in samples], dtype=torch.int64),
     )
+
+
+def collate_by_canvas(pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    """Every sample once, in batches of `size` that share a canvas, as they fill; what is left at the end in shorter ones.
+
+    `pairs` are samples with the original (height, width) px of their pictures, which come back beside each batch.
+    """
+    waiting: dict[torch.Size, list[tuple[Sample, tuple[int, int]]]] = {}
+    for sample, original in pairs:
+        filling = waiting.setdefault(sample.image.shape, [])
+        filling.append((sample, original))
+        if len(filling) == size:
+            del waiting[sample.image.shape]
+            yield collate([sample for sample, _ in filling]), [original for _, original in filling]
+    for rest in waiting.values():
+        yield collate([sample for sample, _ in rest]), [original for _, original in rest]

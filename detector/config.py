@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FINEST_STRIDE = 32
 """Canvas sides are multiples of the stride of C5, so that the pyramid's levels halve exactly; P6 and P7 round up."""
 
+MOST_CANVASES = 3
+
 
 class Section(BaseModel):
     """A part of a configuration: immutable, and closed against names it does not know."""
@@ -67,19 +69,37 @@ class AnchorConfig(Section):
 
 
 class CanvasConfig(Section):
-    """The fixed picture size the network sees. Images are scaled, aspect kept, to the largest size that fits, at its top left corner."""
+    """The fixed picture sizes the network sees. Images are scaled, aspect kept, to the largest size that fits, at the top left corner."""
 
     height: int = Field(800, ge=64, le=4096, description="px, a multiple of 32")
     width: int = Field(1344, ge=64, le=4096, description="px, a multiple of 32")
+    shapes: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="up to three canvases in place of the one above, each [height,width]; an image takes the one on which it becomes largest, "
+        "a batch has one. The paper's 800 by at most 1333 px is [[800,1088],[800,1344],[1344,800]]; empty: height x width alone",
+    )
+
+    @property
+    def canvases(self) -> tuple[tuple[int, int], ...]:
+        """All (height, width)."""
+        return self.shapes or ((self.height, self.width),)
 
     @model_validator(mode="after")
     def divisible(self) -> CanvasConfig:
-        for name, side in (("height", self.height), ("width", self.width)):
+        if len(set(self.shapes)) != len(self.shapes) or len(self.shapes) > MOST_CANVASES:
+            given = " ".join(f"{height}x{width}" for height, width in self.shapes)
+            raise ValueError(f"canvas.shapes {given}: must be at most {MOST_CANVASES} different ones, compiled code is made for each; leave some out")
+        sides = [("height", self.height), ("width", self.width)]
+        sides += [(f"shapes[{i}] {name}", side) for i, shape in enumerate(self.shapes) for name, side in zip(("height", "width"), shape, strict=True)]
+        for name, side in sides:
             if side % FINEST_STRIDE:
                 raise ValueError(f"canvas.{name} {side}: must be a multiple of {FINEST_STRIDE}; {-(-side // FINEST_STRIDE) * FINEST_STRIDE} holds it")
-        if max(self.height, self.width) <= 64:
-            # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
-            raise ValueError(f"canvas {self.height}x{self.width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
+            if not 64 <= side <= 4096:
+                raise ValueError(f"canvas.{name} {side}: must be within 64..4096 px; 800 and 1344 are the paper's")
+        for height, width in self.canvases:
+            if max(height, width) <= 64:
+                # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
+                raise ValueError(f"canvas {height}x{width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
         return self
 
 
@@ -168,9 +188,39 @@ class AugmentationConfig(Section):
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip (microscopy, aerial pictures)")
-    scale_min: float = Field(0.8, gt=0, le=1, description="smallest scale jitter, a factor of the size that fits the canvas")
+    scale_min: float = Field(
+        0.8, ge=0.1, le=1, description="smallest scale jitter, a factor of the size that fits the canvas; 0.1 with scale_max 2 is large-scale jitter"
+    )
     scale_max: float = Field(1.25, ge=1, le=4, description="largest scale jitter; what leaves the canvas is cropped at random")
+    short_sides: tuple[int, int] | None = Field(
+        None, description="LOW,HIGH px: the shorter side is drawn between them, instead of the scale jitter (the paper: 640,800); unset: off"
+    )
+    long_side: int = Field(1333, ge=1, le=8192, description="with short_sides: px that the longer side must not pass")
     min_visible: float = Field(0.25, gt=0, le=1, description="objects of which a crop leaves a smaller share become ignore regions")
+    iou_crop: float = Field(0.0, ge=0, le=1, description="probability of SSD's crop: a window with a least IoU with an object")
+    iou_minima: tuple[float, ...] = Field(
+        (0.0, 0.1, 0.3, 0.5, 0.7, 0.9), min_length=1, description="least IoU values of which the IoU crop draws one, each 0..1"
+    )
+    photometric: float = Field(0.0, ge=0, le=1, description="probability of photometric jitter, of the strengths that follow (SSD's)")
+    brightness: float = Field(0.125, ge=0, le=1, description="largest change of the brightness, a share of it")
+    contrast: float = Field(0.5, ge=0, le=1, description="largest change of the contrast, a share of it")
+    saturation: float = Field(0.5, ge=0, le=1, description="largest change of the saturation, a share of it")
+    hue: float = Field(0.05, ge=0, le=0.5, description="largest turn of the hue, a share of the colour circle; the slowest of the four")
+    mosaic: float = Field(0.0, ge=0, le=1, description="probability that windows of four pictures of the batch share a canvas")
+    mixup: float = Field(0.0, ge=0, le=1, description="probability that a picture is blended with the next one of the batch")
+
+    @model_validator(mode="after")
+    def ranges_rise(self) -> AugmentationConfig:
+        if self.short_sides is not None and not 1 <= self.short_sides[0] <= self.short_sides[1] <= self.long_side:
+            low, high = self.short_sides
+            raise ValueError(
+                f"augmentation.short_sides {low},{high}: must be LOW,HIGH px with 1 <= LOW <= HIGH <= augmentation.long_side {self.long_side}; "
+                "640,800 with 1333 is the paper's"
+            )
+        if not 0 <= min(self.iou_minima) <= max(self.iou_minima) <= 1:
+            given = ",".join(map(str, self.iou_minima))
+            raise ValueError(f"augmentation.iou_minima {given}: an IoU is within 0..1; 0,0.1,0.3,0.5,0.7,0.9 are SSD's")
+        return self
 
 
 class OptimizerConfig(Section):

@@ -157,7 +157,7 @@ def describe(error: ValidationError, fields: Fields) -> str:
         field = fields.get(name)
         section = field is None or section_of(field) is not None
         rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):  # else a list is too short
             required = [n for n in fields if (n == name or n.startswith(name + ".")) and fields[n].is_required() and not section_of(fields[n])]
             lines += [f"--{n} is required: {fields[n].description}" for n in required]
         elif problem["type"] == "extra_forbidden":
@@ -229,7 +229,7 @@ def takes(field: FieldInfo) -> str:
 
 def show(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(show, value))
+        return ",".join(map(show, value)) or "empty"
     if isinstance(value, float):
         return f"{value:.6g}"
     return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else "unset" if value is None else str(value)

@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, place, training_sample
+from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, iou_window, mix, mixup_of, mosaic_of, place, training_sample
 from detector.batch import Sample
 
 RED = (255, 0, 0)
 CANVAS = (96, 128)
-EVERYTHING = dict(flip=0.5, vertical_flip=0.5, scale_min=0.5, scale_max=2.0, min_visible=0.25)
+EVERYTHING = dict(flip=0.5, vertical_flip=0.5, scale_min=0.5, scale_max=2.0, min_visible=0.25, iou_crop=0.5, photometric=0.5)
+OPTIONS = {
+    "flips": dict(flip=0.5, vertical_flip=0.5),
+    "scale jitter": dict(scale_min=0.5, scale_max=2.0),
+    "large-scale jitter": dict(scale_min=0.1, scale_max=2.0),
+    "short sides": dict(short_sides=(40, 90), long_side=120),
+    "iou crop": dict(iou_crop=1.0),
+    "photometric": dict(photometric=1.0),
+    "everything": EVERYTHING,
+}
 
 
 def painted(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -22,9 +31,14 @@ def painted(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarr
     return image
 
 
+def is_red(image: torch.Tensor) -> np.ndarray:
+    """(H, W) where red is well above blue: neither the background nor the padding, whose red is 20 above its blue; also with jittered colours."""
+    return (image[0].int() - image[2].int() > 30).numpy()
+
+
 def red_extent(image: torch.Tensor) -> np.ndarray:
-    """XYXY of the pixels that are more red than blue, half-open."""
-    ys, xs = np.nonzero((image[0] > image[2] + 20).numpy() & (image[0] > 140).numpy())
+    """XYXY of the pixels that are red, half-open."""
+    ys, xs = np.nonzero(is_red(image))
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
 
 
@@ -65,29 +79,31 @@ def test_place_gives_the_factors_that_rounding_leaves():
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (97, 129)])
 def test_extreme_shapes_fit(shape):
-    sample = evaluation_sample(np.full((*shape, 3), 9, np.uint8), 1, canvas=CANVAS)
+    sample = evaluation_sample(np.full((*shape, 3), 9, np.uint8), 1, canvases=[CANVAS])
     assert 1 <= sample.size[0] <= CANVAS[0] and 1 <= sample.size[1] <= CANVAS[1]
     assert CANVAS[0] in sample.size[:1] or CANVAS[1] in sample.size[1:]
 
 
-def test_same_generator_same_pixels_other_seed_other_pixels():
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_same_generator_same_pixels_other_seed_other_pixels(options):
     image = np.random.default_rng(1).integers(0, 256, (100, 120, 3), dtype=np.uint8)
-    one, two = (sample_of(image, [[10, 10, 60, 70]], seed=5, **EVERYTHING) for _ in range(2))
+    one, two = (sample_of(image, [[10, 10, 110, 90]], seed=5, **options) for _ in range(2))
     assert torch.equal(one.image, two.image) and np.array_equal(one.boxes_N4, two.boxes_N4)
-    others = [sample_of(image, [[10, 10, 60, 70]], seed=seed, **EVERYTHING) for seed in range(6, 10)]
-    assert not any(torch.equal(one.image, other.image) for other in others)
+    others = [sample_of(image, [[10, 10, 110, 90]], seed=seed, **options) for seed in range(6, 14)]
+    assert len({sample.image.numpy().tobytes() for sample in others}) >= 3
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_boxes_follow_the_pixels(seed):
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_follow_the_pixels(seed, options):
     random = np.random.default_rng((99, seed))
     height, width = (int(side) for side in random.integers(60, 200, 2))
     left, top = int(random.integers(0, width - 40)), int(random.integers(0, height - 40))
     box = (left, top, int(random.integers(left + 20, width + 1)), int(random.integers(top + 20, height + 1)))
-    sample = sample_of(painted(height, width, box), [box], seed=seed, **(EVERYTHING | {"min_visible": 1e-6}))
+    sample = sample_of(painted(height, width, box), [box], seed=seed, **(options | {"min_visible": 1e-6}))
     if len(sample.boxes_N4) == 0:
         # Cropped away to less than a pixel: then no more than a sliver of red may be left.
-        assert int((sample.image[0] > 140).sum()) <= 2 * max(CANVAS)
+        assert int(is_red(sample.image).sum()) <= 2 * max(CANVAS)
         return
     np.testing.assert_allclose(sample.boxes_N4[0], red_extent(sample.image), atol=1.5)
 
@@ -120,10 +136,25 @@ def test_a_flip_by_hand_and_twice_is_nothing():
     assert torch.equal(both.image[:, :, :100], torch.from_numpy(image).permute(2, 0, 1).flip(1, 2))
 
 
-def test_the_padding_is_not_flipped_in():
+@pytest.mark.parametrize("flips", [dict(flip=1.0), dict(vertical_flip=1.0), dict(flip=1.0, vertical_flip=1.0)])
+def test_flipped_twice_is_identity(flips):
+    # 60 x 128 on 96 x 128: as large as fits without scaling, with padding below.
+    image = np.random.default_rng(8).integers(0, 256, (60, 128, 3), dtype=np.uint8)
+    boxes, labels = [[3, 5, 40, 60], [100.5, 0, 128, 7.25]], [2, -1]
+    once = sample_of(image, boxes, labels, **flips)
+    assert not np.array_equal(once.boxes_N4, boxes)
+    twice = sample_of(once.image[:, :60].permute(1, 2, 0).numpy(), once.boxes_N4, once.labels_N, **flips)
+    assert twice.boxes_N4.tolist() == boxes and twice.labels_N.tolist() == labels
+    assert torch.equal(twice.image, place(image, canvas=CANVAS, scale=1.0)[0])
+
+
+def test_the_padding_is_not_flipped_in_and_keeps_its_colour():
     sample = sample_of(np.full((96, 40, 3), 7, np.uint8), [], flip=1.0, vertical_flip=1.0)
     assert (sample.image[:, :, :40] == 7).all()
-    assert (sample.image[0, :, 40:] == PAD_PIXEL[0]).all()
+    jittered = sample_of(np.full((96, 40, 3), 100, np.uint8), [], flip=1.0, vertical_flip=1.0, photometric=1.0)
+    assert not (jittered.image[:, :, :40] == 100).all()
+    for one in (sample, jittered):
+        assert (one.image[:, :, 40:] == torch.tensor(PAD_PIXEL).view(3, 1, 1)).all()
 
 
 def test_objects_mostly_cropped_away_are_ignored_and_slivers_dropped():
@@ -166,6 +197,206 @@ def test_one_setting_does_not_change_what_another_draws():
         assert torch.equal(plain.image, other.image.flip(2))
 
 
+def test_a_setting_without_effect_still_makes_its_draws():
+    image = np.random.default_rng(4).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    geometry = dict(flip=0.5, vertical_flip=0.5, scale_min=0.5, scale_max=2.0)
+    for seed in range(8):
+        plain = sample_of(image, [], seed=seed, **geometry)
+        # Without an object the IoU crop leaves the picture whole; without strengths the colours stay.
+        still = dict(iou_crop=1.0, photometric=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+        assert torch.equal(plain.image, sample_of(image, [], seed=seed, **geometry, **still).image)
+        # The colours do not move the boxes.
+        boxes = [sample_of(image, [[10, 20, 40, 60]], seed=seed, iou_crop=0.5, photometric=p, **geometry).boxes_N4 for p in (0.0, 1.0)]
+        assert np.array_equal(*boxes)
+
+
+def test_large_scale_jitter_is_even_in_the_logarithm():
+    image = np.zeros((96, 128, 3), np.uint8)
+    heights = [sample_of(image, [[0, 0, 128, 96]], seed=seed, scale_min=0.1, scale_max=2.0).size[0] for seed in range(400)]
+    # Between 0.1 * 96 = 9.6 and the canvas. log(1 / 0.1) / log(2 / 0.1) = 0.77 of the pictures are smaller than the canvas, half of those
+    # 307 below 96 * sqrt(0.1) = 30 px.
+    assert 10 <= min(heights) <= 12 and max(heights) == 96
+    assert 0.70 < np.mean(np.array(heights) < 96) < 0.84
+    assert 25 < np.median([h for h in heights if h < 96]) < 36
+
+
+def test_short_sides_by_hand():
+    image = np.zeros((48, 80, 3), np.uint8)
+    sizes = {sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=110).size for seed in range(150)}
+    # 60 / 48 * 80 = 100. From 67 / 48 * 80 = 111.7 on the longer side is held at 110, the shorter one is 66.
+    assert sizes == {(60, 100), (61, 102), (62, 103), (63, 105), (64, 107), (65, 108), (66, 110)}
+    # The canvas is 128 wide, and 70 / 48 * 80 = 117 fits it; of a picture three times as wide as high 128 is the most: 43 high.
+    assert max(sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=120).size for seed in range(60)) == (70, 117)
+    assert sample_of(np.zeros((40, 120, 3), np.uint8), [], short_sides=(60, 70), long_side=999).size == (43, 128)
+
+
+def test_the_iou_crop_keeps_its_word():
+    random = np.random.default_rng(0)
+    cropped = 0
+    for _ in range(300):
+        height, width = random.integers(1, 300, 2)
+        corners = np.sort(random.random((3, 2, 2)), axis=1) * [width, height]
+        objects = corners.reshape(3, 4).astype(np.float32)
+        minimum = float(random.choice([0.0, 0.1, 0.3, 0.5, 0.7, 0.9]))
+        x1, y1, x2, y2 = iou_window((height, width), objects, minima=(minimum,), draw=random.random(161))
+        assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+        if (x2 - x1, y2 - y1) == (width, height):
+            continue
+        cropped += 1
+        assert max(x2 - x1, y2 - y1) <= 2 * min(x2 - x1, y2 - y1)
+        overlap = np.prod(np.minimum(objects[:, 2:], [x2, y2]) - np.maximum(objects[:, :2], [x1, y1]), axis=1)
+        meets = (np.minimum(objects[:, 2:], [x2, y2]) > np.maximum(objects[:, :2], [x1, y1])).all(axis=1)
+        union = (x2 - x1) * (y2 - y1) + np.prod(objects[:, 2:] - objects[:, :2], axis=1) - overlap
+        assert (meets & (overlap >= minimum * union - 1e-3)).any()
+    assert cropped > 100
+
+
+def test_the_iou_crop_leaves_whole_what_it_cannot_crop():
+    draw = np.random.default_rng(0).random(161)
+    assert iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (0, 0, 60, 100)
+    # No window of at least 0.3 of each side has an IoU of 0.9 with an object of 4 x 4 px.
+    assert iou_window((100, 60), np.array([[30, 30, 34, 34]], np.float32), minima=(0.9,), draw=draw) == (0, 0, 60, 100)
+
+
+def test_an_iou_crop_cuts_boxes_by_the_rule():
+    image = np.zeros((96, 128, 3), np.uint8)
+    labels = [sample_of(image, [[0, 0, 128, 96]], seed=seed, iou_crop=1.0, iou_minima=(0.1,), min_visible=0.5).labels_N for seed in range(60)]
+    shares = [
+        np.prod(np.subtract(*np.array(iou_window((96, 128), np.array([[0, 0, 128, 96]], np.float32), minima=(0.1,), draw=d)).reshape(2, 2)[::-1]))
+        for d in (np.random.default_rng(seed).random(5 + 162)[6:] for seed in range(60))
+    ]
+    # The object is the picture, so what is visible of it is the window's share of 128 x 96 px.
+    assert [label.tolist() for label in labels] == [[-1 if share / (128 * 96) < 0.5 else 0] for share in shares]
+    assert {-1, 0} <= {int(label[0]) for label in labels}
+
+
+def test_photometric_jitter_by_hand():
+    image = np.full((96, 128, 3), 100, np.uint8)
+    strengths = dict(contrast=0.0, saturation=0.0, hue=0.0)
+    shades = {int(sample_of(image, [], seed=seed, photometric=1.0, brightness=0.2, **strengths).image.unique()) for seed in range(60)}
+    # One shade each, from 80 to 120.
+    assert min(shades) >= 80 and max(shades) <= 120 and len(shades) > 20
+    # A grey picture has no saturation and no hue to change.
+    grey = sample_of(image, [], photometric=1.0, brightness=0.0, contrast=0.0, saturation=1.0, hue=0.5)
+    # torchvision's saturation cuts off after the point.
+    assert 99 <= grey.image.min() and grey.image.max() <= 100
+    half = sum(not (sample_of(image, [], seed=seed, photometric=0.5, brightness=0.9).image == 100).all() for seed in range(60))
+    assert 15 < half < 45
+
+
+def whole(colour: tuple[int, int, int], box: tuple[int, int, int, int], *, image_id: int, label: int, size: tuple[int, int] = CANVAS) -> Sample:
+    """A grey picture of `size` with a box of that colour, on the canvas."""
+    image = np.full((*size, 3), 90, np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = colour
+    return Sample(place(image, canvas=CANVAS, scale=1.0)[0], np.array([box], np.float32), np.array([label]), size, image_id)
+
+
+def four_of(seed: int) -> list[Sample]:
+    """Four pictures of any size on the canvas, each with a red box."""
+    random = np.random.default_rng(seed)
+    found = []
+    for i in range(4):
+        size = (int(random.integers(30, 97)), int(random.integers(30, 129)))
+        x, y = int(random.integers(0, size[1] - 20)), int(random.integers(0, size[0] - 20))
+        found.append(
+            whole(RED, (x, y, int(random.integers(x + 5, size[1] + 1)), int(random.integers(y + 5, size[0] + 1))), image_id=i, label=i, size=size)
+        )
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mosaic_boxes_follow_the_pixels(seed):
+    first, *others = four_of(seed)
+    sample = mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=1e-6)
+    expected = np.zeros(CANVAS, bool)
+    for x1, y1, x2, y2 in sample.boxes_N4.astype(int):
+        expected[y1:y2, x1:x2] = True
+    assert np.array_equal(is_red(sample.image), expected)
+    assert sample.image.shape == (3, *CANVAS) and sample.image.dtype == torch.uint8
+    assert sample.size == CANVAS and sample.image_id == 0
+    assert sample.boxes_N4.dtype == np.float32 and sample.labels_N.dtype == np.int64 and len(sample.boxes_N4) == len(sample.labels_N)
+
+
+def test_a_mosaic_has_a_quarter_for_each_and_keeps_the_rule():
+    colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
+    first, *others = (whole(colour, (0, 0, 128, 96), image_id=i, label=i) for i, colour in enumerate(colours))
+    for seed in range(20):
+        sample = mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=0.2)
+        y, x = (round(side * (0.25 + 0.5 * share)) for side, share in zip(CANVAS, np.random.default_rng(seed).random(2), strict=True))
+        assert sample.boxes_N4.tolist() == [[0, 0, x, y], [x, 0, 128, y], [0, y, x, 96], [x, y, 128, 96]]
+        # What is left of a box that filled the canvas is its quarter's share of it.
+        quarters = [x * y, (128 - x) * y, x * (96 - y), (128 - x) * (96 - y)]
+        assert sample.labels_N.tolist() == [i if quarter / (128 * 96) >= 0.2 else -1 for i, quarter in enumerate(quarters)]
+        corners = [sample.image[:, row, column].tolist() for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+        assert corners == [list(colour) for colour in colours]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mixup_keeps_both_sets_of_objects_with_their_pixels(seed):
+    one = whole((240, 90, 90), (5, 8, 50, 60), image_id=1, label=3)
+    two = whole((90, 240, 90), (60, 20, 120, 90), image_id=2, label=4)
+    sample = mixup_of(one, two, generator=np.random.default_rng(seed))
+    assert sample.image.dtype == torch.uint8 and sample.image_id == 1
+    assert sample.labels_N.tolist() == [3, 4] and sample.boxes_N4.tolist() == [[5, 8, 50, 60], [60, 20, 120, 90]]
+    share = 0.4 + 0.2 * np.random.default_rng(seed).random()
+    # Red and green over grey: 90 + 150 * share, 90 + 150 * (1 - share).
+    assert sample.image[:, 8:60, 5:50].flatten(1).unique(dim=1).flatten().tolist() == [round(90 + 150 * share), 90, 90]
+    assert sample.image[:, 20:90, 60:120].flatten(1).unique(dim=1).flatten().tolist() == [90, round(90 + 150 * (1 - share)), 90]
+
+
+def generators(samples: list[Sample], seed: int) -> list[np.random.Generator]:
+    return [np.random.default_rng((seed, sample.image_id % 2**63)) for sample in samples]
+
+
+@pytest.mark.parametrize("options", [dict(mosaic=1.0), dict(mixup=1.0), dict(mosaic=0.5, mixup=0.5)])
+def test_mixing_depends_on_the_generators_alone_and_leaves_its_input_alone(options):
+    samples = four_of(1)
+    before = [sample.image.clone() for sample in samples]
+    one, two, other = (mix(samples, generators=generators(samples, seed), **options) for seed in (5, 5, 6))
+    assert all(torch.equal(a.image, b.image) and np.array_equal(a.boxes_N4, b.boxes_N4) for a, b in zip(one, two, strict=True))
+    assert not all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
+    assert [sample.image_id for sample in one] == [0, 1, 2, 3]
+    assert all(torch.equal(sample.image, image) for sample, image in zip(samples, before, strict=True))
+
+
+def test_mixup_does_not_change_what_mosaic_draws():
+    samples = four_of(2)
+    for seed in range(6):
+        plain, both = (mix(samples, generators=generators(samples, seed), mosaic=0.5, mixup=p) for p in (0.0, 1.0))
+        for one, two, follower in zip(plain, both, [*samples[1:], samples[0]], strict=True):
+            assert np.array_equal(np.concatenate([one.boxes_N4, follower.boxes_N4]), two.boxes_N4)
+
+
+def test_neighbours_are_taken_in_order_and_fillers_are_not():
+    samples = [whole(RED, (5, 5, 40, 40), image_id=i, label=i if i >= 0 else 99) for i in (10, 11, -1, 12)]
+    mixed = mix(samples, generators=generators(samples, 0), mixup=1.0)
+    assert [sample.labels_N.tolist() for sample in mixed] == [[10, 11], [11, 12], [99], [12, 10]]
+    tiled = mix(samples, generators=generators(samples, 0), mosaic=1.0, min_visible=1e-6)
+    assert [sample.image_id for sample in tiled] == [10, 11, -1, 12] and tiled[2] is samples[2]
+    assert all(set(sample.labels_N) <= {10, 11, 12} for i, sample in enumerate(tiled) if i != 2)
+    # A picture alone with fillers has nothing to be blended with.
+    alone = [samples[0], samples[2]]
+    assert mix(alone, generators=generators(alone, 0), mixup=1.0)[0] is samples[0]
+
+
+def test_mixing_that_is_off_changes_nothing():
+    samples = four_of(3)
+    assert all(a is b for a, b in zip(samples, mix(samples, generators=generators(samples, 0)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("box", "label", "complaint"),
+    [
+        ([1, 2, float("nan"), 9], 0, r"image_id 7, \[1.0, 2.0, nan, 9.0\]: coordinates must be finite"),
+        ([1, float("-inf"), 5, 9], 0, "coordinates must be finite"),
+        ([1, 2, 5, 9], -2, "labels of image_id 7, -2: must be at least -1"),
+    ],
+)
+def test_boxes_that_are_no_numbers_and_impossible_labels_are_refused(box, label, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        sample_of(np.zeros((20, 20, 3), np.uint8), [[0, 0, 5, 5], box], [1, label])
+
+
 def test_the_input_is_left_alone():
     image = np.random.default_rng(4).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     image.flags.writeable = False
@@ -177,7 +408,7 @@ def test_the_input_is_left_alone():
 
 def test_evaluation_shows_the_whole_picture_as_large_as_fits():
     image = painted(192, 200, (50, 60, 150, 160))
-    sample = evaluation_sample(image, 11, canvas=CANVAS)
+    sample = evaluation_sample(image, 11, canvases=[CANVAS])
     # min(96 / 192, 128 / 200) = 0.5.
     assert sample.size == (96, 100) and sample.image_id == 11 and len(sample.labels_N) == 0
     np.testing.assert_allclose(red_extent(sample.image), [25, 30, 75, 80], atol=1)

@@ -49,3 +49,14 @@ def test_to_moves_every_field_and_keeps_the_layout():
     for name in ("images", "boxes_BG4", "labels_BG", "sizes_B2", "image_ids"):
         assert torch.equal(getattr(moved, name), getattr(batch, name))
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_the_loss_could_not_survive_is_refused():
+    good = sample(3, 4)
+    collate([good], classes=3)
+    collate([Sample(good.image, good.boxes_N4, np.array([-1, 0, 2]), good.size, 4)], classes=3)
+    with pytest.raises(ValueError, match=r"labels of image_id 4, 2: must be within 0..1, or -1 for an ignore region; prepare the data set again"):
+        collate([sample(2, 3), good], classes=2)
+    broken = Sample(good.image, good.boxes_N4 * np.float32("nan"), good.labels_N, good.size, 4)
+    with pytest.raises(ValueError, match=r"boxes of image_id 4, \[nan, .*coordinates must be finite"):
+        collate([sample(2, 3), broken])

@@ -136,7 +136,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training.model = model
     save_checkpoint(str(folder / "checkpoint"), model=model, optimizer=training.optimizer, average=None, state=STATE)
     decode = {"score_threshold": 0.05, "top_per_level": 100, "nms_threshold": 0.5, "max_detections": 7}
-    description = {"model": KEYWORDS, "canvas": list(CANVAS), "decode": decode, "amp": False}
+    description = {"model": KEYWORDS, "canvases": [list(CANVAS)], "decode": decode, "amp": False}
     classes = [{"label": 0, "id": 3, "name": "cat"}, {"label": 1, "id": 17, "name": "dog"}]
     write_package(str(folder / "package"), weights=str(folder / "checkpoint" / "model.safetensors"), description=description, classes=classes)
     return folder / "package"

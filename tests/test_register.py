@@ -30,7 +30,10 @@ def run_folder(root):
     for name, seed in (("model", 0), ("ema", 1)):
         torch.manual_seed(seed)
         save_file({k: v.contiguous() for k, v in RetinaNet(**KEYWORDS).state_dict().items()}, str(checkpoint / f"{name}.safetensors"))
-    package = {"description": {"model": KEYWORDS, "canvas": [64, 64], "decode": {}, "amp": False}, "classes": [{"label": 0, "id": 1, "name": "cell"}]}
+    package = {
+        "description": {"model": KEYWORDS, "canvases": [[64, 64]], "decode": {}, "amp": False},
+        "classes": [{"label": 0, "id": 1, "name": "cell"}],
+    }
     (checkpoint / "state.json").write_text(json.dumps({"images_seen": 300, "package": package}))
     run = open_run(tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells")
     run.finish("FINISHED")

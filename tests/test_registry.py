@@ -42,7 +42,7 @@ def package(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     save_file({k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()}, str(checkpoint / "model.safetensors"))
     decode = {"score_threshold": 0.05, "top_per_level": 10, "nms_threshold": 0.5, "max_detections": 5}
-    description = {"model": keywords, "canvas": [64, 96], "decode": decode, "amp": False}
+    description = {"model": keywords, "canvases": [[64, 96]], "decode": decode, "amp": False}
     (checkpoint / "state.json").write_text(json.dumps({"package": {"description": description, "classes": CLASSES}}))
     folder = str(tmp_path_factory.mktemp("package"))
     build_package({"checkpoint": str(checkpoint)}, folder)

@@ -71,6 +71,8 @@ def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
     assert table.column_names == ["image_id", "file_name", "height", "width", "boxes", "labels", "crowd", "area"]
     assert table["image_id"].to_pylist() == [4, 2, 9]
     assert table["boxes"].to_pylist() == [[[4.0, 5.0, 6.0, 7.0]], [], [[9.0, 10.0, 11.0, 12.0]]]
+    sizes = shards.read_columns(shards.open_shard_set(root), ["height", "image_id"])
+    assert sizes.to_pydict() == {"height": table["height"].to_pylist(), "image_id": [4, 2, 9]}
 
 
 def test_groups_are_numbered_over_the_shards() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cluster import ingest, plan
 from cluster.shards import ShardSet, open_shard_set
-from cluster.stream import Stream, ahead, evaluation_batches, ordered_map
+from cluster.stream import Stream, ahead, evaluation_batches, in_order, ordered_map
 
 CANVAS = (64, 96)
 AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
@@ -35,7 +35,7 @@ def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempP
 
 
 def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
-    return Stream(shard_set, rank=rank, ranks=ranks, batch=batch, canvas=CANVAS, seed=7, augmentation=AUGMENTATION, window=2)
+    return Stream(shard_set, rank=rank, ranks=ranks, batch=batch, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2)
 
 
 def ids(batches: Iterator) -> list[list[int]]:
@@ -63,9 +63,9 @@ def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) 
 
 
 def test_a_shorter_share_ends_with_fillers_that_are_ignore_regions(shard_set: ShardSet) -> None:
-    # 5 rows over 2 ranks: 3 and 2, both one step of 4.
+    # 5 rows over 2 ranks in whole batches: 4 and 1, both one step of 4.
     batches = [batch for rank in range(2) for batch in stream(shard_set, rank, 2).epoch(0, [(0, 5)])]
-    assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [3, 2]
+    assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [4, 1]
     filler = batches[1].image_ids < 0
     assert (batches[1].labels_BG[filler] == -1).all()
     assert (batches[1].boxes_BG4[filler, 0, :2] <= 0).all()
@@ -106,7 +106,7 @@ def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) 
     sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
     found: dict[int, tuple[int, int]] = {}
     for rank in range(3):
-        for batch, originals in evaluation_batches(shard_set, rank=rank, ranks=3, batch=5, canvas=CANVAS):
+        for batch, originals in evaluation_batches(shard_set, rank=rank, ranks=3, batch=5, canvases=[CANVAS]):
             for image_id, original in zip(batch.image_ids.tolist(), originals, strict=True):
                 assert image_id not in found
                 found[image_id] = original
@@ -118,11 +118,48 @@ def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
 
     crowds = {t.image_id for t in read_truths(shard_set) if t.crowd_N.any()}
     assert crowds
-    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvas=CANVAS, seed=0)
+    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=0)
     for batch in plain.epoch(0, [(0, 24)]):
         for image_id, boxes, labels in zip(batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True):
             region = (labels == -1) & (boxes[:, 2] > boxes[:, 0])
             assert bool(region.any()) == (image_id in crowds)
+
+
+def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: ShardSet) -> None:
+    from cluster.scoring import read_truths
+
+    canvases = [(64, 96), (96, 64)]
+    upright = {t.image_id for t in read_truths(shard_set) if t.height > t.width}
+    seen: Counter[int] = Counter()
+    mixed = 0
+    for rank in range(2):
+        several = Stream(shard_set, rank=rank, ranks=2, batch=2, canvases=canvases, seed=7, augmentation=AUGMENTATION, window=2)
+        batches = list(several.epoch(0, [(0, 24)]))
+        assert len(batches) == 6
+        for batch in batches:
+            real = [i for i in batch.image_ids.tolist() if i >= 0]
+            seen.update(real)
+            prefer = {canvases[i in upright] for i in real}
+            assert tuple(batch.images.shape[2:]) in prefer
+            mixed += len(prefer) > 1
+    assert set(seen.values()) == {1} and len(seen) == 24
+    # Runs of 4 fill but for the last at most 3 of each canvas, which lie side by side: one border.
+    assert mixed <= 1
+    found = [i for batch, _ in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases) for i in batch.image_ids.tolist()]
+    assert sorted(found) == sorted(seen)
+    for batch, originals in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases):
+        assert {tuple(batch.images.shape[2:])} == {canvases[height > width] for height, width in originals}
+
+
+def test_values_come_in_the_order_that_was_asked_for() -> None:
+    arriving = iter([(1, "a"), (2, "b"), (3, "c"), (4, "d")])
+    assert list(in_order([3, 1, 4, 2], arriving)) == ["c", "a", "d", "b"]
+    assert list(in_order([], iter([]))) == []
+    # Nothing is read before it is needed.
+    arriving = iter([(1, "a"), (2, "b"), (3, "c")])
+    assert next(in_order([2, 1, 3], arriving)) == "b" and next(arriving) == (3, "c")
+    with pytest.raises(ValueError, match="5: arrived and was not asked for"):
+        list(in_order([1], iter([(1, "a"), (5, "e")])))
 
 
 def test_ordered_map_keeps_order_on_several_threads() -> None:
