@@ -7,12 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from cluster.launch import TrainConfig
+from cluster.worker import Worker
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, Sample, collate
+from detector.checkpoint import contiguous
 from detector.config import ModelConfig
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
+from detector.predict import Predictor, write_package
 from detector.step import NonFiniteLoss, StepReport
 
 DECODE = dict(score_threshold=0.05, top_per_level=1000, nms_threshold=0.5, max_detections=20)
@@ -113,6 +118,52 @@ def test_weights_go_through_a_state_dict(architecture):
     assert not [name for name in one.state_dict() if "pixel" in name]
     for mine, other in zip(*(n.eval().detect(batch.images, batch.sizes_B2, **DECODE) for n in (one, two)), strict=True):
         np.testing.assert_array_equal(mine.boxes_N4, other.boxes_N4)
+
+
+@both
+def test_a_package_answers_for_pictures_of_any_size(architecture, tmp_path):
+    config = TrainConfig(data={"train": "t", "val": "v"}, model={"architecture": architecture, "backbone": "resnet18", "width": 64})
+    parts = {**config.model.model_dump(mode="json", exclude={"anchors"}), **config.model.anchors.model_dump(mode="json"), "classes": 2}
+    save_file(contiguous(build_model(**parts).state_dict()), str(tmp_path / "weights"))
+    description = {"model": parts, "canvases": [[96, 128]], "decode": DECODE | {"score_threshold": 0.0}, "amp": True}
+    write_package(str(tmp_path / "package"), weights=str(tmp_path / "weights"), description=description, classes=[])
+    predictor = Predictor.load(str(tmp_path / "package"))
+    pictures = [np.full((*size, 3), 90, np.uint8) for size in ((192, 256), (30, 30))]
+    for found, picture in zip(predictor(pictures), pictures, strict=True):
+        assert len(found.scores_N) > 0 and found.boxes_N4.min() >= 0
+        assert (found.boxes_N4[:, 2:] <= picture.shape[1::-1]).all()
+    assert predictor(pictures[:1])[0].boxes_N4.max() > 128  # in the frame of the picture, not of the canvas
+
+
+@pytest.mark.parametrize("architecture", ["retinanet", "fcos"])
+def test_a_worker_steps_either_network(architecture):
+    config, worker = TrainConfig(data={"train": "t", "val": "v"}).model_dump(), Worker.__new__(Worker)
+    worker.job, worker.ranks, worker.amp_dtype, worker.loss_normalizer = config, 1, None, 1.0
+    worker.model = worker.network = net(architecture)
+    worker.anchors = {CANVAS: torch.cat(worker.model.anchors(*CANVAS))} if architecture == "retinanet" else {}
+    worker.optimizer = build_optimizer(worker.model, name="sgd", learning_rate=0.0, weight_decay=0.0, momentum=0.9)
+    before = class_bias(worker.model).clone()
+    report = worker.step(collate(SCENES[:1]), learning_rate=0.01)
+    assert report.classification > 0 and report.positives >= 1 and not torch.equal(class_bias(worker.model), before)
+
+
+def class_bias(network: torch.nn.Module) -> torch.Tensor:
+    return (network.class_head.output if isinstance(network, RetinaNet) else class_layer(network)).bias.detach()
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"loss": {"gamma": 3.0}}, "loss.gamma 3.0: fcos has losses of its own; leave it at 2.0"),
+        ({"pretrained": "/w.pth"}, "pretrained /w.pth: fcos trains from scratch"),
+    ],
+)
+def test_what_is_for_retinanet_alone_is_refused(changed, complaint):
+    data = {"train": "t", "val": "v"}
+    assert TrainConfig(data=data, **changed).model.architecture == "retinanet"
+    with pytest.raises(ValueError, match=complaint):
+        TrainConfig(data=data, model={"architecture": "fcos"}, **changed)
+    assert TrainConfig(data=data, model={"architecture": "fcos"}, loss={"box_weight": 2.0}).loss.box_weight == 2.0
 
 
 @both
