@@ -106,6 +106,17 @@ class TrainConfig(Section):
             raise ValueError("model.norm sync: needs training.gpus_per_worker 1, its statistics are summed on GPUs; on CPUs take frozen or group")
         return self
 
+    @model_validator(mode="after")
+    def baselines_bring_their_own(self) -> TrainConfig:
+        if self.model.architecture == "retinanet":
+            return self
+        if self.pretrained is not None:
+            raise ValueError(f"pretrained {self.pretrained}: {self.model.architecture} trains from scratch, weight files are for retinanet; unset it")
+        for name, field in LossConfig.model_fields.items():
+            if name != "box_weight" and (value := getattr(self.loss, name)) != field.default:
+                raise ValueError(f"loss.{name} {value}: {self.model.architecture} has losses of its own; leave it at {field.default}")
+        return self
+
     @property
     def run_uri(self) -> str:
         return storage.join(storage.absolute(self.storage), "runs", self.name)

@@ -22,13 +22,14 @@ from cluster.errors import PlainError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
+from detector.baselines import Baseline, baseline_step, build_model
+from detector.batch import Batch
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
-from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
-from detector.step import train_step
+from detector.step import StepReport, train_step
 from detector.weights import load_pretrained
 
 
@@ -49,10 +50,11 @@ class Worker:
         self.epochs: int = job["training"]["epochs"]
 
         torch.manual_seed(job["training"]["seed"])
-        self.model = RetinaNet(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
+        self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
         self.network = self.model if self.ranks == 1 else distribute(self.model)
         canvases = [(height, width) for height, width in job["package"]["description"]["canvases"]]
-        self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases}
+        dense = not isinstance(self.model, Baseline)
+        self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases} if dense else {}
         chosen = job["optimizer"]
         self.average = MovingAverage(self.model, images=chosen["ema_images"]) if chosen["ema_images"] else None
         self.optimizer = build_optimizer(
@@ -95,7 +97,7 @@ class Worker:
 
     def train_epoch(self) -> None:
         """The rest of this epoch. Part-way checkpoints are taken whenever `checkpoint_images` more images were seen."""
-        start, loss, optimizer = self.left, self.job["loss"], self.job["optimizer"]
+        start, optimizer = self.left, self.job["optimizer"]
         every = self.job["training"]["checkpoint_images"]
         for done, batch in enumerate(self.stream.epoch(self.epoch, start), start=1):
             # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
@@ -103,20 +105,7 @@ class Worker:
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
-            report = train_step(
-                self.network,
-                self.optimizer,
-                batch.to(self.device),
-                self.anchors[tuple(batch.images.shape[2:])],
-                learning_rate=optimizer["learning_rate"] * factor,
-                clip_norm=optimizer["clip_norm"],
-                amp_dtype=self.amp_dtype,
-                sum_over_ranks=self.sum_over_ranks,
-                ranks=self.ranks,
-                accumulate=self.job["training"]["accumulate"],
-                loss_normalizer=self.loss_normalizer,
-                **loss,
-            )
+            report = self.step(batch.to(self.device), learning_rate=optimizer["learning_rate"] * factor)
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
             before, self.images_seen = self.images_seen, self.epoch * self.train_set.num_rows + self.train_set.num_rows - plan.size(self.left)
@@ -125,6 +114,21 @@ class Worker:
             self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
             if every and self.left and before // every != self.images_seen // every:
                 self.save()
+
+    def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
+        loss = self.job["loss"]
+        common = dict(
+            learning_rate=learning_rate,
+            clip_norm=self.job["optimizer"]["clip_norm"],
+            amp_dtype=self.amp_dtype,
+            sum_over_ranks=self.sum_over_ranks,
+            ranks=self.ranks,
+            accumulate=self.job["training"]["accumulate"],
+        )
+        if isinstance(self.model, Baseline):
+            return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
+        anchors_A4 = self.anchors[tuple(batch.images.shape[2:])]
+        return train_step(self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, **common, **loss)
 
     @property
     def images_total(self) -> int:

@@ -104,8 +104,11 @@ class CanvasConfig(Section):
 
 
 class ModelConfig(Section):
-    """RetinaNet's parts."""
+    """The network and its parts."""
 
+    architecture: Literal["retinanet", "faster_rcnn", "fcos"] = Field(
+        "retinanet", description="retinanet, or a baseline to compare it with: torchvision's faster_rcnn or fcos, on the same backbone and pyramid"
+    )
     backbone: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
     ] = Field("resnet50", description="torchvision's network under the pyramid")
@@ -127,6 +130,19 @@ class ModelConfig(Section):
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")
     prior: float = Field(0.01, gt=0, lt=1, description="probability of an object the class head starts with (section 4.1)")
     anchors: AnchorConfig = AnchorConfig()
+
+    @model_validator(mode="after")
+    def baselines_have_fewer_parts(self) -> ModelConfig:
+        unused = {"retinanet": (), "faster_rcnn": ("head_norm", "prior", "p6_from"), "fcos": ("head_norm", "prior")}[self.architecture]
+        fields = [(f"model.{name}", getattr(self, name), ModelConfig.model_fields[name].default) for name in unused]
+        if self.architecture != "retinanet":
+            ours = {"faster_rcnn": ("base_sizes", "ratios"), "fcos": ()}[self.architecture]
+            left = [name for name in AnchorConfig.model_fields if name not in ours]
+            fields += [(f"model.anchors.{name}", getattr(self.anchors, name), AnchorConfig.model_fields[name].default) for name in left]
+        for name, value, default in fields:
+            if value != default:
+                raise ValueError(f"{name} {value}: does nothing in the baseline {self.architecture}; leave it at {default}")
+        return self
 
     @model_validator(mode="after")
     def has_bottlenecks(self) -> ModelConfig:

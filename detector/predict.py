@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from detector.augment import evaluation_sample
+from detector.baselines import Baseline, build_model
 from detector.batch import Batch, collate_by_canvas
 from detector.checkpoint import load_weights
 from detector.decode import Detections, decode_detections
@@ -23,7 +24,7 @@ WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "cla
 def write_package(folder: str, *, weights: str, description: dict[str, Any], classes: Sequence[dict[str, Any]]) -> None:
     """Write a package: `weights` is a safetensors file of the network that `description` builds.
 
-    `description`: {"model": keywords of `RetinaNet`, "canvases": [[height, width], ...], "decode": keywords of `decode_detections`, "amp": bool};
+    `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...], "decode": keywords of `decode_detections`, "amp": bool};
     `classes`: [{"label": 0, "id": 1, "name": "RBC"}, ...] in the order of the labels, with the data set's own ids.
     """
     os.makedirs(folder, exist_ok=True)
@@ -36,19 +37,19 @@ def write_package(folder: str, *, weights: str, description: dict[str, Any], cla
 class Predictor:
     """A network in evaluation mode with its canvases and thresholds. Thread-safe as long as the network's weights are left alone."""
 
-    def __init__(self, model: RetinaNet, *, canvases: Sequence[tuple[int, int]], decode: dict[str, Any], amp: bool, batch_size: int = 8):
+    def __init__(self, model: RetinaNet | Baseline, *, canvases: Sequence[tuple[int, int]], decode: dict[str, Any], amp: bool, batch_size: int = 8):
         self.model = model
         self.canvases = canvases
         self.decode = decode
         self.amp_dtype = torch.bfloat16 if amp else None
         self.batch_size = batch_size
-        self.anchors = {canvas: model.anchors(*canvas) for canvas in canvases}
+        self.anchors = {} if isinstance(model, Baseline) else {canvas: model.anchors(*canvas) for canvas in canvases}
 
     @classmethod
     def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
         """Read a package folder. Raises `ValueError` where its weights and its description do not belong together."""
         description = read_json(folder, MODEL_FILE)
-        model = RetinaNet(**description["model"])
+        model = build_model(**description["model"])
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
         model = model.to(device, memory_format=torch.channels_last).eval()
         canvases = [(height, width) for height, width in description["canvases"]]
@@ -65,14 +66,17 @@ class Predictor:
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detections of a batch on one of the canvases in the frames of the original pictures, whose (height, width) px are given."""
-        anchors = self.anchors[tuple(batch.images.shape[2:])]
-        batch = batch.to(anchors[0].device)
+        batch = batch.to(next(self.model.parameters()).device)
         was_training = self.model.training
         self.model.eval()
         with torch.autocast(batch.images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits_BAK, deltas_BA4 = self.model(batch.images)
+            if isinstance(self.model, Baseline):
+                on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
+            else:
+                logits_BAK, deltas_BA4 = self.model(batch.images)
         self.model.train(was_training)
-        on_canvas = decode_detections(logits_BAK, deltas_BA4, anchors, batch.sizes_B2, **self.decode)
+        if not isinstance(self.model, Baseline):
+            on_canvas = decode_detections(logits_BAK, deltas_BA4, self.anchors[tuple(batch.images.shape[2:])], batch.sizes_B2, **self.decode)
         return [rescale(d, tuple(size), original) for d, size, original in zip(on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True)]
 
 

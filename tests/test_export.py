@@ -22,9 +22,9 @@ def network(**changed) -> RetinaNet:
     torch.manual_seed(5)
     model = RetinaNet(**{"classes": 3, "backbone": "resnet18", "width": 64} | changed).eval()
     for name, value in model.state_dict().items():
-        if name.endswith("running_mean"):
+        if name.endswith("running_mean") or (name.startswith("backbone") and name.endswith("bias")):
             value.normal_(std=0.3)
-        elif name.endswith("running_var"):
+        elif name.endswith(("running_var", "scale")):
             value.uniform_(0.7, 1.4)
     for head in (model.class_head, model.box_head):
         for p in head.parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,10 @@ from pipelines.train import TrainVerb
 RECIPES = sorted((Path(__file__).parents[1] / "pipelines/recipes").glob("*.yaml"))
 PAPER = [path for path in RECIPES if path.name.startswith("paper_")]
 COCO_IMAGES = 118_287  # train2017
+
+
+def as_tuples(value: Any) -> Any:
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def recipe(path: Path) -> TrainVerb | RunConfig:
@@ -28,7 +33,7 @@ def test_a_recipe_is_a_configuration(path: Path):
     config = recipe(path)
     given = read_yaml(str(path))
     for section in ("canvas", "optimizer", "training"):
-        written = {name: tuple(value) if isinstance(value, list) else value for name, value in given[section].items()}
+        written = {name: as_tuples(value) for name, value in given[section].items()}
         assert written == {name: getattr(getattr(config, section), name) for name in written}
 
 
@@ -47,8 +52,10 @@ def test_the_papers_schedule(path: Path):
     rates = [optimizer.learning_rate * learning_rate_factor(share * total, total, **schedule) for share in shares]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
     assert optimizer.warmup * total / 16 == pytest.approx(500, rel=0.02)
-    # The short side: 800 px, from 640 px up where it is jittered.
-    assert (config.augmentation.scale_min * 800, config.augmentation.scale_max * 800) == ((640, 800) if longer > 1 else (800, 800))
+    # The short side is 800 px, from 640 px up where it is jittered, and the long one at most 1333: no canvas cuts that.
+    augmentation = config.augmentation
+    assert (augmentation.short_sides, augmentation.long_side) == (((640, 800) if longer > 1 else (800, 800)), 1333)
+    assert (800, 1344) in config.canvas.canvases and (1344, 800) in config.canvas.canvases
 
 
 def test_the_paper_has_three_backbones():
