@@ -97,7 +97,7 @@ class Stream:
         return collate(samples, classes=len(self.shard_set.categories))
 
     def generator(self, image_id: int, epoch: int) -> np.random.Generator:
-        # Seeds must not be negative, image ids may be.
+        # A filler's id is -1, and seeds must not be negative.
         return np.random.default_rng((self.seed, epoch, image_id % 2**63))
 
 

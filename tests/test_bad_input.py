@@ -50,6 +50,8 @@ CASES = [
     ("train --data.train {dir}/a --data.val {dir}/b --model.anchors.strides 8,16,64", 2, "double from level to level"),
     ("train --data.train {dir}/a --data.val {dir}/b --model.anchors.base_sizes 32,64", 2, "give one size a stride"),
     ("train --data.train {dir}/a --data.val {dir}/b --model.norm sync", 2, "needs training.gpus_per_worker 1"),
+    ("train --data.train {dir}/a --data.val {dir}/b --model.norm frozen", 2, "fixes weights that nothing has trained; give --pretrained"),
+    ("train --data.train {dir}/a --data.val {dir}/b --model.frozen_stages 2", 2, "model.frozen_stages 2: fixes weights that nothing has trained"),
     ("train --data.train {dir}/a --data.val {dir}/b --canvas.width 333", 2, "canvas.width 333"),
     ("train --data.train {dir}/a --data.val {dir}/b --canvas.shapes [[800,1088],[800,1350]]", 2, "canvas.shapes[1] width 1350"),
     ("train --data.train {dir}/a --data.val {dir}/b --canvas.shapes [[96,96],[96,64],[64,96],[96,128]]", 2, "at most 3 different ones"),

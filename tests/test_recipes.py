@@ -25,7 +25,7 @@ def recipe(path: Path) -> TrainVerb | RunConfig:
     """Parsed as the command line does it: with the shard sets as flags, or by `run` where the recipe names pictures and annotations itself."""
     if "data" in read_yaml(str(path)):
         return parse(RunConfig, ["--config", str(path)])
-    return parse(TrainVerb, ["--config", str(path), "--data.train", "shards/train", "--data.val", "shards/val"])
+    return parse(TrainVerb, ["--config", str(path), "--data.train", "a", "--data.val", "b", "--pretrained", "resnet50.pth"])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
