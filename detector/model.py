@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
 from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid
+from detector.decode import Detections, decode_detections
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -84,6 +86,7 @@ class RetinaNet(nn.Module):
         self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
         self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
+        self.grids: dict[tuple[int, ...], list[Tensor]] = {}
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -96,3 +99,15 @@ class RetinaNet(nn.Module):
     def anchors(self, height: int, width: int) -> list[Tensor]:
         """XYXY px anchors of each level, (A_level, 4), on the model's device. `ValueError` where the canvas does not fit the strides."""
         return [grid.to(self.pixel_mean.device) for grid in anchor_grid(height, width, **self.anchor_shapes)]
+
+    @torch.no_grad()
+    def detect(self, images_B3HW: Tensor, sizes_B2: Tensor, **decode: Any) -> list[Detections]:
+        """Detections of each image in the frame of the canvas, cut to the picture's (height, width) on it; `decode`: keywords of `decode_detections`.
+
+        The network must be in evaluation mode.
+        """
+        assert not self.training
+        canvas = tuple(images_B3HW.shape[2:])
+        if canvas not in self.grids:
+            self.grids[canvas] = self.anchors(*canvas)
+        return decode_detections(*self(images_B3HW), self.grids[canvas], sizes_B2, **decode)

@@ -15,7 +15,7 @@ from detector.augment import evaluation_sample
 from detector.baselines import Baseline, build_model
 from detector.batch import Batch, collate_by_canvas
 from detector.checkpoint import load_weights
-from detector.decode import Detections, decode_detections
+from detector.decode import Detections
 from detector.model import RetinaNet
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
@@ -43,7 +43,6 @@ class Predictor:
         self.decode = decode
         self.amp_dtype = torch.bfloat16 if amp else None
         self.batch_size = batch_size
-        self.anchors = {} if isinstance(model, Baseline) else {canvas: model.anchors(*canvas) for canvas in canvases}
 
     @classmethod
     def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
@@ -66,17 +65,12 @@ class Predictor:
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detections of a batch on one of the canvases in the frames of the original pictures, whose (height, width) px are given."""
-        batch = batch.to(next(self.model.parameters()).device)
+        batch = batch.to(self.model.pixel_mean.device)
         was_training = self.model.training
         self.model.eval()
         with torch.autocast(batch.images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            if isinstance(self.model, Baseline):
-                on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
-            else:
-                logits_BAK, deltas_BA4 = self.model(batch.images)
+            on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
         self.model.train(was_training)
-        if not isinstance(self.model, Baseline):
-            on_canvas = decode_detections(logits_BAK, deltas_BA4, self.anchors[tuple(batch.images.shape[2:])], batch.sizes_B2, **self.decode)
         return [rescale(d, tuple(size), original) for d, size, original in zip(on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True)]
 
 

@@ -14,6 +14,7 @@ from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode
 from detector.config import AugmentationConfig, CanvasConfig
 from detector.decode import Detections
+from detector.model import RetinaNet
 from detector.predict import Predictor, rescale
 
 PAPER = [(800, 1088), (800, 1344), (1344, 800)]
@@ -45,6 +46,10 @@ class SeesRed(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.shapes: list[tuple[int, int]] = []
+        self.pixel_mean = torch.zeros(1)
+        self.grids: dict = {}
+
+    detect = RetinaNet.detect
 
     def anchors(self, height: int, width: int) -> list[torch.Tensor]:
         return [torch.tensor([[0.0, 0.0, width, height]] * 2)]
