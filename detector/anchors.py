@@ -35,14 +35,17 @@ def anchor_grid(
     scales: Sequence[float],
     ratios: Sequence[float],
     strides: Sequence[int] = (8, 16, 32, 64, 128),
-    whole_pixels: bool = True,
+    convention: str = "exact",
 ) -> list[Tensor]:
     """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
 
-    An anchor of size s and ratio r (height / width) has area s^2, and position (row, column) sits at (column * stride, row * stride). With
-    `whole_pixels` sizes are cut to whole pixels and shapes rounded around the position: torchvision's convention, so that its weights can be used
-    unchanged. Without, sizes and shapes are exact, as in the paper and detectron2.
+    An anchor of size s and ratio r (height / width) has area s^2, and position (row, column) sits at (column * stride, row * stride). `convention`
+    "exact" is the paper's and detectron2's. "torchvision", for its weights: sizes are cut to whole pixels, shapes rounded around the position, and
+    where a side is no multiple of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its weights were trained.
     """
+    if convention not in ("exact", "torchvision"):
+        raise ValueError(f"convention {convention!r}: must be exact (the paper) or torchvision; exact unless its weights are loaded")
+    whole_pixels = convention == "torchvision"
     grids = []
     for (rows, columns), stride, base in zip(level_shapes(height, width, strides=strides), strides, base_sizes, strict=True):
         root = torch.tensor(ratios, dtype=torch.float32).sqrt()
@@ -52,7 +55,8 @@ def anchor_grid(
         shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
         if whole_pixels:
             shapes = shapes.round()
-        y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(columns) * stride, indexing="ij")
+        apart_y, apart_x = (height // rows, width // columns) if whole_pixels else (stride, stride)
+        y, x = torch.meshgrid(torch.arange(rows) * apart_y, torch.arange(columns) * apart_x, indexing="ij")
         positions = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         grids.append((positions + shapes[None]).reshape(-1, 4))
     return grids

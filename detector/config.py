@@ -35,8 +35,8 @@ class AnchorConfig(Section):
         description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c",
     )
     ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
-    whole_pixels: bool = Field(
-        True, description="sizes cut and shapes rounded to whole px (torchvision's weights) or exact (the paper, detectron2's weights)"
+    convention: Literal["exact", "torchvision"] = Field(
+        "exact", description="exact (the paper, detectron2's weights), or in whole px as torchvision's weights were trained"
     )
 
     @model_validator(mode="after")
@@ -60,10 +60,10 @@ class AnchorConfig(Section):
         if list(self.base_sizes) != sorted(set(self.base_sizes)):
             raise ValueError(f"anchors.base_sizes {self.base_sizes}: must grow with the stride, coarser levels see larger objects")
         smallest = int(min(self.base_sizes) * min(self.scales)) * min(min(ratio**0.5, ratio**-0.5) for ratio in self.ratios)
-        if self.whole_pixels and round(smallest / 2) == 0:
+        if self.convention == "torchvision" and round(smallest / 2) == 0:
             raise ValueError(
                 f"anchors.base_sizes {self.base_sizes}: with these scales and ratios a side of {smallest:g} px is rounded to nothing; "
-                "take larger ones, or anchors.whole_pixels false"
+                "take larger ones, or anchors.convention exact"
             )
         return self
 

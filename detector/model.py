@@ -66,7 +66,7 @@ class RetinaNet(nn.Module):
         base_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         scales: Sequence[float] = (1, 2 ** (1 / 3), 2 ** (2 / 3)),
         ratios: Sequence[float] = (0.5, 1, 2),
-        whole_pixels: bool = True,
+        convention: str = "exact",
     ):
         super().__init__()
         if classes < 1:
@@ -77,7 +77,7 @@ class RetinaNet(nn.Module):
         self.parts = dict(backbone=backbone, norm=norm, stride_in=stride_in, head_norm=head_norm, width=width, p6_from=p6_from)
         # Built from a JSON description too, where a tuple is a list.
         self.anchor_shapes = dict(
-            strides=tuple(strides), base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios), whole_pixels=whole_pixels
+            strides=tuple(strides), base_sizes=tuple(base_sizes), scales=tuple(scales), ratios=tuple(ratios), convention=convention
         )
         laterals = [stride for stride in strides if stride <= DEEPEST_STRIDE]
         self.backbone = Backbone(backbone, norm=norm, frozen_stages=frozen_stages, stride_in=stride_in, strides=laterals)

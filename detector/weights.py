@@ -294,9 +294,9 @@ def refuse_differences(path: str, source: str, state: State, model: RetinaNet, m
 
 def notes(source: str, model: RetinaNet, epsilon: float) -> list[str]:
     found = []
-    whole = {TORCHVISION: True, DETECTRON2: False}.get(source)
-    if whole is not None and model.anchor_shapes["whole_pixels"] != whole:
-        found.append(f"model.anchors.whole_pixels {str(whole).lower()} are the anchors that this file was trained with")
+    convention = {TORCHVISION: "torchvision", DETECTRON2: "exact"}.get(source)
+    if convention is not None and model.anchor_shapes["convention"] != convention:
+        found.append(f"model.anchors.convention {convention} makes the anchors that this file was trained with")
     if epsilon == 0 and model.parts["norm"] != "frozen":
         found.append("model.norm frozen reproduces this file exactly, it was trained with an epsilon of 0")
     return found

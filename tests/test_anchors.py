@@ -67,25 +67,25 @@ def test_count_on_the_paper_canvas():
     assert sum(len(level) for level in grid(800, 1344)) == 201_600
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (320, 448)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (320, 448), (800, 1344)])
 @pytest.mark.parametrize("strides", [(8, 16, 32, 64, 128), (4, 8, 16, 32, 64)])
 def test_same_grid_as_torchvision(height, width, strides):
-    # torchvision's RetinaNet cuts its sizes to whole pixels: 32, 40, 50 on P3, 512, 645, 812 on P7.
+    # torchvision's RetinaNet cuts its sizes to whole pixels (32, 40, 50 on P3, 512, 645, 812 on P7), and takes side // rows for the stride.
     sizes = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in SIZES)
-    for level, ((rows, columns), stride, its_sizes) in enumerate(zip(level_shapes(height, width, strides=strides), strides, sizes, strict=True)):
+    ours = grid(height, width, strides=strides, convention="torchvision")
+    for level, ((rows, columns), its_sizes) in enumerate(zip(level_shapes(height, width, strides=strides), sizes, strict=True)):
         generator = AnchorGenerator(sizes=(its_sizes,), aspect_ratios=((0.5, 1.0, 2.0),))
-        # It takes the stride from image side // rows, so the image is what the rows and columns cover.
-        image = ImageList(torch.zeros(1, 3, rows * stride, columns * stride), [(height, width)])
+        image = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
         (expected,) = generator(image, [torch.zeros(1, 1, rows, columns)])
-        assert torch.equal(grid(height, width, strides=strides)[level], expected)
+        assert torch.equal(ours[level], expected)
 
 
 def test_whole_and_exact_pixels_by_hand():
     # 10 x 2^(1/3) = 12.599 px: cut to 12, halves of 6. Ratio 2 makes it 12 / sqrt 2 = 8.49 wide, half 4.24 -> 4, and 16.97 high, half 8.49 -> 8.
     settings = dict(strides=(8,), base_sizes=(10,), scales=(2 ** (1 / 3),), ratios=(1.0, 2.0))
-    assert anchor_grid(8, 8, **settings)[0].tolist() == [[-6, -6, 6, 6], [-4, -8, 4, 8]]
+    assert anchor_grid(8, 8, **settings, convention="torchvision")[0].tolist() == [[-6, -6, 6, 6], [-4, -8, 4, 8]]
     # Exactly: half of 12.599 is 6.2996; 12.599 / sqrt 2 / 2 = 4.4545, 12.599 x sqrt 2 / 2 = 8.9090. Each has 12.599^2 = 158.74 px^2.
-    exact = anchor_grid(8, 8, **settings, whole_pixels=False)[0]
+    exact = anchor_grid(8, 8, **settings)[0]
     assert torch.allclose(exact[:, 2:], torch.tensor([[6.2996, 6.2996], [4.4545, 8.9090]]), atol=1e-4)
     assert torch.allclose(4 * exact[:, 2] * exact[:, 3], torch.tensor([158.74, 158.74]), atol=1e-2)
 
@@ -111,7 +111,10 @@ def test_six_anchors_of_table_1c():
         ({"scales": ()}, "scales"),
         ({"ratios": ()}, "ratios"),
         # A side of 2 x sqrt(1 / 9) = 0.67 px, half of which is rounded to 0.
-        ({"base_sizes": (2, 4, 8, 16, 32), "ratios": (1.0, 9.0)}, "0.666667 px is rounded to nothing.*whole_pixels false"),
+        (
+            {"base_sizes": (2, 4, 8, 16, 32), "ratios": (1.0, 9.0), "convention": "torchvision"},
+            "0.666667 px is rounded to nothing.*convention exact",
+        ),
     ],
 )
 def test_inconsistent_anchors_are_refused(settings, complaint):
@@ -121,7 +124,7 @@ def test_inconsistent_anchors_are_refused(settings, complaint):
 
 def test_every_anchor_that_is_admitted_has_an_area():
     # The smallest sizes that pass: 3 px, ratio 2: 3 / sqrt 2 = 2.12, half 1.06 -> 1 px on each side.
-    for changed in ({"base_sizes": (3, 4, 8, 16, 32)}, {"base_sizes": (0.5, 1, 2, 4, 8), "whole_pixels": False}):
+    for changed in ({"base_sizes": (3, 4, 8, 16, 32), "convention": "torchvision"}, {"base_sizes": (0.5, 1, 2, 4, 8)}):
         anchors = torch.cat(anchor_grid(64, 64, **AnchorConfig(**changed).model_dump()))
         assert (anchors[:, 2:] > anchors[:, :2]).all()
 

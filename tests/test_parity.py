@@ -59,7 +59,7 @@ def pair(request, tmp_path_factory) -> tuple[nn.Module, RetinaNet]:
     theirs = away_from_start(build(weights=None, weights_backbone=None, num_classes=CLASSES))
     path = str(tmp_path_factory.mktemp("weights") / "retinanet.pth")
     torch.save(theirs.state_dict(), path)
-    ours = RetinaNet(classes=CLASSES, norm="frozen", **FITTING[request.param]).eval()
+    ours = RetinaNet(classes=CLASSES, norm="frozen", convention="torchvision", **FITTING[request.param]).eval()
     report = load_pretrained(ours, path)
     assert report.source == "torchvision RetinaNet" and report.loaded == len(ours.state_dict())
     assert (report.reinitialised, report.missing, report.unused, report.notes) == ((), (), (), ())
@@ -109,9 +109,8 @@ def test_logits_and_offsets(pair, height, width):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 128)])
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 128), (96, 160), (224, 64)])
 def test_anchors_and_detections(pair, height, width):
-    # Sides that 128 divides: elsewhere torchvision divides the side by P6's rounded-up rows and takes 48 px for the stride where 64 are.
     theirs, ours = pair
     images = pixels(height, width, seed=width)
     outputs, their_anchors, levels = run_torchvision(theirs, images)
@@ -196,7 +195,7 @@ def test_the_published_names_and_epsilon(tmp_path):
             module.weight.mul_(1e-3**0.5)
     path = str(tmp_path / "coco.pth")
     torch.save(first_generation(theirs.state_dict()), path)
-    ours = RetinaNet(classes=CLASSES, norm="frozen", p6_from="p5").eval()
+    ours = RetinaNet(classes=CLASSES, norm="frozen", p6_from="p5", convention="torchvision").eval()
     report = load_pretrained(ours, path)
     assert (report.loaded, report.missing, report.unused, report.notes) == (len(ours.state_dict()), (), (), ())
     images = pixels(64, 64, seed=9, batch=1)

@@ -188,7 +188,7 @@ def detectron2(tmp_path_factory) -> tuple[RetinaNet, str]:
 @torch.no_grad()
 def test_detectron2s_file_is_turned_into_ours(detectron2):
     original, path = detectron2
-    model = RetinaNet(classes=4, backbone="resnet50", norm="frozen", stride_in="1x1", whole_pixels=False).eval()
+    model = RetinaNet(classes=4, backbone="resnet50", norm="frozen", stride_in="1x1").eval()
     report = load_pretrained(model, path)
     assert (report.source, report.reinitialised, report.missing, report.notes) == ("detectron2 RetinaNet", (), (), ())
     assert report.unused == ("anchor_generator.cell_anchors.0",) and report.loaded == len(model.state_dict())
@@ -204,8 +204,8 @@ def test_detectron2s_stem_sees_the_same_picture(detectron2):
     # What detectron2 computes: BGR less its mean, through the file's own weights.
     bgr = pixels().float().flip(1) - torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1)
     theirs = nn.functional.conv2d(bgr, weight, stride=2, padding=3)
-    model = RetinaNet(classes=4, backbone="resnet50", norm="frozen", stride_in="1x1")
-    assert load_pretrained(model, path).notes == ("model.anchors.whole_pixels false are the anchors that this file was trained with",)
+    model = RetinaNet(classes=4, backbone="resnet50", norm="frozen", stride_in="1x1", convention="torchvision")
+    assert load_pretrained(model, path).notes == ("model.anchors.convention exact makes the anchors that this file was trained with",)
     ours = model.backbone.stem[0]((pixels() - model.pixel_mean) / model.pixel_std)
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
