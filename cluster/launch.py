@@ -110,7 +110,8 @@ class TrainConfig(Section):
     def only_trained_weights_are_fixed(self) -> TrainConfig:
         fixed = "norm frozen" if self.model.norm == "frozen" else f"frozen_stages {self.model.frozen_stages}" if self.model.frozen_stages else ""
         if fixed and self.pretrained is None:
-            raise ValueError(f"model.{fixed}: fixes weights that nothing has trained; give --pretrained, or norm batch or group, frozen_stages 0")
+            remedy = "give --pretrained, or" if self.model.architecture == "retinanet" else "take"
+            raise ValueError(f"model.{fixed}: fixes weights that nothing has trained; {remedy} norm batch or group, frozen_stages 0")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cluster.errors import UsageError
 from cluster.launch import TrainConfig
-from detector.config import LossConfig
+from detector.config import LossConfig, ModelConfig
 from pipelines.command_line import parse
 from pipelines.train import TrainVerb
 from tune import space
@@ -42,6 +42,9 @@ def test_there_is_nothing_to_search_in_a_loss_without_these_numbers() -> None:
     plain = CONFIG.model_copy(update={"loss": LossConfig(classification="balanced_cross_entropy")})
     with pytest.raises(UsageError, match="loss.classification balanced_cross_entropy: .* set it to focal, or use train"):
         space.given(plain, SpaceConfig())
+    baseline = CONFIG.model_copy(update={"model": ModelConfig(architecture="fcos")})
+    with pytest.raises(UsageError, match="model.architecture fcos: .* use train"):
+        space.given(baseline, SpaceConfig())
 
 
 @pytest.mark.parametrize("ranges", [{"gamma": (3.0, 1.0)}, {"gamma": (0.5, 12.0)}, {"alpha": (0.0, 0.5)}, {"learning_rate": (0.1, 0.1)}])

@@ -23,7 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster import launch, run_folder, storage, tracking
+from cluster import launch, pretrained, run_folder, storage, tracking
 from cluster.errors import PlainError
 from cluster.launch import TrainConfig
 from cluster.shards import ShardSet
@@ -52,9 +52,12 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     """The training run of one sample: in the sweep's folder, with the sweep's epochs and share of the machines."""
     sections = config.model_dump()
     sections["training"] |= {"epochs": sweep.epochs or config.training.epochs, "workers": sweep.workers, "cpus_per_worker": sweep.cpus_per_worker}
-    sections["training"] |= {"gpus_per_worker": sweep.gpus_per_worker}
+    # A trial can be stopped only where it is evaluated, so it is from the first epoch after which it may be.
+    evaluate_every = min(config.training.evaluate_every, sweep.grace_epochs)
+    sections["training"] |= {"gpus_per_worker": sweep.gpus_per_worker, "evaluate_every": evaluate_every}
     # Trials run in other working directories, so every place is absolute.
     sections["data"] = {split: storage.absolute(place) for split, place in sections["data"].items()}
+    sections["pretrained"] = config.pretrained and pretrained.absolute(config.pretrained)
     sample = space.rounded(sample)
     return space.apply(TrainConfig.model_validate({**sections, "storage": uri, "name": space.trial_name(sample)}), sample)
 

@@ -69,6 +69,8 @@ def given(config: TrainConfig, space: SpaceConfig) -> dict[str, float]:
 
     `UsageError` where the configuration has no focal loss, whose numbers are what is searched.
     """
+    if config.model.architecture != "retinanet":
+        raise UsageError(f"model.architecture {config.model.architecture}: a sweep varies the focal loss, which only retinanet has; use train")
     if config.loss.classification != "focal":
         raise UsageError(
             f"loss.classification {config.loss.classification}: a sweep varies gamma and alpha of the focal loss; set it to focal, or use train"
