@@ -19,7 +19,7 @@ from detector.boxes import iou
 from detector.decode import Detections, decode_detections
 
 CLASSES = 3
-LEVELS = anchor_grid(64, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0))
+LEVELS = anchor_grid(64, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0), convention="torchvision")
 ANCHORS = sum(len(level) for level in LEVELS)
 
 
