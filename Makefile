@@ -44,10 +44,10 @@ $(BIN)/python:
 	elif $(PYTHON) -c 'import ensurepip' 2> /dev/null; then $(PYTHON) -m venv $(VENV); \
 	else echo "$(PYTHON) has no venv module; install it: apt-get install python3-venv"; exit 1; fi
 
+# Bytecode is compiled here, once (28 s): where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process of a job would compile torch anew,
+# and a training then needs 72 s instead of 28 from the command to its first step.
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	@command -v uv > /dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	# Bytecode is compiled here, once (28 s): where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process of a job would compile torch anew,
-	# and a training then needs 72 s instead of 28 from the command to its first step.
 	$(UV) pip sync --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python -e .
 	@touch $@

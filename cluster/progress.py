@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any, TextIO
@@ -145,5 +146,8 @@ def track(run: Run, event: dict[str, Any]) -> None:
         table = event["table"]
         values = {f"val/{name}": value for name, value in table.items() if isinstance(value, float)}
         run.log_metrics({**values, **{f"val/AP/{name}": row["AP"] for name, row in table["per_class"].items()}}, event["images_seen"])
+    elif event["kind"] == "weights":
+        # The progress line names three of each kind, this file all.
+        run.log_text(json.dumps(event, indent=1), "pretrained.json")
     elif event["kind"] == "checkpoint":
         run.set_tag("checkpoint", event["uri"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,22 +61,15 @@ def anchor_grid(
     return grids
 
 
-class Matches(NamedTuple):
-    """What each anchor is trained towards."""
-
-    slot_BA: Tensor
-    """Index of the ground-truth slot, int64; `BACKGROUND` (-1) or `IGNORED` (-2) where there is none."""
-    positives: Tensor
-    """Anchors that answer for an object in the whole batch, float32 scalar."""
-
-
-def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Matches:
+def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Tensor:
     """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background, between them ignored.
 
     Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality
     matches).
     A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap`
     are ignored.
+
+    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none.
     """
     valid_BG = labels_BG >= 0
     # (A, 4) against (B, G, 4) -> (B, A, G)
@@ -91,4 +83,4 @@ def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: flo
     regions_BG4 = boxes_BG4 * ~valid_BG[..., None]
     covered_BA = (intersection(anchors_A4, regions_BG4) / area(anchors_A4)[:, None]).amax(dim=2) > ignore_overlap
     result_BA = torch.where((result_BA == BACKGROUND) & covered_BA, IGNORED, result_BA)
-    return Matches(slot_BA=result_BA, positives=(result_BA >= 0).sum().float())
+    return result_BA

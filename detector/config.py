@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FINEST_STRIDE = 32
+CANVAS_STEP = 32
 """Canvas sides are multiples of the stride of C5, so that the pyramid's levels halve exactly; P6 and P7 round up."""
 
 MOST_CANVASES = 3
@@ -92,8 +92,8 @@ class CanvasConfig(Section):
         sides = [("height", self.height), ("width", self.width)]
         sides += [(f"shapes[{i}] {name}", side) for i, shape in enumerate(self.shapes) for name, side in zip(("height", "width"), shape, strict=True)]
         for name, side in sides:
-            if side % FINEST_STRIDE:
-                raise ValueError(f"canvas.{name} {side}: must be a multiple of {FINEST_STRIDE}; {-(-side // FINEST_STRIDE) * FINEST_STRIDE} holds it")
+            if side % CANVAS_STEP:
+                raise ValueError(f"canvas.{name} {side}: must be a multiple of {CANVAS_STEP}; {-(-side // CANVAS_STEP) * CANVAS_STEP} holds it")
             if not 64 <= side <= 4096:
                 raise ValueError(f"canvas.{name} {side}: must be within 64..4096 px; 800 and 1344 are the paper's")
         for height, width in self.canvases:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from detector.config import FINEST_STRIDE
+from detector.backbone import DEEPEST_STRIDE
+from detector.model import RetinaNet
 
 SMALLEST_SIDE = 160
 """px. From here on P7 has two cells a side; torch.export treats an extent of one as a special case and will not vary it."""
 
 
-def export_program(model: nn.Module) -> ExportedProgram:
+def export_program(model: RetinaNet) -> ExportedProgram:
     """The network in evaluation mode as a graph: uint8 (B, 3, H, W) RGB pixels -> logits (B, A, K), offsets (B, A, 4), both float32.
 
     Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. Pixels are normalised inside; anchors and decoding stay outside:
@@ -28,7 +29,7 @@ def export_program(model: nn.Module) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes=shapes)
 
 
-def export_onnx(model: nn.Module, path: str | Path) -> None:
+def export_onnx(model: RetinaNet, path: str | Path) -> None:
     """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, with the meaning and the sizes of `export_program`.
 
     Raises `ValueError` where the packages that write ONNX are missing.
@@ -51,10 +52,12 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         )
 
 
-def what_to_export(model: nn.Module) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
-    """A copy of the network in evaluation mode, example images on its device, and which of their extents may vary."""
+def what_to_export(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
+    """A copy of the network in evaluation mode, example images on its device, and which of their extents may vary. `ValueError` for a baseline."""
+    if not isinstance(model, RetinaNet):
+        raise ValueError(f"export of a {type(model).__name__}: only retinanet has outputs of one size; export a model of that architecture")
     network = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
     # Two images and two different sides: equal extents, or an extent of one, could be taken for a rule.
-    images = torch.zeros((2, 3, 6 * FINEST_STRIDE, 8 * FINEST_STRIDE), dtype=torch.uint8, device=next(network.parameters()).device)
-    rows, columns = (Dim(name, min=SMALLEST_SIDE // FINEST_STRIDE, max=8192 // FINEST_STRIDE) for name in ("rows", "columns"))
-    return network, images, ({0: Dim("batch", min=1), 2: FINEST_STRIDE * rows, 3: FINEST_STRIDE * columns},)
+    images = torch.zeros((2, 3, 6 * DEEPEST_STRIDE, 8 * DEEPEST_STRIDE), dtype=torch.uint8, device=next(network.parameters()).device)
+    rows, columns = (Dim(name, min=SMALLEST_SIDE // DEEPEST_STRIDE, max=8192 // DEEPEST_STRIDE) for name in ("rows", "columns"))
+    return network, images, ({0: Dim("batch", min=1), 2: DEEPEST_STRIDE * rows, 3: DEEPEST_STRIDE * columns},)

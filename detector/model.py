@@ -86,7 +86,7 @@ class RetinaNet(nn.Module):
         self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
         self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
-        self.grids: dict[tuple[int, ...], list[Tensor]] = {}
+        self.grids: dict[tuple[int, int, torch.device], list[Tensor]] = {}
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -107,7 +107,8 @@ class RetinaNet(nn.Module):
         The network must be in evaluation mode.
         """
         assert not self.training
-        canvas = tuple(images_B3HW.shape[2:])
-        if canvas not in self.grids:
-            self.grids[canvas] = self.anchors(*canvas)
-        return decode_detections(*self(images_B3HW), self.grids[canvas], sizes_B2, **decode)
+        height, width = images_B3HW.shape[2:]
+        place = (height, width, images_B3HW.device)
+        if place not in self.grids:
+            self.grids[place] = self.anchors(height, width)
+        return decode_detections(*self(images_B3HW), self.grids[place], sizes_B2, **decode)

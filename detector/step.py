@@ -81,7 +81,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     parts = split(batch, accumulate)
-    slots = [match(anchors_A4, part.boxes_BG4, part.labels_BG).slot_BA for part in parts]
+    slots = [match(anchors_A4, part.boxes_BG4, part.labels_BG) for part in parts]
     # Matching needs no network, so the divisor of the whole global batch is known before the first part runs.
     positives_B = (torch.cat(slots) >= 0).sum(dim=1).float()
     positives, images = sum_over_ranks(torch.stack([positives_B.sum(), (batch.image_ids >= 0).sum().float()])).unbind()

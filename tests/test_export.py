@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from detector.baselines import build_model
 from detector.export import SMALLEST_SIDE, export_onnx, export_program
 from detector.model import RetinaNet
 
@@ -74,3 +75,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(ValueError, match="network.onnx: package onnxscript missing; .*pip install"):
         export_onnx(network(), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_baseline_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="export of a Baseline: only retinanet"):
+        export_onnx(build_model(architecture="fcos", classes=2, backbone="resnet18", width=64), tmp_path / "network.onnx")

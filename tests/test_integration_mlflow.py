@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -51,8 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def wait_until_healthy(uri: str, process: subprocess.Popen, log: Path) -> None:
-    import time
-
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:

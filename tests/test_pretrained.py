@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import urllib.error
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from cluster import launch, pretrained, run_folder, storage
 from cluster.errors import PlainError, UsageError
 from cluster.launch import TrainConfig
-from cluster.progress import Progress
+from cluster.progress import Progress, track
 from detector.model import RetinaNet
 from detector.weights import PretrainedReport
 
@@ -164,3 +165,11 @@ def test_what_was_loaded_is_one_line() -> None:
         "[cells] 290 tensors loaded from /m.pkl (detectron2 RetinaNet); new for other classes: class_head.output.weight; "
         "of no use: a, b, c and 1 more; a note\n"
     )
+
+
+def test_the_run_keeps_every_name() -> None:
+    report = PretrainedReport("detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ())
+    kept: dict[str, str] = {}
+    run = SimpleNamespace(log_text=lambda text, file: kept.update({file: text}))
+    track(run, {"kind": "weights", "uri": "/m.pkl", **asdict(report)})
+    assert json.loads(kept["pretrained.json"])["unused"] == ["a", "b", "c", "d"]

@@ -58,7 +58,7 @@ def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimize
 def plain_sums(network: RetinaNet, batch: Batch) -> tuple[LossSums, torch.Tensor]:
     """The loss sums of each image, and its positives."""
     anchors = torch.cat(network.anchors(64, 96))
-    slot_BA = match(anchors, batch.boxes_BG4, batch.labels_BG).slot_BA
+    slot_BA = match(anchors, batch.boxes_BG4, batch.labels_BG)
     with torch.no_grad():
         return forward_loss(network, batch, anchors, slot_BA, amp_dtype=None, **LOSS), (slot_BA >= 0).sum(dim=1)
 
