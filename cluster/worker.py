@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster import plan, pretrained, run_folder, storage
-from cluster.errors import PlainError
+from cluster.errors import UsageError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
@@ -152,7 +152,7 @@ class Worker:
             storage.download_folder(uri, folder)
             state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
         if state["data_digest"] != self.train_set.digest:
-            raise PlainError(
+            raise UsageError(
                 f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
             )
         self.epoch, self.images_seen = state["epoch"], state["images_seen"]
@@ -170,7 +170,7 @@ class Worker:
                 try:
                     report = load_pretrained(self.model, path)
                 except ValueError as error:
-                    raise PlainError(str(error).replace(path, uri)) from error
+                    raise UsageError(str(error).replace(path, uri)) from error
             self.tell("weights", uri=uri, **asdict(report))
         if self.ranks > 1:
             for value in self.model.state_dict().values():

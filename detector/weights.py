@@ -62,9 +62,16 @@ class PretrainedReport:
     """Settings that would fit the file better; none of them keeps it from being loaded."""
 
 
-@torch.no_grad()
 def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
-    """Put the weights of a file into the model, in place.
+    """Put the weights of a file into the model, in place. What is read, turned and refused: see `fitting`."""
+    state, report = fitting(model, path)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+@torch.no_grad()
+def fitting(model: RetinaNet, path: str) -> tuple[State, PretrainedReport]:
+    """What a file holds for the model, under the model's names. Nothing is put into it, so it may lie on the meta device, which costs no memory.
 
     Read are .safetensors, torch's own format (tensors only) and detectron2's .pkl (numpy arrays only); recognised by their names are our own files,
     torchvision's `retinanet_resnet50_fpn` (both generations of names) and `_v2`, its residual classifiers, and detectron2's RetinaNet, whose BGR
@@ -95,8 +102,7 @@ def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
     missing = [name for name in own if name not in state and name not in reinitialised and not name.endswith("num_batches_tracked")]
     unused = [name for name in state if name not in own]
     refuse_differences(path, source, state, model, missing, unused)
-    model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-    return PretrainedReport(
+    report = PretrainedReport(
         source=source,
         loaded=len(state) - len(unused),
         reinitialised=reinitialised,
@@ -104,6 +110,7 @@ def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
         unused=tuple(names[name] for name in unused),
         notes=tuple(notes(source, model, epsilon)),
     )
+    return {name: value for name, value in state.items() if name in own}, report
 
 
 def read_tensors(path: str) -> State:

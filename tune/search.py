@@ -26,7 +26,6 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster import launch, pretrained, run_folder, storage, tracking
 from cluster.errors import PlainError
 from cluster.launch import TrainConfig
-from cluster.shards import ShardSet
 from tune import space
 from tune.space import SweepConfig
 
@@ -62,13 +61,11 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     return space.apply(TrainConfig.model_validate({**sections, "storage": uri, "name": space.trial_name(sample)}), sample)
 
 
-def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[ShardSet, ShardSet]:
-    """What can be wrong before a machine is spent: data, storage, the sweep's name. Claims the folder. Returns the train and the val set."""
+def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
+    """What can be wrong before a machine is spent: data, storage, the weight file, the sweep's name. Claims the folder."""
     first = trial_config(config, sweep, uri, space.given(config, sweep.space))
-    train_set, val_set = launch.check(first)
-    identity = launch.identity(first, train_set, val_set) | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
+    identity = launch.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
     run_folder.claim(uri, config.model_dump(mode="json"), identity)
-    return train_set, val_set
 
 
 def cpus_needed(sweep: SweepConfig) -> float:
@@ -146,6 +143,10 @@ def run_tuner(
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sections, budget = config.model_dump(mode="json"), sweep.model_dump(mode="json")
+    if config.pretrained is not None:
+        # Trials are launched from any node, so the weight file lies where all of them see it.
+        digest = pretrained.check(config.pretrained, None)
+        sections["pretrained"] = pretrained.publish(config.pretrained, uri, digest=digest, root=config.storage)
 
     def trial(sample: dict[str, float]) -> None:
         run_trial(sections, budget, uri, sample)
