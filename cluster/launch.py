@@ -14,7 +14,7 @@ from cluster import pretrained, run_folder, storage
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
-from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section
+from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused
 
 Event = dict[str, Any]
 
@@ -124,6 +124,8 @@ class TrainConfig(Section):
         for name, field in LossConfig.model_fields.items():
             if name != "box_weight" and (value := getattr(self.loss, name)) != field.default:
                 raise ValueError(f"loss.{name} {value}: {self.model.architecture} has losses of its own; leave it at {field.default}")
+        if self.model.architecture == "faster_rcnn":
+            refuse_unused(self.decode, "decode", ["top_per_level"], "in the baseline faster_rcnn, which keeps 1000 proposals an image")
         return self
 
     @property
@@ -144,6 +146,7 @@ def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
     description = {
         "model": model,
         "canvases": [list(canvas) for canvas in config.canvas.canvases],
+        "long_side": config.canvas.long_side,
         "decode": config.decode.model_dump(mode="json"),
         "amp": config.training.amp,
     }

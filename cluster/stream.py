@@ -39,6 +39,8 @@ class Stream:
     """Images of this rank's batches; the global batch is `ranks` times that."""
     canvases: Sequence[tuple[int, int]]
     """(height, width) px. A batch has one of them, the one that most of its images prefer."""
+    long_side: int | None = field(default=None, kw_only=True)
+    """px that the longer side of a picture must not pass on its canvas."""
     seed: int
     augmentation: dict[str, Any] = field(default_factory=dict)
     """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
@@ -74,7 +76,7 @@ class Stream:
             return [[0] * count for count in counts]
         sizes = read_columns(self.shard_set, ["height", "width"])
         pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
-        numbers = iter([preferred_canvas(height, width, self.canvases) for height, width in pairs])
+        numbers = iter([preferred_canvas(height, width, self.canvases, long_side=self.long_side) for height, width in pairs])
         return [list(islice(numbers, count)) for count in counts]
 
     def sample(self, row: dict[str, Any], canvas: tuple[int, int], *, epoch: int) -> Sample:
@@ -86,6 +88,7 @@ class Stream:
             np.where(crowd, -1, labels),
             row["image_id"],
             canvas=canvas,
+            long_side=self.long_side,
             generator=self.generator(row["image_id"], epoch),
             **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )
@@ -102,7 +105,7 @@ class Stream:
 
 
 def evaluation_batches(
-    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], threads: int = 1
+    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], long_side: int | None = None, threads: int = 1
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
     """This rank's share of every row exactly once, with the original (height, width) px of each image.
 
@@ -113,7 +116,7 @@ def evaluation_batches(
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
         image = decode_image(row["image"])
-        return evaluation_sample(image, row["image_id"], canvases=canvases), image.shape[:2]
+        return evaluation_sample(image, row["image_id"], canvases=canvases, long_side=long_side), image.shape[:2]
 
     pairs = ordered_map(load, read_planned(shard_set, plan.units(rows)), threads=threads)
     yield from ahead(collate_by_canvas(pairs, batch), depth=2)

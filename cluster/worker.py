@@ -52,7 +52,8 @@ class Worker:
         torch.manual_seed(job["training"]["seed"])
         self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
         self.network = self.model if self.ranks == 1 else distribute(self.model)
-        canvases = [(height, width) for height, width in job["package"]["description"]["canvases"]]
+        description = job["package"]["description"]
+        canvases = [(height, width) for height, width in description["canvases"]]
         dense = not isinstance(self.model, Baseline)
         self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases} if dense else {}
         chosen = job["optimizer"]
@@ -66,6 +67,7 @@ class Worker:
             ranks=self.ranks,
             batch=self.batch,
             canvases=canvases,
+            long_side=description["long_side"],
             seed=job["training"]["seed"],
             augmentation=job["augmentation"],
             threads=job["training"]["decode_threads"],
@@ -214,11 +216,10 @@ class Worker:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
-        predictor = Predictor(model, canvases=self.stream.canvases, decode=description["decode"], amp=description["amp"])
+        frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
+        predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
         found = {}
-        for batch, sizes in evaluation_batches(
-            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvases=predictor.canvases, threads=self.stream.threads
-        ):
+        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, threads=self.stream.threads, **frame):
             found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
         parts: list[Any] = [found]
         if self.ranks > 1:

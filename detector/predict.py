@@ -24,7 +24,8 @@ WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "cla
 def write_package(folder: str, *, weights: str, description: dict[str, Any], classes: Sequence[dict[str, Any]]) -> None:
     """Write a package: `weights` is a safetensors file of the network that `description` builds.
 
-    `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...], "decode": keywords of `decode_detections`, "amp": bool};
+    `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...], "long_side": px or None, "decode": keywords of
+    `decode_detections`, "amp": bool};
     `classes`: [{"label": 0, "id": 1, "name": "RBC"}, ...] in the order of the labels, with the data set's own ids.
     """
     os.makedirs(folder, exist_ok=True)
@@ -37,9 +38,19 @@ def write_package(folder: str, *, weights: str, description: dict[str, Any], cla
 class Predictor:
     """A network in evaluation mode with its canvases and thresholds. Thread-safe as long as the network's weights are left alone."""
 
-    def __init__(self, model: RetinaNet | Baseline, *, canvases: Sequence[tuple[int, int]], decode: dict[str, Any], amp: bool, batch_size: int = 8):
+    def __init__(
+        self,
+        model: RetinaNet | Baseline,
+        *,
+        canvases: Sequence[tuple[int, int]],
+        long_side: int | None = None,
+        decode: dict[str, Any],
+        amp: bool,
+        batch_size: int = 8,
+    ):
         self.model = model
         self.canvases = canvases
+        self.long_side = long_side
         self.decode = decode
         self.amp_dtype = torch.bfloat16 if amp else None
         self.batch_size = batch_size
@@ -52,11 +63,12 @@ class Predictor:
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
         model = model.to(device, memory_format=torch.channels_last).eval()
         canvases = [(height, width) for height, width in description["canvases"]]
-        return cls(model, canvases=canvases, decode=description["decode"], amp=description["amp"], batch_size=batch_size)
+        settings = {name: description[name] for name in ("decode", "amp")}
+        return cls(model, canvases=canvases, long_side=description.get("long_side"), batch_size=batch_size, **settings)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Upright RGB uint8 (H, W, 3) pictures -> their detections, boxes in px of the picture itself."""
-        pairs = ((evaluation_sample(image, i, canvases=self.canvases), image.shape[:2]) for i, image in enumerate(images))
+        pairs = ((evaluation_sample(image, i, canvases=self.canvases, long_side=self.long_side), image.shape[:2]) for i, image in enumerate(images))
         found: dict[int, Detections] = {}
         for batch, sizes in collate_by_canvas(pairs, self.batch_size):
             found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
