@@ -152,14 +152,19 @@ class Worker:
             return
         with tempfile.TemporaryDirectory(prefix="resume-") as folder:
             storage.download_folder(uri, folder)
-            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+            try:
+                state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+                self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
+                self.left = [tuple(interval) for interval in state["left"]]
+            except KeyError as error:
+                remedy = "another version of this code wrote it; go on with that version, or start anew under another --name"
+                raise UsageError(f"{uri}: {error} is missing in it; {remedy}") from error
+            except ValueError as error:
+                raise UsageError(str(error).replace(folder, uri)) from error
         if state["data_digest"] != self.train_set.digest:
             raise UsageError(
                 f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
             )
-        self.epoch, self.images_seen = state["epoch"], state["images_seen"]
-        self.left = [tuple(interval) for interval in state["left"]]
-        self.loss_normalizer = state["loss_normalizer"]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load_pretrained(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from detector.augment import evaluation_sample
 from detector.baselines import Baseline, build_model
 from detector.batch import Batch, collate_by_canvas
 from detector.checkpoint import load_weights
-from detector.decode import Detections
+from detector.decode import Detections, decode_detections
 from detector.model import RetinaNet
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
@@ -33,6 +34,26 @@ def write_package(folder: str, *, weights: str, description: dict[str, Any], cla
     for name, content in ((MODEL_FILE, description), (CLASSES_FILE, list(classes))):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
+
+
+def check_description(description: dict[str, Any]) -> None:
+    """`ValueError` naming the fields of a package's description that this version of the code lacks, or does not know: another version wrote it."""
+
+    def keywords(function: Callable[..., Any], *, required: bool) -> set[str]:
+        taken = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return {p.name for p in taken if not required or p.default is p.empty}
+
+    lacking = {name for name in ("model", "canvases", "decode", "amp") if name not in description}
+    unknown = description.keys() - {"model", "canvases", "long_side", "decode", "amp"}
+    for section, function, also in (("model", RetinaNet, {"architecture"}), ("decode", decode_detections, set())):
+        given = description.get(section, {}).keys()
+        lacking |= {f"{section}.{name}" for name in keywords(function, required=True) - given if section in description}
+        unknown |= {f"{section}.{name}" for name in given - keywords(function, required=False) - also}
+    wrong = [f"{name} is missing" for name in sorted(lacking)] + [f"{name} is not known" for name in sorted(unknown)]
+    if wrong:
+        raise ValueError(
+            f"{MODEL_FILE}: {'; '.join(wrong[:3])}; it was written by another version of this code: use that version, or train and register again"
+        )
 
 
 class Predictor:
@@ -57,8 +78,9 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
-        """Read a package folder. Raises `ValueError` where its weights and its description do not belong together."""
+        """Read a package folder. Raises `ValueError` where its weights and its description do not belong together, or to this version of the code."""
         description = read_json(folder, MODEL_FILE)
+        check_description(description)
         model = build_model(**description["model"])
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
         model = model.to(device, memory_format=torch.channels_last).eval()
