@@ -47,7 +47,8 @@ class AnchorConfig(Section):
     scales: tuple[float, ...] = Field(
         (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         min_length=1,
-        description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c",
+        description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c "
+        "(recipe paper_r50_1x_6_anchors.yaml)",
     )
     ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
     convention: Literal["exact", "torchvision"] = Field(
@@ -133,9 +134,9 @@ class ModelConfig(Section):
     architecture: Literal["retinanet", "faster_rcnn", "fcos"] = Field(
         "retinanet", description="retinanet, or a baseline to compare it with: torchvision's faster_rcnn or fcos, on the same backbone and pyramid"
     )
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"] = (
-        Field("resnet50", description="torchvision's network under the pyramid")
-    )
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
+    ] = Field("resnet50", description="torchvision's network under the pyramid")
     norm: Literal["batch", "frozen", "sync", "group"] = Field(
         "batch",
         description="the backbone's normalisation: batch (statistics of one rank), frozen (fixed scale and bias, for fine-tuning), "

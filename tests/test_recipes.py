@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from detector.anchors import anchor_grid
 from detector.augment import evaluation_sample
+from detector.baselines import build_model
 from detector.optimizer import learning_rate_factor
 from pipelines.command_line import parse, read_yaml
 from pipelines.run import RunConfig
@@ -64,6 +67,22 @@ def test_the_papers_schedule(path: Path):
         for size in ((height, width), (10 * height, 10 * width)):
             sample = evaluation_sample(np.zeros((*size, 3), np.uint8), 1, canvases=canvases, long_side=long_side)
             assert sample.size == shown
+
+
+def test_the_six_anchors_of_table_1c():
+    config, usual = (recipe(RECIPES[0].with_name(f"paper_r50_1x{name}.yaml")) for name in ("_6_anchors", ""))
+    with torch.device("meta"):
+        network = build_model(classes=80, **config.model.model_dump(exclude={"anchors"}), **config.model.anchors.model_dump())
+    assert len(network.box_head.output.bias) == 6 * 4 and len(network.class_head.output.bias) == 6 * 80
+    # Two positions of P3, 2 x 3 anchors at each: areas 32^2 and 2 * 32^2, heights over widths 1/2, 1 and 2.
+    shapes = config.model.anchors.model_dump()
+    first = anchor_grid(64, 96, **shapes)[0][:12].view(2, 6, 4)
+    widths, heights = first[..., 2] - first[..., 0], first[..., 3] - first[..., 1]
+    torch.testing.assert_close(widths * heights, torch.tensor([[1024.0, 2048.0] * 3] * 2))
+    torch.testing.assert_close(heights / widths, torch.tensor([[0.5, 0.5, 1.0, 1.0, 2.0, 2.0]] * 2))
+    # Nothing else differs.
+    assert config.model_copy(update={"model": usual.model}) == usual
+    assert config.model.model_copy(update={"anchors": usual.model.anchors}) == usual.model
 
 
 def test_the_paper_has_three_backbones():

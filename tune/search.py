@@ -18,13 +18,14 @@ from typing import Any
 
 import optuna
 import yaml
+from pydantic import ValidationError
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, report, with_resources
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking
-from cluster.errors import PlainError
+from cluster.errors import PlainError, UsageError
 from cluster.launch import TrainConfig
 from tune import space
 from tune.space import SweepConfig
@@ -63,7 +64,12 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
 
 def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
     """What can be wrong before a machine is spent: data, storage, the weight file, the sweep's name. Claims the folder."""
-    first = trial_config(config, sweep, uri, space.given(config, sweep.space))
+    try:
+        first = trial_config(config, sweep, uri, space.given(config, sweep.space))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        shares = "sweep.workers, sweep.cpus_per_worker and sweep.gpus_per_worker stand for those of training in a trial"
+        raise UsageError(f"sweep: its trials could not be trained: {reason} ({shares})") from error
     identity = launch.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
     run_folder.claim(uri, config.model_dump(mode="json"), identity)
 
