@@ -194,6 +194,16 @@ def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(tmp_pat
         launch.check(configure(pretrained=str(tmp_path / "none.pth")))
 
 
+def test_what_was_checked_is_not_checked_again(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure()
+    checked = launch.check(config)
+    best = {"checkpoint": "there", "AP": 0.5}
+    for name, content in ((run_folder.FINISHED, {}), (run_folder.BEST, best)):
+        run_folder.write(config.run_uri, name, content)
+    monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))
+    assert launch.launch(config, checked=checked) == best
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
     from cluster.worker import Worker
