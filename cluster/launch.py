@@ -178,7 +178,7 @@ def check(config: TrainConfig) -> Checked:
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same)
+    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
     return Checked(train_set, same, begun)
 
 
