@@ -43,7 +43,7 @@ class SamplingConfig(Section):
     def weights_are_positive(self) -> SamplingConfig:
         for name, weight in self.source_weights.items():
             if not 0 < weight <= 1000:
-                raise ValueError(f"sampling.source_weights {name} {weight:g}: must be above 0 and at most 1000; prepare a set without a source instead")
+                raise ValueError(f"sampling.source_weights {name} {weight:g}: must be above 0 and at most 1000; else prepare a set without it")
         return self
 
 
