@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -271,3 +273,39 @@ def test_leaving_early_stops_the_reading_thread() -> None:
         next(iter(items))
     count = len(made)
     assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
+
+
+def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
+    """Three ranks in processes of their own make one step; one is killed in the middle of its second; one rank does the rest."""
+    import ray
+
+    class Rank:
+        def __init__(self, own: Stream):
+            self.batches = own.epoch(2, [(0, 24)])
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def step(self) -> dict[int, bytes]:
+            batch = next(self.batches)
+            return {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    actors = [ray.remote(num_cpus=0)(Rank).remote(stream(shard_set, rank, 3)) for rank in range(3)]
+    seen = Counter()
+    pixels: dict[int, bytes] = {}
+    for found in ray.get([actor.step.remote() for actor in actors]):
+        seen.update(found.keys())
+        pixels |= found
+    os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[1].step.remote())
+    for actor in actors:
+        ray.kill(actor)
+    # What the others read ahead or even used of the second step does not count: no update was made of it.
+    left = plan.advance([(0, 24)], ranks=3, batch=4, done=1)
+    for batch in stream(shard_set, 0, 1).epoch(2, left):
+        seen.update(i for i in batch.image_ids.tolist() if i >= 0)
+        pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+    assert set(seen.values()) == {1} and len(seen) == 24
+    whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
+    assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}
