@@ -214,11 +214,34 @@ def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
         ({"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}}, "not a shard set"),
         ({"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}}, "no-such-bucket"),
         ({"storage": "s3://no-such-bucket/store"}, "no-such-bucket"),
+        ({"sampling": {"source_weights": {"night": 2.0}}}, "sampling.source_weights night: is no source of data.train"),
     ],
 )
 def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         launch.check(config(shards, **{"name": "refused", **changes}))
+
+
+CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpus", "nodes", "place"),
+    [
+        ("auto", 0, [CPU_NODE, CPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE, CPU_NODE], "tasks"),
+        ("auto", 1, [GPU_NODE, {**CPU_NODE, "Alive": False}], "threads"),
+        ("auto", 1, [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}], "threads"),  # a head without CPUs
+        ("threads", 1, [GPU_NODE, CPU_NODE], "threads"),
+        ("tasks", 0, [CPU_NODE], "tasks"),
+    ],
+)
+def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert launch.decode_place(choice, gpus_per_worker=gpus) == place
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
