@@ -41,6 +41,8 @@ class Sampler:
 
     canvases: Sequence[tuple[int, int]]
     """(height, width) px; a row's `canvas` is the number of its own."""
+    long_side: int | None
+    """px that the longer side of a picture must not pass on it."""
     classes: int
     seed: int
     epoch: int
@@ -56,6 +58,7 @@ class Sampler:
             np.where(crowd, -1, labels),
             row["image_id"],
             canvas=self.canvases[row["canvas"]],
+            long_side=self.long_side,
             generator=self.generator(row["image_id"], row["copy"]),
             **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )

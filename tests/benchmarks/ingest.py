@@ -71,7 +71,7 @@ def write_set(uri: str, images: int) -> shards.ShardSet:
 
 
 def sampler(epoch: int) -> Sampler:
-    return Sampler([CANVAS], 3, 0, epoch, {"flip": 0.5})
+    return Sampler([CANVAS], None, 3, 0, epoch, {"flip": 0.5})
 
 
 def units_of(shard_set: shards.ShardSet, epoch: int) -> list[plan.Unit]:
