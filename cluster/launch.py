@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from cluster import pretrained, run_folder, storage
-from cluster.errors import DataError, PlainError, UsageError
+from cluster.errors import UsageError
+from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused
@@ -24,6 +25,28 @@ class DataConfig(Section):
 
     train: str = Field(description="URI of the shard set to train on (a local folder or s3://bucket/key)")
     val: str = Field(description="URI of the shard set to evaluate on")
+
+
+class SamplingConfig(Section):
+    """How often the images of data.train occur in an epoch: each once, unless said otherwise. An epoch has the same number of images every time."""
+
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="images of classes that a smaller share of the images has occur more often, by the square root of threshold / share "
+        "(LVIS: 0.001); 0: none",
+    )
+    source_weights: dict[str, float] = Field(
+        {}, description='how often the images of a source of the shard set occur, as JSON such as {"night": 2, "day": 0.5}; 1 where it is not named'
+    )
+
+    @model_validator(mode="after")
+    def weights_are_positive(self) -> SamplingConfig:
+        for name, weight in self.source_weights.items():
+            if not 0 < weight <= 1000:
+                raise ValueError(f"sampling.source_weights {name} {weight:g}: must be above 0 and at most 1000; else prepare a set without it")
+        return self
 
 
 class TrainingConfig(Section):
@@ -45,6 +68,11 @@ class TrainingConfig(Section):
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
+    decode: Literal["auto", "threads", "tasks"] = Field(
+        "auto",
+        description="where images are decoded and augmented: in threads beside each worker, in tasks of Ray Data on any node, or auto: "
+        "tasks where workers have GPUs and nodes without any are there, else threads; the pixels are the same",
+    )
     decode_threads: int = Field(1, ge=1, le=64, description="threads that decode and augment beside each worker")
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
@@ -54,6 +82,7 @@ EXECUTION = {
     "accumulate",
     "cpus_per_worker",
     "gpus_per_worker",
+    "decode",
     "decode_threads",
     "retries",
     "log_steps",
@@ -73,6 +102,7 @@ class TrainConfig(Section):
     )
     storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
     data: DataConfig
+    sampling: SamplingConfig = SamplingConfig()
     model: ModelConfig = ModelConfig()
     pretrained: str | None = Field(
         None,
@@ -174,6 +204,10 @@ def check(config: TrainConfig) -> Checked:
             f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
             "prepare both from JSON files with the same categories"
         )
+    unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
+    if unknown:
+        known = ", ".join(train_set.source_names)
+        raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
     storage.check_writable(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
@@ -202,7 +236,7 @@ def launch(
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
     resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
-    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would change nothing (`LASTING`).
+    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
     """
     checked = checked or check(config)
     run = config.run_uri
@@ -222,7 +256,8 @@ def launch(
         weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
     with Board(on_event) as board:
         job = {
-            **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training")},
+            **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
+            "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
             "data": data,
             "run": run,
             "pretrained": weights,
@@ -263,44 +298,19 @@ def train_on_worker(job: dict[str, Any]) -> None:
     Worker(job).train()
 
 
+def decode_place(choice: str, *, gpus_per_worker: float) -> str:
+    """`threads` or `tasks`, see `TrainingConfig.decode`; Ray must be connected."""
+    import ray
+
+    if choice != "auto":
+        return choice
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
+
+
 def cpus_needed(config: TrainConfig) -> float:
-    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS)
-
-
-LASTING = (UsageError, DataError, ArithmeticError)
-"""Errors of a worker that its restart would meet again: a configuration or data that cannot be used, and `NonFiniteLoss`."""
-
-
-def stop_at_lasting_errors() -> Any:
-    """Ray Train's `FailureConfig` counts all failures alike. What a callback raises in the controller is not retried."""
-    from ray.train import UserCallback
-
-    class StopAtLastingErrors(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for rank in sorted(worker_exceptions):
-                # Ray wraps what the training function raised, to keep its traceback.
-                raised = getattr(worker_exceptions[rank], "_base_exc", worker_exceptions[rank])
-                if isinstance(raised, LASTING):
-                    raise raised
-
-    return StopAtLastingErrors()
-
-
-def plain_failure(error: BaseException, name: str, *, retries: int) -> PlainError:
-    """What `TrainingFailedError` means to the person who typed the command, with the exit code of the worker's own error."""
-    lasting = getattr(error, "controller_failure", None)
-    if isinstance(lasting, LASTING):
-        kind = type(lasting) if isinstance(lasting, PlainError) else PlainError
-        return kind(f"training {name} stopped: {lasting}")
-    return PlainError(f"training {name} failed after {retries} retries: {root_cause(error)}")
-
-
-def root_cause(error: BaseException) -> str:
-    """The last line of the first worker's traceback: what actually went wrong."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = failures[min(failures)] if failures else error
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(first).__name__
+    """What a whole training books; tasks that decode need a core of their own."""
+    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS) + (config.training.decode == "tasks")
 
 
 class Board:

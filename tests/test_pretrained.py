@@ -149,7 +149,7 @@ def test_the_file_lies_where_every_node_sees_it(tmp_path: Path, bucket: str) -> 
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
     """Makes the configuration of a run of the small network, with shard sets that need not be there."""
     categories = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
-    shards = SimpleNamespace(num_rows=1, categories=categories, class_names=["cell", "platelet"], digest="d")
+    shards = SimpleNamespace(num_rows=1, categories=categories, class_names=["cell", "platelet"], source_names=(), digest="d")
     monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     model = {"backbone": "resnet18", "width": 64}

@@ -19,7 +19,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from safetensors.torch import save_file
 
-from cluster import launch, run_folder, storage
+from cluster import failures, launch, run_folder, storage
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
@@ -232,15 +232,15 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
 
 
 def test_lasting_errors_keep_their_exit_code() -> None:
-    stop = launch.stop_at_lasting_errors()
+    stop = failures.stop_at_lasting_errors()
     stop.after_exception(None, {0: RuntimeError("connection reset"), 1: PlainError("the storage is down")})
     with pytest.raises(DataError, match="a shard is damaged"):
         stop.after_exception(None, {0: RuntimeError("connection reset"), 1: UserExceptionWithTraceback(DataError("a shard is damaged"), "")})
-    failure = launch.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
+    failure = failures.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
     assert type(failure) is DataError and str(failure) == "training cells stopped: a shard is damaged"
-    failure = launch.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
+    failure = failures.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
     assert type(failure) is PlainError and str(failure) == "training cells stopped: the loss is nan"
-    failure = launch.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
+    failure = failures.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
     assert type(failure) is PlainError and str(failure) == "training cells failed after 2 retries: connection reset"
 
 
@@ -250,11 +250,34 @@ def test_lasting_errors_keep_their_exit_code() -> None:
         ({"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}}, "not a shard set"),
         ({"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}}, "no-such-bucket"),
         ({"storage": "s3://no-such-bucket/store"}, "no-such-bucket"),
+        ({"sampling": {"source_weights": {"night": 2.0}}}, "sampling.source_weights night: is no source of data.train"),
     ],
 )
 def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         launch.check(config(shards, **{"name": "refused", **changes}))
+
+
+CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpus", "nodes", "place"),
+    [
+        ("auto", 0, [CPU_NODE, CPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE, CPU_NODE], "tasks"),
+        ("auto", 1, [GPU_NODE, {**CPU_NODE, "Alive": False}], "threads"),
+        ("auto", 1, [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}], "threads"),  # a head without CPUs
+        ("threads", 1, [GPU_NODE, CPU_NODE], "threads"),
+        ("tasks", 0, [CPU_NODE], "tasks"),
+    ],
+)
+def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert launch.decode_place(choice, gpus_per_worker=gpus) == place
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -35,11 +35,10 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
     optimizer = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}
     vars(loop).update(
         job={"training": training, "optimizer": optimizer},
-        train_set=SimpleNamespace(num_rows=8),
-        stream=SimpleNamespace(epoch=batches),
+        stream=SimpleNamespace(epoch=batches, places=8),
         model=SimpleNamespace(train=lambda: None),
         average=None,
-        device=None,
+        device=SimpleNamespace(type="cpu"),
         run="",
         rank=0,
         ranks=1,
