@@ -22,7 +22,7 @@ from cluster.rows import read_planned
 from cluster.shards import ShardSet, read_columns
 from detector.augment import evaluation_sample, mix, preferred_canvas, training_sample
 from detector.batch import Batch, Sample, collate, collate_by_canvas
-from detector.image import decode_image
+from detector.image import open_image
 
 MIXING = ("mosaic", "mixup")
 """What is done to a batch and not to one picture."""
@@ -81,7 +81,7 @@ class Stream:
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
         return training_sample(
-            decode_image(row["image"]),
+            open_image(row["image"]),
             boxes,
             np.where(crowd, -1, labels),
             row["image_id"],
@@ -112,7 +112,7 @@ def evaluation_batches(
     rows = plan.rows_of(sequence, plan.cut([(0, len(sequence))], rank=rank, ranks=ranks))
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
-        image = decode_image(row["image"])
+        image = open_image(row["image"])
         return evaluation_sample(image, row["image_id"], canvases=canvases), image.shape[:2]
 
     pairs = ordered_map(load, read_planned(shard_set, plan.units(rows)), threads=threads)
