@@ -253,10 +253,7 @@ def samples(shard_set: ShardSet, annotations: Annotations) -> str:
 
 def sample(row: dict[str, Any], names: Sequence[str]) -> str:
     """One picture with its boxes as a vector drawing over a thumbnail: boxes stay sharp, and the coordinates are those of the picture."""
-    try:
-        picture = Image.fromarray(decode_image(row["image"]))
-    except ImageError as error:
-        raise DataError(f"{row['file_name']} (image_id {row['image_id']}): {error}; prepare the set again") from error
+    picture = Image.fromarray(decode(row))
     picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=3.0)
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=80)
@@ -283,3 +280,28 @@ def sample(row: dict[str, Any], names: Sequence[str]) -> str:
         f'<figure><svg viewBox="0 0 {width} {height}"><image width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>{lines}</svg>'
         f'<figcaption><b title="{name}">{name}</b> {width} x {height}<br>{" ".join(chips) or "no boxes"}</figcaption></figure>'
     )
+
+
+def draw_samples(shard_set: ShardSet, folder: str, *, count: int) -> int:
+    """Publish up to `count` pictures with their boxes and class names as <image id>.png in the folder; returns how many there were.
+
+    `DataError` as for `write_report`.
+    """
+    from detector.plots import annotation_figure  # matplotlib is not for those who only want the lines
+
+    drawn = 0
+    for row in survey.read_samples(shard_set, survey.read(shard_set), count=count):
+        boxes_N4 = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
+        figure = annotation_figure(decode(row), boxes_N4, row["labels"], row["crowd"], shard_set.class_names, title=row["file_name"])
+        sink = io.BytesIO()
+        figure.savefig(sink, format="png", dpi=110)
+        storage.write_bytes(storage.join(folder, f"{row['image_id']}.png"), sink.getvalue())
+        drawn += 1
+    return drawn
+
+
+def decode(row: dict[str, Any]) -> np.ndarray:
+    try:
+        return decode_image(row["image"])
+    except ImageError as error:
+        raise DataError(f"{row['file_name']} (image_id {row['image_id']}): {error}; prepare the set again") from error

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +47,8 @@ SCHEMA = pa.schema(
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
 # pa.binary counts its bytes in int32; a row group is cut before it comes near.
 MAX_GROUP_BYTES = 1 << 30
+# Verifying reads in pieces, large enough for one request each to be worth its latency.
+PIECE_BYTES = 8 << 20
 
 
 class Category(NamedTuple):
@@ -179,8 +181,12 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(uri: str) -> list[dict[str, str]]:
-    with storage.open_input(storage.join(uri, QUARANTINE)) as file:
-        return pq.read_table(file).to_pylist()
+    """The records left out. `DataError` when the file is missing or damaged."""
+    try:
+        with storage.open_input(storage.join(uri, QUARANTINE)) as file:
+            return pq.read_table(file).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
@@ -258,18 +264,37 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
         return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in columns]).empty_table(), *pool.map(read, shard_set.shards)])
 
 
-def verify_shard_set(shard_set: ShardSet) -> None:
-    """Read every shard again. `DataError` naming the first one that is missing or whose bytes are not those of the index."""
-    for shard in shard_set.shards:
+def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None) -> None:
+    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with each bad one when it is found.
+
+    `DataError` naming every shard that is missing or whose bytes are not those of the index, `PlainError` when the storage fails.
+    """
+
+    def judge(shard: Shard) -> str:
+        digest = hashlib.sha256()
         uri = storage.join(shard_set.uri, shard.name)
         try:
-            digest = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+            with storage.plain_errors(uri, "read"), storage.open_input(uri) as file:
+                while piece := file.read(PIECE_BYTES):
+                    digest.update(piece)
         except FileNotFoundError:
-            raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite") from None
-        if digest != shard.sha256:
-            raise DataError(f"{uri}: has sha256 {digest[:12]}..., the index names {shard.sha256[:12]}...; run prepare with --overwrite")
+            say(f"{shard.name}: is in the index but not in the folder")
+            return "missing"
+        if digest.hexdigest() == shard.sha256:
+            return "good"
+        say(f"{shard.name}: has sha256 {digest.hexdigest()[:12]}..., the index names {shard.sha256[:12]}...")
+        return "changed"
+
+    found: dict[str, list[str]] = {"missing": [], "changed": [], "good": []}
+    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
+        for shard, verdict in zip(shard_set.shards, pool.map(judge, shard_set.shards), strict=True):
+            found[verdict].append(shard.name)
+    if bad := len(found["missing"]) + len(found["changed"]):
+        which = "; ".join(f"{verdict}: {', '.join(found[verdict])}" for verdict in ("missing", "changed") if found[verdict])
+        total = len(shard_set.shards)
+        raise DataError(f"{shard_set.uri}: {bad} of {total} shards are not as {INDEX} has them; {which}; run prepare with --overwrite true")
     if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite")
+        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
 
 
 def read_rows(groups: Sequence[tuple[str, int]], rows: Sequence[tuple[int, int]]) -> pa.Table:

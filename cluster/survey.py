@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,9 @@ class Annotations:
 
 
 def read(shard_set: ShardSet) -> Annotations:
-    """The annotations of all images; no pixel is read, and nothing is done box by box."""
-    table = shards.read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
+    """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError` for a set that cannot be read."""
+    with readable(shard_set.uri):
+        table = shards.read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
 
     def flat(name: str) -> pa.Array:
         return pc.list_flatten(table[name]).combine_chunks()
@@ -124,8 +126,16 @@ def read_samples(shard_set: ShardSet, annotations: Annotations, *, count: int) -
     groups = np.searchsorted(starts, chosen, side="right") - 1
     for group in np.unique(groups).tolist():
         uri, number = shard_set.locate_group(group)
-        try:
+        with readable(uri):
             rows = shards.read_row_group(uri, number).take(pa.array(chosen[groups == group] - starts[group])).to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{uri}: row group {number} cannot be read ({error}); see `python -m pipelines.shards --verify true`") from error
         yield from rows
+
+
+@contextmanager
+def readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        # Arrow tells a damaged file and a failing storage by the same errors.
+        why = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise DataError(f"{uri}: cannot be read ({why}); `python -m pipelines.shards --verify true` names the shards that are damaged") from error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,17 +130,45 @@ def test_an_index_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_verify_finds_changed_and_missing_shards(root: str) -> None:
-    opened = write_set(root, [[row(1, 2)], [row(2, 1)]])
-    shards.verify_shard_set(opened)
-    second = storage.join(root, "shard-00001-of-00002.parquet")
-    data = bytearray(storage.read_bytes(second))
+    opened = write_set(root, [[row(n, 2)] for n in range(5)])
+    said: list[str] = []
+    shards.verify_shard_set(opened, say=said.append)
+    assert said == []
+    names = [storage.join(root, shard.name) for shard in opened.shards]
+    storage.delete_file(names[0])
+    # One bit turned; the end cut off.
+    data = bytearray(storage.read_bytes(names[1]))
+    storage.write_bytes(names[3], storage.read_bytes(names[3])[:-1])
     data[6] ^= 1
-    storage.write_bytes(second, bytes(data))
-    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: has sha256"):
-        shards.verify_shard_set(opened)
-    storage.delete_file(second)
-    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: is in the index but not in the folder"):
-        shards.verify_shard_set(opened)
+    storage.write_bytes(names[1], bytes(data))
+    zeroth, first, third = (f"shard-0000{n}-of-00005.parquet" for n in (0, 1, 3))
+    words = rf"3 of 5 shards are not as index.json has them; missing: {zeroth}; changed: {first}, {third}; run prepare with --overwrite true"
+    with pytest.raises(DataError, match=words):
+        shards.verify_shard_set(opened, say=said.append)
+    assert sorted(said)[0] == f"{zeroth}: is in the index but not in the folder"
+    digest = hashlib.sha256(data).hexdigest()
+    assert sorted(said)[1] == f"{first}: has sha256 {digest[:12]}..., the index names {opened.shards[1].sha256[:12]}..."
+    assert len(said) == 3
+
+
+def test_verify_reads_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = write_set(str(tmp_path), [[row(n, 2) for n in range(9)]])
+    monkeypatch.setattr(shards, "PIECE_BYTES", 7)
+    shards.verify_shard_set(opened)
+
+
+def test_verify_looks_at_the_index_itself(tmp_path: Path) -> None:
+    opened = write_set(str(tmp_path), [[row(1, 2)]])
+    with pytest.raises(DataError, match="the set digest does not fit its shards"):
+        shards.verify_shard_set(replace(opened, categories=CATEGORIES[:1]))
+
+
+def test_a_missing_quarantine_is_told_plainly(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"quarantine.parquet: is missing or damaged; run prepare"):
+        shards.read_quarantine(str(tmp_path))
+    storage.write_bytes(str(tmp_path / "quarantine.parquet"), b"not Parquet at all")
+    with pytest.raises(DataError, match="is missing or damaged"):
+        shards.read_quarantine(str(tmp_path))
 
 
 def test_quarantine_round_trip(root: str) -> None:
