@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,28 @@ class DataConfig(Section):
 
     train: str = Field(description="URI of the shard set to train on (a local folder or s3://bucket/key)")
     val: str = Field(description="URI of the shard set to evaluate on")
+
+
+class SamplingConfig(Section):
+    """How often the images of data.train occur in an epoch: each once, unless said otherwise. An epoch has the same number of images every time."""
+
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="images of classes that a smaller share of the images has occur more often, by the square root of threshold / share "
+        "(LVIS: 0.001); 0: none",
+    )
+    source_weights: dict[str, float] = Field(
+        {}, description='how often the images of a source of the shard set occur, as JSON such as {"night": 2, "day": 0.5}; 1 where it is not named'
+    )
+
+    @model_validator(mode="after")
+    def weights_are_positive(self) -> SamplingConfig:
+        for name, weight in self.source_weights.items():
+            if not 0 < weight <= 1000:
+                raise ValueError(f"sampling.source_weights {name} {weight:g}: must be above 0 and at most 1000; else prepare a set without it")
+        return self
 
 
 class TrainingConfig(Section):
@@ -44,6 +66,11 @@ class TrainingConfig(Section):
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
+    decode: Literal["auto", "threads", "tasks"] = Field(
+        "auto",
+        description="where images are decoded and augmented: in threads beside each worker, in tasks of Ray Data on any node, or auto: "
+        "tasks where workers have GPUs and nodes without any are there, else threads; the pixels are the same",
+    )
     decode_threads: int = Field(1, ge=1, le=64, description="threads that decode and augment beside each worker")
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
@@ -53,6 +80,7 @@ EXECUTION = {
     "accumulate",
     "cpus_per_worker",
     "gpus_per_worker",
+    "decode",
     "decode_threads",
     "retries",
     "log_steps",
@@ -72,6 +100,7 @@ class TrainConfig(Section):
     )
     storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
     data: DataConfig
+    sampling: SamplingConfig = SamplingConfig()
     model: ModelConfig = ModelConfig()
     pretrained: str | None = Field(
         None,
@@ -160,6 +189,10 @@ def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
             f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
             "prepare both from JSON files with the same categories"
         )
+    unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
+    if unknown:
+        known = ", ".join(train_set.source_names)
+        raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
     storage.check_writable(config.run_uri)
     if config.pretrained is not None and not run_folder.checkpoints(config.run_uri):
         pretrained.check(config.pretrained)
@@ -188,7 +221,8 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
     sections = config.model_dump(mode="json")
     with Board(on_event) as board:
         job = {
-            **{name: sections[name] for name in ("loss", "augmentation", "optimizer", "training")},
+            **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
+            "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
             "data": data,
             "run": run,
             "pretrained": config.pretrained and pretrained.absolute(config.pretrained),
@@ -229,8 +263,19 @@ def train_on_worker(job: dict[str, Any]) -> None:
     Worker(job).train()
 
 
+def decode_place(choice: str, *, gpus_per_worker: float) -> str:
+    """`threads` or `tasks`, see `TrainingConfig.decode`; Ray must be connected."""
+    import ray
+
+    if choice != "auto":
+        return choice
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
+
+
 def cpus_needed(config: TrainConfig) -> float:
-    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS)
+    """What a whole training books; tasks that decode need a core of their own."""
+    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS) + (config.training.decode == "tasks")
 
 
 def root_cause(error: BaseException) -> str:

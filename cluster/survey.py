@@ -1,9 +1,13 @@
-"""The annotations of a shard set as flat arrays, and the choice of pictures that show them. Shapes: I images, N boxes, C cells."""
+"""A shard set looked over: whether its bytes are those of the index, what its annotations say, which pictures show it.
+
+Shapes: I images, N boxes; in the choice of pictures C cells, P pairs of an image and a cell in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +15,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import shards
+from cluster import shards, storage
 from cluster.errors import DataError
-from cluster.shards import ShardSet
+from cluster.shards import INDEX, Shard, ShardSet
 
 COCO_SIDES = (32, 96)
 """px, the square roots of the areas between small, medium and large objects in COCO's evaluation."""
 SIZES = ("small", "medium", "large")
 SAMPLE_GROUPS = 4
 """Row groups that sample pictures are taken from: each is read whole, and four of them hold most classes of most sets."""
+PIECE_BYTES = 8 << 20
+"""Verifying reads in pieces: large enough to be worth a request each, and whole shards need not fit into memory."""
+
+
+def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None) -> None:
+    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with each bad one.
+
+    `DataError` naming every shard that is missing or whose bytes are not those of the index, `PlainError` when the storage fails.
+    """
+
+    def fault(shard: Shard) -> str:
+        uri, digest = storage.join(shard_set.uri, shard.name), hashlib.sha256()
+        try:
+            with storage.plain_errors(uri, "read"), storage.open_input(uri) as file:
+                while piece := file.read(PIECE_BYTES):
+                    digest.update(piece)
+        except FileNotFoundError:
+            return "is in the index but not in the folder"
+        found = digest.hexdigest()
+        return "" if found == shard.sha256 else f"has sha256 {found[:12]}..., the index names {shard.sha256[:12]}..."
+
+    bad = []
+    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
+        for shard, why in zip(shard_set.shards, pool.map(fault, shard_set.shards), strict=True):
+            if why:
+                bad.append(shard.name)
+                say(f"{shard.name} {why}")
+    if bad:
+        several = f"{len(bad)} of {len(shard_set.shards)} shards are not as {INDEX} has them: {', '.join(bad)}"
+        raise DataError(f"{shard_set.uri}: {several}; run prepare with --overwrite true")
+    if shards.set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
+        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
 
 
 @dataclass(frozen=True)
@@ -50,9 +86,8 @@ class Annotations:
 
 
 def read(shard_set: ShardSet) -> Annotations:
-    """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError` for a set that cannot be read."""
-    with readable(shard_set.uri):
-        table = shards.read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
+    """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError` for a shard that is damaged."""
+    table = shards.read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
 
     def flat(name: str) -> pa.Array:
         return pc.list_flatten(table[name]).combine_chunks()
@@ -120,22 +155,10 @@ def choose_samples(annotations: Annotations, rows_per_group: Sequence[int], *, c
 
 
 def read_samples(shard_set: ShardSet, annotations: Annotations, *, count: int) -> Iterator[dict[str, Any]]:
-    """The rows that `choose_samples` names, as in the shards, one row group in memory at a time. `DataError` for a shard that cannot be read."""
+    """The rows that `choose_samples` names, as in the shards, one row group in memory at a time. `DataError` for a shard that is damaged."""
     chosen = np.array(choose_samples(annotations, shard_set.rows_per_group, count=count), np.int64)
     starts = np.cumsum([0, *shard_set.rows_per_group])
     groups = np.searchsorted(starts, chosen, side="right") - 1
     for group in np.unique(groups).tolist():
-        uri, number = shard_set.locate_group(group)
-        with readable(uri):
-            rows = shards.read_row_group(uri, number).take(pa.array(chosen[groups == group] - starts[group])).to_pylist()
-        yield from rows
-
-
-@contextmanager
-def readable(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowInvalid) as error:
-        # Arrow tells a damaged file and a failing storage by the same errors.
-        why = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise DataError(f"{uri}: cannot be read ({why}); `python -m pipelines.shards --verify true` names the shards that are damaged") from error
+        table = shards.read_row_group(shard_set.locate_group(group))
+        yield from table.take(pa.array(chosen[groups == group] - starts[group])).to_pylist()

@@ -23,7 +23,7 @@ from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
 from detector.baselines import Baseline, baseline_step, build_model
-from detector.batch import Batch
+from detector.batch import Batch, on_device
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
@@ -67,10 +67,13 @@ class Worker:
             batch=self.batch,
             canvases=canvases,
             seed=job["training"]["seed"],
+            epochs=self.epochs,
             augmentation=job["augmentation"],
             threads=job["training"]["decode_threads"],
+            decode=job["decode"],
+            **job["sampling"],
         )
-        self.epoch, self.images_seen, self.left = 0, 0, [(0, self.train_set.num_rows)]
+        self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
         self.last_report: float | None = None
@@ -91,7 +94,7 @@ class Worker:
                 uri = self.save()
                 if evaluate:
                     self.evaluate(uri)
-            self.epoch, self.left = done, [(0, self.train_set.num_rows)]
+            self.epoch, self.left = done, [(0, self.stream.places)]
         if self.rank == 0:
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
 
@@ -99,16 +102,16 @@ class Worker:
         """The rest of this epoch. Part-way checkpoints are taken whenever `checkpoint_images` more images were seen."""
         start, optimizer = self.left, self.job["optimizer"]
         every = self.job["training"]["checkpoint_images"]
-        for done, batch in enumerate(self.stream.epoch(self.epoch, start), start=1):
+        for done, batch in enumerate(on_device(self.stream.epoch(self.epoch, start), self.device), start=1):
             # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
             self.last_report = self.last_report or time.monotonic()
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
-            report = self.step(batch.to(self.device), learning_rate=optimizer["learning_rate"] * factor)
+            report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
-            before, self.images_seen = self.images_seen, self.epoch * self.train_set.num_rows + self.train_set.num_rows - plan.size(self.left)
+            before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
             self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
@@ -132,7 +135,7 @@ class Worker:
 
     @property
     def images_total(self) -> int:
-        return self.epochs * self.train_set.num_rows
+        return self.epochs * self.stream.places
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.ranks > 1:
@@ -258,7 +261,7 @@ class Worker:
         now = time.monotonic()
         seen = sum(step["images"] for step in self.window)
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
-        epoch = self.images_seen / self.train_set.num_rows
+        epoch = self.images_seen / self.stream.places
         self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / (now - self.last_report), **means)
         self.last_report, self.window = now, []
 

@@ -30,7 +30,7 @@ class ShardsConfig(Section):
 
 
 def main(config: ShardsConfig) -> None:
-    from cluster import report, shards, storage
+    from cluster import report, shards, storage, survey
 
     storage.check_readable(config.data)
     shard_set = shards.open_shard_set(config.data)
@@ -41,7 +41,7 @@ def main(config: ShardsConfig) -> None:
     for line in report.summary_lines(shards.read_index(shard_set.uri), shards.read_quarantine(shard_set.uri)):
         print(line, flush=True)
     if config.verify:
-        shards.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
+        survey.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
         print(f"verified    {len(shard_set.shards)} shards: every byte is as index.json has it")
     if config.samples:
         print(f"drawn       {report.draw_samples(shard_set, output, count=config.samples)} pictures in {output}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,9 +105,48 @@ def test_samples_come_with_their_pixels(tmp_path):
     assert found[1]["labels"] == [1] and found[1]["boxes"] == [[1, 2, 51, 52]] and found[2]["crowd"] == [True]
 
 
-def test_a_shard_that_cannot_be_read_is_named(tmp_path):
+def test_a_damaged_or_missing_shard_is_named(tmp_path):
     opened = write_set(str(tmp_path), [row(1, (0, 10.0, False))])
     everything = survey.read(opened)
-    storage.write_bytes(str(tmp_path / opened.shards[0].name), b"PAR1 nothing of the kind PAR1")
-    with pytest.raises(DataError, match=r"shard-00000-of-00001.parquet: cannot be read .*--verify true"):
-        list(survey.read_samples(opened, everything, count=1))
+    path = tmp_path / opened.shards[0].name
+    for damage, words in ((lambda: path.write_bytes(b"PAR1 nothing of the kind PAR1"), "is damaged"), (path.unlink, "not in the folder")):
+        damage()
+        with pytest.raises(DataError, match="shard-00000-of-00001.parquet: is "):
+            list(survey.read_samples(opened, everything, count=1))
+        with pytest.raises(DataError, match=f"shard-00000-of-00001.parquet: .*{words}"):
+            survey.read(opened)
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_verify_names_every_changed_and_missing_shard(where, tmp_path, request):
+    root = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
+    opened = write_set(root, *[[row(n, (0, 8, False))] for n in range(5)])
+    said: list[str] = []
+    survey.verify_shard_set(opened, say=said.append)
+    assert said == []
+    names = [shard.name for shard in opened.shards]
+    storage.delete_file(storage.join(root, names[0]))
+    # One bit turned; the last byte cut off.
+    data = bytearray(storage.read_bytes(storage.join(root, names[1])))
+    data[6] ^= 1
+    storage.write_bytes(storage.join(root, names[1]), bytes(data))
+    storage.write_bytes(storage.join(root, names[3]), storage.read_bytes(storage.join(root, names[3]))[:-1])
+    words = rf"3 of 5 shards are not as index.json has them: {names[0]}, {names[1]}, {names[3]}; run prepare with --overwrite true"
+    with pytest.raises(DataError, match=words):
+        survey.verify_shard_set(opened, say=said.append)
+    found = hashlib.sha256(data).hexdigest()
+    assert said[0] == f"{names[0]} is in the index but not in the folder"
+    assert said[1] == f"{names[1]} has sha256 {found[:12]}..., the index names {opened.shards[1].sha256[:12]}..."
+    assert len(said) == 3 and said[2].startswith(f"{names[3]} has sha256")
+
+
+def test_verify_reads_in_pieces(tmp_path, monkeypatch):
+    opened = write_set(str(tmp_path), [row(n, (0, 8, False)) for n in range(9)])
+    monkeypatch.setattr(survey, "PIECE_BYTES", 7)
+    survey.verify_shard_set(opened)
+
+
+def test_verify_looks_at_the_index_itself(tmp_path):
+    opened = write_set(str(tmp_path), [row(1)])
+    with pytest.raises(DataError, match="the set digest does not fit its shards"):
+        survey.verify_shard_set(replace(opened, categories=CATEGORIES[:1]))
