@@ -132,21 +132,21 @@ def classes(objects: Annotations, names: Sequence[str]) -> str:
 
 
 def object_sizes(objects: Annotations) -> str:
-    side_N = np.sqrt(objects.area_N)
-    # Four bars from 32 to 96 px, so that COCO's limits are edges; as many at the same ratio as the data needs, from 1 px on.
-    step = np.log(COCO_SIDES[1] / COCO_SIDES[0]) / 4
-    places_N = np.floor(np.log(np.maximum(side_N, 1) / COCO_SIDES[0]) / step).astype(int)
-    first, last = min(-6, int(places_N.min(initial=0))), max(11, int(places_N.max(initial=0)))
-    counts = np.bincount(places_N - first, minlength=last - first + 1)
-    edges = COCO_SIDES[0] * np.exp(step * np.arange(first, last + 2))
+    # From 1 px on; at least 6 to 790 px.
+    side_N = np.sqrt(np.maximum(objects.area_N, 1, dtype=np.float64))
+    # Four bars from 32 to 96 px, the limits being edges to the last bit, and as many more at the same ratio as the data needs.
+    small, large = COCO_SIDES
+    first, last = np.floor(4 * np.log([side_N.min(initial=6.2) / small, side_N.max(initial=700) / small]) / np.log(large / small)).astype(int)
+    edges = small * (large / small) ** (np.arange(first, last + 2) / 4)
+    counts = np.histogram(np.clip(side_N, edges[0], edges[-1]), edges)[0]
     bars = [
-        Bar(f"{low:.0f} to {high:.0f} px", int(count), SIZES[np.digitize(low * 1.01, COCO_SIDES)])
+        Bar(f"{low:.{int(low < 10)}f} to {high:.{int(high < 10)}f} px", int(count), SIZES[np.digitize(low * 1.01, COCO_SIDES)])
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     marks = [1, 2, 4, 8, 16, 32, 64, 96, 256, 512, 1024, 2048, 4096, 8192]
-    ticks = [((np.log(mark / COCO_SIDES[0]) / step - first) / len(bars), str(mark)) for mark in marks]
+    ticks = [((4 * np.log(mark / small) / np.log(large / small) - first) / len(bars), str(mark)) for mark in marks]
     numbers = np.bincount(objects.size_N, minlength=3)
-    limits = (f"below {COCO_SIDES[0]} px", f"{COCO_SIDES[0]} to {COCO_SIDES[1]} px", f"from {COCO_SIDES[1]} px")
+    limits = (f"below {small} px", f"{small} to {large} px", f"from {large} px")
     total = max(1, len(side_N))
     keys = [(size, f"{size}, {limit}: {n:,} ({n / total:.0%})") for size, limit, n in zip(SIZES, limits, numbers, strict=True)]
     return chart(bars, ticks, keys)
@@ -217,7 +217,7 @@ def anchors_in_words(anchors: AnchorConfig, canvas: tuple[int, int]) -> str:
     return (
         f"The highest IoU of each object with any of the default anchors (base sizes {sizes} px, scales {octave}, ratios {ratios}), the picture "
         f"scaled to the default canvas of {canvas[1]} x {canvas[0]} px. Best possible recall: the share of objects where it is 0.5 or more. "
-        "Where it is low, try a larger canvas or smaller anchors.base_sizes."
+        "Where it is low, try a larger canvas or smaller --model.anchors.base_sizes."
     )
 
 
@@ -233,16 +233,12 @@ def left_out(quarantined: Sequence[dict[str, str]]) -> str:
     parts = []
     reasons = by_reason(quarantined)
     for why, records in reasons[:MOST_REASONS]:
-        examples = [
-            f"{escape(clip(record['what']))} <b>{escape(clip(record['where']))}</b>: {escape(clip(record['why'], 300))}" for record in records
-        ]
-        more = [f"and {len(records) - EXAMPLES:,} more"] if len(records) > EXAMPLES else []
-        items = "".join(f"<li>{item}</li>" for item in examples[:EXAMPLES] + more)
+        shown = [[escape(clip(record[name], 300)) for name in ("what", "where", "why")] for record in records[:EXAMPLES]]
+        items = "".join(f"<li>{what} <b>{where}</b>: {its_why}</li>" for what, where, its_why in shown)
+        items += f"<li>and {len(records) - EXAMPLES:,} more</li>" if len(records) > EXAMPLES else ""
         parts.append(f"<details><summary><b>{len(records):,}</b> x {escape(clip(why, 300))}</summary><ul>{items}</ul></details>")
-    if len(reasons) > MOST_REASONS:
-        parts.append(
-            f"<p>And {len(reasons) - MOST_REASONS:,} more reasons, {sum(len(records) for _, records in reasons[MOST_REASONS:]):,} records.</p>"
-        )
+    if rest := reasons[MOST_REASONS:]:
+        parts.append(f"<p>And {len(rest):,} more reasons, {sum(len(records) for _, records in rest):,} records.</p>")
     return "".join(parts)
 
 
@@ -254,7 +250,7 @@ def samples(shard_set: ShardSet, annotations: Annotations) -> str:
 def sample(row: dict[str, Any], names: Sequence[str]) -> str:
     """One picture with its boxes as a vector drawing over a thumbnail: boxes stay sharp, and the coordinates are those of the picture."""
     picture = Image.fromarray(decode(row))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=3.0)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=80)
     data = base64.b64encode(sink.getvalue()).decode()

@@ -42,7 +42,7 @@ def main(config: ShardsConfig) -> None:
         print(line, flush=True)
     if config.verify:
         survey.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
-        print(f"verified    {len(shard_set.shards)} shards: every byte is as index.json has it")
+        print(f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte is as index.json has it")
     if config.samples:
         print(f"drawn       {report.draw_samples(shard_set, output, count=config.samples)} pictures in {output}")
 

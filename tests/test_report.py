@@ -96,15 +96,16 @@ def test_the_numbers_by_hand(tmp_path):
 
 
 def test_each_bar_counts_its_own(tmp_path):
-    # Sides 8, 40 and 100 px, height / width 1, 1 and 4 (50 x 200).
-    rows = [row(1, [[0, 0, 8, 8], [0, 0, 40, 40], [0, 0, 50, 200]], [0, 0, 0])]
+    # Sides 8, 32, 40, 96 and 100 px, all squares but the last, which is 50 x 200.
+    rows = [row(1, [[0, 0, 8, 8], [0, 0, 32, 32], [0, 0, 40, 40], [0, 0, 96, 96], [0, 0, 50, 200]], [0] * 5)]
     page = write_page(write_set(str(tmp_path), rows, names=["cat"]))
     bars = re.findall(r'<i class="(\w+)" style="height:([\d.]+)%" title="([^"]*)"', page)
     one_high = {unescape(title): kind for kind, height, title in bars if float(height) > 0}
     # Edges 32 x 3^(k / 4): 6.16, 8.11, ...; 32, 42.11; 96, 126.3.
-    assert one_high["6 to 8 px: 1"] == "small" and one_high["32 to 42 px: 1"] == "medium" and one_high["96 to 126 px: 1"] == "large"
-    assert "height / width about 1: 2" in one_high and "height / width about 4: 1" in one_high
-    assert "3 objects: 1" in one_high
+    assert one_high["6.2 to 8.1 px: 1"] == "small" and one_high["32 to 42 px: 2"] == "medium" and one_high["96 to 126 px: 2"] == "large"
+    assert "height / width about 1: 4" in one_high and "height / width about 4: 1" in one_high
+    assert "5 objects: 1" in one_high
+    assert "small, below 32 px: 1 (20%) medium, 32 to 96 px: 2 (40%) large, from 96 px: 2 (40%)" in words(page)
 
 
 def test_whatever_the_data_holds_stays_text(tmp_path):
@@ -167,6 +168,18 @@ def test_what_was_left_out_is_told_by_reason(tmp_path):
     assert "25 x it is truncated image 0.jpg : it is truncated (0 bytes) image 1.jpg" in text
     assert "19.jpg" in text and "20.jpg" not in text and "and 5 more" in text
     assert text.index("25 x") < text.index("1 x the box is under 1 px annotation 918")
+
+
+def test_many_reasons_are_counted(tmp_path):
+    left_out = [{"what": "image", "where": f"{n}.jpg", "why": f"reason {n}", "raw": "{}"} for n in range(50)]
+    text = words(write_page(write_set(str(tmp_path), [row(1, [], [])], names=["cat"]), left_out))
+    assert text.count("x reason") == 40 and "And 10 more reasons, 10 records." in text
+
+
+def test_sizes_beyond_the_usual_have_bars(tmp_path):
+    page = write_page(write_set(str(tmp_path), [row(1, [[0, 0, 1, 1], [0, 0, 3000, 3000]], [0, 0])], names=["cat"]))
+    assert re.search(r'class="small" style="height:50.00%" title="0.9 to 1.2 px: 1"', page)
+    assert re.search(r'class="large" style="height:50.00%" title="\d+ to \d+ px: 1"', page)
 
 
 def test_a_set_without_objects_or_images(tmp_path):

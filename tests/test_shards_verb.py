@@ -66,7 +66,7 @@ def test_it_prints_what_the_set_holds(tmp_path, capsys):
 def test_a_sound_set_is_verified_in_a_bucket_too(bucket, capsys):
     write_set(f"{bucket}/cells")
     code, said, _ = look(capsys, "--data", f"{bucket}/cells", "--verify", "true")
-    assert code == 0 and said.endswith("verified    3 shards: every byte is as index.json has it\n")
+    assert code == 0 and said.endswith("verified    3 of 3 shards: every byte is as index.json has it\n")
 
 
 def test_every_damaged_shard_is_named(tmp_path, capsys):
