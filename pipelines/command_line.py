@@ -117,8 +117,8 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model whose fields this field holds, also where it may be absent (`Section | None`); None for a plain value."""
-    candidates = (field.annotation, *get_args(field.annotation))
+    """The model whose fields this field holds, also where it may be absent (`Section | None`); None for a plain value and for a list of models."""
+    candidates = (field.annotation, *(get_args(field.annotation) if type(None) in get_args(field.annotation) else ()))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
@@ -221,7 +221,9 @@ def takes(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, inner))
     words = KINDS.get(kind, "text")
-    if inner:
+    if inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+        words = f"list of {{{', '.join(inner[0].model_fields)}}}"
+    elif inner:
         words = f"{KINDS.get(inner[0], 'value')}s with commas between" + (f", exactly {len(inner)}" if ... not in inner and len(inner) > 1 else "")
     rules = [rule.format(getattr(m, name)) for m in field.metadata for name, rule in BOUNDS.items() if getattr(m, name, None) is not None]
     return ", ".join([words, *rules])
