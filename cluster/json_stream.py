@@ -18,13 +18,13 @@ BLANKS = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()
 
 
-def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]]) -> tuple[set[str], str]:
+def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]], *, chunk: int = CHUNK) -> tuple[set[str], str]:
     """Call `take[name]` with each record of each top-level list of that name, in the order of the file.
 
-    Returns the names of all lists met and the sha256 of the file; no names when the file holds no object. NaN and Infinity are read, as Python
-    writes them. `DataError` with line and column where the text is not JSON, and for a list that comes twice.
+    Returns the names of all lists met and the sha256 of the file, which is read `chunk` bytes at a time; no names when it holds no object. NaN
+    and Infinity are read, as Python writes them. `DataError` with line and column where the text is not JSON, and for a list that comes twice.
     """
-    window = Window(file, uri)
+    window = Window(file, uri, chunk)
     met: set[str] = set()
     if window.peek() != "{":
         if window.peek() != "[":
@@ -55,13 +55,13 @@ def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None
 class Window:
     """The part of a file's text that is being read: `text` from `at` on. `line` and `column`, from 1 on, are those of text[0]."""
 
-    def __init__(self, file: BinaryIO, uri: str):
-        self.file, self.uri = file, uri
+    def __init__(self, file: BinaryIO, uri: str, chunk: int):
+        self.file, self.uri, self.chunk = file, uri, chunk
         self.text, self.at, self.line, self.column = "", 0, 1, 1
         self.digest, self.bytes_read = hashlib.sha256(), 0
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def more(self, size: int = CHUNK) -> bool:
+    def more(self, size: int) -> bool:
         """Drop what was read and append the next `size` bytes of the file. False, and nothing changes, at its end."""
         data = self.file.read(size)
         waiting = len(self.decoder.getstate()[0])
@@ -84,18 +84,18 @@ class Window:
             self.at = BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
                 return self.text[self.at]
-            if not self.more():
+            if not self.more(self.chunk):
                 return ""
 
     def value(self) -> Any:
         """The value that begins here. Where the window ends inside it, the window grows, twice as much each time."""
         self.peek()
-        size = CHUNK
+        size = self.chunk
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
-                # A number at the very end may have more digits.
-                if end < len(self.text) or not self.more(size):
+                # A number at the end may go on: behind it stand more digits, or a "." or "e-" that alone mean nothing.
+                if len(self.text) - end > 2 or not self.more(size):
                     self.at = end
                     return value
             except json.JSONDecodeError as error:

@@ -52,16 +52,15 @@ class PrepareConfig(BaseModel):
 
     @model_validator(mode="after")
     def name_one_kind_of_source(self) -> PrepareConfig:
-        missing = [name for name in ("annotations", "images") if not getattr(self, name)]
-        if self.sources and len(missing) < 2:
+        if self.sources and (self.annotations or self.images):
             raise ValueError("sources: is given together with annotations or images; give the one or the other")
+        if not self.sources and not (self.annotations and self.images):
+            raise ValueError("--annotations and --images: must both be given, or `sources` for several")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"sources: two have the name {max(names, key=names.count)!r}; give each its own")
-        missing += [] if self.output or self.check else ["output"]
-        wanted = [f"--{name}" for name in missing if name == "output" or not self.sources]
-        if wanted:
-            raise ValueError(f"{', '.join(wanted)}: must be given (no output only with --check true, other sources only with `sources`)")
+        if not self.output and not self.check:
+            raise ValueError("--output: must be given, or --check true, which writes nothing")
         return self
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import json
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster import coco, records, storage
 from cluster.errors import DataError, UsageError
@@ -199,3 +204,39 @@ def test_clipping() -> None:
     assert [record.where for record in dropped] == ["3 of a.jpg", "4 of a.jpg", "5 of a.jpg", "6 of a.jpg"]
     assert json.loads(dropped[0].raw) == {"id": 3, "file_name": "a.jpg", "box_xyxy": [199.5, 0, 260, 50], "height": 100, "width": 200}
     assert cut == 1
+
+
+def test_lists_may_come_in_any_order(tmp_path: Path) -> None:
+    lists = {
+        "images": [IMAGE, {**IMAGE, "id": 6, "file_name": "../b.jpg"}],
+        "annotations": [
+            BOX,
+            {**BOX, "id": 2, "image_id": 6},
+            {**BOX, "id": 3, "category_id": 5},
+            {**BOX, "id": 4, "image_id": 9},
+            {**BOX, "id": 5, "bbox": 1},
+        ],
+        "categories": CATEGORIES,
+    }
+    found = []
+    for order in itertools.permutations(lists):
+        (tmp_path / "coco.json").write_text(json.dumps({name: lists[name] for name in order}))
+        source = coco.read_coco(str(tmp_path / "coco.json"))
+        found.append((tuple(source.images), source.quarantined, source.listed, source.annotated, source.lost, source.categories))
+    assert all(one == found[0] for one in found)
+    # Of the five: one is stored, one went with its image, three are in the quarantine with the image.
+    assert found[0][2:5] == (2, 5, 1) and len(found[0][1]) == 4
+
+
+def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
+    source = read(tmp_path, annotations=({**BOX, "bbox": None, "segmentation": [[1.5] * 1000]},))
+    assert "segmentation" not in json.loads(source.quarantined[0].raw)
+
+
+@given(
+    values=st.lists(st.integers(-5, 60)), ids=st.lists(st.integers(0, 50), unique=True), repeats=st.lists(st.integers(0, 9), max_size=20)
+)  # fmt: skip
+def test_look_ups(values: list[int], ids: list[int], repeats: list[int]) -> None:
+    found = coco.places(np.array(values, np.int64), np.array(ids, np.int64)).tolist()
+    assert found == [ids.index(value) if value in ids else -1 for value in values]
+    assert set(coco.repeated(array("q", repeats))) == {value for value in repeats if repeats.count(value) > 1}

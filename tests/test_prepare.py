@@ -376,3 +376,163 @@ def test_exit_codes_of_bad_input(small_coco: Path, tmp_path: Path, capsys: pytes
         assert run_prepare(*flags) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+def test_jobs_are_made_when_a_task_is_free_for_them(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
+    work = plan(str(small_coco), str(tmp_path), shard_bytes=1)
+    made: list[int] = []
+
+    def make(number: int) -> shard_jobs.ShardJob:
+        made.append(number)
+        return work.job(number)
+
+    def look(line: str) -> None:
+        # 4 CPUs: at most 4 running and one waiting, besides those that are done.
+        assert len(made) <= int(line.split()[0]) + 5
+
+    assert len(shard_jobs.run_jobs(make, range(24), total=24, say=look)) == len(made) == 24
+
+
+def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) -> None:
+    folder = write_coco(tmp_path / "coco", {name: jpeg(noise(20, 30)) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")})
+    uri = f"{folder}/annotations/instances_train.json"
+    content = json.loads(Path(uri).read_text())
+    # One is seen while the JSON is read, the other when the size of the picture is known.
+    content["annotations"][1]["category_id"] = 9
+    content["annotations"][2]["bbox"] = [40, 3, 10, 10]
+    storage.write_json(uri, content)
+    limit = r"2 of 4 annotations had to be left out, --max_quarantined_annotations 0.25 allows 1: 1 x its box .*; 1 x its category_id .*mend the anno"
+    with pytest.raises(DataError, match=limit):
+        write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.25))
+    with pytest.raises(DataError, match="1 of 4 annotations had to be left out"):
+        plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.0)
+    assert write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.5)).counts["boxes"] == 2
+
+
+@pytest.fixture(scope="module")
+def train_set(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> shards.ShardSet:
+    """Two pictures, to be looked for in other sets."""
+    folder = tmp_path_factory.mktemp("train")
+    files = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 31), turn=6)}
+    return write(plan(write_coco(folder / "coco", files), str(folder / "out")))
+
+
+LEAKY = {
+    "new.jpg": jpeg(noise(21, 30)),
+    "leak.jpg": jpeg(noise(20, 30)),
+    "turned.jpg": jpeg(noise(20, 31), turn=6),
+    "new again.jpg": jpeg(noise(21, 30)),
+}
+
+
+def test_pictures_of_other_sets_are_named_and_stay(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    work = plan(write_coco(tmp_path / "coco", LEAKY), str(tmp_path / "out"), against=(train_set.uri,))
+    prepared = ingest.write_shards(work, say=quiet)
+    lines = ingest.describe(work, prepared)
+    assert f"leak        2 x a picture that is also in {train_set.uri} (such as leak.jpg = x.jpg)" in lines
+    assert "duplicate   1 x the picture of another image (such as new again.jpg = new.jpg)" in lines
+    assert prepared.summary["counts"]["images"] == 4 and prepared.quarantined == []
+    # A finished set says the same again, and is not the one of a preparation without `against`.
+    again = plan(str(tmp_path / "coco"), str(tmp_path / "out"), against=(train_set.uri,))
+    assert ingest.describe(again, ingest.write_shards(again, say=quiet)) == lines
+    with pytest.raises(UsageError, match="another source or other options"):
+        plan(str(tmp_path / "coco"), str(tmp_path / "out"))
+
+
+def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    options = {"against": (train_set.uri,), "shard_bytes": 1, "max_quarantined": 0.0}
+    folder = write_coco(tmp_path / "coco", LEAKY)
+    work = plan(folder, str(tmp_path / "out"), drop_duplicates=True, **options)
+    said: list[str] = []
+    prepared = ingest.write_shards(work, say=said.append)
+    assert "3 of 4 shards are written again, for duplicates" in said
+    assert prepared.shard_set is not None and shards.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
+    shards.verify_shard_set(prepared.shard_set)
+    whys = {record["where"]: (record["what"], record["why"]) for record in shards.read_quarantine(str(tmp_path / "out"))}
+    there = ("duplicate", f"the same picture is in {train_set.uri}")
+    assert whys == {"leak.jpg": there, "turned.jpg": there, "new again.jpg": ("duplicate", "the same picture comes twice")}
+    counts = prepared.summary["counts"]
+    assert (counts["images"], counts["dropped_images"], counts["quarantined_images"], counts["listed_images"]) == (1, 3, 0, 4)
+    assert (counts["boxes"], counts["lost_annotations"], counts["listed_annotations"]) == (1, 3, 4)
+    assert len(prepared.shard_set.shards) == 1
+
+    # The same from the notes of an interrupted run of either kind.
+    for former in (True, False):
+        output = str(tmp_path / f"again-{former}")
+        first = plan(folder, output, drop_duplicates=former, **options)
+        for number in range(len(first.cuts)):
+            shard_jobs.run_job(first.job(number))
+        drops = ingest.write_shards(plan(folder, output, drop_duplicates=True, **options), say=quiet)
+        assert drops.shard_set is not None and drops.shard_set.digest == prepared.shard_set.digest
+
+
+def test_dropping_everything_is_refused(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "coco", {"leak.jpg": jpeg(noise(20, 30))})
+    with pytest.raises(DataError, match="none of the 1 images is left: all are in"):
+        write(plan(folder, str(tmp_path / "out"), drop_duplicates=True, against=(train_set.uri,)))
+    with pytest.raises(UsageError, match="not a shard set"):
+        plan(folder, str(tmp_path / "out"), against=(str(tmp_path),))
+
+
+def test_check_looks_at_everything_and_writes_nothing(ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(21, 30)), "bad.jpg": b"text", "gone.jpg": None})
+    places = ("--annotations", f"{folder}/annotations/instances_train.json", "--images", f"{folder}/images/train")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    assert run_prepare(*places, "--check", "true", "--max_quarantined", "0.5") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "images      2 of 4 listed, of which 0 without objects",
+        "boxes       2 of 4 listed, of 1 classes, of which 0 crowds",
+        "repaired    1 x image sizes wrong in the annotations, taken from the pixels",
+        "left out    1 x it cannot be decoded: cannot identify image file (such as bad.jpg)",
+        "left out    1 x the file is not in the images folder (such as gone.jpg)",
+        "left out    2 x an annotation of an image that was left out",
+    ):
+        assert line in out
+    assert not [line for line in out.splitlines() if line.startswith(("shards ", "digest "))]
+    # Too much of it: the report is there all the same, then the reason.
+    assert run_prepare(*places, "--check", "true", "--output", str(tmp_path / "out")) == 3
+    said = capsys.readouterr()
+    assert (
+        "left out    1 x it cannot be decoded" in said.out and "2 of 4 images had to be left out" in said.err and "quarantine.parquet" not in said.err
+    )
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_several_sources_by_configuration(ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_coco(tmp_path / "first", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(20, 32))})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/classes.txt").write_text("other\nthing\n")
+    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    source = {"name": "one", "annotations": f"{first}/annotations/instances_train.json", "images": f"{first}/images/train"}
+    other = {"name": "two", "format": "yolo", "annotations": str(tmp_path / "labels"), "images": source["images"]}
+    # JSON is YAML.
+    storage.write_json(str(tmp_path / "prepare.yaml"), {"sources": [source, other], "output": str(tmp_path / "out")})
+    assert run_prepare("--config", str(tmp_path / "prepare.yaml")) == 0
+    out = capsys.readouterr().out
+    assert "source      2 images of one (coco)" in out and "source      2 images of two (yolo)" in out
+    assert "duplicate   2 x the picture of another image (such as a.jpg = a.jpg)" in out
+    index = shards.read_index(str(tmp_path / "out"))
+    assert [one["name"] for one in index["categories"]] == ["thing", "other"]
+    assert [{name: value for name, value in one.items() if name != "digest"} for one in index["sources"]] == [
+        {"name": "one", "format": "coco", "image_id_offset": 0, "category_ids": {}, "images": 2},
+        {"name": "two", "format": "yolo", "image_id_offset": 2, "category_ids": {}, "images": 2},
+    ]
+    rows = {row["image_id"]: row for row in shards.read_annotations(shards.open_shard_set(str(tmp_path / "out"))).to_pylist()}
+    # The second source's image 1 is 3: a.jpg of 30 x 20 px, half of it around the middle.
+    assert sorted(rows) == [0, 1, 3, 4] and (rows[3]["source"], rows[3]["boxes"], rows[3]["labels"]) == (1, [[7.5, 5, 22.5, 15]], [0])
+
+
+def test_wrong_sources_are_one_plain_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"name": "one", "annotations": "a.json", "images": "i"}
+    for sources, flags, message in (
+        ([good, good], (), "sources: two have the name 'one'; give each its own"),
+        ([good], ("--annotations", "a.json"), "sources: is given together with annotations or images"),
+        ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc' or 'yolo'"),
+        ([{"name": "one"}], (), "sources.annotations is required"),
+        ([{**good, "labels": "x"}], (), "sources.labels is not an option"),
+        ([], (), "--annotations and --images: must both be given"),
+    ):
+        assert run_prepare("--sources", json.dumps(sources), "--output", str(tmp_path / "out"), *flags) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
