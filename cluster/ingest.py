@@ -21,7 +21,7 @@ from cluster.errors import DataError, UsageError
 from cluster.intake import MISSING, leave_out
 from cluster.records import Images, Quarantined, composed
 from cluster.shard_jobs import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.sources import Place, United, read_sources
+from cluster.sources import SourcePaths, United, read_sources
 from detector.image import MAX_PIXELS
 
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.
@@ -86,7 +86,7 @@ def prepare(
 ) -> shards.ShardSet:
     """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
     `Options`. Ray must be connected."""
-    place = Place(source_name(annotations), "coco", annotations, images)
+    place = SourcePaths(source_name(annotations), "coco", annotations, images)
     prepared = write_shards(plan_shards([place], output=output, overwrite=overwrite, **options), say=say)
     assert prepared.shard_set is not None
     return prepared.shard_set
@@ -98,7 +98,7 @@ def source_name(annotations: str) -> str:
 
 
 def plan_shards(
-    places: Sequence[Place], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
+    places: Sequence[SourcePaths], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
 ) -> Plan:
     """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads no image. `options` are fields of `Options`.
 

@@ -106,7 +106,7 @@ def find_report(job: ShardJob) -> ShardReport | None:
         note = storage.read_json(report_uri(job.output, job.name))
         if note["fingerprint"] != job.fingerprint:
             return None
-        shard = shards.Shard(**{**note["shard"], "row_groups": tuple(note["shard"]["row_groups"])}) if note["shard"] else None
+        shard = shards.Shard.of(note["shard"]) if note["shard"] else None
         quarantined = tuple(records.Quarantined(**record) for record in note["quarantined"])
         pictures = tuple(Picture(*picture) for picture in note["pictures"])
         report = ShardReport(shard, note["counts"], note["repairs"], quarantined, pictures, tuple(note["drop"]))

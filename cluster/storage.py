@@ -97,6 +97,12 @@ def read_bytes(uri: str) -> bytes:
         return file.read()
 
 
+def read_range(uri: str, start: int, count: int) -> bytes:
+    """`count` bytes from byte `start` on, fewer where the file ends before. Errors: see `read_bytes`."""
+    with open_input(uri) as file:
+        return file.read_at(count, start)
+
+
 def read_json(uri: str) -> Any:
     """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not JSON."""
     return parse_json(read_bytes(uri), uri)

@@ -66,12 +66,12 @@ class PrepareConfig(BaseModel):
 
 def main(config: PrepareConfig) -> None:
     from cluster import ingest, session
-    from cluster.sources import Place
+    from cluster.sources import SourcePaths
 
-    short = Place(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
+    short = SourcePaths(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
     options = {"seed", "row_group_rows", "max_pixels", "max_quarantined", "max_quarantined_annotations", "against", "split", "val_share", "overwrite"}
     plan = ingest.plan_shards(
-        [Place(**source.model_dump()) for source in config.sources] or [short],
+        [SourcePaths(**source.model_dump()) for source in config.sources] or [short],
         output=None if config.check else config.output,
         shard_bytes=config.shard_size_mib << 20,
         drop_duplicates=config.duplicates == "drop",

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cluster import ingest, intake, records, shard_jobs, shards, storage
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.sources import Place
+from cluster.sources import SourcePaths
 from detector.image import decode_image
 from pipelines.command_line import run_verb
 from pipelines.prepare import PrepareConfig, main
@@ -30,7 +30,7 @@ def quiet(line: str) -> None:
 
 
 def plan(folder: str, output: str, **changes: Any) -> ingest.Plan:
-    place = Place("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
+    place = SourcePaths("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
     return ingest.plan_shards([place], **{**OPTIONS, "output": output, **changes})
 
 
@@ -105,7 +105,7 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.Shar
 
 def test_stored_images_are_the_source_files(small_coco: Path, finished: shards.ShardSet) -> None:
     for group in range(len(finished.rows_per_group)):
-        for row in shards.read_row_group(*finished.locate_group(group), columns=["file_name", "image"]).to_pylist():
+        for row in shards.read_row_group(finished.locate_group(group)).select(["file_name", "image"]).to_pylist():
             assert row["image"] == (small_coco / "images/train" / row["file_name"]).read_bytes()
 
 
@@ -113,7 +113,7 @@ def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) ->
     assert len(finished.shards) >= 4
     wanted = ["index.json", "quarantine.parquet", *(shard.name for shard in finished.shards)]
     assert sorted(os.listdir(finished.uri)) == sorted(wanted)
-    assert all(rows == 2 for shard in finished.shards for rows in shard.row_groups[:-1])
+    assert all(group.rows == 2 for shard in finished.shards for group in shard.row_groups[:-1])
     shards.verify_shard_set(finished)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cluster import ingest, shard_jobs, shards
 from cluster.errors import DataError
-from cluster.sources import Place
+from cluster.sources import SourcePaths
 from detector.image import decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -181,7 +181,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> Place:
+def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> SourcePaths:
     content = {
         "images": [{"id": 1, "file_name": "good.jpg", "height": 20, "width": 30}, {**IMAGE, **case.image}],
         "annotations": [{**BOX, "id": 10, "image_id": 1, "category_id": 3}, {**BOX, **case.box}],
@@ -194,10 +194,10 @@ def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> Pla
             (folder / "images" / name).write_bytes(data)
     (folder / "secret.jpg").write_bytes(GOOD)
     (folder / "coco.json").write_text(json.dumps(content))
-    return Place("case", "coco", str(folder / "coco.json"), str(folder / "images"))
+    return SourcePaths("case", "coco", str(folder / "coco.json"), str(folder / "images"))
 
 
-def prepare(place: Place, output: Path, **options: Any) -> tuple[ingest.Plan, ingest.Prepared]:
+def prepare(place: SourcePaths, output: Path, **options: Any) -> tuple[ingest.Plan, ingest.Prepared]:
     """The whole way, with the tasks run here instead of on Ray."""
     allowed = {"max_quarantined": 0.5, "max_quarantined_annotations": 1.0, "max_pixels": 10**6}
     plan = ingest.plan_shards([place], output=str(output), **{**allowed, **options})
@@ -222,7 +222,7 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
 
     assert prepared.shard_set is not None
     shards.verify_shard_set(prepared.shard_set)
-    group = [shards.read_row_group(*prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
+    group = [shards.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
     rows = {row["image_id"]: row for table in group for row in table.to_pylist()}
     # The image that nothing is wrong with is always there, whole.
     assert rows[1]["boxes"][:1] == [STORED] and rows[1]["labels"][:1] == [0] and rows[1]["image"] == encoded(PIXELS + 1)
