@@ -17,9 +17,8 @@ from PIL import Image
 
 from cluster import records, shards, storage
 from cluster.errors import PlainError
-from detector.image import ImageError, decode_image
+from detector.image import ORIENTATION, ImageError, decode_image
 
-ORIENTATION = 0x0112
 MISSING = "the file is not in the images folder"
 
 Outcome = tuple[shards.Row | None, list[records.Quarantined], Counter[str]]

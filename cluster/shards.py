@@ -241,8 +241,12 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(uri: str) -> list[dict[str, str]]:
-    with storage.open_input(storage.join(uri, QUARANTINE)) as file:
-        return pq.read_table(file).to_pylist()
+    """The records left out. `DataError` when the file is missing or damaged."""
+    try:
+        with storage.open_input(storage.join(uri, QUARANTINE)) as file:
+            return pq.read_table(file).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
@@ -365,30 +369,18 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
 
     def read(shard: Shard) -> pa.Table:
         file_uri = storage.join(shard_set.uri, shard.name)
-        with storage.open_input(file_uri) as file:
-            try:
+        try:
+            with storage.open_input(file_uri) as file:
                 return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
-            except (OSError, pa.ArrowInvalid) as error:
-                if isinstance(error, OSError) and "CRC" not in str(error):
-                    raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
-                raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
+        except FileNotFoundError:
+            raise DataError(f"{file_uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and "CRC" not in str(error):
+                raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
+            raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
 
     with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
         return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in columns]).empty_table(), *pool.map(read, shard_set.shards)])
-
-
-def verify_shard_set(shard_set: ShardSet) -> None:
-    """Read every shard again. `DataError` naming the first one that is missing or whose bytes are not those of the index."""
-    for shard in shard_set.shards:
-        uri = storage.join(shard_set.uri, shard.name)
-        try:
-            digest = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-        except FileNotFoundError:
-            raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
-        if digest != shard.sha256:
-            raise DataError(f"{uri}: has sha256 {digest[:12]}..., the index names {shard.sha256[:12]}...; run prepare with --overwrite true")
-    if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
 
 
 def read_rows(places: Sequence[Place], rows: Sequence[tuple[int, int]]) -> pa.Table:

@@ -22,7 +22,7 @@ from cluster.samples import Sampler
 from cluster.shards import ShardSet, read_columns
 from detector.augment import evaluation_sample, preferred_canvas
 from detector.batch import Batch, Sample, collate_by_canvas
-from detector.image import decode_image
+from detector.image import open_image
 
 WHOLE_BATCHES_AHEAD = 2
 
@@ -155,7 +155,7 @@ def evaluation_batches(
         return
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
-        image = decode_image(row["image"])
+        image = open_image(row["image"])
         return evaluation_sample(image, row["image_id"], canvases=canvases, long_side=long_side), image.shape[:2]
 
     rows = iterate(planned_rows(shard_set, plan.units(share, shard_set.rows_per_group)))

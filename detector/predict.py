@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import torch
 
 from detector.augment import evaluation_sample
 from detector.baselines import Baseline, build_model
-from detector.batch import Batch, collate_by_canvas
+from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
 from detector.decode import Detections, decode_detections
+from detector.image import Jpeg
 from detector.model import RetinaNet
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
@@ -88,13 +89,24 @@ class Predictor:
         settings = {name: description[name] for name in ("decode", "amp")}
         return cls(model, canvases=canvases, long_side=description.get("long_side"), batch_size=batch_size, **settings)
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Upright RGB uint8 (H, W, 3) pictures -> their detections, boxes in px of the picture itself."""
-        pairs = ((evaluation_sample(image, i, canvases=self.canvases, long_side=self.long_side), image.shape[:2]) for i, image in enumerate(images))
-        found: dict[int, Detections] = {}
-        for batch, sizes in collate_by_canvas(pairs, self.batch_size):
-            found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
+    def __call__(self, images: Sequence[np.ndarray | Jpeg]) -> list[Detections]:
+        """Upright RGB uint8 (H, W, 3) pictures, or what `open_image` gave -> their detections, boxes in px of the picture itself.
+
+        `ImageError` for a JPEG that turns out to be damaged; where one is to cost no other picture, call `sample` and `detect_all` instead.
+        """
+        found = self.detect_all(self.sample(image, i) for i, image in enumerate(images))
         return [found[i] for i in range(len(images))]
+
+    def sample(self, image: np.ndarray | Jpeg, image_id: int) -> tuple[Sample, tuple[int, int]]:
+        """The picture on its canvas, decoded if it is a JPEG, and its original (height, width) px."""
+        return evaluation_sample(image, image_id, canvases=self.canvases, long_side=self.long_side), image.shape[:2]
+
+    def detect_all(self, samples: Iterable[tuple[Sample, tuple[int, int]]]) -> dict[int, Detections]:
+        """The detections of each image id, boxes in px of the original picture."""
+        found: dict[int, Detections] = {}
+        for batch, sizes in collate_by_canvas(samples, self.batch_size):
+            found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
+        return found
 
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import ingest, intake, records, shard_jobs, shards, storage
+from cluster import ingest, intake, records, shard_jobs, shards, storage, survey
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.sources import SourcePaths
 from detector.image import decode_image
@@ -114,7 +114,7 @@ def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) ->
     wanted = ["index.json", "quarantine.parquet", *(shard.name for shard in finished.shards)]
     assert sorted(os.listdir(finished.uri)) == sorted(wanted)
     assert all(group.rows == 2 for shard in finished.shards for group in shard.row_groups[:-1])
-    shards.verify_shard_set(finished)
+    survey.verify_shard_set(finished)
 
 
 def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: shards.ShardSet, bucket: str) -> None:
@@ -122,7 +122,7 @@ def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: shard
     result = write(plan(f"{bucket}/coco", f"{bucket}/shards"))
     assert result.digest == finished.digest and result.counts == finished.counts
     assert shards.open_shard_set(f"{bucket}/shards") == result
-    shards.verify_shard_set(result)
+    survey.verify_shard_set(result)
 
 
 def test_the_order_of_the_work_does_not_matter(small_coco: Path, finished: shards.ShardSet, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_killed_driver_leaves_no_set_and_a_second_run_finishes_it(ray_cluster:
     assert "of 30 shards are there from a run that did not finish; reused" in said[0]
     undisturbed = write(plan(folder, str(tmp_path / "other"), shard_bytes=2**20))
     assert result.num_rows == 30 and result.digest == undisturbed.digest
-    shards.verify_shard_set(result)
+    survey.verify_shard_set(result)
 
 
 def test_a_note_without_its_shard_is_not_believed(small_coco: Path, tmp_path: Path) -> None:

@@ -146,13 +146,17 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
     pictures = [picture(seed) for seed in range(9)]
     for i, (_, data) in enumerate(pictures):
         (tmp_path / f"{i}.png").write_bytes(data)
+    Image.fromarray(pictures[0][0]).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-20])
     (tmp_path / "use.py").write_text(
         "import json, sys, mlflow, pandas as pd\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
         "images = [open(f'{i}.png', 'rb').read() for i in range(9)]\n"
         "found = model.predict(pd.DataFrame({'image': images}))\n"
-        "try: model.predict(pd.DataFrame({'image': [images[0], b'GIF, or not'], 'image_id': ['fine', 'broken-17']}))\n"
-        "except mlflow.MlflowException as error: said = [error.error_code, str(error)]\n"
+        "said = []\n"
+        "for broken in (b'GIF, or not', open('cut.jpg', 'rb').read()):\n"
+        "    try: model.predict(pd.DataFrame({'image': [images[0], broken], 'image_id': ['fine', 'broken-17']}))\n"
+        "    except mlflow.MlflowException as error: said.append([error.error_code, str(error)])\n"
         "import detector.predict\n"
         "print(json.dumps([found.to_dict('list'), said, detector.predict.__file__]))\n"
     )
@@ -162,7 +166,8 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
     assert used.returncode == 0, used.stderr
     found, said, code = json.loads(used.stdout.splitlines()[-1])
     assert code == f"{folder}/code/detector/predict.py"
-    assert said[0] == "INVALID_PARAMETER_VALUE" and "image_id 'broken-17': it cannot be decoded" in said[1]
+    assert [kind for kind, _ in said] == ["INVALID_PARAMETER_VALUE"] * 2
+    assert all("image_id 'broken-17': it cannot be decoded" in text for _, text in said)
 
     expected = Predictor.load(package)([pixels for pixels, _ in pictures])
     assert sum(len(e.scores_N) for e in expected) > 0 and len(found["boxes"]) == 9

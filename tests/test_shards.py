@@ -178,18 +178,12 @@ def test_a_damaged_page_of_annotations_is_noticed_without_reading_pixels(root: s
         shards.read_annotations(opened)
 
 
-def test_verify_finds_changed_and_missing_shards(root: str) -> None:
-    opened = write_set(root, [[row(1, 2)], [row(2, 1)]])
-    shards.verify_shard_set(opened)
-    second = storage.join(root, "shard-00001-of-00002.parquet")
-    data = bytearray(storage.read_bytes(second))
-    data[6] ^= 1
-    storage.write_bytes(second, bytes(data))
-    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: has sha256"):
-        shards.verify_shard_set(opened)
-    storage.delete_file(second)
-    with pytest.raises(DataError, match="shard-00001-of-00002.parquet: is in the index but not in the folder"):
-        shards.verify_shard_set(opened)
+def test_a_missing_quarantine_is_told_plainly(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"quarantine.parquet: is missing or damaged; run prepare"):
+        shards.read_quarantine(str(tmp_path))
+    storage.write_bytes(str(tmp_path / "quarantine.parquet"), b"not Parquet at all")
+    with pytest.raises(DataError, match="is missing or damaged"):
+        shards.read_quarantine(str(tmp_path))
 
 
 def test_quarantine_round_trip(root: str) -> None:

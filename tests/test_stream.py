@@ -14,8 +14,10 @@ import torch
 
 from cluster import ingest, plan
 from cluster.errors import DataError
-from cluster.shards import ShardSet, open_shard_set
+from cluster.shards import ShardSet, open_shard_set, read_rows
 from cluster.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
+from detector.image import open_image
+from detector.predict import Predictor
 
 CANVAS = (64, 96)
 AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
@@ -167,6 +169,24 @@ def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_pa
     shard.write_bytes(bytes(data))
     with pytest.raises(DataError, match=rf"{shard.name}: is not the shard of the index"):
         list(stream(damaged, 0, 1).epoch(0, [(0, 24)]))
+
+
+def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
+    """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
+    canvases = [(96, 96)]
+    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=canvases, seed=0)
+    training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
+    evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    predictor = Predictor(None, canvases=canvases, decode={}, amp=False)
+    smaller = 0
+    for row in read_rows([shard_set.locate_group(0)], [(0, i) for i in range(5)]).to_pylist():
+        image_id, opened = row["image_id"], open_image(row["image"])
+        sample, size = predictor.sample(opened, image_id)
+        assert size == (row["height"], row["width"])
+        assert torch.equal(sample.image, training[image_id]) and torch.equal(sample.image, evaluation[image_id])
+        smaller += not torch.equal(sample.image, predictor.sample(opened.pixels(), image_id)[0].image)
+    assert len(training) == len(evaluation) == 24 and smaller > 0
 
 
 def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
