@@ -447,7 +447,7 @@ def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tm
     prepared = ingest.write_shards(work, say=said.append)
     assert "3 of 4 shards are written again, for duplicates" in said
     assert prepared.shard_set is not None and shards.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
-    shards.verify_shard_set(prepared.shard_set)
+    survey.verify_shard_set(prepared.shard_set)
     whys = {record["where"]: (record["what"], record["why"]) for record in shards.read_quarantine(str(tmp_path / "out"))}
     there = ("duplicate", f"the same picture is in {train_set.uri}")
     assert whys == {"leak.jpg": there, "turned.jpg": there, "new again.jpg": ("duplicate", "the same picture comes twice")}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import ingest, shard_jobs, shards
+from cluster import ingest, shard_jobs, shards, survey
 from cluster.errors import DataError
 from cluster.sources import SourcePaths
 from detector.image import decode_image
@@ -221,7 +221,7 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
         assert "repaired" not in report and "left out" not in report
 
     assert prepared.shard_set is not None
-    shards.verify_shard_set(prepared.shard_set)
+    survey.verify_shard_set(prepared.shard_set)
     group = [shards.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
     rows = {row["image_id"]: row for table in group for row in table.to_pylist()}
     # The image that nothing is wrong with is always there, whole.

@@ -29,7 +29,8 @@ def row(image_id: int, boxes: list[list[float]], labels: list[int], *, crowd: tu
     """A grey picture of 400 x 672 px, which the default canvas of 800 x 1344 doubles."""
     array = np.array(boxes, np.float32).reshape(-1, 4)
     area = (array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1])
-    return Row(image_id, name or f"{image_id}.jpg", jpeg(400, 672), 400, 672, array, labels, [i in crowd for i in range(len(labels))], area)
+    crowds = [i in crowd for i in range(len(labels))]
+    return Row(image_id, name or f"{image_id}.jpg", jpeg(400, 672), 400, 672, array, labels, crowds, area, 0, bytes(32))
 
 
 def write_set(uri: str, rows: list[Row], *, names: list[str]) -> ShardSet:
@@ -192,7 +193,7 @@ def test_in_a_bucket(bucket):
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
-    broken = Row(3, "3.jpg", b"no picture", 10, 10, np.zeros((0, 4), np.float32), [], [], [])
+    broken = Row(3, "3.jpg", b"no picture", 10, 10, np.zeros((0, 4), np.float32), [], [], [], 0, bytes(32))
     with pytest.raises(DataError, match=r"3.jpg \(image_id 3\): it cannot be decoded"):
         write_page(write_set(str(tmp_path), [broken], names=["cat"]))
 

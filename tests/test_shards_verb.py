@@ -30,7 +30,8 @@ def write_set(uri: str) -> ShardSet:
         for image_id in (2 * n, 2 * n + 1):
             boxes = np.array([cat, dog][: 1 + image_id % 2], np.float32)
             labels, crowds = [0, 1][: len(boxes)], [False, True][: len(boxes)]
-            rows.append(Row(image_id, f"{image_id}.jpg", sink.getvalue(), 60, 80, boxes, labels, crowds, [256, 800][: len(boxes)]))
+            areas = [256, 800][: len(boxes)]
+            rows.append(Row(image_id, f"{image_id}.jpg", sink.getvalue(), 60, 80, boxes, labels, crowds, areas, 0, bytes(32)))
         written.append(shards.write_shard(uri, shards.shard_name(n, 3), rows, row_group_rows=2))
     counts = {"images": 6, "empty_images": 0, "boxes": 9, "crowds": 3}
     shards.write_quarantine(uri, [{"what": "image", "where": "9.jpg", "why": "it is empty (0 bytes)", "raw": "{}"}])
