@@ -65,7 +65,7 @@ class PrepareConfig(BaseModel):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster import ingest, session
+    from cluster import ingest, report, session
     from cluster.sources import SourcePaths
 
     short = SourcePaths(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
@@ -80,7 +80,9 @@ def main(config: PrepareConfig) -> None:
     if plan.finished is None:
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus)
     prepared = ingest.write_shards(plan, say=lambda line: print(line, flush=True))
-    print("\n".join(ingest.describe(plan, prepared)))
+    if prepared.shard_set is not None:
+        print(f"set         {prepared.shard_set.uri}")
+    print("\n".join(report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])))
     if config.check:
         ingest.check_shares(plan, prepared.quarantined)
 
