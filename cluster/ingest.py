@@ -241,7 +241,7 @@ def find_report(job: ShardJob) -> ShardReport | None:
         note = storage.read_json(report_uri(job))
         if note["fingerprint"] != job.fingerprint:
             return None
-        shard = shards.Shard(**{**note["shard"], "row_groups": tuple(note["shard"]["row_groups"])}) if note["shard"] else None
+        shard = shards.Shard.of(note["shard"]) if note["shard"] else None
         quarantined = tuple(coco.Quarantined(**record) for record in note["quarantined"])
     except (FileNotFoundError, DataError, KeyError, TypeError):
         return None

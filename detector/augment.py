@@ -30,14 +30,16 @@ CROP_TRIES = 40
 """Windows that the IoU crop looks at before it leaves a picture whole (torchvision's number of trials)."""
 
 
-def fit_scale(height: int, width: int, canvas: tuple[int, int]) -> float:
-    """The factor that makes a picture as large as the canvas (height, width) allows, aspect kept."""
-    return min(canvas[0] / height, canvas[1] / width)
+def fit_scale(height: int, width: int, canvas: tuple[int, int], *, long_side: int | None = None) -> float:
+    """The factor that makes a picture as large as the canvas (height, width) allows, and its longer side at most `long_side` px, aspect kept."""
+    scale = min(canvas[0] / height, canvas[1] / width)
+    return scale if long_side is None else min(scale, long_side / max(height, width))
 
 
-def preferred_canvas(height: int, width: int, canvases: Sequence[tuple[int, int]]) -> int:
+def preferred_canvas(height: int, width: int, canvases: Sequence[tuple[int, int]], *, long_side: int | None = None) -> int:
     """The number of the canvas (height, width) on which a picture becomes largest; of several, that of the smallest area."""
-    return max(range(len(canvases)), key=lambda i: (fit_scale(height, width, canvases[i]), -canvases[i][0] * canvases[i][1]))
+    scales = [fit_scale(height, width, canvas, long_side=long_side) for canvas in canvases]
+    return max(range(len(canvases)), key=lambda i: (scales[i], -canvases[i][0] * canvases[i][1]))
 
 
 @functools.cache
@@ -76,10 +78,10 @@ def place(
     return out, size, (new_height / height, new_width / width)
 
 
-def evaluation_sample(image_HW3: np.ndarray | Jpeg, image_id: int, *, canvases: Sequence[tuple[int, int]]) -> Sample:
-    """The picture alone on the canvas (height, width) it prefers, as large as fits, unchanged otherwise."""
-    canvas = canvases[preferred_canvas(*image_HW3.shape[:2], canvases)]
-    image, size, _ = place(image_HW3, canvas=canvas, scale=fit_scale(*image_HW3.shape[:2], canvas))
+def evaluation_sample(image_HW3: np.ndarray | Jpeg, image_id: int, *, canvases: Sequence[tuple[int, int]], long_side: int | None = None) -> Sample:
+    """The picture alone on the canvas (height, width) it prefers, as large as `fit_scale` says, unchanged otherwise."""
+    canvas = canvases[preferred_canvas(*image_HW3.shape[:2], canvases, long_side=long_side)]
+    image, size, _ = place(image_HW3, canvas=canvas, scale=fit_scale(*image_HW3.shape[:2], canvas, long_side=long_side))
     return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), size, image_id)
 
 
@@ -91,12 +93,12 @@ def training_sample(
     *,
     canvas: tuple[int, int],
     generator: np.random.Generator,
+    long_side: int | None = None,
     flip: float = 0.0,
     vertical_flip: float = 0.0,
     scale_min: float = 1.0,
     scale_max: float = 1.0,
     short_sides: tuple[int, int] | None = None,
-    long_side: int = 1333,
     min_visible: float = 0.25,
     iou_crop: float = 0.0,
     iou_minima: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
@@ -108,9 +110,9 @@ def training_sample(
 ) -> Sample:
     """IoU crop, scale jitter, random crop and pad, flips, photometric jitter. Boxes are XYXY px of the picture; labels 0..K-1, or -1 to ignore.
 
-    The scale is a factor between `scale_min` and `scale_max` (even in its logarithm) of the one that fits the canvas; with 0.1 and 2.0 this is the
+    The scale is a factor between `scale_min` and `scale_max` (even in its logarithm) of the one that fits (`fit_scale`); with 0.1 and 2.0 this is the
     large-scale jitter of Ghiasi et al. (2021). With `short_sides` it is the paper's (section 4.1) instead: the shorter side becomes a whole number of
-    px between the two, the longer one at most `long_side`, and never more than the canvas holds, so that nothing is cropped.
+    px between the two, as far as the picture then fits, so that nothing is cropped.
     `flip`, `vertical_flip`, `iou_crop` and `photometric` are probabilities. What becomes of a box is said at `cut_boxes`. `ValueError` for boxes that
     are not finite and labels below -1.
     """
@@ -123,12 +125,12 @@ def training_sample(
         image_HW3, boxes_N4 = whole_HW3[top:bottom, left:right], boxes_N4 - np.array([left, top] * 2, np.float32)
 
     sides = image_HW3.shape[:2]
-    scale = fit_scale(*sides, canvas)
+    scale = fit_scale(*sides, canvas, long_side=long_side)
     if short_sides is None:
         scale *= float(np.exp(np.log(scale_min) + draw[0] * (np.log(scale_max) - np.log(scale_min))))
     else:
         short = short_sides[0] + int(draw[0] * (short_sides[1] - short_sides[0] + 1))
-        scale = min(short / min(sides), long_side / max(sides), scale)
+        scale = min(short / min(sides), scale)
     spare = [max(0, round(side * scale) - room) for side, room in zip(sides, canvas, strict=True)]
     offset = (int(draw[1] * (spare[0] + 1)), int(draw[2] * (spare[1] + 1)))
     image, (height, width), (scale_y, scale_x) = place(image_HW3, canvas=canvas, scale=scale, offset=offset)

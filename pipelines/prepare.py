@@ -1,6 +1,6 @@
 """COCO JSON + images, in a folder or a bucket, -> validated shards with index, digests and quarantine.
 
-    python -m pipelines.prepare --annotations data/annotations/instances_train.json --images data/images/train --output s3://bucket/shards/train
+python -m pipelines.prepare --annotations data/annotations/instances_train.json --images data/images/train --output s3://bucket/shards/train
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.Shar
 
 def test_stored_images_are_the_source_files(small_coco: Path, finished: shards.ShardSet) -> None:
     for group in range(len(finished.rows_per_group)):
-        for row in shards.read_row_group(*finished.locate_group(group), columns=["file_name", "image"]).to_pylist():
+        for row in shards.read_row_group(finished.locate_group(group)).select(["file_name", "image"]).to_pylist():
             assert row["image"] == (small_coco / "images/train" / row["file_name"]).read_bytes()
 
 
@@ -95,7 +95,7 @@ def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) ->
     assert len(finished.shards) >= 4
     wanted = ["index.json", "quarantine.parquet", *(shard.name for shard in finished.shards)]
     assert sorted(os.listdir(finished.uri)) == sorted(wanted)
-    assert all(rows == 2 for shard in finished.shards for rows in shard.row_groups[:-1])
+    assert all(group.rows == 2 for shard in finished.shards for group in shard.row_groups[:-1])
     shards.verify_shard_set(finished)
 
 

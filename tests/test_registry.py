@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +77,8 @@ def test_package_is_the_weights_and_description_of_the_checkpoint(package):
 def test_package_takes_the_weights_that_best_names(tmp_path):
     for name, value in (("model", 1.0), ("ema", 2.0)):
         save_file({"x": torch.full((1,), value)}, str(tmp_path / f"{name}.safetensors"))
-    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": {}, "classes": []}}))
+    description = {"model": {"classes": 1}, "canvases": [], "decode": {}, "amp": False}
+    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": []}}))
     digests = []
     for weights in ("model", "ema"):
         build_package({"checkpoint": str(tmp_path), "weights": weights}, str(tmp_path / f"from-{weights}"))
@@ -87,6 +90,33 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     (tmp_path / "ema.safetensors").unlink()
     with pytest.raises(UsageError, match="not complete"):
         build_package({"checkpoint": str(tmp_path), "weights": "ema"}, str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["model"].update(depth=18), "model.depth is not known"),
+        (lambda d: d["model"].pop("classes"), "model.classes is missing"),
+        (lambda d: d["decode"].update(nms=0.5), "decode.nms is not known"),
+        (lambda d: d.pop("canvases"), "canvases is missing"),
+        (lambda d: d.update(canvas=[64, 96]), "canvas is not known"),
+    ],
+)
+def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(package, tmp_path, change, said):
+    description = json.loads(Path(package, "model.json").read_text())
+    shutil.copytree(package, tmp_path, dirs_exist_ok=True)
+    change(description)
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"model.json: {said}; it was written by another version of this code: use that version, or"):
+        Predictor.load(str(tmp_path))
+    # From a run's checkpoint, before anything is scored or registered.
+    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": CLASSES}}))
+    with pytest.raises(UsageError, match=f"state.json: model.json: {said}"):
+        build_package({"checkpoint": str(tmp_path)}, str(tmp_path / "package"))
+
+
+def test_a_package_from_before_the_bound_on_the_long_side_has_none(package):
+    assert "long_side" not in json.loads(Path(package, "model.json").read_text()) and Predictor.load(package).long_side is None
 
 
 def test_model_says_what_it_takes_gives_and_needs(tracking, logged, root):
