@@ -1,8 +1,9 @@
 """The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes them a data set.
 
     shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height int32, width int32, boxes list<float[4]>
-                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2
-    quarantine.parquet             what was left out: what (image | annotation), where (file name or id), why, raw (JSON)
+                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2,
+                                   source int32 (place in the index's `sources`), sha256 binary[32] (of the source file, before any turning)
+    quarantine.parquet             what was left out: what (image | annotation | duplicate), where (file name or id), why, raw (JSON)
     index.json                     written last; without it there is no data set
 
 A digest is a sha256 in hex. The set digest covers the schema version, the categories and the digests of the shards, in order,
@@ -43,6 +44,8 @@ SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
         ("crowd", pa.list_(pa.bool_())),
         ("area", pa.list_(pa.float32())),
+        ("source", pa.int32()),
+        ("sha256", pa.binary(32)),
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
@@ -98,7 +101,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it."""
+    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it; sha256 of the source file."""
 
     image_id: int
     file_name: str
@@ -109,6 +112,8 @@ class Row:
     labels_N: Sequence[int]
     crowd_N: Sequence[bool]
     area_N: Sequence[float]
+    source: int
+    sha256: bytes
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,8 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
         ragged([int(label) for row in rows for label in row.labels_N], pa.int32()),
         ragged([bool(crowd) for row in rows for crowd in row.crowd_N], pa.bool_()),
         ragged([float(area) for row in rows for area in row.area_N], pa.float32()),
+        pa.array([row.source for row in rows], pa.int32()),
+        pa.array([row.sha256 for row in rows], pa.binary(32)),
     ]
     return pa.Table.from_arrays([column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
@@ -234,8 +241,12 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(uri: str) -> list[dict[str, str]]:
-    with storage.open_input(storage.join(uri, QUARANTINE)) as file:
-        return pq.read_table(file).to_pylist()
+    """The records left out. `DataError` when the file is missing or damaged."""
+    try:
+        with storage.open_input(storage.join(uri, QUARANTINE)) as file:
+            return pq.read_table(file).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
@@ -262,7 +273,7 @@ def write_index(
 
 
 def read_index(uri: str) -> dict[str, Any]:
-    """The content of index.json. `UsageError` when there is none, `DataError` when it is of a newer schema version or not an index."""
+    """The content of index.json. `UsageError` when there is none, `DataError` when it is of another schema version or not an index."""
     try:
         index = storage.read_json(storage.join(uri, INDEX))
     except FileNotFoundError:
@@ -272,6 +283,9 @@ def read_index(uri: str) -> dict[str, Any]:
         raise DataError(f"{uri}/{INDEX}: holds no schema_version, so it is not the index of a shard set; check the path")
     if version > SCHEMA_VERSION:
         raise DataError(f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this program knows; update the program")
+    if version < SCHEMA_VERSION:
+        remedy = f"run prepare again with this program and --overwrite true, its sets have version {SCHEMA_VERSION}"
+        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; {remedy}")
     return index
 
 
@@ -354,30 +368,18 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
 
     def read(shard: Shard) -> pa.Table:
         file_uri = storage.join(shard_set.uri, shard.name)
-        with storage.open_input(file_uri) as file:
-            try:
+        try:
+            with storage.open_input(file_uri) as file:
                 return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
-            except (OSError, pa.ArrowInvalid) as error:
-                if isinstance(error, OSError) and "CRC" not in str(error):
-                    raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
-                raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
+        except FileNotFoundError:
+            raise DataError(f"{file_uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and "CRC" not in str(error):
+                raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
+            raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
 
     with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
         return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in columns]).empty_table(), *pool.map(read, shard_set.shards)])
-
-
-def verify_shard_set(shard_set: ShardSet) -> None:
-    """Read every shard again. `DataError` naming the first one that is missing or whose bytes are not those of the index."""
-    for shard in shard_set.shards:
-        uri = storage.join(shard_set.uri, shard.name)
-        try:
-            digest = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-        except FileNotFoundError:
-            raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
-        if digest != shard.sha256:
-            raise DataError(f"{uri}: has sha256 {digest[:12]}..., the index names {shard.sha256[:12]}...; run prepare with --overwrite true")
-    if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
 
 
 def read_rows(places: Sequence[Place], rows: Sequence[tuple[int, int]]) -> pa.Table:

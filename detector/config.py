@@ -134,9 +134,9 @@ class ModelConfig(Section):
     architecture: Literal["retinanet", "faster_rcnn", "fcos"] = Field(
         "retinanet", description="retinanet, or a baseline to compare it with: torchvision's faster_rcnn or fcos, on the same backbone and pyramid"
     )
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"] = (
-        Field("resnet50", description="torchvision's network under the pyramid")
-    )
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
+    ] = Field("resnet50", description="torchvision's network under the pyramid")
     norm: Literal["batch", "frozen", "sync", "group"] = Field(
         "batch",
         description="the backbone's normalisation: batch (statistics of one rank), frozen (fixed scale and bias, for fine-tuning), "

@@ -1,6 +1,6 @@
 """Register the best checkpoint of a training run as a version of a model in MLflow.
 
-python -m pipelines.register --run ./runs/runs/quickstart --name quickstart
+    python -m pipelines.register --run ./runs/runs/quickstart --name quickstart
 """
 
 from __future__ import annotations
