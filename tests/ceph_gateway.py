@@ -5,7 +5,7 @@
 
     python tests/ceph_gateway.py /var/tmp/ceph --port 7480
 
-Needs root and the Debian packages radosgw, ceph-mon, ceph-osd and ceph-mgr; about 20 s to start and 300 MB of memory.
+Needs root and the Debian packages radosgw, ceph-mon and ceph-osd; about 20 s to start and 300 MB of memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-PACKAGES = "radosgw ceph-mon ceph-osd ceph-mgr"
+PACKAGES = "radosgw ceph-mon ceph-osd"
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 # Those of the tests' S3 server in this process, so that one Ray cluster can read from both.
 ACCESS_KEY, SECRET_KEY = "testing", "testing"
