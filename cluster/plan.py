@@ -1,9 +1,12 @@
 """Who reads which rows when: pure integer arithmetic over (counts, seed, epoch, ranks, what is left). No Ray, no storage.
 
-An epoch is a sequence of all rows: a seeded permutation of the row groups, dealt into windows of a few groups, rows mixed inside each window; then,
-where the images prefer several canvases, arranged in runs that prefer one. The data position is the list of half-open intervals of that sequence
-that are not yet consumed. Ranks read contiguous cuts of whole batches of what is left, so every row is read exactly once an epoch, whatever failed
-and however the number of ranks changed on the way.
+A row is called by its number in stored order, 0..N-1. An epoch is a sequence of row numbers: a seeded permutation of the row groups, dealt into
+windows of a few groups, rows mixed inside each window, each row once or, where rows are weighted, as often as its share says; then, where the images
+prefer several canvases, arranged in runs that prefer one. The data position is the list of half-open intervals of places in that sequence that are
+not yet consumed. Ranks read contiguous cuts of whole batches of what is left, so every place is read exactly once an epoch, whatever failed and
+however the number of ranks changed on the way.
+
+Shapes: N rows of the set, L places of an epoch (N unless rows are weighted), R row groups.
 """
 
 from __future__ import annotations
@@ -16,65 +19,103 @@ import numpy as np
 READ_CPUS = 0.25
 """CPUs that a read task books: it waits for storage most of its time."""
 
+WINDOW = 4
+"""Row groups that are read together and mixed."""
+
 Intervals = list[tuple[int, int]]
 """Sorted, disjoint, half-open [start, stop) ranges of places in the epoch's sequence."""
-
-
-class Row(NamedTuple):
-    group: int
-    """Number of the row group in the whole shard set."""
-    row: int
-    """Place inside the row group."""
 
 
 class Unit(NamedTuple):
     """What one read task fetches: rows of a few row groups, in the order in which they are to come out."""
 
     groups: tuple[int, ...]
-    rows: tuple[Row, ...]
+    """Numbers of row groups in the whole set."""
+    rows: tuple[tuple[int, int], ...]
+    """(index into `groups`, row inside that group)."""
 
 
-def epoch_sequence(rows_per_group: Sequence[int], *, seed: int, epoch: int, window: int = 4) -> list[Row]:
-    """All rows in the reading order of this epoch, which depends on (seed, epoch) alone.
+def first_rows(rows_per_group: Sequence[int]) -> np.ndarray:
+    """int64 (R + 1,): the number of each row group's first row, then N."""
+    return np.concatenate([[0], np.cumsum(rows_per_group, dtype=np.int64)])
 
-    A window of `window` row groups is read together and mixed; `window` 0 keeps the stored order (evaluation).
+
+def epoch_sequence(rows_per_group: Sequence[int], *, seed: int, epoch: int, window: int = WINDOW, copies_N: np.ndarray | None = None) -> np.ndarray:
+    """int64 (L,): row numbers in the reading order of this epoch, which depends on (seed, epoch) alone.
+
+    A window of `window` row groups is read together and mixed; `window` 0 keeps the stored order (evaluation). `copies_N` says how often each row
+    occurs, else once; copies of a row are in one window, so that it is fetched once.
     """
+    first = first_rows(rows_per_group)
     if window == 0:
-        return [Row(g, r) for g, count in enumerate(rows_per_group) for r in range(count)]
+        return np.arange(first[-1])
     random = np.random.default_rng((seed, epoch))
     groups = random.permutation(len(rows_per_group))
-    sequence: list[Row] = []
+    windows = []
     for start in range(0, len(groups), window):
-        rows = [Row(int(g), r) for g in groups[start : start + window] for r in range(rows_per_group[g])]
-        sequence += [rows[i] for i in random.permutation(len(rows))]
-    return sequence
+        rows = np.concatenate([np.arange(first[group], first[group + 1]) for group in groups[start : start + window]])
+        if copies_N is not None:
+            rows = rows.repeat(copies_N[rows])
+        windows.append(rows[random.permutation(len(rows))])
+    return np.concatenate(windows) if windows else np.zeros(0, np.int64)
 
 
-def arrange(sequence: Sequence[Row], preferred: Sequence[Sequence[int]], *, run: int) -> list[Row]:
-    """The same rows in runs of `run` that prefer one canvas; where all prefer the same one, the same order.
+def copies(shares_N: np.ndarray, *, total: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 (N,): how often each row occurs in this epoch: in proportion to its share, `total` times in all, in every epoch.
 
-    `preferred` has the number of a canvas for each row group and row. A row waits for the run of its canvas to fill; what has not filled one at the
-    end comes last, canvas by canvas. With the global batch as `run`, which stays when the number of ranks changes, the whole batches of every rank's
-    cut of a whole epoch prefer one canvas, up to the last (canvases x run) rows.
+    Systematic sampling: the shares are laid end to end and a comb of `total` teeth with a random offset is put over them. So a row of the expected
+    count c occurs floor(c) or ceil(c) times, c on average over the epochs.
     """
-    waiting: dict[int, list[Row]] = {}
-    arranged: list[Row] = []
-    for row in sequence:
-        filling = waiting.setdefault(preferred[row.group][row.row], [])
-        filling.append(row)
-        if len(filling) == run:
-            arranged += filling
-            filling.clear()
-    return arranged + [row for canvas in sorted(waiting) for row in waiting[canvas]]
+    ends = np.cumsum(shares_N, dtype=np.float64)
+    offset = np.random.default_rng((seed, epoch, 1)).random()
+    # The last end is exactly `total`, whatever the sum was rounded to.
+    teeth = np.floor(np.concatenate([[0.0], ends[:-1] / ends[-1] * total, [total]]) + offset)
+    return np.diff(teeth).astype(np.int64)
 
 
-def batch_canvases(rows: Sequence[Row], preferred: Sequence[Sequence[int]], *, batch: int) -> list[int]:
-    """The canvas of each batch of a rank's rows: what most of its images prefer, the first of those that tie."""
-    chosen = []
-    for start in range(0, len(rows), batch):
-        votes = [preferred[row.group][row.row] for row in rows[start : start + batch]]
-        chosen.append(max(sorted(set(votes)), key=votes.count))
-    return chosen
+def repeat_factors(labels: Sequence[Sequence[int]], *, classes: int, threshold: float) -> np.ndarray:
+    """float64 (N,): how often an image should occur so that rare classes are seen; `labels` are those of its objects, 0..K-1.
+
+    Gupta et al., LVIS (2019), section 5.2: r = max over its classes of max(1, sqrt(threshold / f)), f being the share of the images with the class.
+    An image without objects has 1.
+    """
+    present = [np.unique(np.asarray(image, np.int64)) for image in labels]
+    counts = np.bincount(np.concatenate([*present, np.zeros(0, np.int64)]), minlength=classes)
+    factors_K = np.maximum(1.0, np.sqrt(threshold * len(labels) / np.maximum(counts, 1)))
+    return np.array([factors_K[image].max() if len(image) else 1.0 for image in present])
+
+
+def copy_numbers(sequence_L: np.ndarray) -> np.ndarray:
+    """int64 (L,): 0 where a row occurs for the first time in the sequence, 1 where for the second time, ..."""
+    order = np.argsort(sequence_L, kind="stable")
+    ordered = sequence_L[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    numbers = np.empty(len(sequence_L), np.int64)
+    numbers[order] = np.arange(len(ordered)) - np.repeat(starts, np.diff(starts, append=len(ordered)))
+    return numbers
+
+
+def arrangement(canvas_L: np.ndarray, *, run: int) -> np.ndarray:
+    """int64 (L,): the places of the epoch's sequence in the order of runs of `run` that prefer one canvas; 0, 1, 2, ... where all do.
+
+    `canvas_L` is the number of the canvas that the row at each place prefers. A row waits for the run of its canvas to fill; what has not filled one
+    at the end comes last, canvas by canvas. With the global batch as `run`, which stays when the number of ranks changes, the whole batches of every
+    rank's cut of a whole epoch prefer one canvas, up to the last (canvases x run) rows.
+    """
+    count = len(canvas_L)
+    # The place at which its run is full, or behind everything else.
+    filled = np.empty(count, np.int64)
+    for canvas in np.unique(canvas_L):
+        places = np.flatnonzero(canvas_L == canvas)
+        whole = len(places) // run * run
+        filled[places[:whole]] = np.repeat(places[run - 1 : whole : run], run)
+        filled[places[whole:]] = count + canvas
+    return np.argsort(filled, kind="stable")
+
+
+def batch_canvases(canvas: np.ndarray, *, batch: int) -> list[int]:
+    """The canvas of each batch of a rank's rows, whose preferred canvases are given: what most of its images prefer, the first of those that tie."""
+    return [int(np.bincount(canvas[start : start + batch]).argmax()) for start in range(0, len(canvas), batch)]
 
 
 def size(left: Intervals) -> int:
@@ -116,12 +157,26 @@ def advance(left: Intervals, *, ranks: int, batch: int, done: int) -> Intervals:
     return remaining
 
 
-def rows_of(sequence: Sequence[Row], share: Intervals) -> list[Row]:
-    """The rows at these places of the sequence."""
-    return [row for low, high in share for row in sequence[low:high]]
+def places_of(share: Intervals) -> np.ndarray:
+    """int64: the places, one by one."""
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(low, high) for low, high in share)])
 
 
-def units(rows: Sequence[Row], *, rows_per_unit: int = 64) -> list[Unit]:
-    """Rows as read units in order. Neighbouring units of one window read the same row groups, so a unit should hold most of a window."""
-    chunks = [tuple(rows[i : i + rows_per_unit]) for i in range(0, len(rows), rows_per_unit)]
-    return [Unit(tuple(sorted({row.group for row in chunk})), chunk) for chunk in chunks]
+def units(rows: np.ndarray, rows_per_group: Sequence[int], *, window: int = WINDOW, most_rows: int = 512) -> list[Unit]:
+    """Rows, by number, as read units in order: each as long as its rows come from at most `window` row groups.
+
+    In an epoch's sequence that is a window, so a row group is read once by the rank to which its window falls. In stored order use `window` 1, or
+    a smaller `most_rows`, for smaller units.
+    """
+    first = first_rows(rows_per_group)
+    groups = np.searchsorted(first, rows, side="right") - 1
+    inside = rows - first[groups]
+    found: list[Unit] = []
+    held: dict[int, int] = {}
+    picked: list[tuple[int, int]] = []
+    for group, row in zip(groups.tolist(), inside.tolist(), strict=True):
+        if picked and (len(picked) == most_rows or (group not in held and len(held) == window)):
+            found.append(Unit(tuple(held), tuple(picked)))
+            held, picked = {}, []
+        picked.append((held.setdefault(group, len(held)), row))
+    return [*found, Unit(tuple(held), tuple(picked))] if picked else found

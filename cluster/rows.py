@@ -6,7 +6,7 @@ Ray Data's read tasks import this module and nothing heavier: with torch in it, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,42 @@ import ray
 import ray.data
 
 from cluster import plan, storage
-from cluster.shards import ShardSet, read_rows
+from cluster.errors import PlainError
+from cluster.shards import Place, ShardSet, read_rows
 
 ROWS_PER_BLOCK = 64
+READ_TASKS = 2
+"""Read tasks of one rank at a time: one's transfer behind the other's, and each fetches the row groups of its unit side by side."""
+SAMPLES_PER_TASK = 16
 
 
-def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit]) -> ray.data.Dataset:
-    """The units' rows with all columns of a shard, one block a unit, in order. Tasks run wherever the cluster has a CPU share for them."""
-    items = []
+def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], **marks: np.ndarray) -> ray.data.Dataset:
+    """The units' rows with all columns of a shard, one block a unit, in order. Tasks run wherever the cluster has a CPU share for them.
+
+    `marks` are further int64 columns, one value for each row in the order of the units.
+    """
+    items, start = [], 0
     for unit in units:
-        place = {group: i for i, group in enumerate(unit.groups)}
-        items.append({"groups": [shard_set.locate_group(g) for g in unit.groups], "rows": [(place[row.group], row.row) for row in unit.rows]})
+        stop = start + len(unit.rows)
+        places = [shard_set.locate_group(group) for group in unit.groups]
+        items.append({"places": places, "rows": unit.rows, "marks": {name: values[start:stop].tolist() for name, values in marks.items()}})
+        start = stop
     # As JSON, because Arrow has no type for lists of mixed tuples and Ray would fall back to pickle, with a warning.
     return in_order([{"unit": json.dumps(item)} for item in items], blocks=len(items)).map_batches(
-        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS
+        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS, concurrency=min(READ_TASKS, len(items))
     )
+
+
+def sampled_rows(shard_set: ShardSet, units: Sequence[plan.Unit], sample: Callable[[pa.Table], pa.Table], **marks: np.ndarray) -> ray.data.Dataset:
+    """`planned_rows`, each made into a training sample in tasks of one CPU; `sample` is a `cluster.samples.Sampler`."""
+    return planned_rows(shard_set, units, **marks).map_batches(sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1)
 
 
 def all_rows(shard_set: ShardSet, *, workers: int = 1) -> ray.data.Dataset:
     """Every row of a shard set once, in stored order, in blocks enough for all `workers`."""
     sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    return planned_rows(shard_set, plan.units(sequence, rows_per_unit=rows_per_block(len(sequence), workers)))
+    blocks = plan.units(sequence, shard_set.rows_per_group, most_rows=rows_per_block(len(sequence), workers))
+    return planned_rows(shard_set, blocks)
 
 
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
@@ -49,27 +64,32 @@ def rows_per_block(rows: int, workers: int) -> int:
     return max(1, min(ROWS_PER_BLOCK, -(-rows // workers)))
 
 
-def read_planned(shard_set: ShardSet, units: Sequence[plan.Unit]) -> Iterator[dict[str, Any]]:
-    """`planned_rows` as plain dicts; a rank may have nothing to read."""
-    return iterate(planned_rows(shard_set, units)) if units else iter(())
-
-
 def iterate(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Rows as plain dicts, in order, a block at a time."""
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        yield from table.to_pylist()
+    """Rows as plain dicts, in order, a block at a time. A `PlainError` of a task is raised as it was there."""
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            yield from table.to_pylist()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PlainError):
+            raise error.cause from None
+        raise
 
 
 def in_order(items: list[dict[str, Any]], *, blocks: int) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    # Not wrapped in one of Ray's, which forgets the class of the original.
+    context.raise_original_map_exception = True
     return ray.data.from_items(items, override_num_blocks=blocks)
 
 
 def read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
     (unit,) = map(json.loads, batch["unit"])
-    return read_rows(unit["groups"], unit["rows"])
+    table = read_rows([Place(*place) for place in unit["places"]], unit["rows"])
+    for name, values in unit["marks"].items():
+        table = table.append_column(name, pa.array(values, pa.int64()))
+    return table
 
 
 def read_files(batch: dict[str, np.ndarray]) -> pa.Table:

@@ -1,8 +1,9 @@
 """The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes them a data set.
 
     shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height int32, width int32, boxes list<float[4]>
-                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2
-    quarantine.parquet             what was left out: what (image | annotation), where (file name or id), why, raw (JSON)
+                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2,
+                                   source int32 (place in the index's `sources`), sha256 binary[32] (of the source file, before any turning)
+    quarantine.parquet             what was left out: what (image | annotation | duplicate), where (file name or id), why, raw (JSON)
     index.json                     written last; without it there is no data set
 
 A digest is a sha256 in hex. The set digest covers the schema version, the categories and the digests of the shards, in order,
@@ -14,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from cluster.errors import DataError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX = "index.json"
 QUARANTINE = "quarantine.parquet"
 SCHEMA = pa.schema(
@@ -42,11 +44,13 @@ SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
         ("crowd", pa.list_(pa.bool_())),
         ("area", pa.list_(pa.float32())),
+        ("source", pa.int32()),
+        ("sha256", pa.binary(32)),
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
-# pa.binary counts its bytes in int32; a row group is cut before it comes near.
-MAX_GROUP_BYTES = 1 << 30
+MAX_GROUP_BYTES = 4 << 20
+"""A row group is cut before its images pass this, however few they are: it is read whole, and a window of four of them is one block of a stream."""
 
 
 class Category(NamedTuple):
@@ -57,17 +61,47 @@ class Category(NamedTuple):
     name: str
 
 
+class RowGroup(NamedTuple):
+    """A stretch of the file: `bytes` from byte `start` on, and their digest."""
+
+    rows: int
+    start: int
+    bytes: int
+    sha256: str
+
+
 class Shard(NamedTuple):
+    """One file: row groups one after another and, from the end of the last one to the end of the file, Parquet's footer."""
+
     name: str
     rows: int
     bytes: int
     sha256: str
-    row_groups: tuple[int, ...]
+    row_groups: tuple[RowGroup, ...]
+    footer_sha256: str
+
+    @staticmethod
+    def of(fields: dict[str, Any]) -> Shard:
+        """The shard that `_asdict` gave, also after a round trip through JSON."""
+        return Shard(**{**fields, "row_groups": tuple(RowGroup(*group) for group in fields["row_groups"])})
+
+
+class Place(NamedTuple):
+    """All that is needed to read one row group and to know that it is the right one; plain values that travel as JSON."""
+
+    uri: str
+    number: int
+    start: int
+    bytes: int
+    sha256: str
+    footer_start: int
+    footer_bytes: int
+    footer_sha256: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it."""
+    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it; sha256 of the source file."""
 
     image_id: int
     file_name: str
@@ -78,6 +112,8 @@ class Row:
     labels_N: Sequence[int]
     crowd_N: Sequence[bool]
     area_N: Sequence[float]
+    source: int
+    sha256: bytes
 
 
 @dataclass(frozen=True)
@@ -89,10 +125,12 @@ class ShardSet:
     shards: tuple[Shard, ...]
     digest: str
     counts: dict[str, int]
+    source_names: tuple[str, ...] = ()
+    """By the number in the column `source`."""
 
     @cached_property
     def rows_per_group(self) -> list[int]:
-        return [rows for shard in self.shards for rows in shard.row_groups]
+        return [group.rows for shard in self.shards for group in shard.row_groups]
 
     @property
     def num_rows(self) -> int:
@@ -106,28 +144,32 @@ class ShardSet:
     def first_groups(self) -> list[int]:
         return [0, *itertools.accumulate(len(shard.row_groups) for shard in self.shards)]
 
-    def locate_group(self, group: int) -> tuple[str, int]:
-        """(URI of the shard, number of the row group inside it). `IndexError` outside 0..groups-1."""
+    def locate_group(self, group: int) -> Place:
+        """Where a row group is. `IndexError` outside 0..groups-1."""
         if not 0 <= group < self.first_groups[-1]:
             raise IndexError(f"row group {group} of {self.first_groups[-1]}")
-        shard = bisect_right(self.first_groups, group) - 1
-        return storage.join(self.uri, self.shards[shard].name), group - self.first_groups[shard]
+        number = bisect_right(self.first_groups, group) - 1
+        shard = self.shards[number]
+        found, end = shard.row_groups[group - self.first_groups[number]], shard.row_groups[-1].start + shard.row_groups[-1].bytes
+        uri, inside = storage.join(self.uri, shard.name), group - self.first_groups[number]
+        return Place(uri, inside, found.start, found.bytes, found.sha256, end, shard.bytes - end, shard.footer_sha256)
 
 
 def shard_name(number: int, total: int) -> str:
     return f"shard-{number:05d}-of-{total:05d}.parquet"
 
 
-def encode_shard(rows: Sequence[Row], *, row_group_rows: int) -> tuple[pa.Buffer, tuple[int, ...]]:
-    """The bytes of one shard and its rows per row group. The same rows give the same bytes: the options are fixed and nothing tells the time."""
+def encode_shard(rows: Sequence[Row], *, row_group_rows: int) -> pa.Buffer:
+    """The bytes of one shard. The same rows give the same bytes: the options are fixed and nothing tells the time."""
     sink = pa.BufferOutputStream()
-    groups = list(cut_groups(rows, row_group_rows))
     # Compressing encoded images costs time and saves nothing, and the other columns are small.
     # Statistics of image bytes would copy whole images into the footer.
-    with pq.ParquetWriter(sink, SCHEMA, compression="none", use_dictionary=False, write_statistics=False) as writer:
-        for group in groups:
+    # Checksums of pages guard what is read of a row group without the whole of it, see `read_columns`.
+    options = dict(compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True)
+    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
+        for group in cut_groups(rows, row_group_rows):
             writer.write_table(to_table(group), row_group_size=len(group))
-    return sink.getvalue(), tuple(len(group) for group in groups)
+    return sink.getvalue()
 
 
 def cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
@@ -160,15 +202,35 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
         ragged([int(label) for row in rows for label in row.labels_N], pa.int32()),
         ragged([bool(crowd) for row in rows for crowd in row.crowd_N], pa.bool_()),
         ragged([float(area) for row in rows for area in row.area_N], pa.float32()),
+        pa.array([row.source for row in rows], pa.int32()),
+        pa.array([row.sha256 for row in rows], pa.binary(32)),
     ]
     return pa.Table.from_arrays([column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
 def write_shard(folder: str, name: str, rows: Sequence[Row], *, row_group_rows: int) -> Shard:
     """Publish one shard and say what the index will say about it."""
-    data, row_groups = encode_shard(rows, row_group_rows=row_group_rows)
+    data = encode_shard(rows, row_group_rows=row_group_rows)
     storage.write_bytes(storage.join(folder, name), data)
-    return Shard(name, len(rows), data.size, hashlib.sha256(data).hexdigest(), row_groups)
+    return describe_shard(name, data)
+
+
+def describe_shard(name: str, data: pa.Buffer) -> Shard:
+    """What the index says about a shard of these bytes."""
+    metadata, content = pq.read_metadata(pa.BufferReader(data)), memoryview(data)
+
+    def digest(start: int, stop: int) -> str:
+        return hashlib.sha256(content[start:stop]).hexdigest()
+
+    # Columns lie one after another; a row group begins where its first one does, without dictionaries at its first page.
+    starts = [metadata.row_group(number).column(0).data_page_offset for number in range(metadata.num_row_groups)]
+    last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
+    starts.append(last.data_page_offset + last.total_compressed_size)
+    groups = [
+        RowGroup(metadata.row_group(number).num_rows, start, stop - start, digest(start, stop))
+        for number, (start, stop) in enumerate(itertools.pairwise(starts))
+    ]
+    return Shard(name, metadata.num_rows, data.size, digest(0, data.size), tuple(groups), digest(starts[-1], data.size))
 
 
 def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
@@ -179,8 +241,12 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(uri: str) -> list[dict[str, str]]:
-    with storage.open_input(storage.join(uri, QUARANTINE)) as file:
-        return pq.read_table(file).to_pylist()
+    """The records left out. `DataError` when the file is missing or damaged."""
+    try:
+        with storage.open_input(storage.join(uri, QUARANTINE)) as file:
+            return pq.read_table(file).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
@@ -207,7 +273,7 @@ def write_index(
 
 
 def read_index(uri: str) -> dict[str, Any]:
-    """The content of index.json. `UsageError` when there is none, `DataError` when it is of a newer schema version or not an index."""
+    """The content of index.json. `UsageError` when there is none, `DataError` when it is of another schema version or not an index."""
     try:
         index = storage.read_json(storage.join(uri, INDEX))
     except FileNotFoundError:
@@ -217,6 +283,9 @@ def read_index(uri: str) -> dict[str, Any]:
         raise DataError(f"{uri}/{INDEX}: holds no schema_version, so it is not the index of a shard set; check the path")
     if version > SCHEMA_VERSION:
         raise DataError(f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this program knows; update the program")
+    if version < SCHEMA_VERSION:
+        remedy = f"run prepare again with this program and --overwrite true, its sets have version {SCHEMA_VERSION}"
+        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; {remedy}")
     return index
 
 
@@ -228,18 +297,65 @@ def open_shard_set(uri: str) -> ShardSet:
         return ShardSet(
             uri=uri,
             categories=tuple(Category(**category) for category in index["categories"]),
-            shards=tuple(Shard(**{**shard, "row_groups": tuple(shard["row_groups"])}) for shard in index["shards"]),
+            shards=tuple(Shard.of(shard) for shard in index["shards"]),
             digest=index["set_digest"],
             counts=index["counts"],
+            source_names=tuple(source["name"] for source in index.get("sources", ())),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{uri}/{INDEX}: is damaged ({error}); run prepare with --overwrite") from error
+        raise DataError(f"{uri}/{INDEX}: is damaged ({error}); run prepare with --overwrite true") from error
 
 
-def read_row_group(shard_uri: str, row_group: int, columns: list[str] | None = None) -> pa.Table:
-    """One row group of one shard, whole or some `columns` of it."""
-    with storage.open_input(shard_uri) as file:
-        return pq.ParquetFile(file, pre_buffer=True).read_row_group(row_group, columns=columns)
+class Part:
+    """A file of which only `data`, `start` bytes from its beginning, is here: enough for Parquet to read one row group, the footer given."""
+
+    closed = False
+
+    def __init__(self, data: bytes, start: int, size: int):
+        self.data, self.start, self.size, self.position = memoryview(data), start, size, start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, count: int = -1) -> memoryview:
+        low = self.position - self.start
+        assert count >= 0 and 0 <= low and low + count <= len(self.data)
+        self.position += count
+        return self.data[low : low + count]
+
+    def close(self) -> None:
+        pass
+
+
+def read_row_group(place: Place) -> pa.Table:
+    """One row group in one request, the footer in another one, once a process. `DataError` naming the shard when the bytes are not the index's."""
+    # On 100 kB images reading costs 45 CPU us an image and the digest 60, where decoding costs 1,500.
+    footer = read_footer(place.uri, place.footer_start, place.footer_bytes, place.footer_sha256)
+    data = read_verified(place.uri, place.start, place.bytes, place.sha256)
+    file = pa.PythonFile(Part(data, place.start, place.footer_start + place.footer_bytes), mode="r")
+    return pq.ParquetFile(file, metadata=footer).read_row_group(place.number, use_threads=False)
+
+
+@lru_cache(maxsize=256)
+def read_footer(uri: str, start: int, count: int, sha256: str) -> pq.FileMetaData:
+    # A footer alone is a file whose row groups are elsewhere.
+    return pq.read_metadata(pa.BufferReader(read_verified(uri, start, count, sha256)))
+
+
+def read_verified(uri: str, start: int, count: int, sha256: str) -> bytes:
+    try:
+        data = storage.read_range(uri, start, count)
+    except FileNotFoundError:
+        raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        where = f"{count} bytes from {start} on have sha256 {found[:12]}..., the index names {sha256[:12]}..."
+        raise DataError(f"{uri}: is not the shard of the index: {where}; run prepare with --overwrite true")
+    return data
 
 
 def read_annotations(shard_set: ShardSet) -> pa.Table:
@@ -251,29 +367,24 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
     """These columns alone of all rows, in stored order."""
 
     def read(shard: Shard) -> pa.Table:
-        with storage.open_input(storage.join(shard_set.uri, shard.name)) as file:
-            return pq.read_table(file, columns=columns)
+        file_uri = storage.join(shard_set.uri, shard.name)
+        try:
+            with storage.open_input(file_uri) as file:
+                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+        except FileNotFoundError:
+            raise DataError(f"{file_uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and "CRC" not in str(error):
+                raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
+            raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
 
     with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
         return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in columns]).empty_table(), *pool.map(read, shard_set.shards)])
 
 
-def verify_shard_set(shard_set: ShardSet) -> None:
-    """Read every shard again. `DataError` naming the first one that is missing or whose bytes are not those of the index."""
-    for shard in shard_set.shards:
-        uri = storage.join(shard_set.uri, shard.name)
-        try:
-            digest = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-        except FileNotFoundError:
-            raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite") from None
-        if digest != shard.sha256:
-            raise DataError(f"{uri}: has sha256 {digest[:12]}..., the index names {shard.sha256[:12]}...; run prepare with --overwrite")
-    if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite")
-
-
-def read_rows(groups: Sequence[tuple[str, int]], rows: Sequence[tuple[int, int]]) -> pa.Table:
-    """Chosen rows in the given order. `groups` are (shard URI, row group in it); `rows` are (index into `groups`, row inside that group)."""
-    tables = [read_row_group(uri, number) for uri, number in groups]
+def read_rows(places: Sequence[Place], rows: Sequence[tuple[int, int]]) -> pa.Table:
+    """Chosen rows in the given order: each is (index into `places`, row inside that group). Row groups are fetched side by side."""
+    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
+        tables = list(pool.map(read_row_group, places))
     offsets = [0, *itertools.accumulate(table.num_rows for table in tables)]
     return pa.concat_tables(tables).take(pa.array([offsets[group] + row for group, row in rows], pa.int64()))

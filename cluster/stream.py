@@ -1,36 +1,39 @@
 """A plan -> Ray Data -> decoded, augmented, batched, on one rank.
 
-Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan; decoding and augmentation run in threads beside the
-trainer.
+Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan. Decoding and augmentation run in threads beside the
+trainer, or in tasks of Ray Data where machines without GPUs are there to do it; either way the same pixels come out.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster import plan
-from cluster.rows import read_planned
+from cluster.rows import iterate, planned_rows, sampled_rows
+from cluster.samples import Sampler
 from cluster.shards import ShardSet, read_columns
-from detector.augment import evaluation_sample, mix, preferred_canvas, training_sample
-from detector.batch import Batch, Sample, collate, collate_by_canvas
-from detector.image import decode_image
+from detector.augment import evaluation_sample, preferred_canvas
+from detector.batch import Batch, Sample, collate_by_canvas
+from detector.image import open_image
 
-MIXING = ("mosaic", "mixup")
-"""What is done to a batch and not to one picture."""
+WHOLE_BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stream:
-    """The training batches of one rank. Augmentation of an image depends on (seed, epoch, image id) alone; mosaic and mixup also on its batch."""
+    """The training batches of one rank, epoch after epoch.
+
+    Memory, beside the batches: of encoded images `rows.READ_TASKS` + 2 windows of `plan.WINDOW` row groups (at most 16 MiB each, see
+    `shards.MAX_GROUP_BYTES`) in the object store, of decoded ones four a thread and `WHOLE_BATCHES_AHEAD` batches; twice where two epochs meet.
+    """
 
     shard_set: ShardSet
     rank: int
@@ -39,95 +42,125 @@ class Stream:
     """Images of this rank's batches; the global batch is `ranks` times that."""
     canvases: Sequence[tuple[int, int]]
     """(height, width) px. A batch has one of them, the one that most of its images prefer."""
+    long_side: int | None = field(default=None, kw_only=True)
+    """px that the longer side of a picture must not pass on its canvas."""
     seed: int
+    epochs: int = 1
+    """Epochs in all: while the last batches of one are used, the first ones of the next are made."""
     augmentation: dict[str, Any] = field(default_factory=dict)
-    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
+    """See `cluster.samples.Sampler`."""
     threads: int = 1
-    window: int = 4
+    decode: Literal["threads", "tasks"] = "threads"
+    window: int = plan.WINDOW
+    repeat_threshold: float = 0.0
+    """Images whose rarest class is in a smaller share of the images than this are repeated, see `plan.repeat_factors`; 0: none."""
+    source_weights: dict[str, float] = field(default_factory=dict)
+    """How often the images of a source occur, 1 where it is not named."""
+    prepared: dict[int, Ahead] = field(default_factory=dict, init=False)
+    """Epochs that were begun before they were asked for."""
 
     def epoch(self, epoch: int, left: plan.Intervals) -> Iterator[Batch]:
-        """`plan.steps(left, ...)` batches, the same number on every rank; a shorter share ends with fillers (image id -1), which carry no loss."""
-        stored = plan.epoch_sequence(self.shard_set.rows_per_group, seed=self.seed, epoch=epoch, window=self.window)
-        arranged = plan.arrange(stored, self.preferred, run=self.ranks * self.batch)
-        rows = plan.rows_of(arranged, plan.cut(left, rank=self.rank, ranks=self.ranks, batch=self.batch))
-        canvases = [self.canvases[number] for number in plan.batch_canvases(rows, self.preferred, batch=self.batch)]
-        wanted = plan.steps(left, ranks=self.ranks, batch=self.batch) * self.batch
+        """`plan.steps(left, ...)` batches, the same number on every rank; a shorter share ends with fillers (image id -1), which carry no loss.
 
-        def samples() -> Iterator[Sample]:
-            last: Sample | None = None
-            count = 0
-            read = ((content, canvases[i // self.batch]) for i, content in enumerate(read_arranged(self.shard_set, stored, rows)))
-            for last in ordered_map(lambda item: self.sample(*item, epoch=epoch), read, threads=self.threads):
-                count += 1
-                yield last
-            filler = replace(last, image_id=-1) if last is not None else blank(self.canvases)
-            for _ in range(wanted - count):
-                yield filler
+        `left` are places of the epoch's sequence, which has `places` of them.
+        """
+        whole = [(0, self.places)]
+        ready = self.prepared.pop(epoch, None) if left == whole else None
+        steps = plan.steps(left, ranks=self.ranks, batch=self.batch)
+        with ready or self.begin(epoch, left) as batches:
+            for number, batch in enumerate(batches, start=1):
+                if number == max(1, steps - WHOLE_BATCHES_AHEAD) and epoch + 1 < self.epochs:
+                    self.prepared[epoch + 1] = self.begin(epoch + 1, whole)
+                yield batch
 
-        yield from ahead((self.batch_of(chunk, epoch) for chunk in chunks(samples(), self.batch)), depth=2)
+    def close(self) -> None:
+        """Stop the threads of epochs that were prepared and not used."""
+        while self.prepared:
+            self.prepared.popitem()[1].close()
+
+    def begin(self, epoch: int, left: plan.Intervals) -> Ahead:
+        return Ahead(self.batches(epoch, left), depth=WHOLE_BATCHES_AHEAD)
+
+    def batches(self, epoch: int, left: plan.Intervals) -> Generator[Batch]:
+        counts = self.shard_set.rows_per_group
+        copies = None if self.shares is None else plan.copies(self.shares, total=self.places, seed=self.seed, epoch=epoch)
+        stored = plan.epoch_sequence(counts, seed=self.seed, epoch=epoch, window=self.window, copies_N=copies)
+        order = plan.arrangement(self.preferred[stored], run=self.ranks * self.batch)
+        places = order[plan.places_of(plan.cut(left, rank=self.rank, ranks=self.ranks, batch=self.batch))]
+        canvases = plan.batch_canvases(self.preferred[stored[places]], batch=self.batch)
+        # Read in the order of the sequence, in which the rows of a row group are near each other: those of a seldom canvas come from all over. What
+        # is read before its turn waits here, encoded: less than one run a canvas.
+        reading = np.argsort(places)
+        canvas_of_place = np.repeat(canvases, self.batch)[: len(places)]
+        sampler = Sampler(self.canvases, self.long_side, len(self.shard_set.categories), self.seed, epoch, self.augmentation)
+        units = plan.units(stored[places[reading]], counts, window=self.window)
+        marks = {"copy": plan.copy_numbers(stored)[places[reading]], "canvas": canvas_of_place[reading]}
+
+        def samples() -> Iterator[tuple[Sample, int]]:
+            if self.decode == "threads":
+                arriving, make = iterate(planned_rows(self.shard_set, units, **marks)), sampler.sample
+            else:
+                arriving, make = iterate(sampled_rows(self.shard_set, units, sampler, **marks)), sampler.received
+            in_turn = in_order(range(len(places)), zip(reading.tolist(), arriving, strict=True))
+            yield from ordered_map(lambda row: (make(row), row["copy"]), in_turn, threads=self.threads)
+
+        def padded() -> Iterator[tuple[Sample, int]]:
+            last = blank(self.canvases)
+            for last, copy in samples() if len(places) else ():
+                yield last, copy
+            for _ in range(plan.steps(left, ranks=self.ranks, batch=self.batch) * self.batch - len(places)):
+                yield replace(last, image_id=-1), 0
+
+        for chunk in chunks(padded(), self.batch):
+            yield sampler.batch(*zip(*chunk, strict=True))
 
     @cached_property
-    def preferred(self) -> list[list[int]]:
-        """The number of the canvas that each row group's rows prefer. Heights and widths are read once, and only where there is a choice."""
-        counts = self.shard_set.rows_per_group
+    def places(self) -> int:
+        """Images of an epoch, copies counted; the same in every epoch, so that images seen tell the epoch."""
+        return self.shard_set.num_rows if self.shares is None else max(1, round(float(self.shares.sum())))
+
+    @cached_property
+    def shares(self) -> np.ndarray | None:
+        """float64 (N,): how often each row should occur in an epoch; None: each once."""
+        if not self.repeat_threshold and not self.source_weights:
+            return None
+        shares = np.ones(self.shard_set.num_rows)
+        if self.source_weights:
+            weights = np.array([self.source_weights.get(name, 1.0) for name in self.shard_set.source_names])
+            shares *= weights[read_columns(self.shard_set, ["source"])["source"].to_numpy()]
+        if self.repeat_threshold:
+            labels = read_columns(self.shard_set, ["labels"])["labels"].to_pylist()
+            shares *= plan.repeat_factors(labels, classes=len(self.shard_set.categories), threshold=self.repeat_threshold)
+        return shares
+
+    @cached_property
+    def preferred(self) -> np.ndarray:
+        """int64 (N,): the number of the canvas that each row prefers. Heights and widths are read once, and only where there is a choice."""
         if len(self.canvases) == 1:
-            return [[0] * count for count in counts]
+            return np.zeros(self.shard_set.num_rows, np.int64)
         sizes = read_columns(self.shard_set, ["height", "width"])
         pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
-        numbers = iter([preferred_canvas(height, width, self.canvases) for height, width in pairs])
-        return [list(islice(numbers, count)) for count in counts]
-
-    def sample(self, row: dict[str, Any], canvas: tuple[int, int], *, epoch: int) -> Sample:
-        boxes, labels = row_boxes(row)
-        crowd = np.asarray(row["crowd"], dtype=bool)
-        return training_sample(
-            decode_image(row["image"]),
-            boxes,
-            np.where(crowd, -1, labels),
-            row["image_id"],
-            canvas=canvas,
-            generator=self.generator(row["image_id"], epoch),
-            **{name: value for name, value in self.augmentation.items() if name not in MIXING},
-        )
-
-    def batch_of(self, samples: list[Sample], epoch: int) -> Batch:
-        if any(self.augmentation.get(name) for name in MIXING):
-            settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
-            samples = mix(samples, generators=[self.generator(sample.image_id, epoch) for sample in samples], **settings)
-        return collate(samples, classes=len(self.shard_set.categories))
-
-    def generator(self, image_id: int, epoch: int) -> np.random.Generator:
-        # A filler's id is -1, and seeds must not be negative.
-        return np.random.default_rng((self.seed, epoch, image_id % 2**63))
+        return np.array([preferred_canvas(height, width, self.canvases, long_side=self.long_side) for height, width in pairs], np.int64)
 
 
 def evaluation_batches(
-    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], threads: int = 1
+    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], long_side: int | None = None, threads: int = 1
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
     """This rank's share of every row exactly once, with the original (height, width) px of each image.
 
     Batches hold the images of one preferred canvas, in stored order; the last one of each canvas is short.
     """
-    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    rows = plan.rows_of(sequence, plan.cut([(0, len(sequence))], rank=rank, ranks=ranks))
+    share = plan.places_of(plan.cut([(0, shard_set.num_rows)], rank=rank, ranks=ranks))
+    if not len(share):
+        return
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
-        image = decode_image(row["image"])
-        return evaluation_sample(image, row["image_id"], canvases=canvases), image.shape[:2]
+        image = open_image(row["image"])
+        return evaluation_sample(image, row["image_id"], canvases=canvases, long_side=long_side), image.shape[:2]
 
-    pairs = ordered_map(load, read_planned(shard_set, plan.units(rows)), threads=threads)
-    yield from ahead(collate_by_canvas(pairs, batch), depth=2)
-
-
-def read_arranged(shard_set: ShardSet, stored: Sequence[plan.Row], rows: Sequence[plan.Row]) -> Iterator[dict[str, Any]]:
-    """The content of `rows` in their order, read in the order of `stored`, in which the rows of a row group are near each other.
-
-    Reading in the arranged order would fetch row groups again for every run: those of a seldom canvas come from all over. What is read before its
-    turn waits here, encoded: less than one run a canvas.
-    """
-    chosen = set(rows)
-    reading = [row for row in stored if row in chosen]
-    yield from in_order(rows, zip(reading, read_planned(shard_set, plan.units(reading)), strict=True))
+    rows = iterate(planned_rows(shard_set, plan.units(share, shard_set.rows_per_group)))
+    with Ahead(collate_by_canvas(ordered_map(load, rows, threads=threads), batch), depth=WHOLE_BATCHES_AHEAD) as batches:
+        yield from batches
 
 
 def in_order(keys: Iterable[Any], arriving: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
@@ -141,10 +174,6 @@ def in_order(keys: Iterable[Any], arriving: Iterator[tuple[Any, Any]]) -> Iterat
     # Read to its end, so that whoever sends them closes what he has open.
     for found, _ in arriving:
         raise ValueError(f"{found}: arrived and was not asked for")
-
-
-def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["labels"], np.int64)
 
 
 def blank(canvases: Sequence[tuple[int, int]]) -> Sample:
@@ -175,38 +204,50 @@ def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def ahead(items: Iterator[Any], *, depth: int) -> Iterator[Any]:
-    """The same items, made by a thread that stays up to `depth` ahead. An error in the thread is raised here; leaving early stops the thread."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
+class Ahead:
+    """The same items, made by a thread that starts at once and stays up to `depth` ahead. An error in the thread is raised where they are used."""
 
-    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+    def __init__(self, items: Generator[Any], *, depth: int):
+        self.items = items
+        self.ready: queue.Queue = queue.Queue(maxsize=depth)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True, name="stream")
+        self.thread.start()
 
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None, False))
-                if stopped.is_set():
-                    return
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
+    def __enter__(self) -> Ahead:
+        return self
 
-    thread = threading.Thread(target=work, daemon=True, name="stream")
-    thread.start()
-    try:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread; what it has made is dropped."""
+        self.stopped.set()
+        self.thread.join(timeout=10)
+
+    def __iter__(self) -> Iterator[Any]:
         while True:
-            item, error, last = ready.get()
+            item, error, last = self.ready.get()
             if error is not None:
                 raise error
             if last:
                 return
             yield item
-    finally:
-        stopped.set()
-        thread.join(timeout=10)
+
+    def work(self) -> None:
+        try:
+            for item in self.items:
+                self.put((item, None, False))
+                if self.stopped.is_set():
+                    # Here and not whenever it is collected: what it reads from is to be let go.
+                    return self.items.close()
+            self.put((None, None, True))
+        except BaseException as error:
+            self.put((None, error, True))
+
+    def put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+        while not self.stopped.is_set():
+            try:
+                return self.ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue

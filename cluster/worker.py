@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster import plan, pretrained, run_folder, storage
-from cluster.errors import PlainError
+from cluster.errors import UsageError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
 from detector.baselines import Baseline, baseline_step, build_model
-from detector.batch import Batch
+from detector.batch import Batch, on_device
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
@@ -52,7 +52,8 @@ class Worker:
         torch.manual_seed(job["training"]["seed"])
         self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
         self.network = self.model if self.ranks == 1 else distribute(self.model)
-        canvases = [(height, width) for height, width in job["package"]["description"]["canvases"]]
+        description = job["package"]["description"]
+        canvases = [(height, width) for height, width in description["canvases"]]
         dense = not isinstance(self.model, Baseline)
         self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases} if dense else {}
         chosen = job["optimizer"]
@@ -66,11 +67,15 @@ class Worker:
             ranks=self.ranks,
             batch=self.batch,
             canvases=canvases,
+            long_side=description["long_side"],
             seed=job["training"]["seed"],
+            epochs=self.epochs,
             augmentation=job["augmentation"],
             threads=job["training"]["decode_threads"],
+            decode=job["decode"],
+            **job["sampling"],
         )
-        self.epoch, self.images_seen, self.left = 0, 0, [(0, self.train_set.num_rows)]
+        self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
         self.last_report: float | None = None
@@ -91,7 +96,7 @@ class Worker:
                 uri = self.save()
                 if evaluate:
                     self.evaluate(uri)
-            self.epoch, self.left = done, [(0, self.train_set.num_rows)]
+            self.epoch, self.left = done, [(0, self.stream.places)]
         if self.rank == 0:
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
 
@@ -99,16 +104,16 @@ class Worker:
         """The rest of this epoch. Part-way checkpoints are taken whenever `checkpoint_images` more images were seen."""
         start, optimizer = self.left, self.job["optimizer"]
         every = self.job["training"]["checkpoint_images"]
-        for done, batch in enumerate(self.stream.epoch(self.epoch, start), start=1):
+        for done, batch in enumerate(on_device(self.stream.epoch(self.epoch, start), self.device), start=1):
             # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
             self.last_report = self.last_report or time.monotonic()
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
-            report = self.step(batch.to(self.device), learning_rate=optimizer["learning_rate"] * factor)
+            report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
-            before, self.images_seen = self.images_seen, self.epoch * self.train_set.num_rows + self.train_set.num_rows - plan.size(self.left)
+            before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
             self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
@@ -132,7 +137,7 @@ class Worker:
 
     @property
     def images_total(self) -> int:
-        return self.epochs * self.train_set.num_rows
+        return self.epochs * self.stream.places
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.ranks > 1:
@@ -150,14 +155,19 @@ class Worker:
             return
         with tempfile.TemporaryDirectory(prefix="resume-") as folder:
             storage.download_folder(uri, folder)
-            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+            try:
+                state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+                self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
+                self.left = [tuple(interval) for interval in state["left"]]
+            except KeyError as error:
+                remedy = "another version of this code wrote it; go on with that version, or start anew under another --name"
+                raise UsageError(f"{uri}: {error} is missing in it; {remedy}") from error
+            except ValueError as error:
+                raise UsageError(str(error).replace(folder, uri)) from error
         if state["data_digest"] != self.train_set.digest:
-            raise PlainError(
+            raise UsageError(
                 f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
             )
-        self.epoch, self.images_seen = state["epoch"], state["images_seen"]
-        self.left = [tuple(interval) for interval in state["left"]]
-        self.loss_normalizer = state["loss_normalizer"]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load_pretrained(self) -> None:
@@ -170,7 +180,7 @@ class Worker:
                 try:
                     report = load_pretrained(self.model, path)
                 except ValueError as error:
-                    raise PlainError(str(error).replace(path, uri)) from error
+                    raise UsageError(str(error).replace(path, uri)) from error
             self.tell("weights", uri=uri, **asdict(report))
         if self.ranks > 1:
             for value in self.model.state_dict().values():
@@ -214,11 +224,10 @@ class Worker:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
-        predictor = Predictor(model, canvases=self.stream.canvases, decode=description["decode"], amp=description["amp"])
+        frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
+        predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
         found = {}
-        for batch, sizes in evaluation_batches(
-            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvases=predictor.canvases, threads=self.stream.threads
-        ):
+        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, threads=self.stream.threads, **frame):
             found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
         parts: list[Any] = [found]
         if self.ranks > 1:
@@ -258,7 +267,7 @@ class Worker:
         now = time.monotonic()
         seen = sum(step["images"] for step in self.window)
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
-        epoch = self.images_seen / self.train_set.num_rows
+        epoch = self.images_seen / self.stream.places
         self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / (now - self.last_report), **means)
         self.last_report, self.window = now, []
 

@@ -1,16 +1,22 @@
-"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors, G ground-truth slots."""
+"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors, G ground-truth slots,
+S anchors a position, N boxes, n those of a chunk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from detector.boxes import area, intersection, iou
+from detector.boxes import area, intersection, iou, sides_and_centres
 
 BACKGROUND = -1
 IGNORED = -2
+
+CHUNK_BOXES = 1 << 16
+"""Boxes that `best_iou` compares at a time: about 40 MB of temporary values for nine anchors a position."""
 
 
 def level_shapes(height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)) -> list[tuple[int, int]]:
@@ -26,7 +32,18 @@ def level_shapes(height: int, width: int, *, strides: Sequence[int] = (8, 16, 32
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
-def anchor_grid(
+class Level(NamedTuple):
+    """A level of the pyramid on a canvas. Position (row, column) sits at (row * apart_y, column * apart_x) px."""
+
+    rows: int
+    columns: int
+    apart_y: int
+    apart_x: int
+    shapes_S4: Tensor
+    """The anchors of a position that sits at the origin, float32, XYXY px; ratio, then scale."""
+
+
+def anchor_levels(
     height: int,
     width: int,
     *,
@@ -35,30 +52,63 @@ def anchor_grid(
     ratios: Sequence[float],
     strides: Sequence[int] = (8, 16, 32, 64, 128),
     convention: str = "exact",
-) -> list[Tensor]:
-    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
+) -> list[Level]:
+    """Positions and shapes of the anchors of each level on the canvas of `height` x `width` px.
 
-    An anchor of size s and ratio r (height / width) has area s^2, and position (row, column) sits at (column * stride, row * stride). `convention`
-    "exact" is the paper's and detectron2's. "torchvision", for its weights: sizes are cut to whole pixels, shapes rounded around the position, and
-    where a side is no multiple of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its weights were trained.
+    An anchor of size s and ratio r (height / width) has area s^2, and positions are `stride` px apart. `convention` "exact" is the paper's and
+    detectron2's. "torchvision", for its weights: sizes are cut to whole pixels, shapes rounded around the position, and where a side is no multiple
+    of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its weights were trained.
     """
     if convention not in ("exact", "torchvision"):
         raise ValueError(f"convention {convention!r}: must be exact (the paper) or torchvision; exact unless its weights are loaded")
     whole_pixels = convention == "torchvision"
-    grids = []
+    root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    levels = []
     for (rows, columns), stride, base in zip(level_shapes(height, width, strides=strides), strides, base_sizes, strict=True):
-        root = torch.tensor(ratios, dtype=torch.float32).sqrt()
         sizes = torch.tensor([int(base * scale) if whole_pixels else base * scale for scale in scales], dtype=torch.float32)
         widths = (1 / root[:, None] * sizes[None, :]).flatten()
         heights = (root[:, None] * sizes[None, :]).flatten()
         shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
         if whole_pixels:
-            shapes = shapes.round()
-        apart_y, apart_x = (height // rows, width // columns) if whole_pixels else (stride, stride)
-        y, x = torch.meshgrid(torch.arange(rows) * apart_y, torch.arange(columns) * apart_x, indexing="ij")
+            levels.append(Level(rows, columns, height // rows, width // columns, shapes.round()))
+        else:
+            levels.append(Level(rows, columns, stride, stride, shapes))
+    return levels
+
+
+def anchor_grid(height: int, width: int, **anchors: Any) -> list[Tensor]:
+    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
+
+    `anchors`: see `anchor_levels`.
+    """
+    grids = []
+    for level in anchor_levels(height, width, **anchors):
+        y, x = torch.meshgrid(torch.arange(level.rows) * level.apart_y, torch.arange(level.columns) * level.apart_x, indexing="ij")
         positions = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
-        grids.append((positions + shapes[None]).reshape(-1, 4))
+        grids.append((positions + level.shapes_S4[None]).reshape(-1, 4))
     return grids
+
+
+def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tensor:
+    """The highest IoU of each box (XYXY px on the canvas) with any anchor of the grid, float32 (N,). `anchors`: see `anchor_levels`.
+
+    Exact without the grid: the overlap with an anchor of one shape is the product of two functions that fall with the distance of the centres in x
+    and in y, so the position whose row and whose column are nearest to the box's centre is the best one of a level, whatever the shape. The share of
+    boxes above an IoU is the best recall that matching at this IoU can have without low-quality matches.
+    """
+    levels = anchor_levels(height, width, **anchors)
+    result = []
+    for boxes_n4 in boxes_N4.float().split(CHUNK_BOXES):
+        _, centres_n2 = sides_and_centres(boxes_n4)
+        best_n = torch.zeros(len(boxes_n4))
+        for level in levels:
+            x = (centres_n2[:, 0] / level.apart_x).round().clamp(0, level.columns - 1) * level.apart_x
+            y = (centres_n2[:, 1] / level.apart_y).round().clamp(0, level.rows - 1) * level.apart_y
+            # (n, 1, 4) + (S, 4) -> (n, S, 4), each box against its own anchors
+            nearest_nS4 = torch.stack([x, y, x, y], dim=1)[:, None] + level.shapes_S4
+            best_n = torch.maximum(best_n, iou(boxes_n4[:, None], nearest_nS4)[:, 0].amax(dim=1))
+        result.append(best_n)
+    return torch.cat(result)
 
 
 def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Tensor:

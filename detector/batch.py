@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,35 @@ class Batch:
     """int64 (B,); -1 for fillers."""
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        return self.each(lambda column: column.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on `device`. On a GPU each is copied from pinned memory in a stream of its own while the one before it is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies, used = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.each(torch.Tensor.pin_memory).to(device)
+            copied = (moved, copies.record_event())
+        if waiting is not None:
+            yield hand_over(*waiting, used)
+        waiting = copied
+    if waiting is not None:
+        yield hand_over(*waiting, used)
+
+
+def hand_over(batch: Batch, copied: torch.cuda.Event, used: torch.cuda.Stream) -> Batch:
+    """The batch, for work in the stream `used`, which waits until it is copied."""
+    used.wait_event(copied)
+    # Else the memory would be given to the next copy while it is still read.
+    return batch.each(lambda column: column.record_stream(used) or column)
 
 
 def check_objects(boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, classes: int | None = None) -> None:

@@ -1,10 +1,12 @@
-"""Pictures for people: PR curves, detections drawn on images. Matplotlib figures and nothing else."""
+"""Pictures for people: PR curves, detections and annotations drawn on images. Matplotlib figures and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detector.decode import Detections
@@ -49,27 +51,45 @@ def overlay_figure(
     title: str = "",
 ) -> Figure:
     """Detections above the threshold in their class's colour; the truth, where given, as thin white dashes beneath."""
+    figure, axes = picture_figure(image_HW3, title)
+    for box in [] if truth_N4 is None else truth_N4:
+        outline(axes, box, color="black", linewidth=1.6)
+        outline(axes, box, color="white", linewidth=0.9, linestyle="--")
+    for box, score, label in zip(found.boxes_N4, found.scores_N, found.labels_N, strict=True):
+        if score >= score_threshold:
+            outline(axes, box, color=COLOURS[int(label) % len(COLOURS)], linewidth=1.8)
+            write_above(axes, box, f"{class_names[int(label)]} {score:.2f}", COLOURS[int(label) % len(COLOURS)])
+    return figure
+
+
+def annotation_figure(
+    image_HW3: np.ndarray, boxes_N4: np.ndarray, labels_N: Sequence[int], crowd_N: Sequence[bool], class_names: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Annotated boxes (XYXY px of the picture) in their class's colour, with its name; crowds dashed."""
+    figure, axes = picture_figure(image_HW3, title)
+    for box, label, crowd in zip(boxes_N4, labels_N, crowd_N, strict=True):
+        outline(axes, box, color=COLOURS[label % len(COLOURS)], linewidth=1.8, linestyle="--" if crowd else "-")
+        write_above(axes, box, class_names[label], COLOURS[label % len(COLOURS)])
+    return figure
+
+
+def picture_figure(image_HW3: np.ndarray, title: str) -> tuple[Figure, Axes]:
     height, width = image_HW3.shape[:2]
     figure = Figure(figsize=(8, 8 * height / width + 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image_HW3)
-    for x1, y1, x2, y2 in [] if truth_N4 is None else truth_N4:
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="black", linewidth=1.6)
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="white", linewidth=0.9, linestyle="--")
-    for (x1, y1, x2, y2), score, label in zip(found.boxes_N4, found.scores_N, found.labels_N, strict=True):
-        if score < score_threshold:
-            continue
-        colour = COLOURS[int(label) % len(COLOURS)]
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=1.8)
-        axes.text(
-            x1,
-            max(y1, 0),
-            f"{class_names[int(label)]} {score:.2f}",
-            color="white",
-            fontsize=7,
-            va="bottom",
-            bbox=dict(facecolor=colour, pad=0.8, linewidth=0),
-        )
-    axes.set(xlim=(0, width), ylim=(height, 0), title=title)
+    # A name may hold signs that matplotlib would take for a formula.
+    axes.set_title(title, parse_math=False)
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
-    return figure
+    return figure, axes
+
+
+def outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
+    x1, y1, x2, y2 = box
+    axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], **style)
+
+
+def write_above(axes: Axes, box: np.ndarray, text: str, colour: str) -> None:
+    ground = dict(facecolor=colour, pad=0.8, linewidth=0)
+    axes.text(box[0], max(box[1], 0), text, color="white", fontsize=7, va="bottom", bbox=ground, parse_math=False)

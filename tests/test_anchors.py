@@ -13,7 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from detector.anchors import BACKGROUND, IGNORED, anchor_grid, level_shapes, match
+from detector.anchors import BACKGROUND, IGNORED, anchor_grid, best_iou, level_shapes, match
 from detector.boxes import iou
 from detector.config import AnchorConfig
 
@@ -176,6 +176,45 @@ def test_every_object_is_given_its_best_anchor(anchors, objects):
     assert (overlaps_AG[slots == BACKGROUND] < 0.4).all()
     between = overlaps_AG[slots == IGNORED].amax(dim=1)
     assert ((between >= 0.4) & (between < 0.5)).all()
+
+
+# 0 to 300 px a side on canvases of 64 to 192 px, also beside them.
+PLACE = st.floats(-100, 300, width=32)
+SIDE = st.floats(0, 300, width=32)
+ANYWHERE = st.tuples(PLACE, PLACE, SIDE, SIDE).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    boxes=st.lists(ANYWHERE, min_size=1, max_size=8),
+    sides=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    convention=st.sampled_from(["exact", "torchvision"]),
+    strides=st.sampled_from([(8, 16, 32, 64, 128), (4, 8, 16, 32, 64)]),
+    anchors=st.sampled_from([{}, {"scales": (1.0,), "ratios": (0.2, 1.0, 5.0)}, {"base_sizes": (9, 21, 50, 51, 700), "scales": (1.0, 1.7)}]),
+)
+def test_best_iou_is_that_of_the_whole_grid(boxes, sides, convention, strides, anchors):
+    height, width = 32 * sides[0], 32 * sides[1]
+    geometry = {"base_sizes": SIZES, "scales": OCTAVE, "ratios": (0.5, 1.0, 2.0), "convention": convention, "strides": strides} | anchors
+    boxes_N4 = torch.tensor(boxes)
+    whole_grid = iou(boxes_N4, torch.cat(anchor_grid(height, width, **geometry))).amax(dim=1)
+    assert torch.allclose(best_iou(boxes_N4, height, width, **geometry), whole_grid, atol=1e-5)
+
+
+def test_best_iou_by_hand():
+    one = dict(base_sizes=(32,), strides=(8,), scales=(1.0,), ratios=(1.0,))
+    # Anchors of 32 x 32 every 8 px. The box's centre, (22, 16), is 2 px from the column at 24: overlap 30 x 32 = 960, union 2 x 1024 - 960 = 1088.
+    boxes = [[6.0, 0, 38, 32], [8, 8, 40, 40], [20, 20, 28, 28], [-99, -99, -98, -98], [5, 5, 5, 9]]
+    # An anchor itself; 8 x 8 inside one: 64 / 1024; beyond all; no area.
+    assert best_iou(torch.tensor(boxes), 64, 64, **one).tolist() == pytest.approx([960 / 1088, 1, 0.0625, 0, 0])
+
+
+def test_best_iou_does_not_depend_on_the_chunks(monkeypatch):
+    boxes = random_boxes(torch.Generator().manual_seed(3), 50, 128)
+    anchors = dict(base_sizes=SIZES, scales=OCTAVE, ratios=(0.5, 1.0, 2.0))
+    whole = best_iou(boxes, 128, 128, **anchors)
+    monkeypatch.setattr("detector.anchors.CHUNK_BOXES", 7)
+    assert torch.equal(best_iou(boxes, 128, 128, **anchors), whole)
+    assert best_iou(torch.zeros(0, 4), 128, 128, **anchors).shape == (0,)
 
 
 def test_thresholds_by_hand():

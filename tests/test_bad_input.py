@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import evaluate, predict, prepare, register, train
+from pipelines import evaluate, predict, prepare, register, shards, train
 from pipelines.command_line import run_verb
 
 VERBS = {
     "prepare": (prepare.PrepareConfig, prepare.main),
+    "shards": (shards.ShardsConfig, shards.main),
     "train": (train.TrainVerb, train.main),
     "evaluate": (evaluate.EvaluateConfig, evaluate.main),
     "register": (register.RegisterConfig, register.main),
@@ -45,6 +46,14 @@ CASES = [
     ("prepare --annotations {good} --images {images} --output ftp://host/out", 2, "ftp"),
     ("prepare --annotations {good} --images {images}", 2, "output"),
     ("prepare --annotations {good} --images {images} --output {dir}/out --max_quarantined 2", 2, "max_quarantined"),
+    ("shards --data {dir}/nowhere", 2, "nowhere: there is no such file or folder"),
+    ("shards --data {dir}/empty", 2, "not a shard set, or its prepare was not finished"),
+    ("shards --data s3://no-such-bucket/x", 2, "no bucket 'no-such-bucket'"),
+    ("shards --data gs://bucket/x", 2, "the scheme gs:// is not supported"),
+    ("shards", 2, "--data is required: the shard set"),
+    ("shards --data {dir}/a --samples 8", 2, "samples 8: needs --output"),
+    ("shards --data {dir}/a --output {dir}/out", 2, "say how many, such as --samples 8"),
+    ("shards --data {dir}/a --samples -1 --output {dir}/out", 2, "samples '-1'"),
     ("train --data.train {dir}/empty --data.val {dir}/empty --storage {dir}", 2, "not a shard set"),
     ("train --data.train {dir}/a --data.val {dir}/b --model.backbone resnet19", 2, "model.backbone"),
     ("train --data.train {dir}/a --data.val {dir}/b --model.anchors.strides 8,16,64", 2, "double from level to level"),
@@ -59,6 +68,7 @@ CASES = [
     ("train --data.train {dir}/a --data.val {dir}/b --augmentation.short_sides 800", 2, "augmentation.short_sides [800]: field required (LOW,HIGH"),
     ("train --data.train {dir}/a --data.val {dir}/b --loss.gama 2", 2, "loss.gamma"),
     ("train --data.train {dir}/a --data.val {dir}/b --loss.classification cross_entropy --loss.gamma 3", 2, "loss.gamma 3: does nothing"),
+    ("train --data.train {dir}/a --data.val {dir}/b --optimizer.milestones 0.5", 2, "optimizer.milestones 0.5: does nothing where"),
     ("train --data.train {dir}/a --data.val {dir}/b --training.accumulate 3", 2, "training.accumulate 3: must divide the 8 images"),
     ("train --data.train {dir}/a --data.val {dir}/b --tracking.uri http://{dead}", 1, "no MLflow server answers"),
     ("train --config {dir}/none.yaml", 2, "none.yaml"),

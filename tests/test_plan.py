@@ -10,7 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.plan import Intervals, Row, advance, arrange, batch_canvases, cut, epoch_sequence, rows_of, size, steps, take, units
+from cluster.plan import (
+    Intervals,
+    advance,
+    arrangement,
+    batch_canvases,
+    copies,
+    copy_numbers,
+    cut,
+    epoch_sequence,
+    first_rows,
+    places_of,
+    repeat_factors,
+    size,
+    steps,
+    take,
+    units,
+)
 
 GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -22,41 +38,96 @@ def positions(draw: st.DrawFn) -> Intervals:
     return [(low, high) for low, high in zip(places[::2], places[1::2], strict=False)]
 
 
-def places_of(left: Intervals) -> list[int]:
-    return [place for low, high in left for place in range(low, high)]
-
-
-def all_rows(rows_per_group: list[int]) -> list[Row]:
-    return [Row(group, row) for group, count in enumerate(rows_per_group) for row in range(count)]
+def group_of(rows: np.ndarray, rows_per_group: list[int]) -> np.ndarray:
+    return np.repeat(np.arange(len(rows_per_group)), rows_per_group)[rows]
 
 
 @settings(deadline=None)
 @given(GROUPS, st.integers(0, 2**62), st.integers(0, 1000), st.integers(0, 5))
 def test_an_epoch_is_all_rows_once(rows_per_group, seed, epoch, window):
     sequence = epoch_sequence(rows_per_group, seed=seed, epoch=epoch, window=window)
-    assert sorted(sequence) == all_rows(rows_per_group)
-    assert sequence == epoch_sequence(rows_per_group, seed=seed, epoch=epoch, window=window)
+    assert sorted(sequence.tolist()) == list(range(sum(rows_per_group)))
+    assert (sequence == epoch_sequence(rows_per_group, seed=seed, epoch=epoch, window=window)).all()
 
 
 def test_the_order_changes_with_seed_and_epoch_and_with_nothing_else():
     groups = [8] * 12
-    orders = [epoch_sequence(groups, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
+    orders = [epoch_sequence(groups, seed=seed, epoch=epoch).tolist() for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     # Neighbouring (seed, epoch) pairs are not each other's orders: (0, 1) is not (1, 0).
-    assert epoch_sequence(groups, seed=0, epoch=1) != epoch_sequence(groups, seed=1, epoch=0)
+    assert orders[1] != orders[3]
 
 
 def test_without_a_window_the_stored_order_is_kept():
-    assert epoch_sequence([2, 1, 3], seed=5, epoch=7, window=0) == all_rows([2, 1, 3])
+    assert epoch_sequence([2, 1, 3], seed=5, epoch=7, window=0).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_window_mixes_its_groups_and_no_others():
-    sequence = epoch_sequence([10] * 12, seed=1, epoch=0, window=4)
-    groups = [{row.group for row in sequence[start : start + 40]} for start in (0, 40, 80)]
+    counts = [10] * 12
+    sequence = epoch_sequence(counts, seed=1, epoch=0, window=4)
+    groups = [set(group_of(sequence[start : start + 40], counts).tolist()) for start in (0, 40, 80)]
     assert [len(some) for some in groups] == [4, 4, 4] and set().union(*groups) == set(range(12))
     # Mixed: the first ten rows are not one group's.
-    assert len({row.group for row in sequence[:10]}) > 1
+    assert len(set(group_of(sequence[:10], counts).tolist())) > 1
     assert groups[0] != {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("window", "least"), [(1, 0.0), (4, 0.7), (16, 0.9)])
+def test_neighbours_in_the_stream_are_strangers_in_the_shards(window, least):
+    """The mean distance in the shards of two neighbours in the stream, as a share of that of a full shuffle, which is N / 3.
+
+    With four groups a window three neighbours of four come from different, random groups: 0.75.
+    """
+    counts = [32] * 256
+    shares = []
+    for epoch in range(4):
+        sequence = epoch_sequence(counts, seed=0, epoch=epoch, window=window)
+        shares.append(np.abs(np.diff(sequence)).mean() / (len(sequence) / 3))
+    assert np.mean(shares) == pytest.approx(1 - 1 / window, abs=0.05) and np.mean(shares) >= least
+
+
+SHARES = st.lists(st.floats(0.01, 100), min_size=1, max_size=40).map(np.array)
+
+
+@settings(deadline=None)
+@given(SHARES, st.integers(1, 200), st.integers(0, 2**62), st.integers(0, 1000))
+def test_copies_follow_the_shares_and_their_number_never_changes(shares, total, seed, epoch):
+    found = copies(shares, total=total, seed=seed, epoch=epoch)
+    expected = shares / shares.sum() * total
+    assert found.sum() == total
+    assert (np.abs(found - expected) < 1 + 1e-9).all()
+    assert (found == copies(shares, total=total, seed=seed, epoch=epoch)).all()
+
+
+def test_copies_are_right_on_average_over_the_epochs():
+    shares = np.array([1.0, 0.5, 0.25, 2.25])
+    mean = np.mean([copies(shares, total=4, seed=3, epoch=epoch) for epoch in range(4000)], axis=0)
+    assert mean == pytest.approx(shares, abs=0.03)
+
+
+def test_whole_shares_are_met_exactly():
+    for epoch in range(50):
+        assert copies(np.array([1, 3, 1, 2]), total=7, seed=0, epoch=epoch).tolist() == [1, 3, 1, 2]
+
+
+def test_rare_classes_repeat_their_images():
+    # Class 0 is in 4 of 8 images, class 1 in 1, class 2 in none. sqrt(0.5 / (4/8)) = 1, sqrt(0.5 / (1/8)) = 2.
+    labels = [[0], [0, 0], [0], [0, 1], [], [], [], []]
+    assert repeat_factors(labels, classes=3, threshold=0.5).tolist() == [1, 1, 1, 2, 1, 1, 1, 1]
+    assert repeat_factors(labels, classes=3, threshold=0.001).tolist() == [1] * 8
+    assert repeat_factors([[], []], classes=2, threshold=0.5).tolist() == [1, 1]
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(0, 99), st.integers(0, 9))
+def test_an_epoch_holds_each_row_as_often_as_it_should(rows_per_group, seed, epoch):
+    wanted = np.random.default_rng(seed).integers(0, 4, sum(rows_per_group))
+    sequence = epoch_sequence(rows_per_group, seed=seed, epoch=epoch, copies_N=wanted)
+    assert np.bincount(sequence, minlength=len(wanted)).tolist() == wanted.tolist()
+    numbers: dict[int, int] = {}
+    for row, number in zip(sequence.tolist(), copy_numbers(sequence).tolist(), strict=True):
+        assert number == numbers.setdefault(row, 0)
+        numbers[row] += 1
 
 
 def test_cuts_by_hand():
@@ -76,7 +147,7 @@ def test_cuts_by_hand():
 @given(positions(), st.integers(1, 9), st.integers(1, 7))
 def test_cuts_share_what_is_left_evenly_in_whole_batches(left, ranks, batch):
     shares = [cut(left, rank=rank, ranks=ranks, batch=batch) for rank in range(ranks)]
-    assert [place for share in shares for place in places_of(share)] == places_of(left)
+    assert [place for share in shares for place in places_of(share).tolist()] == places_of(left).tolist()
     sizes = [size(share) for share in shares]
     assert max(sizes) - min(sizes) <= 2 * batch - 1 and sizes == sorted(sizes, reverse=True)
     # Only the very last batch of all may be short.
@@ -98,18 +169,17 @@ def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_tha
 @settings(deadline=None)
 @given(positions(), st.integers(1, 9), st.integers(1, 7), st.integers(0, 12))
 def test_advance_takes_what_the_steps_read(left, ranks, batch, done):
-    read = [place for rank in range(ranks) for place in places_of(cut(left, rank=rank, ranks=ranks, batch=batch))[: done * batch]]
+    read = [place for rank in range(ranks) for place in places_of(cut(left, rank=rank, ranks=ranks, batch=batch))[: done * batch].tolist()]
     after = advance(left, ranks=ranks, batch=batch, done=done)
-    assert sorted(read + places_of(after)) == places_of(left)
+    assert sorted(read + places_of(after).tolist()) == places_of(left).tolist()
     # In normal form: sorted, disjoint, not touching, none empty; so that a position is written in one way only.
     assert all(low < high for low, high in after)
     assert all(before[1] < behind[0] for before, behind in itertools.pairwise(after))
 
 
-def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> list[list[int]]:
+def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
     """For each row the number of the canvas it prefers; low numbers are more frequent."""
-    random = np.random.default_rng(seed)
-    return [[int(kind) for kind in (canvases * random.random(count) ** 2).astype(int)] for count in rows_per_group]
+    return (canvases * np.random.default_rng(seed).random(sum(rows_per_group)) ** 2).astype(np.int64)
 
 
 @settings(deadline=None)
@@ -117,28 +187,33 @@ def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> list[list[i
     GROUPS,
     st.integers(1, 3),
     st.integers(0, 99),
+    st.booleans(),
     st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(0, 4)), max_size=6),
     st.sampled_from([1, 2, 3, 6]),
 )
-def test_every_row_once_over_a_history_of_failures(rows_per_group, canvases, seed, attempts, last_ranks):
+def test_every_row_as_often_as_it_should_over_a_history_of_failures(rows_per_group, canvases, seed, weighted, attempts, last_ranks):
     """Attempts are (ranks, steps until a failure); the last one ends the epoch. The global batch is 6 whatever the ranks."""
     preferred = kinds_of(rows_per_group, canvases, seed)
-    sequence = arrange(epoch_sequence(rows_per_group, seed=seed, epoch=0), preferred, run=6)
-    left: Intervals = [(0, len(sequence))]
-    seen: Counter[Row] = Counter()
+    wanted = np.random.default_rng(seed).integers(0, 3, len(preferred)) if weighted else np.ones(len(preferred), np.int64)
+    stored = epoch_sequence(rows_per_group, seed=seed, epoch=0, copies_N=wanted)
+    order = arrangement(preferred[stored], run=6)
+    first = first_rows(rows_per_group)
+    left: Intervals = [(0, len(order))] if len(order) else []
+    seen: Counter[int] = Counter()
     for ranks, until in [*attempts, (last_ranks, None)]:
         batch = 6 // ranks
         planned = steps(left, ranks=ranks, batch=batch)
         done = planned if until is None else min(until, planned)
         for rank in range(ranks):
             # A rank reads ahead, but what counts is what its steps have used.
-            share = rows_of(sequence, cut(left, rank=rank, ranks=ranks, batch=batch))
-            rows = [row for unit in units(share, rows_per_unit=5) for row in unit.rows]
-            assert len(batch_canvases(rows, preferred, batch=batch)) <= planned
-            seen.update(rows[: done * batch])
+            rows = stored[order[places_of(cut(left, rank=rank, ranks=ranks, batch=batch))]]
+            read = [int(first[unit.groups[group]]) + row for unit in units(rows, rows_per_group) for group, row in unit.rows]
+            assert read == rows.tolist()
+            assert len(batch_canvases(preferred[rows], batch=batch)) <= planned
+            seen.update(read[: done * batch])
         left = advance(left, ranks=ranks, batch=batch, done=done)
     assert left == []
-    assert seen == Counter(all_rows(rows_per_group))
+    assert seen == Counter(dict(enumerate(wanted.tolist())))
 
 
 @settings(deadline=None)
@@ -147,53 +222,55 @@ def test_whole_batches_prefer_one_canvas(rows_per_group, canvases, seed, ranks, 
     preferred = kinds_of(rows_per_group * 3, canvases, seed)
     stored = epoch_sequence(rows_per_group * 3, seed=seed, epoch=1)
     run = ranks * batch
-    sequence = arrange(stored, preferred, run=run)
-    assert sorted(sequence) == sorted(stored)
-    counts = Counter(preferred[row.group][row.row] for row in stored)
+    order = arrangement(preferred[stored], run=run)
+    assert sorted(order.tolist()) == list(range(len(stored)))
+    arranged = preferred[stored[order]]
     # Runs that did not fill lie at the end, canvas by canvas.
-    tail = sum(count % run for count in counts.values())
+    tail = sum(count % run for count in Counter(preferred.tolist()).values())
     assert tail <= canvases * (run - 1)
-    left: Intervals = [(0, len(sequence))]
+    left: Intervals = [(0, len(order))]
     # Also what a failure leaves is cut at the same borders, as long as the number of ranks stays.
     for start in (left, advance(left, ranks=ranks, batch=batch, done=failed_after)):
         mixed = 0
         for rank in range(ranks):
-            share = cut(start, rank=rank, ranks=ranks, batch=batch)
-            rows = rows_of(sequence, share)
-            chosen = batch_canvases(rows, preferred, batch=batch)
-            for i, canvas in enumerate(chosen):
-                votes = [preferred[row.group][row.row] for row in rows[i * batch : (i + 1) * batch]]
+            share = places_of(cut(start, rank=rank, ranks=ranks, batch=batch))
+            for i, canvas in enumerate(batch_canvases(arranged[share], batch=batch)):
+                votes = arranged[share][i * batch : (i + 1) * batch].tolist()
                 assert votes.count(canvas) == max(Counter(votes).values())
                 if len(set(votes)) > 1:
                     mixed += 1
-                    assert places_of(share)[min((i + 1) * batch, len(rows)) - 1] >= len(sequence) - tail
+                    assert share[min((i + 1) * batch, len(share)) - 1] >= len(order) - tail
         # One border less than there are canvases.
         assert mixed <= canvases - 1
 
 
 def test_arrangement_by_hand():
-    rows = [Row(0, i) for i in range(8)]
-    # Runs of 2: 0 2 fill canvas 0 at row 2, 1 3 canvas 1 at row 3, 5 6 canvas 1 at row 6; 4 of canvas 0 and 7 of canvas 2 are left.
-    preferred = [[0, 1, 0, 1, 0, 1, 1, 2]]
-    assert [row.row for row in arrange(rows, preferred, run=2)] == [0, 2, 1, 3, 5, 6, 4, 7]
-    assert arrange(rows, [[0] * 8], run=3) == rows
+    # Runs of 2: 0 2 fill canvas 0 at place 2, 1 3 canvas 1 at place 3, 5 6 canvas 1 at place 6; 4 of canvas 0 and 7 of canvas 2 are left.
+    preferred = np.array([0, 1, 0, 1, 0, 1, 1, 2])
+    assert arrangement(preferred, run=2).tolist() == [0, 2, 1, 3, 5, 6, 4, 7]
+    assert arrangement(np.zeros(8, np.int64), run=3).tolist() == list(range(8))
     # 0 1 2 tie between 0, 0, 1: canvas 0; 3 4: one each, the first; 7 alone.
-    assert batch_canvases(rows[:3], preferred, batch=3) == [0]
-    assert batch_canvases([rows[3], rows[4]], preferred, batch=2) == [0]
-    assert batch_canvases([rows[1], rows[3], rows[7]], preferred, batch=2) == [1, 2]
+    assert batch_canvases(preferred[:3], batch=3) == [0]
+    assert batch_canvases(preferred[3:5], batch=2) == [0]
+    assert batch_canvases(preferred[[1, 3, 7]], batch=2) == [1, 2]
+    assert batch_canvases(preferred[:0], batch=2) == []
 
 
 @settings(deadline=None)
-@given(GROUPS, positions(), st.integers(1, 20))
-def test_units_are_the_share_in_order(rows_per_group, share, rows_per_unit):
-    sequence = epoch_sequence(rows_per_group * 5, seed=0, epoch=0)
-    rows = rows_of(sequence, share)
-    assert rows == [sequence[place] for place in places_of(share) if place < len(sequence)]
-    found = units(rows, rows_per_unit=rows_per_unit)
-    assert [row for unit in found for row in unit.rows] == rows
+@given(GROUPS, st.integers(1, 5), st.integers(1, 40))
+def test_units_read_each_window_once(rows_per_group, window, most_rows):
+    counts = rows_per_group * 5
+    sequence = epoch_sequence(counts, seed=0, epoch=0, window=window)
+    first = first_rows(counts)
+    found = units(sequence, counts, window=window, most_rows=most_rows)
+    assert [int(first[unit.groups[group]]) + row for unit in found for group, row in unit.rows] == sequence.tolist()
     for unit in found:
-        assert set(unit.groups) == {row.group for row in unit.rows} and list(unit.groups) == sorted(set(unit.groups))
-        assert 0 < len(unit.rows) <= rows_per_unit
+        assert {group for group, _ in unit.rows} == set(range(len(unit.groups))) and len(set(unit.groups)) == len(unit.groups) <= window
+        assert 0 < len(unit.rows) <= most_rows
+    if most_rows >= 9 * window:
+        # Whole windows: every row group is in one unit alone.
+        fetched = [group for unit in found for group in unit.groups]
+        assert sorted(fetched) == list(range(len(counts)))
 
 
 @pytest.mark.parametrize(("rows", "ranks", "batch"), [(1, 4, 2), (3, 4, 1), (11, 4, 2), (103, 2, 8), (0, 3, 2)])

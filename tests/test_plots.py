@@ -11,7 +11,7 @@ from PIL import Image
 
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, CocoTable
-from detector.plots import COLOURS, overlay_figure, precision_recall_figure
+from detector.plots import COLOURS, annotation_figure, overlay_figure, precision_recall_figure
 
 
 def table(objects: list[int]) -> CocoTable:
@@ -74,6 +74,17 @@ def test_overlay_draws_the_truth_beneath():
     assert len(axes.lines) == 3 and axes.lines[1].get_linestyle() == "--"
     xs, ys = axes.lines[0].get_data()
     assert (min(xs), max(xs), min(ys), max(ys)) == (20, 50, 20, 60)
+
+
+def test_annotations_are_outlined_and_named_crowds_dashed():
+    boxes = np.array([[10, 5, 60, 40], [70, 50, 90, 70]], np.float32)
+    (axes,) = annotation_figure(np.zeros((80, 120, 3), np.uint8), boxes, [1, 0], [False, True], ("cat", "a $dog$"), title="$7.jpg").axes
+    # A dollar sign starts no formula.
+    assert [text.get_text() for text in axes.texts] == ["a $dog$", "cat"] and not any(text.get_parse_math() for text in [*axes.texts, axes.title])
+    assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+    xs, ys = axes.lines[1].get_data()
+    assert (min(xs), max(xs), min(ys), max(ys)) == (70, 90, 50, 70) and axes.get_xlim() == (0, 120) and axes.get_ylim() == (80, 0)
 
 
 @pytest.mark.parametrize("shape", [(80, 120), (300, 20), (20, 300)])

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +13,11 @@ import pytest
 import torch
 
 from cluster import ingest, plan
-from cluster.shards import ShardSet, open_shard_set
-from cluster.stream import Stream, ahead, evaluation_batches, in_order, ordered_map
+from cluster.errors import DataError
+from cluster.shards import ShardSet, open_shard_set, read_rows
+from cluster.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
+from detector.image import open_image
+from detector.predict import Predictor
 
 CANVAS = (64, 96)
 AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
@@ -20,17 +27,8 @@ AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
 def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """24 images in row groups of 5: 5 groups, the last one of 4."""
     output = str(tmp_path_factory.mktemp("shards") / "train")
-    planned = ingest.plan_shards(
-        annotations=f"{small_coco}/annotations/instances_train.json",
-        images=f"{small_coco}/images/train",
-        output=output,
-        seed=0,
-        shard_bytes=64 << 20,
-        row_group_rows=5,
-        max_quarantined=0.0,
-        overwrite=False,
-    )
-    ingest.write_shards(planned, say=lambda line: None)
+    places = {"annotations": f"{small_coco}/annotations/instances_train.json", "images": f"{small_coco}/images/train"}
+    ingest.prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
     return open_shard_set(output)
 
 
@@ -92,6 +90,103 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> Non
     assert len(shared) == 12
     assert all(torch.equal(image, whole[i]) for i, image in shared.items())
     assert sum(torch.equal(later[i], whole[i]) for i in whole) < 12
+
+
+def test_tasks_of_ray_data_make_the_pixels_that_threads_make(shard_set: ShardSet) -> None:
+    """Two canvases and mosaic, so that everything a sample depends on has to travel."""
+    settings = dict(rank=0, ranks=2, batch=3, canvases=[(64, 96), (96, 64)], seed=7, augmentation={**AUGMENTATION, "mosaic": 0.5}, window=2)
+    beside, elsewhere = (list(Stream(shard_set, decode=place, **settings).epoch(1, [(0, 24)])) for place in ("threads", "tasks"))
+    assert len(beside) == len(elsewhere) == 4
+    for one, other in zip(beside, elsewhere, strict=True):
+        for name in one.__dataclass_fields__:
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_images(shard_set: ShardSet) -> None:
+    from cluster.scoring import read_truths
+
+    truths = read_truths(shard_set)
+    labels = [t.labels_N.tolist() for t in truths]
+    factors = plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
+    assert factors.max() > 1
+    weighted = [Stream(shard_set, rank=rank, ranks=2, batch=4, canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
+    assert weighted[0].places == round(factors.sum())
+    for epoch in range(2):
+        batches = [batch for rank in weighted for batch in rank.epoch(epoch, [(0, rank.places)])]
+        seen = Counter(i for batch in batches for i in batch.image_ids.tolist() if i >= 0)
+        assert seen.total() == weighted[0].places
+        expected = factors / factors.sum() * seen.total()
+        assert all(abs(seen[t.image_id] - count) < 1 for t, count in zip(truths, expected, strict=True))
+
+
+def test_copies_of_an_image_look_different(shard_set: ShardSet) -> None:
+    # No class is in 99 % of the images, so all that hold one are repeated, the rarest class most.
+    weighted = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2, repeat_threshold=0.99)
+    plain = {int(i): image for batch in stream(shard_set, 0, 1).epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    copies: dict[int, list[torch.Tensor]] = {}
+    for batch in weighted.epoch(0, [(0, weighted.places)]):
+        for i, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
+            if i >= 0:
+                copies.setdefault(i, []).append(image)
+    repeated = [i for i, images in copies.items() if len(images) > 1]
+    assert repeated
+    for i in repeated:
+        assert len({image.contiguous().numpy().tobytes() for image in copies[i]}) > 1
+        # One of them is the one that an epoch without copies has.
+        assert any(torch.equal(image, plain[i]) for image in copies[i])
+
+
+def test_the_next_epoch_is_begun_before_this_one_ends_and_is_the_same(shard_set: ShardSet) -> None:
+    eager, late = (replace(stream(shard_set, 0, 1), epochs=epochs) for epochs in (3, 1))
+    expected = [ids(late.epoch(epoch, [(0, 24)])) for epoch in range(3)]
+    assert not late.prepared
+    found = []
+    for epoch in range(3):
+        batches = eager.epoch(epoch, [(0, 24)])
+        found.append([next(batches).image_ids.tolist() for _ in range(5)])
+        # One batch before the end the next epoch is under way; after the last epoch there is none.
+        assert list(eager.prepared) == ([epoch + 1] if epoch < 2 else [])
+        found[-1] += ids(batches)
+    assert found == expected
+    list(eager.epoch(0, [(0, 24)]))
+    eager.close()
+    assert not eager.prepared
+
+
+def test_a_resumed_position_is_not_taken_from_a_prepared_epoch(shard_set: ShardSet) -> None:
+    eager = replace(stream(shard_set, 0, 1), epochs=2)
+    list(eager.epoch(0, [(0, 24)]))
+    assert ids(eager.epoch(1, [(8, 24)])) == ids(stream(shard_set, 0, 1).epoch(1, [(8, 24)]))
+    eager.close()
+
+
+def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_path: Path) -> None:
+    copy = shutil.copytree(shard_set.uri, tmp_path / "set")
+    damaged = open_shard_set(str(copy))
+    shard = copy / damaged.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[damaged.locate_group(2).start + 100] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=rf"{shard.name}: is not the shard of the index"):
+        list(stream(damaged, 0, 1).epoch(0, [(0, 24)]))
+
+
+def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
+    """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
+    canvases = [(96, 96)]
+    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=canvases, seed=0)
+    training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
+    evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    predictor = Predictor(None, canvases=canvases, decode={}, amp=False)
+    smaller = 0
+    for row in read_rows([shard_set.locate_group(0)], [(0, i) for i in range(5)]).to_pylist():
+        image_id, opened = row["image_id"], open_image(row["image"])
+        sample, size = predictor.sample(opened, image_id)
+        assert size == (row["height"], row["width"])
+        assert torch.equal(sample.image, training[image_id]) and torch.equal(sample.image, evaluation[image_id])
+        smaller += not torch.equal(sample.image, predictor.sample(opened.pixels(), image_id)[0].image)
+    assert len(training) == len(evaluation) == 24 and smaller > 0
 
 
 def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
@@ -171,7 +266,7 @@ def test_an_error_in_the_reading_thread_reaches_the_loop() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    items = ahead(broken(), depth=2)
+    items = iter(Ahead(broken(), depth=2))
     assert next(items) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
@@ -185,8 +280,43 @@ def test_leaving_early_stops_the_reading_thread() -> None:
             made.append(1)
             yield 1
 
-    items = ahead(endless(), depth=2)
-    next(items)
-    items.close()
+    with Ahead(endless(), depth=2) as items:
+        next(iter(items))
     count = len(made)
     assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
+
+
+def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
+    """Three ranks in processes of their own make one step; one is killed in the middle of its second; one rank does the rest."""
+    import ray
+
+    class Rank:
+        def __init__(self, own: Stream):
+            self.batches = own.epoch(2, [(0, 24)])
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def step(self) -> dict[int, bytes]:
+            batch = next(self.batches)
+            return {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    actors = [ray.remote(num_cpus=0)(Rank).remote(stream(shard_set, rank, 3)) for rank in range(3)]
+    seen = Counter()
+    pixels: dict[int, bytes] = {}
+    for found in ray.get([actor.step.remote() for actor in actors]):
+        seen.update(found.keys())
+        pixels |= found
+    os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[1].step.remote())
+    for actor in actors:
+        ray.kill(actor)
+    # What the others read ahead or even used of the second step does not count: no update was made of it.
+    left = plan.advance([(0, 24)], ranks=3, batch=4, done=1)
+    for batch in stream(shard_set, 0, 1).epoch(2, left):
+        seen.update(i for i in batch.image_ids.tolist() if i >= 0)
+        pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+    assert set(seen.values()) == {1} and len(seen) == 24
+    whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
+    assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}

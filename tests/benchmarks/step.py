@@ -39,13 +39,13 @@ def random_batch(*, batch: int, height: int, width: int, classes: int, objects: 
     return Batch(images, boxes, labels, torch.tensor([[height, width]] * batch, dtype=torch.float32), torch.arange(batch))
 
 
-def our_step(batch: Batch, *, backbone: str, classes: int, amp: bool, width: int = 256, head_norm: str = "none") -> Callable[[], None]:
+def our_step(batch: Batch, *, backbone: str, classes: int, amp: bool, width: int = 256, head_norm: str = "none") -> Callable[..., None]:
     model = RetinaNet(classes=classes, backbone=backbone, width=width, head_norm=head_norm, p6_from="p5").train()
     model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
     anchors = torch.cat(model.anchors(*batch.images.shape[2:]))
 
-    def step() -> None:
+    def step(batch: Batch = batch) -> None:
         train_step(
             model,
             optimizer,

@@ -1,0 +1,104 @@
+"""A row of a shard -> a training sample, in whichever process it is made: a thread beside the trainer or a task of Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from detector.augment import mix, training_sample
+from detector.batch import Batch, Sample, collate
+from detector.image import open_image
+
+MIXING = ("mosaic", "mixup")
+"""What is done to a batch and not to one picture."""
+
+SAMPLES = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("copy", pa.int64()),
+        ("canvas", pa.int64()),
+        ("pixels", pa.binary()),
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("labels", pa.list_(pa.int64())),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+    ]
+)
+"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the picture on it."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How rows of one set become samples in one epoch. A row is one of a shard with two columns more: `copy` and `canvas`.
+
+    The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch holds it more than once, on the number of the copy.
+    """
+
+    canvases: Sequence[tuple[int, int]]
+    """(height, width) px; a row's `canvas` is the number of its own."""
+    long_side: int | None
+    """px that the longer side of a picture must not pass on it."""
+    classes: int
+    seed: int
+    epoch: int
+    augmentation: dict[str, Any]
+    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
+
+    def sample(self, row: dict[str, Any]) -> Sample:
+        boxes, labels = row_boxes(row)
+        crowd = np.asarray(row["crowd"], dtype=bool)
+        return training_sample(
+            open_image(row["image"]),
+            boxes,
+            np.where(crowd, -1, labels),
+            row["image_id"],
+            canvas=self.canvases[row["canvas"]],
+            long_side=self.long_side,
+            generator=self.generator(row["image_id"], row["copy"]),
+            **{name: value for name, value in self.augmentation.items() if name not in MIXING},
+        )
+
+    def generator(self, image_id: int, copy: int) -> np.random.Generator:
+        # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an image that is there once.
+        return np.random.default_rng((self.seed, self.epoch, image_id % 2**63, *([copy] if copy else [])))
+
+    def batch(self, samples: Sequence[Sample], copies: Sequence[int]) -> Batch:
+        """Samples of one canvas, with the number of the copy that each is, mixed where that is asked for and stacked."""
+        if any(self.augmentation.get(name) for name in MIXING):
+            settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
+            generators = [self.generator(sample.image_id, copy) for sample, copy in zip(samples, copies, strict=True)]
+            samples = mix(samples, generators=generators, **settings)
+        return collate(samples, classes=self.classes)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """`sample` for Ray Data, in tasks of their own: rows -> `SAMPLES`."""
+        torch.set_num_threads(1)
+        return pa.Table.from_pylist([self.sent(row) for row in rows.to_pylist()], schema=SAMPLES)
+
+    def sent(self, row: dict[str, Any]) -> dict[str, Any]:
+        sample = self.sample(row)
+        return {
+            **{name: row[name] for name in ("image_id", "copy", "canvas")},
+            "pixels": sample.image.permute(1, 2, 0).numpy().tobytes(),
+            "boxes": list(sample.boxes_N4),
+            "labels": sample.labels_N,
+            "height": sample.size[0],
+            "width": sample.size[1],
+        }
+
+    def received(self, row: dict[str, Any]) -> Sample:
+        """The sample of a row of `SAMPLES`."""
+        boxes, labels = row_boxes(row)
+        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
+        # Copied, because torch wants memory that may be written to.
+        return Sample(torch.from_numpy(pixels.copy()).permute(2, 0, 1), boxes, labels, (row["height"], row["width"]), row["image_id"])
+
+
+def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (N, 4) XYXY px and int64 (N,) labels 0..K-1 of a row."""
+    return np.asarray(row["boxes"], np.float32).reshape(-1, 4), np.asarray(row["labels"], np.int64)
