@@ -12,9 +12,8 @@ from PIL import Image
 
 from cluster import coco, shards, storage
 from cluster.errors import PlainError
-from detector.image import ImageError, decode_image
+from detector.image import ORIENTATION, ImageError, decode_image
 
-ORIENTATION = 0x0112
 MISSING = "the file is not in the images folder"
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from cluster import pretrained, run_folder, storage
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
-from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section
+from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused
 
 Event = dict[str, Any]
 
@@ -152,6 +153,8 @@ class TrainConfig(Section):
         for name, field in LossConfig.model_fields.items():
             if name != "box_weight" and (value := getattr(self.loss, name)) != field.default:
                 raise ValueError(f"loss.{name} {value}: {self.model.architecture} has losses of its own; leave it at {field.default}")
+        if self.model.architecture == "faster_rcnn":
+            refuse_unused(self.decode, "decode", ["top_per_level"], "in the baseline faster_rcnn, which keeps 1000 proposals an image")
         return self
 
     @property
@@ -159,10 +162,10 @@ class TrainConfig(Section):
         return storage.join(storage.absolute(self.storage), "runs", self.name)
 
 
-def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> dict[str, Any]:
-    """What makes two runs the same run: hyper-parameters and data digests; not worker counts and URIs."""
+def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet, *, weights: str | None) -> dict[str, Any]:
+    """What makes two runs the same run: hyper-parameters and the digests of the data and of the weight file; not worker counts and URIs."""
     fields = config.model_dump(mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION})
-    return {**fields, "data": {"train": train_set.digest, "val": val_set.digest}}
+    return {**fields, "pretrained": weights, "data": {"train": train_set.digest, "val": val_set.digest}}
 
 
 def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
@@ -172,14 +175,25 @@ def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
     description = {
         "model": model,
         "canvases": [list(canvas) for canvas in config.canvas.canvases],
+        "long_side": config.canvas.long_side,
         "decode": config.decode.model_dump(mode="json"),
         "amp": config.training.amp,
     }
     return {"description": description, "classes": [category._asdict() for category in shard_set.categories]}
 
 
-def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
-    """Everything that can be wrong before a machine is spent: the data, the storage, the run's name. Returns the opened train and val sets."""
+@dataclass(frozen=True)
+class Checked:
+    """A configuration that may be launched: what `check` opened and read on the way."""
+
+    train_set: ShardSet
+    identity: dict[str, Any]
+    begun: bool
+    """Whether the run has a checkpoint to go on from."""
+
+
+def check(config: TrainConfig) -> Checked:
+    """Everything that can be wrong before a machine is spent: the data, the storage, the weight file, the run's name."""
     train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
@@ -194,19 +208,36 @@ def check(config: TrainConfig) -> tuple[ShardSet, ShardSet]:
         known = ", ".join(train_set.source_names)
         raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
     storage.check_writable(config.run_uri)
-    if config.pretrained is not None and not run_folder.checkpoints(config.run_uri):
-        pretrained.check(config.pretrained)
-    run_folder.claim(config.run_uri, config.model_dump(mode="json"), identity(config, train_set, val_set))
-    return train_set, val_set
+    begun = bool(run_folder.checkpoints(config.run_uri))
+    weights = weights_digest(config, train_set, begun=begun)
+    same = identity(config, train_set, val_set, weights=weights)
+    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same)
+    return Checked(train_set, same, begun)
 
 
-def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
+    """sha256 of the weight file, which must be there and fit until the run has `begun`; after that it may be gone, but not be another one."""
+    if config.pretrained is None:
+        return None
+    try:
+        return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+    except UsageError:
+        before = run_folder.read(config.run_uri, run_folder.CONFIG)
+        if not begun or before is None or before["config"].get("pretrained") != config.pretrained:
+            raise
+        return before["identity"]["pretrained"]
+
+
+def launch(
+    config: TrainConfig, *, checked: Checked | None = None, on_event: Callable[[Event], None] | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
-    `on_event` gets the workers' events (weights, start, resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
-    Raises `PlainError` with the first failing rank's last line when the retries are spent.
+    `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
+    resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
+    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would change nothing (`LASTING`).
     """
-    train_set, _ = check(config)
+    checked = checked or check(config)
     run = config.run_uri
     if run_folder.read(run, run_folder.FINISHED) is not None:
         return run_folder.best_checkpoint(run)
@@ -219,14 +250,17 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
     training = config.training
     data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
     sections = config.model_dump(mode="json")
+    weights = None
+    if config.pretrained is not None and not checked.begun:
+        weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
     with Board(on_event) as board:
         job = {
             **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
             "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
             "data": data,
             "run": run,
-            "pretrained": config.pretrained and pretrained.absolute(config.pretrained),
-            "package": package_of(config, train_set),
+            "pretrained": weights,
+            "package": package_of(config, checked.train_set),
             "config": sections,
             "board": board,
         }
@@ -244,13 +278,13 @@ def launch(config: TrainConfig, *, on_event: Callable[[Event], None] | None = No
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
                 storage_path=storage.join(run, "ray"),
                 failure_config=FailureConfig(max_failures=training.retries, controller_failure_limit=2),
-                callbacks=list(callbacks),
+                callbacks=[*callbacks, stop_at_lasting_errors()],
             ),
         )
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise PlainError(f"training {config.name} failed after {training.retries} retries: {root_cause(error)}") from error
+            raise plain_failure(error, config.name, retries=training.retries) from error
     return run_folder.best_checkpoint(run)
 
 
@@ -276,6 +310,34 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
 def cpus_needed(config: TrainConfig) -> float:
     """What a whole training books; tasks that decode need a core of their own."""
     return config.training.workers * (config.training.cpus_per_worker + READ_CPUS) + (config.training.decode == "tasks")
+
+
+LASTING = (UsageError, DataError, ArithmeticError)
+"""Errors of a worker that its restart would meet again: a configuration or data that cannot be used, and `NonFiniteLoss`."""
+
+
+def stop_at_lasting_errors() -> Any:
+    """Ray Train's `FailureConfig` counts all failures alike. What a callback raises in the controller is not retried."""
+    from ray.train import UserCallback
+
+    class StopAtLastingErrors(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for rank in sorted(worker_exceptions):
+                # Ray wraps what the training function raised, to keep its traceback.
+                raised = getattr(worker_exceptions[rank], "_base_exc", worker_exceptions[rank])
+                if isinstance(raised, LASTING):
+                    raise raised
+
+    return StopAtLastingErrors()
+
+
+def plain_failure(error: BaseException, name: str, *, retries: int) -> PlainError:
+    """What `TrainingFailedError` means to the person who typed the command, with the exit code of the worker's own error."""
+    lasting = getattr(error, "controller_failure", None)
+    if isinstance(lasting, LASTING):
+        kind = type(lasting) if isinstance(lasting, PlainError) else PlainError
+        return kind(f"training {name} stopped: {lasting}")
+    return PlainError(f"training {name} failed after {retries} retries: {root_cause(error)}")
 
 
 def root_cause(error: BaseException) -> str:

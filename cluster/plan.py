@@ -40,9 +40,7 @@ def first_rows(rows_per_group: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(rows_per_group, dtype=np.int64)])
 
 
-def epoch_sequence(
-    rows_per_group: Sequence[int], *, seed: int, epoch: int, window: int = WINDOW, copies_N: np.ndarray | None = None
-) -> np.ndarray:
+def epoch_sequence(rows_per_group: Sequence[int], *, seed: int, epoch: int, window: int = WINDOW, copies_N: np.ndarray | None = None) -> np.ndarray:
     """int64 (L,): row numbers in the reading order of this epoch, which depends on (seed, epoch) alone.
 
     A window of `window` row groups is read together and mixed; `window` 0 keeps the stored order (evaluation). `copies_N` says how often each row

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 
-from detector.image import ImageError, decode_image
+from detector.image import ImageError, open_image
 from detector.predict import CLASSES_FILE, Predictor
 
 # Bounds the decoded pixels in memory; a request may hold thousands of images.
@@ -42,18 +42,18 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
         who = [f"image_id {i!r}" for i in model_input["image_id"]] if named else [f"row {i}" for i in range(len(images))]
         rows = []
         for i in range(0, len(images), IMAGES_PER_CALL):
-            pixels = [decode(data, who[i + j]) for j, data in enumerate(images[i : i + IMAGES_PER_CALL])]
-            for found in self.predictor(pixels):
-                labels = found.labels_N.tolist()
-                rows.append((found.boxes_N4.tolist(), found.scores_N.tolist(), labels, [self.names[label] for label in labels]))
+            places = range(i, min(i + IMAGES_PER_CALL, len(images)))
+            found = self.predictor.detect_all([self.sample(images[j], j, who[j]) for j in places])
+            for j in places:
+                labels = found[j].labels_N.tolist()
+                rows.append((found[j].boxes_N4.tolist(), found[j].scores_N.tolist(), labels, [self.names[label] for label in labels]))
         return pd.DataFrame(rows, columns=["boxes", "scores", "labels", "names"])
 
-
-def decode(data: bytes, who: str) -> Any:
-    try:
-        return decode_image(data)
-    except ImageError as error:
-        raise MlflowException.invalid_parameter_value(f"{who}: {error}") from error
+    def sample(self, data: bytes, place: int, who: str) -> Any:
+        try:
+            return self.predictor.sample(open_image(data), place)
+        except ImageError as error:
+            raise MlflowException.invalid_parameter_value(f"{who}: {error}") from error
 
 
 mlflow.models.set_model(PackagedDetector())

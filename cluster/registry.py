@@ -25,7 +25,7 @@ import yaml
 from cluster import storage
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import Run, connect, import_mlflow, plain_mlflow_errors
-from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, write_package
+from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, check_description, read_json, write_package
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,6 +65,7 @@ def build_package(best: Mapping[str, Any], folder: str) -> None:
             raise UsageError(f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted or moved?") from error
         except KeyError as error:
             raise UsageError(f"{checkpoint}/state.json: {error} is missing; it was not written by train") from error
+    check_version(folder, f"{checkpoint}/state.json")
 
 
 def package_digest(folder: str) -> str:
@@ -257,4 +258,13 @@ def download_package(version: Version, *, tracking: str, folder: str | None = No
     missing = [name for name in PACKAGE_FILES if not os.path.isfile(os.path.join(package, name))]
     if missing:
         raise PlainError(f"{version} has no {', '.join(missing)}: it is not a model of this project; choose another version")
+    check_version(package, str(version))
     return package
+
+
+def check_version(package: str, source: str) -> None:
+    """`UsageError` where another version of the code wrote the package in this local folder, before it is sent to workers; `source` is its name."""
+    try:
+        check_description(read_json(package, MODEL_FILE))
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from error

@@ -12,7 +12,7 @@ import torch
 
 from detector.augment import mix, training_sample
 from detector.batch import Batch, Sample, collate
-from detector.image import decode_image
+from detector.image import open_image
 
 MIXING = ("mosaic", "mixup")
 """What is done to a batch and not to one picture."""
@@ -29,7 +29,7 @@ SAMPLES = pa.schema(
         ("width", pa.int64()),
     ]
 )
-"""A sample between processes: uint8 (3, H, W) pixels of its canvas, and height and width px of the picture on it."""
+"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the picture on it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Sampler:
 
     canvases: Sequence[tuple[int, int]]
     """(height, width) px; a row's `canvas` is the number of its own."""
+    long_side: int | None
+    """px that the longer side of a picture must not pass on it."""
     classes: int
     seed: int
     epoch: int
@@ -51,11 +53,12 @@ class Sampler:
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
         return training_sample(
-            decode_image(row["image"]),
+            open_image(row["image"]),
             boxes,
             np.where(crowd, -1, labels),
             row["image_id"],
             canvas=self.canvases[row["canvas"]],
+            long_side=self.long_side,
             generator=self.generator(row["image_id"], row["copy"]),
             **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )
@@ -81,7 +84,7 @@ class Sampler:
         sample = self.sample(row)
         return {
             **{name: row[name] for name in ("image_id", "copy", "canvas")},
-            "pixels": sample.image.numpy().tobytes(),
+            "pixels": sample.image.permute(1, 2, 0).numpy().tobytes(),
             "boxes": list(sample.boxes_N4),
             "labels": sample.labels_N,
             "height": sample.size[0],
@@ -91,9 +94,9 @@ class Sampler:
     def received(self, row: dict[str, Any]) -> Sample:
         """The sample of a row of `SAMPLES`."""
         boxes, labels = row_boxes(row)
-        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(3, *self.canvases[row["canvas"]])
+        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
         # Copied, because torch wants memory that may be written to.
-        return Sample(torch.from_numpy(pixels.copy()), boxes, labels, (row["height"], row["width"]), row["image_id"])
+        return Sample(torch.from_numpy(pixels.copy()).permute(2, 0, 1), boxes, labels, (row["height"], row["width"]), row["image_id"])
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

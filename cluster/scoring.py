@@ -16,7 +16,7 @@ import torch
 from cluster import rows
 from cluster.shards import ShardSet, read_annotations
 from detector.decode import Detections
-from detector.image import ImageError, decode_image
+from detector.image import ImageError, open_image
 from detector.metrics import Truth
 from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, Predictor
 
@@ -53,15 +53,16 @@ class Scorer:
         place.
         """
         errors: list[str | None] = table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
-        pictures: dict[int, np.ndarray] = {}
+        samples = []
         for place, data in enumerate(table["image"]):
             if errors[place] is None:
                 try:
-                    pictures[place] = decode_image(data.as_py())
+                    samples.append(self.predictor.sample(open_image(data.as_py()), place))
                 except ImageError as error:
                     errors[place] = str(error)
-        found = dict(zip(pictures, self.predictor(list(pictures.values())), strict=True))
-        scored = [self.row(found.get(i), pictures.get(i), errors[i]) for i in range(table.num_rows)]
+        found = self.predictor.detect_all(samples)
+        sizes = {sample.image_id: size for sample, size in samples}
+        scored = [self.row(found.get(i), sizes.get(i), errors[i]) for i in range(table.num_rows)]
         kept = table.drop_columns([name for name in ("image", "error") if name in table.column_names])
         columns = pa.Table.from_pylist(scored, schema=FOUND)
         for field in FOUND:
@@ -70,15 +71,15 @@ class Scorer:
             kept = kept.append_column(field, columns[field.name])
         return kept
 
-    def row(self, found: Detections | None, picture: np.ndarray | None, error: str | None) -> dict[str, Any]:
-        if found is None or picture is None:
+    def row(self, found: Detections | None, size: tuple[int, int] | None, error: str | None) -> dict[str, Any]:
+        if found is None or size is None:
             return {"status": "error", "error": error, "height": None, "width": None, "boxes": [], "scores": [], "labels": [], "names": []}
         labels = found.labels_N.tolist()
         return {
             "status": "ok",
             "error": None,
-            "height": picture.shape[0],
-            "width": picture.shape[1],
+            "height": size[0],
+            "width": size[1],
             "boxes": found.boxes_N4.tolist(),
             "scores": found.scores_N.tolist(),
             "labels": labels,

@@ -290,6 +290,7 @@ def open_shard_set(uri: str) -> ShardSet:
             shards=tuple(Shard.of(shard) for shard in index["shards"]),
             digest=index["set_digest"],
             counts=index["counts"],
+            source_names=tuple(source["name"] for source in index.get("sources", ())),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{uri}/{INDEX}: is damaged ({error}); run prepare with --overwrite true") from error

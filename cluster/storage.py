@@ -2,6 +2,8 @@
 
 The S3 endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ...),
 never from a URI, so that no message and no stored file can carry a secret.
+
+What S3 fails to do for a while is tried again (`s3.Patience`); what it refuses ends in one `PlainError` that says why, a `UsageError` in preflights.
 """
 
 from __future__ import annotations
@@ -10,24 +12,23 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cluster import s3
 from cluster.errors import DataError, PlainError, UsageError
 
 S3 = "s3://"
 TRANSFER_THREADS = 8
 WRITE_CHECK = ".write-check"
-# What pyarrow's messages hold for each kind of failing LIST.
-WRONG_KEY = ("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH", "UNRECOGNIZED_CLIENT", "InvalidClientTokenId")
-NO_RIGHT = ("ACCESS_DENIED", "HTTP status 403", "HTTP status 401", "EXPIRED_TOKEN", "ExpiredToken")
-NO_ANSWER = ("NETWORK_CONNECTION", "curlCode", "Unable to connect", "REQUEST_TIMEOUT", "timed out")
+
+Result = TypeVar("Result")
 
 
 def absolute(uri: str) -> str:
@@ -50,28 +51,13 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     uri = absolute(uri)
     if not uri.startswith(S3):
         return pafs.LocalFileSystem(), uri
-    return s3_filesystem(aws_environment(), patient=True), uri[len(S3) :]
+    return s3.client(s3.PATIENT), uri[len(S3) :]
 
 
-def aws_environment() -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-
-
-@lru_cache(maxsize=8)
-def s3_filesystem(environment: tuple[tuple[str, str], ...], *, patient: bool) -> pafs.S3FileSystem:
-    """One S3 client for one state of the AWS_ environment. The impatient one is for preflights: it gives up on a dead endpoint within seconds."""
-    settings = dict(environment)
-    return pafs.S3FileSystem(
-        # pyarrow reads AWS_ENDPOINT_URL by itself only where a filesystem is made from a URI.
-        endpoint_override=settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None,
-        region=settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or None,
-        # Three tries, the default, lose to a minute of 503 answers.
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=10 if patient else 2),
-        # Objects below 5 MiB go up in one request instead of three.
-        allow_delayed_open=True,
-        connect_timeout=10 if patient else 3,
-        request_timeout=60 if patient else 4,
-    )
+def patiently(uri: str, verb: str, operation: Callable[[], Result]) -> Result:
+    """What `operation` gives, tried again where S3 may recover. Errors: see `plain_errors`."""
+    with plain_errors(uri, verb):
+        return s3.patiently(operation)
 
 
 def join(uri: str, *names: str) -> str:
@@ -81,20 +67,22 @@ def join(uri: str, *names: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     filesystem, path = resolve(uri)
-    with plain_errors(uri, "looked up"):
-        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    return patiently(uri, "looked up", lambda: filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def open_input(uri: str) -> pa.NativeFile:
-    """A seekable file to read from. `FileNotFoundError` when it is not there."""
+    """A seekable file to read from. `FileNotFoundError` when it is not there; from S3 `PlainError`, now or when it is read, when storage fails."""
     filesystem, path = resolve(uri)
-    return filesystem.open_input_file(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return filesystem.open_input_file(path)
+    file = patiently(uri, "read", lambda: filesystem.open_input_file(path))
+    return pa.PythonFile(s3.WholeReads(file, lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count))), mode="r")
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. `FileNotFoundError` when it is not there, other `OSError`s when storage fails."""
+    """The whole file. `FileNotFoundError` when it is not there; from S3 `PlainError` when storage fails, from elsewhere other `OSError`s."""
     with open_input(uri) as file:
-        return file.read()
+        return file.read_buffer().to_pybytes()
 
 
 def read_range(uri: str, start: int, count: int) -> bytes:
@@ -121,13 +109,8 @@ def parse_json(data: bytes, uri: str) -> Any:
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Publish a whole file at once: readers see the old content or the new, never a part of it."""
     filesystem, path = resolve(uri)
-    with plain_errors(uri, "written"):
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            replace_file(path, data)
-            return
-        # S3 shows an object only when its upload is complete.
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    patiently(uri, "written", lambda: replace_file(path, data) if local else s3.put(filesystem, path, data))
 
 
 def replace_file(path: str, data: bytes | pa.Buffer) -> None:
@@ -158,8 +141,8 @@ def write_json(uri: str, content: Any) -> None:
 def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int]]:
     """(uri, bytes) of every file below the folder, sorted; empty when there is no folder. `suffixes` (".jpg", ...) ignore case."""
     filesystem, path = resolve(uri)
-    with plain_errors(uri, "listed"):
-        entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    entries = patiently(uri, "listed", lambda: filesystem.get_file_info(selector))
     wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
     scheme = S3 if uri.startswith(S3) else ""
     return sorted(
@@ -198,11 +181,8 @@ def download_folder(uri: str, local: str) -> None:
 def delete_file(uri: str) -> None:
     """Nothing happens when it is not there."""
     filesystem, path = resolve(uri)
-    with plain_errors(uri, "deleted"):
-        try:
-            filesystem.delete_file(path)
-        except FileNotFoundError:
-            return
+    with suppress(FileNotFoundError):
+        patiently(uri, "deleted", lambda: filesystem.delete_file(path))
 
 
 def delete_folder(uri: str) -> None:
@@ -210,11 +190,8 @@ def delete_folder(uri: str) -> None:
     filesystem, path = resolve(uri)
     if "/" not in path.strip("/"):
         raise UsageError(f"{uri}: a whole bucket or top-level folder is not deleted; name a folder inside it")
-    with plain_errors(uri, "deleted"):
-        try:
-            filesystem.delete_dir(path)
-        except FileNotFoundError:
-            return
+    with suppress(FileNotFoundError):
+        patiently(uri, "deleted", lambda: filesystem.delete_dir(path))
 
 
 def check_readable(uri: str) -> None:
@@ -227,7 +204,11 @@ def check_readable(uri: str) -> None:
             raise UsageError(f"{uri}: may not be read by this user; change its permissions")
         return
     filesystem, path = reach_bucket(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+    try:
+        found = filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    except OSError as error:
+        raise UsageError(f"{uri}: {s3.cause(path, error)}") from error
+    if not found:
         raise UsageError(f"{uri}: the bucket is there, this file or folder is not; check the key")
 
 
@@ -247,35 +228,19 @@ def check_writable(uri: str) -> None:
     # The right to list is not the right to write, and that would show only after the work is done.
     probe = posixpath.join(path, WRITE_CHECK)
     try:
-        with filesystem.open_output_stream(probe) as stream:
-            stream.write(b"")
+        # Not empty: an empty upload passes where others do not.
+        s3.put(filesystem, probe, b"x")
         filesystem.delete_file(probe)
     except OSError as error:
-        raise UsageError(f"{uri}: the bucket can be listed but not written ({reason(error)}); give these credentials the right to write") from error
+        raise UsageError(f"{uri}: the bucket can be listed but not written: {s3.cause(path, error)}") from error
 
 
 def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
-    """An impatient client and the path inside it, after one LIST: a HEAD hides a wrong key behind a bare "access denied"."""
-    filesystem, path = s3_filesystem(aws_environment(), patient=False), uri[len(S3) :]
-    bucket = path.split("/", 1)[0]
-    endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3").rsplit("@", 1)[-1]
-    try:
-        filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=False))
-    except FileNotFoundError:
-        pass  # the bucket answered and holds nothing under this key, which is for the caller to judge
-    except OSError as error:
-        text = str(error)
-        if "NO_SUCH_BUCKET" in text:
-            raise UsageError(f"{uri}: there is no bucket {bucket!r} at {endpoint}; create it or check its name and AWS_ENDPOINT_URL") from error
-        if any(sign in text for sign in WRONG_KEY):
-            remedy = "does not accept the credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            raise UsageError(f"{uri}: {endpoint} {remedy}") from error
-        if any(sign in text for sign in NO_RIGHT):
-            raise UsageError(f"{uri}: {endpoint} denies access; check the AWS_ credentials and their right to list {bucket!r}") from error
-        if any(sign in text for sign in NO_ANSWER):
-            raise UsageError(f"{uri}: {endpoint} does not answer; check AWS_ENDPOINT_URL and that the server is running") from error
-        raise UsageError(f"{uri}: cannot be listed ({reason(error)}); check AWS_ENDPOINT_URL, AWS_REGION and the credentials") from error
-    return filesystem, path
+    """An impatient client and the path inside it, after one LIST."""
+    path = uri[len(S3) :]
+    if (error := s3.list_error(path)) is not None:
+        raise UsageError(f"{uri}: {s3.cause(path, error)}") from error
+    return s3.client(s3.IMPATIENT), path
 
 
 def reason(error: OSError) -> str:
@@ -291,4 +256,8 @@ def plain_errors(uri: str, verb: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        # pyarrow's S3 errors have no number; one that has comes from this machine's disk.
+        if uri.startswith(S3) and error.errno is None:
+            why = s3.cause(absolute(uri)[len(S3) :], error)
+            raise PlainError(f"{uri}: cannot be {verb}: {why}; then run the command again") from error
         raise PlainError(f"{uri}: cannot be {verb} ({reason(error)}); check the storage and run the command again") from error

@@ -22,7 +22,7 @@ from cluster.samples import Sampler
 from cluster.shards import ShardSet, read_columns
 from detector.augment import evaluation_sample, preferred_canvas
 from detector.batch import Batch, Sample, collate_by_canvas
-from detector.image import decode_image
+from detector.image import open_image
 
 WHOLE_BATCHES_AHEAD = 2
 
@@ -42,6 +42,8 @@ class Stream:
     """Images of this rank's batches; the global batch is `ranks` times that."""
     canvases: Sequence[tuple[int, int]]
     """(height, width) px. A batch has one of them, the one that most of its images prefer."""
+    long_side: int | None = field(default=None, kw_only=True)
+    """px that the longer side of a picture must not pass on its canvas."""
     seed: int
     epochs: int = 1
     """Epochs in all: while the last batches of one are used, the first ones of the next are made."""
@@ -90,7 +92,7 @@ class Stream:
         # is read before its turn waits here, encoded: less than one run a canvas.
         reading = np.argsort(places)
         canvas_of_place = np.repeat(canvases, self.batch)[: len(places)]
-        sampler = Sampler(self.canvases, len(self.shard_set.categories), self.seed, epoch, self.augmentation)
+        sampler = Sampler(self.canvases, self.long_side, len(self.shard_set.categories), self.seed, epoch, self.augmentation)
         units = plan.units(stored[places[reading]], counts, window=self.window)
         marks = {"copy": plan.copy_numbers(stored)[places[reading]], "canvas": canvas_of_place[reading]}
 
@@ -138,11 +140,11 @@ class Stream:
             return np.zeros(self.shard_set.num_rows, np.int64)
         sizes = read_columns(self.shard_set, ["height", "width"])
         pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
-        return np.array([preferred_canvas(height, width, self.canvases) for height, width in pairs], np.int64)
+        return np.array([preferred_canvas(height, width, self.canvases, long_side=self.long_side) for height, width in pairs], np.int64)
 
 
 def evaluation_batches(
-    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], threads: int = 1
+    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], long_side: int | None = None, threads: int = 1
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
     """This rank's share of every row exactly once, with the original (height, width) px of each image.
 
@@ -153,8 +155,8 @@ def evaluation_batches(
         return
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
-        image = decode_image(row["image"])
-        return evaluation_sample(image, row["image_id"], canvases=canvases), image.shape[:2]
+        image = open_image(row["image"])
+        return evaluation_sample(image, row["image_id"], canvases=canvases, long_side=long_side), image.shape[:2]
 
     rows = iterate(planned_rows(shard_set, plan.units(share, shard_set.rows_per_group)))
     with Ahead(collate_by_canvas(ordered_map(load, rows, threads=threads), batch), depth=WHOLE_BATCHES_AHEAD) as batches:

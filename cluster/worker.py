@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster import plan, pretrained, run_folder, storage
-from cluster.errors import PlainError
+from cluster.errors import UsageError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
@@ -52,7 +52,8 @@ class Worker:
         torch.manual_seed(job["training"]["seed"])
         self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
         self.network = self.model if self.ranks == 1 else distribute(self.model)
-        canvases = [(height, width) for height, width in job["package"]["description"]["canvases"]]
+        description = job["package"]["description"]
+        canvases = [(height, width) for height, width in description["canvases"]]
         dense = not isinstance(self.model, Baseline)
         self.anchors = {canvas: torch.cat(self.model.anchors(*canvas)) for canvas in canvases} if dense else {}
         chosen = job["optimizer"]
@@ -66,6 +67,7 @@ class Worker:
             ranks=self.ranks,
             batch=self.batch,
             canvases=canvases,
+            long_side=description["long_side"],
             seed=job["training"]["seed"],
             epochs=self.epochs,
             augmentation=job["augmentation"],
@@ -153,14 +155,19 @@ class Worker:
             return
         with tempfile.TemporaryDirectory(prefix="resume-") as folder:
             storage.download_folder(uri, folder)
-            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+            try:
+                state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+                self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
+                self.left = [tuple(interval) for interval in state["left"]]
+            except KeyError as error:
+                remedy = "another version of this code wrote it; go on with that version, or start anew under another --name"
+                raise UsageError(f"{uri}: {error} is missing in it; {remedy}") from error
+            except ValueError as error:
+                raise UsageError(str(error).replace(folder, uri)) from error
         if state["data_digest"] != self.train_set.digest:
-            raise PlainError(
+            raise UsageError(
                 f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
             )
-        self.epoch, self.images_seen = state["epoch"], state["images_seen"]
-        self.left = [tuple(interval) for interval in state["left"]]
-        self.loss_normalizer = state["loss_normalizer"]
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load_pretrained(self) -> None:
@@ -173,7 +180,7 @@ class Worker:
                 try:
                     report = load_pretrained(self.model, path)
                 except ValueError as error:
-                    raise PlainError(str(error).replace(path, uri)) from error
+                    raise UsageError(str(error).replace(path, uri)) from error
             self.tell("weights", uri=uri, **asdict(report))
         if self.ranks > 1:
             for value in self.model.state_dict().values():
@@ -217,11 +224,10 @@ class Worker:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
-        predictor = Predictor(model, canvases=self.stream.canvases, decode=description["decode"], amp=description["amp"])
+        frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
+        predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
         found = {}
-        for batch, sizes in evaluation_batches(
-            self.val_set, rank=self.rank, ranks=self.ranks, batch=8, canvases=predictor.canvases, threads=self.stream.threads
-        ):
+        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, threads=self.stream.threads, **frame):
             found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
         parts: list[Any] = [found]
         if self.ranks > 1:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,14 +15,19 @@ from detector.optimizer import MovingAverage
 
 STATE_FILE = "state.json"
 """Written last: a directory without it is not a checkpoint."""
+ANCHORS = "anchors"
 
 
 def save_checkpoint(folder: str, *, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None, state: dict[str, Any]) -> None:
-    """Write everything needed to go on. `state` is plain JSON: counters, data position, config, digests; `average_seen` is added."""
+    """Write everything needed to go on. `state` is plain JSON: counters, data position, config, digests; `average_seen` is added.
+
+    The weight files say in their metadata, as JSON under `ANCHORS`, which anchors a RetinaNet was trained with: its tensors do not show it.
+    """
     os.makedirs(folder, exist_ok=True)
-    save_file(contiguous(model.state_dict()), os.path.join(folder, "model.safetensors"))
+    anchors = {ANCHORS: json.dumps(model.anchor_shapes)} if hasattr(model, "anchor_shapes") else None
+    save_file(contiguous(model.state_dict()), os.path.join(folder, "model.safetensors"), metadata=anchors)
     if average is not None:
-        save_file(contiguous(average.state), os.path.join(folder, "ema.safetensors"))
+        save_file(contiguous(average.state), os.path.join(folder, "ema.safetensors"), metadata=anchors)
     torch.save(optimizer.state_dict(), os.path.join(folder, "optimizer.pt"))
     with open(os.path.join(folder, STATE_FILE), "w", encoding="utf-8") as file:
         json.dump({**state, "average_seen": average.seen if average else 0.0}, file, indent=1, allow_nan=False)
@@ -42,6 +48,13 @@ def load_checkpoint(folder: str, *, model: nn.Module, optimizer: torch.optim.Opt
             tensor.copy_(saved[name])
         average.seen = state["average_seen"]
     return state
+
+
+def anchors_in(path: str) -> dict[str, Any]:
+    """`RetinaNet.anchor_shapes` of the network that a safetensors file was saved of; empty where the file does not say."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads((file.metadata() or {}).get(ANCHORS, "{}"))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
 
 
 def load_weights(model: nn.Module, path: str) -> None:

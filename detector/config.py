@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +17,20 @@ class Section(BaseModel):
     """A part of a configuration: immutable, and closed against names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def refuse_unused(section: Section, where: str, names: Sequence[str], reason: str, remedy: str = "") -> None:
+    """`ValueError` for one of these fields that is away from its default though it does nothing; `remedy` would make it do something."""
+    for name in names:
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default:
+            raise ValueError(f"{where}.{name} {shown(value)}: does nothing {reason}; leave it at {shown(default)}{remedy and f', or {remedy}'}")
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class AnchorConfig(Section):
@@ -32,7 +47,8 @@ class AnchorConfig(Section):
     scales: tuple[float, ...] = Field(
         (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         min_length=1,
-        description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c",
+        description="sizes within an octave, factors of the base size; 1,1.4142 with three ratios are the 6 anchors that lead the paper's Table 1c "
+        "(recipe paper_r50_1x_6_anchors.yaml)",
     )
     ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
     convention: Literal["exact", "torchvision"] = Field(
@@ -76,7 +92,10 @@ class CanvasConfig(Section):
     shapes: tuple[tuple[int, int], ...] = Field(
         (),
         description="up to three canvases in place of the one above, each [height,width]; an image takes the one on which it becomes largest, "
-        "a batch has one. The paper's 800 by at most 1333 px is [[800,1088],[800,1344],[1344,800]]; empty: height x width alone",
+        "a batch has one. The paper's 800 by at most 1333 px is [[800,1088],[800,1344],[1344,800]] with long_side 1333; empty: height x width alone",
+    )
+    long_side: int | None = Field(
+        None, ge=1, le=4096, description="px that the longer side of a picture must not pass on its canvas (the paper: 1333); unset: as large as fits"
     )
 
     @property
@@ -100,6 +119,12 @@ class CanvasConfig(Section):
             if max(height, width) <= 64:
                 # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it never wrote: NaN by chance (torch 2.15, AVX512).
                 raise ValueError(f"canvas {height}x{width}: one side must be above 64 px, else P6 is a single cell; 64x96 is the smallest")
+        return self
+
+    @model_validator(mode="after")
+    def nothing_is_ignored(self) -> CanvasConfig:
+        if self.shapes:
+            refuse_unused(self, "canvas", ("height", "width"), "beside canvas.shapes, which take its place", "set the shapes to []")
         return self
 
 
@@ -134,14 +159,17 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def baselines_have_fewer_parts(self) -> ModelConfig:
         unused = {"retinanet": (), "faster_rcnn": ("head_norm", "prior", "p6_from"), "fcos": ("head_norm", "prior")}[self.architecture]
-        fields = [(f"model.{name}", getattr(self, name), ModelConfig.model_fields[name].default) for name in unused]
+        reason = f"in the baseline {self.architecture}"
+        refuse_unused(self, "model", unused, reason)
         if self.architecture != "retinanet":
             ours = {"faster_rcnn": ("base_sizes", "ratios"), "fcos": ()}[self.architecture]
-            left = [name for name in AnchorConfig.model_fields if name not in ours]
-            fields += [(f"model.anchors.{name}", getattr(self.anchors, name), AnchorConfig.model_fields[name].default) for name in left]
-        for name, value, default in fields:
-            if value != default:
-                raise ValueError(f"{name} {value}: does nothing in the baseline {self.architecture}; leave it at {default}")
+            refuse_unused(self.anchors, "model.anchors", [name for name in AnchorConfig.model_fields if name not in ours], reason)
+        return self
+
+    @model_validator(mode="after")
+    def p6_has_a_level(self) -> ModelConfig:
+        if self.anchors.strides[-1] < 64:
+            refuse_unused(self, "model", ["p6_from"], f"where model.anchors.strides are {shown(self.anchors.strides)}", "add 64, the stride of P6")
         return self
 
     @model_validator(mode="after")
@@ -171,15 +199,10 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def nothing_is_ignored(self) -> LossConfig:
-        unused = {"gamma": self.classification != "focal", "alpha": self.classification == "cross_entropy", "beta": self.box != "smooth_l1"}
-        for name, is_unused in unused.items():
-            value, default = getattr(self, name), LossConfig.model_fields[name].default
-            if is_unused and value != default:
-                kind, user = ("box", "smooth_l1") if name == "beta" else ("classification", "focal")
-                raise ValueError(
-                    f"loss.{name} {value:g}: does nothing where loss.{kind} is {getattr(self, kind)}; leave it at {default:.4g}, "
-                    f"or set loss.{kind} to {user}"
-                )
+        unused = {"focal": [], "balanced_cross_entropy": ["gamma"], "cross_entropy": ["gamma", "alpha"]}[self.classification]
+        refuse_unused(self, "loss", unused, f"where loss.classification is {self.classification}", "set loss.classification to focal")
+        if self.box != "smooth_l1":
+            refuse_unused(self, "loss", ["beta"], f"where loss.box is {self.box}", "set loss.box to smooth_l1")
         return self
 
 
@@ -193,9 +216,10 @@ class AugmentationConfig(Section):
     )
     scale_max: float = Field(1.25, ge=1, le=4, description="largest scale jitter; what leaves the canvas is cropped at random")
     short_sides: tuple[int, int] | None = Field(
-        None, description="LOW,HIGH px: the shorter side is drawn between them, instead of the scale jitter (the paper: 640,800); unset: off"
+        None,
+        description="LOW,HIGH px: the shorter side is drawn between them, as far as the picture then fits, instead of the scale jitter "
+        "(the paper: 640,800); unset: off",
     )
-    long_side: int = Field(1333, ge=1, le=8192, description="with short_sides: px that the longer side must not pass")
     min_visible: float = Field(0.25, gt=0, le=1, description="objects of which a crop leaves a smaller share become ignore regions")
     iou_crop: float = Field(0.0, ge=0, le=1, description="probability of SSD's crop: a window with a least IoU with an object")
     iou_minima: tuple[float, ...] = Field(
@@ -211,15 +235,22 @@ class AugmentationConfig(Section):
 
     @model_validator(mode="after")
     def ranges_rise(self) -> AugmentationConfig:
-        if self.short_sides is not None and not 1 <= self.short_sides[0] <= self.short_sides[1] <= self.long_side:
-            low, high = self.short_sides
-            raise ValueError(
-                f"augmentation.short_sides {low},{high}: must be LOW,HIGH px with 1 <= LOW <= HIGH <= augmentation.long_side {self.long_side}; "
-                "640,800 with 1333 is the paper's"
-            )
+        if self.short_sides is not None and not 1 <= self.short_sides[0] <= self.short_sides[1]:
+            raise ValueError(f"augmentation.short_sides {shown(self.short_sides)}: must be LOW,HIGH px with 1 <= LOW <= HIGH; 640,800 is the paper's")
         if not 0 <= min(self.iou_minima) <= max(self.iou_minima) <= 1:
             given = ",".join(map(str, self.iou_minima))
             raise ValueError(f"augmentation.iou_minima {given}: an IoU is within 0..1; 0,0.1,0.3,0.5,0.7,0.9 are SSD's")
+        return self
+
+    @model_validator(mode="after")
+    def nothing_is_ignored(self) -> AugmentationConfig:
+        if self.short_sides is not None:
+            refuse_unused(self, "augmentation", ("scale_min", "scale_max"), "beside augmentation.short_sides", "leave out short_sides")
+        if not self.iou_crop:
+            refuse_unused(self, "augmentation", ["iou_minima"], "where augmentation.iou_crop is 0", "give it a probability")
+        if not self.photometric:
+            strengths = ("brightness", "contrast", "saturation", "hue")
+            refuse_unused(self, "augmentation", strengths, "where augmentation.photometric is 0", "give it a probability")
         return self
 
 
@@ -244,6 +275,12 @@ class OptimizerConfig(Section):
     def milestones_in_order(self) -> OptimizerConfig:
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"optimizer.milestones {self.milestones}: must grow, each above 0 and below 1; they are shares of all images to be seen")
+        return self
+
+    @model_validator(mode="after")
+    def nothing_is_ignored(self) -> OptimizerConfig:
+        if self.schedule != "steps":
+            refuse_unused(self, "optimizer", ["milestones"], f"where optimizer.schedule is {self.schedule}", "set optimizer.schedule to steps")
         return self
 
 

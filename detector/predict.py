@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 
 from detector.augment import evaluation_sample
 from detector.baselines import Baseline, build_model
-from detector.batch import Batch, collate_by_canvas
+from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
-from detector.decode import Detections
+from detector.decode import Detections, decode_detections
+from detector.image import Jpeg
 from detector.model import RetinaNet
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
@@ -24,7 +26,8 @@ WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "cla
 def write_package(folder: str, *, weights: str, description: dict[str, Any], classes: Sequence[dict[str, Any]]) -> None:
     """Write a package: `weights` is a safetensors file of the network that `description` builds.
 
-    `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...], "decode": keywords of `decode_detections`, "amp": bool};
+    `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...], "long_side": px or None, "decode": keywords of
+    `decode_detections`, "amp": bool};
     `classes`: [{"label": 0, "id": 1, "name": "RBC"}, ...] in the order of the labels, with the data set's own ids.
     """
     os.makedirs(folder, exist_ok=True)
@@ -34,33 +37,76 @@ def write_package(folder: str, *, weights: str, description: dict[str, Any], cla
             json.dump(content, file, indent=1)
 
 
+def check_description(description: dict[str, Any]) -> None:
+    """`ValueError` naming the fields of a package's description that this version of the code lacks, or does not know: another version wrote it."""
+
+    def keywords(function: Callable[..., Any], *, required: bool) -> set[str]:
+        taken = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return {p.name for p in taken if not required or p.default is p.empty}
+
+    lacking = {name for name in ("model", "canvases", "decode", "amp") if name not in description}
+    unknown = description.keys() - {"model", "canvases", "long_side", "decode", "amp"}
+    for section, function, also in (("model", RetinaNet, {"architecture"}), ("decode", decode_detections, set())):
+        given = description.get(section, {}).keys()
+        lacking |= {f"{section}.{name}" for name in keywords(function, required=True) - given if section in description}
+        unknown |= {f"{section}.{name}" for name in given - keywords(function, required=False) - also}
+    wrong = [f"{name} is missing" for name in sorted(lacking)] + [f"{name} is not known" for name in sorted(unknown)]
+    if wrong:
+        raise ValueError(
+            f"{MODEL_FILE}: {'; '.join(wrong[:3])}; it was written by another version of this code: use that version, or train and register again"
+        )
+
+
 class Predictor:
     """A network in evaluation mode with its canvases and thresholds. Thread-safe as long as the network's weights are left alone."""
 
-    def __init__(self, model: RetinaNet | Baseline, *, canvases: Sequence[tuple[int, int]], decode: dict[str, Any], amp: bool, batch_size: int = 8):
+    def __init__(
+        self,
+        model: RetinaNet | Baseline,
+        *,
+        canvases: Sequence[tuple[int, int]],
+        long_side: int | None = None,
+        decode: dict[str, Any],
+        amp: bool,
+        batch_size: int = 8,
+    ):
         self.model = model
         self.canvases = canvases
+        self.long_side = long_side
         self.decode = decode
         self.amp_dtype = torch.bfloat16 if amp else None
         self.batch_size = batch_size
 
     @classmethod
     def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
-        """Read a package folder. Raises `ValueError` where its weights and its description do not belong together."""
+        """Read a package folder. Raises `ValueError` where its weights and its description do not belong together, or to this version of the code."""
         description = read_json(folder, MODEL_FILE)
+        check_description(description)
         model = build_model(**description["model"])
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
         model = model.to(device, memory_format=torch.channels_last).eval()
         canvases = [(height, width) for height, width in description["canvases"]]
-        return cls(model, canvases=canvases, decode=description["decode"], amp=description["amp"], batch_size=batch_size)
+        settings = {name: description[name] for name in ("decode", "amp")}
+        return cls(model, canvases=canvases, long_side=description.get("long_side"), batch_size=batch_size, **settings)
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Upright RGB uint8 (H, W, 3) pictures -> their detections, boxes in px of the picture itself."""
-        pairs = ((evaluation_sample(image, i, canvases=self.canvases), image.shape[:2]) for i, image in enumerate(images))
-        found: dict[int, Detections] = {}
-        for batch, sizes in collate_by_canvas(pairs, self.batch_size):
-            found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
+    def __call__(self, images: Sequence[np.ndarray | Jpeg]) -> list[Detections]:
+        """Upright RGB uint8 (H, W, 3) pictures, or what `open_image` gave -> their detections, boxes in px of the picture itself.
+
+        `ImageError` for a JPEG that turns out to be damaged; where one is to cost no other picture, call `sample` and `detect_all` instead.
+        """
+        found = self.detect_all(self.sample(image, i) for i, image in enumerate(images))
         return [found[i] for i in range(len(images))]
+
+    def sample(self, image: np.ndarray | Jpeg, image_id: int) -> tuple[Sample, tuple[int, int]]:
+        """The picture on its canvas, decoded if it is a JPEG, and its original (height, width) px."""
+        return evaluation_sample(image, image_id, canvases=self.canvases, long_side=self.long_side), image.shape[:2]
+
+    def detect_all(self, samples: Iterable[tuple[Sample, tuple[int, int]]]) -> dict[int, Detections]:
+        """The detections of each image id, boxes in px of the original picture."""
+        found: dict[int, Detections] = {}
+        for batch, sizes in collate_by_canvas(samples, self.batch_size):
+            found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
+        return found
 
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detector.checkpoint import anchors_in
 from detector.model import PIXEL_STD, RetinaNet
 
 EPSILON = 1e-5
@@ -62,9 +63,16 @@ class PretrainedReport:
     """Settings that would fit the file better; none of them keeps it from being loaded."""
 
 
-@torch.no_grad()
 def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
-    """Put the weights of a file into the model, in place.
+    """Put the weights of a file into the model, in place. What is read, turned and refused: see `fitting`."""
+    state, report = fitting(model, path)
+    model.load_state_dict(state, strict=False)
+    return report
+
+
+@torch.no_grad()
+def fitting(model: RetinaNet, path: str) -> tuple[State, PretrainedReport]:
+    """What a file holds for the model, under the model's names. Nothing is put into it, so it may lie on the meta device, which costs no memory.
 
     Read are .safetensors, torch's own format (tensors only) and detectron2's .pkl (numpy arrays only); recognised by their names are our own files,
     torchvision's `retinanet_resnet50_fpn` (both generations of names) and `_v2`, its residual classifiers, and detectron2's RetinaNet, whose BGR
@@ -81,7 +89,8 @@ def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
     rules = renaming(file, source, finer=model.anchor_shapes["strides"][0] == 4)
     names = {renamed(name, rules): name for name in file}
     state = {ours: file[name] for ours, name in names.items()}
-    refuse_misfits(path, source, state, model)
+    anchors = trained_anchors(path, source)
+    refuse_misfits(path, source, state, model, anchors)
     epsilon = 0.0 if trained_without_epsilon(file, source) else EPSILON
     if model.parts["norm"] == "frozen":
         state = fold(state, epsilon)
@@ -89,21 +98,21 @@ def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
         from_detectron2(state, model)
 
     own = model.state_dict()
-    rows, anchors = (len(state.get(CLASS_LAYER[0], ())), len(own[CLASS_LAYER[0]]) // model.classes)
-    reinitialised = CLASS_LAYER if rows != model.classes * anchors and rows % anchors == 0 and rows else ()
+    rows, a_position = (len(state.get(CLASS_LAYER[0], ())), len(own[CLASS_LAYER[0]]) // model.classes)
+    reinitialised = CLASS_LAYER if rows != model.classes * a_position and rows % a_position == 0 and rows else ()
     state = {name: value for name, value in state.items() if name not in reinitialised}
     missing = [name for name in own if name not in state and name not in reinitialised and not name.endswith("num_batches_tracked")]
     unused = [name for name in state if name not in own]
     refuse_differences(path, source, state, model, missing, unused)
-    model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-    return PretrainedReport(
+    report = PretrainedReport(
         source=source,
         loaded=len(state) - len(unused),
         reinitialised=reinitialised,
         missing=tuple(missing),
         unused=tuple(names[name] for name in unused),
-        notes=tuple(notes(source, model, epsilon)),
+        notes=tuple(notes(anchors, model, epsilon)),
     )
+    return {name: value for name, value in state.items() if name in own}, report
 
 
 def read_tensors(path: str) -> State:
@@ -251,7 +260,14 @@ def parts_of(state: State, source: str) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def refuse_misfits(path: str, source: str, state: State, model: RetinaNet) -> None:
+def trained_anchors(path: str, source: str) -> dict[str, Any]:
+    """What is known of the `anchor_shapes` that a file's heads were trained with: ours say it, of other families' files the convention is known."""
+    if source == OWN and path.endswith(".safetensors"):
+        return anchors_in(path)
+    return {TORCHVISION: {"convention": "torchvision"}, DETECTRON2: {"convention": "exact"}}.get(source, {})
+
+
+def refuse_misfits(path: str, source: str, state: State, model: RetinaNet, anchors: dict[str, Any]) -> None:
     """`ValueError` where settings of the model contradict what the file shows, naming the settings that fit."""
     theirs, ours = parts_of(state, source), dict(model.parts)
     if theirs["norm"] == "batch" and ours["norm"] in ("batch", "sync", "frozen"):
@@ -261,10 +277,12 @@ def refuse_misfits(path: str, source: str, state: State, model: RetinaNet) -> No
     if model.pyramid.p6 is None:
         theirs.pop("p6_from", None)
     wrong = [(f"model.{name}", ours[name], value) for name, value in theirs.items() if ours[name] != value]
+    if anchors.get("strides", model.anchor_shapes["strides"]) != model.anchor_shapes["strides"]:
+        wrong += [("model.anchors.strides", *(",".join(map(str, shapes["strides"])) for shapes in (model.anchor_shapes, anchors)))]
     if "box_head.output.weight" in state:
-        anchors = state["box_head.output.weight"].shape[0] // 4
+        found = state["box_head.output.weight"].shape[0] // 4
         own = len(model.anchor_shapes["scales"]) * len(model.anchor_shapes["ratios"])
-        wrong += [("model.anchors with scales x ratios", own, anchors)] if anchors != own else []
+        wrong += [("model.anchors with scales x ratios", own, found)] if found != own else []
     if wrong:
         raise ValueError(
             f"pretrained {path}: a {source} file of another architecture ({'; '.join(f'{n} is {a} here, {b} in the file' for n, a, b in wrong)}); "
@@ -292,11 +310,12 @@ def refuse_differences(path: str, source: str, state: State, model: RetinaNet, m
         )
 
 
-def notes(source: str, model: RetinaNet, epsilon: float) -> list[str]:
+def notes(anchors: dict[str, Any], model: RetinaNet, epsilon: float) -> list[str]:
     found = []
-    convention = {TORCHVISION: "torchvision", DETECTRON2: "exact"}.get(source)
-    if convention is not None and model.anchor_shapes["convention"] != convention:
-        found.append(f"model.anchors.convention {convention} makes the anchors that this file was trained with")
+    for name, value in anchors.items():
+        if model.anchor_shapes.get(name) != value:
+            shown = ",".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else value
+            found.append(f"model.anchors.{name} {shown} makes the anchors that this file was trained with")
     if epsilon == 0 and model.parts["norm"] != "frozen":
         found.append("model.norm frozen reproduces this file exactly, it was trained with an epsilon of 0")
     return found

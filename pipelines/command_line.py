@@ -221,7 +221,9 @@ def takes(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, inner))
     words = KINDS.get(kind, "text")
-    if inner:
+    if inner and get_origin(inner[0]) is tuple:
+        words = "JSON, a list of lists such as [[1,2],[3,4]]"
+    elif inner:
         words = f"{KINDS.get(inner[0], 'value')}s with commas between" + (f", exactly {len(inner)}" if ... not in inner and len(inner) > 1 else "")
     rules = [rule.format(getattr(m, name)) for m in field.metadata for name, rule in BOUNDS.items() if getattr(m, name, None) is not None]
     return ", ".join([words, *rules])

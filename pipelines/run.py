@@ -24,9 +24,9 @@ def main(config: RunConfig) -> None:
     data = {"train": shards[0].folder, "val": shards[1].folder}
     training = TrainConfig.model_validate({**config.model_dump(include=set(TrainConfig.model_fields)), "storage": verbs.root, "data": data})
     if config.tune:
-        searched = verbs.sweep(training, launch.identity(training, *sets), shards)
+        searched = verbs.sweep(training, launch.identity(training, *sets, weights=verbs.weights_digest), shards)
         training = space.apply(training, searched.values["records"][0]["sample"])
-    trained = verbs.train(training, launch.identity(training, *sets), shards)
+    trained = verbs.train(training, launch.identity(training, *sets, weights=verbs.weights_digest), shards)
     evaluated = verbs.evaluate(trained, shards[1])
     registered = verbs.register(trained)
     predicted = verbs.predict(registered)

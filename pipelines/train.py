@@ -35,7 +35,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
     mlflow_tracking.check_server(uri)
-    train_set, val_set = launch.check(config)
+    checked = launch.check(config)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
     what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
@@ -48,7 +48,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         storage=config.storage,
         run=config.run_uri,
         name=config.name,
-        params=run_folder.flatten(launch.identity(config, train_set, val_set)),
+        params=run_folder.flatten(checked.identity),
         config=config.model_dump_json(indent=1),
     )
 
@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
 
     status = "FAILED"
     try:
-        best = launch.launch(config, on_event=on_event)
+        best = launch.launch(config, checked=checked, on_event=on_event)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

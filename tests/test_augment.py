@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, iou_window, mix, mixup_of, mosaic_of, place, training_sample
 from detector.batch import Sample
+from detector.image import Jpeg, decode_image, open_image
 
 RED = (255, 0, 0)
 CANVAS = (96, 128)
@@ -42,7 +47,19 @@ def red_extent(image: torch.Tensor) -> np.ndarray:
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
 
 
-def sample_of(image: np.ndarray, boxes, labels=None, *, seed: int = 0, **changed) -> Sample:
+def jpeg_of(pixels: np.ndarray) -> Jpeg:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=95, subsampling=0)
+    return open_image(sink.getvalue())
+
+
+def smooth(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """A picture without detail below some 48 px: in detail JPEG's scaling and a resize differ, as two ways of resizing do."""
+    coarse = torch.rand((1, 3, height // 48 + 2, width // 48 + 2), generator=torch.Generator().manual_seed(seed))
+    return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear"))[0].permute(1, 2, 0).byte().numpy()
+
+
+def sample_of(image: np.ndarray | Jpeg, boxes, labels=None, *, seed: int = 0, **changed) -> Sample:
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     labels = np.arange(len(boxes)) if labels is None else np.array(labels)
     return training_sample(image, boxes, labels, 7, canvas=CANVAS, generator=np.random.default_rng(seed), **changed)
@@ -75,6 +92,91 @@ def test_place_gives_the_factors_that_rounding_leaves():
     _, size, factors = place(np.zeros((101, 67, 3), np.uint8), canvas=CANVAS, scale=0.5)
     # 50.5 and 33.5 round to even: 50 and 34.
     assert size == (50, 34) and factors == (50 / 101, 34 / 67)
+
+
+def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_batch():
+    for size, scale in (((120, 160), 0.8), ((120, 160), 0.3), ((40, 50), 1.9)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        expected = F.interpolate(
+            torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(),
+            size=[round(side * scale) for side in size],
+            mode="bilinear",
+            antialias=True,
+        )
+        # Read-only, backwards in memory, or a part of another: an array is what it shows.
+        frozen, backwards, part = image.copy(), image[::-1, ::-1].copy()[::-1, ::-1], np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6]
+        frozen.flags.writeable = False
+        for given in (image, frozen, backwards, part):
+            out, shown, _ = place(given, canvas=(96, 128), scale=scale)
+            assert torch.equal(out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]])
+            assert out[None].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_placed_picture_is_no_view_of_its_source():
+    image = np.zeros((*CANVAS, 3), np.uint8)
+    for _ in range(2):
+        out, _, _ = place(image, canvas=CANVAS, scale=1.0)
+        assert (out == 0).all()
+        out[:] = 255
+    assert (image == 0).all()
+    padding = place(image[:1, :1], canvas=CANVAS, scale=1.0)[0][:, 1:, 1:]
+    assert (padding == torch.tensor(PAD_PIXEL).view(3, 1, 1)).all()
+
+
+@pytest.mark.parametrize("scale", [0.51, 0.8, 1.0, 1.7])
+def test_a_jpeg_wanted_above_half_its_size_is_decoded_whole(scale):
+    jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
+    of_jpeg, of_array = (place(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels()))
+    assert torch.equal(of_jpeg[0], of_array[0]) and of_jpeg[1:] == of_array[1:]
+
+
+@pytest.mark.parametrize("sides", [(768, 1024), (767, 1023), (769, 1025), (601, 803)])
+@pytest.mark.parametrize("scale", [0.5, 0.4, 0.25, 0.2, 0.125, 0.1, 0.03])
+def test_a_jpeg_decoded_smaller_looks_like_the_whole_one_resized(sides, scale):
+    jpeg = jpeg_of(smooth(*sides))
+    small, size, factors = place(jpeg, canvas=(512, 512), scale=scale)
+    whole, size_of_whole, factors_of_whole = place(jpeg.pixels(), canvas=(512, 512), scale=scale)
+    assert (size, factors) == (size_of_whole, factors_of_whole)
+    difference = (small.int() - whole.int()).abs()[:, : size[0], : size[1]].float()
+    assert difference.mean() < 1
+    # Nor is the border anything else: the last rows and columns.
+    assert max(difference[:, -1].mean(), difference[:, :, -1].mean(), difference[:, 0].mean(), difference[:, :, 0].mean()) < 2
+
+
+@pytest.mark.parametrize("side", [*range(640, 657), 801, 999, 1001])
+@pytest.mark.parametrize("scale", [0.5, 0.37, 0.25, 0.125, 0.1])
+def test_a_jpeg_decoded_smaller_keeps_its_edges_where_they_are(side, scale):
+    # White from a place on: how much white is left of a line, in px of the canvas, is where the edge is.
+    for edge in (0.1, 0.5, 0.97):
+        picture = np.zeros((side, side, 3), np.uint8)
+        picture[:, round(edge * side) :] = 255
+        for turned in (picture, picture.transpose(1, 0, 2)):
+            jpeg = jpeg_of(turned)
+            small, whole = (place(image, canvas=(512, 512), scale=scale)[0] for image in (jpeg, jpeg.pixels()))
+            shown = round(side * scale)
+            white = [(image[1, :shown, :shown].float().mean() / 255 * shown).item() for image in (small, whole)]
+            assert white == pytest.approx([(side - round(edge * side)) * shown / side] * 2, abs=0.1)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_objects_do_not_know_how_their_jpeg_was_decoded(options):
+    jpeg = jpeg_of(smooth(400, 500))
+    whole = jpeg.pixels()
+    boxes, labels = [[10, 10, 110, 90], [300, 200, 500, 400], [0, 0, 500, 400]], [0, 1, -1]
+    for seed in range(8):
+        one, again, of_whole = (sample_of(image, boxes, labels, seed=seed, **options) for image in (jpeg, jpeg, whole))
+        assert torch.equal(one.image, again.image)
+        assert np.array_equal(one.boxes_N4, of_whole.boxes_N4) and np.array_equal(one.labels_N, of_whole.labels_N) and one.size == of_whole.size
+
+
+def test_training_without_augmentation_and_evaluation_show_the_same_pixels():
+    for size in ((768, 1024), (300, 200), (97, 331), (50, 60)):
+        jpeg = jpeg_of(smooth(*size))
+        of_training, of_evaluation = sample_of(jpeg, []), evaluation_sample(jpeg, 7, canvases=[CANVAS])
+        assert torch.equal(of_training.image, of_evaluation.image) and of_training.size == of_evaluation.size
+    # The first of them is decoded at an eighth, and that is to be seen.
+    jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (768, 1024, 3), dtype=np.uint8))
+    assert not torch.equal(sample_of(jpeg, []).image, sample_of(decode_image(jpeg.data), []).image)
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (97, 129)])
@@ -227,7 +329,7 @@ def test_short_sides_by_hand():
     assert sizes == {(60, 100), (61, 102), (62, 103), (63, 105), (64, 107), (65, 108), (66, 110)}
     # The canvas is 128 wide, and 70 / 48 * 80 = 117 fits it; of a picture three times as wide as high 128 is the most: 43 high.
     assert max(sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=120).size for seed in range(60)) == (70, 117)
-    assert sample_of(np.zeros((40, 120, 3), np.uint8), [], short_sides=(60, 70), long_side=999).size == (43, 128)
+    assert sample_of(np.zeros((40, 120, 3), np.uint8), [], short_sides=(60, 70)).size == (43, 128)
 
 
 def test_the_iou_crop_keeps_its_word():

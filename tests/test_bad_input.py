@@ -68,6 +68,7 @@ CASES = [
     ("train --data.train {dir}/a --data.val {dir}/b --augmentation.short_sides 800", 2, "augmentation.short_sides [800]: field required (LOW,HIGH"),
     ("train --data.train {dir}/a --data.val {dir}/b --loss.gama 2", 2, "loss.gamma"),
     ("train --data.train {dir}/a --data.val {dir}/b --loss.classification cross_entropy --loss.gamma 3", 2, "loss.gamma 3: does nothing"),
+    ("train --data.train {dir}/a --data.val {dir}/b --optimizer.milestones 0.5", 2, "optimizer.milestones 0.5: does nothing where"),
     ("train --data.train {dir}/a --data.val {dir}/b --training.accumulate 3", 2, "training.accumulate 3: must divide the 8 images"),
     ("train --data.train {dir}/a --data.val {dir}/b --tracking.uri http://{dead}", 1, "no MLflow server answers"),
     ("train --config {dir}/none.yaml", 2, "none.yaml"),

@@ -164,6 +164,10 @@ def test_what_is_for_retinanet_alone_is_refused(changed, complaint):
     with pytest.raises(ValueError, match=complaint):
         TrainConfig(data=data, model={"architecture": "fcos"}, **changed)
     assert TrainConfig(data=data, model={"architecture": "fcos"}, loss={"box_weight": 2.0}).loss.box_weight == 2.0
+    few = {"top_per_level": 50}
+    with pytest.raises(ValueError, match="decode.top_per_level 50: does nothing in the baseline faster_rcnn, .* leave it at 1000"):
+        TrainConfig(data=data, model={"architecture": "faster_rcnn"}, decode=few)
+    assert TrainConfig(data=data, model={"architecture": "fcos"}, decode=few).decode.top_per_level == 50
 
 
 @both

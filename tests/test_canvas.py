@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from detector.augment import PAD_PIXEL, evaluation_sample, preferred_canvas
+from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, preferred_canvas, training_sample
 from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode
-from detector.config import AugmentationConfig, CanvasConfig
+from detector.config import AnchorConfig, AugmentationConfig, CanvasConfig, ModelConfig, OptimizerConfig
 from detector.decode import Detections
 from detector.model import RetinaNet
 from detector.predict import Predictor, rescale
@@ -111,6 +111,46 @@ def test_an_evaluation_sample_is_on_its_canvas_and_touches_two_sides_of_it(size)
         assert (sample.image[channel, height:] == value).all() and (sample.image[channel, :, width:] == value).all()
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("long_side", [40, 96, 130])
+def test_the_longer_side_stays_below_its_bound(size, long_side):
+    sample = evaluation_sample(np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES, long_side=long_side)
+    free = evaluation_sample(np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES)
+    assert max(sample.size) == min(long_side, max(free.size))
+    # The same picture otherwise: its sides in proportion, to the pixel.
+    factor = max(sample.size) / max(size)
+    assert [abs(shown - max(1, side * factor)) <= 0.5 for shown, side in zip(sample.size, size, strict=True)] == [True, True]
+    # Where several canvases leave it alike, the smallest is taken: all hold 64 px squares, two 96 px.
+    areas = [height * width for height, width in CANVASES if fit_scale(*size, (height, width), long_side=long_side) == factor_of(size, long_side)]
+    assert sample.image.shape[1] * sample.image.shape[2] == min(areas)
+
+
+def factor_of(size: tuple[int, int], long_side: int) -> float:
+    return max(fit_scale(*size, canvas, long_side=long_side) for canvas in CANVASES)
+
+
+def test_every_predictor_and_training_heeds_the_bound(tmp_path):
+    picture, model = np.zeros((80, 100, 3), np.uint8), SeesRed()
+    for long_side, shown in ((None, 80), (50, 50)):
+        predictor = Predictor(model, canvases=CANVASES, long_side=long_side, decode=DECODE, amp=False)
+        sizes = []
+        predictor.detect = lambda batch, sizes_, seen=sizes: [seen.append(batch.sizes_B2[0].tolist())]
+        predictor([picture])
+        assert max(sizes[0]) == shown
+        for settings in ({}, {"short_sides": (64, 64)}):
+            sample = training_sample(
+                picture,
+                np.zeros((0, 4), np.float32),
+                np.zeros(0, np.int64),
+                1,
+                canvas=(64, 96),
+                long_side=long_side,
+                generator=np.random.default_rng(0),
+                **settings,
+            )
+            assert max(sample.size) == shown
+
+
 def test_batches_have_one_canvas_and_every_sample_once():
     def pair(image_id: int, canvas: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
         sample = Sample(torch.zeros(3, *canvas, dtype=torch.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), canvas, image_id)
@@ -127,7 +167,7 @@ def test_batches_have_one_canvas_and_every_sample_once():
 
 def test_one_canvas_or_up_to_three():
     assert CanvasConfig(height=96, width=128).canvases == ((96, 128),)
-    several = CanvasConfig(height=96, width=128, shapes=[[800, 1088], [800, 1344], [1344, 800]])
+    several = CanvasConfig(shapes=[[800, 1088], [800, 1344], [1344, 800]], long_side=1333)
     assert list(several.canvases) == PAPER
     assert CanvasConfig(**json.loads(several.model_dump_json())) == several
 
@@ -152,7 +192,6 @@ def test_canvases_that_do_not_go_are_refused(settings, complaint):
     ("settings", "complaint"),
     [
         (dict(short_sides=(800, 640)), "augmentation.short_sides 800,640: must be LOW,HIGH px with 1 <= LOW <= HIGH"),
-        (dict(short_sides=(640, 800), long_side=700), "augmentation.long_side 700; 640,800 with 1333 is the paper's"),
         (dict(iou_minima=(0.5, 1.5)), r"augmentation.iou_minima 0.5,1.5: an IoU is within 0..1"),
         (dict(scale_min=0.05), "scale_min"),
         (dict(hue=0.7), "hue"),
@@ -161,3 +200,37 @@ def test_canvases_that_do_not_go_are_refused(settings, complaint):
 def test_augmentations_that_do_not_go_are_refused(settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         AugmentationConfig(**settings)
+
+
+IGNORED = [
+    (CanvasConfig, dict(shapes=PAPER, height=96), "canvas.height 96: does nothing beside canvas.shapes.*; leave it at 800, or set"),
+    (CanvasConfig, dict(shapes=PAPER, width=96), "canvas.width 96"),
+    (AugmentationConfig, dict(short_sides=(640, 800), scale_min=0.5), "augmentation.scale_min 0.5: does nothing beside augmentation.short_sides"),
+    (AugmentationConfig, dict(short_sides=(640, 800), scale_max=2.0), "augmentation.scale_max 2"),
+    (AugmentationConfig, dict(iou_minima=(0.5, 0.7)), "augmentation.iou_minima 0.5,0.7: does nothing where augmentation.iou_crop is 0"),
+    (AugmentationConfig, dict(brightness=0.3), "augmentation.brightness 0.3: does nothing where augmentation.photometric is 0; leave it at 0.125"),
+    (AugmentationConfig, dict(contrast=0.3), "augmentation.contrast"),
+    (AugmentationConfig, dict(saturation=0.3), "augmentation.saturation"),
+    (AugmentationConfig, dict(hue=0.1), "augmentation.hue"),
+    (OptimizerConfig, dict(milestones=(0.5,)), "optimizer.milestones 0.5: .*schedule is cosine; leave it at 0.6667,0.8889, or set .* to steps"),
+    (
+        ModelConfig,
+        dict(p6_from="p5", anchors=AnchorConfig(strides=(4, 8, 16, 32), base_sizes=(16, 32, 64, 128))),
+        "model.p6_from p5: does nothing where model.anchors.strides are 4,8,16,32; leave it at c5, or add 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "settings", "complaint"), IGNORED, ids=lambda value: value.split(":")[0] if isinstance(value, str) else "")
+def test_a_setting_that_does_nothing_is_refused(section, settings, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        section(**settings)
+
+
+def test_a_setting_that_does_something_is_taken():
+    AugmentationConfig(iou_crop=0.5, iou_minima=(0.5,), photometric=0.5, brightness=0.3, hue=0.1, scale_min=0.5)
+    OptimizerConfig(schedule="steps", milestones=(0.5,))
+    ModelConfig(p6_from="p5", anchors=AnchorConfig(strides=(8, 16, 32, 64), base_sizes=(16, 32, 64, 128)))
+    # What a configuration says of itself is a configuration again, defaults that do nothing and all.
+    for whole in (AugmentationConfig(short_sides=(640, 800)), CanvasConfig(shapes=PAPER), OptimizerConfig()):
+        assert type(whole)(**whole.model_dump()) == whole

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.errors import UsageError
 from detector.batch import Sample, collate
 from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint
 from detector.decode import Detections
@@ -85,6 +86,30 @@ def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
     second = worker_on(str(tmp_path), Training(1))
     second.resume()
     assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: state.pop("loss_normalizer"), "images-000000000004: 'loss_normalizer' is missing in it; another version"),
+        (lambda state: state.update(data_digest="e" * 64), "was trained on data eeeeeeeeeeee, data.train is dddddddddddd"),
+    ],
+)
+def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, change, complaint):
+    uri = worker_on(str(tmp_path), Training(0), images_seen=4).save()
+    state = json.loads((Path(uri) / STATE_FILE).read_text())
+    change(state)
+    (Path(uri) / STATE_FILE).write_text(json.dumps(state))
+    with pytest.raises(UsageError, match=complaint):
+        worker_on(str(tmp_path), Training(1)).resume()
+
+
+def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
+    uri = worker_on(str(tmp_path), Training(0), images_seen=4).save()
+    other = Training(1)
+    other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
+    with pytest.raises(UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"):
+        worker_on(str(tmp_path), other).resume()
 
 
 def test_the_folder_holds_what_the_contract_names(tmp_path):

@@ -37,6 +37,7 @@ class Training(Section):
     kind: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
     amp: bool = Field(True, description="bfloat16 or not")
     scales: tuple[float, ...] = Field((1.0, 2.0), description="factors")
+    crops: tuple[tuple[int, int], ...] = Field((), description="windows")
 
     @field_validator("rate")
     @classmethod
@@ -117,6 +118,7 @@ def test_the_config_is_the_plain_frozen_class():
     [
         (["--training.scales", "1,2,4"], "scales", (1.0, 2.0, 4.0)),
         (["--training.scales", "[0.5]"], "scales", (0.5,)),
+        (["--training.crops", "[[1,2],[3,4]]"], "crops", ((1, 2), (3, 4))),
         (["--training.amp", "false"], "amp", False),
         (["--training.epochs=7"], "epochs", 7),
         (["--training.rate", "1e-3"], "rate", 0.001),
@@ -294,6 +296,7 @@ def test_help_shows_kinds_ranges_defaults_and_meanings(capsys):
         "  --training.kind  sgd | adamw; default sgd",
         "  --training.amp  true | false; default true",
         "  --training.scales  numbers with commas between; default 1,2",
+        "  --training.crops  JSON, a list of lists such as [[1,2],[3,4]]; default empty",
     ):
         assert line in text.splitlines(), line
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetin
 
 from detector.anchors import anchor_grid
 from detector.boxes import iou
-from detector.decode import Detections, decode_detections
+from detector.decode import Detections, best_of_each, decode_detections
 
 CLASSES = 3
 LEVELS = anchor_grid(64, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0, 1.5), ratios=(0.5, 1.0, 2.0), convention="torchvision")
@@ -212,3 +212,12 @@ def test_bfloat16_logits_are_scored_in_float32():
     (full,) = decode_detections(logits.bfloat16().float(), deltas.bfloat16().float(), LEVELS, canvas())
     np.testing.assert_array_equal(half.scores_N, full.scores_N)
     np.testing.assert_array_equal(half.boxes_N4, full.boxes_N4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30), st.integers(1, 6))
+def test_the_best_of_each_image_in_order(pairs, most):
+    images, scores = (torch.tensor(column, dtype=torch.int64) for column in (zip(*pairs, strict=True) if pairs else ((), ())))
+    best, counts = best_of_each(images, scores.float(), images=4, most=most)
+    expected = [sorted((i for i, pair in enumerate(pairs) if pair[0] == image), key=lambda i: (-pairs[i][1], i))[:most] for image in range(4)]
+    assert best.tolist() == [i for its in expected for i in its] and counts.tolist() == [len(its) for its in expected]

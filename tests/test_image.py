@@ -1,4 +1,6 @@
-"""Whatever Pillow reads becomes upright RGB; everything else is an ImageError with a reason."""
+"""Whatever Pillow reads becomes upright RGB, a JPEG as small as it is wanted, with or without simplejpeg; everything else is an ImageError with a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,14 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from detector.image import ImageError, decode_image
+from detector import image
+from detector.image import ImageError, Jpeg, decode_image, open_image, shrinkage
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -21,6 +28,110 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 def noise(height: int = 12, width: int = 20) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise from the size of the picture down to the pixel, the finer the weaker, as in photographs."""
+    generator = torch.Generator().manual_seed(seed)
+    picture = torch.full((1, 3, height, width), 120.0)
+    for cell, contrast in ((128, 60), (32, 30), (8, 14), (2, 5)):
+        noise = torch.randn(1, 3, height // cell + 2, width // cell + 2, generator=generator)
+        picture += contrast * F.interpolate(noise, size=(height, width), mode="bicubic")
+    return picture[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow alone"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test that takes it is run as where simplejpeg is installed and as where it is not."""
+    if request.param == "Pillow alone":
+        monkeypatch.setattr(image, "simplejpeg", None)
+    return request.param
+
+
+JPEGS = {
+    "4:2:0": ("RGB", dict(subsampling=2)),
+    "4:2:2": ("RGB", dict(subsampling=1)),
+    "4:4:4": ("RGB", dict(subsampling=0)),
+    "progressive": ("RGB", dict(progressive=True)),
+    "restart markers": ("RGB", dict(restart_marker_rows=2)),
+    "stored as RGB": ("RGB", dict(keep_rgb=True)),
+    "grey": ("L", {}),
+    "CMYK": ("CMYK", {}),
+}
+SIDES = [(240, 320), (333, 500), (161, 127), (64, 73)]
+
+
+@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("name", JPEGS)
+def test_both_decoders_give_the_same_pixels_at_every_scale(name, size, monkeypatch):
+    mode, options = JPEGS[name]
+    data = encoded(Image.fromarray(photo(*size)).convert(mode), "JPEG", quality=85, **options)
+    found = [open_image(data).pixels(shrink) for shrink in (1, 2, 4, 8)]
+    monkeypatch.setattr(image, "simplejpeg", None)
+    assert all(np.array_equal(one, open_image(data).pixels(shrink)) for one, shrink in zip(found, (1, 2, 4, 8), strict=True))
+    # The whole picture as Pillow decodes it when asked for nothing else.
+    assert np.array_equal(found[0], np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(found[0], decode_image(data))
+
+
+def test_a_plain_jpeg_never_reaches_pillows_decoder(monkeypatch):
+    monkeypatch.delattr(image, "upright_rgb")
+    data = encoded(Image.fromarray(photo(120, 160)), "JPEG")
+    assert decode_image(data).shape == (120, 160, 3)
+    assert open_image(data).pixels(4).shape == (30, 40, 3)
+    # No copy is needed to hand it to torch.
+    assert decode_image(data).flags.writeable
+
+
+@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 1000), st.integers(1, 1000)))
+def test_a_picture_is_decoded_as_small_as_it_may_be(sides, at_least):
+    shrink = shrinkage(sides, at_least)
+    enough = [s for s in (1, 2, 4, 8) if all(side / s >= least for side, least in zip(sides, at_least, strict=True))]
+    assert shrink == (max(enough, default=1) if min(sides) >= 64 else 1)
+
+
+def test_shrinkage_by_hand():
+    assert shrinkage((3000, 4000), (375, 500)) == 8 and shrinkage((3000, 4000), (376, 500)) == 4
+    assert shrinkage((480, 640), (240, 320)) == 2 and shrinkage((480, 640), (1, 321)) == 1
+    assert shrinkage((480, 640), (960, 1280)) == 1
+    # Half of 427 px are 213.5, which is less than 214.
+    assert shrinkage((427, 640), (213, 320)) == 2 and shrinkage((427, 640), (214, 320)) == 1
+
+
+@pytest.mark.parametrize(("shrink", "shape"), [(1, (241, 322)), (2, (121, 161)), (4, (61, 81)), (8, (31, 41))])
+def test_the_sides_of_a_smaller_picture_are_rounded_up(decoder, shrink, shape):
+    jpeg = open_image(encoded(Image.fromarray(photo(241, 322)), "JPEG"))
+    assert isinstance(jpeg, Jpeg) and jpeg.shape == (241, 322, 3)
+    pixels = jpeg.pixels(shrink)
+    assert pixels.shape == (*shape, 3) and pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_is_decoded_smaller_and_upright(decoder, orientation):
+    stored = photo(240, 320, seed=3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(stored), "JPEG", quality=90, exif=exif)
+    whole = decode_image(data)
+    jpeg = open_image(data)
+    assert jpeg.shape == whole.shape == ((320, 240, 3) if orientation >= 5 else (240, 320, 3))
+    quarter = jpeg.pixels(4)
+    means = whole.reshape(quarter.shape[0], 4, quarter.shape[1], 4, 3).mean(axis=(1, 3))
+    assert np.abs(quarter - means).mean() < 1.5
+
+
+def test_other_formats_are_decoded_when_they_are_opened():
+    for kind in ("PNG", "WEBP", "GIF", "BMP"):
+        found = open_image(encoded(Image.fromarray(noise()), kind))
+        assert isinstance(found, np.ndarray) and found.shape == (12, 20, 3)
+
+
+def test_of_several_pictures_in_one_jpeg_the_first_is_meant(decoder):
+    first, second = (Image.fromarray(photo(96, 128, seed=seed)) for seed in (0, 1))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    found = open_image(data)
+    assert np.array_equal(found.pixels(), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert found.pixels(4).shape == (24, 32, 3)
 
 
 def test_lossless_rgb_is_unchanged():
@@ -131,17 +242,30 @@ def test_what_is_no_image(data):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_truncated_files(kind):
+def test_truncated_files(decoder, kind):
     data = encoded(Image.fromarray(noise(64, 64)), kind)
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(data[: len(data) // 2])
 
 
-def test_a_jpeg_without_its_last_marker_is_truncated():
-    data = encoded(Image.fromarray(noise(64, 64)), "JPEG")
-    assert data[-2:] == b"\xff\xd9"
-    with pytest.raises(ImageError, match="truncated"):
-        decode_image(data[:-200])
+@pytest.mark.parametrize("missing", [2, 3, 20, 200, 4000])
+@pytest.mark.parametrize("options", [{}, dict(progressive=True)])
+def test_a_jpeg_without_its_end_is_truncated_at_every_scale(decoder, missing, options):
+    data = encoded(Image.fromarray(photo(200, 200)), "JPEG", quality=95, **options)
+    assert data[-2:] == b"\xff\xd9" and len(data) > 8000
+    with pytest.raises(ImageError, match="it cannot be decoded: .*truncated"):
+        decode_image(data[:-missing])
+    # The header is whole, so that it is told when the picture is decoded.
+    jpeg = open_image(data[:-missing])
+    for shrink in (2, 8):
+        with pytest.raises(ImageError, match="it cannot be decoded: .*truncated"):
+            jpeg.pixels(shrink)
+
+
+def test_a_fault_that_libjpeg_only_warns_of_is_decoded(decoder):
+    data = encoded(Image.fromarray(photo(200, 200)), "JPEG", quality=95)
+    holed = data[:5000] + data[5100:]
+    assert np.array_equal(decode_image(holed), np.asarray(Image.open(io.BytesIO(holed))))
 
 
 def test_more_pixels_than_allowed():
@@ -157,3 +281,16 @@ def test_a_bomb_is_refused_on_its_header():
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     with pytest.raises(ImageError, match="100000x100000 pixels"):
         decode_image(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
+def test_a_jpeg_bomb_is_refused_on_its_header():
+    data = encoded(Image.fromarray(noise(10, 30)), "JPEG")
+    # The frame header: FFC0, two bytes of length, one of precision, then height and width.
+    start = data.index(b"\xff\xc0") + 5
+    assert struct.unpack(">HH", data[start : start + 4]) == (10, 30)
+    bomb = data[:start] + struct.pack(">HH", 60_000, 50_000) + data[start + 4 :]
+    for read in (decode_image, open_image):
+        with pytest.raises(ImageError, match="50000x60000 pixels is more than the 100000000 allowed"):
+            read(bomb)
+    with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
+        open_image(data, max_pixels=299)

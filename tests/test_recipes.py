@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from detector.anchors import anchor_grid
+from detector.augment import evaluation_sample
+from detector.baselines import build_model
 from detector.optimizer import learning_rate_factor
 from pipelines.command_line import parse, read_yaml
 from pipelines.run import RunConfig
@@ -53,9 +58,31 @@ def test_the_papers_schedule(path: Path):
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
     assert optimizer.warmup * total / 16 == pytest.approx(500, rel=0.02)
     # The short side is 800 px, from 640 px up where it is jittered, and the long one at most 1333: no canvas cuts that.
-    augmentation = config.augmentation
-    assert (augmentation.short_sides, augmentation.long_side) == (((640, 800) if longer > 1 else (800, 800)), 1333)
-    assert (800, 1344) in config.canvas.canvases and (1344, 800) in config.canvas.canvases
+    assert config.augmentation.short_sides == ((640, 800) if longer > 1 else (800, 800))
+    canvases, long_side = config.canvas.canvases, config.canvas.long_side
+    assert (800, 1344) in canvases and (1344, 800) in canvases and long_side == 1333
+    # By hand, as Detectron resizes: 800 px unless the longer side then passes 1333.
+    by_hand = [(480, 640, (800, 1067)), (427, 640, (800, 1199)), (300, 640, (625, 1333)), (640, 300, (1333, 625)), (100, 100, (800, 800))]
+    for height, width, shown in by_hand:
+        for size in ((height, width), (10 * height, 10 * width)):
+            sample = evaluation_sample(np.zeros((*size, 3), np.uint8), 1, canvases=canvases, long_side=long_side)
+            assert sample.size == shown
+
+
+def test_the_six_anchors_of_table_1c():
+    config, usual = (recipe(RECIPES[0].with_name(f"paper_r50_1x{name}.yaml")) for name in ("_6_anchors", ""))
+    with torch.device("meta"):
+        network = build_model(classes=80, **config.model.model_dump(exclude={"anchors"}), **config.model.anchors.model_dump())
+    assert len(network.box_head.output.bias) == 6 * 4 and len(network.class_head.output.bias) == 6 * 80
+    # Two positions of P3, 2 x 3 anchors at each: areas 32^2 and 2 * 32^2, heights over widths 1/2, 1 and 2.
+    shapes = config.model.anchors.model_dump()
+    first = anchor_grid(64, 96, **shapes)[0][:12].view(2, 6, 4)
+    widths, heights = first[..., 2] - first[..., 0], first[..., 3] - first[..., 1]
+    torch.testing.assert_close(widths * heights, torch.tensor([[1024.0, 2048.0] * 3] * 2))
+    torch.testing.assert_close(heights / widths, torch.tensor([[0.5, 0.5, 1.0, 1.0, 2.0, 2.0]] * 2))
+    # Nothing else differs.
+    assert config.model_copy(update={"model": usual.model}) == usual
+    assert config.model.model_copy(update={"anchors": usual.model.anchors}) == usual.model
 
 
 def test_the_paper_has_three_backbones():

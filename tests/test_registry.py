@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +77,8 @@ def test_package_is_the_weights_and_description_of_the_checkpoint(package):
 def test_package_takes_the_weights_that_best_names(tmp_path):
     for name, value in (("model", 1.0), ("ema", 2.0)):
         save_file({"x": torch.full((1,), value)}, str(tmp_path / f"{name}.safetensors"))
-    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": {}, "classes": []}}))
+    description = {"model": {"classes": 1}, "canvases": [], "decode": {}, "amp": False}
+    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": []}}))
     digests = []
     for weights in ("model", "ema"):
         build_package({"checkpoint": str(tmp_path), "weights": weights}, str(tmp_path / f"from-{weights}"))
@@ -87,6 +90,33 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     (tmp_path / "ema.safetensors").unlink()
     with pytest.raises(UsageError, match="not complete"):
         build_package({"checkpoint": str(tmp_path), "weights": "ema"}, str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["model"].update(depth=18), "model.depth is not known"),
+        (lambda d: d["model"].pop("classes"), "model.classes is missing"),
+        (lambda d: d["decode"].update(nms=0.5), "decode.nms is not known"),
+        (lambda d: d.pop("canvases"), "canvases is missing"),
+        (lambda d: d.update(canvas=[64, 96]), "canvas is not known"),
+    ],
+)
+def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(package, tmp_path, change, said):
+    description = json.loads(Path(package, "model.json").read_text())
+    shutil.copytree(package, tmp_path, dirs_exist_ok=True)
+    change(description)
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"model.json: {said}; it was written by another version of this code: use that version, or"):
+        Predictor.load(str(tmp_path))
+    # From a run's checkpoint, before anything is scored or registered.
+    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": CLASSES}}))
+    with pytest.raises(UsageError, match=f"state.json: model.json: {said}"):
+        build_package({"checkpoint": str(tmp_path)}, str(tmp_path / "package"))
+
+
+def test_a_package_from_before_the_bound_on_the_long_side_has_none(package):
+    assert "long_side" not in json.loads(Path(package, "model.json").read_text()) and Predictor.load(package).long_side is None
 
 
 def test_model_says_what_it_takes_gives_and_needs(tracking, logged, root):
@@ -116,13 +146,17 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
     pictures = [picture(seed) for seed in range(9)]
     for i, (_, data) in enumerate(pictures):
         (tmp_path / f"{i}.png").write_bytes(data)
+    Image.fromarray(pictures[0][0]).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-20])
     (tmp_path / "use.py").write_text(
         "import json, sys, mlflow, pandas as pd\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
         "images = [open(f'{i}.png', 'rb').read() for i in range(9)]\n"
         "found = model.predict(pd.DataFrame({'image': images}))\n"
-        "try: model.predict(pd.DataFrame({'image': [images[0], b'GIF, or not'], 'image_id': ['fine', 'broken-17']}))\n"
-        "except mlflow.MlflowException as error: said = [error.error_code, str(error)]\n"
+        "said = []\n"
+        "for broken in (b'GIF, or not', open('cut.jpg', 'rb').read()):\n"
+        "    try: model.predict(pd.DataFrame({'image': [images[0], broken], 'image_id': ['fine', 'broken-17']}))\n"
+        "    except mlflow.MlflowException as error: said.append([error.error_code, str(error)])\n"
         "import detector.predict\n"
         "print(json.dumps([found.to_dict('list'), said, detector.predict.__file__]))\n"
     )
@@ -132,7 +166,8 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
     assert used.returncode == 0, used.stderr
     found, said, code = json.loads(used.stdout.splitlines()[-1])
     assert code == f"{folder}/code/detector/predict.py"
-    assert said[0] == "INVALID_PARAMETER_VALUE" and "image_id 'broken-17': it cannot be decoded" in said[1]
+    assert [kind for kind, _ in said] == ["INVALID_PARAMETER_VALUE"] * 2
+    assert all("image_id 'broken-17': it cannot be decoded" in text for _, text in said)
 
     expected = Predictor.load(package)([pixels for pixels, _ in pictures])
     assert sum(len(e.scores_N) for e in expected) > 0 and len(found["boxes"]) == 9

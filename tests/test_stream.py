@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +14,10 @@ import torch
 
 from cluster import ingest, plan
 from cluster.errors import DataError
-from cluster.shards import ShardSet, open_shard_set
+from cluster.shards import ShardSet, open_shard_set, read_rows
 from cluster.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
+from detector.image import open_image
+from detector.predict import Predictor
 
 CANVAS = (64, 96)
 AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
@@ -176,6 +180,24 @@ def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_pa
         list(stream(damaged, 0, 1).epoch(0, [(0, 24)]))
 
 
+def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
+    """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
+    canvases = [(96, 96)]
+    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=canvases, seed=0)
+    training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
+    evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    predictor = Predictor(None, canvases=canvases, decode={}, amp=False)
+    smaller = 0
+    for row in read_rows([shard_set.locate_group(0)], [(0, i) for i in range(5)]).to_pylist():
+        image_id, opened = row["image_id"], open_image(row["image"])
+        sample, size = predictor.sample(opened, image_id)
+        assert size == (row["height"], row["width"])
+        assert torch.equal(sample.image, training[image_id]) and torch.equal(sample.image, evaluation[image_id])
+        smaller += not torch.equal(sample.image, predictor.sample(opened.pixels(), image_id)[0].image)
+    assert len(training) == len(evaluation) == 24 and smaller > 0
+
+
 def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
     first, again, second = (ids(stream(shard_set, 0, 1).epoch(epoch, [(0, 24)])) for epoch in (0, 0, 1))
     assert first == again
@@ -271,3 +293,39 @@ def test_leaving_early_stops_the_reading_thread() -> None:
         next(iter(items))
     count = len(made)
     assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
+
+
+def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
+    """Three ranks in processes of their own make one step; one is killed in the middle of its second; one rank does the rest."""
+    import ray
+
+    class Rank:
+        def __init__(self, own: Stream):
+            self.batches = own.epoch(2, [(0, 24)])
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def step(self) -> dict[int, bytes]:
+            batch = next(self.batches)
+            return {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    actors = [ray.remote(num_cpus=0)(Rank).remote(stream(shard_set, rank, 3)) for rank in range(3)]
+    seen = Counter()
+    pixels: dict[int, bytes] = {}
+    for found in ray.get([actor.step.remote() for actor in actors]):
+        seen.update(found.keys())
+        pixels |= found
+    os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[1].step.remote())
+    for actor in actors:
+        ray.kill(actor)
+    # What the others read ahead or even used of the second step does not count: no update was made of it.
+    left = plan.advance([(0, 24)], ranks=3, batch=4, done=1)
+    for batch in stream(shard_set, 0, 1).epoch(2, left):
+        seen.update(i for i in batch.image_ids.tolist() if i >= 0)
+        pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+    assert set(seen.values()) == {1} and len(seen) == 24
+    whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
+    assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}

@@ -138,6 +138,10 @@ def test_wrong_input_is_one_line_and_code_2(ray_cluster: str, data: dict[str, st
     assert code == 2 and "LOW < HIGH" in err and err.count("\n") == 1
     code, err = wrong(capsys, *places, "--sweep.workers", "40", "--training.batch_size", "40")
     assert code == 2 and "one trial (sweep.workers 40" in err and "the cluster has 4" in err
+    code, err = wrong(capsys, *places, "--sweep.workers", "3", "--training.batch_size", "4")
+    assert code == 2 and "batch_size 4: must be a multiple of training.workers 3" in err and "sweep.workers" in err and err.count("\n") == 1
+    code, err = wrong(capsys, *places, "--model.norm", "sync", "--training.gpus_per_worker", "1")
+    assert code == 2 and "model.norm sync: needs training.gpus_per_worker 1" in err and "sweep.gpus_per_worker" in err and err.count("\n") == 1
     code, err = wrong(capsys, "--data.train", str(tmp_path / "none"), "--data.val", data["val"], "--storage", str(tmp_path))
     assert code == 2 and "none" in err and err.count("\n") == 1
 

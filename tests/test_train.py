@@ -12,14 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from safetensors.torch import save_file
 
 from cluster import launch, run_folder, storage
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
+from detector.model import RetinaNet
+from detector.step import NonFiniteLoss
 
 ROOT = Path(__file__).parent.parent
 TINY: dict[str, Any] = {
@@ -208,17 +214,70 @@ def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
         launch.launch(broken)
 
 
+def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], tmp_path: Path) -> None:
+    """Weights that are not finite, in a file that fits: the workers read the run's copy of it and stop at their first step, once for all retries."""
+    parts = {name: value for name, value in TINY["model"].items() if name != "anchors"}
+    network = RetinaNet(classes=3, **parts, **TINY["model"]["anchors"])
+    torch.nn.init.constant_(network.pyramid.lateral[0].bias, float("nan"))
+    path = tmp_path / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, str(path))
+    events: list[dict[str, Any]] = []
+    lasting = config(shards, name="lasting", pretrained=str(path))
+    assert lasting.training.retries == 2
+    with pytest.raises(PlainError, match="^training lasting stopped: .*images of this rank"):
+        launch.launch(lasting, on_event=events.append)
+    assert [event["kind"] for event in events].count("start") == 1
+    (weights,) = [event for event in events if event["kind"] == "weights"]
+    assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and storage.read_bytes(weights["uri"]) == path.read_bytes()
+
+
+def test_lasting_errors_keep_their_exit_code() -> None:
+    stop = launch.stop_at_lasting_errors()
+    stop.after_exception(None, {0: RuntimeError("connection reset"), 1: PlainError("the storage is down")})
+    with pytest.raises(DataError, match="a shard is damaged"):
+        stop.after_exception(None, {0: RuntimeError("connection reset"), 1: UserExceptionWithTraceback(DataError("a shard is damaged"), "")})
+    failure = launch.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
+    assert type(failure) is DataError and str(failure) == "training cells stopped: a shard is damaged"
+    failure = launch.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
+    assert type(failure) is PlainError and str(failure) == "training cells stopped: the loss is nan"
+    failure = launch.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
+    assert type(failure) is PlainError and str(failure) == "training cells failed after 2 retries: connection reset"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}}, "not a shard set"),
         ({"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}}, "no-such-bucket"),
         ({"storage": "s3://no-such-bucket/store"}, "no-such-bucket"),
+        ({"sampling": {"source_weights": {"night": 2.0}}}, "sampling.source_weights night: is no source of data.train"),
     ],
 )
 def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         launch.check(config(shards, **{"name": "refused", **changes}))
+
+
+CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpus", "nodes", "place"),
+    [
+        ("auto", 0, [CPU_NODE, CPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE], "threads"),
+        ("auto", 1, [GPU_NODE, CPU_NODE], "tasks"),
+        ("auto", 1, [GPU_NODE, {**CPU_NODE, "Alive": False}], "threads"),
+        ("auto", 1, [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}], "threads"),  # a head without CPUs
+        ("threads", 1, [GPU_NODE, CPU_NODE], "threads"),
+        ("tasks", 0, [CPU_NODE], "tasks"),
+    ],
+)
+def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert launch.decode_place(choice, gpus_per_worker=gpus) == place
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from detector.checkpoint import save_checkpoint
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
 from detector.weights import load_pretrained
 
@@ -133,6 +134,25 @@ def test_our_own_file_with_and_without_statistics(tmp_path):
     again = str(tmp_path / "frozen.safetensors")
     save_file({name: value.contiguous() for name, value in frozen.state_dict().items()}, again)
     assert "model.norm is batch here, frozen in the file" in refusal(net(norm="batch", head_norm="group", width=64), again)
+
+
+def test_our_own_file_knows_its_anchors(tmp_path):
+    first = net(width=64, base_sizes=(16, 32, 64, 128, 256), convention="torchvision")
+    save_checkpoint(str(tmp_path), model=first, optimizer=torch.optim.SGD(first.parameters()), average=None, state={})
+    path = str(tmp_path / "model.safetensors")
+    assert load_pretrained(net(width=64, base_sizes=(16, 32, 64, 128, 256), convention="torchvision"), path).notes == ()
+    # Other sizes are a choice, said in the report; the tensors fit.
+    assert load_pretrained(net(width=64), path).notes == (
+        "model.anchors.base_sizes 16,32,64,128,256 makes the anchors that this file was trained with",
+        "model.anchors.convention torchvision makes the anchors that this file was trained with",
+    )
+    # Other levels are another network.
+    finer = net(width=64, strides=(4, 8, 16, 32, 64), base_sizes=(8, 16, 32, 64, 128))
+    assert "model.anchors.strides is 4,8,16,32,64 here, 8,16,32,64,128 in the file" in refusal(finer, path)
+    # A file that does not say is taken as it is.
+    silent = str(tmp_path / "silent.safetensors")
+    save_file({name: value.contiguous() for name, value in first.state_dict().items()}, silent)
+    assert load_pretrained(net(width=64), silent).notes == ()
 
 
 def detectron2_state(model: RetinaNet) -> dict[str, np.ndarray]:

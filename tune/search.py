@@ -18,15 +18,15 @@ from typing import Any
 
 import optuna
 import yaml
+from pydantic import ValidationError
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, report, with_resources
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking
-from cluster.errors import PlainError
+from cluster.errors import PlainError, UsageError
 from cluster.launch import TrainConfig
-from cluster.shards import ShardSet
 from tune import space
 from tune.space import SweepConfig
 
@@ -62,13 +62,16 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     return space.apply(TrainConfig.model_validate({**sections, "storage": uri, "name": space.trial_name(sample)}), sample)
 
 
-def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[ShardSet, ShardSet]:
-    """What can be wrong before a machine is spent: data, storage, the sweep's name. Claims the folder. Returns the train and the val set."""
-    first = trial_config(config, sweep, uri, space.given(config, sweep.space))
-    train_set, val_set = launch.check(first)
-    identity = launch.identity(first, train_set, val_set) | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
+def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
+    """What can be wrong before a machine is spent: data, storage, the weight file, the sweep's name. Claims the folder."""
+    try:
+        first = trial_config(config, sweep, uri, space.given(config, sweep.space))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        shares = "sweep.workers, sweep.cpus_per_worker and sweep.gpus_per_worker stand for those of training in a trial"
+        raise UsageError(f"sweep: its trials could not be trained: {reason} ({shares})") from error
+    identity = launch.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
     run_folder.claim(uri, config.model_dump(mode="json"), identity)
-    return train_set, val_set
 
 
 def cpus_needed(sweep: SweepConfig) -> float:
@@ -146,6 +149,10 @@ def run_tuner(
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sections, budget = config.model_dump(mode="json"), sweep.model_dump(mode="json")
+    if config.pretrained is not None:
+        # Trials are launched from any node, so the weight file lies where all of them see it.
+        digest = pretrained.check(config.pretrained, None)
+        sections["pretrained"] = pretrained.publish(config.pretrained, uri, digest=digest, root=config.storage)
 
     def trial(sample: dict[str, float]) -> None:
         run_trial(sections, budget, uri, sample)

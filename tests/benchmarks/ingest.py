@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.dirname(HERE), HERE]
+sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
 import numpy as np
 import psutil
@@ -71,7 +72,7 @@ def write_set(uri: str, images: int) -> shards.ShardSet:
 
 
 def sampler(epoch: int) -> Sampler:
-    return Sampler([CANVAS], 3, 0, epoch, {"flip": 0.5})
+    return Sampler([CANVAS], None, 3, 0, epoch, {"flip": 0.5})
 
 
 def units_of(shard_set: shards.ShardSet, epoch: int) -> list[plan.Unit]:
