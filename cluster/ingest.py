@@ -1,7 +1,7 @@
-"""COCO JSON + images -> a shard set: planned on the driver, carried out by one Ray task a shard.
+"""Annotated sources -> a shard set: planned on the driver, carried out by one Ray task a shard (`shard_jobs`).
 
 A killed run leaves finished shards, a note beside each under `.progress/`, and no index.json; the same call picks the shards up again.
-The plan depends on the source and the options alone, so any number of workers writes the same bytes.
+The plan depends on the sources and the options alone, so any number of workers writes the same bytes.
 """
 
 from __future__ import annotations
@@ -11,148 +11,172 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cluster import coco, shards, storage
-from cluster.errors import DataError, PlainError, UsageError
-from cluster.intake import MISSING, ingest_image, leave_out
+from cluster import duplicates, shards, storage
+from cluster.errors import DataError, UsageError
+from cluster.intake import MISSING, leave_out
+from cluster.records import Images, Quarantined, composed
+from cluster.shard_jobs import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
+from cluster.sources import Place, United, read_sources
+from detector.image import MAX_PIXELS
 
-PROGRESS = ".progress"
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.
 MAX_FILE_BYTES = 256 << 20
+RENAMED = "file names in another Unicode form than the files, taken as the files have them"
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """What one task needs: its images in stored order, and where they and the shard are."""
+class Options:
+    """What the bytes depend on besides the sources (the first four), and what decides whether the set is good enough.
 
-    name: str
-    images: tuple[coco.ImageRecord, ...]
-    images_uri: str
-    output: str
-    row_group_rows: int
-    fingerprint: str
+    `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the annotations listed. `drop_duplicates` leaves out
+    pictures that come twice or are in one of the shard sets `against`; without it they are only named.
+    """
 
-
-@dataclass(frozen=True)
-class ShardReport:
-    """What one task did. `shard` is None when none of its images could be used."""
-
-    shard: shards.Shard | None
-    counts: dict[str, int]
-    repairs: dict[str, int]
-    quarantined: tuple[coco.Quarantined, ...]
+    seed: int = 0
+    shard_bytes: int = 64 << 20
+    row_group_rows: int = 32
+    max_pixels: int = MAX_PIXELS
+    max_quarantined: float = 0.05
+    max_quarantined_annotations: float = 0.05
+    drop_duplicates: bool = False
+    against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked source, cut into shards; nothing is written yet."""
+    """Checked sources, cut into shards; nothing is written yet. Without `output` nothing ever is. `finished` is a set that is there already."""
 
-    source: coco.Source
-    output: str
-    jobs: tuple[ShardJob, ...]
-    quarantined: tuple[coco.Quarantined, ...]
-    max_quarantined: float
+    united: United
+    images: Images
+    sizes_I: np.ndarray
+    cuts: tuple[np.ndarray, ...]
+    folders: tuple[str, ...]
+    output: str | None
+    options: Options
+    quarantined: tuple[Quarantined, ...]
+    repairs: dict[str, int]
+    lost: int
     fingerprint: str
     finished: shards.ShardSet | None
 
+    def job(self, number: int) -> ShardJob:
+        name = shards.shard_name(number, len(self.cuts))
+        cut = tuple(self.images[place] for place in self.cuts[number])
+        inputs = [(image, int(self.sizes_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
+        mark = digest_of(shards.SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
+        return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, mark)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a plan: `summary` as in the index (see `summarise`), what was left out, and the set; None where nothing was written."""
+
+    summary: dict[str, Any]
+    quarantined: Sequence[Quarantined]
+    shard_set: shards.ShardSet | None
+
 
 def prepare(
-    *,
-    annotations: str,
-    images: str,
-    output: str,
-    seed: int = 0,
-    shard_bytes: int = 64 << 20,
-    row_group_rows: int = 32,
-    max_quarantined: float = 0.05,
-    overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    *, annotations: str, images: str, output: str, overwrite: bool = False, say: Callable[[str], None] = print, **options: Any
 ) -> shards.ShardSet:
-    """`plan_shards`, then `write_shards` unless the set is there already. Ray must be connected."""
-    plan = plan_shards(
-        annotations=annotations,
-        images=images,
-        output=output,
-        seed=seed,
-        shard_bytes=shard_bytes,
-        row_group_rows=row_group_rows,
-        max_quarantined=max_quarantined,
-        overwrite=overwrite,
-    )
-    return write_shards(plan, say=say)
+    """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
+    `Options`. Ray must be connected."""
+    place = Place(source_name(annotations), "coco", annotations, images)
+    prepared = write_shards(plan_shards([place], output=output, overwrite=overwrite, **options), say=say)
+    assert prepared.shard_set is not None
+    return prepared.shard_set
+
+
+def source_name(annotations: str) -> str:
+    """The name of a source that was given none."""
+    return annotations.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json")
 
 
 def plan_shards(
-    *,
-    annotations: str,
-    images: str,
-    output: str,
-    seed: int,
-    shard_bytes: int,
-    row_group_rows: int,
-    max_quarantined: float,
-    overwrite: bool,
+    places: Sequence[Place], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
 ) -> Plan:
-    """Read and check the JSON, list the images, cut them into shards. Needs no Ray and reads no image.
+    """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads no image. `options` are fields of `Options`.
 
     Raises `UsageError` for what is not there or a finished set of another source or other options at `output`, `DataError` for a source that
-    cannot be used or of which more than `max_quarantined` (share of the images listed) would be left out already.
+    cannot be used or of which more than allowed would be left out already.
     """
-    annotations, images, output = storage.absolute(annotations), storage.absolute(images), storage.absolute(output)
-    if output == images:
-        raise UsageError(f"--output {output}: is the images folder itself; the source is never written to, give another folder")
-    storage.check_readable(annotations)
-    storage.check_readable(images)
-    storage.check_writable(output)
-    source = coco.read_coco(annotations)
-    sizes = {uri[len(images) + 1 :]: size for uri, size in storage.list_files(images)}
-    usable, quarantined = check_listed(source.images, sizes)
-    quarantined = [*source.quarantined, *quarantined]
-    listing = [(image.file_name, sizes[image.file_name]) for image in usable]
-    fingerprint = digest_of(shards.SCHEMA_VERSION, source.digest, listing, seed, shard_bytes, row_group_rows)
-
-    cuts = cut_shards(usable, [size for _, size in listing], seed=seed, shard_bytes=shard_bytes)
-    jobs = []
-    for number, cut in enumerate(cuts):
-        name = shards.shard_name(number, len(cuts))
-        inputs = [(image, sizes[image.file_name]) for image in cut]
-        mark = digest_of(shards.SCHEMA_VERSION, name, inputs, row_group_rows)
-        jobs.append(ShardJob(name, tuple(cut), images, output, row_group_rows, mark))
-    finished = find_finished(output, fingerprint, overwrite=overwrite)
-    plan = Plan(source, output, tuple(jobs), tuple(quarantined), max_quarantined, fingerprint, finished)
-    if finished is None:
-        check_share(plan, quarantined)
+    chosen = Options(**options)
+    chosen = replace(chosen, against=tuple(map(storage.absolute, chosen.against)))
+    places = [place._replace(annotations=storage.absolute(place.annotations), images=storage.absolute(place.images)) for place in places]
+    if output is not None:
+        output = storage.absolute(output)
+        if output in {folder for place in places for folder in (place.images, place.annotations)}:
+            raise UsageError(f"--output {output}: is the images folder itself; the source is never written to, give another folder")
+    others = [shards.open_shard_set(uri).digest for uri in chosen.against]
+    for place in places:
+        storage.check_readable(place.annotations)
+        storage.check_readable(place.images)
+    if output is not None:
+        storage.check_writable(output)
+    united = read_sources(places, split=split, val_share=val_share)
+    source, counts_I = united.source, np.diff(united.source.images.first_I1)
+    images, sizes_I, usable, quarantined, renamed = check_listed(source.images, [place.images for place in places])
+    listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
+    identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
+    fingerprint = digest_of(shards.SCHEMA_VERSION, united.about, listing, identity, others)
+    plan = Plan(
+        united=united,
+        images=images,
+        sizes_I=sizes_I,
+        cuts=tuple(usable[cut] for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)),
+        folders=tuple(place.images for place in places),
+        output=output,
+        options=chosen,
+        quarantined=(*source.quarantined, *quarantined),
+        repairs=source.repairs | ({RENAMED: renamed} if renamed else {}),
+        lost=source.lost + int(counts_I.sum() - counts_I[usable].sum()),
+        fingerprint=fingerprint,
+        finished=find_finished(output, fingerprint, overwrite=overwrite) if output is not None else None,
+    )
+    if plan.finished is None and output is not None:
+        check_shares(plan, plan.quarantined)
     return plan
 
 
-def check_listed(images: Sequence[coco.ImageRecord], sizes: dict[str, int]) -> tuple[list[coco.ImageRecord], list[coco.Quarantined]]:
-    usable, quarantined = [], []
-    for image in images:
-        size = sizes.get(image.file_name)
+def check_listed(images: Images, folders: Sequence[str]) -> tuple[Images, np.ndarray, np.ndarray, list[Quarantined], int]:
+    """The images under the names that their files have; the size of each file, B; the positions of those that can be used; the others in the
+    quarantine; how many names were found in another Unicode form."""
+    sizes: list[dict[str, int]] = []
+    spellings: list[dict[str, str]] = []
+    for folder in folders:
+        sizes.append({uri[len(folder) + 1 :]: size for uri, size in storage.list_files(folder)})
+        spellings.append({composed(name): name for name in sizes[-1] if not name.isascii()})
+    names, sizes_I, usable, quarantined, renamed = [], np.zeros(len(images), np.int64), [], [], 0
+    for place, (name, source) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
+        if name not in sizes[source] and (spelling := spellings[source].get(composed(name))) is not None:
+            name, renamed = spelling, renamed + 1
+        names.append(name)
+        size = sizes[source].get(name)
         if size is None:
-            quarantined.append(leave_out(image, MISSING))
+            quarantined.append(leave_out(images[place], MISSING))
         elif size > MAX_FILE_BYTES:
-            quarantined.append(leave_out(image, f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"))
+            quarantined.append(leave_out(images[place], f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"))
         else:
-            usable.append(image)
-    return usable, quarantined
+            sizes_I[place] = size
+            usable.append(place)
+    return replace(images, names=names), sizes_I, np.array(usable, np.int64), quarantined, renamed
 
 
-def cut_shards(images: Sequence[coco.ImageRecord], sizes: Sequence[int], *, seed: int, shard_bytes: int) -> list[list[coco.ImageRecord]]:
-    """Images in a seeded order, cut where the next one would take a shard over `shard_bytes`. Every image once; no shard is empty."""
-    cuts: list[list[coco.ImageRecord]] = []
+def cut_shards(sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int) -> list[list[int]]:
+    """Positions in a seeded order, cut where the next one would take a shard over `shard_bytes`. Every position once; no shard is empty."""
+    cuts: list[list[int]] = []
     filled = 0
-    for place in np.random.default_rng(seed).permutation(len(images)):
+    for place in np.random.default_rng(seed).permutation(len(sizes)).tolist():
         if not cuts or filled + sizes[place] > shard_bytes:
             cuts.append([])
             filled = 0
-        cuts[-1].append(images[place])
-        filled += sizes[place]
+        cuts[-1].append(place)
+        filled += int(sizes[place])
     return cuts
 
 
@@ -169,53 +193,112 @@ def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> shards.S
     return shards.open_shard_set(output)
 
 
-def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> shards.ShardSet:
-    """Carry a plan out on the connected Ray cluster and publish the index last. `DataError` when too much had to be left out."""
+def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
+    """Carry a plan out on the connected Ray cluster and publish the index last; without an output, look at every image and write nothing.
+
+    `DataError` when too much had to be left out; the quarantine is written before, for reading.
+    """
     if plan.finished is not None:
         say(f"{plan.output}: the shard set is already there and fits source and options; reused")
-        return plan.finished
-    storage.delete_file(storage.join(plan.output, shards.INDEX))
-    found = {job.name: report for job in plan.jobs if (report := find_report(job)) is not None}
-    if found:
-        say(f"{plan.output}: {len(found)} of {len(plan.jobs)} shards are there from a run that did not finish; reused")
-    reports = found | run_jobs([job for job in plan.jobs if job.name not in found], total=len(plan.jobs), say=say)
-    in_order = [reports[job.name] for job in plan.jobs]
-    quarantined = [*plan.quarantined, *(record for report in in_order for record in report.quarantined)]
-    left_out = check_share(plan, quarantined)
-    shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
+        quarantined = [Quarantined(**record) for record in shards.read_quarantine(plan.finished.uri)]
+        return Prepared(shards.read_index(plan.finished.uri), quarantined, plan.finished)
+    if plan.output is not None:
+        storage.delete_file(storage.join(plan.output, shards.INDEX))
+    known = duplicates.known_pictures(plan.options.against)
+    reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
+    found = duplicates.find_duplicates((picture for report in reports for picture in report.pictures), known)
+    drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
+    reports = drop_images(plan.job, reports, drop, say=say)
 
-    kept = [report.shard for report in in_order if report.shard is not None]
+    left_out = [*plan.quarantined, *(record for report in reports for record in report.quarantined)]
+    prepared = Prepared(summarise(plan, reports, left_out, found), [*left_out, *(duplicates.to_quarantine(found) if drop else [])], None)
+    if plan.output is None:
+        return prepared
+    check_shares(plan, left_out)
+    if not prepared.summary["counts"]["images"]:
+        raise DataError(f"none of the {plan.united.source.listed} images is left: all are in {', '.join(plan.options.against)}; prepare other images")
+    shards.write_quarantine(plan.output, [asdict(record) for record in prepared.quarantined])
+    kept = [report.shard for report in reports if report.shard is not None]
     remove_strays(plan.output, {shard.name for shard in kept})
-    counts = sum((Counter(report.counts) for report in in_order), Counter())
-    repairs = sum((Counter(report.repairs) for report in in_order), Counter(plan.source.repairs))
-    totals = {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
-    result = shards.write_index(
-        plan.output,
-        categories=plan.source.categories,
-        shards=kept,
-        counts=totals | {"quarantined": len(quarantined), "quarantined_images": left_out},
-        source_digest=plan.source.digest,
-        fingerprint=plan.fingerprint,
-        repairs=dict(sorted(repairs.items())),
-    )
+    shard_set = shards.write_index(plan.output, categories=plan.united.source.categories, shards=kept, **prepared.summary)
     storage.delete_folder(storage.join(plan.output, PROGRESS))
-    return result
+    return replace(prepared, shard_set=shard_set)
 
 
-def check_share(plan: Plan, quarantined: Sequence[coco.Quarantined]) -> int:
-    """The number of images left out. Above the limit the quarantine is written for reading and a `DataError` gives the top reasons."""
-    images = [record for record in quarantined if record.what == "image"]
-    listed = plan.source.listed
-    if len(images) <= plan.max_quarantined * listed and len(images) < listed:
-        return len(images)
-    shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
-    top = "; ".join(f"{times} x {why}, such as {where}" for why, times, where in top_reasons(images)[:3])
-    rule = f"--max_quarantined {plan.max_quarantined:g} allows {int(plan.max_quarantined * listed)}" if len(images) < listed else "none is left"
-    remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, check --images and mend the data"
-    raise DataError(f"{len(images)} of {listed} images had to be left out, {rule}: {top}; {remedy}")
+def summarise(plan: Plan, reports: Sequence[ShardReport], left_out: Sequence[Quarantined], found: Sequence[duplicates.Duplicate]) -> dict[str, Any]:
+    """What the index says besides shards and categories. Of the images and the annotations listed each is in one of `counts`: stored (`images`;
+    `boxes`, crowds among them), left out itself (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image (`lost_annotations`)."""
+    counts = sum((Counter(report.counts) for report in reports), Counter())
+    dropped = {id_ for report in reports for id_ in report.drop}
+    stored = Counter(picture.source for report in reports for picture in report.pictures if picture.image_id not in dropped)
+    whats = Counter(record.what for record in left_out)
+    repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
+    return {
+        "counts": {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
+        | {
+            "quarantined": len(left_out),
+            "quarantined_images": whats["image"],
+            "quarantined_annotations": whats["annotation"],
+            "lost_annotations": plan.lost + counts["lost"],
+            "dropped_images": len(dropped),
+            "listed_images": plan.united.source.listed,
+            "listed_annotations": plan.united.source.annotated,
+        },
+        "source_digest": plan.united.source.digest,
+        "sources": [{**about, "images": stored[number]} for number, about in enumerate(plan.united.about)],
+        "fingerprint": plan.fingerprint,
+        "repairs": dict(sorted(repairs.items())),
+        "duplicates": duplicates.describe(found),
+    }
 
 
-def top_reasons(records: Sequence[coco.Quarantined]) -> list[tuple[str, int, str]]:
+def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
+    """`DataError` with the top reasons when more images or annotations were left out than allowed; the quarantine is written before, for reading."""
+    limits = (
+        ("image", plan.united.source.listed, "max_quarantined", plan.options.max_quarantined),
+        ("annotation", plan.united.source.annotated, "max_quarantined_annotations", plan.options.max_quarantined_annotations),
+    )
+    for what, listed, option, share in limits:
+        records = [record for record in quarantined if record.what == what]
+        none_left = what == "image" and len(records) >= listed
+        if len(records) <= share * listed and not none_left:
+            continue
+        if plan.output is not None:
+            shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
+        top = "; ".join(f"{times} x {why}, such as {where}" for why, times, where in top_reasons(records)[:3])
+        rule = "none is left" if none_left else f"--{option} {share:g} allows {int(share * listed)}"
+        remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, " if plan.output is not None else ""
+        remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
+        raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
+
+
+def describe(plan: Plan, prepared: Prepared) -> list[str]:
+    """What a person is told of a prepared set, line by line."""
+    summary, result = prepared.summary, prepared.shard_set
+    counts, sources, found = summary["counts"], summary["sources"], summary["duplicates"]
+    lines = []
+    if result is not None:
+        lines.append(f"shards      {result.uri}   {len(result.shards)} shards, {sum(shard.bytes for shard in result.shards) / 2**20:.1f} MiB")
+    lines.append(f"images      {counts['images']} of {counts['listed_images']} listed, of which {counts['empty_images']} without objects")
+    of_classes = f"of {len(plan.united.source.categories)} classes, of which {counts['crowds']} crowds"
+    lines.append(f"boxes       {counts['boxes']} of {counts['listed_annotations']} listed, {of_classes}")
+    if len(sources) > 1:
+        lines += [f"source      {source['images']} images of {source['name']} ({source['format']})" for source in sources]
+    if result is not None:
+        lines.append(f"digest      {result.digest}")
+    lines += [f"repaired    {times} x {what}" for what, times in summary["repairs"].items()]
+    lines += [f"left out    {times} x {why} (such as {where})" for why, times, where in top_reasons(prepared.quarantined)]
+    if counts["lost_annotations"]:
+        lines.append(f"left out    {counts['lost_annotations']} x an annotation of an image that was left out")
+    for uri, times in found["counts"].items():
+        one = next((f" (such as {one['file_name']} = {one['same_as']})" for one in found["named"] if one["set"] == uri), "")
+        lines.append(
+            f"leak        {times} x a picture that is also in {uri}{one}" if uri else f"duplicate   {times} x the picture of another image{one}"
+        )
+    return lines
+
+
+def top_reasons(records: Sequence[Quarantined]) -> list[tuple[str, int, str]]:
     """(why, how many, the first one's name), the most frequent first. Details in brackets are not told apart."""
     whys: dict[str, list[str]] = {}
     for record in records:
@@ -229,77 +312,3 @@ def remove_strays(output: str, names: set[str]) -> None:
         name = uri[len(output) + 1 :]
         if re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) and name not in names:
             storage.delete_file(uri)
-
-
-def report_uri(job: ShardJob) -> str:
-    return storage.join(job.output, PROGRESS, f"{job.name}.json")
-
-
-def find_report(job: ShardJob) -> ShardReport | None:
-    """What a former run noted about this shard, if it came from the same input and the shard is there in full."""
-    try:
-        note = storage.read_json(report_uri(job))
-        if note["fingerprint"] != job.fingerprint:
-            return None
-        shard = shards.Shard.of(note["shard"]) if note["shard"] else None
-        quarantined = tuple(coco.Quarantined(**record) for record in note["quarantined"])
-    except (FileNotFoundError, DataError, KeyError, TypeError):
-        return None
-    if shard is not None:
-        filesystem, path = storage.resolve(storage.join(job.output, shard.name))
-        if filesystem.get_file_info(path).size != shard.bytes:
-            return None
-    return ShardReport(shard, note["counts"], note["repairs"], quarantined)
-
-
-def run_jobs(jobs: Sequence[ShardJob], *, total: int, say: Callable[[str], None]) -> dict[str, ShardReport]:
-    """One Ray task a shard, a bounded number at a time: a task holds its shard in memory."""
-    import ray
-
-    if not jobs:
-        return {}
-    # Decoding keeps a core busy. A smaller share would start more workers, at seconds of imports each, for no more speed.
-    task = ray.remote(num_cpus=1)(run_job)
-    in_flight = int(ray.cluster_resources().get("CPU", 1)) + 1
-    waiting = list(reversed(jobs))
-    running: dict[Any, str] = {}
-    reports: dict[str, ShardReport] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < in_flight:
-                job = waiting.pop()
-                running[task.remote(job)] = job.name
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            reports[running.pop(done)] = ray.get(done)
-            finished = total - len(jobs) + len(reports)
-            # About twenty lines however many shards there are.
-            if finished == total or finished * 20 // total > (finished - 1) * 20 // total:
-                say(f"{finished} of {total} shards")
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PlainError):
-            # The cause alone: Ray's own text is the traceback of the worker.
-            raise error.cause from None
-        raise PlainError(f"preparing a shard failed: {error.cause!r}; run the command again, finished shards are kept") from error
-    finally:
-        for reference in running:
-            ray.cancel(reference)
-    return reports
-
-
-def run_job(job: ShardJob) -> ShardReport:
-    """Read, check and store the images of one shard; the note about it is written when the shard is."""
-    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
-        results = list(pool.map(lambda image: ingest_image(image, job.images_uri), job.images))
-    rows = [row for row, _, _ in results if row is not None]
-    shard = shards.write_shard(job.output, job.name, rows, row_group_rows=job.row_group_rows) if rows else None
-    counts = {
-        "images": len(rows),
-        "boxes": sum(len(row.labels_N) for row in rows),
-        "crowds": sum(sum(row.crowd_N) for row in rows),
-        "empty_images": sum(not row.labels_N for row in rows),
-    }
-    repairs = sum((repaired for _, _, repaired in results), Counter())
-    report = ShardReport(shard, counts, dict(repairs), tuple(record for _, records, _ in results for record in records))
-    note = {"fingerprint": job.fingerprint, **asdict(report), "shard": shard._asdict() if shard else None}
-    storage.write_json(report_uri(job), note)
-    return report

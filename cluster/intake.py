@@ -1,7 +1,12 @@
-"""One annotated image file -> the row that is stored, or the reason why it is left out."""
+"""One annotated image file -> the row that is stored, or the reason why it is left out.
+
+A file is stored byte for byte as it came, in whatever format: the one decoder (`detector.image`) reads them all. Only a picture with an EXIF
+orientation is encoded anew, upright: JPEG as JPEG of quality 95 with full colour resolution, every other format as PNG, without loss.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -10,69 +15,92 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from cluster import coco, shards, storage
+from cluster import records, shards, storage
 from cluster.errors import PlainError
 from detector.image import ORIENTATION, ImageError, decode_image
 
 MISSING = "the file is not in the images folder"
 
+Outcome = tuple[shards.Row | None, list[records.Quarantined], Counter[str]]
+"""The row or None; what was left out: the image, or annotations of it; what was repaired."""
 
-def ingest_image(image: coco.ImageRecord, images_uri: str) -> tuple[shards.Row | None, list[coco.Quarantined], Counter[str]]:
-    """One image as it will be stored, or None and the reason; what was dropped of it; what was repaired."""
-    uri = storage.join(images_uri, image.file_name)
+
+def read_picture(image: records.ImageRecord, folder: str) -> bytes | None:
+    """The file of an image below `folder`, None when it is not there."""
+    uri = storage.join(folder, image.file_name)
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
-        return None, [leave_out(image, MISSING)], Counter()
+        return None
     except OSError as error:
         # A storage that fails says nothing about the image: stop, so that good images are not left out.
         raise PlainError(f"{uri}: cannot be read ({storage.reason(error)}); run the command again, finished shards are kept") from error
+
+
+def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: int) -> Outcome:
+    """The record of an image and the bytes of its file -> what is stored."""
+    if data is None:
+        return None, [leave_out(image, MISSING)], Counter()
     try:
-        pixels_HW3 = decode_image(data)
+        pixels_HW3 = decode_image(data, max_pixels=max_pixels)
+        turn, form = header(data)
     except ImageError as error:
-        # Pillow puts the address of its buffer into some messages, and that differs from run to run.
-        return None, [leave_out(image, re.sub(r"\s*<[^>]*>", "", str(error)))], Counter()
+        return None, [leave_out(image, plain(str(error)))], Counter()
 
     repairs: Counter[str] = Counter()
     height, width = pixels_HW3.shape[:2]
-    annotations = list(image.annotations)
-    turn = orientation(data)
+    stored, annotations = data, list(image.annotations)
     if turn != 1:
-        data = encode_jpeg(pixels_HW3)
+        stored = encode(pixels_HW3, form)
         repairs["images with an EXIF orientation, stored upright"] += 1
-        # 5 to 8 swap the sides: a JSON that gives the size before turning was annotated on the picture before turning.
+        # 5 to 8 swap the sides: annotations that give the size before turning were made on the picture before turning.
         if turn >= 5 and height != width and (image.height, image.width) == (width, height):
             annotations = [one._replace(box=turn_box(one.box, turn, height=width, width=height)) for one in annotations]
             image = image._replace(height=height, width=width)
             repairs["images whose boxes were annotated before the EXIF turn, turned with the picture"] += 1
+    if image.normalised:
+        annotations = [one._replace(box=tuple(share * side for share, side in zip(one.box, (width, height) * 2, strict=True))) for one in annotations]
     if image.height is not None and (image.height, image.width) != (height, width):
-        repairs["image sizes wrong in the JSON, taken from the pixels"] += 1
-    kept, dropped, cut = coco.clip_annotations(annotations, height=height, width=width, file_name=image.file_name)
+        repairs["image sizes wrong in the annotations, taken from the pixels"] += 1
+    kept, dropped, cut = records.clip_annotations(annotations, height=height, width=width, file_name=image.file_name)
     repairs["boxes clipped to the picture"] += cut
     row = shards.Row(
         image_id=image.image_id,
         file_name=image.file_name,
-        image=data,
+        image=stored,
         height=height,
         width=width,
-        boxes_N4=coco.boxes_array(kept),
+        boxes_N4=np.array([one.box for one in kept], np.float32).reshape(-1, 4),
         labels_N=[one.label for one in kept],
         crowd_N=[one.crowd for one in kept],
         area_N=[one.area or 0.0 for one in kept],
+        source=image.source,
+        sha256=hashlib.sha256(data).digest(),
     )
     return row, dropped, repairs
 
 
-def orientation(data: bytes) -> int:
-    """The EXIF orientation 1..8; 1, upright, where there is none or it makes no sense."""
+def plain(why: str) -> str:
+    """A decoder's message so that equal faults read alike: sizes in brackets, where they are not told apart, and no address of a buffer,
+    which Pillow puts into some messages and which differs from run to run."""
+    return re.sub(
+        r"^(\d+x\d+) pixels is more than the (\d+) allowed$", r"it has more pixels than the \2 of --max_pixels (\1)", re.sub(r"\s*<[^>]*>", "", why)
+    )
+
+
+def header(data: bytes) -> tuple[int, str]:
+    """The EXIF orientation 1..8, 1 (upright) where there is none or it makes no sense; the format by Pillow's name."""
     with Image.open(io.BytesIO(data)) as picture:
         value = picture.getexif().get(ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
+        return value if value in range(1, 9) else 1, picture.format or ""
 
 
-def encode_jpeg(pixels_HW3: np.ndarray) -> bytes:
+def encode(pixels_HW3: np.ndarray, form: str) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(sink, "JPEG", quality=95)
+    if form in ("JPEG", "MPO"):
+        Image.fromarray(pixels_HW3).save(sink, "JPEG", quality=95, subsampling=0)
+    else:
+        Image.fromarray(pixels_HW3).save(sink, "PNG")
     return sink.getvalue()
 
 
@@ -87,6 +115,6 @@ def turn_box(box: tuple[float, float, float, float], turn: int, *, height: int, 
     }[turn]
 
 
-def leave_out(image: coco.ImageRecord, why: str) -> coco.Quarantined:
+def leave_out(image: records.ImageRecord, why: str, what: str = "image") -> records.Quarantined:
     raw = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width, "annotations": len(image.annotations)}
-    return coco.Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))
+    return records.Quarantined(what, image.file_name, why, json.dumps(raw, ensure_ascii=False))

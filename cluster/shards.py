@@ -1,8 +1,9 @@
 """The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes them a data set.
 
     shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height int32, width int32, boxes list<float[4]>
-                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2
-    quarantine.parquet             what was left out: what (image | annotation), where (file name or id), why, raw (JSON)
+                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2,
+                                   source int32 (place in the index's `sources`), sha256 binary[32] (of the source file, before any turning)
+    quarantine.parquet             what was left out: what (image | annotation | duplicate), where (file name or id), why, raw (JSON)
     index.json                     written last; without it there is no data set
 
 A digest is a sha256 in hex. The set digest covers the schema version, the categories and the digests of the shards, in order,
@@ -43,6 +44,8 @@ SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
         ("crowd", pa.list_(pa.bool_())),
         ("area", pa.list_(pa.float32())),
+        ("source", pa.int32()),
+        ("sha256", pa.binary(32)),
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
@@ -98,7 +101,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it."""
+    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it; sha256 of the source file."""
 
     image_id: int
     file_name: str
@@ -109,6 +112,8 @@ class Row:
     labels_N: Sequence[int]
     crowd_N: Sequence[bool]
     area_N: Sequence[float]
+    source: int
+    sha256: bytes
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,8 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
         ragged([int(label) for row in rows for label in row.labels_N], pa.int32()),
         ragged([bool(crowd) for row in rows for crowd in row.crowd_N], pa.bool_()),
         ragged([float(area) for row in rows for area in row.area_N], pa.float32()),
+        pa.array([row.source for row in rows], pa.int32()),
+        pa.array([row.sha256 for row in rows], pa.binary(32)),
     ]
     return pa.Table.from_arrays([column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
@@ -266,7 +273,7 @@ def write_index(
 
 
 def read_index(uri: str) -> dict[str, Any]:
-    """The content of index.json. `UsageError` when there is none, `DataError` when it is of a newer schema version or not an index."""
+    """The content of index.json. `UsageError` when there is none, `DataError` when it is of another schema version or not an index."""
     try:
         index = storage.read_json(storage.join(uri, INDEX))
     except FileNotFoundError:
@@ -276,6 +283,9 @@ def read_index(uri: str) -> dict[str, Any]:
         raise DataError(f"{uri}/{INDEX}: holds no schema_version, so it is not the index of a shard set; check the path")
     if version > SCHEMA_VERSION:
         raise DataError(f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this program knows; update the program")
+    if version < SCHEMA_VERSION:
+        remedy = f"run prepare again with this program and --overwrite true, its sets have version {SCHEMA_VERSION}"
+        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; {remedy}")
     return index
 
 

@@ -139,19 +139,25 @@ def write_json(uri: str, content: Any) -> None:
 
 
 def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int]]:
-    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder. `suffixes` (".jpg", ...) ignore case."""
+    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder. `suffixes` (".jpg", ...) ignore case.
+
+    `DataError` where a name is not UTF-8.
+    """
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     entries = patiently(uri, "listed", lambda: filesystem.get_file_info(selector))
     wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
     scheme = S3 if uri.startswith(S3) else ""
-    return sorted(
-        (scheme + entry.path, entry.size)
-        for entry in entries
-        if entry.type == pafs.FileType.File
-        and not entry.base_name.startswith(".partial-")
-        and (wanted is None or entry.path.lower().endswith(wanted))
-    )
+    try:
+        return sorted(
+            (scheme + entry.path, entry.size)
+            for entry in entries
+            if entry.type == pafs.FileType.File
+            and not entry.base_name.startswith(".partial-")
+            and (wanted is None or entry.path.lower().endswith(wanted))
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{uri}: holds a file whose name is not UTF-8: {error.object!r}; rename or remove it") from error
 
 
 def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:

@@ -117,9 +117,15 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model whose fields this field holds, also where it may be absent (`Section | None`); None for a plain value."""
-    candidates = (field.annotation, *get_args(field.annotation))
+    """The model whose fields this field holds, also where it may be absent (`Section | None`); None for a plain value and for a list of models."""
+    candidates = (field.annotation, *(get_args(field.annotation) if type(None) in get_args(field.annotation) else ()))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def item_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model whose list this field holds (`tuple[Section, ...]`); None for every other."""
+    items = get_args(field.annotation)[:1]
+    return items[0] if get_origin(field.annotation) is tuple and isinstance(items[0], type) and issubclass(items[0], BaseModel) else None
 
 
 def all_fields(config_class: type[BaseModel], prefix: str = "") -> Fields:
@@ -152,6 +158,8 @@ def did_you_mean(name: str, fields: Fields, *, prefix: str = "") -> str:
 def describe(error: ValidationError, fields: Fields) -> str:
     """The first complaints of pydantic as plain sentences: name, value, rule, and what the field is."""
     lines: list[str] = []
+    # What is in a list of sections is no flag, but may be wrong like one.
+    fields = fields | {f"{name}.{inner}": f for name, field in fields.items() if (item := item_of(field)) for inner, f in item.model_fields.items()}
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
         field = fields.get(name)
@@ -221,7 +229,9 @@ def takes(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, inner))
     words = KINDS.get(kind, "text")
-    if inner and get_origin(inner[0]) is tuple:
+    if item := item_of(field):
+        words = f"list of {{{', '.join(item.model_fields)}}}"
+    elif inner and get_origin(inner[0]) is tuple:
         words = "JSON, a list of lists such as [[1,2],[3,4]]"
     elif inner:
         words = f"{KINDS.get(inner[0], 'value')}s with commas between" + (f", exactly {len(inner)}" if ... not in inner and len(inner) > 1 else "")

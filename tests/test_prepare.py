@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import coco, ingest, intake, shards, storage, survey
+from cluster import ingest, intake, records, shard_jobs, shards, storage, survey
 from cluster.errors import DataError, PlainError, UsageError
+from cluster.sources import Place
 from detector.image import decode_image
 from pipelines.command_line import run_verb
 from pipelines.prepare import PrepareConfig, main
@@ -28,8 +30,19 @@ def quiet(line: str) -> None:
 
 
 def plan(folder: str, output: str, **changes: Any) -> ingest.Plan:
-    places = {"annotations": f"{folder}/annotations/instances_train.json", "images": f"{folder}/images/train", "output": output}
-    return ingest.plan_shards(**{**OPTIONS, **places, **changes})
+    place = Place("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
+    return ingest.plan_shards([place], **{**OPTIONS, "output": output, **changes})
+
+
+def write(plan: ingest.Plan, say: Callable[[str], None] = quiet) -> shards.ShardSet:
+    """The set of a plan that has an output."""
+    result = ingest.write_shards(plan, say=say).shard_set
+    assert result is not None
+    return result
+
+
+def jobs(plan: ingest.Plan) -> list[shard_jobs.ShardJob]:
+    return [plan.job(number) for number in range(len(plan.cuts))]
 
 
 def jpeg(pixels: np.ndarray, *, turn: int | None = None, form: str = "JPEG") -> bytes:
@@ -61,7 +74,7 @@ def write_coco(folder: Path, files: dict[str, bytes | None], *, size: tuple[int,
 @pytest.fixture(scope="module")
 def finished(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> shards.ShardSet:
     """The small set, prepared without disturbance."""
-    return ingest.write_shards(plan(str(small_coco), str(tmp_path_factory.mktemp("finished"))), say=quiet)
+    return write(plan(str(small_coco), str(tmp_path_factory.mktemp("finished"))))
 
 
 def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.ShardSet) -> None:
@@ -82,6 +95,11 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.Shar
         "empty_images": 24 - len({one["image_id"] for one in content["annotations"]}),
         "quarantined": 0,
         "quarantined_images": 0,
+        "quarantined_annotations": 0,
+        "lost_annotations": 0,
+        "dropped_images": 0,
+        "listed_images": 24,
+        "listed_annotations": len(content["annotations"]),
     }
 
 
@@ -101,7 +119,7 @@ def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) ->
 
 def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: shards.ShardSet, bucket: str) -> None:
     storage.upload_folder(str(small_coco), f"{bucket}/coco")
-    result = ingest.write_shards(plan(f"{bucket}/coco", f"{bucket}/shards"), say=quiet)
+    result = write(plan(f"{bucket}/coco", f"{bucket}/shards"))
     assert result.digest == finished.digest and result.counts == finished.counts
     assert shards.open_shard_set(f"{bucket}/shards") == result
     survey.verify_shard_set(result)
@@ -109,29 +127,28 @@ def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: shard
 
 def test_the_order_of_the_work_does_not_matter(small_coco: Path, finished: shards.ShardSet, tmp_path: Path) -> None:
     work = plan(str(small_coco), str(tmp_path))
-    for job in reversed(work.jobs):
-        ingest.run_job(job)
+    for job in reversed(jobs(work)):
+        shard_jobs.run_job(job)
     said: list[str] = []
-    result = ingest.write_shards(work, say=said.append)
+    result = write(work, said.append)
     assert result.digest == finished.digest
-    assert said == [f"{tmp_path}: {len(work.jobs)} of {len(work.jobs)} shards are there from a run that did not finish; reused"]
+    assert said == [f"{tmp_path}: {len(work.cuts)} of {len(work.cuts)} shards are there from a run that did not finish; reused"]
 
 
 def test_the_seed_gives_the_order(small_coco: Path, tmp_path: Path) -> None:
     def order(seed: int) -> list[int]:
-        return [image.image_id for job in plan(str(small_coco), str(tmp_path), seed=seed).jobs for image in job.images]
+        return [image.image_id for job in jobs(plan(str(small_coco), str(tmp_path), seed=seed)) for image in job.images]
 
     assert order(0) == order(0) != order(1)
     assert sorted(order(0)) == sorted(order(1))
 
 
 def test_cutting_by_size() -> None:
-    images = [coco.ImageRecord(n, str(n), None, None, ()) for n in range(6)]
-    cuts = ingest.cut_shards(images, [40, 40, 40, 40, 40, 40], seed=0, shard_bytes=100)
+    cuts = ingest.cut_shards([40, 40, 40, 40, 40, 40], seed=0, shard_bytes=100)
     assert [len(cut) for cut in cuts] == [2, 2, 2]
     # One file larger than a shard stands alone.
-    assert [len(cut) for cut in ingest.cut_shards(images[:3], [500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
-    assert ingest.cut_shards([], [], seed=0, shard_bytes=100) == []
+    assert [len(cut) for cut in ingest.cut_shards([500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
+    assert ingest.cut_shards([], seed=0, shard_bytes=100) == []
 
 
 class Stop(Exception):
@@ -144,11 +161,11 @@ def test_an_interrupted_run_is_continued(small_coco: Path, finished: shards.Shar
             raise Stop
 
     with pytest.raises(Stop):
-        ingest.write_shards(plan(str(small_coco), str(tmp_path)), say=stop_at_the_second)
+        write(plan(str(small_coco), str(tmp_path)), stop_at_the_second)
     with pytest.raises(UsageError, match="not a shard set"):
         shards.open_shard_set(str(tmp_path))
     said: list[str] = []
-    result = ingest.write_shards(plan(str(small_coco), str(tmp_path)), say=said.append)
+    result = write(plan(str(small_coco), str(tmp_path)), said.append)
     assert "shards are there from a run that did not finish; reused" in said[0]
     assert result.digest == finished.digest
     # Tasks of the interrupted run go on here, where its driver still lives, and may be about to replace a shard by the same one.
@@ -173,34 +190,34 @@ def test_a_killed_driver_leaves_no_set_and_a_second_run_finishes_it(ray_cluster:
     assert not (tmp_path / "out/index.json").exists()
 
     said: list[str] = []
-    result = ingest.write_shards(plan(folder, str(tmp_path / "out"), shard_bytes=2**20), say=said.append)
+    result = write(plan(folder, str(tmp_path / "out"), shard_bytes=2**20), said.append)
     assert "of 30 shards are there from a run that did not finish; reused" in said[0]
-    undisturbed = ingest.write_shards(plan(folder, str(tmp_path / "other"), shard_bytes=2**20), say=quiet)
+    undisturbed = write(plan(folder, str(tmp_path / "other"), shard_bytes=2**20))
     assert result.num_rows == 30 and result.digest == undisturbed.digest
     survey.verify_shard_set(result)
 
 
 def test_a_note_without_its_shard_is_not_believed(small_coco: Path, tmp_path: Path) -> None:
     work = plan(str(small_coco), str(tmp_path))
-    first, second = work.jobs[:2]
-    ingest.run_job(first)
-    ingest.run_job(second)
-    assert ingest.find_report(first) is not None
+    first, second = jobs(work)[:2]
+    shard_jobs.run_job(first)
+    shard_jobs.run_job(second)
+    assert shard_jobs.find_report(first) is not None
     os.truncate(tmp_path / first.name, 100)
-    assert ingest.find_report(first) is None
+    assert shard_jobs.find_report(first) is None
     other = plan(str(small_coco), str(tmp_path), row_group_rows=3)
-    assert ingest.find_report(second) is not None and ingest.find_report(other.jobs[1]) is None
+    assert shard_jobs.find_report(second) is not None and shard_jobs.find_report(other.job(1)) is None
 
 
 def test_a_finished_set_is_reused_or_refused_or_replaced(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
-    first = ingest.write_shards(plan(str(small_coco), str(tmp_path)), say=quiet)
+    first = write(plan(str(small_coco), str(tmp_path)))
     said: list[str] = []
-    again = ingest.write_shards(plan(str(small_coco), str(tmp_path)), say=said.append)
+    again = write(plan(str(small_coco), str(tmp_path)), said.append)
     assert again == first and said == [f"{tmp_path}: the shard set is already there and fits source and options; reused"]
     with pytest.raises(UsageError, match="holds a shard set of another source or other options; give another folder or say --overwrite true"):
         plan(str(small_coco), str(tmp_path), seed=1)
     (tmp_path / "notes.txt").write_text("mine")
-    replaced = ingest.write_shards(plan(str(small_coco), str(tmp_path), shard_bytes=10**9, overwrite=True), say=quiet)
+    replaced = write(plan(str(small_coco), str(tmp_path), shard_bytes=10**9, overwrite=True))
     assert sorted(os.listdir(tmp_path)) == ["index.json", "notes.txt", "quarantine.parquet", "shard-00000-of-00001.parquet"]
     assert replaced.num_rows == first.num_rows and replaced.digest != first.digest
 
@@ -222,7 +239,7 @@ def test_bad_images_cost_themselves(tmp_path: Path, ray_cluster: str) -> None:
     }
     folder = write_coco(tmp_path / "coco", files)
     before = {str(path): path.read_bytes() for path in (tmp_path / "coco").rglob("*") if path.is_file()}
-    result = ingest.write_shards(plan(folder, str(tmp_path / "out"), max_quarantined=0.5), say=quiet)
+    result = write(plan(folder, str(tmp_path / "out"), max_quarantined=0.5))
     assert sorted(shards.read_annotations(result)["file_name"].to_pylist()) == ["cmyk.jpg", "good.jpg", "grey.jpg", "sub/png.jpg"]
     whys = {record["where"]: record["why"] for record in shards.read_quarantine(result.uri)}
     assert set(whys) == {"truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg"}
@@ -236,11 +253,11 @@ def test_too_many_bad_images_are_refused(tmp_path: Path, ray_cluster: str) -> No
     good = jpeg(noise(20, 30))
     folder = write_coco(tmp_path / "coco", {"a.jpg": good, "b.jpg": good, "c.jpg": b"", "d.jpg": b"text"})
     with pytest.raises(DataError, match=r"2 of 4 images had to be left out, --max_quarantined 0.25 allows 1: 1 x .*see .*quarantine.parquet"):
-        ingest.write_shards(plan(folder, str(tmp_path / "out"), max_quarantined=0.25), say=quiet)
+        write(plan(folder, str(tmp_path / "out"), max_quarantined=0.25))
     assert len(shards.read_quarantine(str(tmp_path / "out"))) == 2
     assert not (tmp_path / "out/index.json").exists()
     # Half is allowed now, and the work already done counts.
-    assert ingest.write_shards(plan(folder, str(tmp_path / "out"), max_quarantined=0.5), say=quiet).num_rows == 2
+    assert write(plan(folder, str(tmp_path / "out"), max_quarantined=0.5)).num_rows == 2
 
 
 def test_missing_images_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -255,13 +272,12 @@ def test_the_source_is_not_a_target(small_coco: Path) -> None:
         plan(str(small_coco), str(small_coco / "images/train"))
 
 
-def image_record(height: int | None, width: int | None, *boxes: tuple[float, float, float, float]) -> coco.ImageRecord:
-    return coco.ImageRecord(1, "a.jpg", height, width, tuple(coco.Annotation(n, 0, box, False, None) for n, box in enumerate(boxes)))
+def image_record(height: int | None, width: int | None, *boxes: tuple[float, float, float, float]) -> records.ImageRecord:
+    return records.ImageRecord(1, "a.jpg", height, width, tuple(records.Annotation(n, 0, box, False, None) for n, box in enumerate(boxes)))
 
 
-def ingest_one(folder: Path, data: bytes, record: coco.ImageRecord) -> tuple[shards.Row, list[coco.Quarantined], dict[str, int]]:
-    (folder / "a.jpg").write_bytes(data)
-    row, dropped, repairs = intake.ingest_image(record, str(folder))
+def ingest_one(folder: Path, data: bytes, record: records.ImageRecord) -> tuple[shards.Row, list[records.Quarantined], dict[str, int]]:
+    row, dropped, repairs = intake.ingest_image(record, data, max_pixels=10**6)
     assert row is not None
     return row, dropped, dict(+repairs)
 
@@ -272,8 +288,8 @@ def test_the_pixels_are_trusted(tmp_path: Path) -> None:
     assert (row.height, row.width) == (20, 30)
     assert row.boxes_N4.tolist() == [[5, 5, 25, 15], [20, 5, 30, 15]]
     assert row.area_N == [200.0, 100.0]
-    assert [record.where for record in dropped] == ["2"]
-    assert repairs == {"image sizes wrong in the JSON, taken from the pixels": 1, "boxes clipped to the picture": 1}
+    assert [record.where for record in dropped] == ["2 of a.jpg"]
+    assert repairs == {"image sizes wrong in the annotations, taken from the pixels": 1, "boxes clipped to the picture": 1}
 
 
 @pytest.mark.parametrize("turn", range(2, 9))
@@ -283,7 +299,7 @@ def test_exif_where_the_json_fits_the_upright_picture(tmp_path: Path, turn: int)
     height, width = (30, 20) if turn >= 5 else (20, 30)
     row, _, repairs = ingest_one(tmp_path, data, image_record(height, width, (1, 2, 11, 12)))
     assert (row.height, row.width) == (height, width) and row.boxes_N4.tolist() == [[1, 2, 11, 12]]
-    assert intake.orientation(row.image) == 1
+    assert intake.header(row.image) == (1, "JPEG")
     # JPEG at quality 95 of pure noise: a few grey levels off on average, and far from any turned version.
     assert np.abs(decode_image(row.image).astype(int) - upright).mean() < 20
     assert repairs == {"images with an EXIF orientation, stored upright": 1}
@@ -309,7 +325,7 @@ def test_a_failing_storage_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(storage, "read_bytes", unavailable)
     with pytest.raises(PlainError, match="a.jpg: cannot be read .503 slow down.; run the command again"):
-        intake.ingest_image(image_record(1, 1), str(tmp_path))
+        intake.read_picture(image_record(1, 1), str(tmp_path))
 
 
 def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
@@ -317,9 +333,9 @@ def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, 
     work = plan(folder, str(tmp_path / "out"))
     (tmp_path / "out").mkdir(exist_ok=True)
     # A folder in the place of the shard: it cannot be replaced by a file.
-    (tmp_path / "out" / work.jobs[0].name).mkdir()
+    (tmp_path / "out" / work.job(0).name).mkdir()
     with pytest.raises(PlainError) as caught:
-        ingest.write_shards(work, say=quiet)
+        write(work)
     assert "cannot be written" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
@@ -336,7 +352,7 @@ def test_the_verb_reports(small_coco: Path, ray_cluster: str, tmp_path: Path, ca
     assert run_prepare(*flags, "--max_quarantined", "0.3") == 0
     out = capsys.readouterr().out
     assert f"shards      {tmp_path}/out   1 shards" in out
-    assert "images      3, of which 0 without objects" in out
+    assert "images      3 of 4 listed, of which 0 without objects" in out
     assert "left out    1 x it cannot be decoded: cannot identify image file (such as bad.jpg)" in out
     assert shards.open_shard_set(str(tmp_path / "out")).digest in out
     assert run_prepare(*flags, "--seed", "1") == 2
@@ -360,3 +376,163 @@ def test_exit_codes_of_bad_input(small_coco: Path, tmp_path: Path, capsys: pytes
         assert run_prepare(*flags) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+def test_jobs_are_made_when_a_task_is_free_for_them(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
+    work = plan(str(small_coco), str(tmp_path), shard_bytes=1)
+    made: list[int] = []
+
+    def make(number: int) -> shard_jobs.ShardJob:
+        made.append(number)
+        return work.job(number)
+
+    def look(line: str) -> None:
+        # 4 CPUs: at most 4 running and one waiting, besides those that are done.
+        assert len(made) <= int(line.split()[0]) + 5
+
+    assert len(shard_jobs.run_jobs(make, range(24), total=24, say=look)) == len(made) == 24
+
+
+def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) -> None:
+    folder = write_coco(tmp_path / "coco", {name: jpeg(noise(20, 30)) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")})
+    uri = f"{folder}/annotations/instances_train.json"
+    content = json.loads(Path(uri).read_text())
+    # One is seen while the JSON is read, the other when the size of the picture is known.
+    content["annotations"][1]["category_id"] = 9
+    content["annotations"][2]["bbox"] = [40, 3, 10, 10]
+    storage.write_json(uri, content)
+    limit = r"2 of 4 annotations had to be left out, --max_quarantined_annotations 0.25 allows 1: 1 x its box .*; 1 x its category_id .*mend the anno"
+    with pytest.raises(DataError, match=limit):
+        write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.25))
+    with pytest.raises(DataError, match="1 of 4 annotations had to be left out"):
+        plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.0)
+    assert write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.5)).counts["boxes"] == 2
+
+
+@pytest.fixture(scope="module")
+def train_set(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> shards.ShardSet:
+    """Two pictures, to be looked for in other sets."""
+    folder = tmp_path_factory.mktemp("train")
+    files = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 31), turn=6)}
+    return write(plan(write_coco(folder / "coco", files), str(folder / "out")))
+
+
+LEAKY = {
+    "new.jpg": jpeg(noise(21, 30)),
+    "leak.jpg": jpeg(noise(20, 30)),
+    "turned.jpg": jpeg(noise(20, 31), turn=6),
+    "new again.jpg": jpeg(noise(21, 30)),
+}
+
+
+def test_pictures_of_other_sets_are_named_and_stay(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    work = plan(write_coco(tmp_path / "coco", LEAKY), str(tmp_path / "out"), against=(train_set.uri,))
+    prepared = ingest.write_shards(work, say=quiet)
+    lines = ingest.describe(work, prepared)
+    assert f"leak        2 x a picture that is also in {train_set.uri} (such as leak.jpg = x.jpg)" in lines
+    assert "duplicate   1 x the picture of another image (such as new again.jpg = new.jpg)" in lines
+    assert prepared.summary["counts"]["images"] == 4 and prepared.quarantined == []
+    # A finished set says the same again, and is not the one of a preparation without `against`.
+    again = plan(str(tmp_path / "coco"), str(tmp_path / "out"), against=(train_set.uri,))
+    assert ingest.describe(again, ingest.write_shards(again, say=quiet)) == lines
+    with pytest.raises(UsageError, match="another source or other options"):
+        plan(str(tmp_path / "coco"), str(tmp_path / "out"))
+
+
+def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    options = {"against": (train_set.uri,), "shard_bytes": 1, "max_quarantined": 0.0}
+    folder = write_coco(tmp_path / "coco", LEAKY)
+    work = plan(folder, str(tmp_path / "out"), drop_duplicates=True, **options)
+    said: list[str] = []
+    prepared = ingest.write_shards(work, say=said.append)
+    assert "3 of 4 shards are written again, for duplicates" in said
+    assert prepared.shard_set is not None and shards.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
+    shards.verify_shard_set(prepared.shard_set)
+    whys = {record["where"]: (record["what"], record["why"]) for record in shards.read_quarantine(str(tmp_path / "out"))}
+    there = ("duplicate", f"the same picture is in {train_set.uri}")
+    assert whys == {"leak.jpg": there, "turned.jpg": there, "new again.jpg": ("duplicate", "the same picture comes twice")}
+    counts = prepared.summary["counts"]
+    assert (counts["images"], counts["dropped_images"], counts["quarantined_images"], counts["listed_images"]) == (1, 3, 0, 4)
+    assert (counts["boxes"], counts["lost_annotations"], counts["listed_annotations"]) == (1, 3, 4)
+    assert len(prepared.shard_set.shards) == 1
+
+    # The same from the notes of an interrupted run of either kind.
+    for former in (True, False):
+        output = str(tmp_path / f"again-{former}")
+        first = plan(folder, output, drop_duplicates=former, **options)
+        for number in range(len(first.cuts)):
+            shard_jobs.run_job(first.job(number))
+        drops = ingest.write_shards(plan(folder, output, drop_duplicates=True, **options), say=quiet)
+        assert drops.shard_set is not None and drops.shard_set.digest == prepared.shard_set.digest
+
+
+def test_dropping_everything_is_refused(train_set: shards.ShardSet, tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "coco", {"leak.jpg": jpeg(noise(20, 30))})
+    with pytest.raises(DataError, match="none of the 1 images is left: all are in"):
+        write(plan(folder, str(tmp_path / "out"), drop_duplicates=True, against=(train_set.uri,)))
+    with pytest.raises(UsageError, match="not a shard set"):
+        plan(folder, str(tmp_path / "out"), against=(str(tmp_path),))
+
+
+def test_check_looks_at_everything_and_writes_nothing(ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(21, 30)), "bad.jpg": b"text", "gone.jpg": None})
+    places = ("--annotations", f"{folder}/annotations/instances_train.json", "--images", f"{folder}/images/train")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    assert run_prepare(*places, "--check", "true", "--max_quarantined", "0.5") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "images      2 of 4 listed, of which 0 without objects",
+        "boxes       2 of 4 listed, of 1 classes, of which 0 crowds",
+        "repaired    1 x image sizes wrong in the annotations, taken from the pixels",
+        "left out    1 x it cannot be decoded: cannot identify image file (such as bad.jpg)",
+        "left out    1 x the file is not in the images folder (such as gone.jpg)",
+        "left out    2 x an annotation of an image that was left out",
+    ):
+        assert line in out
+    assert not [line for line in out.splitlines() if line.startswith(("shards ", "digest "))]
+    # Too much of it: the report is there all the same, then the reason.
+    assert run_prepare(*places, "--check", "true", "--output", str(tmp_path / "out")) == 3
+    said = capsys.readouterr()
+    assert (
+        "left out    1 x it cannot be decoded" in said.out and "2 of 4 images had to be left out" in said.err and "quarantine.parquet" not in said.err
+    )
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_several_sources_by_configuration(ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_coco(tmp_path / "first", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(20, 32))})
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/classes.txt").write_text("other\nthing\n")
+    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    source = {"name": "one", "annotations": f"{first}/annotations/instances_train.json", "images": f"{first}/images/train"}
+    other = {"name": "two", "format": "yolo", "annotations": str(tmp_path / "labels"), "images": source["images"]}
+    # JSON is YAML.
+    storage.write_json(str(tmp_path / "prepare.yaml"), {"sources": [source, other], "output": str(tmp_path / "out")})
+    assert run_prepare("--config", str(tmp_path / "prepare.yaml")) == 0
+    out = capsys.readouterr().out
+    assert "source      2 images of one (coco)" in out and "source      2 images of two (yolo)" in out
+    assert "duplicate   2 x the picture of another image (such as a.jpg = a.jpg)" in out
+    index = shards.read_index(str(tmp_path / "out"))
+    assert [one["name"] for one in index["categories"]] == ["thing", "other"]
+    assert [{name: value for name, value in one.items() if name != "digest"} for one in index["sources"]] == [
+        {"name": "one", "format": "coco", "image_id_offset": 0, "category_ids": {}, "images": 2},
+        {"name": "two", "format": "yolo", "image_id_offset": 2, "category_ids": {}, "images": 2},
+    ]
+    rows = {row["image_id"]: row for row in shards.read_annotations(shards.open_shard_set(str(tmp_path / "out"))).to_pylist()}
+    # The second source's image 1 is 3: a.jpg of 30 x 20 px, half of it around the middle.
+    assert sorted(rows) == [0, 1, 3, 4] and (rows[3]["source"], rows[3]["boxes"], rows[3]["labels"]) == (1, [[7.5, 5, 22.5, 15]], [0])
+
+
+def test_wrong_sources_are_one_plain_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"name": "one", "annotations": "a.json", "images": "i"}
+    for sources, flags, message in (
+        ([good, good], (), "sources: two have the name 'one'; give each its own"),
+        ([good], ("--annotations", "a.json"), "sources: is given together with annotations or images"),
+        ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc' or 'yolo'"),
+        ([{"name": "one"}], (), "sources.annotations is required"),
+        ([{**good, "labels": "x"}], (), "sources.labels is not an option"),
+        ([], (), "--annotations and --images: must both be given"),
+    ):
+        assert run_prepare("--sources", json.dumps(sources), "--output", str(tmp_path / "out"), *flags) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

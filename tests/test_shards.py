@@ -26,6 +26,8 @@ def row(image_id: int, boxes: int) -> Row:
         labels_N=[number % 2 for number in range(boxes)],
         crowd_N=[number == 1 for number in range(boxes)],
         area_N=[2.5] * boxes,
+        source=image_id % 2,
+        sha256=bytes([image_id]) * 32,
     )
 
 
@@ -59,8 +61,11 @@ def test_what_is_written_is_read(root: str) -> None:
             "labels": [0, 1],
             "crowd": [False, True],
             "area": [2.5, 2.5],
+            "source": 1,
+            "sha256": b"\x01" * 32,
         },
-        {"image_id": 2, "file_name": "2.jpg", "image": b"\x02" * 10, "height": 20, "width": 30, "boxes": [], "labels": [], "crowd": [], "area": []},
+        {"image_id": 2, "file_name": "2.jpg", "image": b"\x02" * 10, "height": 20, "width": 30, "boxes": [], "labels": [], "crowd": [], "area": []}
+        | {"source": 0, "sha256": b"\x02" * 32},
     ]
     assert shards.read_row_group(opened.locate_group(2))["image_id"].to_pylist() == [4]
     chosen = shards.read_rows([opened.locate_group(2), opened.locate_group(0)], [(1, 1), (0, 0), (1, 0), (0, 0)])
@@ -70,7 +75,7 @@ def test_what_is_written_is_read(root: str) -> None:
 def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
     write_set(root, [[row(4, 1), row(2, 0)], [row(9, 1)]])
     table = shards.read_annotations(shards.open_shard_set(root))
-    assert table.column_names == ["image_id", "file_name", "height", "width", "boxes", "labels", "crowd", "area"]
+    assert table.column_names == ["image_id", "file_name", "height", "width", "boxes", "labels", "crowd", "area", "source", "sha256"]
     assert table["image_id"].to_pylist() == [4, 2, 9]
     assert table["boxes"].to_pylist() == [[[4.0, 5.0, 6.0, 7.0]], [], [[9.0, 10.0, 11.0, 12.0]]]
     sizes = shards.read_columns(shards.open_shard_set(root), ["height", "image_id"])
@@ -126,6 +131,7 @@ def test_an_index_of_another_kind(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "index.json").read_text())
     for change, message in (
         ({"schema_version": 3}, "schema version 3 is newer than 2"),
+        ({"schema_version": 1}, "schema version 1 lacks the digests of the images; run prepare again"),
         ({"schema_version": None}, "holds no schema_version"),
         ({"shards": [{"name": "a"}]}, "is damaged"),
     ):
@@ -190,5 +196,5 @@ def test_quarantine_round_trip(root: str) -> None:
 
 def test_stored_columns_are_the_published_ones() -> None:
     boxes = pa.list_(pa.list_(pa.float32(), 4))
-    assert shards.SCHEMA.names == ["image_id", "file_name", "image", "height", "width", "boxes", "labels", "crowd", "area"]
+    assert shards.SCHEMA.names == ["image_id", "file_name", "image", "height", "width", "boxes", "labels", "crowd", "area", "source", "sha256"]
     assert shards.SCHEMA.field("boxes").type == boxes and shards.SCHEMA.field("image_id").type == pa.int64()

@@ -27,17 +27,8 @@ AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
 def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """24 images in row groups of 5: 5 groups, the last one of 4."""
     output = str(tmp_path_factory.mktemp("shards") / "train")
-    planned = ingest.plan_shards(
-        annotations=f"{small_coco}/annotations/instances_train.json",
-        images=f"{small_coco}/images/train",
-        output=output,
-        seed=0,
-        shard_bytes=64 << 20,
-        row_group_rows=5,
-        max_quarantined=0.0,
-        overwrite=False,
-    )
-    ingest.write_shards(planned, say=lambda line: None)
+    places = {"annotations": f"{small_coco}/annotations/instances_train.json", "images": f"{small_coco}/images/train"}
+    ingest.prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
     return open_shard_set(output)
 
 

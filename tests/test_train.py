@@ -205,7 +205,7 @@ def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
     """Images that are no pictures, in a set that was not made by prepare: the driver says what the worker saw."""
     uri = f"{shards['bucket']}/data/broken"
     box = np.array([[5, 5, 30, 30]], np.float32)
-    rows = [Row(i, f"{i}.jpg", b"not a picture", 40, 60, box, [0], [False], [625.0]) for i in range(8)]
+    rows = [Row(i, f"{i}.jpg", b"not a picture", 40, 60, box, [0], [False], [625.0], 0, bytes(32)) for i in range(8)]
     shard = write_shard(uri, "shard-00000-of-00001.parquet", rows, row_group_rows=4)
     counts = {"images": 8, "boxes": 8, "crowds": 0, "quarantined": 0}
     write_index(uri, categories=[Category(0, 1, "thing")], shards=[shard], counts=counts, source_digest="none")

@@ -1,0 +1,130 @@
+"""The lists of a large JSON object, one record after the other: of the text only a few MB are in memory at a time, of the records one."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from cluster.errors import DataError
+
+CHUNK = 4 << 20
+# No record of an annotation file comes near; it bounds what is read to find out that a quotation mark is missing.
+MAX_VALUE = 256 << 20
+BLANKS = re.compile(r"[ \t\n\r]*")
+DECODER = json.JSONDecoder()
+
+
+def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]], *, chunk: int = CHUNK) -> tuple[set[str], str]:
+    """Call `take[name]` with each record of each top-level list of that name, in the order of the file.
+
+    Returns the names of all lists met and the sha256 of the file, which is read `chunk` bytes at a time; no names when it holds no object. NaN
+    and Infinity are read, as Python writes them. `DataError` with line and column where the text is not JSON, and for a list that comes twice.
+    """
+    window = Window(file, uri, chunk)
+    met: set[str] = set()
+    if window.peek() != "{":
+        if window.peek() != "[":
+            window.value()
+        return met, window.digest.hexdigest()
+    for _ in window.items("}"):
+        if window.peek() != '"':
+            raise window.error("Expecting property name enclosed in double quotes", window.at)
+        name = window.value()
+        if window.peek() != ":":
+            raise window.error("Expecting ':' delimiter", window.at)
+        window.at += 1
+        if window.peek() != "[":
+            window.value()
+            continue
+        if name in met and name in take:
+            raise DataError(f"{uri}: holds two lists named {name!r}; merge them")
+        met.add(name)
+        for _ in window.items("]"):
+            record = window.value()
+            if name in take:
+                take[name](record)
+    if window.peek():
+        raise window.error("Extra data", window.at)
+    return met, window.digest.hexdigest()
+
+
+class Window:
+    """The part of a file's text that is being read: `text` from `at` on. `line` and `column`, from 1 on, are those of text[0]."""
+
+    def __init__(self, file: BinaryIO, uri: str, chunk: int):
+        self.file, self.uri, self.chunk = file, uri, chunk
+        self.text, self.at, self.line, self.column = "", 0, 1, 1
+        self.digest, self.bytes_read = hashlib.sha256(), 0
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+
+    def more(self, size: int) -> bool:
+        """Drop what was read and append the next `size` bytes of the file. False, and nothing changes, at its end."""
+        data = self.file.read(size)
+        waiting = len(self.decoder.getstate()[0])
+        try:
+            text = self.decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            place = self.bytes_read - waiting + error.start
+            raise DataError(f"{self.uri}: not valid JSON: byte {place} is not UTF-8; write or download it again") from error
+        if not data:
+            return False
+        self.digest.update(data)
+        self.bytes_read += len(data)
+        self.line, self.column = self.position(self.at)
+        self.text, self.at = self.text[self.at :] + text, 0
+        return True
+
+    def peek(self) -> str:
+        """The next character that is not blank; "" at the end of the file."""
+        while True:
+            self.at = BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more(self.chunk):
+                return ""
+
+    def value(self) -> Any:
+        """The value that begins here. Where the window ends inside it, the window grows, twice as much each time."""
+        self.peek()
+        size = self.chunk
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+                # A number at the end may go on: behind it stand more digits, or a "." or "e-" that alone mean nothing.
+                if len(self.text) - end > 2 or not self.more(size):
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if len(self.text) - self.at > MAX_VALUE or not self.more(size):
+                    raise self.error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error("a number of too many digits or too many brackets in each other", self.at) from error
+            size *= 2
+
+    def items(self, close: str) -> Iterator[None]:
+        """From an opening bracket to `close`, one turn at the start of every item; the caller reads the item."""
+        self.at += 1
+        if self.peek() == close:
+            self.at += 1
+            return
+        while True:
+            yield
+            sign = self.peek()
+            if sign not in (",", close):
+                raise self.error("Expecting ',' delimiter", self.at)
+            self.at += 1
+            if sign == close:
+                return
+
+    def position(self, place: int) -> tuple[int, int]:
+        """Line and column of text[place]."""
+        lines = self.text.count("\n", 0, place)
+        return self.line + lines, place - self.text.rfind("\n", 0, place) if lines else self.column + place
+
+    def error(self, message: str, place: int) -> DataError:
+        line, column = self.position(place)
+        return DataError(f"{self.uri}: not valid JSON at line {line}, column {column}: {message}; write or download it again")
