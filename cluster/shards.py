@@ -243,8 +243,7 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 def read_quarantine(uri: str) -> list[dict[str, str]]:
     """The records left out. `DataError` when the file is missing or damaged."""
     try:
-        with storage.open_input(storage.join(uri, QUARANTINE)) as file:
-            return pq.read_table(file).to_pylist()
+        return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, QUARANTINE)))).to_pylist()
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
 
