@@ -21,7 +21,7 @@ from cluster.errors import DataError, UsageError
 from cluster.intake import MISSING, leave_out
 from cluster.records import Images, Quarantined, composed
 from cluster.shard_jobs import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.sources import Place, United, read_sources
+from cluster.sources import SourcePaths, United, read_sources
 from detector.image import MAX_PIXELS
 
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.
@@ -74,9 +74,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What came of a plan: `summary` as in the index (see `summarise`), what was left out, and the set; None where nothing was written."""
+    """What came of a plan: the content of index.json, without shards and digest where nothing was written; what was left out; the set."""
 
-    summary: dict[str, Any]
+    index: dict[str, Any]
     quarantined: Sequence[Quarantined]
     shard_set: shards.ShardSet | None
 
@@ -86,7 +86,7 @@ def prepare(
 ) -> shards.ShardSet:
     """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
     `Options`. Ray must be connected."""
-    place = Place(source_name(annotations), "coco", annotations, images)
+    place = SourcePaths(source_name(annotations), "coco", annotations, images)
     prepared = write_shards(plan_shards([place], output=output, overwrite=overwrite, **options), say=say)
     assert prepared.shard_set is not None
     return prepared.shard_set
@@ -98,7 +98,7 @@ def source_name(annotations: str) -> str:
 
 
 def plan_shards(
-    places: Sequence[Place], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
+    places: Sequence[SourcePaths], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
 ) -> Plan:
     """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads no image. `options` are fields of `Options`.
 
@@ -211,22 +211,36 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     reports = drop_images(plan.job, reports, drop, say=say)
 
     left_out = [*plan.quarantined, *(record for report in reports for record in report.quarantined)]
-    prepared = Prepared(summarise(plan, reports, left_out, found), [*left_out, *(duplicates.to_quarantine(found) if drop else [])], None)
+    quarantined = [*left_out, *(duplicates.to_quarantine(found) if drop else [])]
+    index, categories = summarise(plan, reports, left_out, found), plan.united.source.categories
     if plan.output is None:
-        return prepared
+        return Prepared(index | {"categories": [category._asdict() for category in categories]}, quarantined, None)
     check_shares(plan, left_out)
-    if not prepared.summary["counts"]["images"]:
+    if not index["counts"]["images"]:
         raise DataError(f"none of the {plan.united.source.listed} images is left: all are in {', '.join(plan.options.against)}; prepare other images")
-    shards.write_quarantine(plan.output, [asdict(record) for record in prepared.quarantined])
     kept = [report.shard for report in reports if report.shard is not None]
     remove_strays(plan.output, {shard.name for shard in kept})
-    shard_set = shards.write_index(plan.output, categories=plan.united.source.categories, shards=kept, **prepared.summary)
+    publish_findings(plan, kept, index, [asdict(record) for record in quarantined])
+    shard_set = shards.write_index(plan.output, categories=categories, shards=kept, **index)
     storage.delete_folder(storage.join(plan.output, PROGRESS))
-    return replace(prepared, shard_set=shard_set)
+    return Prepared(shards.read_index(plan.output), quarantined, shard_set)
+
+
+def publish_findings(plan: Plan, kept: Sequence[shards.Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> None:
+    """quarantine.parquet and report.html of shards that have no index yet."""
+    # It imports torch, which nothing before needs.
+    from cluster.report import write_report
+
+    assert plan.output is not None
+    shards.write_quarantine(plan.output, quarantined)
+    categories, names = plan.united.source.categories, tuple(source["name"] for source in index["sources"])
+    shard_set = shards.ShardSet(plan.output, categories, tuple(kept), shards.set_digest(categories, kept), index["counts"], names)
+    notes = [sentence for _, sentence in duplicates.sentences(index["duplicates"])]
+    write_report(shard_set, quarantined, repairs=index["repairs"], notes=notes)
 
 
 def summarise(plan: Plan, reports: Sequence[ShardReport], left_out: Sequence[Quarantined], found: Sequence[duplicates.Duplicate]) -> dict[str, Any]:
-    """What the index says besides shards and categories. Of the images and the annotations listed each is in one of `counts`: stored (`images`;
+    """What index.json says besides shards and categories. Of the images and the annotations listed each is in one of `counts`: stored (`images`;
     `boxes`, crowds among them), left out itself (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image (`lost_annotations`)."""
     counts = sum((Counter(report.counts) for report in reports), Counter())
     dropped = {id_ for report in reports for id_ in report.drop}
@@ -270,32 +284,6 @@ def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
         remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, " if plan.output is not None else ""
         remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
         raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
-
-
-def describe(plan: Plan, prepared: Prepared) -> list[str]:
-    """What a person is told of a prepared set, line by line."""
-    summary, result = prepared.summary, prepared.shard_set
-    counts, sources, found = summary["counts"], summary["sources"], summary["duplicates"]
-    lines = []
-    if result is not None:
-        lines.append(f"shards      {result.uri}   {len(result.shards)} shards, {sum(shard.bytes for shard in result.shards) / 2**20:.1f} MiB")
-    lines.append(f"images      {counts['images']} of {counts['listed_images']} listed, of which {counts['empty_images']} without objects")
-    of_classes = f"of {len(plan.united.source.categories)} classes, of which {counts['crowds']} crowds"
-    lines.append(f"boxes       {counts['boxes']} of {counts['listed_annotations']} listed, {of_classes}")
-    if len(sources) > 1:
-        lines += [f"source      {source['images']} images of {source['name']} ({source['format']})" for source in sources]
-    if result is not None:
-        lines.append(f"digest      {result.digest}")
-    lines += [f"repaired    {times} x {what}" for what, times in summary["repairs"].items()]
-    lines += [f"left out    {times} x {why} (such as {where})" for why, times, where in top_reasons(prepared.quarantined)]
-    if counts["lost_annotations"]:
-        lines.append(f"left out    {counts['lost_annotations']} x an annotation of an image that was left out")
-    for uri, times in found["counts"].items():
-        one = next((f" (such as {one['file_name']} = {one['same_as']})" for one in found["named"] if one["set"] == uri), "")
-        lines.append(
-            f"leak        {times} x a picture that is also in {uri}{one}" if uri else f"duplicate   {times} x the picture of another image{one}"
-        )
-    return lines
 
 
 def top_reasons(records: Sequence[Quarantined]) -> list[tuple[str, int, str]]:

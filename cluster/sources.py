@@ -24,7 +24,7 @@ SPLITS = ("all", "train", "val")
 PARTS = 1_000_000
 
 
-class Place(NamedTuple):
+class SourcePaths(NamedTuple):
     """Where a source is. `annotations` is a COCO JSON, a folder of VOC XML files or one of YOLO labels; file names are relative to `images`."""
 
     name: str
@@ -42,7 +42,7 @@ class United:
     about: tuple[dict[str, Any], ...]
 
 
-def read_sources(places: Sequence[Place], *, split: str = "all", val_share: float = 0.1) -> United:
+def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1) -> United:
     """Read every source. `UsageError` where it is not there, `DataError` where it cannot be used."""
 
     def keep(name: str) -> bool:
@@ -58,7 +58,7 @@ def read_sources(places: Sequence[Place], *, split: str = "all", val_share: floa
     return unite(places, sources)
 
 
-def read_source(place: Place, keep: Callable[[str], bool]) -> Source:
+def read_source(place: SourcePaths, keep: Callable[[str], bool]) -> Source:
     if place.format == "coco":
         return coco.read_coco(place.annotations, keep)
     if place.format == "voc":
@@ -74,7 +74,7 @@ def in_val(file_name: str, val_share: float) -> bool:
     return int.from_bytes(digest[:8], "big") % PARTS < round(val_share * PARTS)
 
 
-def unite(places: Sequence[Place], sources: Sequence[Source]) -> United:
+def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
     categories = unite_categories(places, sources) if len(sources) > 1 else sources[0].categories
     united = {category.name: category for category in categories}
     about, parts, offset = [], [], 0
@@ -109,7 +109,7 @@ def unite(places: Sequence[Place], sources: Sequence[Source]) -> United:
     return United(source, tuple(about))
 
 
-def unite_categories(places: Sequence[Place], sources: Sequence[Source]) -> tuple[Category, ...]:
+def unite_categories(places: Sequence[SourcePaths], sources: Sequence[Source]) -> tuple[Category, ...]:
     united: dict[str, Category] = {}
     taken: set[int] = set()
     for place, source in zip(places, sources, strict=True):

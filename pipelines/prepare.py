@@ -65,13 +65,13 @@ class PrepareConfig(BaseModel):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster import ingest, session
-    from cluster.sources import Place
+    from cluster import ingest, report, session
+    from cluster.sources import SourcePaths
 
-    short = Place(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
+    short = SourcePaths(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
     options = {"seed", "row_group_rows", "max_pixels", "max_quarantined", "max_quarantined_annotations", "against", "split", "val_share", "overwrite"}
     plan = ingest.plan_shards(
-        [Place(**source.model_dump()) for source in config.sources] or [short],
+        [SourcePaths(**source.model_dump()) for source in config.sources] or [short],
         output=None if config.check else config.output,
         shard_bytes=config.shard_size_mib << 20,
         drop_duplicates=config.duplicates == "drop",
@@ -80,7 +80,9 @@ def main(config: PrepareConfig) -> None:
     if plan.finished is None:
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus)
     prepared = ingest.write_shards(plan, say=lambda line: print(line, flush=True))
-    print("\n".join(ingest.describe(plan, prepared)))
+    if prepared.shard_set is not None:
+        print(f"set         {prepared.shard_set.uri}")
+    print("\n".join(report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])))
     if config.check:
         ingest.check_shares(plan, prepared.quarantined)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import ingest, intake, records, shard_jobs, shards, storage, survey
+from cluster import ingest, intake, records, report, shard_jobs, shards, storage, survey
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.sources import Place
+from cluster.sources import SourcePaths
 from detector.image import decode_image
 from pipelines.command_line import run_verb
 from pipelines.prepare import PrepareConfig, main
@@ -30,7 +30,7 @@ def quiet(line: str) -> None:
 
 
 def plan(folder: str, output: str, **changes: Any) -> ingest.Plan:
-    place = Place("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
+    place = SourcePaths("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
     return ingest.plan_shards([place], **{**OPTIONS, "output": output, **changes})
 
 
@@ -39,6 +39,10 @@ def write(plan: ingest.Plan, say: Callable[[str], None] = quiet) -> shards.Shard
     result = ingest.write_shards(plan, say=say).shard_set
     assert result is not None
     return result
+
+
+def told(prepared: ingest.Prepared) -> list[str]:
+    return report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
 
 
 def jobs(plan: ingest.Plan) -> list[shard_jobs.ShardJob]:
@@ -111,7 +115,7 @@ def test_stored_images_are_the_source_files(small_coco: Path, finished: shards.S
 
 def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) -> None:
     assert len(finished.shards) >= 4
-    wanted = ["index.json", "quarantine.parquet", *(shard.name for shard in finished.shards)]
+    wanted = ["index.json", "quarantine.parquet", "report.html", *(shard.name for shard in finished.shards)]
     assert sorted(os.listdir(finished.uri)) == sorted(wanted)
     assert all(group.rows == 2 for shard in finished.shards for group in shard.row_groups[:-1])
     survey.verify_shard_set(finished)
@@ -218,7 +222,7 @@ def test_a_finished_set_is_reused_or_refused_or_replaced(small_coco: Path, ray_c
         plan(str(small_coco), str(tmp_path), seed=1)
     (tmp_path / "notes.txt").write_text("mine")
     replaced = write(plan(str(small_coco), str(tmp_path), shard_bytes=10**9, overwrite=True))
-    assert sorted(os.listdir(tmp_path)) == ["index.json", "notes.txt", "quarantine.parquet", "shard-00000-of-00001.parquet"]
+    assert sorted(os.listdir(tmp_path)) == ["index.json", "notes.txt", "quarantine.parquet", "report.html", "shard-00000-of-00001.parquet"]
     assert replaced.num_rows == first.num_rows and replaced.digest != first.digest
 
 
@@ -351,7 +355,7 @@ def test_the_verb_reports(small_coco: Path, ray_cluster: str, tmp_path: Path, ca
     flags = ("--annotations", f"{folder}/annotations/instances_train.json", "--images", f"{folder}/images/train", "--output", str(tmp_path / "out"))
     assert run_prepare(*flags, "--max_quarantined", "0.3") == 0
     out = capsys.readouterr().out
-    assert f"shards      {tmp_path}/out   1 shards" in out
+    assert f"set         {tmp_path}/out\nshards      1, 0.0 MiB\n" in out
     assert "images      3 of 4 listed, of which 0 without objects" in out
     assert "left out    1 x it cannot be decoded: cannot identify image file (such as bad.jpg)" in out
     assert shards.open_shard_set(str(tmp_path / "out")).digest in out
@@ -428,13 +432,13 @@ LEAKY = {
 def test_pictures_of_other_sets_are_named_and_stay(train_set: shards.ShardSet, tmp_path: Path) -> None:
     work = plan(write_coco(tmp_path / "coco", LEAKY), str(tmp_path / "out"), against=(train_set.uri,))
     prepared = ingest.write_shards(work, say=quiet)
-    lines = ingest.describe(work, prepared)
+    lines = told(prepared)
     assert f"leak        2 x a picture that is also in {train_set.uri} (such as leak.jpg = x.jpg)" in lines
     assert "duplicate   1 x the picture of another image (such as new again.jpg = new.jpg)" in lines
-    assert prepared.summary["counts"]["images"] == 4 and prepared.quarantined == []
+    assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []
     # A finished set says the same again, and is not the one of a preparation without `against`.
     again = plan(str(tmp_path / "coco"), str(tmp_path / "out"), against=(train_set.uri,))
-    assert ingest.describe(again, ingest.write_shards(again, say=quiet)) == lines
+    assert told(ingest.write_shards(again, say=quiet)) == lines
     with pytest.raises(UsageError, match="another source or other options"):
         plan(str(tmp_path / "coco"), str(tmp_path / "out"))
 
@@ -447,11 +451,11 @@ def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tm
     prepared = ingest.write_shards(work, say=said.append)
     assert "3 of 4 shards are written again, for duplicates" in said
     assert prepared.shard_set is not None and shards.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
-    shards.verify_shard_set(prepared.shard_set)
+    survey.verify_shard_set(prepared.shard_set)
     whys = {record["where"]: (record["what"], record["why"]) for record in shards.read_quarantine(str(tmp_path / "out"))}
     there = ("duplicate", f"the same picture is in {train_set.uri}")
     assert whys == {"leak.jpg": there, "turned.jpg": there, "new again.jpg": ("duplicate", "the same picture comes twice")}
-    counts = prepared.summary["counts"]
+    counts = prepared.index["counts"]
     assert (counts["images"], counts["dropped_images"], counts["quarantined_images"], counts["listed_images"]) == (1, 3, 0, 4)
     assert (counts["boxes"], counts["lost_annotations"], counts["listed_annotations"]) == (1, 3, 4)
     assert len(prepared.shard_set.shards) == 1

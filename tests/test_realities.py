@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster import ingest, shard_jobs, shards
+from cluster import ingest, report, shard_jobs, shards, survey
 from cluster.errors import DataError
-from cluster.sources import Place
+from cluster.sources import SourcePaths
 from detector.image import decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -181,7 +181,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> Place:
+def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> SourcePaths:
     content = {
         "images": [{"id": 1, "file_name": "good.jpg", "height": 20, "width": 30}, {**IMAGE, **case.image}],
         "annotations": [{**BOX, "id": 10, "image_id": 1, "category_id": 3}, {**BOX, **case.box}],
@@ -194,16 +194,20 @@ def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> Pla
             (folder / "images" / name).write_bytes(data)
     (folder / "secret.jpg").write_bytes(GOOD)
     (folder / "coco.json").write_text(json.dumps(content))
-    return Place("case", "coco", str(folder / "coco.json"), str(folder / "images"))
+    return SourcePaths("case", "coco", str(folder / "coco.json"), str(folder / "images"))
 
 
-def prepare(place: Place, output: Path, **options: Any) -> tuple[ingest.Plan, ingest.Prepared]:
+def prepare(place: SourcePaths, output: Path, **options: Any) -> ingest.Prepared:
     """The whole way, with the tasks run here instead of on Ray."""
     allowed = {"max_quarantined": 0.5, "max_quarantined_annotations": 1.0, "max_pixels": 10**6}
     plan = ingest.plan_shards([place], output=str(output), **{**allowed, **options})
     for number in range(len(plan.cuts)):
         shard_jobs.run_job(plan.job(number))
-    return plan, ingest.write_shards(plan, say=lambda line: None)
+    return ingest.write_shards(plan, say=lambda line: None)
+
+
+def lines(prepared: ingest.Prepared) -> list[str]:
+    return report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
 
 
 # Pillow warns of pictures whose transparency it could show better; colour is all that is asked for.
@@ -212,17 +216,17 @@ def prepare(place: Place, output: Path, **options: Any) -> tuple[ingest.Plan, in
 def test_a_reality(case: Case, tmp_path: Path) -> None:
     place = write_source(tmp_path / "source", case)
     before = digests(tmp_path / "source")
-    plan, prepared = prepare(place, tmp_path / "out")
+    prepared = prepare(place, tmp_path / "out")
     assert digests(tmp_path / "source") == before
 
-    report = "\n".join(ingest.describe(plan, prepared))
-    assert case.line in report
+    told = "\n".join(lines(prepared))
+    assert case.line in told
     if case.line is NO_LINE:
-        assert "repaired" not in report and "left out" not in report
+        assert "repaired" not in told and "left out" not in told
 
     assert prepared.shard_set is not None
-    shards.verify_shard_set(prepared.shard_set)
-    group = [shards.read_row_group(*prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
+    survey.verify_shard_set(prepared.shard_set)
+    group = [shards.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
     rows = {row["image_id"]: row for table in group for row in table.to_pylist()}
     # The image that nothing is wrong with is always there, whole.
     assert rows[1]["boxes"][:1] == [STORED] and rows[1]["labels"][:1] == [0] and rows[1]["image"] == encoded(PIXELS + 1)
@@ -233,14 +237,14 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
         assert decode_image(row["image"]).shape == (row["height"], row["width"], 3)
         assert row["sha256"] == hashlib.sha256(case.data or b"").digest()
         # Bytes are copied unless the picture had to be turned.
-        assert (row["image"] == case.data) == ("EXIF orientation" not in report)
+        assert (row["image"] == case.data) == ("EXIF orientation" not in told)
         if case.name.startswith("EXIF 1") or "annotated" in case.name:
             bright = decode_image(row["image"])[:, :, 0] > 128
             (x1, y1, x2, y2) = (int(corner) for corner in row["boxes"][0])
             # JPEG rings around edges: of 4 x 16 pixels nearly all are inside, nearly none outside.
             assert bright[y1:y2, x1:x2].sum() >= 60 and bright.sum() <= bright[y1:y2, x1:x2].sum() + 4
 
-    counts = prepared.summary["counts"]
+    counts = prepared.index["counts"]
     assert counts["listed_images"] == 2 == counts["images"] + counts["quarantined_images"]
     assert counts["listed_annotations"] == 2 == counts["boxes"] + counts["quarantined_annotations"] + counts["lost_annotations"]
     assert len(shards.read_quarantine(str(tmp_path / "out"))) == counts["quarantined"]
@@ -249,8 +253,8 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
 def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
     monkeypatch.setattr(ingest, "MAX_FILE_BYTES", 1 << 17)
-    plan, prepared = prepare(place, tmp_path / "out")
-    assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in ingest.describe(plan, prepared)
+    prepared = prepare(place, tmp_path / "out")
+    assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in lines(prepared)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +284,6 @@ def test_a_file_name_that_is_not_unicode_is_refused_in_one_line(tmp_path: Path) 
 def test_the_same_picture_twice(tmp_path: Path) -> None:
     images = [{**IMAGE, "id": number, "file_name": name} for number, name in ((1, "good.jpg"), (7, "case.jpg"), (5, "copy.jpg"), (9, "case.jpg"))]
     place = write_source(tmp_path / "source", Case("", "", files=("case.jpg", "copy.jpg")), images=images)
-    plan, prepared = prepare(place, tmp_path / "out")
-    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in ingest.describe(plan, prepared)
-    assert prepared.summary["counts"]["images"] == 4 and prepared.quarantined == []
+    prepared = prepare(place, tmp_path / "out")
+    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines(prepared)
+    assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []

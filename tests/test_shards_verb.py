@@ -30,12 +30,14 @@ def write_set(uri: str) -> ShardSet:
         for image_id in (2 * n, 2 * n + 1):
             boxes = np.array([cat, dog][: 1 + image_id % 2], np.float32)
             labels, crowds = [0, 1][: len(boxes)], [False, True][: len(boxes)]
-            rows.append(Row(image_id, f"{image_id}.jpg", sink.getvalue(), 60, 80, boxes, labels, crowds, [256, 800][: len(boxes)]))
+            areas = [256, 800][: len(boxes)]
+            rows.append(Row(image_id, f"{image_id}.jpg", sink.getvalue(), 60, 80, boxes, labels, crowds, areas, 0, bytes(32)))
         written.append(shards.write_shard(uri, shards.shard_name(n, 3), rows, row_group_rows=2))
-    counts = {"images": 6, "empty_images": 0, "boxes": 9, "crowds": 3}
+    counts = {"images": 6, "listed_images": 7, "empty_images": 0, "boxes": 9, "listed_annotations": 9, "crowds": 3, "lost_annotations": 0}
+    more = {"repairs": {"boxes clipped": 2}, "sources": [{"name": "one"}], "duplicates": {"counts": {}, "named": []}}
     shards.write_quarantine(uri, [{"what": "image", "where": "9.jpg", "why": "it is empty (0 bytes)", "raw": "{}"}])
     categories = [Category(0, 1, "cat"), Category(1, 2, "dog")]
-    return shards.write_index(uri, categories=categories, shards=written, counts=counts, source_digest="", repairs={"boxes clipped": 2})
+    return shards.write_index(uri, categories=categories, shards=written, counts=counts, source_digest="", **more)
 
 
 def look(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -54,8 +56,8 @@ def test_it_prints_what_the_set_holds(tmp_path, capsys):
     assert said.splitlines() == [
         f"set         {tmp_path}",
         f"shards      3, {mib:.1f} MiB",
-        "images      6, of which 0 without objects",
-        "boxes       9 of 2 classes, of which 3 crowds",
+        "images      6 of 7 listed, of which 0 without objects",
+        "boxes       9 of 9 listed, of 2 classes, of which 3 crowds",
         f"digest      {opened.digest}",
         "repaired    2 x boxes clipped",
         "left out    1 x it is empty (such as 9.jpg)",

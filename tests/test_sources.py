@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from cluster import records, sources
 from cluster.errors import DataError, UsageError
 from cluster.shards import Category
-from cluster.sources import Place
+from cluster.sources import SourcePaths
 
 names = st.text(min_size=1, max_size=20)
 
 
-def write(folder: Path, name: str, images: list[tuple[int, str]], boxes: list[tuple[int, int]], categories: dict[int, str]) -> Place:
+def write(folder: Path, name: str, images: list[tuple[int, str]], boxes: list[tuple[int, int]], categories: dict[int, str]) -> SourcePaths:
     """A COCO JSON: images as (id, file name), boxes as (image id, category id)."""
     content: dict[str, Any] = {
         "images": [{"id": id_, "file_name": file_name, "height": 9, "width": 9} for id_, file_name in images],
@@ -24,7 +24,7 @@ def write(folder: Path, name: str, images: list[tuple[int, str]], boxes: list[tu
         "categories": [{"id": id_, "name": label} for id_, label in categories.items()],
     }
     (folder / f"{name}.json").write_text(json.dumps(content))
-    return Place(name, "coco", str(folder / f"{name}.json"), str(folder))
+    return SourcePaths(name, "coco", str(folder / f"{name}.json"), str(folder))
 
 
 def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_sources_of_three_formats(tmp_path: Path) -> None:
     sides = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax>"
     box = f"<object><name>cat</name><bndbox>{sides}</bndbox></object>"
     (tmp_path / "voc/b.xml").write_text(f"<annotation><filename>b.jpg</filename>{box}</annotation>")
-    second = Place("second", "voc", str(tmp_path / "voc"), str(tmp_path / "images"))
-    third = Place("third", "yolo", str(tmp_path / "labels"), str(tmp_path / "images"))
+    second = SourcePaths("second", "voc", str(tmp_path / "voc"), str(tmp_path / "images"))
+    third = SourcePaths("third", "yolo", str(tmp_path / "labels"), str(tmp_path / "images"))
     united = sources.read_sources([first, second, third])
     found = [(image.image_id, image.source, image.normalised, [one.label for one in image.annotations]) for image in united.source.images]
     assert found == [(1, 0, False, [0]), (3, 1, False, [0]), (5, 2, True, [1])]

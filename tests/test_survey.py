@@ -23,7 +23,7 @@ def row(image_id: int, *objects: tuple[int, float, bool], height: int = 200, wid
     """An image with a square object for each (label, side in px, crowd)."""
     boxes = np.array([[1, 2, 1 + side, 2 + side] for _, side, _ in objects], np.float32).reshape(-1, 4)
     labels, crowds = [label for label, _, _ in objects], [crowd for _, _, crowd in objects]
-    return Row(image_id, f"{image_id}.jpg", b"pixels", height, width, boxes, labels, crowds, [side**2 for _, side, _ in objects])
+    return Row(image_id, f"{image_id}.jpg", b"pixels", height, width, boxes, labels, crowds, [side**2 for _, side, _ in objects], 0, bytes(32))
 
 
 def write_set(uri: str, *parts: list[Row], row_group_rows: int = 2) -> ShardSet:
