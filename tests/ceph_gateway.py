@@ -166,8 +166,9 @@ def main() -> None:
     given = parser.parse_args()
     with CephGateway(given.folder, port=given.port) as gateway:
         print("\n".join(f"export {name}={value}" for name, value in gateway.environment.items()), flush=True)
-        # `kill` ends it in order, as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Both end it in order; a shell starts its background jobs with Ctrl-C ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -226,8 +226,9 @@ def main() -> None:
     given = parser.parse_args()
     with FaultyS3(given.target, latency=given.latency, errors=given.errors, seed=given.seed, port=given.port) as proxy:
         print(proxy.url, flush=True)
-        # `kill` ends it in order, as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Both end it in order; a shell starts its background jobs with Ctrl-C ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -19,7 +19,7 @@ import test_storage
 from ceph_gateway import CephGateway
 from faulty_s3 import FaultyS3
 
-from cluster import shards, storage
+from cluster import shards, storage, survey
 from cluster.errors import PlainError, UsageError
 
 pytestmark = pytest.mark.integration
@@ -164,7 +164,7 @@ def test_from_images_to_batches_through_one_fault_in_fifty(
         options = ["--output", f"{bucket}/shards", "--row_group_rows", "5", "--ray.address", ray_cluster]
         drive("-m", "pipelines.prepare", *sources, *options)
         shard_set = shards.open_shard_set(f"{bucket}/shards")
-        shards.verify_shard_set(shard_set)
+        survey.verify_shard_set(shard_set)
         ids = json.loads(drive("-c", STREAM, ray_cluster, f"{bucket}/shards").splitlines()[-1])
     images = json.loads((small_coco / "annotations/instances_train.json").read_text())["images"]
     assert sorted(ids) == sorted(image["id"] for image in images)
