@@ -30,7 +30,8 @@ test-integration: setup ## tests that start real servers, clusters and a browser
 lint: setup ## ruff
 	$(BIN)/ruff check .
 
-bench: setup ## images/s of the step and of the whole pipeline, beside torchvision's RetinaNet
+bench: setup ## images/s of the decoder, of the step and of the whole pipeline, beside torchvision's RetinaNet
+	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/pipeline.py
 

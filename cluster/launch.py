@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cluster import pretrained, run_folder, storage
-from cluster.errors import DataError, PlainError, UsageError
+from cluster.errors import UsageError
+from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused
@@ -211,7 +212,7 @@ def check(config: TrainConfig) -> Checked:
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same)
+    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
     return Checked(train_set, same, begun)
 
 
@@ -235,7 +236,7 @@ def launch(
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
     resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
-    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would change nothing (`LASTING`).
+    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
     """
     checked = checked or check(config)
     run = config.run_uri
@@ -310,42 +311,6 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
 def cpus_needed(config: TrainConfig) -> float:
     """What a whole training books; tasks that decode need a core of their own."""
     return config.training.workers * (config.training.cpus_per_worker + READ_CPUS) + (config.training.decode == "tasks")
-
-
-LASTING = (UsageError, DataError, ArithmeticError)
-"""Errors of a worker that its restart would meet again: a configuration or data that cannot be used, and `NonFiniteLoss`."""
-
-
-def stop_at_lasting_errors() -> Any:
-    """Ray Train's `FailureConfig` counts all failures alike. What a callback raises in the controller is not retried."""
-    from ray.train import UserCallback
-
-    class StopAtLastingErrors(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for rank in sorted(worker_exceptions):
-                # Ray wraps what the training function raised, to keep its traceback.
-                raised = getattr(worker_exceptions[rank], "_base_exc", worker_exceptions[rank])
-                if isinstance(raised, LASTING):
-                    raise raised
-
-    return StopAtLastingErrors()
-
-
-def plain_failure(error: BaseException, name: str, *, retries: int) -> PlainError:
-    """What `TrainingFailedError` means to the person who typed the command, with the exit code of the worker's own error."""
-    lasting = getattr(error, "controller_failure", None)
-    if isinstance(lasting, LASTING):
-        kind = type(lasting) if isinstance(lasting, PlainError) else PlainError
-        return kind(f"training {name} stopped: {lasting}")
-    return PlainError(f"training {name} failed after {retries} retries: {root_cause(error)}")
-
-
-def root_cause(error: BaseException) -> str:
-    """The last line of the first worker's traceback: what actually went wrong."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = failures[min(failures)] if failures else error
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(first).__name__
 
 
 class Board:

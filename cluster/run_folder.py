@@ -35,13 +35,14 @@ def write(run: str, name: str, content: dict[str, Any]) -> None:
     storage.write_json(storage.join(run, name), content)
 
 
-def claim(run: str, config: dict[str, Any], identity: dict[str, Any]) -> None:
+def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: bool) -> None:
     """Make the folder this configuration's, or find that it already is. `UsageError` names what differs from the run that has the name.
 
-    A start that never reached a checkpoint (refused by the cluster, say) has nothing to protect: its name is free for another configuration.
+    A start that has not `begun` (was refused by the cluster, say, and reached no checkpoint) has nothing to protect: its name is free for another
+    configuration.
     """
     before = read(run, CONFIG)
-    if before is None or not checkpoints(run):
+    if before is None or not begun:
         write(run, CONFIG, {"identity": identity, "config": config})
         return
     mine, theirs = flatten(identity), flatten(before["identity"])

@@ -255,9 +255,19 @@ def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
 
 
 def write_index(
-    folder: str, *, categories: Sequence[Category], shards: Sequence[Shard], counts: dict[str, int], source_digest: str, **more: Any
+    folder: str,
+    *,
+    categories: Sequence[Category],
+    shards: Sequence[Shard],
+    counts: dict[str, int],
+    source_digest: str,
+    sources: Sequence[dict[str, Any]] = (),
+    **more: Any,
 ) -> ShardSet:
-    """Make the shards a data set. To be called after everything else is written. `more`, such as `sources`, goes into the index as it is."""
+    """Make the shards a data set. To be called after everything else is written.
+
+    `sources` are what the column `source` counts, each with its `name`. `more` goes into the index as it is.
+    """
     digest = set_digest(categories, shards)
     index = {
         "schema_version": SCHEMA_VERSION,
@@ -265,12 +275,12 @@ def write_index(
         "source_digest": source_digest,
         "counts": counts,
         "categories": [category._asdict() for category in categories],
+        "sources": list(sources),
         **more,
         "shards": [shard._asdict() for shard in shards],
     }
     storage.write_json(storage.join(folder, INDEX), index)
-    names = tuple(source["name"] for source in more.get("sources", ()))
-    return ShardSet(folder, tuple(categories), tuple(shards), digest, dict(counts), names)
+    return ShardSet(folder, tuple(categories), tuple(shards), digest, dict(counts), tuple(source["name"] for source in sources))
 
 
 def read_index(uri: str) -> dict[str, Any]:
@@ -301,7 +311,7 @@ def open_shard_set(uri: str) -> ShardSet:
             shards=tuple(Shard.of(shard) for shard in index["shards"]),
             digest=index["set_digest"],
             counts=index["counts"],
-            source_names=tuple(source["name"] for source in index.get("sources", ())),
+            source_names=tuple(source["name"] for source in index["sources"]),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{uri}/{INDEX}: is damaged ({error}); run prepare with --overwrite true") from error

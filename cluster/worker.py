@@ -96,6 +96,8 @@ class Worker:
                 uri = self.save()
                 if evaluate:
                     self.evaluate(uri)
+                    # The next interval's images/s are of training alone.
+                    self.last_report = time.monotonic()
             self.epoch, self.left = done, [(0, self.stream.places)]
         if self.rank == 0:
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})

@@ -182,7 +182,7 @@ def baseline_step(
     own_2P = torch.stack(own, dim=1)
     classification, box = sum_over_ranks(own_2P @ own_2P.new_tensor(shares)).tolist()
     norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
-    report = StepReport(classification=classification, box=box, positives=objects, gradient_norm=norm, loss_normalizer=objects)
+    report = StepReport(classification=classification, box=box, positives=objects, gradient_norm=norm)
     check_finite(report, own_2P, batch.image_ids)
     optimizer.step()
     return report

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 CANVAS_STEP = 32
 """Canvas sides are multiples of the stride of C5, so that the pyramid's levels halve exactly; P6 and P7 round up."""
@@ -149,7 +149,8 @@ class ModelConfig(Section):
         "3x3", description="the convolution of a bottleneck that halves the resolution: 3x3 (torchvision's weights) or 1x1 (detectron2's)"
     )
     head_norm: Literal["none", "group"] = Field("none", description="normalisation in the two heads: none (the paper) or 32 groups of channels")
-    width: Literal[64, 128, 256] = Field(
+    # A flag and a variable are text, which is none of the three numbers.
+    width: Annotated[Literal[64, 128, 256], BeforeValidator(lambda given: int(given) if str(given).isdecimal() else given)] = Field(
         256, description="channels of the pyramid and the heads; 256 is the paper's, 128 costs well under half for small data sets"
     )
     p6_from: Literal["c5", "p5"] = Field("c5", description="where the pyramid's extra levels start: c5 (the paper) or p5")

@@ -32,8 +32,8 @@ class StepReport:
     """Positive anchors in the global batch."""
     gradient_norm: float
     """Before clipping."""
-    loss_normalizer: float
-    """Moving average of the positives, to be handed to the next step."""
+    loss_normalizer: float = FIRST_AVERAGE
+    """Moving average of the positives, to be handed to the next step; a baseline, whose losses are means of their own, leaves it at its start."""
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from safetensors.torch import save_file
 
 from cluster.launch import TrainConfig
 from cluster.worker import Worker
-from detector.baselines import Baseline, baseline_step, build_model
+from detector.baselines import PARTS, Baseline, baseline_step, build_model
 from detector.batch import Batch, Sample, collate
 from detector.checkpoint import contiguous
-from detector.config import ModelConfig
+from detector.config import AnchorConfig, ModelConfig
+from detector.loss import FIRST_AVERAGE
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.predict import Predictor, write_package
@@ -186,6 +188,7 @@ def test_ignore_regions_and_fillers_change_nothing(architecture):
 def test_images_without_objects_and_batches_of_fillers_have_a_finite_loss(architecture):
     network = net(architecture)
     report = step(network, collate([SCENES[2]]))
+    assert report.loss_normalizer == FIRST_AVERAGE
     assert report.positives == 0 and report.classification > 0 and report.box == 0
     assert all(p.grad is not None for p in network.parameters())  # what DistributedDataParallel waits for
     filler = step(network, collate([scene(-1)]))
@@ -227,6 +230,37 @@ def test_what_is_not_finite_stops_before_the_update():
     with pytest.raises(NonFiniteLoss, match=r"images of this rank: \[11, 12, 13\]"):
         step(network, collate(SCENES), torch.optim.SGD(network.parameters(), lr=1.0), learning_rate=1.0)
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+
+CHANGED = {
+    "backbone": "resnet18",
+    "norm": "group",
+    "frozen_stages": 1,
+    "stride_in": "1x1",
+    "head_norm": "group",
+    "width": 64,
+    "p6_from": "p5",
+    "prior": 0.1,
+    "strides": (4, 8, 16, 32, 64),
+    "base_sizes": (8, 16, 32, 64, 128),
+    "scales": (1.0,),
+    "ratios": (1.0,),
+    "convention": "torchvision",
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@both
+def test_a_baseline_takes_its_parts_and_refuses_the_others(architecture, name):
+    keywords = inspect.signature(RetinaNet).parameters.keys() - {"classes"}
+    assert keywords == CHANGED.keys()
+    backbone = {"backbone": "resnet50"} if name != "backbone" else {}
+    settings = {"anchors": {name: CHANGED[name]}} if name in AnchorConfig.model_fields else {name: CHANGED[name]}
+    if name in PARTS[architecture]:
+        ModelConfig(architecture=architecture, **backbone | settings)
+    else:
+        with pytest.raises(ValueError, match=rf"{name} .*: does nothing in the baseline {architecture}"):
+            ModelConfig(architecture=architecture, **backbone | settings)
 
 
 def test_retinanet_is_the_default_and_others_are_named():

@@ -4,8 +4,10 @@ reason.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -81,6 +83,17 @@ def test_a_plain_jpeg_never_reaches_pillows_decoder(monkeypatch):
     assert open_image(data).pixels(4).shape == (30, 40, 3)
     # No copy is needed to hand it to torch.
     assert decode_image(data).flags.writeable
+
+
+def test_where_simplejpeg_is_not_installed_pillow_decodes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    spec = importlib.util.spec_from_file_location("image_alone", image.__file__)
+    alone = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "image_alone", alone)
+    spec.loader.exec_module(alone)
+    assert alone.simplejpeg is None and image.simplejpeg is not None
+    data = encoded(Image.fromarray(photo(120, 160)), "JPEG")
+    assert np.array_equal(alone.decode_image(data), decode_image(data))
 
 
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 1000), st.integers(1, 1000)))

@@ -149,7 +149,7 @@ def test_the_file_lies_where_every_node_sees_it(tmp_path: Path, bucket: str) -> 
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
     """Makes the configuration of a run of the small network, with shard sets that need not be there."""
     categories = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
-    shards = SimpleNamespace(num_rows=1, categories=categories, class_names=["cell", "platelet"], digest="d")
+    shards = SimpleNamespace(num_rows=1, categories=categories, class_names=["cell", "platelet"], source_names=(), digest="d")
     monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     model = {"backbone": "resnet18", "width": 64}
@@ -192,6 +192,16 @@ def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(tmp_pat
         launch.check(configure())
     with pytest.raises(UsageError, match="none.pth: there is no such file"):
         launch.check(configure(pretrained=str(tmp_path / "none.pth")))
+
+
+def test_what_was_checked_is_not_checked_again(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure()
+    checked = launch.check(config)
+    best = {"checkpoint": "there", "AP": 0.5}
+    for name, content in ((run_folder.FINISHED, {}), (run_folder.BEST, best)):
+        run_folder.write(config.run_uri, name, content)
+    monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))
+    assert launch.launch(config, checked=checked) == best
 
 
 @pytest.mark.parametrize("rank", [0, 1])

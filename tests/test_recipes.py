@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.errors import UsageError
 from detector.anchors import anchor_grid
 from detector.augment import evaluation_sample
 from detector.baselines import build_model
@@ -40,6 +41,16 @@ def test_a_recipe_is_a_configuration(path: Path):
     for section in ("canvas", "optimizer", "training"):
         written = {name: as_tuples(value) for name, value in given[section].items()}
         assert written == {name: getattr(getattr(config, section), name) for name in written}
+
+
+def test_flags_vary_a_recipe(monkeypatch: pytest.MonkeyPatch):
+    small = ["--config", str(RECIPES[0].with_name("small_r18.yaml")), "--data.train", "a", "--data.val", "b"]
+    assert parse(TrainVerb, [*small, "--model.width", "64", "--model.anchors.scales", "1,1.4142"]).model.anchors.scales == (1.0, 1.4142)
+    assert parse(TrainVerb, [*small, "--model.width", "64"]).model.width == 64
+    monkeypatch.setenv("RETINARAY_MODEL__WIDTH", "256")
+    assert parse(TrainVerb, small).model.width == 256
+    with pytest.raises(UsageError, match="model.width .*65.*: must be 64, 128 or 256"):
+        parse(TrainVerb, [*small, "--model.width", "65"])
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)

@@ -38,12 +38,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert run_folder.checkpoints(run) == [best, *later[1:]]
 
 
-def test_a_name_belongs_to_the_configuration_that_has_checkpoints(tmp_path: Path) -> None:
+def test_a_name_belongs_to_the_configuration_that_has_begun(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    run_folder.claim(run, {}, {"loss": {"gamma": 2.0}})
+    run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)
     # Nothing was trained yet: the name is free.
-    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}})
-    publish(run, 100)
-    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}})
+    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=False)
+    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=True)
     with pytest.raises(UsageError, match=r"loss\.gamma was 1\.0, is 2\.0"):
-        run_folder.claim(run, {}, {"loss": {"gamma": 2.0}})
+        run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=True)

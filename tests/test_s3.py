@@ -40,16 +40,15 @@ Behind = Callable[..., FaultyS3]
 
 
 @pytest.fixture
-def behind(s3: str, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
-    """Puts a proxy with these rules before the S3 server of the tests."""
-    from cluster import s3 as module
-
-    monkeypatch.setattr(module, "PATIENT", QUICK)
-    monkeypatch.setattr(module, "IMPATIENT", QUICK)
+def behind(bucket: str, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Behind]:
+    """Puts a proxy with these rules before the S3 server of `bucket`."""
+    monkeypatch.setattr(s3, "PATIENT", QUICK)
+    monkeypatch.setattr(s3, "IMPATIENT", QUICK)
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
     with ExitStack() as stack:
 
         def start(*rules: Rule, **options: object) -> FaultyS3:
-            proxy = stack.enter_context(FaultyS3(s3, *rules, **options))
+            proxy = stack.enter_context(FaultyS3(endpoint, *rules, **options))
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             return proxy
 

@@ -10,11 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from cluster import ingest, run_folder, storage
+from cluster.errors import UsageError
 from cluster.launch import TrainConfig
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig, connect, tracking_uri
+from detector.config import CanvasConfig
+from detector.model import RetinaNet
 from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb
 from pipelines.train import TrainVerb
@@ -43,7 +47,12 @@ def tiny(storage_root: Path, data: dict[str, str]) -> TrainConfig:
 
 
 def test_two_trials_at_a_time_and_the_best_configuration(data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config, budget = tiny(tmp_path, data), SweepConfig(trials=2, concurrent=2)
+    weights = tmp_path / "elsewhere/model.safetensors"
+    weights.parent.mkdir()
+    start = RetinaNet(classes=1, backbone="resnet18", width=64)
+    save_file({name: value.contiguous() for name, value in start.state_dict().items()}, str(weights))
+    config = tiny(tmp_path / "store", data).model_copy(update={"pretrained": str(weights)})
+    tmp_path, budget = tmp_path / "store", SweepConfig(trials=2, concurrent=2)
     found = verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
     said = capsys.readouterr().out
     uri = f"{tmp_path}/sweeps/tiny"
@@ -56,6 +65,9 @@ def test_two_trials_at_a_time_and_the_best_configuration(data: dict[str, str], t
         run = json.loads((Path(record["run"]) / "config.json").read_text())["config"]
         assert record["run"] == f"{uri}/runs/{record['trial']}" and {name: run["loss"][name] for name in ("gamma", "alpha")} == record["sample"]
         assert run["training"]["workers"] == 1 and (Path(record["run"]) / "finished.json").exists()
+        # Trials start from the sweep's copy of the weight file, one for all.
+        assert Path(run["pretrained"]).parent == Path(uri, "pretrained") and Path(run["pretrained"]).read_bytes() == weights.read_bytes()
+        assert not (Path(record["run"]) / "pretrained").exists()
 
     best = parse(
         TrainVerb, ["--config", found["best"], "--data.train", data["train"], "--data.val", data["val"], "--name", "tiny", "--storage", str(tmp_path)]
@@ -75,6 +87,8 @@ def test_two_trials_at_a_time_and_the_best_configuration(data: dict[str, str], t
 
     again = verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
     assert again["records"] == records and "this sweep is finished; nothing was tried again" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="another configuration .canvas.width was 96, is 128"):
+        search.check(config.model_copy(update={"canvas": CanvasConfig(height=64, width=128)}), budget, uri)
 
 
 def test_a_failing_trial_costs_that_trial_and_an_interrupted_sweep_goes_on(
@@ -129,7 +143,8 @@ def test_too_few_machines_are_said_in_one_line(ray_cluster: str, capsys: pytest.
 def wrong(capsys: pytest.CaptureFixture, *argv: str) -> tuple[Any, str]:
     with pytest.raises(SystemExit) as end:
         run_verb(verb.SweepVerb, verb.main, description="test", argv=list(argv))
-    return end.value.code, capsys.readouterr().err
+    # Ray may print what a process of an earlier test says just now: "(PlacementGroupCleaner pid=...) ...".
+    return end.value.code, "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if " pid=" not in line)
 
 
 def test_wrong_input_is_one_line_and_code_2(ray_cluster: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

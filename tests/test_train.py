@@ -19,7 +19,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from safetensors.torch import save_file
 
-from cluster import launch, run_folder, storage
+from cluster import failures, launch, run_folder, storage
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
@@ -232,15 +232,15 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
 
 
 def test_lasting_errors_keep_their_exit_code() -> None:
-    stop = launch.stop_at_lasting_errors()
+    stop = failures.stop_at_lasting_errors()
     stop.after_exception(None, {0: RuntimeError("connection reset"), 1: PlainError("the storage is down")})
     with pytest.raises(DataError, match="a shard is damaged"):
         stop.after_exception(None, {0: RuntimeError("connection reset"), 1: UserExceptionWithTraceback(DataError("a shard is damaged"), "")})
-    failure = launch.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
+    failure = failures.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
     assert type(failure) is DataError and str(failure) == "training cells stopped: a shard is damaged"
-    failure = launch.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
+    failure = failures.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
     assert type(failure) is PlainError and str(failure) == "training cells stopped: the loss is nan"
-    failure = launch.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
+    failure = failures.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
     assert type(failure) is PlainError and str(failure) == "training cells failed after 2 retries: connection reset"
 
 

@@ -71,7 +71,7 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
         shares = "sweep.workers, sweep.cpus_per_worker and sweep.gpus_per_worker stand for those of training in a trial"
         raise UsageError(f"sweep: its trials could not be trained: {reason} ({shares})") from error
     identity = launch.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
-    run_folder.claim(uri, config.model_dump(mode="json"), identity)
+    run_folder.claim(uri, config.model_dump(mode="json"), identity, begun=bool(read_records(uri)))
 
 
 def cpus_needed(sweep: SweepConfig) -> float:
