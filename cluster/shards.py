@@ -294,8 +294,7 @@ def read_index(uri: str) -> dict[str, Any]:
     if version > SCHEMA_VERSION:
         raise DataError(f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this program knows; update the program")
     if version < SCHEMA_VERSION:
-        remedy = f"run prepare again with this program and --overwrite true, its sets have version {SCHEMA_VERSION}"
-        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; {remedy}")
+        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; run prepare again with --overwrite true")
     return index
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import coco, records, storage
@@ -233,6 +233,7 @@ def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
     assert "segmentation" not in json.loads(source.quarantined[0].raw)
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.integers(-5, 60)), ids=st.lists(st.integers(0, 50), unique=True), repeats=st.lists(st.integers(0, 9), max_size=20)
 )  # fmt: skip

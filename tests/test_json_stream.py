@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import json_stream
@@ -27,6 +27,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     lists=st.fixed_dictionaries({"a": st.lists(values, max_size=4), "b": st.lists(values, max_size=4)}),
     more=st.dictionaries(st.text().filter(lambda name: name not in "ab"), values, max_size=3),
@@ -46,6 +47,7 @@ def test_records_are_those_of_json_however_the_text_is_cut(
     assert digest == hashlib.sha256(data).hexdigest()
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 60), noise=st.sampled_from(["", "}", "]", ",", "x", '"', "{", "1"]), chunk=st.integers(1, 30))
 def test_what_json_refuses_is_refused_at_the_same_place(cut: int, noise: str, chunk: int) -> None:
     text = '{"a": [{"x": 1.5e3, "y": "é\\n"},\n [2, null]],\n "c": {"d": true}, "b": []}'

@@ -540,3 +540,15 @@ def test_wrong_sources_are_one_plain_line(tmp_path: Path, capsys: pytest.Capture
         assert run_prepare("--sources", json.dumps(sources), "--output", str(tmp_path / "out"), *flags) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_two_splits_of_one_source(ray_cluster: str, small_coco: Path, tmp_path: Path) -> None:
+    source = ("--annotations", f"{small_coco}/annotations/instances_train.json", "--images", f"{small_coco}/images/train")
+    sets = []
+    for split in ("train", "val"):
+        assert run_prepare(*source, "--split", split, "--val_share", "0.3", "--output", str(tmp_path / split)) == 0
+        sets.append(shards.open_shard_set(str(tmp_path / split)))
+    parts = [set(shards.read_columns(one, ["image_id"])["image_id"].to_pylist()) for one in sets]
+    assert all(parts) and not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {100 + 3 * number for number in range(24)}
+    assert sets[0].categories == sets[1].categories and [one.counts["listed_images"] for one in sets] == [len(part) for part in parts]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import records, sources
@@ -124,6 +124,7 @@ def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path)
         sources.read_sources([place], split="val", val_share=1e-6)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 99), st.lists(st.tuples(st.integers(0, 5), st.none() | st.floats(0, 9)), max_size=4)), unique_by=lambda one: one[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,6 +50,7 @@ def test_a_good_set(tmp_path: Path) -> None:
     assert (source.listed, source.annotated, source.lost, source.quarantined) == (2, 2, 0, ())
 
 
+@settings(deadline=None)
 @given(
     corners=st.tuples(*[st.floats(0, 1)] * 4).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))),
 )
