@@ -35,7 +35,7 @@ PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
 WEIGHTS = {"model": "model.safetensors", "ema": "ema.safetensors"}
 DIGEST_TAG, LINK_TAG = "package_sha256", "mlflow.modelVersions"
 # What detector/ and cluster/pyfunc_model.py import.
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "simplejpeg", "torch", "torchvision")
 DETECTOR = Path(__file__).resolve().parents[1] / "detector"
 UPLOAD_TIMEOUT_S = 600
 

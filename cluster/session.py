@@ -26,7 +26,14 @@ QUIET = {
 }
 # What processes on other machines need and do not inherit. Keys and tokens are left out on purpose: a runtime environment can be read in Ray's
 # dashboard and logs, so nodes get credentials from their instance profile or from the environment in which `ray start` ran.
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+PASSED_ON = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
 
 
 class RayConfig(BaseModel):

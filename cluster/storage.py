@@ -70,6 +70,12 @@ def exists(uri: str) -> bool:
     return patiently(uri, "looked up", lambda: filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def size(uri: str) -> int | None:
+    """Bytes of a file; None for a folder and where nothing is there."""
+    filesystem, path = resolve(uri)
+    return patiently(uri, "looked up", lambda: filesystem.get_file_info(path).size)
+
+
 def open_input(uri: str) -> pa.NativeFile:
     """A seekable file to read from. `FileNotFoundError` when it is not there; from S3 `PlainError`, now or when it is read, when storage fails."""
     filesystem, path = resolve(uri)

@@ -19,7 +19,8 @@ def main(config: RunConfig) -> None:
 
     tracking.check_server(tracking.tracking_uri(config.tracking.uri, config.storage))
     verbs = Verbs(config)
-    shards = [verbs.prepare(split) for split in ("train", "val")]
+    train_shards = verbs.prepare("train")
+    shards = [train_shards, verbs.prepare("val", train_shards)]
     sets = [open_shard_set(done.folder) for done in shards]
     data = {"train": shards[0].folder, "val": shards[1].folder}
     training = TrainConfig.model_validate({**config.model_dump(include=set(TrainConfig.model_fields)), "storage": verbs.root, "data": data})

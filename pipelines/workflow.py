@@ -73,13 +73,15 @@ class Verbs:
 
         return stages.run_or_reuse(verb, f"{self.root}/{parent}", self.config.name, connected, identity=identity, upstream=upstream, outputs=outputs)
 
-    def prepare(self, split: str) -> Finished:
+    def prepare(self, split: str, *others: Finished) -> Finished:
+        """Pictures that one of the `others` holds too are named."""
         from pipelines.prepare import PrepareConfig, main
 
         def work(folder: str) -> None:
-            main(PrepareConfig(**getattr(self.config.data, split).model_dump(), output=folder, ray=self.config.ray))
+            source, against = getattr(self.config.data, split).model_dump(), tuple(other.folder for other in others)
+            main(PrepareConfig(**source, against=against, output=folder, ray=self.config.ray))
 
-        return self.stage(f"prepare-{split}", f"data/{split}", work, outputs=["index.json"], source=self.sources[split])
+        return self.stage(f"prepare-{split}", f"data/{split}", work, *others, outputs=["index.json"], source=self.sources[split])
 
     def sweep(self, training: TrainConfig, identity: dict[str, Any], shards: Sequence[Finished]) -> Finished:
         from pipelines.sweep import sweep

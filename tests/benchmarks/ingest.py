@@ -62,7 +62,7 @@ def write_set(uri: str, images: int) -> shards.ShardSet:
         corner = random.random((7, 2)) * [400, 300]
         boxes = np.concatenate([corner, corner + 20 + 150 * random.random((7, 2))], axis=1)
         picture = pictures[number % len(pictures)]
-        return shards.Row(number, f"{number}.jpg", picture, 480, 640, boxes, [number % 3] * 7, [False] * 7, [100.0] * 7)
+        return shards.Row(number, f"{number}.jpg", picture, 480, 640, boxes, [number % 3] * 7, [False] * 7, [100.0] * 7, 0, bytes(32))
 
     held = [[row(number) for number in range(start, min(start + 640, images))] for start in range(0, images, 640)]
     written = [shards.write_shard(uri, shards.shard_name(i, len(held)), part, row_group_rows=32) for i, part in enumerate(held)]
