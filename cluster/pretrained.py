@@ -76,8 +76,7 @@ def local_file(uri: str) -> Iterator[str]:
         yield downloaded(uri)
         return
     storage.check_readable(uri)
-    filesystem, key = storage.resolve(uri)
-    if not filesystem.get_file_info(key).is_file:
+    if storage.size(uri) is None:
         raise UsageError(f"pretrained {uri}: is a folder; name the file of weights in it")
     if not uri.startswith(storage.S3):
         yield uri

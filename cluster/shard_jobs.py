@@ -112,10 +112,8 @@ def find_report(job: ShardJob) -> ShardReport | None:
         report = ShardReport(shard, note["counts"], note["repairs"], quarantined, pictures, tuple(note["drop"]))
     except (FileNotFoundError, DataError, KeyError, TypeError):
         return None
-    if shard is not None:
-        filesystem, path = storage.resolve(storage.join(job.output, shard.name))
-        if filesystem.get_file_info(path).size != shard.bytes:
-            return None
+    if shard is not None and storage.size(storage.join(job.output, shard.name)) != shard.bytes:
+        return None
     return report
 
 

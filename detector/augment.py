@@ -138,11 +138,13 @@ def training_sample(
     boxes, labels = cut_boxes(moved, labels_N, window=(0, 0, width, height), min_visible=min_visible)
 
     picture = image[:, :height, :width]
+    # In the order in which it lies in memory, which takes half the time: 0.05 ms for 384 x 512 px.
+    in_memory = picture.permute(1, 2, 0)
     if draw[3] < flip:
-        picture[:] = picture.flip(2)
+        in_memory[:] = in_memory.flip(1)
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
     if draw[4] < vertical_flip:
-        picture[:] = picture.flip(1)
+        in_memory[:] = in_memory.flip(0)
         boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
     if colour_draw[0] < photometric:
         # Its formulas take a channel at a time.
