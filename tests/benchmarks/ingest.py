@@ -168,7 +168,7 @@ def table(results: dict[str, list[tuple[float, float]]], *, base: str) -> None:
         columns = []
         for place in (0, 1):
             values = sorted(m[place] for m in measured)
-            columns.append(f"{statistics.median(values):.0f} ({values[0]:.0f}..{values[-1]:.0f})")
+            columns.append(f"{statistics.median(values):.3g} ({values[0]:.3g}..{values[-1]:.3g})")
         # Ratios within a round, so that a slow minute of the machine is in both.
         ratios = [statistics.median(m[place] / b[place] for m, b in zip(measured, results[base], strict=True)) for place in (0, 1)]
         print(f"{name:58}{columns[0]:>22}{columns[1]:>22}{ratios[0]:>14.2f}{ratios[1]:>12.2f}", flush=True)
