@@ -115,8 +115,8 @@ def test_the_pages_show_it(recorded: dict[str, str], page: str, tmp_path: Path) 
     # MLflow draws the charts that are in sight, so this window is high enough for all of them.
     # On a busy machine the page's own requests may outlast the browser's patience: then it is opened again.
     for _ in range(4):
-        dom = subprocess.run([browser, *options, "--window-size=1500,5000", "--dump-dom", address], capture_output=True, text=True, timeout=300).stdout
-        words = re.sub(r"<[^>]*>", " ", dom)
+        dumped = subprocess.run([browser, *options, "--window-size=1500,5000", "--dump-dom", address], capture_output=True, text=True, timeout=300)
+        words = re.sub(r"<[^>]*>", " ", dumped.stdout)
         missing = [text for text in expected if text not in words]
         if not missing:
             break
