@@ -40,7 +40,7 @@ NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm, "frozen": FrozenBatc
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """`ValueError` for what is none of the choices: a package that another version wrote may name such a part, and another one would be built."""
     if value not in choices:
-        raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}; take one of these, or the version of this code that knows it")
+        raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}")
 
 
 class Backbone(nn.Module):

@@ -196,7 +196,7 @@ def test_the_code_builds_what_the_configuration_takes():
 )
 def test_an_unknown_part_is_refused(part, value):
     # As from the description of a package that another version wrote; the configuration refuses it by itself.
-    with pytest.raises(ValueError, match=f"^{part} '{value}': must be one of .*; take one of these"):
+    with pytest.raises(ValueError, match=f"^{part} '{value}': must be one of "):
         small_net(**{part: value})
 
 
