@@ -1,12 +1,11 @@
 """The training stream beside plain threads, torch's DataLoader and the decoder alone, in one run on the same shards.
 
-    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --latency 0.02 --errors 0.01 --train]
+    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --train]
 
 640x480 JPEGs of about 100 kB, decoded, scaled to a 384x512 canvas, flipped at random, in batches of 16, for one rank with two threads. Rounds are
 interleaved; the figures are medians with their spread. CPU seconds are those of this process and all below it, so Ray's own are counted. With --data
-the shards are put there (the AWS_ variables say where that is) and read from there; --latency and --errors put a proxy in front that holds back every
-answer for that many seconds and turns that share of the requests into 503. --train adds training steps on the stream beside the same steps on one
-batch in memory.
+the shards are put there and read from there (the AWS_ variables say where that is: a Ceph gateway from tests/ceph_gateway.py, or in front of it
+tests/faulty_s3.py, which adds latency and errors). --train adds training steps on the stream beside the same steps on one batch in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(__file__))
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
 import numpy as np
@@ -180,18 +178,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10, help="epochs over which the memory is watched; 0: none")
     parser.add_argument("--data", help="s3://bucket/prefix for the shards; unset: a local folder")
-    parser.add_argument("--latency", type=float, default=0.0)
-    parser.add_argument("--errors", type=float, default=0.0)
     parser.add_argument("--train", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with contextlib.ExitStack() as stack:
-        if given.latency or given.errors:
-            from faulty_s3 import FaultyS3
-
-            proxy = stack.enter_context(FaultyS3(os.environ["AWS_ENDPOINT_URL"], latency=given.latency, errors=given.errors))
-            os.environ["AWS_ENDPOINT_URL"] = proxy.url
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ingest-"))
+    with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         uri = given.data or folder
         shard_set = write_set(uri, given.images)
         session.connect()

@@ -1,9 +1,11 @@
-"""Peak memory and CPU time of reading a COCO JSON of the size of train2017: 118k images, 860k annotations with polygons, categories last.
+"""Peak memory and CPU time of reading a COCO JSON of the size of train2017, and images/s of preparing images beside a copy of their files.
 
-    python tests/benchmarks/prepare.py [--images 118000 --annotations 860000]
+    python tests/benchmarks/prepare.py [--images 118000 --annotations 860000 --files 2000 --rounds 3]
 
-Writes the file (about 450 MB) into a temporary folder, then reads it twice in processes of their own: with `json.load`, which is what most tools
-do, and with `cluster.coco.read_coco`. No image is looked at. The peak is the resident memory that the kernel saw, less that of the imports.
+Writes a JSON (118k images, 860k annotations with polygons, categories last, about 550 MB) into a temporary folder, then reads it twice in processes
+of their own: with `json.load`, which is what most tools do, and with `cluster.coco.read_coco`. The peak is the resident memory that the kernel saw,
+less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two threads (the least that looking at each of them costs) and
+prepared on a Ray that is up, in interleaved rounds, local files to local files.
 """
 
 from __future__ import annotations
@@ -12,9 +14,15 @@ import argparse
 import json
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 READ = """
@@ -55,10 +63,58 @@ def write_coco(path: str, *, images: int, annotations: int) -> None:
         file.write(json.dumps([{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]) + "}")
 
 
+def measure_speed(files: int, *, rounds: int) -> None:
+    sys.path[:0] = [ROOT, os.path.join(ROOT, "tests", "benchmarks")]
+    import ingest as photos
+    import numpy as np
+
+    from cluster import ingest, session
+    from detector.image import decode_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder, "images")
+        images.mkdir()
+        generator = np.random.default_rng(0)
+        pictures = [photos.photo(generator) for _ in range(min(files, photos.DIFFERENT))]
+        records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(files)]
+        for record in records:
+            (images / record["file_name"]).write_bytes(pictures[record["id"] % len(pictures)])
+        box = {"category_id": 1, "bbox": [10, 10, 50, 60], "iscrowd": 0, "area": 3000}
+        boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * files)]
+        Path(folder, "all.json").write_text(json.dumps({"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}))
+
+        def decode() -> None:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda path: decode_image(path.read_bytes()).shape, images.iterdir()))
+
+        def prepare() -> None:
+            ingest.prepare(annotations=f"{folder}/all.json", images=str(images), output=f"{folder}/out", overwrite=True, say=lambda line: None)
+
+        ways: dict[str, Callable[[], object]] = {
+            "copy of the files": lambda: shutil.copytree(images, f"{folder}/copy"),
+            "decoded by two threads": decode,
+            "prepare": prepare,
+        }
+        session.connect()
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds + 1):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                if number:  # the first round starts Ray's workers
+                    rates[name].append(files / (time.perf_counter() - start))
+            shutil.rmtree(f"{folder}/copy")
+            shutil.rmtree(f"{folder}/out")
+        for name, values in rates.items():
+            print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Peak memory and CPU time of reading a large COCO JSON.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--annotations", type=int, default=860_000)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "instances.json")
@@ -67,6 +123,7 @@ def main() -> None:
         for name, plain in (("json.load", True), ("read_coco", False)):
             code = READ.format(root=ROOT, path=path, plain=plain)
             print(f"{name:12s}{subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()}", flush=True)
+    measure_speed(given.files, rounds=given.rounds)
 
 
 if __name__ == "__main__":
