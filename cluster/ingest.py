@@ -19,7 +19,7 @@ import numpy as np
 from cluster import duplicates, shards, storage
 from cluster.errors import DataError, UsageError
 from cluster.intake import MISSING, leave_out
-from cluster.records import Images, Quarantined, composed
+from cluster.records import Images, Quarantined, by_reason, composed
 from cluster.shard_jobs import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
 from cluster.sources import SourcePaths, United, read_sources
 from detector.image import MAX_PIXELS
@@ -112,12 +112,14 @@ def plan_shards(
         output = storage.absolute(output)
         if output in {folder for place in places for folder in (place.images, place.annotations)}:
             raise UsageError(f"--output {output}: is the images folder itself; the source is never written to, give another folder")
-    others = [shards.open_shard_set(uri).digest for uri in chosen.against]
     for place in places:
         storage.check_readable(place.annotations)
         storage.check_readable(place.images)
+    for uri in chosen.against:
+        storage.check_readable(uri)
     if output is not None:
         storage.check_writable(output)
+    others = [shards.open_shard_set(uri).digest for uri in chosen.against]
     united = read_sources(places, split=split, val_share=val_share)
     source, counts_I = united.source, np.diff(united.source.images.first_I1)
     images, sizes_I, usable, quarantined, renamed = check_listed(source.images, [place.images for place in places])
@@ -275,23 +277,17 @@ def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
     for what, listed, option, share in limits:
         records = [record for record in quarantined if record.what == what]
         none_left = what == "image" and len(records) >= listed
-        if len(records) <= share * listed and not none_left:
+        # 0.29 x 100 is 28.999999999999996.
+        allowed = int(share * listed + 1e-6)
+        if len(records) <= allowed and not none_left:
             continue
         if plan.output is not None:
             shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
-        top = "; ".join(f"{times} x {why}, such as {where}" for why, times, where in top_reasons(records)[:3])
-        rule = "none is left" if none_left else f"--{option} {share:g} allows {int(share * listed)}"
+        top = "; ".join(f"{len(ones)} x {why}, such as {ones[0]['where']}" for why, ones in by_reason(map(asdict, records))[:3])
+        rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
         remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, " if plan.output is not None else ""
         remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
         raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
-
-
-def top_reasons(records: Sequence[Quarantined]) -> list[tuple[str, int, str]]:
-    """(why, how many, the first one's name), the most frequent first. Details in brackets are not told apart."""
-    whys: dict[str, list[str]] = {}
-    for record in records:
-        whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record.why), []).append(record.where)
-    return sorted(((why, len(names), names[0]) for why, names in whys.items()), key=lambda entry: (-entry[1], entry[0]))
 
 
 def remove_strays(output: str, names: set[str]) -> None:

@@ -22,6 +22,9 @@ READ_CPUS = 0.25
 WINDOW = 4
 """Row groups that are read together and mixed."""
 
+COPIED_ROWS = 512
+"""Rows of a unit at the most where an epoch repeats some; without repeats its row groups bound it."""
+
 Intervals = list[tuple[int, int]]
 """Sorted, disjoint, half-open [start, stop) ranges of places in the epoch's sequence."""
 
@@ -68,9 +71,10 @@ def copies(shares_N: np.ndarray, *, total: int, seed: int, epoch: int) -> np.nda
     """
     ends = np.cumsum(shares_N, dtype=np.float64)
     offset = np.random.default_rng((seed, epoch, 1)).random()
+    teeth = np.floor(np.concatenate([[0.0], ends / ends[-1] * total]) + offset)
     # The last end is exactly `total`, whatever the sum was rounded to.
-    teeth = np.floor(np.concatenate([[0.0], ends[:-1] / ends[-1] * total, [total]]) + offset)
-    return np.diff(teeth).astype(np.int64)
+    teeth[-1] = total
+    return np.diff(teeth.clip(max=total)).astype(np.int64)
 
 
 def repeat_factors(labels: Sequence[Sequence[int]], *, classes: int, threshold: float) -> np.ndarray:
@@ -162,11 +166,11 @@ def places_of(share: Intervals) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(low, high) for low, high in share)])
 
 
-def units(rows: np.ndarray, rows_per_group: Sequence[int], *, window: int = WINDOW, most_rows: int = 512) -> list[Unit]:
-    """Rows, by number, as read units in order: each as long as its rows come from at most `window` row groups.
+def units(rows: np.ndarray, rows_per_group: Sequence[int], *, window: int = WINDOW, most_rows: int | None = None) -> list[Unit]:
+    """Rows, by number, as read units in order: each as long as its rows come from at most `window` row groups and are at most `most_rows`.
 
-    In an epoch's sequence that is a window, so a row group is read once by the rank to which its window falls. In stored order use `window` 1, or
-    a smaller `most_rows`, for smaller units.
+    Without `most_rows` they are no more than its row groups hold, or than `COPIED_ROWS` where rows are repeated. So in an epoch's sequence a unit is
+    a window, and a row group is read once by the rank to which its window falls.
     """
     first = first_rows(rows_per_group)
     groups = np.searchsorted(first, rows, side="right") - 1
@@ -174,9 +178,14 @@ def units(rows: np.ndarray, rows_per_group: Sequence[int], *, window: int = WIND
     found: list[Unit] = []
     held: dict[int, int] = {}
     picked: list[tuple[int, int]] = []
+    room = 0
     for group, row in zip(groups.tolist(), inside.tolist(), strict=True):
-        if picked and (len(picked) == most_rows or (group not in held and len(held) == window)):
+        full = len(picked) >= (max(room, COPIED_ROWS) if most_rows is None else most_rows)
+        if picked and (full or (group not in held and len(held) == window)):
             found.append(Unit(tuple(held), tuple(picked)))
-            held, picked = {}, []
-        picked.append((held.setdefault(group, len(held)), row))
+            held, picked, room = {}, [], 0
+        if group not in held:
+            held[group] = len(held)
+            room += rows_per_group[group]
+        picked.append((held[group], row))
     return [*found, Unit(tuple(held), tuple(picked))] if picked else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -165,6 +166,14 @@ class Findings:
             # Polygons are most of a COCO file and say nothing about what was wrong.
             record = {name: value for name, value in record.items() if name != "segmentation"}
         self.quarantined.append(Quarantined(what, text(str(where)), why, text(json.dumps(record, ensure_ascii=False, default=str))[:10_000]))
+
+
+def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
+    """(why, its records), the most frequent reason first. Details in brackets are not told apart. Records hold what, where, why and raw."""
+    whys: dict[str, list[dict[str, str]]] = {}
+    for record in quarantined:
+        whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record["why"]), []).append(record)
+    return sorted(whys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
 
 
 def clip_annotations(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -19,6 +18,7 @@ from PIL import Image
 from cluster import duplicates, shards, storage, survey
 from cluster.errors import DataError
 from cluster.page import Bar, bar_row, bullets, chart, clip, page, section
+from cluster.records import by_reason
 from cluster.shards import ShardSet
 from cluster.survey import COCO_SIDES, SIZES, Annotations
 from detector.anchors import best_iou
@@ -36,14 +36,6 @@ MOST_CLASSES = 40
 MOST_LISTED = 2000
 MOST_REASONS = 40
 EXAMPLES = 20
-
-
-def by_reason(quarantined: Sequence[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(why, its records), the most frequent reason first. Details in brackets are not told apart. Records hold what, where, why and raw."""
-    whys: dict[str, list[dict[str, str]]] = {}
-    for record in quarantined:
-        whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record["why"]), []).append(record)
-    return sorted(whys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
 
 
 def summary_lines(index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> list[str]:

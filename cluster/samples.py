@@ -37,6 +37,7 @@ class Sampler:
     """How rows of one set become samples in one epoch. A row is one of a shard with two columns more: `copy` and `canvas`.
 
     The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch holds it more than once, on the number of the copy.
+    Mosaic and mixup show its neighbours in the batch too, and those change where a failure leaves another number of ranks.
     """
 
     canvases: Sequence[tuple[int, int]]

@@ -28,11 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
-from cluster.errors import DataError, PlainError, UsageError
+from cluster.errors import DataError, UsageError
 
 SCHEMA_VERSION = 2
 INDEX = "index.json"
 QUARANTINE = "quarantine.parquet"
+REMEDY = "run prepare with --overwrite true"
 SCHEMA = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -50,7 +51,7 @@ SCHEMA = pa.schema(
 )
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
 MAX_GROUP_BYTES = 4 << 20
-"""A row group is cut before its images pass this, however few they are: it is read whole, and a window of four of them is one block of a stream."""
+"""A row group is cut before its images pass this, one larger picture being a group of its own: a window of four of them is one block of a stream."""
 
 
 class Category(NamedTuple):
@@ -79,6 +80,10 @@ class Shard(NamedTuple):
     sha256: str
     row_groups: tuple[RowGroup, ...]
     footer_sha256: str
+
+    @property
+    def footer_start(self) -> int:
+        return self.row_groups[-1].start + self.row_groups[-1].bytes
 
     @staticmethod
     def of(fields: dict[str, Any]) -> Shard:
@@ -150,8 +155,8 @@ class ShardSet:
             raise IndexError(f"row group {group} of {self.first_groups[-1]}")
         number = bisect_right(self.first_groups, group) - 1
         shard = self.shards[number]
-        found, end = shard.row_groups[group - self.first_groups[number]], shard.row_groups[-1].start + shard.row_groups[-1].bytes
-        uri, inside = storage.join(self.uri, shard.name), group - self.first_groups[number]
+        uri, inside, end = storage.join(self.uri, shard.name), group - self.first_groups[number], shard.footer_start
+        found = shard.row_groups[inside]
         return Place(uri, inside, found.start, found.bytes, found.sha256, end, shard.bytes - end, shard.footer_sha256)
 
 
@@ -241,11 +246,10 @@ def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
 
 
 def read_quarantine(uri: str) -> list[dict[str, str]]:
-    """The records left out. `DataError` when the file is missing or damaged."""
-    try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, QUARANTINE)))).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise DataError(f"{uri}/{QUARANTINE}: is missing or damaged; run prepare with --overwrite true") from error
+    """The records left out. Errors: see `storage.content_errors`."""
+    uri = storage.join(uri, QUARANTINE)
+    with storage.content_errors(uri, REMEDY):
+        return pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist()
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
@@ -312,7 +316,7 @@ def open_shard_set(uri: str) -> ShardSet:
             source_names=tuple(source["name"] for source in index["sources"]),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{uri}/{INDEX}: is damaged ({error}); run prepare with --overwrite true") from error
+        raise DataError(f"{uri}/{INDEX}: is damaged ({error}); {REMEDY}") from error
 
 
 class Part:
@@ -356,14 +360,12 @@ def read_footer(uri: str, start: int, count: int, sha256: str) -> pq.FileMetaDat
 
 
 def read_verified(uri: str, start: int, count: int, sha256: str) -> bytes:
-    try:
+    with storage.content_errors(uri, REMEDY):
         data = storage.read_range(uri, start, count)
-    except FileNotFoundError:
-        raise DataError(f"{uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         where = f"{count} bytes from {start} on have sha256 {found[:12]}..., the index names {sha256[:12]}..."
-        raise DataError(f"{uri}: is not the shard of the index: {where}; run prepare with --overwrite true")
+        raise DataError(f"{uri}: is not the shard of the index: {where}; {REMEDY}")
     return data
 
 
@@ -373,19 +375,14 @@ def read_annotations(shard_set: ShardSet) -> pa.Table:
 
 
 def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
-    """These columns alone of all rows, in stored order."""
+    """These columns alone of all rows, in stored order. Errors: see `read_row_group` and `storage.content_errors`."""
 
     def read(shard: Shard) -> pa.Table:
-        file_uri = storage.join(shard_set.uri, shard.name)
-        try:
-            with storage.open_input(file_uri) as file:
-                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
-        except FileNotFoundError:
-            raise DataError(f"{file_uri}: is in the index but not in the folder; run prepare with --overwrite true") from None
-        except (OSError, pa.ArrowInvalid) as error:
-            if isinstance(error, OSError) and "CRC" not in str(error):
-                raise PlainError(f"{file_uri}: cannot be read ({storage.reason(error)}); check the storage and run the command again") from error
-            raise DataError(f"{file_uri}: is damaged ({storage.reason(error)}); run prepare with --overwrite true") from error
+        uri, end = storage.join(shard_set.uri, shard.name), shard.footer_start
+        # Pages carry checksums; what lies where is believed of the footer alone that the index knows.
+        footer = read_footer(uri, end, shard.bytes - end, shard.footer_sha256)
+        with storage.content_errors(uri, REMEDY), storage.open_input(uri) as file:
+            return pq.ParquetFile(file, metadata=footer, page_checksum_verification=True).read(columns=columns)
 
     with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
         return pa.concat_tables([pa.schema([SCHEMA.field(name) for name in columns]).empty_table(), *pool.map(read, shard_set.shards)])

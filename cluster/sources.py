@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster import coco, storage, voc, yolo
+from cluster import coco, voc, yolo
 from cluster.errors import DataError, UsageError
 from cluster.records import MAX_ID, Images, Source, composed
 from cluster.shards import Category
@@ -43,14 +43,11 @@ class United:
 
 
 def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1) -> United:
-    """Read every source. `UsageError` where it is not there, `DataError` where it cannot be used."""
+    """Read every source. `UsageError` where the annotations are not there, `DataError` where they cannot be used."""
 
     def keep(name: str) -> bool:
         return split == "all" or in_val(name, val_share) == (split == "val")
 
-    for place in places:
-        storage.check_readable(place.annotations)
-        storage.check_readable(place.images)
     sources = [read_source(place, keep) for place in places]
     for place, source in zip(places, sources, strict=True):
         if not source.listed:

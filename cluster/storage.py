@@ -255,7 +255,7 @@ def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
     return s3.client(s3.IMPATIENT), path
 
 
-def reason(error: OSError) -> str:
+def reason(error: Exception) -> str:
     """The first line of a storage error, short enough for one plain sentence. pyarrow's messages name bucket, key and status, never a secret."""
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
@@ -273,3 +273,17 @@ def plain_errors(uri: str, verb: str) -> Iterator[None]:
             why = s3.cause(absolute(uri)[len(S3) :], error)
             raise PlainError(f"{uri}: cannot be {verb}: {why}; then run the command again") from error
         raise PlainError(f"{uri}: cannot be {verb} ({reason(error)}); check the storage and run the command again") from error
+
+
+@contextmanager
+def content_errors(uri: str, remedy: str) -> Iterator[None]:
+    """For a file that belongs to a set: `DataError` with the remedy when it is missing or damaged, `PlainError` when the storage fails."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{uri}: is not in the folder of its set; {remedy}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        # What pyarrow says of the content has no number, a disk's fault has one. S3's are a `PlainError` already.
+        if getattr(error, "errno", None) is not None:
+            raise PlainError(f"{uri}: cannot be read ({reason(error)}); check the storage and run the command again") from error
+        raise DataError(f"{uri}: is damaged ({reason(error)}); {remedy}") from error

@@ -31,8 +31,9 @@ WHOLE_BATCHES_AHEAD = 2
 class Stream:
     """The training batches of one rank, epoch after epoch.
 
-    Memory, beside the batches: of encoded images `rows.READ_TASKS` + 2 windows of `plan.WINDOW` row groups (at most 16 MiB each, see
-    `shards.MAX_GROUP_BYTES`) in the object store, of decoded ones four a thread and `WHOLE_BATCHES_AHEAD` batches; twice where two epochs meet.
+    Memory, beside the batches: of encoded images `rows.READ_TASKS` + 2 windows of `plan.WINDOW` row groups (16 MiB each where no picture is larger
+    than 4 MiB and none is repeated, see `shards.MAX_GROUP_BYTES`) in the object store, of decoded ones four a thread and `WHOLE_BATCHES_AHEAD`
+    batches; twice where two epochs meet. Tasks that decode fill the object store as far as Ray Data lets them.
     """
 
     shard_set: ShardSet
@@ -69,7 +70,7 @@ class Stream:
         steps = plan.steps(left, ranks=self.ranks, batch=self.batch)
         with ready or self.begin(epoch, left) as batches:
             for number, batch in enumerate(batches, start=1):
-                if number == max(1, steps - WHOLE_BATCHES_AHEAD) and epoch + 1 < self.epochs:
+                if number == max(1, steps - WHOLE_BATCHES_AHEAD) and epoch + 1 < self.epochs and epoch + 1 not in self.prepared:
                     self.prepared[epoch + 1] = self.begin(epoch + 1, whole)
                 yield batch
 

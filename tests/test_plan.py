@@ -99,6 +99,17 @@ def test_copies_follow_the_shares_and_their_number_never_changes(shares, total, 
     assert (found == copies(shares, total=total, seed=seed, epoch=epoch)).all()
 
 
+def test_an_offset_just_below_one_adds_no_copy(monkeypatch):
+    # 1e5 + (1 - 2 ** -53) is 100001 in floating point.
+    class Late:
+        def random(self):
+            return 1 - 2**-53
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Late())
+    found = copies(np.array([1.0, 2.0, 0.0]), total=10**5, seed=0, epoch=0)
+    assert found.sum() == 10**5 and found.min() >= 0
+
+
 def test_copies_are_right_on_average_over_the_epochs():
     shares = np.array([1.0, 0.5, 0.25, 2.25])
     mean = np.mean([copies(shares, total=4, seed=3, epoch=epoch) for epoch in range(4000)], axis=0)
@@ -271,6 +282,19 @@ def test_units_read_each_window_once(rows_per_group, window, most_rows):
         # Whole windows: every row group is in one unit alone.
         fetched = [group for unit in found for group in unit.groups]
         assert sorted(fetched) == list(range(len(counts)))
+
+
+@pytest.mark.parametrize("rows_per_group", [[400] * 9, [32] * 40, [3000, 1, 700] * 3])
+def test_large_row_groups_are_read_once_too(rows_per_group):
+    found = units(epoch_sequence(rows_per_group, seed=0, epoch=0), rows_per_group)
+    assert sorted(group for unit in found for group in unit.groups) == list(range(len(rows_per_group)))
+
+
+def test_repeated_rows_make_no_unit_without_bound():
+    """Eight groups of 32 rows of which some are repeated 90 times: the images of a unit are in memory as often as they occur."""
+    counts = [32] * 8
+    sequence = epoch_sequence(counts, seed=0, epoch=0, copies_N=np.where(np.arange(256) % 16, 1, 90))
+    assert max(len(unit.rows) for unit in units(sequence, counts)) == 512
 
 
 @pytest.mark.parametrize(("rows", "ranks", "batch"), [(1, 4, 2), (3, 4, 1), (11, 4, 2), (103, 2, 8), (0, 3, 2)])

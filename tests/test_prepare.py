@@ -271,6 +271,27 @@ def test_missing_images_are_refused_before_any_work(tmp_path: Path) -> None:
     assert len(shards.read_quarantine(str(tmp_path / "out"))) == 2
 
 
+@pytest.mark.parametrize("bad", [28, 29, 30])
+def test_a_share_allows_whole_records(tmp_path: Path, bad: int) -> None:
+    # 29 % of 100 are 29, though 0.29 * 100 is 28.999999999999996 in floating point.
+    folder = write_coco(tmp_path / "coco", {f"{n:02}.jpg": None if n < bad else b"x" for n in range(100)})
+    if bad <= 29:
+        assert len(plan(folder, str(tmp_path / "out"), max_quarantined=0.29).quarantined) == bad
+    else:
+        with pytest.raises(DataError, match="30 of 100 images had to be left out, --max_quarantined 0.29 allows 29"):
+            plan(folder, str(tmp_path / "out"), max_quarantined=0.29)
+
+
+def test_places_that_are_not_there_are_named_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": b"x"})
+    monkeypatch.setattr(storage, "open_input", None)
+    with pytest.raises(UsageError, match="nowhere: there is no such file or folder"):
+        plan(folder, str(tmp_path / "out"), against=(str(tmp_path / "nowhere"),))
+    Path(f"{folder}/images").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="images/train: there is no such file or folder"):
+        plan(folder, str(tmp_path / "out"))
+
+
 def test_the_source_is_not_a_target(small_coco: Path) -> None:
     with pytest.raises(UsageError, match="is the images folder itself"):
         plan(str(small_coco), str(small_coco / "images/train"))

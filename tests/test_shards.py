@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cluster import shards, storage
-from cluster.errors import DataError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.shards import Category, Place, Row, RowGroup, Shard, ShardSet
 
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
@@ -178,11 +179,57 @@ def test_a_damaged_page_of_annotations_is_noticed_without_reading_pixels(root: s
         shards.read_annotations(opened)
 
 
-def test_a_missing_quarantine_is_told_plainly(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"quarantine.parquet: is missing or damaged; run prepare"):
+def test_whatever_byte_is_damaged_annotations_are_right_or_refused(tmp_path: Path) -> None:
+    opened = write_set(str(tmp_path), [[row(1, 2), row(2, 1), row(3, 0)]])
+    file = tmp_path / opened.shards[0].name
+    whole, expected = file.read_bytes(), shards.read_annotations(opened)
+    refused = 0
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        shards.read_footer.cache_clear()
+        try:
+            assert shards.read_annotations(opened).equals(expected)  # what was hit is in the pixels or a checksum of theirs
+        except DataError as error:
+            assert file.name in str(error) and "run prepare with --overwrite true" in str(error)
+            refused += 1
+    assert refused > 0.9 * len(whole) / 7
+
+
+def test_annotations_of_a_valid_shard_of_another_set_are_refused(root: str) -> None:
+    opened = write_set(root, [[row(1, 2), row(2, 1)]])
+    shards.write_shard(root, opened.shards[0].name, [row(7, 2), row(8, 3)], row_group_rows=2)
+    shards.read_footer.cache_clear()
+    with pytest.raises(DataError, match="is not the shard of the index"):
+        shards.read_annotations(opened)
+
+
+def test_a_disk_that_fails_is_not_a_damaged_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = write_set(str(tmp_path), [[row(1, 2)]])
+
+    def broken(uri: str, *place: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    shards.read_footer.cache_clear()
+    for name in ("read_range", "read_bytes"):
+        monkeypatch.setattr(storage, name, broken)
+    place = opened.locate_group(0)
+    for read, what in ((shards.read_row_group, place), (shards.read_annotations, opened), (shards.read_quarantine, str(tmp_path))):
+        with pytest.raises(PlainError, match=r"cannot be read \(.*Input/output error\); check the storage") as caught:
+            read(what)
+        assert not isinstance(caught.value, DataError)
+
+
+def test_a_missing_or_damaged_quarantine_is_told_plainly(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"quarantine.parquet: is not in the folder of its set; run prepare"):
         shards.read_quarantine(str(tmp_path))
-    storage.write_bytes(str(tmp_path / "quarantine.parquet"), b"not Parquet at all")
-    with pytest.raises(DataError, match="is missing or damaged"):
+    shards.write_quarantine(str(tmp_path), [{"what": "image", "where": "ä.jpg", "why": "it is empty", "raw": "{}"}])
+    whole = (tmp_path / "quarantine.parquet").read_bytes()
+    for place in range(0, len(whole), 7):
+        (tmp_path / "quarantine.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(DataError):
+            shards.read_quarantine(str(tmp_path))
+    (tmp_path / "quarantine.parquet").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"quarantine.parquet: is damaged \(.*\); run prepare"):
         shards.read_quarantine(str(tmp_path))
 
 

@@ -87,8 +87,8 @@ def test_what_cannot_be_united(tmp_path: Path) -> None:
         sources.read_sources([huge, good])
     with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo"):
         sources.read_sources([good._replace(format="xml")])
-    with pytest.raises(UsageError, match="nowhere: there is no such file or folder"):
-        sources.read_sources([good._replace(images=str(tmp_path / "nowhere"))])
+    with pytest.raises(UsageError, match="nowhere.json: there is no such annotation file"):
+        sources.read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
 
 
 @given(names=st.lists(names, unique=True), more=st.lists(names, unique=True), share=st.floats(0.01, 0.99))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def test_the_next_epoch_is_begun_before_this_one_ends_and_is_the_same(shard_set:
     list(eager.epoch(0, [(0, 24)]))
     eager.close()
     assert not eager.prepared
+
+
+def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def begin(own: Stream, epoch: int, left: plan.Intervals) -> Ahead:
+        begun.append(epoch)
+        return Ahead((number for number in range(2)), depth=2)
+
+    monkeypatch.setattr(Stream, "begin", begin)
+    again = Stream(SimpleNamespace(num_rows=8), rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=0, epochs=2)
+    for _ in range(2):
+        assert len(list(again.epoch(0, [(0, 8)]))) == 2
+    again.close()
+    assert begun == [0, 1, 0]
 
 
 def test_a_resumed_position_is_not_taken_from_a_prepared_epoch(shard_set: ShardSet) -> None:
