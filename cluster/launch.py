@@ -15,7 +15,7 @@ from cluster.errors import UsageError
 from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
-from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused
+from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
 Event = dict[str, Any]
 
@@ -131,6 +131,18 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def augmentation_has_room(self) -> TrainConfig:
+        if self.training.batch_size == self.training.workers:
+            refuse_unused(self.augmentation, "augmentation", ["mixup"], "where a worker has one image a step", "raise training.batch_size")
+        sides, room = self.augmentation.short_sides, max(map(min, self.canvas.canvases))
+        if sides is not None and sides[0] > room:
+            raise ValueError(
+                f"augmentation.short_sides {shown(sides)}: the canvas holds short sides of at most {room} px, so none of these is ever reached; "
+                "take smaller ones, or a larger canvas"
+            )
+        return self
+
+    @model_validator(mode="after")
     def sync_has_gpus(self) -> TrainConfig:
         # Ray Train makes a process group for a single worker too, and torch's SyncBatchNorm then refuses tensors of a CPU.
         if self.model.norm == "sync" and not self.training.gpus_per_worker:
@@ -151,9 +163,8 @@ class TrainConfig(Section):
             return self
         if self.pretrained is not None:
             raise ValueError(f"pretrained {self.pretrained}: {self.model.architecture} trains from scratch, weight files are for retinanet; unset it")
-        for name, field in LossConfig.model_fields.items():
-            if name != "box_weight" and (value := getattr(self.loss, name)) != field.default:
-                raise ValueError(f"loss.{name} {value}: {self.model.architecture} has losses of its own; leave it at {field.default}")
+        others = [name for name in LossConfig.model_fields if name != "box_weight"]
+        refuse_unused(self.loss, "loss", others, f"in the baseline {self.model.architecture}, which has losses of its own")
         if self.model.architecture == "faster_rcnn":
             refuse_unused(self.decode, "decode", ["top_per_level"], "in the baseline faster_rcnn, which keeps 1000 proposals an image")
         return self

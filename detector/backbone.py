@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+NETWORKS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+)  # fmt: skip
 DEEPEST_STRIDE = 32
 """Canvas pixels between neighbouring positions of C5; the pyramid's coarser levels are made by convolutions of its own."""
 
@@ -34,6 +37,12 @@ class FrozenBatchNorm(nn.Module):
 NORMS = {"batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm, "frozen": FrozenBatchNorm, "group": partial(nn.GroupNorm, 32)}
 
 
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """`ValueError` for what is none of the choices: a package that another version wrote may name such a part, and another one would be built."""
+    if value not in choices:
+        raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}")
+
+
 class Backbone(nn.Module):
     """torchvision's residual network without its classifier: (B, 3, H, W) -> those of C2..C5 that have one of `strides`, finest first.
 
@@ -44,6 +53,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, norm: str, frozen_stages: int = 0, stride_in: str = "3x3", strides: Sequence[int] = (8, 16, 32)):
         super().__init__()
+        for part, value, choices in (("backbone", name, NETWORKS), ("norm", norm, NORMS), ("stride_in", stride_in, ("3x3", "1x1"))):
+            check_choice(part, value, choices)
         network = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.strides = tuple(strides)
@@ -84,6 +95,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, strides: Sequence[int] = (8, 16, 32, 64, 128), width: int, p6_from: str):
         super().__init__()
+        check_choice("p6_from", p6_from, ("c5", "p5"))
         self.p6_from = p6_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)

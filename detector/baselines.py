@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid
+from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid, check_choice
 from detector.batch import Batch
 from detector.decode import Detections
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
@@ -36,8 +36,7 @@ def build_model(*, architecture: str = "retinanet", **parts: Any) -> RetinaNet |
     """The network of a description: `parts` are the keywords of `RetinaNet`, of which a baseline takes those in `PARTS`."""
     if architecture == "retinanet":
         return RetinaNet(**parts)
-    if architecture not in PARTS:
-        raise ValueError(f"architecture {architecture!r}: must be one of retinanet, {', '.join(PARTS)}")
+    check_choice("architecture", architecture, ("retinanet", *PARTS))
     return Baseline(architecture, **{name: parts[name] for name in PARTS[architecture] if name in parts})
 
 

@@ -97,8 +97,7 @@ def collate(samples: Sequence[Sample], *, classes: int | None = None) -> Batch:
     """
     for sample in samples:
         check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
-    slots = max(1, *(len(s.labels_N) for s in samples)) if len(samples) > 1 else max(1, len(samples[0].labels_N))
-    slots = -(-slots // SLOT_STEP) * SLOT_STEP
+    slots = -(-max(1, *(len(s.labels_N) for s in samples)) // SLOT_STEP) * SLOT_STEP
     images = torch.empty((len(samples), *samples[0].image.shape), dtype=torch.uint8, memory_format=torch.channels_last)
     boxes = torch.zeros((len(samples), slots, 4))
     labels = torch.full((len(samples), slots), -1, dtype=torch.int64)

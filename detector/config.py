@@ -30,6 +30,8 @@ def refuse_unused(section: Section, where: str, names: Sequence[str], reason: st
 def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(shown, value))
+    if value is None:
+        return "null"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -71,8 +73,9 @@ class AnchorConfig(Section):
 
     @model_validator(mode="after")
     def positive_and_growing(self) -> AnchorConfig:
-        if min(self.base_sizes + self.scales + self.ratios) <= 0:
-            raise ValueError("anchors: base_sizes, scales and ratios must all be above 0")
+        for name in ("base_sizes", "scales", "ratios"):
+            if min(values := getattr(self, name)) <= 0:
+                raise ValueError(f"anchors.{name} {shown(values)}: must all be above 0, they are sizes and their factors; leave out what is not")
         if list(self.base_sizes) != sorted(set(self.base_sizes)):
             raise ValueError(f"anchors.base_sizes {self.base_sizes}: must grow with the stride, coarser levels see larger objects")
         smallest = int(min(self.base_sizes) * min(self.scales)) * min(min(ratio**0.5, ratio**-0.5) for ratio in self.ratios)
@@ -125,6 +128,9 @@ class CanvasConfig(Section):
     def nothing_is_ignored(self) -> CanvasConfig:
         if self.shapes:
             refuse_unused(self, "canvas", ("height", "width"), "beside canvas.shapes, which take its place", "set the shapes to []")
+        longest = max(map(max, self.canvases))
+        if self.long_side is not None and self.long_side >= longest:
+            refuse_unused(self, "canvas", ["long_side"], f"where no canvas is longer than {longest} px", "set it below that")
         return self
 
 
@@ -134,9 +140,9 @@ class ModelConfig(Section):
     architecture: Literal["retinanet", "faster_rcnn", "fcos"] = Field(
         "retinanet", description="retinanet, or a baseline to compare it with: torchvision's faster_rcnn or fcos, on the same backbone and pyramid"
     )
-    backbone: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
-    ] = Field("resnet50", description="torchvision's network under the pyramid")
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"] = (
+        Field("resnet50", description="torchvision's network under the pyramid")
+    )
     norm: Literal["batch", "frozen", "sync", "group"] = Field(
         "batch",
         description="the backbone's normalisation: batch (statistics of one rank), frozen (fixed scale and bias, for fine-tuning), "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
-from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid
+from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid, check_choice
 from detector.decode import Detections, decode_detections
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -25,6 +25,7 @@ class Head(nn.Module):
 
     def __init__(self, outputs: int, anchors_a_position: int, *, width: int, norm: str):
         super().__init__()
+        check_choice("head_norm", norm, ("none", "group"))
         self.outputs = outputs
         layers: list[nn.Module] = []
         for _ in range(4):

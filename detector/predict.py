@@ -38,7 +38,9 @@ def write_package(folder: str, *, weights: str, description: dict[str, Any], cla
 
 
 def check_description(description: dict[str, Any]) -> None:
-    """`ValueError` naming the fields of a package's description that this version of the code lacks, or does not know: another version wrote it."""
+    """`ValueError` naming the fields of a package's description that this version of the code lacks, or does not know, or the part of the network
+    that it cannot build: another version wrote it.
+    """
 
     def keywords(function: Callable[..., Any], *, required: bool) -> set[str]:
         taken = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -51,6 +53,12 @@ def check_description(description: dict[str, Any]) -> None:
         lacking |= {f"{section}.{name}" for name in keywords(function, required=True) - given if section in description}
         unknown |= {f"{section}.{name}" for name in given - keywords(function, required=False) - also}
     wrong = [f"{name} is missing" for name in sorted(lacking)] + [f"{name} is not known" for name in sorted(unknown)]
+    if not wrong:
+        try:
+            with torch.device("meta"):
+                build_model(**description["model"])
+        except ValueError as error:
+            wrong = [f"model.{error}"]
     if wrong:
         raise ValueError(
             f"{MODEL_FILE}: {'; '.join(wrong[:3])}; it was written by another version of this code: use that version, or train and register again"

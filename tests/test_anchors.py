@@ -107,7 +107,8 @@ def test_six_anchors_of_table_1c():
         ({"strides": (8, 16, 32)}, r"anchors.base_sizes .*5 entries for the 3 levels of anchors.strides \(8, 16, 32\).*one size a stride"),
         ({"base_sizes": (32, 64, 128, 256)}, "4 entries for the 5 levels"),
         ({"base_sizes": (32, 64, 64, 256, 512)}, "must grow"),
-        ({"base_sizes": (0, 64, 128, 256, 512)}, "above 0"),
+        ({"base_sizes": (0, 64, 128, 256, 512)}, "anchors.base_sizes 0,64,128,256,512: must all be above 0"),
+        ({"ratios": (0.5, -1.0)}, "anchors.ratios 0.5,-1: must all be above 0"),
         ({"scales": ()}, "scales"),
         ({"ratios": ()}, "ratios"),
         # A side of 2 x sqrt(1 / 9) = 0.67 px, half of which is rounded to 0.

@@ -156,7 +156,7 @@ def class_bias(network: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"loss": {"gamma": 3.0}}, "loss.gamma 3.0: fcos has losses of its own; leave it at 2.0"),
+        ({"loss": {"gamma": 3.0}}, "loss.gamma 3: does nothing in the baseline fcos, which has losses of its own; leave it at 2"),
         ({"pretrained": "/w.pth"}, "pretrained /w.pth: fcos trains from scratch"),
     ],
 )

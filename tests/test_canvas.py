@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cluster.launch import TrainConfig
 from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, preferred_canvas, training_sample
 from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode
@@ -205,6 +206,12 @@ def test_augmentations_that_do_not_go_are_refused(settings, complaint):
 IGNORED = [
     (CanvasConfig, dict(shapes=PAPER, height=96), "canvas.height 96: does nothing beside canvas.shapes.*; leave it at 800, or set"),
     (CanvasConfig, dict(shapes=PAPER, width=96), "canvas.width 96"),
+    (
+        CanvasConfig,
+        dict(shapes=PAPER, long_side=1344),
+        "canvas.long_side 1344: does nothing where no canvas .* 1344 px; leave it at null, or",
+    ),
+    (CanvasConfig, dict(height=320, width=448, long_side=1333), "canvas.long_side 1333: does nothing where no canvas is longer than 448 px"),
     (AugmentationConfig, dict(short_sides=(640, 800), scale_min=0.5), "augmentation.scale_min 0.5: does nothing beside augmentation.short_sides"),
     (AugmentationConfig, dict(short_sides=(640, 800), scale_max=2.0), "augmentation.scale_max 2"),
     (AugmentationConfig, dict(iou_minima=(0.5, 0.7)), "augmentation.iou_minima 0.5,0.7: does nothing where augmentation.iou_crop is 0"),
@@ -225,6 +232,30 @@ IGNORED = [
 def test_a_setting_that_does_nothing_is_refused(section, settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         section(**settings)
+
+
+TRAINING = dict(data={"train": "t", "val": "v"}, canvas={"shapes": [[320, 448], [448, 256]]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        # A worker has a single picture, which finds no other to be blended with.
+        (
+            {"augmentation": {"mixup": 0.5}, "training": {"batch_size": 2, "workers": 2}},
+            "augmentation.mixup 0.5: does nothing where a worker has one image a step; leave it at 0, or raise training.batch_size",
+        ),
+        ({"augmentation": {"short_sides": (321, 800)}}, "augmentation.short_sides 321,800: the canvas holds short sides of at most 320 px"),
+    ],
+)
+def test_an_augmentation_without_room_is_refused(settings, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        TrainConfig(**TRAINING, **settings)
+
+
+def test_an_augmentation_with_room_is_taken():
+    TrainConfig(**TRAINING, augmentation={"mixup": 0.5, "short_sides": (320, 800)}, training={"batch_size": 4, "workers": 2})
+    TrainConfig(**TRAINING, augmentation={"mosaic": 0.5}, training={"batch_size": 2, "workers": 2})
 
 
 def test_a_setting_that_does_something_is_taken():

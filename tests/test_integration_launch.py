@@ -103,7 +103,12 @@ def head() -> Iterator[dict[str, str]]:
 def submit(head: dict[str, str], arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
     secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
     command = [head["ray"], "job", "submit", "--working-dir", ".", "--", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
+    for _ in range(30):
+        done = subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
+        # The head's agent, which starts jobs, comes up seconds after the dashboard on a busy machine; Ray asks to try again.
+        if "No available agent to submit job" not in done.stderr:
+            break
+    return done
 
 
 def wait_until_up(head: dict[str, str]) -> None:

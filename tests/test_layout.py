@@ -161,6 +161,13 @@ def test_nothing_tracked_knows_a_machine_or_an_index():
     assert not found
 
 
+def test_the_readme_names_every_file():
+    _, tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is where")
+    blocks = dict(re.findall(r"^ {4}(\w+)/(.*?)(?=^ {4}\S|^\S)", tree, re.MULTILINE | re.DOTALL))
+    for floor in FLOORS[:-1]:
+        assert set(re.findall(r"\w+\.py", blocks[floor])) == {Path(name).name for name in NAMES if Path(name).parts[0] == floor}
+
+
 def test_the_lock_is_ours_and_hashed():
     # A uv.lock would make MLflow and Ray resolve an environment of their own.
     assert not (ROOT / "uv.lock").exists()

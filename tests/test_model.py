@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from cluster.launch import TrainConfig
 from detector.anchors import level_shapes
-from detector.backbone import Backbone, FrozenBatchNorm
+from detector.backbone import NETWORKS, NORMS, Backbone, FrozenBatchNorm
 from detector.config import ModelConfig
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
+from detector.weights import BACKBONES
 
 
 def pictures(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -181,6 +183,21 @@ def test_synchronised_statistics_need_gpus():
 def test_a_backbone_without_bottlenecks_has_no_stride_to_move():
     with pytest.raises(ValueError, match="model.stride_in 1x1.*resnet34"):
         ModelConfig(backbone="resnet34", stride_in="1x1")
+
+
+def test_the_code_builds_what_the_configuration_takes():
+    assert NETWORKS == get_args(ModelConfig.model_fields["backbone"].annotation) == tuple(BACKBONES.values())
+    assert set(NORMS) == set(get_args(ModelConfig.model_fields["norm"].annotation))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("backbone", "resnet19"), ("backbone", "vit_b_16"), ("norm", "layer"), ("stride_in", "2x2"), ("head_norm", "batch"), ("p6_from", "c6")],
+)
+def test_an_unknown_part_is_refused(part, value):
+    # As from the description of a package that another version wrote; the configuration refuses it by itself.
+    with pytest.raises(ValueError, match=f"^{part} '{value}': must be one of "):
+        small_net(**{part: value})
 
 
 def test_a_net_without_classes_is_refused():

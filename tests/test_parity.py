@@ -1,5 +1,5 @@
-"""The same weights in torchvision's RetinaNet and in ours give the same logits, offsets, anchors and detections. torchvision is the oracle, loaded
-through `load_pretrained` from a file of each of its versions and generations of names.
+"""The same weights in torchvision's RetinaNet and in ours give the same logits, offsets, anchors, losses and detections. torchvision is the oracle,
+loaded through `load_pretrained` from a file of each of its versions and generations of names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 from torchvision.models.detection.image_list import ImageList
 
+from detector.anchors import IGNORED, match
 from detector.decode import Detections, decode_detections
+from detector.loss import detection_loss, image_weights
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
 from detector.weights import load_pretrained
 
@@ -132,6 +134,40 @@ def outputs_of(seed: int, *, spread: float, batch: int = 3) -> dict[str, Tensor]
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, sum(LEVELS), CLASSES, generator=generator) * spread - 3
     return {"cls_logits": logits, "bbox_regression": torch.randn(batch, sum(LEVELS), 4, generator=generator)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
+def test_losses(pair, seed):
+    theirs, ours = pair
+    generator = torch.Generator().manual_seed(seed)
+    corners, sides = 120 * torch.rand(9, 2, generator=generator), 1 + 127 * torch.rand(9, 2, generator=generator)
+    anywhere = torch.cat([corners, (corners + sides).clamp(max=128)], dim=1).tolist()
+    pixel = [[x, y, x + 1, y + 1] for x, y in ((0, 0), (127, 127), (40 + seed, 61))]
+    # Nothing; single pixels; objects anywhere; two in one place, of which each anchor takes the same one, over one that fills the canvas.
+    boxes = [[], pixel, anywhere, [[20, 30, 70, 60], [20, 30, 70, 60], [0, 0, 128, 128]]]
+    targets = [{"boxes": torch.tensor(its).reshape(-1, 4).float(), "labels": torch.arange(len(its)) % CLASSES} for its in boxes]
+    boxes_BG4, labels_BG = torch.zeros(4, 16, 4), torch.full((4, 16), -1)
+    for i, target in enumerate(targets):
+        boxes_BG4[i, : len(target["boxes"])], labels_BG[i, : len(target["boxes"])] = target["boxes"], target["labels"]
+
+    anchors_A4 = torch.cat(ours.anchors(SIDE, SIDE))
+    theirs_of = ours_of = outputs_of(seed, spread=2.0, batch=4)
+    if seed == 0:  # of the networks themselves
+        images = pixels(SIDE, SIDE, seed=0, batch=4)
+        theirs_of, ours_of = run_torchvision(theirs, images)[0], dict(zip(theirs_of, ours(images), strict=True))
+    expected = theirs.compute_loss(targets, theirs_of, [anchors_A4] * 4)
+
+    slot_BA = match(anchors_A4, boxes_BG4, labels_BG)
+    kind = theirs.head.regression_head._loss_type  # l1 in the first version, giou in the second
+    sums = detection_loss(*ours_of.values(), anchors_A4, boxes_BG4, labels_BG, slot_BA, gamma=2.0, alpha=0.25, box=kind, beta=1.0)
+    positives_B = (slot_BA >= 0).sum(dim=1).float()
+    assert positives_B[0] == 0 and (positives_B[1:] > 0).all() and (slot_BA == IGNORED).any()
+    totals = dict(positives=positives_B.sum(), images=torch.tensor(4.0), average=torch.tensor(1.0))
+    weights_B = image_weights(positives_B, **totals, normalizer="image")
+    for found_B, name in ((sums.classification_B, "classification"), (sums.box_B, "bbox_regression")):
+        assert float(expected[name]) > 0.1
+        assert float((weights_B * found_B).sum()) == pytest.approx(float(expected[name]), rel=1e-4)
 
 
 def compare(pair, outputs: dict[str, Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:

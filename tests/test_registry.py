@@ -97,6 +97,7 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     [
         (lambda d: d["model"].update(depth=18), "model.depth is not known"),
         (lambda d: d["model"].pop("classes"), "model.classes is missing"),
+        (lambda d: d["model"].update(norm="layer"), "model.norm 'layer': must be one of batch, sync, frozen, group"),
         (lambda d: d["decode"].update(nms=0.5), "decode.nms is not known"),
         (lambda d: d.pop("canvases"), "canvases is missing"),
         (lambda d: d.update(canvas=[64, 96]), "canvas is not known"),
