@@ -125,12 +125,13 @@ def run_jobs(make_job: Callable[[int], ShardJob], numbers: Sequence[int], *, tot
         return {}
     # Decoding keeps a core busy. A smaller share would start more workers, at seconds of imports each, for no more speed.
     task = ray.remote(num_cpus=1)(run_job)
-    in_flight = int(ray.cluster_resources().get("CPU", 1)) + 1
     waiting = list(reversed(numbers))
     running: dict[Any, int] = {}
     reports: dict[int, ShardReport] = {}
     try:
         while waiting or running:
+            # Asked again each time: nodes come and go.
+            in_flight = int(ray.cluster_resources().get("CPU", 1)) + 1
             while waiting and len(running) < in_flight:
                 number = waiting.pop()
                 running[task.remote(make_job(number))] = number

@@ -102,11 +102,12 @@ def parse_voc(data: bytes) -> VocFile:
     try:
         # Expat resolves no external entities and stops where internal ones multiply.
         root = ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        objects = [parse_object(number, node) for number, node in enumerate(root.iter("object"), start=1)]
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         return VocFile("", None, None, [], f"it is not valid XML: {error}", sha256)
     file_name = (root.findtext("filename") or "").strip()
-    objects = [parse_object(number, node) for number, node in enumerate(root.iter("object"), start=1)]
-    sizes = [int(value) for value in (root.findtext(f"size/{name}", "").strip() for name in ("height", "width")) if value.isdecimal()]
+    sides = (root.findtext(f"size/{name}", "").strip() for name in ("height", "width"))
+    sizes = [int(value) for value in sides if value.isdecimal() and len(value) < 12]
     height, width = sizes if len(sizes) == 2 and min(sizes) > 0 and max(sizes) < 2**31 else (None, None)
     fault = fault_of_name(file_name)
     fault = fault.replace("file_name", "<filename>") if fault else None

@@ -44,7 +44,8 @@ class PrepareConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the order in which images are stored")
     shard_size_mib: int = Field(64, ge=1, le=1024, description="MiB of images in a shard; a task holds one in memory")
     row_group_rows: int = Field(32, ge=1, le=4096, description="images in a row group, the unit of reading")
-    max_pixels: int = Field(100_000_000, ge=1, le=10**9, description="pixels (width x height) above which an image is left out unread")
+    # At most `detector.image.MAX_PIXELS`: what is stored must be readable by everything behind.
+    max_pixels: int = Field(100_000_000, ge=1, le=100_000_000, description="pixels (width x height) above which an image is left out unread")
     max_quarantined: float = Field(0.05, ge=0, le=1, description="share of the images, 0 to 1, that may be left out before the whole set is refused")
     max_quarantined_annotations: float = Field(0.05, ge=0, le=1, description="the same for the annotations, of images that are not left out")
     overwrite: bool = Field(False, description="replace a shard set of another source or other options at the output")

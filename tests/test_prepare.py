@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from cluster import ingest, intake, records, report, shard_jobs, shards, storage, survey
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.sources import SourcePaths
-from detector.image import decode_image
+from detector.image import MAX_PIXELS, decode_image
 from pipelines.command_line import run_verb
 from pipelines.prepare import PrepareConfig, main
 
@@ -416,6 +417,31 @@ def test_jobs_are_made_when_a_task_is_free_for_them(small_coco: Path, ray_cluste
         assert len(made) <= int(line.split()[0]) + 5
 
     assert len(shard_jobs.run_jobs(make, range(24), total=24, say=look)) == len(made) == 24
+
+
+def test_nodes_that_join_later_get_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    cpus, under_way = iter([1, 1, 3, 3, 3, 3]), []
+
+    def wait(running: list[str], num_returns: int) -> tuple[list[str], list[str]]:
+        under_way.append(len(running))
+        return running[:1], running[1:]
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": next(cpus)})
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda function: SimpleNamespace(remote=lambda job: f"report {job}"))
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    found = shard_jobs.run_jobs(str, range(6), total=6, say=quiet)
+    assert found == {number: f"report {number}" for number in range(6)}
+    # One more than there are CPUs: two with one, four with three, until none waits.
+    assert under_way == [2, 2, 4, 3, 2, 1]
+
+
+def test_no_larger_picture_is_stored_than_training_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    places = ("--annotations", "a.json", "--images", "i", "--output", "o")
+    assert run_prepare(*places, "--max_pixels", str(MAX_PIXELS + 1)) == 2
+    assert f"max_pixels '{MAX_PIXELS + 1}': must be less than or equal to {MAX_PIXELS}" in capsys.readouterr().err
 
 
 def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) -> None:

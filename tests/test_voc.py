@@ -75,6 +75,7 @@ def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
         ("!<annotation><object>", "it is not valid XML"),
         ("<annotation></annotation>", "it has no <filename>"),
         ("<annotation><filename>../a.jpg</filename></annotation>", "its <filename> leads out of the images folder"),
+        ("<annotation><filename>a.jpg</filename><object>" + "<x>" * 3000 + "</x>" * 3000 + "</object></annotation>", "it is not valid XML"),
         # A billion laughs: expat stops at the multiplication.
         (
             '!<!DOCTYPE x [<!ENTITY a "ha">'
@@ -91,8 +92,9 @@ def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
     assert [image.file_name for image in source.images] == ["good.jpg"] and source.listed == 2
 
 
-def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path) -> None:
-    text = f"<annotation><filename>a.jpg</filename><size><width>0</width><height>x</height></size>{thing()}</annotation>"
+@pytest.mark.parametrize("width", ["0", "30.5", "9" * 5000])
+def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path, width: str) -> None:
+    text = f"<annotation><filename>a.jpg</filename><size><width>{width}</width><height>x</height></size>{thing()}</annotation>"
     image = voc.read_voc(write(tmp_path, a=text)).images[0]
     assert (image.height, image.width) == (None, None)
 
