@@ -206,6 +206,8 @@ class Checked:
 
 def check(config: TrainConfig) -> Checked:
     """Everything that can be wrong before a machine is spent: the data, the storage, the weight file, the run's name."""
+    for uri in (config.data.train, config.data.val):
+        storage.check_reachable(uri)
     train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"

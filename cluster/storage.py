@@ -206,6 +206,13 @@ def delete_folder(uri: str) -> None:
         patiently(uri, "deleted", lambda: filesystem.delete_dir(path))
 
 
+def check_reachable(uri: str) -> None:
+    """Preflight: where `uri` is in S3, its endpoint answers and lets these credentials into the bucket. `UsageError` like `check_readable`."""
+    uri = absolute(uri)
+    if uri.startswith(S3):
+        reach_bucket(uri)
+
+
 def check_readable(uri: str) -> None:
     """Preflight: the file or folder is there and can be read. `UsageError` naming what is wrong and the remedy, within about ten seconds."""
     uri = absolute(uri)

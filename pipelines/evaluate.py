@@ -44,6 +44,7 @@ def main(config: EvaluateConfig) -> None:
     from cluster import evaluation, registry, run_folder, session, storage, tracking
     from cluster.shards import open_shard_set
 
+    storage.check_reachable(config.data)
     shard_set = open_shard_set(config.data)
     best = run_folder.best_checkpoint(storage.absolute(config.run)) if config.run else None
     output = storage.absolute(config.output or f"{config.run}/evaluation/{shard_set.digest[:12]}")

@@ -114,6 +114,22 @@ def test_a_dead_endpoint_is_named_and_no_secret_is_shown(
         assert places["dead"] in printed.err
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_data_behind_a_dead_endpoint_is_told_before_anything_is_read(
+    verb: str, places: dict[str, str], s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the client that gives up soon, a mistake of the user (2); the patient one tries for minutes and calls it a failure (1)."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{places['dead']}")
+    config, main, arguments = {
+        "train": (train.TrainVerb, train.main, ["--data.train", "s3://b/train", "--data.val", "s3://b/val", "--storage", places["dir"]]),
+        "evaluate": (evaluate.EvaluateConfig, evaluate.main, ["--run", places["dir"], "--data", "s3://b/val"]),
+    }[verb]
+    with pytest.raises(SystemExit) as ended:
+        run_verb(config, main, description="", argv=arguments)
+    assert ended.value.code == 2
+    assert f"{places['dead']} does not answer" in capsys.readouterr().err
+
+
 def test_a_ray_address_that_does_not_answer(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster import session
     from cluster.errors import PlainError
