@@ -146,6 +146,10 @@ def run_jobs(make_job: Callable[[int], ShardJob], numbers: Sequence[int], *, tot
             # The cause alone: Ray's own text is the traceback of the worker.
             raise error.cause from None
         raise PlainError(f"preparing a shard failed: {error.cause!r}; run the command again, finished shards are kept") from error
+    except ray.exceptions.RayError as error:
+        # A process that was killed, mostly for its memory, or a node that is gone: Ray has tried again before.
+        why = str(error).strip().splitlines()[0]
+        raise PlainError(f"preparing a shard failed ({type(error).__name__}: {why}); run the command again, finished shards are kept") from error
     finally:
         for reference in running:
             ray.cancel(reference)

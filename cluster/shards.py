@@ -353,7 +353,7 @@ def read_row_group(place: Place) -> pa.Table:
     return pq.ParquetFile(file, metadata=footer).read_row_group(place.number, use_threads=False)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def read_footer(uri: str, start: int, count: int, sha256: str) -> pq.FileMetaData:
     # A footer alone is a file whose row groups are elsewhere.
     return pq.read_metadata(pa.BufferReader(read_verified(uri, start, count, sha256)))

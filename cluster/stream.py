@@ -130,7 +130,10 @@ class Stream:
             weights = np.array([self.source_weights.get(name, 1.0) for name in self.shard_set.source_names])
             shares *= weights[read_columns(self.shard_set, ["source"])["source"].to_numpy()]
         if self.repeat_threshold:
-            labels = read_columns(self.shard_set, ["labels"])["labels"].to_pylist()
+            columns = read_columns(self.shard_set, ["labels", "crowd"])
+            pairs = zip(columns["labels"].to_pylist(), columns["crowd"].to_pylist(), strict=True)
+            # Crowds are not trained on, so they show nothing of a rare class.
+            labels = [[label for label, crowd in zip(*of_image, strict=True) if not crowd] for of_image in pairs]
             shares *= plan.repeat_factors(labels, classes=len(self.shard_set.categories), threshold=self.repeat_threshold)
         return shares
 

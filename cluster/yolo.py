@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +29,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 # Rounding takes shares a little over the edge; the boxes are cut to the picture later. What is far over it is no share.
 MARGIN = 0.01
 REPAIR = "polygons, stored as their bounding boxes"
+SAME_STEM = "another image has its name but for the suffix, and whose the label file is cannot be told"
 
 
 def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: True) -> Source:
@@ -46,20 +48,26 @@ def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: 
         labels = dict(zip(names, pool.map(storage.read_bytes, names.values()), strict=True))
     identity = [classes, pictures, *((name, hashlib.sha256(data).hexdigest()) for name, data in labels.items())]
 
-    findings, records, listed = Findings(), [], 0
+    findings, records, listed, lost = Findings(), [], 0, 0
+    images_of = Counter(map(stem, pictures))
+    shared: set[str] = set()
     for number, name in enumerate(pictures, start=1):
         if keep(name):
             listed += 1
             if fault := fault_of_name(name):
                 findings.reject("image", name, fault, {"file_name": name})
                 continue
+            if images_of[stem(name)] > 1:
+                findings.reject("image", name, SAME_STEM, {"file_name": name})
+                lost += 0 if stem(name) in shared else count_lines(labels.get(stem(name), b""))
+                shared.add(stem(name))
+                continue
             annotations = read_labels(labels.get(stem(name), b""), name, len(classes), findings)
             records.append(ImageRecord(number, name, None, None, annotations))
-    lost = 0
     for alone in sorted(set(labels) - set(map(stem, pictures))):
         if keep(alone):
             listed += 1
-            lines = sum(bool(line.strip()) for line in labels[alone].splitlines())
+            lines = count_lines(labels[alone])
             lost += lines
             findings.reject("image", f"{alone}.txt", "there is no image for this label file", {"labels": f"{alone}.txt", "annotations": lines})
     categories = tuple(Category(label, label, name) for label, name in enumerate(classes))
@@ -75,6 +83,11 @@ def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: 
         largest_id=len(pictures),
         digest=hashlib.sha256(repr(identity).encode()).hexdigest(),
     )
+
+
+def count_lines(data: bytes) -> int:
+    """Labels in a file."""
+    return sum(bool(line.strip()) for line in data.splitlines())
 
 
 def stem(name: str) -> str:

@@ -107,7 +107,7 @@ def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_im
     from cluster.scoring import read_truths
 
     truths = read_truths(shard_set)
-    labels = [t.labels_N.tolist() for t in truths]
+    labels = [t.labels_N[~t.crowd_N].tolist() for t in truths]
     factors = plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
     assert factors.max() > 1
     weighted = [Stream(shard_set, rank=rank, ranks=2, batch=4, canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]

@@ -150,3 +150,12 @@ def test_a_split_keeps_ids(tmp_path: Path) -> None:
     places = write(tmp_path, pictures=("a.jpg", "b.jpg", "c.jpg"), b="0 0.5 0.5 0.2 0.2")
     parts = [yolo.read_yolo(*places, keep) for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")]
     assert sorted(image for part in parts for image in part.images) == sorted(yolo.read_yolo(*places).images)
+
+
+def test_pictures_that_share_a_label_file_are_left_out_by_name(tmp_path: Path) -> None:
+    label = "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n"
+    source = yolo.read_yolo(*write(tmp_path, pictures=("a.jpg", "a.png", "b.jpg", "c.jpg", "c.png"), a=label, b=label))
+    assert [record.file_name for record in source.images] == ["b.jpg"]
+    assert reasons(source) == [("image", name, yolo.SAME_STEM) for name in ("a.jpg", "a.png", "c.jpg", "c.png")]
+    # Four labels are listed; the two that belong to either a.jpg or a.png are lost with them.
+    assert (source.listed, source.annotated, source.lost) == (5, 4, 2)
