@@ -89,6 +89,8 @@ def head() -> Iterator[dict[str, str]]:
         command += [
             "--node-ip-address=127.0.0.1",
             f"--ray-client-server-port={free_port()}",
+            # The agent starts the jobs. The session's own cluster has the default port.
+            f"--dashboard-agent-listen-port={free_port()}",
             "--object-store-memory=300000000",
             "--disable-usage-stats",
         ]
@@ -103,12 +105,7 @@ def head() -> Iterator[dict[str, str]]:
 def submit(head: dict[str, str], arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
     secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
     command = [head["ray"], "job", "submit", "--working-dir", ".", "--", *arguments]
-    for _ in range(30):
-        done = subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
-        # The head's agent, which starts jobs, comes up seconds after the dashboard on a busy machine; Ray asks to try again.
-        if "No available agent to submit job" not in done.stderr:
-            break
-    return done
+    return subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
 
 
 def wait_until_up(head: dict[str, str]) -> None:
