@@ -196,7 +196,10 @@ def main() -> None:
 def compare(shard_set: shards.ShardSet, rounds: int) -> None:
     some = [shard_set.locate_group(group) for group in range(min(8, len(shard_set.rows_per_group)))]
     held = [row for place in some for row in marked(shards.read_row_group(place))]
-    loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, num_workers=2, collate_fn=collate, persistent_workers=True)
+    # A forked process cannot use the S3 client of its parent: it gets empty answers, which the digests then refuse.
+    start = "spawn" if shard_set.uri.startswith(storage.S3) else "fork"
+    settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
+    loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings)
     plain = stream_of(shard_set)
     contenders: dict[str, Callable[[int], int]] = {
         "decoder alone, one thread, in memory": lambda e: sum(len(decode_image(row["image"])) > 0 for row in held),
