@@ -81,7 +81,7 @@ class Window:
     def peek(self) -> str:
         """The next character that is not blank; "" at the end of the file."""
         while True:
-            self.at = BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
+            self.at = BLANKS.match(self.text, self.at).end()
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more(self.chunk):

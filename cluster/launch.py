@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -308,7 +309,10 @@ def train_on_worker(job: dict[str, Any]) -> None:
     """
     from cluster.worker import Worker
 
-    Worker(job).train()
+    worker = Worker(job)
+    # After an error threads would go on reading the epoch that was begun ahead.
+    with closing(worker.stream):
+        worker.train()
 
 
 def decode_place(choice: str, *, gpus_per_worker: float) -> str:

@@ -36,7 +36,7 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], **marks: np.nd
         items.append({"places": places, "rows": unit.rows, "marks": {name: values[start:stop].tolist() for name, values in marks.items()}})
         start = stop
     # As JSON, because Arrow has no type for lists of mixed tuples and Ray would fall back to pickle, with a warning.
-    return in_order([{"unit": json.dumps(item)} for item in items], blocks=len(items)).map_batches(
+    return dataset_of([{"unit": json.dumps(item)} for item in items], blocks=len(items)).map_batches(
         read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS, concurrency=min(READ_TASKS, len(items))
     )
 
@@ -55,7 +55,7 @@ def all_rows(shard_set: ShardSet, *, workers: int = 1) -> ray.data.Dataset:
 
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
     """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order, in blocks enough for all `workers`."""
-    dataset = in_order([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // rows_per_block(len(uris), workers))))
+    dataset = dataset_of([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // rows_per_block(len(uris), workers))))
     return dataset.map_batches(read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS)
 
 
@@ -75,7 +75,8 @@ def iterate(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         raise
 
 
-def in_order(items: list[dict[str, Any]], *, blocks: int) -> ray.data.Dataset:
+def dataset_of(items: list[dict[str, Any]], *, blocks: int) -> ray.data.Dataset:
+    """A Dataset that keeps the order of its items, shows no progress and raises what its functions raised."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

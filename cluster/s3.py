@@ -109,18 +109,16 @@ def patiently(operation: Callable[[], Result]) -> Result:
         pause = min(2 * pause, 10)
 
 
-class WholeReads:
-    """An object as a Python file, for `pyarrow.PythonFile`. `fetch(start, count)` gives every byte asked for or raises."""
+class FetchedFile:
+    """A file of `size` bytes for `pyarrow.PythonFile`. `fetch(start, count)` gives every byte asked for or raises."""
 
-    def __init__(self, file: pa.NativeFile, fetch: Callable[[int, int], pa.Buffer]) -> None:
-        self.file, self.fetch, self.size, self.position = file, fetch, file.size(), 0
+    closed = False
 
-    @property
-    def closed(self) -> bool:
-        return self.file.closed
+    def __init__(self, size: int, fetch: Callable[[int, int], pa.Buffer]) -> None:
+        self.size, self.fetch, self.position = size, fetch, 0
 
     def close(self) -> None:
-        self.file.close()
+        self.closed = True
 
     def tell(self) -> int:
         return self.position

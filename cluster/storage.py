@@ -82,7 +82,12 @@ def open_input(uri: str) -> pa.NativeFile:
     if isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem.open_input_file(path)
     file = patiently(uri, "read", lambda: filesystem.open_input_file(path))
-    return pa.PythonFile(s3.WholeReads(file, lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count))), mode="r")
+    return fetched_file(file.size(), lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count)))
+
+
+def fetched_file(size: int, fetch: Callable[[int, int], pa.Buffer]) -> pa.NativeFile:
+    """A seekable file of `size` bytes, of which `fetch(start, count)` gives every byte asked for or raises."""
+    return pa.PythonFile(s3.FetchedFile(size, fetch), mode="r")
 
 
 def read_bytes(uri: str) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import shards, storage
+from cluster import plan, shards, storage
 from cluster.errors import DataError
 from cluster.shards import INDEX, Shard, ShardSet
 
@@ -157,7 +157,7 @@ def choose_samples(annotations: Annotations, rows_per_group: Sequence[int], *, c
 def read_samples(shard_set: ShardSet, annotations: Annotations, *, count: int) -> Iterator[dict[str, Any]]:
     """The rows that `choose_samples` names, as in the shards, one row group in memory at a time. `DataError` for a shard that is damaged."""
     chosen = np.array(choose_samples(annotations, shard_set.rows_per_group, count=count), np.int64)
-    starts = np.cumsum([0, *shard_set.rows_per_group])
+    starts = plan.first_rows(shard_set.rows_per_group)
     groups = np.searchsorted(starts, chosen, side="right") - 1
     for group in np.unique(groups).tolist():
         table = shards.read_row_group(shard_set.locate_group(group))

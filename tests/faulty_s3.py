@@ -54,6 +54,8 @@ class Rule:
     body: bytes | None = None
     seconds: float = 30
     seen: int = field(default=0, init=False)
+    ended_stall: bool = field(default=False, init=False)
+    """Whether the proxy's `seconds` were over before the client gave the connection up and the test ended."""
 
     def __post_init__(self) -> None:
         if self.fault not in FAULTS:
@@ -197,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
     def hang_up(self, rule: Rule) -> None:
         self.close_connection = True
         if rule.fault.startswith("stall"):
-            self.server.proxy.closing.wait(rule.seconds)
+            rule.ended_stall |= not self.server.proxy.closing.wait(rule.seconds)
         if rule.fault.startswith(("reset", "lost")):
             # No linger: the kernel sends a reset instead of closing in order.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -176,7 +176,7 @@ def test_annotation_id_zero_is_an_id_like_others(tmp_path: Path) -> None:
 
 
 def annotation(id_: int, *box: float, area: float | None = None) -> records.Annotation:
-    return records.Annotation(id_, 0, box, False, area)  # type: ignore[arg-type]
+    return records.Annotation(id_, 0, box, False, area)
 
 
 def test_clipping() -> None:

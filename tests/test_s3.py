@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -139,7 +138,6 @@ def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> No
     storage.write_bytes(f"{bucket}/within", CONTENT)
     rules = [Rule("stall", method="GET", path="/before"), Rule("stall body", method="GET", path="/within"), Rule("stall", method="PUT", path="/up")]
     behind(*rules)
-    start = time.monotonic()
     # At once, because each waits for seconds.
     with ThreadPoolExecutor(3) as pool:
         upload = pool.submit(storage.write_bytes, f"{bucket}/up", CONTENT)
@@ -147,8 +145,8 @@ def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> No
         upload.result()
     assert before == within == storage.read_bytes(f"{bucket}/up") == CONTENT
     assert [rule.fired for rule in rules] == [1, 1, 1]
-    # stall_seconds and the 6 s over which curl takes its mean; more on a machine that is busy, but not the 30 s of the proxy.
-    assert QUICK.stall_seconds <= time.monotonic() - start < 25
+    # By the client, which waits for stall_seconds and the 6 s over which curl takes its mean, and not by the proxy, which says nothing for 30.
+    assert not any(rule.ended_stall for rule in rules)
 
 
 @given(start=st.integers(0, len(CONTENT) + 10), count=st.integers(0, len(CONTENT) + 10), last=st.sampled_from([0, *s3.MARKS]))
@@ -156,7 +154,7 @@ def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> No
 def test_a_range_is_what_a_slice_is(start: int, count: int, last: int) -> None:
     content = CONTENT[:-1] + bytes([last])
     raw = pa.BufferReader(content)
-    file = pa.PythonFile(s3.WholeReads(raw, lambda start, count: s3.read_range(raw, start, count)), mode="r")
+    file = pa.PythonFile(s3.FetchedFile(raw.size(), lambda start, count: s3.read_range(raw, start, count)), mode="r")
     file.seek(start)
     assert file.read(count) == content[start : start + count]
     assert file.tell() == max(start, min(start + count, len(content)))
