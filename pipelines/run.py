@@ -7,13 +7,13 @@ A finished stage is reused as long as its inputs and options are the same, and a
 
 from __future__ import annotations
 
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from pipelines.command_line import run_verb
 from pipelines.workflow import RunConfig, Verbs
 
 
 def main(config: RunConfig) -> None:
-    from cluster import launch, storage, tracking
+    from cluster import storage, tracking, train_config
     from cluster.shards import open_shard_set
     from tune import space
 
@@ -25,9 +25,9 @@ def main(config: RunConfig) -> None:
     data = {"train": shards[0].folder, "val": shards[1].folder}
     training = TrainConfig.model_validate({**config.model_dump(include=set(TrainConfig.model_fields)), "storage": verbs.root, "data": data})
     if config.tune:
-        searched = verbs.sweep(training, launch.identity(training, *sets, weights=verbs.weights_digest), shards)
+        searched = verbs.sweep(training, train_config.identity(training, *sets, weights=verbs.weights_digest), shards)
         training = space.apply(training, searched.values["records"][0]["sample"])
-    trained = verbs.train(training, launch.identity(training, *sets, weights=verbs.weights_digest), shards)
+    trained = verbs.train(training, train_config.identity(training, *sets, weights=verbs.weights_digest), shards)
     evaluated = verbs.evaluate(trained, shards[1])
     registered = verbs.register(trained)
     predicted = verbs.predict(registered)

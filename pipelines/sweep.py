@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.launch import TrainConfig
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig
+from cluster.train_config import TrainConfig
 from pipelines.command_line import run_verb
 from pipelines.train import TrainVerb
 from tune.space import SweepConfig

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.launch import TrainConfig
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig
+from cluster.train_config import TrainConfig
 from pipelines.command_line import run_verb
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.launch import TrainConfig
 from cluster.stages import Finished
+from cluster.train_config import TrainConfig
 from detector.config import Section
 from pipelines.train import TrainVerb
 from tune.space import SweepConfig

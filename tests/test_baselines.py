@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from cluster.worker import Worker
 from detector.baselines import PARTS, Baseline, baseline_step, build_model
 from detector.batch import Batch, Sample, collate

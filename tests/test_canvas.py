@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, preferred_canvas, training_sample
 from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode

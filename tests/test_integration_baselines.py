@@ -10,9 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cluster import launch
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig
+from cluster.train_config import TrainConfig
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +27,7 @@ def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp
         annotations = f"{small_coco}/annotations/instances_{split}.json"
         prepare.main(prepare.PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=output))
     tracking, resources = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), {"workers": 1, "cpus_per_worker": 1.0}
-    chosen = launch.TrainConfig.model_validate(
+    chosen = TrainConfig.model_validate(
         {
             "name": architecture,
             "storage": str(tmp_path / "store"),

@@ -66,7 +66,7 @@ def wait_until_healthy(uri: str, process: subprocess.Popen, log: Path) -> None:
 @pytest.fixture(scope="module")
 def recorded(server: str, ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A run on the server: trained, evaluated, registered."""
-    from cluster.launch import TrainConfig
+    from cluster.train_config import TrainConfig
     from pipelines import evaluate, prepare, register
     from pipelines.train import train
 

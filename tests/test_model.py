@@ -14,7 +14,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from detector.anchors import level_shapes
 from detector.backbone import NETWORKS, NORMS, Backbone, FrozenBatchNorm
 from detector.config import ModelConfig

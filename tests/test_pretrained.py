@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 
 from cluster import launch, pretrained, run_folder, storage
 from cluster.errors import UsageError
-from cluster.launch import TrainConfig
 from cluster.progress import Progress, track
 from cluster.shards import Category
+from cluster.train_config import TrainConfig
 from detector.model import RetinaNet
 from detector.weights import PretrainedReport
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from pipelines.command_line import parse, run_verb
 from pipelines.run import main
 from pipelines.workflow import RunConfig, Verbs

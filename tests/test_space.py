@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from detector.config import LossConfig, ModelConfig
 from pipelines.command_line import parse
 from pipelines.train import TrainVerb

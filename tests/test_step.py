@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.launch import EXECUTION, TrainConfig
+from cluster.train_config import EXECUTION, TrainConfig
 from detector.anchors import match
 from detector.batch import Batch, Sample, collate
 from detector.loss import LossSums

@@ -336,3 +336,15 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
     assert set(seen.values()) == {1} and len(seen) == 24
     whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
     assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}
+
+
+def test_threads_beside_the_model_work_alone_and_leave_the_model_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        beside = list(ordered_map(lambda _: torch.get_num_threads(), iter(range(8)), threads=2))
+        with Ahead((torch.get_num_threads() for _ in range(3)), depth=1) as made:
+            beside += list(made)
+        assert (beside, torch.get_num_threads()) == ([1] * 11, 2)
+    finally:
+        torch.set_num_threads(before)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from cluster import ingest, run_folder, storage
 from cluster.errors import UsageError
-from cluster.launch import TrainConfig
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig, connect, tracking_uri
+from cluster.train_config import TrainConfig
 from detector.config import CanvasConfig
 from detector.model import RetinaNet
 from pipelines import sweep as verb

@@ -24,6 +24,7 @@ from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
+from cluster.train_config import TrainConfig
 from detector.model import RetinaNet
 from detector.step import NonFiniteLoss
 
@@ -52,9 +53,9 @@ def shards(ray_cluster: str, s3: str, small_coco: Path) -> dict[str, str]:
     return uris
 
 
-def config(shards: dict[str, str], **changes: Any) -> launch.TrainConfig:
+def config(shards: dict[str, str], **changes: Any) -> TrainConfig:
     sections = {**TINY, "data": {"train": shards["train"], "val": shards["val"]}, "storage": f"{shards['bucket']}/store", "name": "cells", **changes}
-    return launch.TrainConfig.model_validate(sections)
+    return TrainConfig.model_validate(sections)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking
 from cluster.errors import PlainError, UsageError
-from cluster.launch import TrainConfig
+from cluster.train_config import TrainConfig
 from tune import space
 from tune.space import SweepConfig
 

@@ -1,0 +1,56 @@
+"""Events of the workers, carried to the driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class Board:
+    """Carries events from the workers to a function in the driver: an actor collects them, a thread fetches them twice a second."""
+
+    def __init__(self, on_event: Callable[[Event], None] | None):
+        self.on_event = on_event
+
+    def __enter__(self) -> Any:
+        if self.on_event is None:
+            return None
+        import ray
+
+        self.actor = ray.remote(num_cpus=0, max_concurrency=4)(EventList).remote()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.fetch, daemon=True, name="events")
+        self.thread.start()
+        return self.actor
+
+    def __exit__(self, *_: object) -> None:
+        if self.on_event is not None:
+            self.stopped.set()
+            self.thread.join(timeout=30)
+
+    def fetch(self) -> None:
+        import ray
+
+        while True:
+            last = self.stopped.wait(0.5)
+            for event in ray.get(self.actor.take.remote()):
+                self.on_event(event)
+            if last:
+                return
+
+
+class EventList:
+    """The actor of `Board`."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[Event]:
+        taken, self.events = self.events, []
+        return taken

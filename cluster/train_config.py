@@ -1,0 +1,185 @@
+"""What a training run is told, what makes two runs the same run, and what a predictor needs of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster import storage
+from cluster.shards import ShardSet
+from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
+
+
+class DataConfig(Section):
+    """Shard sets, as written by `prepare`."""
+
+    train: str = Field(description="URI of the shard set to train on (a local folder or s3://bucket/key)")
+    val: str = Field(description="URI of the shard set to evaluate on")
+
+
+class SamplingConfig(Section):
+    """How often the images of data.train occur in an epoch: each once, unless said otherwise. An epoch has the same number of images every time."""
+
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="images of classes that a smaller share of the images has occur more often, by the square root of threshold / share "
+        "(LVIS: 0.001); 0: none",
+    )
+    source_weights: dict[str, float] = Field(
+        {}, description='how often the images of a source of the shard set occur, as JSON such as {"night": 2, "day": 0.5}; 1 where it is not named'
+    )
+
+    @model_validator(mode="after")
+    def weights_are_positive(self) -> SamplingConfig:
+        for name, weight in self.source_weights.items():
+            if not 0 < weight <= 1000:
+                raise ValueError(f"sampling.source_weights {name} {weight:g}: must be above 0 and at most 1000; else prepare a set without it")
+        return self
+
+
+class TrainingConfig(Section):
+    """How long, how wide, how often."""
+
+    epochs: int = Field(12, ge=1, le=10_000, description="passes over the training images")
+    batch_size: int = Field(16, ge=1, le=65_536, description="images of the global batch, shared evenly by the workers")
+    accumulate: int = Field(
+        1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
+    )
+    seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
+    amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
+    evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
+    checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
+    log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
+    log_seconds: float = Field(10.0, ge=0, description="least seconds between lines of progress where the output is not a terminal")
+    workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
+    cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
+    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
+    decode: Literal["auto", "threads", "tasks"] = Field(
+        "auto",
+        description="where images are decoded and augmented: in threads beside each worker, in tasks of Ray Data on any node, or auto: "
+        "tasks where workers have GPUs and nodes without any are there, else threads; the pixels are the same",
+    )
+    decode_threads: int = Field(1, ge=1, le=64, description="threads that decode and augment beside each worker")
+    retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
+
+
+EXECUTION = {
+    "workers",
+    "accumulate",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "decode",
+    "decode_threads",
+    "retries",
+    "log_steps",
+    "log_seconds",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "checkpoint_images",
+}
+"""Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    name: str = Field(
+        "train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run's name; the same name and configuration continue the run"
+    )
+    storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
+    data: DataConfig
+    sampling: SamplingConfig = SamplingConfig()
+    model: ModelConfig = ModelConfig()
+    pretrained: str | None = Field(
+        None,
+        description="weight file a new run starts from, torchvision's, detectron2's or our own: a path, s3://bucket/key or https:// URL; unset: none",
+    )
+    canvas: CanvasConfig = CanvasConfig()
+    loss: LossConfig = LossConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    decode: DecodeConfig = DecodeConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def batch_is_shared_evenly(self) -> TrainConfig:
+        if self.training.batch_size % self.training.workers:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size}: must be a multiple of training.workers {self.training.workers}, "
+                "every rank takes the same number of images a step"
+            )
+        share = self.training.batch_size // self.training.workers
+        if share % self.training.accumulate:
+            raise ValueError(
+                f"training.accumulate {self.training.accumulate}: must divide the {share} images of a worker "
+                f"(batch_size {self.training.batch_size} / workers {self.training.workers}) evenly; take a divisor of {share}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def augmentation_has_room(self) -> TrainConfig:
+        if self.training.batch_size == self.training.workers:
+            refuse_unused(self.augmentation, "augmentation", ["mixup"], "where a worker has one image a step", "raise training.batch_size")
+        sides, room = self.augmentation.short_sides, max(map(min, self.canvas.canvases))
+        if sides is not None and sides[0] > room:
+            raise ValueError(
+                f"augmentation.short_sides {shown(sides)}: the canvas holds short sides of at most {room} px, so none of these is ever reached; "
+                "take smaller ones, or a larger canvas"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def sync_has_gpus(self) -> TrainConfig:
+        # Ray Train makes a process group for a single worker too, and torch's SyncBatchNorm then refuses tensors of a CPU.
+        if self.model.norm == "sync" and not self.training.gpus_per_worker:
+            raise ValueError("model.norm sync: needs training.gpus_per_worker 1, its statistics are summed on GPUs; on CPUs take frozen or group")
+        return self
+
+    @model_validator(mode="after")
+    def only_trained_weights_are_fixed(self) -> TrainConfig:
+        fixed = "norm frozen" if self.model.norm == "frozen" else f"frozen_stages {self.model.frozen_stages}" if self.model.frozen_stages else ""
+        if fixed and self.pretrained is None:
+            remedy = "give --pretrained, or" if self.model.architecture == "retinanet" else "take"
+            raise ValueError(f"model.{fixed}: fixes weights that nothing has trained; {remedy} norm batch or group, frozen_stages 0")
+        return self
+
+    @model_validator(mode="after")
+    def baselines_bring_their_own(self) -> TrainConfig:
+        if self.model.architecture == "retinanet":
+            return self
+        if self.pretrained is not None:
+            raise ValueError(f"pretrained {self.pretrained}: {self.model.architecture} trains from scratch, weight files are for retinanet; unset it")
+        others = [name for name in LossConfig.model_fields if name != "box_weight"]
+        refuse_unused(self.loss, "loss", others, f"in the baseline {self.model.architecture}, which has losses of its own")
+        if self.model.architecture == "faster_rcnn":
+            refuse_unused(self.decode, "decode", ["top_per_level"], "in the baseline faster_rcnn, which keeps 1000 proposals an image")
+        return self
+
+    @property
+    def run_uri(self) -> str:
+        return storage.join(storage.absolute(self.storage), "runs", self.name)
+
+
+def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet, *, weights: str | None) -> dict[str, Any]:
+    """What makes two runs the same run: hyper-parameters and the digests of the data and of the weight file; not worker counts and URIs."""
+    fields = config.model_dump(mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION})
+    return {**fields, "pretrained": weights, "data": {"train": train_set.digest, "val": val_set.digest}}
+
+
+def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:
+    """What a predictor needs beside the weights: see `detector.predict.write_package`."""
+    anchors = config.model.anchors.model_dump(mode="json")
+    model = {"classes": len(shard_set.categories), **config.model.model_dump(mode="json", exclude={"anchors"}), **anchors}
+    description = {
+        "model": model,
+        "canvases": [list(canvas) for canvas in config.canvas.canvases],
+        "long_side": config.canvas.long_side,
+        "decode": config.decode.model_dump(mode="json"),
+        "amp": config.training.amp,
+    }
+    return {"description": description, "classes": [category._asdict() for category in shard_set.categories]}
