@@ -148,7 +148,8 @@ def test_any_number_of_cpus_prepares_the_same_set(tmp_path: Path) -> None:
     for number in range(1, 15):
         Image.fromarray(random.integers(0, 256, (500, 640, 3), np.uint8)).save(tmp_path / f"images/{number}.jpg", quality=90)
         content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": 500, "width": 640})
-        content["annotations"].append({"id": number, "image_id": number, "category_id": 7, "bbox": [5, 5, 10 * number, 50], "iscrowd": 0, "area": 500})
+        box = {"bbox": [5, 5, 10 * number, 50], "iscrowd": 0, "area": 500}
+        content["annotations"].append({"id": number, "image_id": number, "category_id": 7, **box})
     (tmp_path / "images/13.jpg").write_bytes(b"no picture")
     (tmp_path / "coco.json").write_text(json.dumps(content))
     written = []
