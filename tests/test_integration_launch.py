@@ -76,6 +76,20 @@ def test_as_a_script_from_another_folder(job: dict[str, str], tmp_path: Path) ->
     check_run(job, "script", subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(job: dict[str, str], number: signal.Signals) -> None:
+    longer = ["--training.epochs", "500", "--training.checkpoint_images", "4", "--training.evaluate_every", "500"]
+    command = [sys.executable, "-m", "pipelines.train", *flags(job, f"interrupted-{number.name}"), *longer]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        for line in driver.stdout:
+            if "checkpoint " in line:
+                break
+        driver.send_signal(number)
+        errors = driver.communicate(timeout=90)[1]
+    assert (driver.returncode, errors.splitlines()[-1:]) == (5, ["error: interrupted; the same command continues where it stopped"])
+    assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, errors
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
     """`ray start --head` with token authentication, as a child of this process; its jobs address and token file."""
