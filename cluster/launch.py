@@ -128,7 +128,7 @@ def launch(
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in the main thread Ray Train's own handler
+    """What `work` returns or raises, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in the main thread Ray Train's handler
     ends the process with code 1 and no word (Ray 2.60).
     """
     outcome: Future[Any] = Future()
