@@ -71,6 +71,7 @@ class Worker:
             seed=job["training"]["seed"],
             epochs=self.epochs,
             augmentation=job["augmentation"],
+            mirror_later=self.device.type == "cuda",
             threads=job["training"]["decode_threads"],
             decode=job["decode"],
             **job["sampling"],
