@@ -30,7 +30,13 @@ import numpy as np
 from detector.decode import Detections
 from detector.metrics import Truth, coco_table
 
-LIBRARIES = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval", "ultrafast-pycocotools": "ultrafast_pycocotools", "hotcoco": "hotcoco"}
+LIBRARIES = {
+    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
+    "faster-coco-eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
+    "ultrafast-pycocotools": ("ultrafast_pycocotools", "ultrafast_pycocotools", "COCOeval"),
+    "hotcoco": ("hotcoco", "hotcoco", "COCOeval"),
+}
+"""Distribution -> module of `COCO`, module of the evaluation, its name."""
 
 
 def synthetic(images: int, per_image: int, classes: int, seed: int = 0) -> tuple[list[Truth], dict[int, Detections]]:
@@ -90,27 +96,24 @@ def as_dictionaries(given: dict[str, Any]) -> dict[str, Any]:
     return {"images": given["images"], "categories": given["categories"], "annotations": annotations}
 
 
-def from_dictionaries(library: Any, given: dict[str, Any]) -> Any:
-    index = library.COCO()
+def from_dictionaries(index_of: Any, given: dict[str, Any]) -> Any:
+    index = index_of()
     index.dataset = as_dictionaries(given)
     index.createIndex()
     return index
 
 
-def from_columns(library: Any, given: dict[str, Any]) -> Any:
+def from_columns(index_of: Any, given: dict[str, Any]) -> Any:
     names = ("images", "categories", "image_ids", "category_ids", "boxes")
     ids = np.arange(1, len(given["boxes"]) + 1)
-    return library.COCO.from_arrays(*(given[name] for name in names), ids=ids, area=given["area"], iscrowd=given["iscrowd"])
+    return index_of.from_arrays(*(given[name] for name in names), ids=ids, area=given["area"], iscrowd=given["iscrowd"])
 
 
-def loaded(name: str) -> Any | None:
-    """The module with `COCO` and `COCOeval`, or None where the library is not installed."""
+def loaded(name: str) -> tuple[Any, Any] | None:
+    """The classes of index and evaluation, or None where the library is not installed."""
+    of_index, of_evaluation, evaluation = LIBRARIES[name]
     try:
-        module = importlib.import_module(LIBRARIES[name])
-        if name == "pycocotools":
-            module.COCO = importlib.import_module("pycocotools.coco").COCO
-            module.COCOeval = importlib.import_module("pycocotools.cocoeval").COCOeval
-        return module
+        return importlib.import_module(of_index).COCO, getattr(importlib.import_module(of_evaluation), evaluation)
     except ImportError:
         print(f"{name} is not installed: left out")
         return None
@@ -124,22 +127,20 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, fl
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def evaluated(library: Any, truth: Any, found: Any, max_detections: list[int] | None = None) -> Any:
-    evaluation = library.COCOeval(truth, found, "bbox")
-    if max_detections is not None:
-        evaluation.params.maxDets = max_detections
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation
-
-
-def score(name: str, library: Any, given: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], Any]:
+def score(library: tuple[Any, Any], given: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], Any]:
     """Seconds by part, and the evaluation."""
-    index = from_columns if hasattr(library.COCO, "from_arrays") else from_dictionaries
-    truth, *indexing = timed(index, library, given)
+    index_of, evaluation_of = library
+
+    def evaluate(truth: Any, found: Any) -> Any:
+        evaluation = evaluation_of(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation
+
+    truth, *indexing = timed(from_columns if hasattr(index_of, "from_arrays") else from_dictionaries, index_of, given)
     found, *loading = timed(truth.loadRes, given["detections"].copy())
-    evaluation, *scoring = timed(evaluated, library, truth, found)
+    evaluation, *scoring = timed(evaluate, truth, found)
     return {"index": tuple(indexing), "load": tuple(loading), "score": tuple(scoring)}, evaluation
 
 
@@ -175,7 +176,7 @@ def main() -> None:
     evaluations = {}
     for _ in range(args.rounds):
         for name, library in libraries.items():
-            parts, evaluations[name] = score(name, library, given)
+            parts, evaluations[name] = score(library, given)
             seconds[name].append(parts)
         table, *whole = timed(coco_table, truths, detections, [str(k) for k in range(args.classes)])
         seconds["coco_table"].append({"whole": tuple(whole)})
