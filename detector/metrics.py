@@ -82,15 +82,8 @@ def coco_table(
     """
     truths = sorted(truths, key=lambda t: t.image_id)
     limits = sorted(set(max_detections))
-    truth_index = coco_index(truths, class_names)
     found = joined_detections(truths, detections, class_names)
-    xywh = as_xywh(found["boxes"])
-    rows = np.column_stack([found["image_ids"], xywh, found["scores"], found["labels"] + 1]).astype(np.float64)
-    evaluation = COCOeval(truth_index, truth_index.loadRes(rows), "bbox")
-    evaluation.params.maxDets = limits
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision_TRKSM, recall_TKSM = evaluation.eval["precision"], evaluation.eval["recall"]
+    precision_TRKSM, recall_TKSM = curves(coco_index(truths, class_names), found, limits)
     summary = average_precisions(precision_TRKSM[..., -1])
     summary |= {f"AR{limit}": mean(recall_TKSM[:, :, 0, m]) for m, limit in enumerate(limits)}
     summary |= {f"AR_{size}": mean(recall_TKSM[:, :, s, -1]) for s, size in enumerate(SIZES, start=1)}
@@ -100,7 +93,17 @@ def coco_table(
     for k, name in enumerate(class_names):
         recalls = {"AR" if s == 0 else f"AR_{SIZES[s - 1]}": mean(recall_TKSM[:, k, s, -1]) for s in range(4)}
         per_class[name] = {"objects": float(objects[k]), **average_precisions(precision_TRKSM[:, :, k : k + 1, :, -1]), **recalls}
-    return CocoTable(summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(rows))
+    return CocoTable(summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(found["scores"]))
+
+
+def curves(truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M), -1 where there is no truth."""
+    rows = np.column_stack([found["image_ids"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]).astype(np.float64)
+    evaluation = COCOeval(truth_index, truth_index.loadRes(rows), "bbox")
+    evaluation.params.maxDets = list(limits)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 def average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
