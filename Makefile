@@ -30,11 +30,12 @@ test-integration: setup ## tests that start real servers, clusters and a browser
 lint: setup ## ruff
 	$(BIN)/ruff check .
 
-bench: setup ## images/s of the decoder, prepare, the stream, the step and the whole pipeline, each beside what it competes with
+bench: setup ## images/s of the decoder, prepare, the stream, the step, AP and the whole pipeline, each beside what it competes with
 	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/prepare.py
 	$(BIN)/python tests/benchmarks/ingest.py --train
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/scoring.py
 	$(BIN)/python tests/benchmarks/pipeline.py
 
 clean: ## remove .venv and caches; data/ and runs/ stay

@@ -14,14 +14,26 @@ from detector.decode import Detections
 from detector.image import decode_image
 from detector.metrics import CocoTable, coco_table
 from detector.plots import overlay_figure, precision_recall_figure
+from detector.predict import MODEL_FILE, read_json
+from detector.voc_metrics import with_voc
 
 
-def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, **resources: Any) -> CocoTable:
-    """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see
-    `scoring.score`.
+def evaluate(
+    package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, max_detections: int | None = None, **resources: Any
+) -> CocoTable:
+    """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/.
+
+    `max_detections`: what the model gives an image, in place of what its package says, and what counts; unset, COCO's 100 of an image and class.
+    `resources`: see `scoring.score`.
     """
+    limits = (1, 10, 100)
+    if max_detections is not None:
+        limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
+        keep_detections(package, max_detections)
     found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set, workers=resources["workers"]), package, **resources)))
-    table = coco_table(scoring.read_truths(shard_set), found, shard_set.class_names)
+    truths = scoring.read_truths(shard_set)
+    table = coco_table(truths, found, shard_set.class_names, max_detections=limits)
+    table = with_voc(table, truths, found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
         file.write(table.as_text() + "\n")
@@ -30,6 +42,14 @@ def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, ove
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest, **table.as_dict()}, file, indent=1)
     return table
+
+
+def keep_detections(package: str, most: int) -> None:
+    """Let the model of a package in a local folder keep so many of the best detections of an image."""
+    description = read_json(package, MODEL_FILE)
+    description["decode"]["max_detections"] = most
+    with open(os.path.join(package, MODEL_FILE), "w", encoding="utf-8") as file:
+        json.dump(description, file, indent=1)
 
 
 def draw_overlays(shard_set: ShardSet, found: dict[int, Detections], folder: str, *, count: int) -> None:

@@ -1,10 +1,10 @@
 """Detections + truth -> the COCO table, number for number what pycocotools says. Boxes are XYXY px of the original image; labels 0..K-1.
 
-hotcoco scores: of the libraries compared in tests/benchmarks/scoring.py it is one of the two whose precision and recall are pycocotools' own to the last
-bit, and the one that takes columns; 5,000 images with 100 detections each take it 1 % of pycocotools' time.
+hotcoco scores: of the libraries compared in tests/benchmarks/scoring.py it is one of the two whose precision and recall are pycocotools' own to the
+last bit, and the one that takes columns; 5,000 images with 100 detections each take it 1 % of pycocotools' time.
 
-Shapes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium, large), M limits on the detections of an image and class; N objects or
-detections.
+Shapes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium, large), M limits on the detections of an image and class; N objects
+or detections.
 """
 
 from __future__ import annotations

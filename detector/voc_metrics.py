@@ -2,7 +2,9 @@
 
 Unlike COCO's: a detection goes to the object it overlaps most, taken or not; one that goes to a taken object is a false alarm; and one that goes to a
 difficult object (stored as a crowd) counts neither for nor against. (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010, 4.2.)
-Boxes are half-open, which is what the devkit's "+ 1" makes of VOC's inclusive pixels. D detections, G objects, P pairs of both of one image and class.
+
+Boxes are half-open, which is what the devkit's "+ 1" makes of VOC's inclusive pixels. D detections, G objects, P pairs of both of one image and
+class.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ class EvaluateConfig(Section):
     data: str = Field(description="shard set to score on, a local folder or s3://bucket/key")
     output: str | None = Field(None, description="folder for table and pictures; unset: <run>/evaluation/<first 12 characters of the data's digest>")
     storage: str = Field("runs", description="storage root, where the embedded MLflow lies; only used with --model")
+    max_detections: int | None = Field(
+        None, ge=1, le=10_000, description="best detections kept an image, for AP, and for AR beside 1 and 10; unset: the model's own, scored at 100"
+    )
     overlays: int = Field(8, ge=0, le=1000, description="pictures drawn with detections and truth")
     workers: int = Field(2, ge=1, le=4096, description="model replicas")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each replica books")
@@ -63,8 +66,8 @@ def main(config: EvaluateConfig) -> None:
         cpus, gpus = config.workers * config.cpus_per_worker + 0.25, config.workers * config.gpus_per_worker
         session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=config.ray.autoscaling)
         resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
-        folder = f"{scratch}/evaluation"
-        table = evaluation.evaluate(package, shard_set, folder, scored=scored, overlays=config.overlays, **resources)
+        folder, asked = f"{scratch}/evaluation", dict(overlays=config.overlays, max_detections=config.max_detections)
+        table = evaluation.evaluate(package, shard_set, folder, scored=scored, **asked, **resources)
         storage.upload_folder(folder, output, last="metrics.json")
         recorded = run_folder.read(storage.absolute(config.run), run_folder.TRACKING) if config.run else None
         if recorded is not None:

@@ -74,6 +74,7 @@ CASES = [
     ("train --config {dir}/none.yaml", 2, "none.yaml"),
     ("evaluate --run {dir}/nowhere --data {dir}/a", 2, "not a shard set"),
     ("evaluate --data {dir}/a", 2, "either --run or --model"),
+    ("evaluate --run {dir}/a --data {dir}/a --max_detections 0", 2, "max_detections '0': must be greater than or equal to 1"),
     ("register --run {dir}/empty --name cells", 2, "not "),
     ("predict --model cells --images {images} --output {dir}/p --storage {dir}", 2, "models:/NAME@champion"),
     ("predict --model models:/cells@champion --images {dir}/empty --output {dir}/p --storage {dir}", 3, "no image below it"),

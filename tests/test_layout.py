@@ -24,7 +24,7 @@ MLFLOW_FILES = {"cluster/tracking.py", "cluster/registry.py", "cluster/pyfunc_mo
 FORBIDDEN_IN_DETECTOR = {
     "ray", "mlflow", "boto3", "botocore", "pyarrow", "requests", "urllib", "http", "socket", "fsspec", "optuna", "pydantic_settings", "yaml",
 }  # fmt: skip
-DETECTOR_MAY_USE = {"matplotlib", "numpy", "PIL", "pycocotools", "pydantic", "safetensors", "simplejpeg", "torch", "torchvision"}
+DETECTOR_MAY_USE = {"hotcoco", "matplotlib", "numpy", "PIL", "pydantic", "safetensors", "simplejpeg", "torch", "torchvision"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:

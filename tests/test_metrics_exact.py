@@ -22,15 +22,16 @@ CASES = list(itertools.product(("free", "lattice"), ("one image", "few", "many")
 def random_boxes(random: np.random.Generator, kind: str, count: int) -> np.ndarray:
     """XYXY. On the lattice many overlaps are equal, and areas lie on the borders of the sizes, 32^2 and 96^2; some boxes have no width or height."""
     if kind == "lattice":
-        corners, sides = random.integers(0, 4, (count, 2)) * 8.0, random.choice([0, 8, 16, 24, 32, 96], (count, 2), p=[0.05, 0.25, 0.25, 0.2, 0.2, 0.05])
+        corners = random.integers(0, 4, (count, 2)) * 8.0
+        sides = random.choice([0, 8, 16, 24, 32, 96], (count, 2), p=[0.05, 0.25, 0.25, 0.2, 0.2, 0.05])
     else:
         corners, sides = random.uniform(-5, 60, (count, 2)), np.exp(random.uniform(-1, 5, (count, 2)))
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
 
 
 def random_case(kind: str, size: str, seed: int) -> tuple[list[Truth], dict[int, Detections], int]:
-    """Truth, detections and the number of classes: crowds, ties of scores and of overlaps, images without objects, without detections or without both,
-    classes without objects, more detections than any limit.
+    """Truth, detections and the number of classes: crowds, ties of scores and of overlaps, images without objects, without detections or without
+    both, classes without objects, more detections than any limit.
     """
     random = np.random.default_rng([seed, len(kind), len(size)])
     images = {"one image": 1, "few": 5, "many": 60}[size]
@@ -145,7 +146,8 @@ def test_each_class_is_scored_as_if_it_were_alone():
     assert classes > 1
     for k, name in enumerate(names_of(classes)):
         its_truths = [
-            Truth(t.image_id, t.height, t.width, *(column[t.labels_N == k] for column in (t.boxes_N4, t.labels_N, t.crowd_N, t.area_N))) for t in truths
+            Truth(t.image_id, t.height, t.width, *(column[t.labels_N == k] for column in (t.boxes_N4, t.labels_N, t.crowd_N, t.area_N)))
+            for t in truths
         ]
         its = {i: Detections(*(column[d.labels_N == k] for column in (d.boxes_N4, d.scores_N, d.labels_N))) for i, d in detections.items()}
         stats = dict(zip(SUMMARY_NAMES, by_pycocotools(its_truths, its, classes, [1, 10, 100]).stats.tolist(), strict=True))

@@ -169,8 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     truths, detections = synthetic(args.images, args.detections, args.classes)
     given = columns(truths, detections, args.classes)
-    print(f"{args.images} images, {len(given['boxes'])} objects, {len(given['detections'])} detections, {args.classes} classes; {os.cpu_count()} CPUs,")
-    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}; load average {os.getloadavg()[0]:.1f}\n")
+    print(f"{args.images} images, {len(given['boxes'])} objects, {len(given['detections'])} detections, {args.classes} classes;")
+    print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}; load average {os.getloadavg()[0]:.1f}\n")
     libraries = {name: library for name in LIBRARIES if name not in args.leave_out and (library := loaded(name)) is not None}
     seconds: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in [*libraries, "coco_table"]}
     evaluations = {}
@@ -189,10 +189,11 @@ def main() -> None:
         if name == "coco_table":
             cells[:3] = ["", "", ""]
         version = importlib.metadata.version(name) if name in libraries else ""
-        exact = "not compared" if reference is None else ""
-        if reference is not None:
-            stats = np.array(list(table.summary.values())[:12])
-            exact = differences(evaluations[name], reference) if name in libraries else ("none" if np.array_equal(stats, reference.stats) else "stats")
+        exact = "not compared"
+        if reference is not None and name in libraries:
+            exact = differences(evaluations[name], reference)
+        elif reference is not None:
+            exact = "none" if np.array_equal(list(table.summary.values()), reference.stats) else "stats"
         print(f"| {name} | {version} | {' | '.join(cells)} | {exact} |")
 
 
