@@ -25,6 +25,8 @@ class Checked:
     identity: dict[str, Any]
     begun: bool
     """Whether the run has a checkpoint to go on from."""
+    born: str
+    """See `run_folder.claim`."""
 
 
 def check(config: TrainConfig) -> Checked:
@@ -48,8 +50,8 @@ def check(config: TrainConfig) -> Checked:
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
-    return Checked(train_set, same, begun)
+    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    return Checked(train_set, same, begun, born)
 
 
 def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
@@ -96,6 +98,7 @@ def launch(
             "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
             "data": data,
             "run": run,
+            "born": checked.born,
             "pretrained": weights,
             "package": package_of(config, checked.train_set),
             "config": sections,

@@ -53,6 +53,12 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
     checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
+    checkpoint_minutes: float = Field(0, ge=0, description="minutes after a checkpoint until the next one inside an epoch; 0: as long as it takes")
+    checkpoint_folder: str | None = Field(
+        None,
+        pattern="^/",
+        description="absolute path of a folder on the disk of each node, where checkpoints wait for their upload; unset: below TMPDIR or /tmp",
+    )
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
     log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
     log_seconds: float = Field(10.0, ge=0, description="least seconds between lines of progress where the output is not a terminal")
@@ -81,6 +87,8 @@ EXECUTION = {
     "keep_checkpoints",
     "checkpoint_every",
     "checkpoint_images",
+    "checkpoint_minutes",
+    "checkpoint_folder",
 }
 """Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
 
