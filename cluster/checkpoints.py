@@ -149,9 +149,9 @@ class Checkpoints:
         except Exception as error:
             free = shutil.disk_usage(self.local).free
             shutil.rmtree(partial, ignore_errors=True)
-            # safetensors and torch have errors of their own for a full disk.
-            if getattr(error, "errno", None) in FULL or "os error 28" in str(error) or free < snapshot.size:
-                raise DiskFull(no_room(self.local, f"a checkpoint takes {snapshot.size} bytes, it was full at {free} free")) from error
+            # safetensors and torch have errors of their own for a full disk, torch's does not say so.
+            if getattr(error, "errno", None) in FULL or free < snapshot.size:
+                raise DiskFull(no_room(self.local, f"a checkpoint takes {snapshot.size} bytes, {free} were left")) from error
             if isinstance(error, OSError):
                 raise PlainError(f"{partial}: cannot be written ({error}); check that disk") from error
             raise
