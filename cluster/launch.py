@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import pretrained, run_folder, storage
+from cluster import pretrained, run_folder, storage, warm_start
 from cluster.board import Board, Event
 from cluster.errors import UsageError
 from cluster.failures import plain_failure, stop_at_lasting_errors
@@ -55,16 +55,21 @@ def check(config: TrainConfig) -> Checked:
 
 
 def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
-    """sha256 of the weight file, which must be there and fit until the run has `begun`; after that it may be gone, but not be another one."""
-    if config.pretrained is None:
+    """Digest of the weight file or the checkpoint that the run starts from, which must be there and fit until the run has `begun`; after that it may
+    be gone, but not be another one.
+    """
+    name = "pretrained" if config.pretrained is not None else "from_checkpoint"
+    if getattr(config, name) is None:
         return None
     try:
-        return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+        if name == "pretrained":
+            return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+        return warm_start.digest(config.from_checkpoint) if begun else warm_start.check(config, train_set)
     except UsageError:
         before = run_folder.read(config.run_uri, run_folder.CONFIG)
-        if not begun or before is None or before["config"].get("pretrained") != config.pretrained:
+        if not begun or before is None or before["config"].get(name) != getattr(config, name):
             raise
-        return before["identity"]["pretrained"]
+        return before["identity"][name]
 
 
 def launch(
@@ -89,9 +94,11 @@ def launch(
     training = config.training
     data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
     sections = config.model_dump(mode="json")
-    weights = None
+    weights, start = None, None
     if config.pretrained is not None and not checked.begun:
         weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
+    if config.from_checkpoint is not None and not checked.begun:
+        start = warm_start.publish(config.from_checkpoint, run, name=checked.identity["from_checkpoint"], root=config.storage)
     with Board(on_event) as board:
         job = {
             **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
@@ -100,6 +107,8 @@ def launch(
             "run": run,
             "born": checked.born,
             "pretrained": weights,
+            "start": start,
+            "from_state": config.from_state,
             "package": package_of(config, checked.train_set),
             "config": sections,
             "board": board,

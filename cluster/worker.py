@@ -25,13 +25,13 @@ from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
-from detector.checkpoint import Snapshot, load_checkpoint, take_snapshot
+from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
-from detector.weights import load_pretrained
+from detector.weights import PretrainedReport, load_pretrained
 
 
 class Worker:
@@ -159,6 +159,7 @@ class Worker:
             (uri,) = found
             if uri is None:
                 self.load_pretrained()
+                self.load_start(folder)
                 return
             if self.rank:
                 checkpoints.fetch(uri, folder)
@@ -199,6 +200,26 @@ class Worker:
                 value.copy_(sent)
         if self.average is not None:
             self.average = MovingAverage(self.model, images=self.average.images)
+
+    def load_start(self, folder: str) -> None:
+        """Start from another run's checkpoint, if one was named; `folder` is free for its files."""
+        uri = self.job["start"]
+        if uri is None:
+            return
+        checkpoints.fetch(uri, folder)
+        if self.job["from_state"] == "full":
+            self.load(uri, folder)
+            self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
+            return
+        name = next(name for name in ("ema.safetensors", "model.safetensors") if os.path.exists(os.path.join(folder, name)))
+        try:
+            load_weights(self.model, os.path.join(folder, name))
+        except ValueError as error:
+            raise UsageError(str(error).replace(folder, uri)) from error
+        if self.average is not None:
+            self.average = MovingAverage(self.model, images=self.average.images)
+        report = PretrainedReport("checkpoint of another run", len(self.model.state_dict()), (), (), (), ())
+        self.tell("weights", uri=f"{uri}/{name}", **asdict(report))
 
     def save(self, *, scored: bool = False) -> str:
         """Begin a checkpoint from rank 0, see `Checkpoints.save`; the other ranks go on and meet it at the next collective."""

@@ -98,6 +98,32 @@ def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
     assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
 
 
+@pytest.mark.parametrize(("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")])
+def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, kind):
+    first = Training(0, average=average)
+    first.step(2)
+    uri = saved_by(worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
+    second = worker_on(str(tmp_path / "second"), Training(1))
+    second.job |= {"start": uri, "from_state": kind}
+    second.resume()
+    expected = first.average.state if average and kind == "weights" else first.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
+    assert all(torch.equal(second.average.state[name], value) for name, value in (first.average.state if average else expected).items())
+    if kind == "full":
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (4, [(4, 20)], 37.25, 4)
+        assert len(second.optimizer.state) == len(first.optimizer.state) > 0
+    else:
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (0, [(0, 20)], 100.0, 0)
+        assert not second.optimizer.state
+    # Its own checkpoint comes first from then on.
+    second.images_seen = 8
+    saved_by(second)
+    third = worker_on(str(tmp_path / "second"), Training(2))
+    third.job |= {"start": f"{tmp_path}/gone", "from_state": kind}
+    third.resume()
+    assert third.images_seen == 8
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
