@@ -72,6 +72,7 @@ class Worker:
             seed=job["training"]["seed"],
             epochs=self.epochs,
             augmentation=job["augmentation"],
+            mirror_later=self.device.type == "cuda",
             threads=job["training"]["decode_threads"],
             decode=job["decode"],
             **job["sampling"],
