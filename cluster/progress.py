@@ -41,6 +41,9 @@ class Progress:
     def on_resume(self, event: dict[str, Any]) -> None:
         self.line(f"continuing from {event['checkpoint']}")
 
+    def on_warning(self, event: dict[str, Any]) -> None:
+        self.line(f"warning: {event['text']}")
+
     def on_step(self, event: dict[str, Any]) -> None:
         # A mean that forgets: one slow interval (an evaluation, a noisy neighbour) must not throw the ETA about.
         self.rate = event["images_per_second"] if not self.rate else 0.8 * self.rate + 0.2 * event["images_per_second"]
@@ -98,7 +101,7 @@ class Tracker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.pending.append(event)
-        if self.run is None and event["kind"] not in ("weights", "start", "resume") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+        if self.run is None and event["kind"] not in ("weights", "start", "resume", "warning") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
             self.open()
         if self.run is not None:
             for waiting in self.pending:

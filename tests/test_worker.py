@@ -31,7 +31,7 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run_folder, "write", lambda *_: None)
     told = []
     loop = Worker.__new__(Worker)
-    training = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2}
+    training = {"evaluate_every": 1, "checkpoint_every": 1, "log_steps": 2}
     optimizer = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}
     vars(loop).update(
         job={"training": training, "optimizer": optimizer},
@@ -51,7 +51,8 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
         window=[],
         step=step,
         resume=lambda: None,
-        save=lambda: takes(10),
+        checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None),
+        save=lambda scored: takes(10),
         evaluate=lambda uri: takes(100),
         tell=lambda kind, **values: told.append((kind, values)),
     )
