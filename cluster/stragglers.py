@@ -45,7 +45,7 @@ class Stragglers:
         if not waiting or self.lately("data", waiting):
             return []
         worst = max(waiting, key=waits.get)
-        event, others = interval[worst], f" (and {len(waiting) - 1} other ranks, less)" if len(waiting) > 1 else ""
+        event, others = interval[worst], f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
         return [
             f"data stall: rank {worst} on {event['node']} waited {event['data_seconds']:.1f} of {event['seconds']:.1f} s for its data{others}; "
             "more training.decode_threads, or faster storage"

@@ -58,7 +58,7 @@ def test_a_data_stall_names_rank_node_and_seconds() -> None:
     (line,) = said(Stragglers(2), interval(8, forward=[0.2, 0.2], data=[1.0, 4.0]))
     assert line.startswith("data stall: rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data; more training.decode_threads")
     (line,) = said(Stragglers(3), interval(8, forward=[0.2] * 3, data=[3.0, 4.0, 0.0]))
-    assert "rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data (and 1 other ranks, less)" in line
+    assert "rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data (and 1 more)" in line
 
 
 def test_short_waits_are_no_stall() -> None:
