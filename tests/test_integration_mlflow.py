@@ -116,7 +116,9 @@ def recorded(server: str, data: dict[str, str]) -> dict[str, str]:
     return {"server": server, **run_folder.read(config.run_uri, run_folder.TRACKING)}
 
 
-def test_a_killed_server_misses_nothing(mlflow_server: Server, data: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_killed_server_misses_nothing(
+    mlflow_server: Server, data: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """SIGKILL of the server after the third step, a new one on the same store six steps later: the training goes on, one run has every step."""
     import mlflow
 
