@@ -61,7 +61,7 @@ def test_the_backward_pass_hides_all_but_the_last_bucket() -> None:
 def test_a_step_is_as_slow_as_its_slowest_rank() -> None:
     # Expected greatest of 2 standard normals: 1 / sqrt(pi) = 0.564; of 8: 1.424 (tables of order statistics).
     assert slowest(2) == pytest.approx(0.564, abs=0.03)
-    assert slowest(8) == pytest.approx(1.424, abs=0.01)
+    assert slowest(8) == pytest.approx(1.424, abs=0.02)
     spread = replace(ROUND, nvlink=math.inf, spread=0.01)
     assert row(spread, 4).weak == pytest.approx(1 / (1 + 0.01 * slowest(4)))
 
