@@ -5,8 +5,8 @@
 Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the epochs after
 the first. Before and after that, as many bare processes as there were workers run a training step on one batch in memory, all at once, without data,
 Ray or gradient exchange: their summed images/s is what the machine could do at that hour. The start is compared with that of a bare Ray Train job of
-as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18. Last the same command is typed
-against a cluster that runs already (`ray start --head`), three times.
+as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18. Last the same command is
+typed against a cluster that runs already (`ray start --head`), three times.
 """
 
 from __future__ import annotations
@@ -93,9 +93,15 @@ def running_cluster(folder: str) -> Iterator[str]:
     command += [f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
     command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
     with open(f"{folder}/head.log", "w") as log:
-        process = subprocess.Popen(command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        time.sleep(20)
+        for _ in range(120):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", ports[0])) == 0:
+                    break
+            time.sleep(0.5)
+        # The node's own processes start after the port answers.
+        time.sleep(10)
         yield f"127.0.0.1:{ports[0]}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
