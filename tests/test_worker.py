@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from cluster import run_folder, timing
 from cluster.timing import Timing
-from cluster.worker import Worker
+from cluster.worker import Worker, distribute
 from detector.step import StepReport
 
 
@@ -67,3 +68,17 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
     assert [values["data_share"] for kind, values in told if kind == "step"] == [pytest.approx(1 / 3), 0.5]
     assert [values["rest_share"] for kind, values in told if kind == "step"] == [pytest.approx(0, abs=1e-9)] * 2
     assert [(values["images_seen"], values["step_seconds"]) for kind, values in told if kind == "timing"] == [(8, 2.0), (16, 2.0)]
+
+
+def test_gradients_are_views_of_what_is_sent_and_running_statistics_stay_local() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = distribute(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+        for _ in range(2):
+            network.zero_grad(set_to_none=True)
+            network(torch.ones(2, 3, 8, 8)).sum().backward()
+        assert not network.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()
+    # Four parameters, one bucket: no second copy of the gradients.
+    assert len({parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters()}) == 1
