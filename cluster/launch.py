@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from cluster.errors import UsageError
 from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
-from cluster.train_config import TrainConfig, identity, package_of
+from cluster.train_config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,24 @@ def check(config: TrainConfig) -> Checked:
     if unknown:
         known = ", ".join(train_set.source_names)
         raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
+    check_profile(config, train_set)
     storage.check_writable(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
     born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
     return Checked(train_set, same, begun, born)
+
+
+def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
+    training = config.training
+    steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
+    # With another sampling an epoch has another number of images, which only workers count.
+    if config.sampling == SamplingConfig() and 0 < training.profile_steps and steps < PROFILE_AFTER + training.profile_steps:
+        raise UsageError(
+            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and the first {PROFILE_AFTER} are not recorded; "
+            f"take {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more epochs"
+        )
 
 
 def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
@@ -80,7 +93,7 @@ def launch(
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
-    resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
+    resume, step, timing, checkpoint, evaluation, profile) in this process; `callbacks` go to Ray Train.
     Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
     """
     checked = checked or check(config)

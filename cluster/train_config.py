@@ -10,6 +10,9 @@ from cluster import storage
 from cluster.shards import ShardSet
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
+PROFILE_AFTER = 5
+"""Steps before a profile: they allocate and, where it is asked for, compile."""
+
 
 class DataConfig(Section):
     """Shard sets, as written by `prepare`."""
@@ -62,6 +65,9 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
     log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
     log_seconds: float = Field(10.0, ge=0, description="least seconds between lines of progress where the output is not a terminal")
+    profile_steps: int = Field(
+        0, ge=0, le=1000, description=f"steps of rank 0 that torch's profiler records into the run's folder, after the first {PROFILE_AFTER}; 0: none"
+    )
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
@@ -84,6 +90,7 @@ EXECUTION = {
     "retries",
     "log_steps",
     "log_seconds",
+    "profile_steps",
     "keep_checkpoints",
     "checkpoint_every",
     "checkpoint_images",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-import time
 import warnings
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +23,7 @@ from cluster.errors import UsageError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
+from cluster.timing import Timing, publish_profile, shares, system_metrics
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
@@ -82,7 +83,8 @@ class Worker:
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
         self.checkpoints = Checkpoints(self.run, born=job["born"], settings=job["training"], tell=self.tell, writes=self.rank == 0)
         self.best = run_folder.read(self.run, run_folder.BEST) if self.rank == 0 else None
-        self.last_report: float | None = None
+        profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
+        self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
@@ -101,22 +103,22 @@ class Worker:
                 if evaluate:
                     self.evaluate(uri)
                     # The next interval's images/s are of training alone.
-                    self.last_report = time.monotonic()
+                    self.timing.take()
             self.epoch, self.left = done, [(0, self.stream.places)]
         self.checkpoints.close()
+        self.timing.close()
         if self.rank == 0:
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
 
     def train_epoch(self) -> None:
         """The rest of this epoch, with part-way checkpoints where they are due."""
         start, optimizer = self.left, self.job["optimizer"]
-        for done, batch in enumerate(on_device(self.stream.epoch(self.epoch, start), self.device), start=1):
-            # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
-            self.last_report = self.last_report or time.monotonic()
+        for done, batch in enumerate(self.timing.batches(on_device(self.stream.epoch(self.epoch, start), self.device)), start=1):
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
-            report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
+            with self.timing.step(self.network):
+                report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
             before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
@@ -287,19 +289,32 @@ class Worker:
 
     def tell(self, kind: str, **values: Any) -> None:
         """Send an event to the driver, who prints and tracks it; fire and forget."""
-        if self.rank == 0 and self.job["board"] is not None:
+        if self.rank == 0:
+            self.put(kind, **values)
+
+    def put(self, kind: str, **values: Any) -> None:
+        """The same from every rank."""
+        if self.job["board"] is not None:
             self.job["board"].put.remote({"kind": kind, **values})
 
     def tell_step(self, values: dict[str, float], images: int) -> None:
         self.window.append({**values, "images": images})
         if len(self.window) < self.job["training"]["log_steps"] and self.left:
             return
-        now = time.monotonic()
+        taken = self.timing.take()
         seen = sum(step["images"] for step in self.window)
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
         epoch = self.images_seen / self.stream.places
-        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / (now - self.last_report), **means)
-        self.last_report, self.window = now, []
+        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
+        self.put("timing", rank=self.rank, images_seen=self.images_seen, **taken, **self.node())
+        self.window = []
+
+    def node(self) -> dict[str, Any]:
+        first = ray.train.get_context().get_local_rank() == 0
+        return {"node": ray.util.get_node_ip_address(), "system": system_metrics(self.device, node=first)}
+
+    def save_profile(self, profiler: Any) -> None:
+        self.tell("profile", uri=publish_profile(profiler, self.run, self.images_seen), steps=self.job["training"]["profile_steps"])
 
 
 def distribute(model: torch.nn.Module) -> DistributedDataParallel:
