@@ -25,6 +25,10 @@ class DataError(PlainError):
     exit_code = 3
 
 
+class DiskFull(PlainError):
+    """A node's disk has no room for a checkpoint; a worker that is started again there would meet it again."""
+
+
 class GateError(PlainError):
     """A model did not meet the evidence asked of it and was not promoted."""
 

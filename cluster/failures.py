@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.errors import DataError, PlainError, UsageError
+from cluster.errors import DataError, DiskFull, PlainError, UsageError
 
-LASTING = (UsageError, DataError, ArithmeticError)
-"""Errors of a worker that its restart would meet again: a configuration or data that cannot be used, and `NonFiniteLoss`."""
+LASTING = (UsageError, DataError, DiskFull, ArithmeticError)
+"""Errors of a worker that its restart would meet again: a configuration or data that cannot be used, a full disk, and `NonFiniteLoss`."""
 
 
 def stop_at_lasting_errors() -> Any:

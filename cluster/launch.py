@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,13 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import pretrained, run_folder, storage
+from cluster import pretrained, run_folder, storage, warm_start
 from cluster.board import Board, Event
 from cluster.errors import UsageError
 from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
-from cluster.train_config import TrainConfig, identity, package_of
+from cluster.train_config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Checked:
     identity: dict[str, Any]
     begun: bool
     """Whether the run has a checkpoint to go on from."""
+    born: str
+    """See `run_folder.claim`."""
 
 
 def check(config: TrainConfig) -> Checked:
@@ -46,25 +49,42 @@ def check(config: TrainConfig) -> Checked:
     if unknown:
         known = ", ".join(train_set.source_names)
         raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
+    check_profile(config, train_set)
     storage.check_writable(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
-    return Checked(train_set, same, begun)
+    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    return Checked(train_set, same, begun, born)
+
+
+def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
+    training = config.training
+    steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
+    # With another sampling an epoch has another number of images, which only workers count.
+    if config.sampling == SamplingConfig() and 0 < training.profile_steps and steps < PROFILE_AFTER + training.profile_steps:
+        raise UsageError(
+            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and the first {PROFILE_AFTER} are not recorded; "
+            f"take {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more epochs"
+        )
 
 
 def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
-    """sha256 of the weight file, which must be there and fit until the run has `begun`; after that it may be gone, but not be another one."""
-    if config.pretrained is None:
+    """Digest of the weight file or the checkpoint that the run starts from, which must be there and fit until the run has `begun`; after that it may
+    be gone, but not be another one.
+    """
+    name = "pretrained" if config.pretrained is not None else "from_checkpoint"
+    if getattr(config, name) is None:
         return None
     try:
-        return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+        if name == "pretrained":
+            return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+        return warm_start.digest(config.from_checkpoint) if begun else warm_start.check(config, train_set)
     except UsageError:
         before = run_folder.read(config.run_uri, run_folder.CONFIG)
-        if not begun or before is None or before["config"].get("pretrained") != config.pretrained:
+        if not begun or before is None or before["config"].get(name) != getattr(config, name):
             raise
-        return before["identity"]["pretrained"]
+        return before["identity"][name]
 
 
 def launch(
@@ -73,7 +93,7 @@ def launch(
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
-    resume, step, checkpoint, evaluation) in this process; `callbacks` go to Ray Train.
+    resume, step, timing, checkpoint, evaluation, profile) in this process; `callbacks` go to Ray Train.
     Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
     """
     checked = checked or check(config)
@@ -89,16 +109,21 @@ def launch(
     training = config.training
     data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
     sections = config.model_dump(mode="json")
-    weights = None
+    weights, start = None, None
     if config.pretrained is not None and not checked.begun:
         weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
+    if config.from_checkpoint is not None and not checked.begun:
+        start = warm_start.publish(config.from_checkpoint, run, name=checked.identity["from_checkpoint"], root=config.storage)
     with Board(on_event) as board:
         job = {
             **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
             "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
             "data": data,
             "run": run,
+            "born": checked.born,
             "pretrained": weights,
+            "start": start,
+            "from_state": config.from_state,
             "package": package_of(config, checked.train_set),
             "config": sections,
             "board": board,

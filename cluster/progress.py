@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from typing import Any, TextIO
 
 from cluster import run_folder
 from cluster.errors import PlainError
+from cluster.stragglers import Stragglers
 from cluster.tracking import Run, open_run
 
 RETRY_SECONDS = 30.0
-STEP_METRICS = ("classification", "box", "gradient_norm", "positives", "learning_rate", "images_per_second", "epoch")
+# A run that ends while its server is restarted waits for it this long.
+FINISH_SECONDS = 60.0
+SHARES = ("data_share", "step_share", "rest_share")
+STEP_METRICS = ("classification", "box", "gradient_norm", "positives", "learning_rate", "images_per_second", "epoch", *SHARES)
 
 
 class Progress:
@@ -22,12 +27,13 @@ class Progress:
         self.name, self.out, self.interval = name, out or sys.stdout, interval
         self.total, self.last_ap, self.rate = 0, "-", 0.0
         self.printed_at, self.open_line = 0.0, False
+        self.stragglers = Stragglers(1)
 
     def __call__(self, event: dict[str, Any]) -> None:
         getattr(self, "on_" + event["kind"])(event)
 
     def on_start(self, event: dict[str, Any]) -> None:
-        self.total = event["images_total"]
+        self.total, self.stragglers = event["images_total"], Stragglers(event["ranks"])
         self.line(f"training on {event['ranks']} workers, {event['threads']} threads each; {event['images_seen']} of {self.total} images seen")
 
     def on_weights(self, event: dict[str, Any]) -> None:
@@ -41,22 +47,35 @@ class Progress:
     def on_resume(self, event: dict[str, Any]) -> None:
         self.line(f"continuing from {event['checkpoint']}")
 
+    def on_warning(self, event: dict[str, Any]) -> None:
+        self.line(f"warning: {event['text']}")
+
     def on_step(self, event: dict[str, Any]) -> None:
         # A mean that forgets: one slow interval (an evaluation, a noisy neighbour) must not throw the ETA about.
         self.rate = event["images_per_second"] if not self.rate else 0.8 * self.rate + 0.2 * event["images_per_second"]
         left = (self.total - event["images_seen"]) / max(self.rate, 1e-9)
+        data, step, rest = (f"{100 * event[name]:.0f}%" for name in SHARES)
         text = (
             f"epoch {event['epoch']:6.2f}  images {event['images_seen']:>8d}/{self.total}  {event['images_per_second']:6.1f} img/s  "
-            f"class {event['classification']:.4f}  box {event['box']:.4f}  lr {event['learning_rate']:.2e}  AP {self.last_ap}  ETA {clock(left)}"
+            f"ETA {clock(left)}  class {event['classification']:.4f}  box {event['box']:.4f}  lr {event['learning_rate']:.2e}  AP {self.last_ap}  "
+            f"time: data {data} step {step} rest {rest}"
         )
         now = time.monotonic()
         if self.out.isatty():
-            self.out.write("\r\x1b[K" + text)
+            # A line that wraps could not be renewed.
+            self.out.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
             self.out.flush()
             self.open_line = True
         elif now - self.printed_at >= self.interval:
             self.printed_at = now
             self.line(text)
+
+    def on_timing(self, event: dict[str, Any]) -> None:
+        for text in self.stragglers(event):
+            self.line(text)
+
+    def on_profile(self, event: dict[str, Any]) -> None:
+        self.line(f"profile of up to {event['steps']} steps in {event['uri']}: operations.txt, and trace.json.gz for ui.perfetto.dev")
 
     def on_checkpoint(self, event: dict[str, Any]) -> None:
         self.line(f"checkpoint {event['uri']}")
@@ -98,7 +117,7 @@ class Tracker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.pending.append(event)
-        if self.run is None and event["kind"] not in ("weights", "start", "resume") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+        if self.run is None and event["kind"] not in ("weights", "start", "resume", "warning") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
             self.open()
         if self.run is not None:
             for waiting in self.pending:
@@ -133,7 +152,8 @@ class Tracker:
         if self.run is not None:
             for waiting in self.pending:
                 track(self.run, waiting)
-            self.run.finish(status)
+            # Who interrupts a training waits for nothing.
+            self.run.finish(status, patience_s=10.0 if status == "KILLED" else FINISH_SECONDS)
         elif self.pending:
             print(f"warning: {len(self.pending)} events of {self.name} are not in MLflow at {self.uri}", file=sys.stderr)
 
@@ -149,5 +169,7 @@ def track(run: Run, event: dict[str, Any]) -> None:
     elif event["kind"] == "weights":
         # The progress line names three of each kind, this file all.
         run.log_text(json.dumps(event, indent=1), "pretrained.json")
-    elif event["kind"] == "checkpoint":
-        run.set_tag("checkpoint", event["uri"])
+    elif event["kind"] == "timing":
+        run.log_metrics({f"system/{event['node']}/{name}": value for name, value in event["system"].items()}, event["images_seen"])
+    elif event["kind"] in ("checkpoint", "profile"):
+        run.set_tag(event["kind"], event["uri"])

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from cluster import storage
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.tracking import Run, connect, import_mlflow, plain_mlflow_errors
+from detector.checkpoint import STATE_FILE, parse_state
 from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, check_description, read_json, write_package
 
 if TYPE_CHECKING:
@@ -58,14 +59,19 @@ def build_package(best: Mapping[str, Any], folder: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, WEIGHTS_FILE)
         try:
-            package = storage.read_json(storage.join(checkpoint, "state.json"))["package"]
-            storage.write_bytes(local, storage.read_bytes(storage.join(checkpoint, WEIGHTS[weights])))
+            state = parse_state(storage.read_bytes(storage.join(checkpoint, STATE_FILE)))
+            package, data = state["package"], storage.read_bytes(storage.join(checkpoint, WEIGHTS[weights]))
+            if hashlib.sha256(data).hexdigest() != state["files"][WEIGHTS[weights]]["sha256"]:
+                raise DataError(f"{checkpoint}/{WEIGHTS[weights]}: is damaged (its sha256 is another); continue the training, or take another run")
+            storage.write_bytes(local, data)
             write_package(folder, weights=local, description=package["description"], classes=package["classes"])
         except FileNotFoundError as error:
             raise UsageError(f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted or moved?") from error
         except KeyError as error:
-            raise UsageError(f"{checkpoint}/state.json: {error} is missing; it was not written by train") from error
-    check_version(folder, f"{checkpoint}/state.json")
+            raise UsageError(f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by another version of it") from error
+        except ValueError as error:
+            raise DataError(f"{checkpoint}: is damaged ({error}); continue the training, or take another run") from error
+    check_version(folder, f"{checkpoint}/{STATE_FILE}")
 
 
 def package_digest(folder: str) -> str:

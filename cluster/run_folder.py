@@ -2,7 +2,7 @@
 
 config.json      the configuration that names the run; another one under the same name is refused
 tracking.json    which MLflow run belongs to it
-checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py); state.json is uploaded last
+checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py, cluster/checkpoints.py); state.json is uploaded last
 best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}
 finished.json    written when all epochs are done
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import uuid
 from typing import Any
 
 from cluster import storage
@@ -35,24 +34,27 @@ def write(run: str, name: str, content: dict[str, Any]) -> None:
     storage.write_json(storage.join(run, name), content)
 
 
-def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: bool) -> None:
-    """Make the folder this configuration's, or find that it already is. `UsageError` names what differs from the run that has the name.
+def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: bool) -> str:
+    """Make the folder this configuration's, or find that it already is, and return the run's `born`: a folder that was deleted and made again holds
+    another run. `UsageError` names what differs from the run that has the name.
 
     A start that has not `begun` (was refused by the cluster, say, and reached no checkpoint) has nothing to protect: its name is free for another
     configuration.
     """
     before = read(run, CONFIG)
-    if before is None or not begun:
-        write(run, CONFIG, {"identity": identity, "config": config})
-        return
-    mine, theirs = flatten(identity), flatten(before["identity"])
+    mine, theirs = flatten(identity), flatten(before["identity"] if before else {})
     differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    if before is None or not begun:
+        born = before.get("born", "") if before and not differing else uuid.uuid4().hex
+        write(run, CONFIG, {"identity": identity, "config": config, "born": born})
+        return born
     if differing:
         shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differing[:4])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise UsageError(
             f"{run}: this run was started with another configuration ({shown}{more}); choose another --name, or repeat the old values to continue it"
         )
+    return before.get("born", "")
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -63,29 +65,22 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def checkpoints(run: str) -> list[str]:
-    """URIs of the complete checkpoints, oldest first: names carry the images seen with leading zeros."""
+    """URIs of the complete checkpoints, oldest first."""
+    return [uri for uri, complete in checkpoint_folders(run).items() if complete]
+
+
+def checkpoint_folders(run: str) -> dict[str, bool]:
+    """URI -> whether its last file is there, oldest first: names carry the images seen with leading zeros."""
     folder = storage.join(run, CHECKPOINTS)
-    complete = {os.path.dirname(uri) for uri, _ in storage.list_files(folder) if uri.endswith("/" + STATE_FILE)} if storage.exists(folder) else set()
-    return sorted(complete)
+    found: dict[str, bool] = {}
+    for uri, _ in storage.list_files(folder) if storage.exists(folder) else ():
+        parent, name = os.path.split(uri)
+        found[parent] = found.get(parent, False) or name == STATE_FILE
+    return dict(sorted(found.items()))
 
 
 def checkpoint_uri(run: str, images_seen: int) -> str:
     return storage.join(run, CHECKPOINTS, f"images-{images_seen:012d}")
-
-
-def publish_checkpoint(run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int) -> str:
-    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep` and the best. Returns the
-    URI.
-    """
-    uri = checkpoint_uri(run, images_seen)
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        write_files(folder)
-        storage.upload_folder(folder, uri, last=STATE_FILE)
-    best = (read(run, BEST) or {}).get("checkpoint")
-    for old in checkpoints(run)[:-keep]:
-        if old != best:
-            storage.delete_folder(old)
-    return uri
 
 
 def best_checkpoint(run: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from cluster import storage
 from cluster.shards import ShardSet
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
+PROFILE_AFTER = 5
+"""Steps before a profile: they allocate and, where it is asked for, compile."""
+
 
 class DataConfig(Section):
     """Shard sets, as written by `prepare`."""
@@ -53,9 +56,18 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
     checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
+    checkpoint_minutes: float = Field(0, ge=0, description="minutes after a checkpoint until the next one inside an epoch; 0: as long as it takes")
+    checkpoint_folder: str | None = Field(
+        None,
+        pattern="^/",
+        description="absolute path of a folder on the disk of each node, where checkpoints wait for their upload; unset: below TMPDIR or /tmp",
+    )
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="newest checkpoints kept, beside the best")
     log_steps: int = Field(10, ge=1, description="steps averaged in one line of progress")
     log_seconds: float = Field(10.0, ge=0, description="least seconds between lines of progress where the output is not a terminal")
+    profile_steps: int = Field(
+        0, ge=0, le=1000, description=f"steps of rank 0 that torch's profiler records into the run's folder, after the first {PROFILE_AFTER}; 0: none"
+    )
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
@@ -78,9 +90,12 @@ EXECUTION = {
     "retries",
     "log_steps",
     "log_seconds",
+    "profile_steps",
     "keep_checkpoints",
     "checkpoint_every",
     "checkpoint_images",
+    "checkpoint_minutes",
+    "checkpoint_folder",
 }
 """Fields of `TrainingConfig` that change how a run is executed and not what it is; they may differ when a run is continued."""
 
@@ -98,6 +113,15 @@ class TrainConfig(Section):
     pretrained: str | None = Field(
         None,
         description="weight file a new run starts from, torchvision's, detectron2's or our own: a path, s3://bucket/key or https:// URL; unset: none",
+    )
+    from_checkpoint: str | None = Field(
+        None,
+        description="another run's checkpoint that a new run starts from, <its folder>/checkpoints/images-...: a path or s3:// URI; unset: none",
+    )
+    from_state: Literal["weights", "full"] = Field(
+        "weights",
+        description="what is taken from it: weights (the averaged ones where there are any), "
+        "or full: also optimiser, average, images seen and the place in the data",
     )
     canvas: CanvasConfig = CanvasConfig()
     loss: LossConfig = LossConfig()
@@ -141,9 +165,19 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def one_start(self) -> TrainConfig:
+        if self.pretrained is not None and self.from_checkpoint is not None:
+            raise ValueError(
+                f"pretrained {self.pretrained} and from_checkpoint {self.from_checkpoint}: a run starts from one of them; unset the other"
+            )
+        if self.from_checkpoint is None and self.from_state == "full":
+            raise ValueError("from_state full: does nothing without from_checkpoint, the checkpoint that it is taken from")
+        return self
+
+    @model_validator(mode="after")
     def only_trained_weights_are_fixed(self) -> TrainConfig:
         fixed = "norm frozen" if self.model.norm == "frozen" else f"frozen_stages {self.model.frozen_stages}" if self.model.frozen_stages else ""
-        if fixed and self.pretrained is None:
+        if fixed and self.pretrained is None and self.from_checkpoint is None:
             remedy = "give --pretrained, or" if self.model.architecture == "retinanet" else "take"
             raise ValueError(f"model.{fixed}: fixes weights that nothing has trained; {remedy} norm batch or group, frozen_stages 0")
         return self
@@ -166,9 +200,12 @@ class TrainConfig(Section):
 
 
 def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet, *, weights: str | None) -> dict[str, Any]:
-    """What makes two runs the same run: hyper-parameters and the digests of the data and of the weight file; not worker counts and URIs."""
+    """What makes two runs the same run: hyper-parameters and the digests of the data and of the weight file or checkpoint that it starts from
+    (`weights`); not worker counts and URIs.
+    """
     fields = config.model_dump(mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION})
-    return {**fields, "pretrained": weights, "data": {"train": train_set.digest, "val": val_set.digest}}
+    start = {name: weights if getattr(config, name) is not None else None for name in ("pretrained", "from_checkpoint")}
+    return {**fields, **start, "data": {"train": train_set.digest, "val": val_set.digest}}
 
 
 def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-import time
 import warnings
 from dataclasses import asdict
 from typing import Any
@@ -13,24 +12,27 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster import plan, pretrained, run_folder, storage
+from cluster import checkpoints, plan, pretrained, run_folder
+from cluster.checkpoints import Checkpoints
 from cluster.errors import UsageError
 from cluster.scoring import read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream, evaluation_batches
+from cluster.timing import Timing, publish_profile, shares, system_metrics
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
-from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import CocoTable, coco_table
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
-from detector.weights import load_pretrained
+from detector.weights import PretrainedReport, load_pretrained
 
 
 class Worker:
@@ -79,7 +81,10 @@ class Worker:
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 else []
-        self.last_report: float | None = None
+        self.checkpoints = Checkpoints(self.run, born=job["born"], settings=job["training"], tell=self.tell, writes=self.rank == 0)
+        self.best = run_folder.read(self.run, run_folder.BEST) if self.rank == 0 else None
+        profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
+        self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
@@ -94,33 +99,33 @@ class Worker:
             done = self.epoch + 1
             evaluate = done == self.epochs or done % self.job["training"]["evaluate_every"] == 0
             if evaluate or done % self.job["training"]["checkpoint_every"] == 0:
-                uri = self.save()
+                uri = self.save(scored=evaluate)
                 if evaluate:
                     self.evaluate(uri)
                     # The next interval's images/s are of training alone.
-                    self.last_report = time.monotonic()
+                    self.timing.take()
             self.epoch, self.left = done, [(0, self.stream.places)]
+        self.checkpoints.close()
+        self.timing.close()
         if self.rank == 0:
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
 
     def train_epoch(self) -> None:
-        """The rest of this epoch. Part-way checkpoints are taken whenever `checkpoint_images` more images were seen."""
+        """The rest of this epoch, with part-way checkpoints where they are due."""
         start, optimizer = self.left, self.job["optimizer"]
-        every = self.job["training"]["checkpoint_images"]
-        for done, batch in enumerate(on_device(self.stream.epoch(self.epoch, start), self.device), start=1):
-            # Images/s count from the first batch: the start of processes is no throughput, and made the first ETA ten times too long.
-            self.last_report = self.last_report or time.monotonic()
+        for done, batch in enumerate(self.timing.batches(on_device(self.stream.epoch(self.epoch, start), self.device)), start=1):
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
-            report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
+            with self.timing.step(self.network):
+                report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
             before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
             self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
-            if every and self.left and before // every != self.images_seen // every:
+            if self.checkpoints.due(before, self.images_seen) and self.left:
                 self.save()
 
     def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
@@ -148,30 +153,36 @@ class Worker:
         return tensor
 
     def resume(self) -> None:
-        """Continue from the newest complete checkpoint. Rank 0 chooses, so that all ranks take the same one."""
-        found: list[str | None] = [next(iter(reversed(run_folder.checkpoints(self.run))), None) if self.rank == 0 else None]
-        if self.ranks > 1:
-            dist.broadcast_object_list(found, src=0)
-        (uri,) = found
-        if uri is None:
-            self.load_pretrained()
-            return
-        with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-            storage.download_folder(uri, folder)
-            try:
-                state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
-                self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
-                self.left = [tuple(interval) for interval in state["left"]]
-            except KeyError as error:
-                remedy = "another version of this code wrote it; go on with that version, or start anew under another --name"
-                raise UsageError(f"{uri}: {error} is missing in it; {remedy}") from error
-            except ValueError as error:
-                raise UsageError(str(error).replace(folder, uri)) from error
+        """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
+        with tempfile.TemporaryDirectory(prefix="resume-") as parent:
+            folder = os.path.join(parent, "checkpoint")
+            found: list[str | None] = [self.checkpoints.newest(folder) if self.rank == 0 else None]
+            if self.ranks > 1:
+                dist.broadcast_object_list(found, src=0)
+            (uri,) = found
+            if uri is None:
+                self.load_pretrained()
+                self.load_start(folder)
+                return
+            if self.rank:
+                checkpoints.fetch(uri, folder)
+            self.load(uri, folder)
+        self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
+
+    def load(self, uri: str, folder: str) -> None:
+        """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`."""
+        try:
+            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
+            self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
+            self.left = [tuple(interval) for interval in state["left"]]
+        except KeyError as error:
+            raise UsageError(checkpoints.other_version(uri, error)) from error
+        except ValueError as error:
+            raise UsageError(str(error).replace(folder, uri)) from error
         if state["data_digest"] != self.train_set.digest:
             raise UsageError(
                 f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
             )
-        self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load_pretrained(self) -> None:
         """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download, and the same weights on every rank."""
@@ -193,29 +204,45 @@ class Worker:
         if self.average is not None:
             self.average = MovingAverage(self.model, images=self.average.images)
 
-    def save(self) -> str:
-        """Publish a checkpoint from rank 0; the other ranks go on and meet it at the next collective."""
-        uri = run_folder.checkpoint_uri(self.run, self.images_seen)
-        if self.rank == 0:
-            state = {
-                "images_seen": self.images_seen,
-                "epoch": self.epoch,
-                "left": self.left,
-                "loss_normalizer": self.loss_normalizer,
-                "seed": self.job["training"]["seed"],
-                "ranks": self.ranks,
-                "data_digest": self.train_set.digest,
-                "best": run_folder.read(self.run, run_folder.BEST),
-                "package": self.job["package"],
-                "config": self.job["config"],
-            }
+    def load_start(self, folder: str) -> None:
+        """Start from another run's checkpoint, if one was named; `folder` is free for its files."""
+        uri = self.job["start"]
+        if uri is None:
+            return
+        checkpoints.fetch(uri, folder)
+        if self.job["from_state"] == "full":
+            self.load(uri, folder)
+            self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
+            return
+        name = next(name for name in ("ema.safetensors", "model.safetensors") if os.path.exists(os.path.join(folder, name)))
+        try:
+            load_weights(self.model, os.path.join(folder, name))
+        except ValueError as error:
+            raise UsageError(str(error).replace(folder, uri)) from error
+        if self.average is not None:
+            self.average = MovingAverage(self.model, images=self.average.images)
+        report = PretrainedReport("checkpoint of another run", len(self.model.state_dict()), (), (), (), ())
+        self.tell("weights", uri=f"{uri}/{name}", **asdict(report))
 
-            def write(folder: str) -> None:
-                save_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average, state=state)
+    def save(self, *, scored: bool = False) -> str:
+        """Begin a checkpoint from rank 0, see `Checkpoints.save`; the other ranks go on and meet it at the next collective."""
+        state = {
+            "images_seen": self.images_seen,
+            "epoch": self.epoch,
+            "left": self.left,
+            "loss_normalizer": self.loss_normalizer,
+            "seed": self.job["training"]["seed"],
+            "ranks": self.ranks,
+            "data_digest": self.train_set.digest,
+            "best": self.best,
+            "package": self.job["package"],
+            "config": self.job["config"],
+        }
 
-            run_folder.publish_checkpoint(self.run, self.images_seen, write, keep=self.job["training"]["keep_checkpoints"])
-            self.tell("checkpoint", uri=uri, images_seen=self.images_seen)
-        return uri
+        def take(memory: Snapshot | None) -> Snapshot:
+            return take_snapshot(model=self.model, optimizer=self.optimizer, average=self.average, state=state, before=memory)
+
+        return self.checkpoints.save(self.images_seen, take, scored=scored)
 
     def evaluate(self, uri: str) -> None:
         """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and remember the best checkpoint."""
@@ -248,31 +275,46 @@ class Worker:
         ray.train.report({**summary[0], "images_seen": self.images_seen, "epoch": self.epoch + 1, "checkpoint": uri})
 
     def keep_best(self, uri: str, table: CocoTable) -> None:
-        best = run_folder.read(self.run, run_folder.BEST)
-        if best is None or table.summary["AP"] >= best["AP"]:
-            weights = "ema" if self.average is not None else "model"
-            numbers = {name: table.summary[name] for name in ("AP", "AP50", "AP75")}
-            run_folder.write(
-                self.run,
-                run_folder.BEST,
-                {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers},
-            )
+        """Once the checkpoint is in storage, where best.json says that it is."""
+        weights = "ema" if self.average is not None else "model"
+        numbers = {name: table.summary[name] for name in ("AP", "AP50", "AP75")}
+        record = {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers}
+
+        def write() -> None:
+            if self.best is None or record["AP"] >= self.best["AP"]:
+                run_folder.write(self.run, run_folder.BEST, record)
+                self.best = record
+
+        self.checkpoints.once_stored(uri, write)
 
     def tell(self, kind: str, **values: Any) -> None:
         """Send an event to the driver, who prints and tracks it; fire and forget."""
-        if self.rank == 0 and self.job["board"] is not None:
+        if self.rank == 0:
+            self.put(kind, **values)
+
+    def put(self, kind: str, **values: Any) -> None:
+        """The same from every rank."""
+        if self.job["board"] is not None:
             self.job["board"].put.remote({"kind": kind, **values})
 
     def tell_step(self, values: dict[str, float], images: int) -> None:
         self.window.append({**values, "images": images})
         if len(self.window) < self.job["training"]["log_steps"] and self.left:
             return
-        now = time.monotonic()
+        taken = self.timing.take()
         seen = sum(step["images"] for step in self.window)
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
         epoch = self.images_seen / self.stream.places
-        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / (now - self.last_report), **means)
-        self.last_report, self.window = now, []
+        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
+        self.put("timing", rank=self.rank, images_seen=self.images_seen, **taken, **self.node())
+        self.window = []
+
+    def node(self) -> dict[str, Any]:
+        first = ray.train.get_context().get_local_rank() == 0
+        return {"node": ray.util.get_node_ip_address(), "system": system_metrics(self.device, node=first)}
+
+    def save_profile(self, profiler: Any) -> None:
+        self.tell("profile", uri=publish_profile(profiler, self.run, self.images_seen), steps=self.job["training"]["profile_steps"])
 
 
 def distribute(model: torch.nn.Module) -> DistributedDataParallel:

@@ -49,7 +49,7 @@ class Verbs:
     """Each verb as a stage: the call, what it builds on and what identifies it. The sources are looked at first: a wrong path costs nothing."""
 
     def __init__(self, config: RunConfig):
-        from cluster import pretrained, stages, storage, tracking
+        from cluster import pretrained, stages, storage, tracking, warm_start
 
         self.config, self.root = config, storage.absolute(config.storage)
         storage.check_writable(self.root)
@@ -59,6 +59,8 @@ class Verbs:
         self.pictures = {"images": config.pictures} if config.pictures else config.data.val.model_dump()
         self.pictures_digest = stages.digest_of_folder(config.pictures) if config.pictures else self.sources["val"]
         self.weights_digest = pretrained.check(config.pretrained, None) if config.pretrained else None
+        if config.from_checkpoint:
+            self.weights_digest = warm_start.digest(config.from_checkpoint)
         self.services = {"ray": config.ray, "tracking": config.tracking}
         self.machines = config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
 

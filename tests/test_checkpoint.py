@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.checkpoints import Checkpoints
 from cluster.errors import UsageError
 from detector.batch import Sample, collate
-from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint
+from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint, seal
 from detector.decode import Detections
 from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer
@@ -75,17 +76,52 @@ def worker_on(folder: str, training: Training, **counters):
     from cluster.worker import Worker
 
     worker = Worker.__new__(Worker)
-    job = {"training": {"seed": 0, "keep_checkpoints": 2}, "package": {}, "config": {}, "board": None}
-    parts = {**training.parts(), "job": job, "run": folder, "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
+    job = {"training": {"seed": 0}, "package": {}, "config": {}, "board": None, "pretrained": None, "start": None}
+    settings = {"keep_checkpoints": 2, "checkpoint_images": 0, "checkpoint_minutes": 0, "checkpoint_folder": f"{folder}/local"}
+    checkpoints = Checkpoints(f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True)
+    parts = {**training.parts(), "job": job, "run": f"{folder}/run", "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
+    parts |= {"checkpoints": checkpoints, "best": None}
     vars(worker).update({**parts, "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
     return worker
 
 
+def saved_by(worker) -> str:
+    uri = worker.save()
+    worker.checkpoints.close()
+    return uri
+
+
 def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
-    worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25).save()
+    saved_by(worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
     second = worker_on(str(tmp_path), Training(1))
     second.resume()
     assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
+
+
+@pytest.mark.parametrize(("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")])
+def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, kind):
+    first = Training(0, average=average)
+    first.step(2)
+    uri = saved_by(worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
+    second = worker_on(str(tmp_path / "second"), Training(1))
+    second.job |= {"start": uri, "from_state": kind}
+    second.resume()
+    expected = first.average.state if average and kind == "weights" else first.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
+    assert all(torch.equal(second.average.state[name], value) for name, value in (first.average.state if average else expected).items())
+    if kind == "full":
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (4, [(4, 20)], 37.25, 4)
+        assert len(second.optimizer.state) == len(first.optimizer.state) > 0
+    else:
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (0, [(0, 20)], 100.0, 0)
+        assert not second.optimizer.state
+    # Its own checkpoint comes first from then on.
+    second.images_seen = 8
+    saved_by(second)
+    third = worker_on(str(tmp_path / "second"), Training(2))
+    third.job |= {"start": f"{tmp_path}/gone", "from_state": kind}
+    third.resume()
+    assert third.images_seen == 8
 
 
 @pytest.mark.parametrize(
@@ -96,16 +132,16 @@ def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
     ],
 )
 def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, change, complaint):
-    uri = worker_on(str(tmp_path), Training(0), images_seen=4).save()
+    uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
     state = json.loads((Path(uri) / STATE_FILE).read_text())
     change(state)
-    (Path(uri) / STATE_FILE).write_text(json.dumps(state))
+    seal(uri, state)
     with pytest.raises(UsageError, match=complaint):
         worker_on(str(tmp_path), Training(1)).resume()
 
 
 def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
-    uri = worker_on(str(tmp_path), Training(0), images_seen=4).save()
+    uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
     other = Training(1)
     other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
     with pytest.raises(UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"):

@@ -14,14 +14,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cluster import run_folder
+from cluster.progress import Tracker
 from cluster.session import RayConfig
 from cluster.tracking import TrackingConfig
+from cluster.train_config import TrainConfig
 
 pytestmark = pytest.mark.integration
 
@@ -32,54 +35,130 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+class Server:
     """`mlflow server` on SQLite with proxied artifacts, in a process group of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts", "--serve-artifacts"]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    wait_until_healthy(uri, process, folder / "server.log")
-    yield uri
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
 
+    def __init__(self, folder: Path):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.start()
 
-def wait_until_healthy(uri: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
+    def start(self) -> None:
+        command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", f"{self.folder}/artifacts", "--serve-artifacts"]
+        quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with open(self.folder / "server.log", "a") as log:
+            self.process = subprocess.Popen(command, env=quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def end(self, how: signal.Signals) -> None:
+        os.killpg(self.process.pid, how)
+        self.process.wait(timeout=60)
+
+    def healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(uri + "/health", timeout=5) as answer:
-                if answer.read() == b"OK":
-                    return
+            with urllib.request.urlopen(self.uri + "/health", timeout=5) as answer:
+                return answer.read() == b"OK"
         except (urllib.error.URLError, OSError):
+            return False
+
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if self.healthy():
+                return
             time.sleep(1)
-    raise AssertionError(f"the server did not come up: {log.read_text()[-2000:]}")
+        raise AssertionError(f"the server did not come up: {(self.folder / 'server.log').read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")
-def recorded(server: str, ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A run on the server: trained, evaluated, registered."""
-    from cluster.train_config import TrainConfig
-    from pipelines import evaluate, prepare, register
-    from pipelines.train import train
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.wait_until_healthy()
+    yield server
+    server.end(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def server(mlflow_server: Server) -> str:
+    return mlflow_server.uri
+
+
+@pytest.fixture(scope="module")
+def data(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The small set's two splits as shard sets."""
+    from pipelines import prepare
 
     folder = tmp_path_factory.mktemp("run")
     for split in ("train", "val"):
         annotations = f"{small_coco}/annotations/instances_{split}.json"
         prepare.main(prepare.PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=f"{folder}/{split}"))
-    data = {"train": f"{folder}/train", "val": f"{folder}/val"}
-    config = TrainConfig.model_validate({**TINY, "data": data, "storage": str(folder), "name": "seen"})
+    return {"train": f"{folder}/train", "val": f"{folder}/val"}
+
+
+def configured(data: dict[str, str], name: str, **training: int) -> TrainConfig:
+    sections = {**TINY, "training": {**TINY["training"], **training}}
+    return TrainConfig.model_validate({**sections, "data": data, "storage": os.path.dirname(data["train"]), "name": name})
+
+
+@pytest.fixture(scope="module")
+def recorded(server: str, data: dict[str, str]) -> dict[str, str]:
+    """A run on the server: trained, evaluated, registered."""
+    from pipelines import evaluate, register
+    from pipelines.train import train
+
+    config = configured(data, "seen")
     train(config, ray=RayConfig(), tracking=TrackingConfig(uri=server))
     evaluate.main(evaluate.EvaluateConfig(run=config.run_uri, data=data["val"], overlays=2, workers=1))
     register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
     return {"server": server, **run_folder.read(config.run_uri, run_folder.TRACKING)}
+
+
+def test_a_killed_server_misses_nothing(
+    mlflow_server: Server, data: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """SIGKILL of the server after the third step, a new one on the same store six steps later: the training goes on, one run has every step."""
+    import mlflow
+
+    from pipelines.train import train
+
+    events = []
+    told = Tracker.__call__
+
+    def watched(tracker: Tracker, event: dict[str, Any]) -> None:
+        told(tracker, event)
+        events.append(event)
+        steps = sum(event["kind"] == "step" for event in events)
+        if event["kind"] == "step" and steps == 3:
+            mlflow_server.end(signal.SIGKILL)
+        if event["kind"] == "step" and steps == 9:
+            assert not mlflow_server.healthy()
+            mlflow_server.start()
+
+    monkeypatch.setattr(Tracker, "__call__", watched)
+    # 24 images in steps of 4: six an epoch.
+    config = configured(data, "outlived", epochs=3, evaluate_every=3)
+    try:
+        train(config, ray=RayConfig(), tracking=TrackingConfig(uri=mlflow_server.uri))
+    finally:
+        mlflow_server.wait_until_healthy()
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, filter_string="attributes.run_name = 'outlived'")
+    assert run.info.status == "FINISHED"
+    steps = [event["images_seen"] for event in events if event["kind"] == "step"]
+    assert steps == list(range(4, 73, 4))
+    for name in ("classification", "box", "images_per_second", "data_share"):
+        history = client.get_metric_history(run.info.run_id, f"train/{name}")
+        sent = [event[name] for event in events if event["kind"] == "step"]
+        assert sorted((metric.step, metric.value) for metric in history) == list(zip(steps, sent, strict=True))
+    assert {"val/AP"} <= run.data.metrics.keys() and run.data.params["model.width"] == "64"
+    assert any(name.startswith("system/") and name.endswith("/cpu_utilization_percentage") for name in run.data.metrics)
+    # None at the end, that something is missing.
+    (warning,) = re.findall("warning: .*", capsys.readouterr().err)
+    assert "takes nothing now" in warning
 
 
 def test_the_server_has_metrics_pictures_and_model(recorded: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.tracking import connect, open_run, tracking_uri
+from detector.checkpoint import seal
 from detector.model import RetinaNet
 from pipelines.command_line import run_verb
 from pipelines.register import RegisterConfig, main
@@ -34,7 +35,7 @@ def run_folder(root):
         "description": {"model": KEYWORDS, "canvases": [[64, 64]], "decode": {}, "amp": False},
         "classes": [{"label": 0, "id": 1, "name": "cell"}],
     }
-    (checkpoint / "state.json").write_text(json.dumps({"images_seen": 300, "package": package}))
+    seal(str(checkpoint), {"images_seen": 300, "package": package})
     run = open_run(tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells")
     run.finish("FINISHED")
     (folder / "tracking.json").write_text(json.dumps({"uri": run.uri, "experiment": "tests", "run_id": run.run_id}))

@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cluster import registry
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.registry import Version, aliases, build_package, download_package, find_package, package_digest, promote, resolve
 from cluster.tracking import connect, open_run, tracking_uri
+from detector.checkpoint import seal
 from detector.model import RetinaNet
 from detector.predict import Predictor
 
@@ -45,7 +46,7 @@ def package(tmp_path_factory):
     save_file({k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()}, str(checkpoint / "model.safetensors"))
     decode = {"score_threshold": 0.05, "top_per_level": 10, "nms_threshold": 0.5, "max_detections": 5}
     description = {"model": keywords, "canvases": [[64, 96]], "decode": decode, "amp": False}
-    (checkpoint / "state.json").write_text(json.dumps({"package": {"description": description, "classes": CLASSES}}))
+    seal(str(checkpoint), {"package": {"description": description, "classes": CLASSES}})
     folder = str(tmp_path_factory.mktemp("package"))
     build_package({"checkpoint": str(checkpoint)}, folder)
     return folder
@@ -78,7 +79,7 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     for name, value in (("model", 1.0), ("ema", 2.0)):
         save_file({"x": torch.full((1,), value)}, str(tmp_path / f"{name}.safetensors"))
     description = {"model": {"classes": 1}, "canvases": [], "decode": {}, "amp": False}
-    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": []}}))
+    seal(str(tmp_path), {"package": {"description": description, "classes": []}})
     digests = []
     for weights in ("model", "ema"):
         build_package({"checkpoint": str(tmp_path), "weights": weights}, str(tmp_path / f"from-{weights}"))
@@ -87,6 +88,9 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     assert digests[0] != digests[1] == package_digest(str(tmp_path / "from-ema"))
     with pytest.raises(UsageError, match="'average'"):
         build_package({"checkpoint": str(tmp_path), "weights": "average"}, str(tmp_path / "x"))
+    save_file({"x": torch.full((1,), 3.0)}, str(tmp_path / "ema.safetensors"))
+    with pytest.raises(DataError, match="ema.safetensors: is damaged"):
+        build_package({"checkpoint": str(tmp_path), "weights": "ema"}, str(tmp_path / "x"))
     (tmp_path / "ema.safetensors").unlink()
     with pytest.raises(UsageError, match="not complete"):
         build_package({"checkpoint": str(tmp_path), "weights": "ema"}, str(tmp_path / "x"))
@@ -111,7 +115,7 @@ def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(packag
     with pytest.raises(ValueError, match=f"model.json: {said}; it was written by another version of this code: use that version, or"):
         Predictor.load(str(tmp_path))
     # From a run's checkpoint, before anything is scored or registered.
-    (tmp_path / "state.json").write_text(json.dumps({"package": {"description": description, "classes": CLASSES}}))
+    seal(str(tmp_path), {"package": {"description": description, "classes": CLASSES}})
     with pytest.raises(UsageError, match=f"state.json: model.json: {said}"):
         build_package({"checkpoint": str(tmp_path)}, str(tmp_path / "package"))
 

@@ -9,40 +9,28 @@ from cluster.errors import UsageError
 from detector import checkpoint
 
 
-def publish(run: str, images_seen: int, *, keep: int = 2) -> str:
-    def write(folder: str) -> None:
-        Path(folder, "model.safetensors").write_bytes(b"weights")
-        Path(folder, run_folder.STATE_FILE).write_text("{}")
-
-    return run_folder.publish_checkpoint(run, images_seen, write, keep=keep)
-
-
 def test_the_last_file_has_one_name_on_both_floors() -> None:
     assert run_folder.STATE_FILE == checkpoint.STATE_FILE
 
 
 def test_a_checkpoint_without_its_last_file_does_not_count(tmp_path: Path) -> None:
     run = str(tmp_path)
-    complete = publish(run, 100)
-    torn = Path(run_folder.checkpoint_uri(run, 200))
-    torn.mkdir()
-    (torn / "model.safetensors").write_bytes(b"weights")
-    assert run_folder.checkpoints(run) == [complete]
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    run = str(tmp_path)
-    best = publish(run, 100)
-    run_folder.write(run, run_folder.BEST, {"checkpoint": best})
-    later = [publish(run, seen) for seen in (200, 300, 400)]
-    assert run_folder.checkpoints(run) == [best, *later[1:]]
+    complete, torn = (Path(run_folder.checkpoint_uri(run, seen)) for seen in (100, 200))
+    for folder in (complete, torn):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+    (complete / run_folder.STATE_FILE).write_text("{}")
+    assert run_folder.checkpoints(run) == [str(complete)]
+    assert run_folder.checkpoint_folders(run) == {str(complete): True, str(torn): False}
 
 
 def test_a_name_belongs_to_the_configuration_that_has_begun(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)
-    # Nothing was trained yet: the name is free.
-    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=False)
-    run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=True)
+    first = run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)
+    # Nothing was trained yet: the name is free, and what has it then is another run.
+    second = run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=False)
+    assert first != second
+    assert run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=False) == second
+    assert run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=True) == second
     with pytest.raises(UsageError, match=r"loss\.gamma was 1\.0, is 2\.0"):
         run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=True)

@@ -24,7 +24,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster import launch, pretrained, run_folder, storage, tracking
+from cluster import launch, pretrained, run_folder, storage, tracking, warm_start
 from cluster.errors import PlainError, UsageError
 from cluster.train_config import TrainConfig
 from tune import space
@@ -58,6 +58,7 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     # Trials run in other working directories, so every place is absolute.
     sections["data"] = {split: storage.absolute(place) for split, place in sections["data"].items()}
     sections["pretrained"] = config.pretrained and pretrained.absolute(config.pretrained)
+    sections["from_checkpoint"] = config.from_checkpoint and storage.absolute(config.from_checkpoint)
     sample = space.rounded(sample)
     return space.apply(TrainConfig.model_validate({**sections, "storage": uri, "name": space.trial_name(sample)}), sample)
 
@@ -153,6 +154,9 @@ def run_tuner(
         # Trials are launched from any node, so the weight file lies where all of them see it.
         digest = pretrained.check(config.pretrained, None)
         sections["pretrained"] = pretrained.publish(config.pretrained, uri, digest=digest, root=config.storage)
+    if config.from_checkpoint is not None:
+        name = warm_start.digest(config.from_checkpoint)
+        sections["from_checkpoint"] = warm_start.publish(config.from_checkpoint, uri, name=name, root=config.storage)
 
     def trial(sample: dict[str, float]) -> None:
         run_trial(sections, budget, uri, sample)

@@ -5,7 +5,8 @@
 Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the epochs after
 the first. Before and after that, as many bare processes as there were workers run a training step on one batch in memory, all at once, without data,
 Ray or gradient exchange: their summed images/s is what the machine could do at that hour. The start is compared with that of a bare Ray Train job of
-as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18.
+as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18. Last the same command is
+typed against a cluster that runs already (`ray start --head`), three times.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -75,7 +81,34 @@ def bare_start(folder: str, workers: int) -> float:
     return os.path.getmtime(mark) - begun
 
 
-def pipeline_rates(folder: str, options: argparse.Namespace) -> tuple[float, float]:
+@contextmanager
+def running_cluster(folder: str) -> Iterator[str]:
+    """`ray start --head` with ports of its own, as a child of this process; its address."""
+    ports = []
+    for _ in range(4):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
+    command += [f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
+    command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
+    with open(f"{folder}/head.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(120):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", ports[0])) == 0:
+                    break
+            time.sleep(0.5)
+        # The node's own processes start after the port answers.
+        time.sleep(10)
+        yield f"127.0.0.1:{ports[0]}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def pipeline_rates(folder: str, options: argparse.Namespace, **more: str) -> tuple[float, float]:
     """(seconds from the command to the end of the first step, median images/s after the first epoch)."""
     flags = {
         "config": RECIPE,
@@ -89,6 +122,7 @@ def pipeline_rates(folder: str, options: argparse.Namespace) -> tuple[float, flo
         "training.log_steps": 1,
         "training.log_seconds": 0,
         "training.workers": options.workers,
+        **more,
     }
     command = [sys.executable, "-m", "pipelines.train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
     start, first, rates = time.perf_counter(), 0.0, []
@@ -127,6 +161,9 @@ def main() -> None:
         bare()
         first, rate = pipeline_rates(folder, options)
         bare()
+        short = argparse.Namespace(**{**vars(options), "epochs": 2})
+        with tempfile.TemporaryDirectory(prefix="rr-") as head, running_cluster(head) as address:
+            joined = [pipeline_rates(folder, short, name=f"joined-{i}", **{"ray.address": address})[0] for i in range(3)]
     middle = statistics.mean(ours)
     print(f"small_r18.yaml (ResNet-18, 128 channels, 320x448), {options.workers} workers, {batch} images a worker and step, {options.images} images")
     print("| what | figure |\n|---|---|")
@@ -136,6 +173,7 @@ def main() -> None:
     print(f"| torchvision's RetinaNet (256 channels), bf16, channels-last, bare step, before / after | {theirs[0]:.2f} / {theirs[1]:.2f} img/s |")
     print(f"| pipeline / torchvision's bare step | {rate / statistics.mean(theirs):.2f} |")
     print(f"| command typed to first step done | {first:.1f} s |")
+    print(f"| the same on a running cluster, three in a row | {' / '.join(f'{seconds:.1f}' for seconds in joined)} s |")
     print(f"| a bare Ray Train job, command to first step, before / after | {starts[0]:.1f} / {starts[1]:.1f} s |")
 
 
