@@ -98,7 +98,7 @@ def coco_table(
 
 def curves(truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M), -1 where there is no truth."""
-    rows = np.column_stack([found["image_ids"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]).astype(np.float64)
+    rows = np.column_stack([found["images"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]).astype(np.float64)
     evaluation = COCOeval(truth_index, truth_index.loadRes(rows), "bbox")
     evaluation.params.maxDets = list(limits)
     evaluation.evaluate()
@@ -113,18 +113,21 @@ def average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
 
 
 def mean(values: np.ndarray) -> float:
-    """Of what exists, added up in the order in which pycocotools adds: hotcoco's own summary differs from it in the last digit. -1 for nothing."""
+    """Of what exists, added up in the order in which pycocotools adds, so that the last digit is its own. -1 for nothing."""
     valid = values[values > -1]
     return float(np.mean(valid)) if valid.size else -1.0
 
 
 def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
-    """The truth, indexed, with category ids label + 1 and annotation ids from 1: COCO's evaluation takes id 0 for "no match"."""
+    """The truth, indexed, with category ids label + 1 and annotation ids from 1: COCO's evaluation takes id 0 for "no match".
+
+    An image's id is its place in the list: detections are handed over as float64, in which ids of 2^53 and more would not come through.
+    """
     objects = joined_truths(truths)
     return COCO.from_arrays(
-        [{"id": t.image_id, "height": t.height, "width": t.width} for t in truths],
+        [{"id": place, "height": t.height, "width": t.width} for place, t in enumerate(truths)],
         [{"id": k + 1, "name": name} for k, name in enumerate(class_names)],
-        objects["image_ids"],
+        objects["images"],
         objects["labels"] + 1,
         as_xywh(objects["boxes"]),
         ids=np.arange(1, len(objects["boxes"]) + 1),
@@ -134,9 +137,9 @@ def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
 
 
 def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
-    """Columns over the objects of all images: image_ids, boxes (XYXY, float64), labels, crowd, area."""
+    """Columns over the objects of all images: images (places in the list), boxes (XYXY, float64), labels, crowd, area."""
     return {
-        "image_ids": np.repeat([t.image_id for t in truths], [len(t.labels_N) for t in truths]).astype(np.int64),
+        "images": np.repeat(np.arange(len(truths)), [len(t.labels_N) for t in truths]),
         "boxes": np.concatenate([np.zeros((0, 4)), *(t.boxes_N4 for t in truths)]).astype(np.float64),
         "labels": np.concatenate([np.zeros(0, np.int64), *(t.labels_N for t in truths)]),
         "crowd": np.concatenate([np.zeros(0, bool), *(t.crowd_N for t in truths)]),
@@ -145,27 +148,27 @@ def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
 
 
 def joined_detections(truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns over the detections of all images, in the order of the truths: image_ids, boxes (XYXY, float64), scores, labels. `ValueError` for what
-    would not be scored.
+    """Columns over the detections of all images, in the order of the truths: images (places in the list of truths), boxes (XYXY, float64), scores,
+    labels. `ValueError` for what would not be scored.
     """
     unknown = set(detections) - {t.image_id for t in truths}
     if unknown:
         raise ValueError(
             f"detections of {len(unknown)} images that are not in the truth, the first is image_id {min(unknown)}; score the set they come from"
         )
-    ids = [t.image_id for t in truths if t.image_id in detections]
-    found = [detections[i] for i in ids]
+    places = [place for place, t in enumerate(truths) if t.image_id in detections]
+    found = [detections[truths[place].image_id] for place in places]
     columns = {
-        "image_ids": np.repeat(ids, [len(d.scores_N) for d in found]).astype(np.int64),
+        "images": np.repeat(np.array(places, np.int64), [len(d.scores_N) for d in found]),
         "boxes": np.concatenate([np.zeros((0, 4)), *(d.boxes_N4 for d in found)]).astype(np.float64),
         "scores": np.concatenate([np.zeros(0), *(d.scores_N for d in found)]),
         "labels": np.concatenate([np.zeros(0, np.int64), *(d.labels_N for d in found)]),
     }
     wrong = (columns["labels"] < 0) | (columns["labels"] >= len(class_names))
     if wrong.any():
-        of = columns["image_ids"][wrong][0]
-        labels = np.unique(columns["labels"][columns["image_ids"] == of])
-        raise ValueError(f"image_id {of}: labels {labels} are not all in 0..{len(class_names) - 1}")
+        place = columns["images"][wrong][0]
+        labels = np.unique(columns["labels"][columns["images"] == place])
+        raise ValueError(f"image_id {truths[place].image_id}: labels {labels} are not all in 0..{len(class_names) - 1}")
     return columns
 
 

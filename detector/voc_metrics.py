@@ -52,7 +52,7 @@ def voc_average_precisions(truths: Sequence[Truth], detections: Mapping[int, Det
 
 def nearest_objects(objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, classes: int, threshold: float = 0.5) -> np.ndarray:
     """int (D,): the object of its image and class that each detection overlaps most, the first of equals; -1 where IoU is below the threshold."""
-    cell_G, cell_D = (columns["image_ids"] * classes + columns["labels"] for columns in (objects, found))
+    cell_G, cell_D = (columns["images"] * classes + columns["labels"] for columns in (objects, found))
     order_G = np.argsort(cell_G, kind="stable")
     start_D, end_D = (np.searchsorted(cell_G[order_G], cell_D, side) for side in ("left", "right"))
     pairs_D = end_D - start_D

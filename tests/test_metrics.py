@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, CocoTable, Truth, coco_index, coco_table
+from detector.voc_metrics import with_voc
 
 NAMES = ("cat", "dog", "bird")
 
@@ -117,6 +118,15 @@ def test_detections_of_unknown_images_are_refused():
 def test_labels_out_of_range_are_refused(label):
     with pytest.raises(ValueError, match=r"image_id 1: labels .* 0\.\.2"):
         table_of([truth(1, (A, 0))], {1: found((A, label, 0.9))})
+
+
+def test_ids_of_images_may_be_as_large_as_a_shard_set_takes_them():
+    # float64 holds no odd number above 2^53, and ids times 16 classes that lie 2^60 apart are one in 64 bits.
+    ids = (2**53, 2**53 + 1, 2**53 + 2**60, 2**63 - 1)
+    truths, detections = [truth(i, (A, 0)) for i in ids], {i: found((A, 0, 0.9)) for i in ids}
+    names = [f"class {k}" for k in range(16)]
+    table = with_voc(coco_table(truths, detections, names), truths, detections, names)
+    assert [table.summary[name] for name in ("AP", "AR1", "VOC_AP50")] == pytest.approx([1, 1, 1])
 
 
 def test_our_ids_start_at_one():
