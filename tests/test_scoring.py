@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from cluster.evaluation import keep_detections
 from cluster.scoring import FOUND, Scorer
 from detector.batch import Batch
 from detector.decode import Detections
-from detector.predict import Predictor, rescale
+from detector.predict import MODEL_FILE, Predictor, read_json, rescale, write_package
 
 BOX = (200, 120, 560, 480)
 """XYXY px of what is red in the pictures of 600 x 800 (height x width) px."""
@@ -81,3 +82,12 @@ def test_a_turned_photo_is_found_in_its_upright_frame(scorer, orientation):
 def test_a_table_of_damaged_pictures_alone(scorer):
     rows = scorer(pa.table({"image": pa.array([b"", b"no"], pa.binary())})).to_pylist()
     assert [row["status"] for row in rows] == ["error"] * 2
+
+
+def test_an_evaluation_may_keep_more_detections_than_the_package_says(tmp_path):
+    (tmp_path / "weights").write_bytes(b"")
+    description = {"decode": {"max_detections": 100, "nms_threshold": 0.5}, "amp": False}
+    write_package(str(tmp_path / "package"), weights=str(tmp_path / "weights"), description=description, classes=[])
+    keep_detections(str(tmp_path / "package"), 300)
+    expected = {"decode": {"max_detections": 300, "nms_threshold": 0.5}, "amp": False}
+    assert read_json(str(tmp_path / "package"), MODEL_FILE) == expected

@@ -170,8 +170,8 @@ def main() -> None:
     truths, detections = synthetic(args.images, args.detections, args.classes)
     given = columns(truths, detections, args.classes)
     print(f"{args.images} images, {len(given['boxes'])} objects, {len(given['detections'])} detections, {args.classes} classes;")
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}"
-    print(f"{os.cpu_count()} CPUs, {platform.machine()}, {versions}; load average {os.getloadavg()[0]:.1f}\n")
+    machine = f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}"
+    print(f"{machine}; load average {os.getloadavg()[0]:.1f}\n")
     libraries = {name: library for name in LIBRARIES if name not in args.leave_out and (library := loaded(name)) is not None}
     seconds: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in [*libraries, "coco_table"]}
     evaluations = {}
