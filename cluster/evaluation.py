@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import rows, scoring, tracking
+from cluster import scoring, tracking
 from cluster.shards import ShardSet, read_rows
 from detector.decode import Detections
 from detector.image import decode_image
@@ -18,9 +18,9 @@ from detector.plots import overlay_figure, precision_recall_figure
 
 def evaluate(package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, **resources: Any) -> CocoTable:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/. `resources`: see
-    `scoring.score`.
+    `scoring.detect_set`.
     """
-    found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set, workers=resources["workers"]), package, **resources)))
+    found = scoring.detect_set(scoring.read_package(package), shard_set.uri, **resources)
     table = coco_table(scoring.read_truths(shard_set), found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
