@@ -53,11 +53,11 @@ class Evaluator:
                     self.tell("evaluation_failed", what="evaluating beside training", reason=reason_of(error), then="tried again")
 
     def finish(self, share: dict[str, Any]) -> None:
-        """Evaluate what still waits with all of `share`, which the workers have left. The newest checkpoint must come to numbers.
+        """Evaluate what still waits, in the share that the workers have left where that is larger. The newest checkpoint must come to numbers.
 
         Raises `PlainError` where it does not; then it still waits.
         """
-        self.share = share
+        self.share = max(self.share, share, key=lambda one: (one["workers"] * one["gpus_per_worker"], one["workers"] * one["cpus_per_worker"]))
         over = verdicts.evaluations(self.run)
         if over and "error" in over[-1]:
             verdicts.request(self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch")))

@@ -3,8 +3,9 @@
 config.json      the configuration that names the run; another one under the same name is refused
 tracking.json    which MLflow run belongs to it
 checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py); state.json is uploaded last
+waiting/, evaluations.json   which checkpoints are to be evaluated, and which were (cluster/verdicts.py)
 best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}
-finished.json    written when all epochs are done
+finished.json    written when all epochs are done, or training has stopped early
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cluster import storage
@@ -73,17 +74,20 @@ def checkpoint_uri(run: str, images_seen: int) -> str:
     return storage.join(run, CHECKPOINTS, f"images-{images_seen:012d}")
 
 
-def publish_checkpoint(run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int) -> str:
-    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep` and the best. Returns the
-    URI.
+def publish_checkpoint(
+    run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int, needed: Callable[[str], Collection[str]] = lambda run: ()
+) -> str:
+    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep`, the best and those `needed`.
+    Returns the URI.
     """
     uri = checkpoint_uri(run, images_seen)
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         write_files(folder)
         storage.upload_folder(folder, uri, last=STATE_FILE)
-    best = (read(run, BEST) or {}).get("checkpoint")
+    # What is evaluated just now is needed until best.json says whether it is the best, so that is read afterwards.
+    kept = {*needed(run), (read(run, BEST) or {}).get("checkpoint")}
     for old in checkpoints(run)[:-keep]:
-        if old != best:
+        if old not in kept:
             storage.delete_folder(old)
     return uri
 

@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     evaluation_workers: int = Field(1, ge=1, le=4096, description="tasks that score a checkpoint beside training, each a share of the images")
     evaluation_cpus: float = Field(0.75, gt=0, le=256, description="CPUs each of these tasks books; reading needs 0.25 more a task")
     evaluation_gpus: float | None = Field(None, ge=0, le=1, description="GPUs each of these tasks books; unset: as many as a worker")
-    patience: int = Field(0, ge=0, le=10_000, description="evaluations without a better AP after which training stops at the end of an epoch; 0: never")
+    patience: int = Field(0, ge=0, le=10_000, description="evaluations without a better AP after which training stops, at an epoch's end; 0: never")
     min_improvement: float = Field(0.0, ge=0, lt=1, description="rise of AP that patience takes for better must be above this, 0..1")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
     checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
@@ -78,13 +78,12 @@ class TrainingConfig(Section):
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
 
+EVALUATION_SHARE = ["evaluation_workers", "evaluation_cpus", "evaluation_gpus"]
 EXECUTION = {
     "workers",
     "accumulate",
     "evaluation",
-    "evaluation_workers",
-    "evaluation_cpus",
-    "evaluation_gpus",
+    *EVALUATION_SHARE,
     "cpus_per_worker",
     "gpus_per_worker",
     "decode",
@@ -138,8 +137,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def evaluation_heeds_its_settings(self) -> TrainConfig:
         if self.training.evaluation == "between":
-            names = ["evaluation_workers", "evaluation_cpus", "evaluation_gpus"]
-            refuse_unused(self.training, "training", names, "with training.evaluation between, where the workers evaluate", "set that to beside")
+            reason = "with training.evaluation between, where the workers evaluate"
+            refuse_unused(self.training, "training", EVALUATION_SHARE, reason, "set that to beside")
         if not self.training.patience:
             refuse_unused(self.training, "training", ["min_improvement"], "without training.patience", "set that")
         return self

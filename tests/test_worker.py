@@ -31,7 +31,7 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run_folder, "write", lambda *_: None)
     told = []
     loop = Worker.__new__(Worker)
-    training = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2}
+    training = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2, "patience": 0, "min_improvement": 0}
     optimizer = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}
     vars(loop).update(
         job={"training": training, "optimizer": optimizer},
@@ -47,12 +47,13 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
         epoch=0,
         images_seen=0,
         left=[(0, 8)],
+        resumed_from=None,
         last_report=None,
         window=[],
         step=step,
         resume=lambda: None,
         save=lambda: takes(10),
-        evaluate=lambda uri: takes(100),
+        evaluate=lambda uri, again: takes(100),
         tell=lambda kind, **values: told.append((kind, values)),
     )
     loop.train()
