@@ -77,8 +77,8 @@ def checkpoint_uri(run: str, images_seen: int) -> str:
 def publish_checkpoint(
     run: str, images_seen: int, write_files: Callable[[str], None], *, keep: int, needed: Callable[[str], Collection[str]] = lambda run: ()
 ) -> str:
-    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep`, the best and those `needed`.
-    Returns the URI.
+    """Let `write_files(folder)` fill a local folder, upload it with state.json last, and delete all but the newest `keep`, the best and those
+    `needed`. Returns the URI.
     """
     uri = checkpoint_uri(run, images_seen)
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:

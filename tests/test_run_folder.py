@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import run_folder
+from cluster import run_folder, verdicts
 from cluster.errors import UsageError
 from detector import checkpoint
 
@@ -14,7 +14,7 @@ def publish(run: str, images_seen: int, *, keep: int = 2) -> str:
         Path(folder, "model.safetensors").write_bytes(b"weights")
         Path(folder, run_folder.STATE_FILE).write_text("{}")
 
-    return run_folder.publish_checkpoint(run, images_seen, write, keep=keep)
+    return run_folder.publish_checkpoint(run, images_seen, write, keep=keep, needed=verdicts.waiting)
 
 
 def test_the_last_file_has_one_name_on_both_floors() -> None:
@@ -36,6 +36,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     run_folder.write(run, run_folder.BEST, {"checkpoint": best})
     later = [publish(run, seen) for seen in (200, 300, 400)]
     assert run_folder.checkpoints(run) == [best, *later[1:]]
+
+
+def test_what_waits_for_its_evaluation_is_kept(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    first = publish(run, 100)
+    verdicts.request(run, first, 100, 1)
+    later = [publish(run, seen) for seen in (200, 300, 400)]
+    assert run_folder.checkpoints(run) == [first, *later[1:]]
+    # Its evaluation is over and it is not the best: the next one replaces it.
+    verdicts.settle(run, {"checkpoint": first, "images_seen": 100, "epoch": 1, "error": "the machine is gone"})
+    later.append(publish(run, 500))
+    assert run_folder.checkpoints(run) == later[-2:]
 
 
 def test_a_name_belongs_to_the_configuration_that_has_begun(tmp_path: Path) -> None:
