@@ -307,11 +307,39 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
     assert launch.decode_place(choice, gpus_per_worker=gpus) == place
 
 
+@pytest.mark.parametrize(
+    ("training", "free", "place"),
+    [
+        # Two workers book 2 x (0.5 + 0.25), the task that evaluates 0.75 + 0.25 more.
+        ({"evaluation": "auto"}, {"CPU": 2.5}, "beside"),
+        ({"evaluation": "auto"}, {"CPU": 2.25}, "between"),
+        ({"evaluation": "beside"}, {"CPU": 1.0}, "beside"),
+        ({"evaluation": "between"}, {"CPU": 64.0}, "between"),
+        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 2.0}, "between"),
+        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 3.0}, "beside"),
+        ({"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0}, {"CPU": 64.0, "GPU": 2.0}, "beside"),
+        ({"evaluation": "auto", "evaluation_workers": 3}, {"CPU": 4.0}, "between"),
+    ],
+)
+def test_checkpoints_are_scored_beside_training_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], free: dict[str, float], place: str
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
+    assert launch.evaluation_place(chosen) == place
+
+
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
     from pipelines.train import train
 
     greedy = config(shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0})
     with pytest.raises(UsageError, match="needs 9 CPUs, the cluster has 4"):
+        train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
+    # Two workers book 1.5, three tasks beside them 3 x (0.75 + 0.25).
+    greedy = config(shards, name="greedy", training={**BESIDE, "evaluation_workers": 3})
+    with pytest.raises(UsageError, match=r"and 3 x \(evaluation_cpus 0.75 \+ 0.25\) of training.evaluation needs 4.5 CPUs, the cluster has 4"):
         train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
 
 
