@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -127,11 +129,27 @@ def launch(
         evaluator = evaluator_of(config, board)
         try:
             with evaluator if evaluation == "beside" else nullcontext():
-                trainer.fit()
+                in_thread(trainer.fit)
         except TrainingFailedError as error:
             raise plain_failure(error, config.name, retries=training.retries) from error
         evaluator.finish(workers_share(config))
     return run_folder.best_checkpoint(run)
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in the main thread Ray Train's handler
+    ends the process with code 1 and no word (Ray 2.60).
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="fit").start()
+    return outcome.result()
 
 
 def train_on_worker(job: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ SAMPLES = pa.schema(
         ("labels", pa.list_(pa.int64())),
         ("height", pa.int64()),
         ("width", pa.int64()),
+        ("mirrored", pa.bool_()),
     ]
 )
 """A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the picture on it."""
@@ -49,6 +50,8 @@ class Sampler:
     epoch: int
     augmentation: dict[str, Any]
     """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
+    mirror_later: bool = False
+    """Flips are left to the GPU, except where pictures are mixed before."""
 
     def sample(self, row: dict[str, Any]) -> Sample:
         boxes, labels = row_boxes(row)
@@ -61,6 +64,7 @@ class Sampler:
             canvas=self.canvases[row["canvas"]],
             long_side=self.long_side,
             generator=self.generator(row["image_id"], row["copy"]),
+            mirror_later=self.mirror_later and not self.mixing,
             **{name: value for name, value in self.augmentation.items() if name not in MIXING},
         )
 
@@ -68,9 +72,13 @@ class Sampler:
         # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an image that is there once.
         return np.random.default_rng((self.seed, self.epoch, image_id % 2**63, *([copy] if copy else [])))
 
+    @property
+    def mixing(self) -> bool:
+        return any(self.augmentation.get(name) for name in MIXING)
+
     def batch(self, samples: Sequence[Sample], copies: Sequence[int]) -> Batch:
         """Samples of one canvas, with the number of the copy that each is, mixed where that is asked for and stacked."""
-        if any(self.augmentation.get(name) for name in MIXING):
+        if self.mixing:
             settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
             generators = [self.generator(sample.image_id, copy) for sample, copy in zip(samples, copies, strict=True)]
             samples = mix(samples, generators=generators, **settings)
@@ -90,6 +98,7 @@ class Sampler:
             "labels": sample.labels_N,
             "height": sample.size[0],
             "width": sample.size[1],
+            "mirrored": sample.mirrored,
         }
 
     def received(self, row: dict[str, Any]) -> Sample:
@@ -97,7 +106,8 @@ class Sampler:
         boxes, labels = row_boxes(row)
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
         # Copied, because torch wants memory that may be written to.
-        return Sample(torch.from_numpy(pixels.copy()).permute(2, 0, 1), boxes, labels, (row["height"], row["width"]), row["image_id"])
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return Sample(image, boxes, labels, (row["height"], row["width"]), row["image_id"], row["mirrored"])
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # The dashboard is left out: it takes seconds to start and needs its own port.
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=logs, logging_level="ERROR")
+        end_like_ctrl_c()
         return
     check_answers(address)
     runtime_env: dict = {"env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}}
@@ -87,6 +89,15 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         raise PlainError(
             f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?"
         ) from error
+    end_like_ctrl_c()
+
+
+def end_like_ctrl_c() -> None:
+    """SIGTERM (of `ray job stop`, a service manager, a container's end) is what Ctrl-C is: interrupted and resumable. Ray, connected, would abort the
+    process with a stack dump.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def import_early(module: str) -> None:

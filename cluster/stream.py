@@ -52,6 +52,8 @@ class Stream:
     """Epochs in all: while the last batches of one are used, the first ones of the next are made."""
     augmentation: dict[str, Any] = field(default_factory=dict)
     """See `cluster.samples.Sampler`."""
+    mirror_later: bool = False
+    """Leave the flips to `detector.batch.on_device`."""
     threads: int = 1
     decode: Literal["threads", "tasks"] = "threads"
     window: int = plan.WINDOW
@@ -95,7 +97,7 @@ class Stream:
         # is read before its turn waits here, encoded: less than one run a canvas.
         reading = np.argsort(places)
         canvas_of_place = np.repeat(canvases, self.batch)[: len(places)]
-        sampler = Sampler(self.canvases, self.long_side, len(self.shard_set.categories), self.seed, epoch, self.augmentation)
+        sampler = Sampler(self.canvases, self.long_side, len(self.shard_set.categories), self.seed, epoch, self.augmentation, self.mirror_later)
         units = plan.units(stored[places[reading]], counts, window=self.window)
         marks = {"copy": plan.copy_numbers(stored)[places[reading]], "canvas": canvas_of_place[reading]}
 

@@ -47,8 +47,7 @@ def evaluations(run: str) -> list[Verdict]:
 
 def settle(run: str, verdict: Verdict) -> None:
     """An evaluation is over: keep it, in the place of an earlier one at the same images seen, and the best of all."""
-    others = [one for one in evaluations(run) if one["images_seen"] != verdict["images_seen"]]
-    over = sorted([*others, verdict], key=lambda one: one["images_seen"])
+    over = including(evaluations(run), verdict)
     run_folder.write(run, EVALUATIONS, {"evaluations": over})
     best = best_of(over)
     if best is not None:
@@ -56,9 +55,14 @@ def settle(run: str, verdict: Verdict) -> None:
     storage.delete_file(place(run, verdict["checkpoint"]))
 
 
-def known(run: str, images_seen: int) -> Verdict | None:
+def including(over: Sequence[Verdict], verdict: Verdict) -> list[Verdict]:
+    others = [one for one in over if one["images_seen"] != verdict["images_seen"]]
+    return sorted([*others, verdict], key=lambda one: one["images_seen"])
+
+
+def known(over: Sequence[Verdict], images_seen: int) -> Verdict | None:
     """The evaluation at these images seen, where it came to numbers."""
-    return next((one for one in evaluations(run) if one["images_seen"] == images_seen and "error" not in one), None)
+    return next((one for one in over if one["images_seen"] == images_seen and "error" not in one), None)
 
 
 def best_of(over: Sequence[Verdict]) -> Verdict | None:

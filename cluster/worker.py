@@ -71,6 +71,7 @@ class Worker:
             seed=job["training"]["seed"],
             epochs=self.epochs,
             augmentation=job["augmentation"],
+            mirror_later=self.device.type == "cuda",
             threads=job["training"]["decode_threads"],
             decode=job["decode"],
             **job["sampling"],
@@ -79,6 +80,7 @@ class Worker:
         self.loss_normalizer = FIRST_AVERAGE
         self.truths = read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
         self.resumed_from: str | None = None
+        self.over = verdicts.evaluations(self.run) if self.rank == 0 else []
         self.last_report: float | None = None
         self.window: list[dict[str, float]] = []
 
@@ -114,7 +116,7 @@ class Worker:
         patience, rise = self.job["training"]["patience"], self.job["training"]["min_improvement"]
         if not patience or self.epoch == self.epochs:
             return None
-        over = verdicts.evaluations(self.run) if self.rank == 0 else []
+        over = verdicts.evaluations(self.run) if self.rank == 0 and self.job["evaluation"] == "beside" else self.over
         return self.agreed(verdicts.reason_to_stop(over, patience=patience, min_improvement=rise))
 
     def train_epoch(self) -> None:
@@ -235,7 +237,7 @@ class Worker:
 
     def evaluate(self, uri: str, *, again: bool) -> None:
         """Have the checkpoint evaluated, beside training or here. `again`: its evaluation may be there from before a restart."""
-        known = verdicts.known(self.run, self.images_seen) if again and self.rank == 0 else None
+        known = verdicts.known(self.over, self.images_seen) if again else None
         if self.job["evaluation"] == "beside":
             if self.rank == 0 and known is None:
                 verdicts.request(self.run, uri, self.images_seen, self.epoch + 1)
@@ -267,6 +269,7 @@ class Worker:
             table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names)
             verdict |= {"weights": "model" if self.average is None else "ema", **table.summary}
             verdicts.settle(self.run, verdict)
+            self.over = verdicts.including(self.over, verdict)
             self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table.as_dict())
         return self.agreed(verdict)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from detector.batch import SLOT_STEP, Sample, collate
+from detector.augment import training_sample
+from detector.batch import SLOT_STEP, Sample, collate, unmirrored
 
 
 def sample(objects: int, image_id: int, *, value: int = 0) -> Sample:
@@ -60,3 +61,24 @@ def test_what_the_loss_could_not_survive_is_refused():
     broken = Sample(good.image, good.boxes_N4 * np.float32("nan"), good.labels_N, good.size, 4)
     with pytest.raises(ValueError, match=r"boxes of image_id 4, \[nan, .*coordinates must be finite"):
         collate([sample(2, 3), broken])
+
+
+@pytest.mark.parametrize("canvas", [(48, 64), (64, 48), (40, 40)])
+def test_pictures_flipped_on_the_device_are_those_flipped_before(canvas):
+    random = np.random.default_rng(3)
+    pictures = [random.integers(0, 256, size, np.uint8) for size in ((30, 60, 3), (60, 31, 3), (96, 128, 3))]
+    settings = dict(canvas=canvas, flip=0.5, vertical_flip=0.5, scale_max=1.5, photometric=0.5)
+
+    def batch_of(**later):
+        box, label = np.array([[3, 4, 20, 25]], np.float32), np.array([0])
+        drawn = [(picture, box, label, number, np.random.default_rng(number)) for number, picture in enumerate(pictures * 4)]
+        return collate([training_sample(*what, generator=generator, **settings, **later) for *what, generator in drawn])
+
+    before, later = batch_of(), batch_of(mirror_later=True)
+    # By chance some of these twelve are flipped and some are not; those pixels differ until they are.
+    assert 0 < later.mirrored_B.sum() < 12 and not before.mirrored_B.any()
+    assert [torch.equal(*pair) for pair in zip(before.images, later.images, strict=True)] == (~later.mirrored_B).tolist()
+    done = unmirrored(later)
+    for name in before.__dataclass_fields__:
+        assert torch.equal(getattr(done, name), getattr(before, name)), name
+    assert done.images.is_contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +74,20 @@ def test_as_a_module(job: dict[str, str]) -> None:
 def test_as_a_script_from_another_folder(job: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
     check_run(job, "script", subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(job: dict[str, str], number: signal.Signals) -> None:
+    longer = ["--training.epochs", "500", "--training.checkpoint_images", "4", "--training.evaluate_every", "500"]
+    command = [sys.executable, "-m", "pipelines.train", *flags(job, f"interrupted-{number.name}"), *longer]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        for line in driver.stdout:
+            if "checkpoint " in line:
+                break
+        driver.send_signal(number)
+        errors = driver.communicate(timeout=90)[1]
+    assert (driver.returncode, errors.splitlines()[-1:]) == (5, ["error: interrupted; the same command continues where it stopped"])
+    assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, errors
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +153,27 @@ def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:
     assert done.returncode == 1
     assert "nothing answers there" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_any_number_of_cpus_prepares_the_same_set(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    content: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "noise"}]}
+    (tmp_path / "images").mkdir()
+    for number in range(1, 15):
+        Image.fromarray(random.integers(0, 256, (500, 640, 3), np.uint8)).save(tmp_path / f"images/{number}.jpg", quality=90)
+        content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": 500, "width": 640})
+        box = {"bbox": [5, 5, 10 * number, 50], "iscrowd": 0, "area": 500}
+        content["annotations"].append({"id": number, "image_id": number, "category_id": 7, **box})
+    (tmp_path / "images/13.jpg").write_bytes(b"no picture")
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    written = []
+    for cpus in (1, 4):
+        command = [sys.executable, "-m", "pipelines.prepare", "--annotations", f"{tmp_path}/coco.json", "--images", f"{tmp_path}/images"]
+        limits = ["--shard_size_mib", "1", "--max_quarantined", "0.5", "--ray.num_cpus", str(cpus)]
+        command += ["--output", f"{tmp_path}/shards-{cpus}", *limits]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
+        files = {path.name: path.read_bytes() for path in sorted((tmp_path / f"shards-{cpus}").glob("*"))}
+        written.append(files)
+    shards = [name for name in written[0] if name.startswith("shard-")]
+    assert len(shards) >= 4 and written[0].keys() == written[1].keys()
+    assert [name for name in (*shards, "index.json", "quarantine.parquet") if written[0][name] != written[1][name]] == []

@@ -35,8 +35,8 @@ def test_what_was_asked_for_waits_by_images_seen_until_it_is_settled(tmp_path: P
     assert verdicts.waiting(run) == [first, later]
     assert verdicts.asked(run, later) == {"checkpoint": later, "images_seen": 1000, "epoch": 10}
     verdicts.settle(run, scored(run, 200, 0.25))
-    assert verdicts.waiting(run) == [later] and verdicts.known(run, 1000) is None
-    assert verdicts.known(run, 200) == scored(run, 200, 0.25)
+    assert verdicts.waiting(run) == [later] and verdicts.known(verdicts.evaluations(run), 1000) is None
+    assert verdicts.known(verdicts.evaluations(run), 200) == scored(run, 200, 0.25)
 
 
 def test_the_best_is_the_highest_ap_and_of_equals_the_newest(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_best_is_the_highest_ap_and_of_equals_the_newest(tmp_path: Path) -> 
     verdicts.settle(run, {"checkpoint": "lost", "images_seen": 500, "epoch": 5, "error": "the machine is gone"})
     assert [one["images_seen"] for one in verdicts.evaluations(run)] == [100, 200, 300, 400, 500]
     assert run_folder.best_checkpoint(run) == scored(run, 300, 0.5)
-    assert verdicts.known(run, 500) is None
+    assert verdicts.known(verdicts.evaluations(run), 500) is None
 
 
 @pytest.mark.parametrize(

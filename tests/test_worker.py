@@ -52,6 +52,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         images_seen=0,
         left=[(0, 8)],
         resumed_from=None,
+        over=verdicts.evaluations(run),
         last_report=None,
         window=[],
         step=step,
@@ -72,14 +73,19 @@ def test_the_time_of_an_evaluation_is_no_throughput(tmp_path: Path, monkeypatch:
     assert [values["images_per_second"] for kind, values in told if kind == "step"] == [pytest.approx(8 / 3), 2.0]
 
 
-def test_training_stops_where_ap_no_longer_rises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["beside", "between"])
+def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> None:
     run, aps = str(tmp_path), iter([0.25, 0.5, 0.5, 0.25, 0.75])
 
     def evaluate(uri: str, *, again: bool) -> None:
         numbers = dict.fromkeys(("AP", "AP50", "AP75"), next(aps))
-        verdicts.settle(run, {"checkpoint": uri, "images_seen": loop.images_seen, "epoch": loop.epoch + 1, "weights": "model", **numbers})
+        verdict = {"checkpoint": uri, "images_seen": loop.images_seen, "epoch": loop.epoch + 1, "weights": "model", **numbers}
+        if place == "beside":
+            return verdicts.settle(run, verdict)
+        loop.over = verdicts.including(loop.over, verdict)
 
     loop, told = loop_of(Clock(), run, training={"patience": 2}, epochs=9, evaluate=evaluate)
+    loop.job["evaluation"] = place
     loop.train()
     # The best was after the second epoch; the third and the fourth are two without a better one.
     reason = "AP has not risen in 2 evaluations, from 0.5000 after epoch 2"

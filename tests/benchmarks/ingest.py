@@ -27,7 +27,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 import numpy as np
 import psutil
 import torch
+import torchvision.io
 from PIL import Image
+from torchvision.transforms import v2
 
 from cluster import plan, rows, session, shards, storage
 from cluster.samples import Sampler
@@ -120,6 +122,21 @@ class Rows(torch.utils.data.IterableDataset):
         self.epoch += 1
 
 
+class Files(torch.utils.data.Dataset):
+    """What is mostly written for a DataLoader: a folder of files, torchvision's decoder, its transforms v2."""
+
+    def __init__(self, folder: str, count: int):
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        image = v2.functional.resize(torchvision.io.decode_image(os.path.join(self.folder, f"{number}.jpg")), CANVAS)
+        return v2.functional.horizontal_flip(image) if torch.rand(()) < 0.5 else image
+
+
 def processes() -> list[psutil.Process]:
     me = psutil.Process()
     return [me, *me.children(recursive=True)]
@@ -185,7 +202,7 @@ def main() -> None:
         uri = given.data or folder
         shard_set = write_set(uri, given.images)
         session.connect()
-        compare(shard_set, given.rounds)
+        compare(shard_set, folder, given.rounds)
         epochs(shard_set, given.epochs)
         if given.train:
             train(shard_set, given.rounds)
@@ -193,19 +210,24 @@ def main() -> None:
             storage.delete_folder(uri)
 
 
-def compare(shard_set: shards.ShardSet, rounds: int) -> None:
+def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
     some = [shard_set.locate_group(group) for group in range(min(8, len(shard_set.rows_per_group)))]
     held = [row for place in some for row in marked(shards.read_row_group(place))]
     # A forked process cannot use the S3 client of its parent: it gets empty answers, which the digests then refuse.
     start = "spawn" if shard_set.uri.startswith(storage.S3) else "fork"
     settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
     loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings)
+    for number, row in enumerate(rows.iterate(rows.all_rows(shard_set))):
+        with open(os.path.join(folder, f"{number}.jpg"), "wb") as file:
+            file.write(row["image"])
+    usual = torch.utils.data.DataLoader(Files(folder, shard_set.num_rows), batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     plain = stream_of(shard_set)
     contenders: dict[str, Callable[[int], int]] = {
         "decoder alone, one thread, in memory": lambda e: sum(len(decode_image(row["image"])) > 0 for row in held),
         "decode + augment alone, one thread, in memory": lambda e: len([sampler(e).sample(row) for row in held]),
         "plain threads, no Ray": lambda e: count_of(threads_alone(shard_set, e)),
-        "torch DataLoader, 2 workers": lambda e: count_of(iter(loader)),
+        "torch DataLoader, 2 workers, the same reads and samples": lambda e: count_of(iter(loader)),
+        "torch DataLoader, 2 workers, as it is mostly written": lambda e: sum(len(images) for images in usual),
         "our stream, decode in threads": lambda e: count_of(plain.epoch(e, [(0, plain.places)])),
         "our stream, decode in tasks": lambda e: count_of(stream_of(shard_set, decode="tasks").epoch(e, [(0, plain.places)])),
     }

@@ -36,7 +36,8 @@ def random_batch(*, batch: int, height: int, width: int, classes: int, objects: 
     boxes[:, :objects] = torch.cat([corners, corners + sides], dim=2)
     labels[:, :objects] = torch.randint(0, classes, (batch, objects), generator=generator)
     images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator).contiguous(memory_format=torch.channels_last)
-    return Batch(images, boxes, labels, torch.tensor([[height, width]] * batch, dtype=torch.float32), torch.arange(batch))
+    sizes = torch.tensor([[height, width]] * batch, dtype=torch.float32)
+    return Batch(images, boxes, labels, sizes, torch.arange(batch), torch.zeros(batch, dtype=torch.bool))
 
 
 def our_step(batch: Batch, *, backbone: str, classes: int, amp: bool, width: int = 256, head_norm: str = "none") -> Callable[..., None]:
