@@ -41,7 +41,7 @@ class Evaluator:
             import ray
 
             ray.cancel(self.running, force=True)
-        self.thread.join(timeout=30 if self.abandoned else None)
+        self.thread.join(timeout=10 if self.abandoned else None)
 
     def work(self) -> None:
         while not self.stopped.wait(LOOK_EVERY_S):

@@ -115,8 +115,9 @@ def detect_set(
 
 
 def detect_share(package: dict[str, bytes], data: str, rank: int, ranks: int, threads: int, device: str) -> dict[int, Detections]:
-    """What `detect_set` runs in each task."""
-    return detections(load_predictor(package, device), open_shard_set(data), rank=rank, ranks=ranks, threads=threads)
+    """What `detect_set` runs in each task. Threads are for the network on CPUs, for the decoder beside a GPU."""
+    apart = {"threads": threads} if device == "cpu" else {"decode_threads": threads}
+    return detections(load_predictor(package, device), open_shard_set(data), rank=rank, ranks=ranks, **apart)
 
 
 def detections(
