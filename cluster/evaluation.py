@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import rows, scoring, tracking
+from cluster import scoring, tracking
 from cluster.shards import ShardSet, read_rows
 from detector.decode import Detections
 from detector.image import decode_image
@@ -24,13 +24,13 @@ def evaluate(
     """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/.
 
     `max_detections`: what the model gives an image, in place of what its package says, and what counts; unset, COCO's 100 of an image and class.
-    `resources`: see `scoring.score`.
+    `resources`: see `scoring.detect_set`.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
         limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
         keep_detections(package, max_detections)
-    found = dict(scoring.detections_by_id(scoring.score(rows.all_rows(shard_set, workers=resources["workers"]), package, **resources)))
+    found = scoring.detect_set(scoring.read_package(package), shard_set.uri, **resources)
     truths = scoring.read_truths(shard_set)
     table = coco_table(truths, found, shard_set.class_names, max_detections=limits)
     table = with_voc(table, truths, found, shard_set.class_names)

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import pretrained, run_folder, storage, warm_start
+from cluster import pretrained, run_folder, storage, verdicts, warm_start
 from cluster.board import Board, Event
 from cluster.errors import UsageError
+from cluster.evaluator import Evaluator
 from cluster.failures import plain_failure, stop_at_lasting_errors
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
@@ -93,12 +94,15 @@ def launch(
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
-    resume, step, timing, checkpoint, evaluation, profile) in this process; `callbacks` go to Ray Train.
+    resume, step, timing, checkpoint, evaluating, evaluation, evaluation_failed, stopped, profile) in this process; `callbacks` go to Ray Train.
     Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
     """
     checked = checked or check(config)
     run = config.run_uri
     if run_folder.read(run, run_folder.FINISHED) is not None:
+        if verdicts.waiting(run):
+            with Board(on_event) as board:
+                evaluator_of(config, board).finish(workers_share(config))
         return run_folder.best_checkpoint(run)
 
     # Imported here: the sections above are read by `--help`, and this import takes seconds.
@@ -110,6 +114,7 @@ def launch(
     data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
     sections = config.model_dump(mode="json")
     weights, start = None, None
+    evaluation = evaluation_place(config)
     if config.pretrained is not None and not checked.begun:
         weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
     if config.from_checkpoint is not None and not checked.begun:
@@ -118,6 +123,7 @@ def launch(
         job = {
             **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
             "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
+            "evaluation": evaluation,
             "data": data,
             "run": run,
             "born": checked.born,
@@ -145,10 +151,13 @@ def launch(
                 callbacks=[*callbacks, stop_at_lasting_errors()],
             ),
         )
+        evaluator = evaluator_of(config, board)
         try:
-            in_thread(trainer.fit)
+            with evaluator if evaluation == "beside" else nullcontext():
+                in_thread(trainer.fit)
         except TrainingFailedError as error:
             raise plain_failure(error, config.name, retries=training.retries) from error
+        evaluator.finish(workers_share(config))
     return run_folder.best_checkpoint(run)
 
 
@@ -180,6 +189,29 @@ def train_on_worker(job: dict[str, Any]) -> None:
         worker.train()
 
 
+def evaluator_of(config: TrainConfig, board: Any) -> Evaluator:
+    def tell(kind: str, **values: Any) -> None:
+        if board is not None:
+            board.put.remote({"kind": kind, **values})
+
+    weights = "ema" if config.optimizer.ema_images else "model"
+    return Evaluator(config.run_uri, storage.absolute(config.data.val), weights=weights, share=config.evaluation_share, tell=tell)
+
+
+def workers_share(config: TrainConfig) -> dict[str, Any]:
+    return config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
+
+
+def evaluation_place(config: TrainConfig) -> str:
+    """`beside` or `between`, see `TrainingConfig.evaluation`; Ray must be connected."""
+    import ray
+
+    if config.training.evaluation != "auto":
+        return config.training.evaluation
+    free, asked = ray.available_resources(), needs(config, evaluation="beside")
+    return "beside" if all(free.get(name, 0.0) + 1e-6 >= asked[name] for name in asked) else "between"
+
+
 def decode_place(choice: str, *, gpus_per_worker: float) -> str:
     """`threads` or `tasks`, see `TrainingConfig.decode`; Ray must be connected."""
     import ray
@@ -190,6 +222,10 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
     return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
 
 
-def cpus_needed(config: TrainConfig) -> float:
-    """What a whole training books; tasks that decode need a core of their own."""
-    return config.training.workers * (config.training.cpus_per_worker + READ_CPUS) + (config.training.decode == "tasks")
+def needs(config: TrainConfig, *, evaluation: str | None = None) -> dict[str, float]:
+    """CPUs and GPUs that a whole training books, with an evaluation beside it where it is `beside`; tasks that decode need a core of their own."""
+    shares = [workers_share(config), *([config.evaluation_share] if (evaluation or config.training.evaluation) == "beside" else [])]
+    return {
+        "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares) + (config.training.decode == "tasks"),
+        "GPU": sum(share["workers"] * share["gpus_per_worker"] for share in shares),
+    }

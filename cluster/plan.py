@@ -143,6 +143,18 @@ def cut(left: Intervals, *, rank: int, ranks: int, batch: int = 1) -> Intervals:
     return take(left, *(batch * (r * (batches // ranks) + min(r, batches % ranks)) for r in (rank, rank + 1)))
 
 
+def evaluation_share(canvas_N: np.ndarray, *, rank: int, ranks: int, batch: int) -> np.ndarray:
+    """int64: one rank's rows of a whole set, in stored order; `canvas_N` is the number of the canvas that each row prefers.
+
+    The set is dealt into batches of one canvas first, and ranks share these out whole, so the batches are the same ones for any number of ranks.
+    """
+    of_canvas = [np.flatnonzero(canvas_N == canvas) for canvas in np.unique(canvas_N)]
+    batches = [rows[start : start + batch] for rows in of_canvas for start in range(0, len(rows), batch)]
+    batches.sort(key=lambda rows: rows[0])
+    first, stop = (len(batches) * r // ranks for r in (rank, rank + 1))
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *batches[first:stop]]))
+
+
 def steps(left: Intervals, *, ranks: int, batch: int) -> int:
     """Steps every rank makes to consume what is left: those of the longest share. Shorter shares end with fillers that carry no loss."""
     return -(-size(left) // (ranks * batch))

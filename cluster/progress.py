@@ -80,13 +80,23 @@ class Progress:
     def on_checkpoint(self, event: dict[str, Any]) -> None:
         self.line(f"checkpoint {event['uri']}")
 
+    def on_evaluating(self, event: dict[str, Any]) -> None:
+        more = f"; {event['waiting']} more wait" if event["waiting"] else ""
+        self.line(f"evaluating the checkpoint at {event['images_seen']} images (epoch {event['epoch']}){more}")
+
     def on_evaluation(self, event: dict[str, Any]) -> None:
         table = event["table"]
         self.last_ap = f"{table['AP']:.3f}"
         self.line(
-            f"evaluation after epoch {event['epoch']}, {table['images']} images: "
+            f"evaluation of the checkpoint at {event['images_seen']} images (epoch {event['epoch']}) on {table['images']} images: "
             f"AP {table['AP']:.4f}  AP50 {table['AP50']:.4f}  AP75 {table['AP75']:.4f}"
         )
+
+    def on_evaluation_failed(self, event: dict[str, Any]) -> None:
+        self.line(f"warning: {event['what']} failed ({event['reason']}); {event['then']}")
+
+    def on_stopped(self, event: dict[str, Any]) -> None:
+        self.line(f"stopped early after epoch {event['epoch']}: {event['reason']}")
 
     def line(self, text: str) -> None:
         start = "\r\x1b[K" if self.open_line else ""
@@ -173,3 +183,5 @@ def track(run: Run, event: dict[str, Any]) -> None:
         run.log_metrics({f"system/{event['node']}/{name}": value for name, value in event["system"].items()}, event["images_seen"])
     elif event["kind"] in ("checkpoint", "profile"):
         run.set_tag(event["kind"], event["uri"])
+    elif event["kind"] == "stopped":
+        run.set_tag("stopped_early", event["reason"])

@@ -46,13 +46,6 @@ def sampled_rows(shard_set: ShardSet, units: Sequence[plan.Unit], sample: Callab
     return planned_rows(shard_set, units, **marks).map_batches(sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1)
 
 
-def all_rows(shard_set: ShardSet, *, workers: int = 1) -> ray.data.Dataset:
-    """Every row of a shard set once, in stored order, in blocks enough for all `workers`."""
-    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=0, window=0)
-    blocks = plan.units(sequence, shard_set.rows_per_group, most_rows=rows_per_block(len(sequence), workers))
-    return planned_rows(shard_set, blocks)
-
-
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
     """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order, in blocks enough for all `workers`."""
     dataset = dataset_of([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // rows_per_block(len(uris), workers))))

@@ -1,11 +1,10 @@
-"""A model over a stream of images -> detections, spread over the cluster by Ray Data; `evaluate` and `predict` both stand on it."""
+"""A model over images -> detections, spread over the cluster: over files by Ray Data (`predict`), over a shard set by shares (evaluation)."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,16 @@ import pyarrow as pa
 import ray
 import torch
 
-from cluster import rows
-from cluster.shards import ShardSet, read_annotations
+from cluster.session import fetch
+from cluster.shards import ShardSet, open_shard_set, read_annotations
+from cluster.stream import evaluation_batches, ordered_map
 from detector.decode import Detections
 from detector.image import ImageError, open_image
 from detector.metrics import Truth
 from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, Predictor
+
+BATCH = 8
+"""Images a network takes at once."""
 
 FOUND = pa.schema(
     [
@@ -41,11 +44,7 @@ class Scorer:
     def __init__(self, package_ref: ray.ObjectRef, threads: int, device: str):
         package: dict[str, bytes] = ray.get(package_ref)
         torch.set_num_threads(threads)
-        with tempfile.TemporaryDirectory(prefix="package-") as folder:
-            for name, content in package.items():
-                with open(os.path.join(folder, name), "wb") as file:
-                    file.write(content)
-            self.predictor = Predictor.load(folder, device=device)
+        self.predictor = load_predictor(package, device)
         self.names = [entry["name"] for entry in json.loads(package[CLASSES_FILE])]
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -89,14 +88,10 @@ class Scorer:
 
 def score(images: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0) -> ray.data.Dataset:
     """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see `Scorer`. Every row comes out exactly once."""
-    package = {}
-    for name in (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE):
-        with open(os.path.join(package_folder, name), "rb") as file:
-            package[name] = file.read()
     return images.map_batches(
         Scorer,
-        fn_constructor_args=(ray.put(package), max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"),
-        batch_size=8,
+        fn_constructor_args=(ray.put(read_package(package_folder)), max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"),
+        batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=cpus_per_worker,
@@ -104,12 +99,59 @@ def score(images: ray.data.Dataset, package_folder: str, *, workers: int, cpus_p
     )
 
 
-def detections_by_id(scored: ray.data.Dataset) -> Iterator[tuple[int, Detections]]:
-    """(image_id, detections) of a scored shard set. Raises `ValueError` on a row that could not be scored: a shard holds decodable images only."""
-    for row in rows.iterate(scored.select_columns(["image_id", "status", "error", "boxes", "scores", "labels"])):
-        if row["status"] != "ok":
-            raise ValueError(f"image_id {row['image_id']}: {row['error']}; the shard is damaged, prepare the set again")
-        yield row["image_id"], detections_of(row)
+def detect_set(
+    package: dict[str, bytes], data: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0, here: bool = False
+) -> dict[int, Detections]:
+    """The detections of every image of a shard set, from `workers` Ray tasks; one share is made `here`, by a caller that is such a task itself."""
+    package_ref = ray.put(package)
+    threads, device = max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"
+    # A task that failed is tried again by whoever asked for the whole.
+    task = ray.remote(detect_share).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker or None, max_retries=0)
+    parts = [task.remote(package_ref, data, rank, workers, threads, device) for rank in range(int(here), workers)]
+    found = detect_share(package, data, 0, workers, threads, device) if here else {}
+    for part in fetch(parts):
+        found |= part
+    return found
+
+
+def detect_share(package: dict[str, bytes], data: str, rank: int, ranks: int, threads: int, device: str) -> dict[int, Detections]:
+    """What `detect_set` runs in each task. Threads are for the network on CPUs, for the decoder beside a GPU."""
+    apart = {"threads": threads} if device == "cpu" else {"decode_threads": threads}
+    return detections(load_predictor(package, device), open_shard_set(data), rank=rank, ranks=ranks, **apart)
+
+
+def detections(
+    predictor: Predictor, shard_set: ShardSet, *, rank: int = 0, ranks: int = 1, threads: int = 1, decode_threads: int = 1
+) -> dict[int, Detections]:
+    """The detections of one rank's share of a set, by image id: the same to the last bit for any number of ranks and threads of a machine.
+
+    The batches do not depend on the ranks, and on CPUs each is one thread's, several batches side by side: in float32 two threads to a convolution
+    round otherwise than one.
+    """
+    predictor.model.eval()
+    frame = dict(canvases=predictor.canvases, long_side=predictor.long_side)
+    batches = evaluation_batches(shard_set, rank=rank, ranks=ranks, batch=BATCH, threads=decode_threads, **frame)
+    found: dict[int, Detections] = {}
+    for ids, of_images in ordered_map(lambda pair: (pair[0].image_ids.tolist(), predictor.detect(*pair)), batches, threads=threads):
+        found.update(zip(ids, of_images, strict=True))
+    return found
+
+
+def read_package(folder: str) -> dict[str, bytes]:
+    """The files of a package by name, as they travel through the object store."""
+    package = {}
+    for name in (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE):
+        with open(os.path.join(folder, name), "rb") as file:
+            package[name] = file.read()
+    return package
+
+
+def load_predictor(package: dict[str, bytes], device: str) -> Predictor:
+    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+        for name, content in package.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(content)
+        return Predictor.load(folder, device=device)
 
 
 def detections_of(row: dict[str, Any]) -> Detections:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -132,3 +133,15 @@ def check_resources(*, cpus: float, gpus: float, what: str, autoscaling: bool = 
                 f"{what} needs {asked:g} {name}s, the cluster has {has:g}; "
                 "ask for less, add nodes, or say --ray.autoscaling true if it grows by itself"
             )
+
+
+def fetch(results: Any) -> Any:
+    """`ray.get`. A `PlainError` of a task is raised as it was there, and not as Ray's wrapping of it."""
+    import ray
+
+    try:
+        return ray.get(results)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PlainError):
+            raise error.cause from None
+        raise

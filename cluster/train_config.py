@@ -54,6 +54,16 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
     amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
+    evaluation: Literal["auto", "beside", "between"] = Field(
+        "auto",
+        description="where checkpoints are scored: beside training in tasks of their own, between epochs by the workers, or auto: beside where the "
+        "cluster has room for it beyond the workers, else between; AP is the same. Sweeps evaluate between epochs",
+    )
+    evaluation_workers: int = Field(1, ge=1, le=4096, description="tasks that score a checkpoint beside training, each a share of the images")
+    evaluation_cpus: float = Field(0.75, gt=0, le=256, description="CPUs each of these tasks books; reading needs 0.25 more a task")
+    evaluation_gpus: float | None = Field(None, ge=0, le=1, description="GPUs each of these tasks books; unset: as many as a worker")
+    patience: int = Field(0, ge=0, le=10_000, description="evaluations without a better AP after which training stops, at an epoch's end; 0: never")
+    min_improvement: float = Field(0.0, ge=0, lt=1, description="rise of AP that patience takes for better must be above this, 0..1")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
     checkpoint_images: int = Field(0, ge=0, description="images between checkpoints inside an epoch; 0: none inside")
     checkpoint_minutes: float = Field(0, ge=0, description="minutes after a checkpoint until the next one inside an epoch; 0: as long as it takes")
@@ -80,9 +90,12 @@ class TrainingConfig(Section):
     retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
 
 
+EVALUATION_SHARE = ["evaluation_workers", "evaluation_cpus", "evaluation_gpus"]
 EXECUTION = {
     "workers",
     "accumulate",
+    "evaluation",
+    *EVALUATION_SHARE,
     "cpus_per_worker",
     "gpus_per_worker",
     "decode",
@@ -146,6 +159,15 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def evaluation_heeds_its_settings(self) -> TrainConfig:
+        if self.training.evaluation == "between":
+            reason = "with training.evaluation between, where the workers evaluate"
+            refuse_unused(self.training, "training", EVALUATION_SHARE, reason, "set that to beside")
+        if not self.training.patience:
+            refuse_unused(self.training, "training", ["min_improvement"], "without training.patience", "set that")
+        return self
+
+    @model_validator(mode="after")
     def augmentation_has_room(self) -> TrainConfig:
         if self.training.batch_size == self.training.workers:
             refuse_unused(self.augmentation, "augmentation", ["mixup"], "where a worker has one image a step", "raise training.batch_size")
@@ -193,6 +215,13 @@ class TrainConfig(Section):
         if self.model.architecture == "faster_rcnn":
             refuse_unused(self.decode, "decode", ["top_per_level"], "in the baseline faster_rcnn, which keeps 1000 proposals an image")
         return self
+
+    @property
+    def evaluation_share(self) -> dict[str, Any]:
+        """What an evaluation beside training takes of the machines."""
+        chosen = self.training
+        gpus = chosen.gpus_per_worker if chosen.evaluation_gpus is None else chosen.evaluation_gpus
+        return {"workers": chosen.evaluation_workers, "cpus_per_worker": chosen.evaluation_cpus, "gpus_per_worker": gpus}
 
     @property
     def run_uri(self) -> str:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster import checkpoints, plan, pretrained, run_folder
+from cluster import checkpoints, plan, pretrained, run_folder, verdicts
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UsageError
-from cluster.scoring import read_truths
+from cluster.scoring import detections, read_truths
 from cluster.shards import open_shard_set
-from cluster.stream import Stream, evaluation_batches
+from cluster.stream import Stream
 from cluster.timing import Timing, publish_profile, shares, system_metrics
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
-from detector.metrics import CocoTable, coco_table
+from detector.metrics import coco_table
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
@@ -80,9 +81,17 @@ class Worker:
         )
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer = FIRST_AVERAGE
-        self.truths = read_truths(self.val_set) if self.rank == 0 else []
-        self.checkpoints = Checkpoints(self.run, born=job["born"], settings=job["training"], tell=self.tell, writes=self.rank == 0)
-        self.best = run_folder.read(self.run, run_folder.BEST) if self.rank == 0 else None
+        self.truths = read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
+        self.resumed_from: str | None = None
+        self.over = verdicts.evaluations(self.run) if self.rank == 0 else []
+        self.checkpoints = Checkpoints(
+            self.run,
+            born=job["born"],
+            settings=job["training"],
+            tell=self.tell,
+            writes=self.rank == 0,
+            protected=lambda: set(verdicts.waiting(self.run)),
+        )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
         self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
         self.window: list[dict[str, float]] = []
@@ -93,22 +102,35 @@ class Worker:
             "start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads()
         )
         self.model.train()
-        while self.epoch < self.epochs:
-            # After a resume at the end of an epoch nothing is left of it but its evaluation.
+        stopped = None
+        while self.epoch < self.epochs and not stopped:
+            # After a resume at the end of an epoch nothing is left of it but its evaluation, if that was not made.
             self.train_epoch()
             done = self.epoch + 1
             evaluate = done == self.epochs or done % self.job["training"]["evaluate_every"] == 0
             if evaluate or done % self.job["training"]["checkpoint_every"] == 0:
                 uri = self.save(scored=evaluate)
                 if evaluate:
-                    self.evaluate(uri)
+                    self.evaluate(uri, again=uri == self.resumed_from)
                     # The next interval's images/s are of training alone.
                     self.timing.take()
             self.epoch, self.left = done, [(0, self.stream.places)]
+            stopped = self.reason_to_stop()
         self.checkpoints.close()
         self.timing.close()
         if self.rank == 0:
-            run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epochs})
+            early = {"stopped": stopped} if stopped else {}
+            run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epoch, **early})
+            if stopped:
+                self.tell("stopped", images_seen=self.images_seen, epoch=self.epoch, reason=stopped)
+
+    def reason_to_stop(self) -> str | None:
+        """Why training ends here, before its last epoch; the same on every rank."""
+        patience, rise = self.job["training"]["patience"], self.job["training"]["min_improvement"]
+        if not patience or self.epoch == self.epochs:
+            return None
+        over = verdicts.evaluations(self.run) if self.rank == 0 and self.job["evaluation"] == "beside" else self.over
+        return self.agreed(verdicts.reason_to_stop(over, patience=patience, min_improvement=rise))
 
     def train_epoch(self) -> None:
         """The rest of this epoch, with part-way checkpoints where they are due."""
@@ -167,6 +189,7 @@ class Worker:
             if self.rank:
                 checkpoints.fetch(uri, folder)
             self.load(uri, folder)
+        self.resumed_from = uri
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load(self, uri: str, folder: str) -> None:
@@ -234,7 +257,7 @@ class Worker:
             "seed": self.job["training"]["seed"],
             "ranks": self.ranks,
             "data_digest": self.train_set.digest,
-            "best": self.best,
+            "best": verdicts.best_of(self.over),
             "package": self.job["package"],
             "config": self.job["config"],
         }
@@ -244,8 +267,19 @@ class Worker:
 
         return self.checkpoints.save(self.images_seen, take, scored=scored)
 
-    def evaluate(self, uri: str) -> None:
-        """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and remember the best checkpoint."""
+    def evaluate(self, uri: str, *, again: bool) -> None:
+        """Have the checkpoint evaluated, beside training or here. `again`: its evaluation may be there from before a restart."""
+        known = verdicts.known(self.over, self.images_seen) if again else None
+        if self.job["evaluation"] == "beside":
+            if self.rank == 0 and known is None:
+                self.checkpoints.once_stored(uri, partial(verdicts.request, self.run, uri, self.images_seen, self.epoch + 1))
+            return
+        verdict = self.agreed(known) or self.score(uri)
+        # A barrier over the ranks that Ray polls every two seconds, so it is used once an evaluation and never in the step loop.
+        ray.train.report({name: value for name, value in verdict.items() if name != "weights"})
+
+    def score(self, uri: str) -> verdicts.Verdict:
+        """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and keep the verdict."""
         model = copy.deepcopy(self.model)
         if self.average is not None:
             model.load_state_dict(self.average.state)
@@ -256,36 +290,28 @@ class Worker:
         description = self.job["package"]["description"]
         frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
         predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
-        found = {}
-        for batch, sizes in evaluation_batches(self.val_set, rank=self.rank, ranks=self.ranks, batch=8, threads=self.stream.threads, **frame):
-            found.update(zip(batch.image_ids.tolist(), predictor.detect(batch, sizes), strict=True))
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        found = detections(predictor, self.val_set, rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
         parts: list[Any] = [found]
         if self.ranks > 1:
             parts = [None] * self.ranks
             dist.all_gather_object(parts, found)
-        summary: list[Any] = [None]
+        verdict: verdicts.Verdict = {"checkpoint": uri, "images_seen": self.images_seen, "epoch": self.epoch + 1}
         if self.rank == 0:
             table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names)
-            self.keep_best(uri, table)
+            verdict |= {"weights": "model" if self.average is None else "ema", **table.summary}
+            self.over = verdicts.including(self.over, verdict)
+            # Once the checkpoint is in storage, where best.json says that it is.
+            self.checkpoints.once_stored(uri, partial(verdicts.settle, self.run, verdict))
             self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table.as_dict())
-            summary = [table.summary]
+        return self.agreed(verdict)
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        values = [value]
         if self.ranks > 1:
-            dist.broadcast_object_list(summary, src=0)
-        # A barrier over the ranks that Ray polls every two seconds, so it is used once an evaluation and never in the step loop.
-        ray.train.report({**summary[0], "images_seen": self.images_seen, "epoch": self.epoch + 1, "checkpoint": uri})
-
-    def keep_best(self, uri: str, table: CocoTable) -> None:
-        """Once the checkpoint is in storage, where best.json says that it is."""
-        weights = "ema" if self.average is not None else "model"
-        numbers = {name: table.summary[name] for name in ("AP", "AP50", "AP75")}
-        record = {"checkpoint": uri, "weights": weights, "images_seen": self.images_seen, "epoch": self.epoch + 1, **numbers}
-
-        def write() -> None:
-            if self.best is None or record["AP"] >= self.best["AP"]:
-                run_folder.write(self.run, run_folder.BEST, record)
-                self.best = record
-
-        self.checkpoints.once_stored(uri, write)
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def tell(self, kind: str, **values: Any) -> None:
         """Send an event to the driver, who prints and tracks it; fire and forget."""

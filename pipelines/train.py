@@ -39,7 +39,10 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
     what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
-    session.check_resources(cpus=launch.cpus_needed(config), gpus=training.workers * training.gpus_per_worker, what=what, autoscaling=ray.autoscaling)
+    if training.evaluation == "beside":
+        what += f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} + {launch.READ_CPUS:g}) of training.evaluation"
+    needs = launch.needs(config)
+    session.check_resources(cpus=needs["CPU"], gpus=needs["GPU"], what=what, autoscaling=ray.autoscaling)
 
     progress = Progress(config.name, interval=config.training.log_seconds)
     tracker = Tracker(

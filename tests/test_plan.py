@@ -19,6 +19,7 @@ from cluster.plan import (
     copy_numbers,
     cut,
     epoch_sequence,
+    evaluation_share,
     first_rows,
     places_of,
     repeat_factors,
@@ -308,3 +309,21 @@ def test_few_rows_and_many_ranks(rows, ranks, batch):
     )
     expected = {(1, 4, 2): 1, (3, 4, 1): 1, (11, 4, 2): 2, (103, 2, 8): 7, (0, 3, 2): 0}[rows, ranks, batch]
     assert steps(left, ranks=ranks, batch=batch) == expected
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 5), st.integers(1, 7))
+def test_evaluation_batches_are_the_same_for_any_number_of_ranks(canvases: list[int], ranks: int, batch: int) -> None:
+    canvas_N = np.array(canvases, np.int64)
+
+    def batches(ranks: int) -> list[list[int]]:
+        """As `collate_by_canvas` fills them: the rows of one canvas in the order in which they come."""
+        filled = []
+        for rank in range(ranks):
+            share = evaluation_share(canvas_N, rank=rank, ranks=ranks, batch=batch)
+            for canvas in range(3):
+                rows = share[canvas_N[share] == canvas].tolist()
+                filled += [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        return sorted(filled)
+
+    assert batches(ranks) == batches(1)
+    assert sorted(row for rows in batches(ranks) for row in rows) == list(range(len(canvases)))

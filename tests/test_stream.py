@@ -224,6 +224,27 @@ def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) 
     assert found == sizes
 
 
+def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> None:
+    """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs and by `evaluate` rests on."""
+    from cluster.scoring import detections
+    from detector.model import RetinaNet
+
+    torch.manual_seed(0)
+    # Noise makes the scores of an untrained network differ, so that hundreds of boxes pass the threshold.
+    model = RetinaNet(classes=2, backbone="resnet18", width=64, base_sizes=(8, 16, 32, 64, 128)).to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    predictor = Predictor(model, canvases=[(64, 96), (96, 64)], decode={"score_threshold": 0.0, "max_detections": 20}, amp=False)
+    alone = detections(predictor, shard_set)
+    assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
+    for ranks, threads in ((1, 2), (2, 1), (3, 2)):
+        parts = [detections(predictor, shard_set, rank=rank, ranks=ranks, threads=threads) for rank in range(ranks)]
+        assert sum(map(len, parts)) == 24
+        for image_id, found in {k: v for part in parts for k, v in part.items()}.items():
+            for mine, other in zip(vars(found).values(), vars(alone[image_id]).values(), strict=True):
+                np.testing.assert_array_equal(mine, other)
+
+
 def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
     from cluster.scoring import read_truths
 

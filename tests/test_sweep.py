@@ -191,8 +191,9 @@ def test_a_trial_that_is_stopped_early_keeps_its_result(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_evaluated_when_it_may_be_stopped_and_finds_its_files_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig.model_validate({**TINY, "data": {"train": "a", "val": "b"}, "pretrained": "w.pth", "training": {"evaluate_every": 7}})
+    training = {"evaluate_every": 7, "evaluation_workers": 2}
+    config = TrainConfig.model_validate({**TINY, "data": {"train": "a", "val": "b"}, "pretrained": "w.pth", "training": training})
     monkeypatch.chdir(tmp_path)
     trial = search.trial_config(config, SweepConfig(epochs=4, grace_epochs=2), str(tmp_path), {"gamma": 2.0, "alpha": 0.25})
-    assert trial.training.evaluate_every == 2
+    assert (trial.training.evaluate_every, trial.training.evaluation) == (2, "between")
     assert (trial.pretrained, trial.data.train) == (str(tmp_path / "w.pth"), str(tmp_path / "a"))

@@ -19,12 +19,13 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from safetensors.torch import save_file
 
-from cluster import failures, launch, run_folder, storage
+from cluster import evaluator, failures, launch, run_folder, storage, verdicts
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
 from cluster.train_config import TrainConfig
+from detector.metrics import SUMMARY_NAMES
 from detector.model import RetinaNet
 from detector.step import NonFiniteLoss
 
@@ -33,8 +34,9 @@ TINY: dict[str, Any] = {
     "model": {"backbone": "resnet18", "width": 64, "head_norm": "group", "anchors": {"base_sizes": [12, 24, 48, 96, 192]}},
     "canvas": {"height": 96, "width": 128},
     "optimizer": {"name": "adamw", "learning_rate": 0.001, "ema_images": 20},
-    "training": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_steps": 2, "evaluate_every": 2},
+    "training": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_steps": 2, "evaluate_every": 2, "evaluation": "between"},
 }
+BESIDE: dict[str, Any] = {**TINY["training"], "evaluate_every": 1, "evaluation": "beside"}
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +62,11 @@ def config(shards: dict[str, str], **changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A finished run of two epochs, its events as printed, and the MLflow store it is recorded in."""
+    """A finished run of two epochs, each evaluated beside training, and the MLflow store it is recorded in."""
     from pipelines.train import train
 
     store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    chosen = config(shards)
+    chosen = config(shards, training=BESIDE)
     best = train(chosen, ray=RayConfig(), tracking=TrackingConfig(uri=store))
     return {"config": chosen, "best": best, "store": store}
 
@@ -90,20 +92,40 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str,
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "train/classification")
     # 24 images in steps of 4, two steps a line: after 8, 16, 24, ... images.
     assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
+    history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "val/AP")
+    assert [m.step for m in history] == [24, 48]
+    assert [m.value for m in history] == [verdict["AP"] for verdict in verdicts.evaluations(run)]
 
 
 def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) -> None:
     assert launch.launch(trained["config"]) == trained["best"]
 
 
+def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same_numbers(trained: dict[str, Any], shards: dict[str, str]) -> None:
+    """A driver that was killed after its training's end: the next one evaluates, in two shares instead of one, and a single process agrees."""
+    run = trained["config"].run_uri
+    before = verdicts.evaluations(run)
+    storage.delete_file(f"{run}/{verdicts.EVALUATIONS}")
+    for one in before:
+        verdicts.request(run, one["checkpoint"], one["images_seen"], one["epoch"])
+    events: list[dict[str, Any]] = []
+    assert launch.launch(trained["config"], on_event=events.append) == trained["best"]
+    assert verdicts.evaluations(run) == before and verdicts.waiting(run) == []
+    assert [(e["kind"], e["images_seen"], e["epoch"]) for e in events] == [
+        (kind, seen, epoch) for seen, epoch in ((24, 1), (48, 2)) for kind in ("evaluating", "evaluation")
+    ]
+    alone = evaluator.table_of(before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
+    assert {name: before[1][name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
+
+
 def test_another_configuration_under_the_same_name_is_refused(trained: dict[str, Any], shards: dict[str, str]) -> None:
-    changed = config(shards, loss={"gamma": 1.0})
+    changed = config(shards, loss={"gamma": 1.0}, training=BESIDE)
     with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
         launch.launch(changed)
 
 
 def test_worker_counts_may_differ_when_a_run_is_continued(trained: dict[str, Any], shards: dict[str, str]) -> None:
-    assert launch.launch(config(shards, training={**TINY["training"], "workers": 1, "cpus_per_worker": 1.0})) == trained["best"]
+    assert launch.launch(config(shards, training={**BESIDE, "workers": 1, "cpus_per_worker": 1.0})) == trained["best"]
 
 
 def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path) -> None:
@@ -118,7 +140,7 @@ def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[s
     evaluate.main(evaluate.EvaluateConfig(run=run, data=shards["val"], output=evaluated, overlays=2, **resources))
     table = storage.read_json(f"{evaluated}/metrics.json")
     assert table["images"] == 8
-    assert table["AP"] == pytest.approx(trained["best"]["AP"], abs=1e-3)
+    assert table["AP"] == trained["best"]["AP"]
     written = {os.path.relpath(uri, evaluated) for uri, _ in storage.list_files(evaluated)}
     assert {"metrics.json", "table.txt", "precision_recall.png"} <= written
     assert len([name for name in written if name.startswith("overlays/")]) == 2
@@ -193,6 +215,10 @@ def test_a_killed_driver_continues_from_its_checkpoint(shards: dict[str, str], r
     assert "continuing from" in second.stdout
     assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 72, "epochs": 3}
     assert run_folder.read(run, run_folder.TRACKING) == before
+    # What two workers found between epochs is what one process finds.
+    for one in verdicts.evaluations(run):
+        alone = evaluator.table_of(one, shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
+        assert {name: one[name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
 
     import mlflow
 
@@ -281,11 +307,39 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
     assert launch.decode_place(choice, gpus_per_worker=gpus) == place
 
 
+@pytest.mark.parametrize(
+    ("training", "free", "place"),
+    [
+        # Two workers book 2 x (0.5 + 0.25), the task that evaluates 0.75 + 0.25 more.
+        ({"evaluation": "auto"}, {"CPU": 2.5}, "beside"),
+        ({"evaluation": "auto"}, {"CPU": 2.25}, "between"),
+        ({"evaluation": "beside"}, {"CPU": 1.0}, "beside"),
+        ({"evaluation": "between"}, {"CPU": 64.0}, "between"),
+        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 2.0}, "between"),
+        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 3.0}, "beside"),
+        ({"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0}, {"CPU": 64.0, "GPU": 2.0}, "beside"),
+        ({"evaluation": "auto", "evaluation_workers": 3}, {"CPU": 4.0}, "between"),
+    ],
+)
+def test_checkpoints_are_scored_beside_training_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], free: dict[str, float], place: str
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
+    assert launch.evaluation_place(chosen) == place
+
+
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
     from pipelines.train import train
 
     greedy = config(shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0})
     with pytest.raises(UsageError, match="needs 9 CPUs, the cluster has 4"):
+        train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
+    # Two workers book 1.5, three tasks beside them 3 x (0.75 + 0.25).
+    greedy = config(shards, name="greedy", training={**BESIDE, "evaluation_workers": 3})
+    with pytest.raises(UsageError, match=r"and 3 x \(evaluation_cpus 0.75 \+ 0.25\) of training.evaluation needs 4.5 CPUs, the cluster has 4"):
         train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
 
 

@@ -1,48 +1,52 @@
-"""The loop of a worker without its cluster, its data and its network: what it tells, by a clock of its own."""
+"""The loop of a worker without its cluster, its data and its network: what it tells, by a clock of its own, what it evaluates and when it stops."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import run_folder, timing
+from cluster import run_folder, timing, verdicts
 from cluster.timing import Timing
 from cluster.worker import Worker, distribute
 from detector.step import StepReport
 
+TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2, "patience": 0, "min_improvement": 0.0}
 
-def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=0.0)
 
-    def takes(seconds: float) -> None:
-        clock.now += seconds
+class Clock:
+    now = 0.0
 
-    def batches(epoch: int, left: object) -> Iterator[SimpleNamespace]:
-        for _ in range(2):
-            takes(1)
+    def takes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -> tuple[Worker, list[tuple[str, dict[str, Any]]]]:
+    """A worker alone with two batches of 4 images an epoch, and the list of what it tells."""
+
+    def batches(epoch: int, left: list) -> Iterator[SimpleNamespace]:
+        for _ in range(2 if left else 0):
+            clock.takes(1)
             yield SimpleNamespace(to=lambda device: None)
 
     def step(batch: object, *, learning_rate: float) -> StepReport:
-        takes(1)
+        clock.takes(1)
         return StepReport(classification=0.5, box=0.5, positives=1, gradient_norm=1)
 
-    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(run_folder, "write", lambda *_: None)
-    told = []
+    told: list[tuple[str, dict[str, Any]]] = []
     loop = Worker.__new__(Worker)
-    training = {"evaluate_every": 1, "checkpoint_every": 1, "log_steps": 2}
-    optimizer = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}
-    vars(loop).update(
-        job={"training": training, "optimizer": optimizer},
+    given = dict(
+        job={"training": TRAINING | training, "optimizer": {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}},
         stream=SimpleNamespace(epoch=batches, places=8),
         model=SimpleNamespace(train=lambda: None),
         average=None,
         device=SimpleNamespace(type="cpu"),
-        run="",
+        run=run,
         rank=0,
         ranks=1,
         batch=4,
@@ -52,16 +56,25 @@ def test_the_time_of_an_evaluation_is_no_throughput(monkeypatch: pytest.MonkeyPa
         left=[(0, 8)],
         network=torch.nn.Identity(),
         timing=Timing(torch.device("cpu")),
+        resumed_from=None,
+        over=verdicts.evaluations(run),
         window=[],
         step=step,
         resume=lambda: None,
-        checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None),
-        save=lambda scored: takes(10),
-        evaluate=lambda uri: takes(100),
+        checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None, once_stored=lambda uri, action: action()),
+        save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
         tell=lambda kind, **values: told.append((kind, values)),
         put=lambda kind, **values: told.append((kind, values)),
         node=dict,
     )
+    vars(loop).update(given | parts)
+    return loop, told
+
+
+def test_the_time_of_an_evaluation_is_no_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    loop, told = loop_of(clock, str(tmp_path), training={}, save=lambda scored: clock.takes(10), evaluate=lambda uri, again: clock.takes(100))
     loop.train()
     # 8 images: from the first batch on in 3 s (a step, a batch, a step), and after the evaluation in 4 s (a batch, a step, twice).
     assert [values["images_per_second"] for kind, values in told if kind == "step"] == [pytest.approx(8 / 3), 2.0]
@@ -83,3 +96,38 @@ def test_gradients_are_views_of_what_is_sent_and_running_statistics_stay_local()
         dist.destroy_process_group()
     # Four parameters, one bucket: no second copy of the gradients.
     assert len({parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters()}) == 1
+
+
+@pytest.mark.parametrize("place", ["beside", "between"])
+def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> None:
+    run, aps = str(tmp_path), iter([0.25, 0.5, 0.5, 0.25, 0.75])
+
+    def evaluate(uri: str, *, again: bool) -> None:
+        numbers = dict.fromkeys(("AP", "AP50", "AP75"), next(aps))
+        verdict = {"checkpoint": uri, "images_seen": loop.images_seen, "epoch": loop.epoch + 1, "weights": "model", **numbers}
+        if place == "beside":
+            return verdicts.settle(run, verdict)
+        loop.over = verdicts.including(loop.over, verdict)
+
+    loop, told = loop_of(Clock(), run, training={"patience": 2}, epochs=9, evaluate=evaluate)
+    loop.job["evaluation"] = place
+    loop.train()
+    # The best was after the second epoch; the third and the fourth are two without a better one.
+    reason = "AP has not risen in 2 evaluations, from 0.5000 after epoch 2"
+    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 32, "epochs": 4, "stopped": reason}
+    assert told[-1] == ("stopped", {"images_seen": 32, "epoch": 4, "reason": reason})
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: Path, known: bool) -> None:
+    """The checkpoint that was resumed from is sent to be evaluated only where that was not done before the restart."""
+    run = str(tmp_path)
+    first, second = (run_folder.checkpoint_uri(run, images_seen) for images_seen in (8, 16))
+    if known:
+        numbers = dict.fromkeys(("AP", "AP50", "AP75"), 0.5)
+        verdicts.settle(run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers})
+    loop, _ = loop_of(Clock(), run, training={}, images_seen=8, left=[], resumed_from=first)
+    loop.job["evaluation"] = "beside"
+    loop.train()
+    assert verdicts.waiting(run) == ([] if known else [first]) + [second]
+    assert verdicts.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking, warm_start
 from cluster.errors import PlainError, UsageError
-from cluster.train_config import TrainConfig
+from cluster.train_config import EVALUATION_SHARE, TrainConfig, TrainingConfig
 from tune import space
 from tune.space import SweepConfig
 
@@ -55,6 +55,8 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     # A trial can be stopped only where it is evaluated, so it is from the first epoch after which it may be.
     evaluate_every = min(config.training.evaluate_every, sweep.grace_epochs)
     sections["training"] |= {"gpus_per_worker": sweep.gpus_per_worker, "evaluate_every": evaluate_every}
+    # A trial is judged by what its workers report to Ray, so they are the ones who evaluate.
+    sections["training"] |= {"evaluation": "between", **{name: TrainingConfig.model_fields[name].default for name in EVALUATION_SHARE}}
     # Trials run in other working directories, so every place is absolute.
     sections["data"] = {split: storage.absolute(place) for split, place in sections["data"].items()}
     sections["pretrained"] = config.pretrained and pretrained.absolute(config.pretrained)

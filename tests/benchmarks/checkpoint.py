@@ -90,7 +90,8 @@ def main() -> None:
         size = take(None).size
     bare = statistics.median(after["none"])
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.1f} M parameters, {size / 1e6:.0f} MB a checkpoint, {bare / given.steps:.2f} s a step, {torch.get_num_threads()} threads")
+    took = f"{bare / given.steps:.2f} s a step, {torch.get_num_threads()} threads"
+    print(f"{parameters / 1e6:.1f} M parameters, {size / 1e6:.0f} MB a checkpoint, {took}")
     print("           still, s: median (first, least, most)   steps beside it, s longer")
     for way in ("beside", "blocking"):
         times = still[way]
