@@ -18,6 +18,11 @@ IGNORED = -2
 CHUNK_BOXES = 1 << 16
 """Boxes that `best_iou` compares at a time: about 40 MB of temporary values for nine anchors a position."""
 
+CHUNK_PAIRS = 1 << 22
+"""Pairs of an anchor and a slot that `match` compares at a time, 16 MiB for each of four tensors: two images of 120,087 anchors (800x800) and 16
+slots. All 16 images of a batch at once would take 470 MiB, with 64 slots 1.8 GiB. One image that has more pairs is matched whole.
+"""
+
 
 def level_shapes(height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)) -> list[tuple[int, int]]:
     """Rows and columns of the pyramid's levels on a canvas: every stride-2 convolution with padding 1 halves and rounds up.
@@ -119,18 +124,27 @@ def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: flo
     A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap`
     are ignored.
 
-    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none.
+    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none. As many images as `CHUNK_PAIRS`
+    allows are matched at a time.
     """
-    valid_BG = labels_BG >= 0
-    # (A, 4) against (B, G, 4) -> (B, A, G)
-    iou_BAG = iou(anchors_A4, boxes_BG4).masked_fill_(~valid_BG[:, None, :], 0.0)
-    best_BA, slot_BA = iou_BAG.max(dim=2)
-    result_BA = torch.where(best_BA >= high, slot_BA, torch.where(best_BA < low, BACKGROUND, IGNORED))
-    best_BG = iou_BAG.amax(dim=1)
-    ties_BA = ((iou_BAG == best_BG[:, None, :]) & (best_BG > 0)[:, None, :]).any(dim=2)
-    result_BA = torch.where(ties_BA, slot_BA, result_BA)
+    images = max(1, CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
+    chunks = zip(boxes_BG4.split(images), labels_BG.split(images), strict=True)
+    return torch.cat([match_at_once(anchors_A4, *chunk, high=high, low=low, ignore_overlap=ignore_overlap) for chunk in chunks])
 
-    regions_BG4 = boxes_BG4 * ~valid_BG[..., None]
-    covered_BA = (intersection(anchors_A4, regions_BG4) / area(anchors_A4)[:, None]).amax(dim=2) > ignore_overlap
-    result_BA = torch.where((result_BA == BACKGROUND) & covered_BA, IGNORED, result_BA)
-    return result_BA
+
+def match_at_once(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float, low: float, ignore_overlap: float) -> Tensor:
+    """`match` with four tensors of (B, G, A) at a time. Anchors are the last axis: best slots are then maxima over whole rows, three to four times as
+    fast on two CPU cores as maxima within each short row of slots.
+    """
+    valid_BG1 = labels_BG[..., None] >= 0
+    anchor_area_A = area(anchors_A4)
+    shared_BGA = intersection(boxes_BG4, anchors_A4)
+    covered_BA = shared_BGA.masked_fill(valid_BG1, 0.0).amax(dim=1) / anchor_area_A > ignore_overlap
+    union_BGA = area(boxes_BG4)[..., None] + anchor_area_A - shared_BGA
+    iou_BGA = shared_BGA.div_(union_BGA).masked_fill_(~valid_BG1, 0.0)
+    best_BA, slot_BA = iou_BGA.max(dim=1)
+    best_BG1 = iou_BGA.amax(dim=2, keepdim=True)
+    ties_BA = (iou_BGA == torch.where(best_BG1 > 0, best_BG1, 2.0)).any(dim=1)
+    result_BA = torch.where(best_BA >= high, slot_BA, torch.where(best_BA < low, BACKGROUND, IGNORED))
+    result_BA = torch.where(ties_BA, slot_BA, result_BA)
+    return torch.where((result_BA == BACKGROUND) & covered_BA, IGNORED, result_BA)

@@ -26,9 +26,11 @@ def clip(boxes_N4: Tensor, height: Tensor | float, width: Tensor | float) -> Ten
 
 def intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
     """Pairwise overlap in px^2: (..., N, 4) and (..., M, 4) -> (..., N, M)."""
-    low = torch.maximum(boxes_N4[..., :, None, :2], boxes_M4[..., None, :, :2])
-    high = torch.minimum(boxes_N4[..., :, None, 2:], boxes_M4[..., None, :, 2:])
-    return (high - low).clamp_(min=0).prod(dim=-1)
+    low_x, low_y, high_x, high_y = (boxes_N4[..., i, None] for i in range(4))
+    left, top, right, bottom = (boxes_M4[..., None, :, i] for i in range(4))
+    # One extent after the other: neither is held beside a (..., N, M, 2).
+    across = (torch.minimum(high_x, right) - torch.maximum(low_x, left)).clamp_(min=0)
+    return across.mul_((torch.minimum(high_y, bottom) - torch.maximum(low_y, top)).clamp_(min=0))
 
 
 def iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
