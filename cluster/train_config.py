@@ -10,6 +10,9 @@ from cluster import storage
 from cluster.shards import ShardSet
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
+COMPILE_AFTER = 3000
+"""Steps from which compiling is taken to pay on a GPU: two minutes of compiling against a tenth of steps of 0.4 s. By arithmetic, not measured."""
+
 PROFILE_AFTER = 5
 """Steps before a profile: they allocate and, where it is asked for, compile."""
 
@@ -52,7 +55,20 @@ class TrainingConfig(Section):
         1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
     )
     seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
-    amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
+    amp: bool = Field(
+        True, description="bfloat16 autocast in the network, where the device has instructions for it (CPUs: AVX-512); losses, weights: float32"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile network and loss by torch.compile, which takes minutes and needs a C++ compiler; "
+        f"auto: on a GPU, in a run of {COMPILE_AFTER} steps or more",
+    )
+    skip_nonfinite: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="updates of a run that are left out, each with a warning, because their loss or gradient is not finite; the next stops it",
+    )
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
     evaluation: Literal["auto", "beside", "between"] = Field(
         "auto",
@@ -94,6 +110,8 @@ EVALUATION_SHARE = ["evaluation_workers", "evaluation_cpus", "evaluation_gpus"]
 EXECUTION = {
     "workers",
     "accumulate",
+    "compile",
+    "skip_nonfinite",
     "evaluation",
     *EVALUATION_SHARE,
     "cpus_per_worker",

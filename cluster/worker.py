@@ -23,12 +23,16 @@ from cluster.checkpoints import Checkpoints
 from cluster.errors import UsageError
 from cluster.scoring import detections, read_truths
 from cluster.shards import open_shard_set
+from cluster.step_reports import StepReports
 from cluster.stream import Stream
 from cluster.timing import Timing, publish_profile, shares, system_metrics
+from cluster.train_config import COMPILE_AFTER
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
-from detector.loss import FIRST_AVERAGE
+from detector.device import autocast_dtype
+from detector.folding import fold_batch_norm
+from detector.loss import FIRST_AVERAGE, dense_loss
 from detector.metrics import coco_table
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
@@ -45,7 +49,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        self.amp_dtype = torch.bfloat16 if job["training"]["amp"] else None
+        self.amp_dtype = autocast_dtype(job["training"]["amp"], self.device)
         self.run: str = job["run"]
         self.train_set = open_shard_set(job["data"]["train"])
         self.val_set = open_shard_set(job["data"]["val"])
@@ -80,7 +84,14 @@ class Worker:
             **job["sampling"],
         )
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
-        self.loss_normalizer = FIRST_AVERAGE
+        self.loss_normalizer: float | torch.Tensor = FIRST_AVERAGE
+        allowed = job["training"]["skip_nonfinite"]
+        self.reports = StepReports(self.device, rank=self.rank, ranks=self.ranks, allowed=allowed, tell=self.tell)
+        self.dense = None
+        if dense and self.compiles():
+            # Anchors, matching and detections stay outside: what is compiled has the shapes of the canvas and nothing else.
+            self.network = torch.compile(self.network, dynamic=False)
+            self.dense = torch.compile(dense_loss, dynamic=False)
         self.truths = read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
         self.resumed_from: str | None = None
         self.over = verdicts.evaluations(self.run) if self.rank == 0 else []
@@ -141,14 +152,22 @@ class Worker:
             )
             with self.timing.step(self.network):
                 report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
+                self.reports.wait()
             self.loss_normalizer = report.loss_normalizer
             self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
             before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
-            self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
-            if self.checkpoints.due(before, self.images_seen) and self.left:
+            values = {"learning_rate": optimizer["learning_rate"] * factor, "images": self.images_seen - before, "images_seen": self.images_seen}
+            self.reports.add(report, -(-self.images_seen // (self.batch * self.ranks)), values)
+            due = self.checkpoints.due(before, self.images_seen) and self.left
+            self.tell_steps(all=bool(due or not self.left))
+            if due:
                 self.save()
+
+    def tell_steps(self, *, all: bool) -> None:
+        for numbers, values in self.reports.read(all=all):
+            self.tell_step(numbers, **values)
 
     def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
         loss = self.job["loss"]
@@ -163,7 +182,14 @@ class Worker:
         if isinstance(self.model, Baseline):
             return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
         anchors_A4 = self.anchors[tuple(batch.images.shape[2:])]
-        return train_step(self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, **common, **loss)
+        return train_step(
+            self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, dense=self.dense, **common, **loss
+        )
+
+    def compiles(self) -> bool:
+        chosen = self.job["training"]["compile"]
+        steps = self.images_total // self.job["training"]["batch_size"]
+        return chosen == "on" or (chosen == "auto" and self.device.type == "cuda" and steps >= COMPILE_AFTER)
 
     @property
     def images_total(self) -> int:
@@ -196,7 +222,8 @@ class Worker:
         """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`."""
         try:
             state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
-            self.epoch, self.images_seen, self.loss_normalizer = (state[name] for name in ("epoch", "images_seen", "loss_normalizer"))
+            self.epoch, self.images_seen, self.reports.left_out = (state[name] for name in ("epoch", "images_seen", "left_out"))
+            self.loss_normalizer = state["loss_normalizer"]
             self.left = [tuple(interval) for interval in state["left"]]
         except KeyError as error:
             raise UsageError(checkpoints.other_version(uri, error)) from error
@@ -253,7 +280,8 @@ class Worker:
             "images_seen": self.images_seen,
             "epoch": self.epoch,
             "left": self.left,
-            "loss_normalizer": self.loss_normalizer,
+            "loss_normalizer": float(self.loss_normalizer),
+            "left_out": self.reports.left_out,
             "seed": self.job["training"]["seed"],
             "ranks": self.ranks,
             "data_digest": self.train_set.digest,
@@ -289,7 +317,7 @@ class Worker:
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
         frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
-        predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
+        predictor = Predictor(fold_batch_norm(model), **frame, decode=description["decode"], amp=description["amp"])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         found = detections(predictor, self.val_set, rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
         parts: list[Any] = [found]
@@ -323,16 +351,18 @@ class Worker:
         if self.job["board"] is not None:
             self.job["board"].put.remote({"kind": kind, **values})
 
-    def tell_step(self, values: dict[str, float], images: int) -> None:
-        self.window.append({**values, "images": images})
-        if len(self.window) < self.job["training"]["log_steps"] and self.left:
+    def tell_step(self, numbers: dict[str, float], *, learning_rate: float, images: int, images_seen: int) -> None:
+        """`numbers` are empty where the update was left out."""
+        self.window.append({**numbers, "learning_rate": learning_rate, "images": images})
+        if len(self.window) < self.job["training"]["log_steps"] and (self.left or self.reports.unread):
             return
         taken = self.timing.take()
         seen = sum(step["images"] for step in self.window)
-        means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
-        epoch = self.images_seen / self.stream.places
-        self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
-        self.put("timing", rank=self.rank, images_seen=self.images_seen, **taken, **self.node())
+        epoch, made = images_seen / self.stream.places, [step for step in self.window if "box" in step]
+        if made:
+            means = {k: float(np.mean([step[k] for step in made])) for k in made[0] if k != "images"}
+            self.tell("step", images_seen=images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
+        self.put("timing", rank=self.rank, images_seen=images_seen, **taken, **self.node())
         self.window = []
 
     def node(self) -> dict[str, Any]:

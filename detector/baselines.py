@@ -21,8 +21,9 @@ from torchvision.ops.poolers import initLevelMapper
 from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid, check_choice
 from detector.batch import Batch
 from detector.decode import Detections
+from detector.loss import FIRST_AVERAGE
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
-from detector.step import StepReport, check_finite, split, without_reduction
+from detector.step import Statistics, StepReport, split, update, without_reduction
 
 POOLED_STRIDES = (4, 8, 16, 32)
 """The levels from which Faster R-CNN cuts its regions; proposals also come from a coarser one, stride 64."""
@@ -158,13 +159,15 @@ def baseline_step(
 ) -> StepReport:
     """`train_step` for a `Baseline`, which may be wrapped in DDP: each part of the batch weighs as many images as it has, fillers not counted.
 
-    The report's positives are the objects of the global batch. Raises `NonFiniteLoss` as `train_step` does.
+    The report's positives are the objects of the global batch. What is not finite is left out as in `train_step`; of images, those of a part are
+    blamed together. torchvision's detectors ask their device for numbers, and so does this.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     real_B = batch.image_ids >= 0
     counts = torch.stack([real_B.sum(), (batch.labels_BG >= 0).sum()]).float()
     images, objects = sum_over_ranks(counts).tolist()
+    statistics = Statistics(network)
     optimizer.zero_grad(set_to_none=True)
     own, shares = [], []
     for place, part in enumerate(split(batch, accumulate), start=1):
@@ -179,9 +182,7 @@ def baseline_step(
             (ranks * shares[-1] * (losses_2[0] + box_weight * losses_2[1])).backward()
         own.append(losses_2.detach())
     own_2P = torch.stack(own, dim=1)
-    classification, box = sum_over_ranks(own_2P @ own_2P.new_tensor(shares)).tolist()
-    norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
-    report = StepReport(classification=classification, box=box, positives=objects, gradient_norm=norm)
-    check_finite(report, own_2P, batch.image_ids)
-    optimizer.step()
-    return report
+    losses_2 = sum_over_ranks(own_2P @ own_2P.new_tensor(shares))
+    norm, _ = update(network, optimizer, statistics, losses_2, clip_norm=clip_norm)
+    values_5 = torch.stack([*losses_2, losses_2.new_tensor(objects), norm, losses_2.new_tensor(FIRST_AVERAGE)])
+    return StepReport(values_5, own_2P.isfinite().all(dim=0).repeat_interleave(len(batch.images) // accumulate), batch.image_ids)

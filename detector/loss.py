@@ -122,7 +122,7 @@ def dense_loss(
     return LossSums(classification_B=classification_B, box_B=torch.where(positive_BA, box_BA, 0.0).sum(dim=1))
 
 
-def moving_average(average: float, positives: Tensor) -> Tensor:
+def moving_average(average: float | Tensor, positives: Tensor) -> Tensor:
     """The average after a step that saw these positives in the global batch (at least 1 counts), float32 scalar."""
     return AVERAGE_MOMENTUM * average + (1 - AVERAGE_MOMENTUM) * positives.clamp(min=1)
 

@@ -16,6 +16,8 @@ def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight
     """SGD with momentum, or AdamW, over what is not frozen, in two groups: matrices and filters decay, vectors (norms, biases) do not.
 
     `momentum` is AdamW's first beta. Fused kernels where the device has them. Raises `ValueError` when every parameter is frozen.
+
+    SGD's momentum is there from the start, as zeros: a first update that is left out would leave memory behind that nobody wrote.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -27,7 +29,11 @@ def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight
     fused = True if all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained) else None
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=fused)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
+    if momentum:
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate_factor(images_seen: float, images_total: float, *, schedule: str, warmup: float, milestones: Sequence[float]) -> float:

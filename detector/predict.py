@@ -17,6 +17,8 @@ from detector.baselines import Baseline, build_model
 from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
 from detector.decode import Detections, decode_detections
+from detector.device import autocast_dtype
+from detector.folding import fold_batch_norm
 from detector.image import Jpeg
 from detector.model import RetinaNet
 
@@ -82,7 +84,7 @@ class Predictor:
         self.canvases = canvases
         self.long_side = long_side
         self.decode = decode
-        self.amp_dtype = torch.bfloat16 if amp else None
+        self.amp_dtype = autocast_dtype(amp, model.pixel_mean.device)
         self.batch_size = batch_size
 
     @classmethod
@@ -92,7 +94,7 @@ class Predictor:
         check_description(description)
         model = build_model(**description["model"])
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
-        model = model.to(device, memory_format=torch.channels_last).eval()
+        model = fold_batch_norm(model).to(device, memory_format=torch.channels_last).eval()
         canvases = [(height, width) for height, width in description["canvases"]]
         settings = {name: description[name] for name in ("decode", "amp")}
         return cls(model, canvases=canvases, long_side=description.get("long_side"), batch_size=batch_size, **settings)

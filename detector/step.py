@@ -1,4 +1,7 @@
-"""ONE training step: match, forward, loss, backward, finite check, clip, update. Shapes: B batch, A anchors, G slots."""
+"""ONE training step: match, forward, loss, backward, clip, finite check, update. Shapes: B batch, A anchors, G slots.
+
+Nothing in a step asks the device for a number: the host runs ahead of it, and what a step saw is read when `StepReport.read` is called.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from detector.anchors import match
 from detector.batch import Batch
@@ -17,11 +21,11 @@ from detector.loss import FIRST_AVERAGE, LossSums, detection_loss, image_weights
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient is NaN or infinite; the weights were not touched. The message names the images."""
+    """The loss or its gradient is NaN or infinite; the update was left out. The message names the step, the rank and the images."""
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepNumbers:
     """What one step saw, over the global batch."""
 
     classification: float
@@ -33,7 +37,43 @@ class StepReport:
     gradient_norm: float
     """Before clipping."""
     loss_normalizer: float = FIRST_AVERAGE
-    """Moving average of the positives, to be handed to the next step; a baseline, whose losses are means of their own, leaves it at its start."""
+    """Moving average of the positives; a baseline, whose losses are means of their own, leaves it at its start."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the update was made: the loss and the gradient norm of the global batch are finite."""
+        return all(math.isfinite(number) for number in (self.classification, self.box, self.gradient_norm))
+
+
+class StepReport:
+    """The numbers of a step on their way to the host. The same on every rank, but for the images."""
+
+    def __init__(self, values_5: Tensor, own_finite_B: Tensor, image_ids: Tensor):
+        self.loss_normalizer = values_5[4]
+        """Scalar on the device, to be handed to the next step."""
+        self.own_finite_B, self.image_ids = own_finite_B, image_ids
+        self.values_5 = values_5.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.current_stream(values_5.device).record_event() if values_5.is_cuda else None
+
+    def read(self) -> StepNumbers:
+        """Waits until the device has made the step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return StepNumbers(*self.values_5.tolist())
+
+    def blamed(self) -> list[int]:
+        """Ids of this rank's images whose own loss is not finite."""
+        return self.image_ids[~self.own_finite_B].tolist()
+
+
+def nonfinite_loss(report: StepReport, *, step: int, rank: int) -> NonFiniteLoss:
+    """The error that a report whose numbers are not finite is on this rank."""
+    numbers, blamed = report.read(), report.blamed()
+    what = f"the loss of images {blamed} is not finite"
+    if not blamed:
+        what = f"the gradient or the loss of another rank is not finite, the loss of images {report.image_ids.tolist()} is"
+    found = f"classification {numbers.classification:g}, box {numbers.box:g}, gradient norm {numbers.gradient_norm:g}"
+    return NonFiniteLoss(f"step {step}, rank {rank}: {what} ({found}); its update was left out")
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -66,28 +106,31 @@ def train_step(
     classification: str = "focal",
     box: str = "smooth_l1",
     normalizer: str = "batch",
-    loss_normalizer: float = FIRST_AVERAGE,
+    loss_normalizer: float | Tensor = FIRST_AVERAGE,
     accumulate: int = 1,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ranks: int = 1,
+    dense: Callable[..., LossSums] | None = None,
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that what divides the loss is that of the global batch.
 
     `accumulate` runs this rank's batch in that many equal parts one after the other, for the memory of one: the same gradient, except where batch
-    normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's.
-    Raises `NonFiniteLoss` on every rank, before the update, when any rank's loss or gradient is not finite: the averaged gradient is the same
-    everywhere.
+    normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's,
+    `dense` a compiled `dense_loss`. Where any rank's loss or gradient is not finite no rank makes the update, see `update`.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    statistics = Statistics(network)
     parts = split(batch, accumulate)
     slots = [match(anchors_A4, part.boxes_BG4, part.labels_BG) for part in parts]
     # Matching needs no network, so the divisor of the whole global batch is known before the first part runs.
     positives_B = (torch.cat(slots) >= 0).sum(dim=1).float()
     positives, images = sum_over_ranks(torch.stack([positives_B.sum(), (batch.image_ids >= 0).sum().float()])).unbind()
+    if not isinstance(loss_normalizer, Tensor):
+        loss_normalizer = positives.new_full((), loss_normalizer)
     average = moving_average(loss_normalizer, positives)
     weights_B = image_weights(positives_B, positives=positives, images=images, average=average, normalizer=normalizer)
-    kinds = dict(classification=classification, gamma=gamma, alpha=alpha, box=box, beta=beta)
+    kinds = dict(classification=classification, gamma=gamma, alpha=alpha, box=box, beta=beta, dense=dense)
     optimizer.zero_grad(set_to_none=True)
     own = []
     for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.chunk(accumulate), strict=True), start=1):
@@ -96,30 +139,49 @@ def train_step(
             (ranks * weights * (sums.classification_B + box_weight * sums.box_B)).sum().backward()
         own.append(torch.stack(sums).detach())
     own_2B = torch.cat(own, dim=1)
-    totals = sum_over_ranks((own_2B * weights_B).sum(dim=1)).tolist()
-    report = StepReport(
-        classification=totals[0],
-        box=totals[1],
-        positives=float(positives),
-        gradient_norm=float(nn.utils.clip_grad_norm_(network.parameters(), clip_norm)),
-        loss_normalizer=float(average),
-    )
-    check_finite(report, own_2B, batch.image_ids)
-    optimizer.step()
-    return report
+    losses_2 = sum_over_ranks((own_2B * weights_B).sum(dim=1))
+    norm, finite = update(network, optimizer, statistics, losses_2, clip_norm=clip_norm)
+    values_5 = torch.stack([*losses_2, positives, norm, torch.where(finite, average, loss_normalizer)])
+    return StepReport(values_5, own_2B.isfinite().all(dim=0), batch.image_ids)
+
+
+class Statistics:
+    """The running statistics of batch normalisation as they were before a step."""
+
+    def __init__(self, network: nn.Module):
+        layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        self.buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def keep_if(self, finite: Tensor) -> None:
+        """Go back to them unless `finite`, a bool scalar on the device."""
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            torch.where(finite, buffer, before, out=buffer)
+
+
+@torch.no_grad()
+def update(
+    network: nn.Module, optimizer: torch.optim.Optimizer, statistics: Statistics, losses: Tensor, *, clip_norm: float
+) -> tuple[Tensor, Tensor]:
+    """Clip the gradient and update, unless its norm or one of the `losses` of the global batch is not finite: weights, optimiser state and running
+    statistics are then those from before the step. Returns the norm before clipping and whether all were finite, scalars on the device.
+
+    The averaged gradient and the summed losses are the same on every rank, so all decide alike.
+    """
+    norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+    finite = norm.isfinite() & losses.isfinite().all()
+    statistics.keep_if(finite)
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # What a gradient scaler says to a fused kernel, which then changes nothing; no host needs to know.
+        optimizer.found_inf = (~finite).float()
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+    return norm, finite
 
 
 def without_reduction(network: nn.Module) -> contextlib.AbstractContextManager:
     """DDP sums gradients over the ranks in every backward pass; within this it only adds to this rank's."""
+    # A compiled network holds the one that it was made of.
+    network = getattr(network, "_orig_mod", network)
     return network.no_sync() if isinstance(network, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
-
-
-def check_finite(report: StepReport, own_2B: Tensor, image_ids: Tensor) -> None:
-    """Raise `NonFiniteLoss` where a number of the report is not finite, and say whether it came from this rank's images."""
-    if all(math.isfinite(number) for number in (report.gradient_norm, report.classification, report.box)):
-        return
-    blame = "the gradient, or the loss of another rank" if own_2B.isfinite().all() else "this rank's own loss"
-    raise NonFiniteLoss(
-        f"{blame} is not finite (classification {report.classification}, box {report.box}, gradient norm {report.gradient_norm}); "
-        f"images of this rank: {image_ids.tolist()}; the weights were not updated"
-    )

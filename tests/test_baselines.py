@@ -20,7 +20,7 @@ from detector.loss import FIRST_AVERAGE
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.predict import Predictor, write_package
-from detector.step import NonFiniteLoss, StepReport
+from detector.step import StepNumbers
 
 DECODE = dict(score_threshold=0.05, top_per_level=1000, nms_threshold=0.5, max_detections=20)
 CANVAS = (96, 128)
@@ -46,10 +46,10 @@ def scene(image_id: int, *boxes: tuple[int, int, int, int], size: tuple[int, int
 SCENES = [scene(11, (20, 16, 84, 48)), scene(12, (10, 20, 30, 70), size=(80, 100)), scene(13)]
 
 
-def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepReport:
+def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepNumbers:
     torch.manual_seed(1)  # Faster R-CNN samples its proposals
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.0)
-    return baseline_step(network, optimizer, batch, **dict(learning_rate=0.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None) | changed)
+    return baseline_step(network, optimizer, batch, **dict(learning_rate=0.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None) | changed).read()
 
 
 @both
@@ -140,12 +140,12 @@ def test_a_package_answers_for_pictures_of_any_size(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", ["retinanet", "fcos"])
 def test_a_worker_steps_either_network(architecture):
     config, worker = TrainConfig(data={"train": "t", "val": "v"}).model_dump(), Worker.__new__(Worker)
-    worker.job, worker.ranks, worker.amp_dtype, worker.loss_normalizer = config, 1, None, 1.0
+    worker.job, worker.ranks, worker.amp_dtype, worker.loss_normalizer, worker.dense = config, 1, None, 1.0, None
     worker.model = worker.network = net(architecture)
     worker.anchors = {CANVAS: torch.cat(worker.model.anchors(*CANVAS))} if architecture == "retinanet" else {}
     worker.optimizer = build_optimizer(worker.model, name="sgd", learning_rate=0.0, weight_decay=0.0, momentum=0.9)
     before = class_bias(worker.model).clone()
-    report = worker.step(collate(SCENES[:1]), learning_rate=0.01)
+    report = worker.step(collate(SCENES[:1]), learning_rate=0.01).read()
     assert report.classification > 0 and report.positives >= 1 and not torch.equal(class_bias(worker.model), before)
 
 
@@ -223,13 +223,14 @@ def test_bfloat16_keeps_anchors_and_boxes_exact(architecture):
     assert seen and all(level.dtype == torch.float32 for level in seen)
 
 
-def test_what_is_not_finite_stops_before_the_update():
+def test_what_is_not_finite_is_left_out():
     network = net("fcos")
     network.detector.head.classification_head.cls_logits.bias.data[0] = float("inf")
-    before = {name: value.clone() for name, value in network.named_parameters()}
-    with pytest.raises(NonFiniteLoss, match=r"images of this rank: \[11, 12, 13\]"):
-        step(network, collate(SCENES), torch.optim.SGD(network.parameters(), lr=1.0), learning_rate=1.0)
-    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    report = baseline_step(network, optimizer, collate(SCENES), learning_rate=1.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None)
+    assert not report.read().finite and report.blamed() == [11, 12, 13]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 CHANGED = {

@@ -80,7 +80,7 @@ def worker_on(folder: str, training: Training, **counters):
     settings = {"keep_checkpoints": 2, "checkpoint_images": 0, "checkpoint_minutes": 0, "checkpoint_folder": f"{folder}/local"}
     checkpoints = Checkpoints(f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True)
     parts = {**training.parts(), "job": job, "run": f"{folder}/run", "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
-    parts |= {"checkpoints": checkpoints, "best": None}
+    parts |= {"checkpoints": checkpoints, "best": None, "reports": SimpleNamespace(left_out=0)}
     vars(worker).update({**parts, "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
     return worker
 

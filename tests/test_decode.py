@@ -218,6 +218,6 @@ def test_bfloat16_logits_are_scored_in_float32():
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30), st.integers(1, 6))
 def test_the_best_of_each_image_in_order(pairs, most):
     images, scores = (torch.tensor(column, dtype=torch.int64) for column in (zip(*pairs, strict=True) if pairs else ((), ())))
-    best, counts = best_of_each(images, scores.float(), images=4, most=most)
+    best, counts = best_of_each(images, scores.float(), groups=4, most=most)
     expected = [sorted((i for i, pair in enumerate(pairs) if pair[0] == image), key=lambda i: (-pairs[i][1], i))[:most] for image in range(4)]
     assert best.tolist() == [i for its in expected for i in its] and counts.tolist() == [len(its) for its in expected]

@@ -71,7 +71,8 @@ def curve(*, steps: int = STEPS, rate: float = 0.04, **changed: float | str) -> 
         for done in range(steps):
             factor = learning_rate_factor(2 * done, 2 * STEPS, schedule="cosine", warmup=0.25, milestones=())
             loss = LossConfig(**changed).model_dump()
-            reports.append(train_step(model, optimizer, batch, anchors, learning_rate=rate * factor, clip_norm=10.0, amp_dtype=None, **loss))
+            report = train_step(model, optimizer, batch, anchors, learning_rate=rate * factor, clip_norm=10.0, amp_dtype=None, **loss)
+            reports.append(report.read())
     finally:
         torch.set_num_threads(threads)
     return {name: [getattr(report, name) for report in reports] for name in ("classification", "box", "positives", "gradient_norm")}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import pickle
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -14,6 +17,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.train_config import EXECUTION, TrainConfig
 from detector.anchors import match
@@ -21,7 +25,7 @@ from detector.batch import Batch, Sample, collate
 from detector.loss import LossSums
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
-from detector.step import NonFiniteLoss, StepReport, forward_loss, split, train_step
+from detector.step import StepNumbers, StepReport, forward_loss, nonfinite_loss, split, train_step
 
 LOSS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
 
@@ -48,7 +52,11 @@ def scene(image_id: int, *boxes: tuple[int, int, int, int]) -> Sample:
 SCENES = [scene(11, (4, 6, 36, 20)), scene(12, (30, 10, 44, 50), (2, 40, 26, 52)), scene(13), scene(14, (20, 20, 44, 44))]
 
 
-def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepReport:
+def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepNumbers:
+    return report_of(network, batch, optimizer, **changed).read()
+
+
+def report_of(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepReport:
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.0)
     settings = dict(learning_rate=0.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None, **LOSS)
     model = network.module if isinstance(network, DistributedDataParallel) else network
@@ -80,11 +88,12 @@ class Ranks:
 
         return total
 
-    def steps(self, networks: list[RetinaNet], shares: list[Batch], **changed) -> list[StepReport]:
+    def steps(self, networks: list[RetinaNet], shares: list[Batch], optimizers: list | None = None, **changed) -> list[StepReport]:
         reports: dict[int, StepReport] = {}
+        optimizers = optimizers or [None] * len(shares)
 
         def work(rank: int) -> None:
-            reports[rank] = step(networks[rank], shares[rank], ranks=len(shares), sum_over_ranks=self.sum_of(rank), **changed)
+            reports[rank] = report_of(networks[rank], shares[rank], optimizers[rank], ranks=len(shares), sum_over_ranks=self.sum_of(rank), **changed)
 
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shares))]
         for thread in threads:
@@ -157,7 +166,7 @@ def test_ranks_together_have_the_gradient_of_the_whole_batch(cut, normalizer):
     report = step(whole, collate(SCENES), normalizer=normalizer)
     shares = [collate([SCENES[i] for i in rank]) for rank in cut]
     networks = [net() for _ in shares]
-    for its in Ranks(len(shares)).steps(networks, shares, normalizer=normalizer):
+    for its in (report.read() for report in Ranks(len(shares)).steps(networks, shares, normalizer=normalizer)):
         assert its.positives == report.positives and its.loss_normalizer == report.loss_normalizer
         assert its.classification == pytest.approx(report.classification, rel=1e-5) and its.box == pytest.approx(report.box, rel=1e-5)
     parts = [gradients(network) for network in networks]
@@ -271,27 +280,100 @@ def nothing(network: RetinaNet) -> None:
     pass
 
 
+def everything(network: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights, running statistics and optimiser state, by name."""
+    moments = {f"{i}.{name}": value for i, state in optimizer.state_dict()["state"].items() for name, value in state.items()}
+    return copy.deepcopy({**network.state_dict(), **moments})
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "not fused"])
 @pytest.mark.parametrize(
     ("poison", "sum_over_ranks", "blame"),
     [
-        (poison_weights, lambda totals: totals, "this rank's own loss"),
-        (poison_gradient, lambda totals: totals, "the gradient"),
-        (nothing, lambda totals: totals * torch.tensor([float("nan"), 1.0]), "the loss of another rank"),
+        (poison_weights, lambda totals: totals, r"the loss of images \[77, 4321\] is not finite"),
+        (poison_gradient, lambda totals: totals, r"the gradient .* is not finite, the loss of images \[77, 4321\] is"),
+        (nothing, lambda totals: totals * torch.tensor([float("nan"), 1.0]), r"another rank is not finite, the loss of images \[77, 4321\] is"),
     ],
     ids=["loss", "gradient", "other rank"],
 )
-def test_what_is_not_finite_stops_before_the_update(poison, sum_over_ranks, blame):
-    network = net()
-    optimizer = build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+def test_what_is_not_finite_is_left_out(poison, sum_over_ranks, blame, optimiser):
+    network = net(norm="batch").train()
+    build = dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+    if optimiser == "not fused":
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=False)
+    else:
+        optimizer = build_optimizer(network, name=optimiser, **build)
     step(network, collate(SCENES), optimizer, learning_rate=1e-4)
     poison(network)
-    before, moments = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
-    with pytest.raises(NonFiniteLoss, match=blame) as caught:
-        step(network, collate([scene(77, (4, 6, 36, 20)), scene(4321)]), optimizer, learning_rate=0.1, sum_over_ranks=sum_over_ranks)
-    assert "[77, 4321]" in str(caught.value)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    after = optimizer.state_dict()["state"]
-    assert all(torch.equal(after[k][name], value) for k, state in moments.items() for name, value in state.items())
+    before = everything(network, optimizer)
+    assert any("exp_avg" in name or "momentum_buffer" in name for name in before) and "backbone.stem.1.running_mean" in before
+    batch = collate([scene(77, (4, 6, 36, 20)), scene(4321)])
+    report = report_of(network, batch, optimizer, learning_rate=0.1, sum_over_ranks=sum_over_ranks, loss_normalizer=40.0)
+    assert not report.read().finite and float(report.loss_normalizer) == report.read().loss_normalizer == 40.0
+    error = nonfinite_loss(report, step=12, rank=3)
+    assert re.match(f"step 12, rank 3: .*{blame}", str(error)) and str(pickle.loads(pickle.dumps(error))) == str(error)
+    after = everything(network, optimizer)
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
+    """Also the very first one, before there are moments."""
+    bad, networks = collate([dataclasses.replace(SCENES[0], image_id=9), SCENES[1]]), []
+    for skipped in (False, True):
+        network = net(norm="batch").train()
+        optimizer = build_optimizer(network, name=optimiser, learning_rate=1e-2, weight_decay=1e-4, momentum=0.9)
+        for batch in ([bad] if skipped else []) + [collate(SCENES)] * 2 + ([bad] if skipped else []) + [collate(SCENES)]:
+            # One image's logits become NaN, and with them the gradient of every weight.
+            spoil = batch is bad
+            hook = network.register_forward_hook(lambda _, __, outputs: (outputs[0] * NAN_FIRST, outputs[1])) if spoil else None
+            report = report_of(network, batch, optimizer, learning_rate=1e-2)
+            assert report.read().finite != spoil and report.blamed() == ([9] if spoil else [])
+            if hook:
+                hook.remove()
+        networks.append(everything(network, optimizer))
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+NAN_FIRST = torch.tensor([float("nan"), 1.0]).view(2, 1, 1)
+
+
+def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
+    networks = [net(norm="batch").train() for _ in range(2)]
+    optimizers = [build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9) for network in networks]
+    before = [everything(*pair) for pair in zip(networks, optimizers, strict=True)]
+    hook = networks[1].register_forward_hook(lambda _, __, outputs: (outputs[0] * NAN_FIRST, outputs[1]))
+    shares = [collate(SCENES[:2]), collate(SCENES[2:])]
+    reports = Ranks(2).steps(networks, shares, optimizers, learning_rate=0.1)
+    assert [report.read().finite for report in reports] == [False, False]
+    assert [report.blamed() for report in reports] == [[], [13]]
+    for pair, state in zip(zip(networks, optimizers, strict=True), before, strict=True):
+        after = everything(*pair)
+        assert all(torch.equal(value, after[name]) for name, value in state.items())
+    hook.remove()
+    assert all(report.read().finite for report in Ranks(2).steps(networks, shares, optimizers, learning_rate=0.1))
+
+
+class NoAnswers(TorchDispatchMode):
+    """Fails where the host would wait for a number, or for how many there are."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "_unique2", "equal") and not by_mask, name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kinds", [{}, {"normalizer": "moving_average", "box": "ciou"}, {"normalizer": "image", "classification": "cross_entropy"}])
+def test_a_step_asks_the_device_for_nothing(kinds):
+    network, batch = net(norm="batch").train(), collate(SCENES)
+    optimizer = build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+    report = report_of(network, batch, optimizer, accumulate=2, **kinds)
+    with NoAnswers():
+        again = report_of(network, batch, optimizer, accumulate=2, loss_normalizer=report.loss_normalizer, **kinds)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            float(again.loss_normalizer)
+    assert again.read().finite
 
 
 def test_bfloat16_is_close_to_float32():

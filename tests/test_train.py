@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -251,11 +253,44 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
     events: list[dict[str, Any]] = []
     lasting = config(shards, name="lasting", pretrained=str(path))
     assert lasting.training.retries == 2
-    with pytest.raises(PlainError, match="^training lasting stopped: .*images of this rank"):
+    with pytest.raises(PlainError, match="^training lasting stopped: step 1, rank 0: the loss of images "):
         launch.launch(lasting, on_event=events.append)
     assert [event["kind"] for event in events].count("start") == 1
     (weights,) = [event for event in events if event["kind"] == "weights"]
     assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and storage.read_bytes(weights["uri"]) == path.read_bytes()
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out, go on, then stop; the user is told whose it was."""
+
+    def poisoned(job: dict[str, Any]) -> None:
+        from contextlib import closing
+
+        from cluster.worker import Worker
+
+        worker, calls = Worker(job), []
+
+        def spoil(_: object, __: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+            calls.append(1)
+            if worker.rank != 1 or len(calls) not in (2, 3):
+                return None
+            factor = outputs[0].new_ones(len(outputs[0]), 1, 1)
+            factor[0] = float("nan")
+            return outputs[0] * factor, outputs[1]
+
+        with closing(worker.stream):
+            worker.model.register_forward_hook(spoil)
+            worker.train()
+
+    monkeypatch.setattr(launch, "train_on_worker", poisoned)
+    events: list[dict[str, Any]] = []
+    chosen = config(shards, name="poisoned", training={**TINY["training"], "skip_nonfinite": 1, "log_steps": 1})
+    with pytest.raises(PlainError, match=r"^training poisoned stopped: step 3, rank 1: the loss of images \[\d+\] is not finite"):
+        launch.launch(chosen, on_event=events.append)
+    (warning,) = [event["text"] for event in events if event["kind"] == "warning"]
+    assert re.match(r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out", warning)
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [event["images_seen"] for event in steps] == [4] and math.isfinite(steps[0]["classification"])
 
 
 def test_lasting_errors_keep_their_exit_code() -> None:

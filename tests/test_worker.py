@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,16 @@ import torch
 import torch.distributed as dist
 
 from cluster import run_folder, timing, verdicts
+from cluster.step_reports import StepReports
 from cluster.timing import Timing
 from cluster.worker import Worker, distribute
-from detector.step import StepReport
+from detector.step import NonFiniteLoss, StepReport
+
+
+def report(*, classification: float = 0.5, own: tuple[bool, bool] = (True, True)) -> StepReport:
+    values = torch.tensor([classification, 0.5, 1.0, 1.0, 90.0])
+    return StepReport(values, torch.tensor(own), torch.tensor([7, 8]))
+
 
 TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2, "patience": 0, "min_improvement": 0.0}
 
@@ -36,7 +45,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
 
     def step(batch: object, *, learning_rate: float) -> StepReport:
         clock.takes(1)
-        return StepReport(classification=0.5, box=0.5, positives=1, gradient_norm=1)
+        return report()
 
     told: list[tuple[str, dict[str, Any]]] = []
     loop = Worker.__new__(Worker)
@@ -68,6 +77,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         node=dict,
     )
     vars(loop).update(given | parts)
+    loop.reports = StepReports(loop.device, rank=0, ranks=1, allowed=loop.job["training"].get("skip_nonfinite", 0), tell=loop.tell)
     return loop, told
 
 
@@ -82,6 +92,63 @@ def test_the_time_of_an_evaluation_is_no_throughput(tmp_path: Path, monkeypatch:
     assert [values["data_share"] for kind, values in told if kind == "step"] == [pytest.approx(1 / 3), 0.5]
     assert [values["rest_share"] for kind, values in told if kind == "step"] == [pytest.approx(0, abs=1e-9)] * 2
     assert [(values["images_seen"], values["step_seconds"]) for kind, values in told if kind == "timing"] == [(8, 2.0), (16, 2.0)]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(tmp_path: Path, allowed: int) -> None:
+    """The second and the third of four steps are not finite; what the others saw is not mixed with them."""
+    seen = iter([report(), report(classification=float("nan"), own=(True, False)), report(classification=float("inf"), own=(False, True)), report()])
+    loop, told = loop_of(Clock(), str(tmp_path), training={"skip_nonfinite": allowed}, evaluate=lambda *_, **__: None)
+    loop.step = lambda batch, learning_rate: next(seen)
+    if allowed < 2:
+        expected = ["step 2, rank 0: the loss of images [8]", "step 3, rank 0: the loss of images [7]"][allowed]
+        with pytest.raises(NonFiniteLoss, match=re.escape(expected)):
+            loop.train()
+    else:
+        loop.train()
+        assert [values["classification"] for kind, values in told if kind == "step"] == [0.5, 0.5]
+        assert [values["images_seen"] for kind, values in told if kind == "timing"] == [8, 16]
+    assert [values["text"][:14] for kind, values in told if kind == "warning"] == ["step 2, rank 0", "step 3, rank 0"][:allowed]
+    assert loop.reports.left_out == min(allowed + 1, 2)
+
+
+def test_on_a_gpu_reports_are_read_one_step_late() -> None:
+    reports = StepReports(SimpleNamespace(type="cuda"), rank=0, ranks=1, allowed=0, tell=lambda kind, **values: None)
+    read = []
+    for step in range(1, 4):
+        reports.add(report(classification=float(step)), step, {"step": step})
+        read.append([(numbers["classification"], values) for numbers, values in reports.read(all=False)])
+    assert read == [[], [(1.0, {"step": 1})], [(2.0, {"step": 2})]]
+    assert [values for _, values in reports.read(all=True)] == [{"step": 3}]
+
+
+def test_the_rank_whose_own_loss_it_was_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 hears of it through the sum alone; rank 1 has the image."""
+    gathered: dict[int, Any] = {}
+    barrier = threading.Barrier(2, timeout=30)
+
+    def gather(found: list[Any], own: Any) -> None:
+        gathered[own[1]] = own
+        barrier.wait()
+        found[:] = [gathered[rank] for rank in range(2)]
+
+    monkeypatch.setattr("cluster.step_reports.dist.all_gather_object", gather)
+    texts: dict[int, str] = {}
+
+    def work(rank: int) -> None:
+        reports = StepReports(torch.device("cpu"), rank=rank, ranks=2, allowed=0, tell=lambda kind, **values: None)
+        reports.add(report(classification=float("nan"), own=(rank == 0, True)), 5, {})
+        try:
+            list(reports.read(all=True))
+        except NonFiniteLoss as error:
+            texts[rank] = str(error)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts[0] == texts[1] and texts[0].startswith("step 5, rank 1: the loss of images [7] is not finite")
 
 
 def test_gradients_are_views_of_what_is_sent_and_running_statistics_stay_local() -> None:
