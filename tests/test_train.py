@@ -261,7 +261,7 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out, go on, then stop; the user is told whose it was."""
+    """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out, go on, then stop; the user is told whose."""
 
     def poisoned(job: dict[str, Any]) -> None:
         from contextlib import closing
