@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
 from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid, check_choice
+from detector.convolution import take_products
 from detector.decode import Detections, decode_detections
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -87,6 +88,7 @@ class RetinaNet(nn.Module):
         self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
         self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
+        take_products(self)
         self.grids: dict[tuple[int, int, torch.device], list[Tensor]] = {}
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)

@@ -1,19 +1,29 @@
-"""Images/s of one training step on in-memory data: ours beside torchvision's RetinaNet, same network size, images, dtype and layout, interleaved.
+"""Images/s of a training step, or of detecting, beside torchvision's RetinaNet: same network, images, dtype and layout, interleaved in one process.
 
-    python tests/benchmarks/step.py [--backbone resnet18 --height 320 --width 448 --batch 4 --classes 3 --threads 2 --rounds 7]
+    python tests/benchmarks/step.py [--backbones resnet18,resnet50 --sizes 320x320,480x480 --batches 4 --classes 91 --rounds 5]
+    python tests/benchmarks/step.py --ablation      the step without each technique in turn, and compiled
+    python tests/benchmarks/step.py --breakdown     where the step's time goes, by torch's profiler
+    python tests/benchmarks/step.py --inference     pictures -> detections, and whether both find the same
+    python tests/benchmarks/step.py --compile       seconds of the first compiled step, with an empty cache and with a filled one
 
-Prints a Markdown table: median, minimum and maximum images/s over the rounds, and the ratio of the medians to torchvision in bfloat16.
+On a GPU the defaults are resnet50 at 800x800, batches 16 and 32, and 800x1344. Needs torch, torchvision and numpy, nothing else of this project's
+requirements. Prints Markdown: medians, smallest and largest over the rounds, ratios of medians to torchvision in the same dtype, channels-last.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
@@ -22,10 +32,35 @@ import torchvision
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+import detector.convolution
 from detector.batch import Batch
+from detector.device import autocast_dtype
+from detector.flops import convolution_flops
+from detector.folding import fold_batch_norm
+from detector.loss import dense_loss
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.step import train_step
+
+PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
+"""Dense bf16 of a GPU, as MFU is reckoned in docs/benchmarks.md. A CPU's is measured, see `matrix_rate`."""
+GROUPS = {
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "matmul"),
+    "normalisation": ("norm",),
+    "optimiser": ("_fused_", "_foreach_"),
+    "copies, casts, layouts": ("copy_", "cat", "clone", "contiguous", "pad"),
+}
+"""Parts of the operations' names; what is in none of them is "rest": elementwise work, the loss, matching."""
+
+
+@dataclass(frozen=True)
+class Case:
+    backbone: str
+    height: int
+    width: int
+    batch: int
+    classes: int
 
 
 def random_batch(*, batch: int, height: int, width: int, classes: int, objects: int = 14) -> Batch:
@@ -40,32 +75,44 @@ def random_batch(*, batch: int, height: int, width: int, classes: int, objects: 
     return Batch(images, boxes, labels, sizes, torch.arange(batch), torch.zeros(batch, dtype=torch.bool))
 
 
-def our_step(batch: Batch, *, backbone: str, classes: int, amp: bool, width: int = 256, head_norm: str = "none") -> Callable[..., None]:
-    model = RetinaNet(classes=classes, backbone=backbone, width=width, head_norm=head_norm, p6_from="p5").train()
-    model = model.to(memory_format=torch.channels_last)
+def our_step(
+    batch: Batch,
+    *,
+    backbone: str,
+    classes: int,
+    amp: bool,
+    width: int = 256,
+    head_norm: str = "none",
+    norm: str = "batch",
+    channels_last: bool = True,
+    fused: bool = True,
+    compiled: str | None = None,
+    read_late: bool = True,
+) -> Callable[..., None]:
+    """`compiled` is a mode of torch.compile: "default", or "reduce-overhead" for CUDA graphs. `read_late`: read a step's numbers one step later."""
+    device = batch.images.device
+    model = RetinaNet(classes=classes, backbone=backbone, width=width, head_norm=head_norm, norm=norm, p6_from="p5").train().to(device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
+    if not fused:
+        optimizer = torch.optim.AdamW(optimizer.param_groups, lr=1e-4, foreach=False, fused=False)
     anchors = torch.cat(model.anchors(*batch.images.shape[2:]))
+    network = model if compiled is None else torch.compile(model, dynamic=False, mode=compiled)
+    # Without CUDA graphs: with them a part's sums would be overwritten by those of the next.
+    dense = None if compiled is None else torch.compile(dense_loss, dynamic=False)
+    settings = dict(learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9, dense=dense)
+    reports: list[Any] = []
 
     def step(batch: Batch = batch) -> None:
-        train_step(
-            model,
-            optimizer,
-            batch,
-            anchors,
-            learning_rate=1e-4,
-            clip_norm=10.0,
-            box_weight=1.0,
-            gamma=2.0,
-            alpha=0.25,
-            beta=1 / 9,
-            amp_dtype=torch.bfloat16 if amp else None,
-        )
+        reports.append(train_step(network, optimizer, batch, anchors, amp_dtype=autocast_dtype(amp, device), **settings))
+        if len(reports) > (1 if read_late else 0):
+            reports.pop(0).read()
 
     return step
 
 
-def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, channels_last: bool) -> Callable[[], None]:
-    height, width = batch.images.shape[2:]
+def torchvision_model(*, backbone: str, classes: int, height: int, width: int) -> torch.nn.Module:
     body = resnet_fpn_backbone(
         backbone_name=backbone,
         weights=None,
@@ -74,16 +121,23 @@ def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, ch
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
-    model = torchvision.models.detection.RetinaNet(body, num_classes=classes, min_size=min(height, width), max_size=max(height, width)).train()
+    return torchvision.models.detection.RetinaNet(body, num_classes=classes, min_size=min(height, width), max_size=max(height, width))
+
+
+def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, channels_last: bool) -> Callable[[], None]:
+    height, width = batch.images.shape[2:]
+    device = batch.images.device
+    model = torchvision_model(backbone=backbone, classes=classes, height=height, width=width).train().to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images = [image.float() / 255 for image in batch.images]
     targets = [{"boxes": b[k >= 0], "labels": k[k >= 0]} for b, k in zip(batch.boxes_BG4, batch.labels_BG, strict=True)]
+    dtype = autocast_dtype(amp, device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             losses = model(images, targets)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -92,43 +146,246 @@ def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, ch
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--height", type=int, default=320)
-    parser.add_argument("--width", type=int, default=448)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--classes", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    batch = random_batch(batch=options.batch, height=options.height, width=options.width, classes=options.classes)
-    common = dict(backbone=options.backbone, classes=options.classes)
-    steps = {
-        "ours, bf16": our_step(batch, amp=True, **common),
-        "torchvision, bf16, channels-last": torchvision_step(batch, amp=True, channels_last=True, **common),
-        "torchvision, fp32": torchvision_step(batch, amp=False, channels_last=False, **common),
+def without_products(build: Callable[..., Any], *given: Any, **settings: Any) -> Any:
+    """A network whose weight gradients are oneDNN's."""
+    chosen, detector.convolution.SLOW_WEIGHT_GRADIENT = detector.convolution.SLOW_WEIGHT_GRADIENT, False
+    try:
+        return build(*given, **settings)
+    finally:
+        detector.convolution.SLOW_WEIGHT_GRADIENT = chosen
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def rates(ways: dict[str, Callable[[], Any]], images: int, device: torch.device, *, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Images/s of each way in every round, the ways one after the other, after two calls that warm up."""
+    for way in ways.values():
+        for _ in range(2):
+            way()
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(images * calls / seconds_of(lambda way=way: [way() for _ in range(calls)], device))
+    return found
+
+
+def table(found: dict[str, list[float]], reference: str, columns: dict[str, dict[str, str]]) -> None:
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    print("".join(f"| {name} " for name in ("", "median img/s", "min", "max", "ratio", *columns)) + "|\n" + "|---" * (5 + len(columns)) + "|")
+    for name, values in found.items():
+        more = "".join(f" {cells.get(name, '')} |" for cells in columns.values())
+        print(f"| {name} | {middle[name]:.2f} | {min(values):.2f} | {max(values):.2f} | {middle[name] / middle[reference]:.2f} |{more}")
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large product of matrices: what the cores reach at best."""
+    side = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(12))
+
+
+def utilisation(case: Case, found: dict[str, list[float]], dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """The share of the device's peak that each way's convolutions reach, MFU: images/s x FLOPs of a training step an image / peak."""
+    with torch.device("meta"):
+        flops = convolution_flops(RetinaNet(classes=case.classes, backbone=case.backbone, p6_from="p5").train(), case.height, case.width).train
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = 1e12 * next((value for key, value in PEAK_TFLOPS.items() if key in name), float("nan"))
+    else:
+        peak = matrix_rate(dtype, device)
+    print(f"{flops / 1e9:.1f} GFLOP a training step and image; peak {peak / 1e12:.3f} TFLOP/s")
+    return {name: f"{100 * statistics.median(v) * flops / peak:.0f} %" for name, v in found.items() if "fp32" not in name or dtype == torch.float32}
+
+
+def memory(ways: dict[str, Callable[[], Any]], images: int, device: torch.device) -> dict[str, str]:
+    """Most GPU memory a step takes beside what is there between steps, GiB an image."""
+    found = {}
+    for name, way in ways.items():
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        way()
+        torch.cuda.synchronize(device)
+        found[name] = f"{(torch.cuda.max_memory_allocated(device) - before) / images / 2**30:.2f}"
+    return found
+
+
+def breakdown(way: Callable[[], Any], device: torch.device) -> None:
+    """Shares of the operations' own time in one call."""
+    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        seconds_of(way, device)
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    spent = dict.fromkeys([*GROUPS, "rest"], 0.0)
+    for entry in profiler.key_averages():
+        group = next((group for group, parts in GROUPS.items() if any(part in entry.key for part in parts)), "rest")
+        spent[group] += getattr(entry, name)
+    total = sum(spent.values())
+    print("| part of a step | share |\n|---|---|\n" + "\n".join(f"| {group} | {100 * value / total:.1f} % |" for group, value in spent.items()))
+
+
+def training(case: Case, device: torch.device, options: argparse.Namespace) -> None:
+    batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
+    common = dict(backbone=case.backbone, classes=case.classes)
+    dtype = autocast_dtype(options.dtype != "fp32", device) or torch.float32
+    short, amp = ("bf16", True) if dtype == torch.bfloat16 else ("fp32", False)
+    ours, reference = f"ours, {short}", f"torchvision, {short}, channels-last"
+    ways: dict[str, Callable[[], Any]] = {ours: our_step(batch, amp=amp, **common)}
+    if options.ablation:
+        if detector.convolution.SLOW_WEIGHT_GRADIENT and not amp:
+            ways["oneDNN's weight gradients"] = without_products(our_step, batch, amp=amp, **common)
+        ways["not channels-last"] = our_step(batch, amp=amp, channels_last=False, **common)
+        ways["frozen batch normalisation"] = our_step(batch, amp=amp, norm="frozen", **common)
+        ways["optimiser not fused"] = our_step(batch, amp=amp, fused=False, **common)
+        ways["numbers read at once"] = our_step(batch, amp=amp, read_late=False, **common)
+        ways["compiled"] = our_step(batch, amp=amp, compiled="default", **common)
+        if device.type == "cuda":
+            ways["compiled, CUDA graphs"] = our_step(batch, amp=amp, compiled="reduce-overhead", **common)
+    elif device.type == "cuda":
+        ways[f"{ours}, compiled"] = our_step(batch, amp=amp, compiled="default", **common)
+    ways[reference] = torchvision_step(batch, amp=amp, channels_last=True, **common)
+    if not options.ablation:
+        ways["torchvision, fp32, plain"] = torchvision_step(batch, amp=False, channels_last=False, **common)
+    found = rates(ways, case.batch, device, rounds=options.rounds, calls=10 if device.type == "cuda" else 1)
+    columns = {"MFU": utilisation(case, found, dtype, device)}
+    if device.type == "cuda":
+        columns["GiB an image"] = memory(ways, case.batch, device)
+    table(found, reference, columns)
+    if options.breakdown:
+        breakdown(ways[ours], device)
+
+
+def same_weights(theirs: torch.nn.Module, ours: RetinaNet) -> None:
+    """torchvision's weights into ours, by name."""
+    renamed = {}
+    for name, value in theirs.state_dict().items():
+        for old, new in (
+            ("backbone.body.conv1.", "backbone.stem.0."), ("backbone.body.bn1.", "backbone.stem.1."), ("backbone.body.", "backbone."),
+            ("backbone.fpn.inner_blocks.", "pyramid.lateral."), ("backbone.fpn.layer_blocks.", "pyramid.output."),
+            ("backbone.fpn.extra_blocks.", "pyramid."), ("head.classification_head.cls_logits.", "class_head.output."),
+            ("head.regression_head.bbox_reg.", "box_head.output."),
+            *((f"head.classification_head.conv.{i}.0.", f"class_head.tower.{2 * i}.") for i in range(4)),
+            *((f"head.regression_head.conv.{i}.0.", f"box_head.tower.{2 * i}.") for i in range(4)),
+        ):  # fmt: skip
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if name.startswith(("pyramid.lateral", "pyramid.output")) else name
+        renamed[name] = value
+    ours.load_state_dict(renamed)
+
+
+@torch.no_grad()
+def inference(case: Case, device: torch.device, options: argparse.Namespace) -> None:
+    batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
+    theirs = torchvision_model(backbone=case.backbone, classes=case.classes, height=case.height, width=case.width).eval().to(device)
+    pictures = [image.float() / 255 for image in batch.images]
+    ours = RetinaNet(classes=case.classes, backbone=case.backbone, p6_from="p5", convention="torchvision").eval().to(device)
+    same_weights(theirs, ours)
+    # As many candidates as a trained network has: some hundred logits a picture above the threshold.
+    logits, offsets = ours(batch.images)
+    theirs.head.classification_head.cls_logits.weight.mul_(0.5 / logits.std())
+    theirs.head.regression_head.bbox_reg.weight.mul_(0.1 / offsets.std())
+    same_weights(theirs, ours)
+    dtype = autocast_dtype(options.dtype != "fp32", device)
+
+    def under(network: torch.nn.Module, detect: Callable[[torch.nn.Module], Any]) -> Callable[[], Any]:
+        network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+
+        def work() -> Any:
+            with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                return detect(network)
+
+        return work
+
+    def our_detections(network: torch.nn.Module) -> Any:
+        return network.detect(batch.images, batch.sizes_B2)
+
+    short = "bf16" if dtype else "fp32"
+    ways = {
+        f"ours, {short}": under(fold_batch_norm(copy.deepcopy(ours)), our_detections),
+        "batch normalisation not folded": under(ours, our_detections),
+        f"torchvision, {short}, channels-last": under(theirs, lambda network: network(pictures)),
     }
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            rates[name].append(options.batch / (time.perf_counter() - start))
-    reference = statistics.median(rates["torchvision, bf16, channels-last"])
-    print(
-        f"{options.backbone}, {options.classes} classes, {options.batch} x {options.height}x{options.width}, {options.threads} threads, "
-        f"torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, {platform.processor() or platform.machine()}, {options.rounds} rounds interleaved"
-    )
-    print("| step | median img/s | min | max | ratio |\n|---|---|---|---|---|")
-    for name, values in rates.items():
-        middle = statistics.median(values)
-        print(f"| {name} | {middle:.2f} | {min(values):.2f} | {max(values):.2f} | {middle / reference:.2f} |")
+    found = rates(ways, case.batch, device, rounds=options.rounds, calls=1)
+    table(found, f"torchvision, {short}, channels-last", {})
+    pairs = list(zip(ways[f"ours, {short}"](), ways[f"torchvision, {short}, channels-last"](), strict=True))
+    alike = sum(same_detections(mine, {name: value.cpu().numpy() for name, value in yours.items()}) for mine, yours in pairs)
+    print(f"{alike} of {len(pairs)} pictures have the same detections (labels in order, boxes to 0.01 px); {len(pairs[0][0].labels_N)} in the first")
+
+
+def same_detections(mine: Any, yours: dict[str, Any]) -> bool:
+    if len(mine.labels_N) != len(yours["labels"]):
+        return False
+    return bool((mine.labels_N == yours["labels"]).all() and (abs(mine.boxes_N4 - yours["boxes"]) < 0.01).all())
+
+
+def compile_seconds(case: Case) -> None:
+    """Each in a process of its own, with one cache folder."""
+    arguments = [f"--{field.name}={getattr(case, field.name)}" for field in fields(case)]
+    with tempfile.TemporaryDirectory(prefix="inductor-") as folder:
+        for cache in ("empty", "filled"):
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+            command = [sys.executable, __file__, "--first-step", *arguments]
+            child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            print(f"first compiled step, {cache} cache: {child.stdout.strip()} s")
+
+
+def first_step(case: Case, device: torch.device) -> None:
+    batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
+    step = our_step(batch, backbone=case.backbone, classes=case.classes, amp=True, compiled="default")
+    print(f"{seconds_of(step, device):.1f}")
+
+
+def main() -> None:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if gpu else "cpu")
+    parser.add_argument("--backbones", "--backbone", default="resnet50" if gpu else "resnet18,resnet50")
+    parser.add_argument("--sizes", default="800x800,800x1344" if gpu else "320x320,480x480", help="height x width, several with commas between")
+    parser.add_argument("--batches", "--batch", default="16,32" if gpu else "4")
+    parser.add_argument("--classes", type=int, default=91)
+    parser.add_argument("--dtype", choices=["auto", "fp32"], default="auto", help="auto: bf16 where the device has instructions for it")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    for mode in ("ablation", "breakdown", "inference", "compile", "first-step"):
+        parser.add_argument(f"--{mode}", action="store_true")
+    parser.add_argument("--height", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    sizes = [(options.height, options.width)] if options.height else [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
+    for backbone in options.backbones.split(","):
+        for height, width in sizes:
+            for images in map(int, options.batches.split(",")):
+                case = Case(backbone, height, width, images, options.classes)
+                torch.manual_seed(0)
+                if options.first_step:
+                    first_step(case, device)
+                    continue
+                print(
+                    f"\n{backbone}, {options.classes} classes, {images} x {height}x{width}; {machine}; torch {torch.__version__}, "
+                    f"torchvision {torchvision.__version__}; {options.rounds} rounds interleaved",
+                    flush=True,
+                )
+                if options.compile:
+                    compile_seconds(case)
+                elif options.inference:
+                    inference(case, device, options)
+                else:
+                    training(case, device, options)
 
 
 if __name__ == "__main__":
