@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,13 @@ from cluster.scoring import detections, read_truths
 from cluster.shards import open_shard_set
 from cluster.stream import Stream
 from cluster.timing import Timing, publish_profile, shares, system_metrics
+from cluster.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import coco_table
-from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
 from detector.weights import PretrainedReport, load_pretrained
@@ -49,8 +50,8 @@ class Worker:
         self.run: str = job["run"]
         self.train_set = open_shard_set(job["data"]["train"])
         self.val_set = open_shard_set(job["data"]["val"])
-        self.batch: int = job["training"]["batch_size"] // self.ranks
         self.epochs: int = job["training"]["epochs"]
+        self.batches, self.parts = shared_batch(job["training"], ranks=self.ranks)
 
         torch.manual_seed(job["training"]["seed"])
         self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
@@ -67,8 +68,8 @@ class Worker:
         self.stream = Stream(
             self.train_set,
             rank=self.rank,
-            ranks=self.ranks,
-            batch=self.batch,
+            batches=self.batches,
+            run=job["training"]["batch_size"],
             canvases=canvases,
             long_side=description["long_side"],
             seed=job["training"]["seed"],
@@ -94,13 +95,13 @@ class Worker:
         )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
         self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
+        self.watchdog = Watchdog(60 * job["training"]["hang_minutes"], lambda kind, **values: self.put(kind, rank=self.rank, **self.place, **values))
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
         self.resume()
-        self.tell(
-            "start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads()
-        )
+        place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
+        self.tell("start", ranks=self.ranks, batch=sum(self.batches), parts=self.parts, threads=torch.get_num_threads(), **place)
         self.model.train()
         stopped = None
         while self.epoch < self.epochs and not stopped:
@@ -116,6 +117,7 @@ class Worker:
                     self.timing.take()
             self.epoch, self.left = done, [(0, self.stream.places)]
             stopped = self.reason_to_stop()
+        self.watchdog.stop()
         self.checkpoints.close()
         self.timing.close()
         if self.rank == 0:
@@ -135,18 +137,20 @@ class Worker:
     def train_epoch(self) -> None:
         """The rest of this epoch, with part-way checkpoints where they are due."""
         start, optimizer = self.left, self.job["optimizer"]
+        peak = optimizer["learning_rate"] * batch_factor(sum(self.batches), self.job["training"]["batch_size"], name=optimizer["name"])
         for done, batch in enumerate(self.timing.batches(on_device(self.stream.epoch(self.epoch, start), self.device)), start=1):
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
             with self.timing.step(self.network):
-                report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
+                report = self.step(batch, learning_rate=peak * factor)
+            self.watchdog.progressed()
             self.loss_normalizer = report.loss_normalizer
-            self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
+            self.left = plan.advance(start, batches=self.batches, done=done)
             before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
-            self.tell_step({**asdict(report), "learning_rate": optimizer["learning_rate"] * factor}, self.images_seen - before)
+            self.tell_step({**asdict(report), "learning_rate": peak * factor}, self.images_seen - before)
             if self.checkpoints.due(before, self.images_seen) and self.left:
                 self.save()
 
@@ -158,7 +162,7 @@ class Worker:
             amp_dtype=self.amp_dtype,
             sum_over_ranks=self.sum_over_ranks,
             ranks=self.ranks,
-            accumulate=self.job["training"]["accumulate"],
+            accumulate=self.parts,
         )
         if isinstance(self.model, Baseline):
             return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
@@ -190,6 +194,7 @@ class Worker:
                 checkpoints.fetch(uri, folder)
             self.load(uri, folder)
         self.resumed_from = uri
+        self.watchdog.progressed()
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load(self, uri: str, folder: str) -> None:
@@ -291,7 +296,8 @@ class Worker:
         frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
         predictor = Predictor(model, **frame, decode=description["decode"], amp=description["amp"])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        found = detections(predictor, self.val_set, rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
+        share = dict(rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
+        found = detections(predictor, self.val_set, progressed=self.watchdog.progressed, **share)
         parts: list[Any] = [found]
         if self.ranks > 1:
             parts = [None] * self.ranks
@@ -332,15 +338,29 @@ class Worker:
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
         epoch = self.images_seen / self.stream.places
         self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
-        self.put("timing", rank=self.rank, images_seen=self.images_seen, **taken, **self.node())
+        first = ray.train.get_context().get_local_rank() == 0
+        system = system_metrics(self.device, node=first)
+        self.put("timing", rank=self.rank, images_seen=self.images_seen, system=system, **taken, **self.place)
         self.window = []
 
-    def node(self) -> dict[str, Any]:
-        first = ray.train.get_context().get_local_rank() == 0
-        return {"node": ray.util.get_node_ip_address(), "system": system_metrics(self.device, node=first)}
+    @cached_property
+    def place(self) -> dict[str, Any]:
+        return {"node": ray.util.get_node_ip_address(), "pid": os.getpid()}
 
     def save_profile(self, profiler: Any) -> None:
         self.tell("profile", uri=publish_profile(profiler, self.run, self.images_seen), steps=self.job["training"]["profile_steps"])
+
+
+def shared_batch(training: dict[str, Any], *, ranks: int) -> tuple[list[int], int]:
+    """Images of every rank's batch, and in how many parts each runs its own, so that none is larger than a part of a group at its full size, or by
+    one image at most. All ranks make as many forward passes: normalisation may exchange statistics in them.
+
+    `training` is `TrainingConfig`, dumped.
+    """
+    batch, workers = training["batch_size"], training["workers"]
+    whole = batch // workers
+    batches = [whole] * ranks if training["resized_batch"] == "scale" else plan.split_batch(batch, ranks=ranks)
+    return batches, min(-(-max(batches) // (whole // training["accumulate"])), min(batches))
 
 
 def distribute(model: torch.nn.Module) -> DistributedDataParallel:

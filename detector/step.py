@@ -37,9 +37,8 @@ class StepReport:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in that many equal parts, in order; views, not copies."""
-    assert len(batch.images) % parts == 0, (len(batch.images), parts)
-    columns = [getattr(batch, name).chunk(parts) for name in batch.__dataclass_fields__]
+    """The batch in that many parts as even as whole images allow, in order, the larger first; views, not copies."""
+    columns = [getattr(batch, name).tensor_split(parts) for name in batch.__dataclass_fields__]
     return [Batch(*fields) for fields in zip(*columns, strict=True)]
 
 
@@ -73,7 +72,7 @@ def train_step(
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that what divides the loss is that of the global batch.
 
-    `accumulate` runs this rank's batch in that many equal parts one after the other, for the memory of one: the same gradient, except where batch
+    `accumulate` runs this rank's batch in that many even parts one after the other, for the memory of one: the same gradient, except where batch
     normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's.
     Raises `NonFiniteLoss` on every rank, before the update, when any rank's loss or gradient is not finite: the averaged gradient is the same
     everywhere.
@@ -90,7 +89,7 @@ def train_step(
     kinds = dict(classification=classification, gamma=gamma, alpha=alpha, box=box, beta=beta)
     optimizer.zero_grad(set_to_none=True)
     own = []
-    for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.chunk(accumulate), strict=True), start=1):
+    for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.tensor_split(accumulate), strict=True), start=1):
         with contextlib.nullcontext() if place == accumulate else without_reduction(network):
             sums = forward_loss(network, part, anchors_A4, slot_BA, amp_dtype=amp_dtype, **kinds)
             (ranks * weights * (sums.classification_B + box_weight * sums.box_B)).sum().backward()
