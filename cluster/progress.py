@@ -36,7 +36,7 @@ class Progress:
         self.total, self.stragglers = event["images_total"], Stragglers(event["ranks"])
         parts = f" in {event['parts']} parts" if event["parts"] > 1 else ""
         self.line(
-            f"training on {event['ranks']} workers, {event['threads']} threads each, {event['batch']} images a step{parts}; "
+            f"training on {event['ranks']} workers, {event['threads']} threads each, {event['batch']} images a step{parts}, {event['precision']}; "
             f"{event['images_seen']} of {self.total} images seen"
         )
 

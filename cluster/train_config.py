@@ -52,7 +52,7 @@ class TrainingConfig(Section):
         1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
     )
     seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
-    amp: bool = Field(True, description="bfloat16 autocast in the network; losses and weights stay float32")
+    amp: bool = Field(True, description="bfloat16 autocast in the network where every device computes in it; losses and weights stay float32")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
     evaluation: Literal["auto", "beside", "between"] = Field(
         "auto",

@@ -32,6 +32,7 @@ from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_sn
 from detector.loss import FIRST_AVERAGE
 from detector.metrics import coco_table
 from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
+from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
 from detector.weights import PretrainedReport, load_pretrained
@@ -42,11 +43,12 @@ class Worker:
 
     def __init__(self, job: dict[str, Any]):
         context = ray.train.get_context()
-        self.job, self.rank, self.ranks = job, context.get_world_rank(), context.get_world_size()
+        self.job, self.rank, self.ranks, self.local_rank = job, context.get_world_rank(), context.get_world_size(), context.get_local_rank()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        self.amp_dtype = torch.bfloat16 if job["training"]["amp"] else None
+        # One precision for all: a node without bfloat16 among others that have it would bring other gradients.
+        self.amp_dtype = autocast_dtype(self.device, amp=job["training"]["amp"] and self.everywhere(computes_bfloat16(self.device)))
         self.run: str = job["run"]
         self.train_set = open_shard_set(job["data"]["train"])
         self.val_set = open_shard_set(job["data"]["val"])
@@ -101,7 +103,9 @@ class Worker:
     def train(self) -> None:
         self.resume()
         place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
-        self.tell("start", ranks=self.ranks, batch=sum(self.batches), parts=self.parts, threads=torch.get_num_threads(), **place)
+        precision = "bfloat16" if self.amp_dtype else "float32, there is no bfloat16 here" if self.job["training"]["amp"] else "float32"
+        how = {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
+        self.tell("start", ranks=self.ranks, **how, **place)
         self.model.train()
         stopped = None
         while self.epoch < self.epochs and not stopped:
@@ -177,6 +181,10 @@ class Worker:
         if self.ranks > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def everywhere(self, fact: bool) -> bool:
+        """Whether it holds on every rank."""
+        return bool(self.sum_over_ranks(torch.tensor(int(fact), device=self.device)) == self.ranks)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
@@ -338,8 +346,7 @@ class Worker:
         means = {k: float(np.mean([step[k] for step in self.window])) for k in values}
         epoch = self.images_seen / self.stream.places
         self.tell("step", images_seen=self.images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
-        first = ray.train.get_context().get_local_rank() == 0
-        system = system_metrics(self.device, node=first)
+        system = system_metrics(self.device, node=self.local_rank == 0)
         self.put("timing", rank=self.rank, images_seen=self.images_seen, system=system, **taken, **self.place)
         self.window = []
 

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from cluster import run_folder, timing, verdicts
 from cluster.timing import Timing
-from cluster.worker import Worker, distribute
+from cluster.worker import Worker, distribute, shared_batch
 from detector.step import StepReport
 
-TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2, "patience": 0, "min_improvement": 0.0}
+TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "patience": 0, "min_improvement": 0.0}
+TRAINING |= {"batch_size": 4, "amp": False, "log_steps": 2}
 
 
 class Clock:
@@ -41,7 +42,10 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
     told: list[tuple[str, dict[str, Any]]] = []
     loop = Worker.__new__(Worker)
     given = dict(
-        job={"training": TRAINING | training, "optimizer": {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}},
+        job={
+            "training": TRAINING | training,
+            "optimizer": {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()},
+        },
         stream=SimpleNamespace(epoch=batches, places=8),
         model=SimpleNamespace(train=lambda: None),
         average=None,
@@ -49,7 +53,10 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         run=run,
         rank=0,
         ranks=1,
-        batch=4,
+        local_rank=0,
+        batches=[4],
+        parts=1,
+        amp_dtype=None,
         epochs=2,
         epoch=0,
         images_seen=0,
@@ -65,7 +72,8 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
         tell=lambda kind, **values: told.append((kind, values)),
         put=lambda kind, **values: told.append((kind, values)),
-        node=dict,
+        place={},
+        watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
     )
     vars(loop).update(given | parts)
     return loop, told
@@ -131,3 +139,35 @@ def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: 
     loop.train()
     assert verdicts.waiting(run) == ([] if known else [first]) + [second]
     assert verdicts.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "accumulate", "ranks", "resized", "batches", "parts"),
+    [
+        (16, 4, 1, 4, "keep", [4, 4, 4, 4], 1),
+        (16, 4, 2, 4, "keep", [4, 4, 4, 4], 2),
+        # Parts of 4 images are what fits: 6 and 5 are two of them, 16 are four.
+        (16, 4, 1, 3, "keep", [6, 5, 5], 2),
+        (16, 4, 1, 1, "keep", [16], 4),
+        (16, 4, 2, 3, "keep", [6, 5, 5], 3),
+        (16, 4, 1, 3, "scale", [4, 4, 4], 1),
+        (16, 4, 2, 1, "scale", [4], 2),
+        # One image a part: two on one rank would be two parts, but a rank with one image cannot make two.
+        (3, 3, 1, 2, "keep", [2, 1], 1),
+    ],
+)
+def test_fewer_workers_take_more_images_in_parts_of_the_usual_size(
+    batch: int, workers: int, accumulate: int, ranks: int, resized: str, batches: list[int], parts: int
+) -> None:
+    training = {"batch_size": batch, "workers": workers, "accumulate": accumulate, "resized_batch": resized}
+    assert shared_batch(training, ranks=ranks) == (batches, parts)
+
+
+@pytest.mark.parametrize(("name", "rates"), [("sgd", [0.5, 0.5]), ("adamw", [0.5**0.5, 0.5**0.5])])
+def test_a_scaled_batch_scales_the_learning_rate(tmp_path: Path, name: str, rates: list[float]) -> None:
+    """Half the workers, half the batch, and the rate that belongs to it."""
+    loop, told = loop_of(Clock(), str(tmp_path), training={"batch_size": 8}, epochs=1, evaluate=lambda uri, again: None)
+    loop.job["optimizer"]["name"] = name
+    loop.job["training"]["log_steps"] = 1
+    loop.train()
+    assert [values["learning_rate"] for kind, values in told if kind == "step"] == pytest.approx(rates)
