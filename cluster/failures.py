@@ -51,9 +51,10 @@ def has_died(error: BaseException) -> bool:
 def what_happened(error: BaseException) -> str:
     """One line."""
     if has_died(error):
-        text = " ".join(str(error.health_check_failure).split())
-        gone = "its node went away" if "node" in text and "died" in text and "worker process" not in text else "its process ended"
-        return f"{gone} ({text[:300]})"
+        text = str(error.health_check_failure)
+        if "OutOfMemory" in text or "OUT_OF_MEMORY" in text:
+            return "Ray ended its process, the node was out of memory"
+        return "its node went away" if "node has died" in text or "node died" in text else "its process ended (killed, or out of memory)"
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
     # Ray repeats a traceback, whose last line has the class already.

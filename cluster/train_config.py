@@ -103,7 +103,10 @@ class TrainingConfig(Section):
         2, ge=0, description="failures in a row, without a new checkpoint between them, after which workers are still restarted from the newest one"
     )
     hang_minutes: float = Field(
-        15.0, ge=0, description="minutes without a step or an evaluated batch after which a worker counts as hanging and is ended; 0: never"
+        15.0,
+        ge=0,
+        description="minutes without a step or an evaluated batch after which a worker counts as hanging and is ended; the first step has four times "
+        "as long; 0: never",
     )
     wait_minutes: float = Field(60.0, ge=0, description="minutes that nodes are waited for when no worker is left, before the training ends")
 

@@ -11,12 +11,15 @@ import traceback
 from collections.abc import Callable
 
 EXIT_CODE = 70
+FIRST_TIMES = 4
+"""Times the limit that the first step may take: processes that read, compilation."""
 LAST_WORDS_S = 2.0
 """Seconds between telling and ending, in which the event leaves the process."""
 
 
 class Watchdog:
-    """Ends this process when the thread that made it has not called `progressed` for `limit_s` seconds; 0 is never.
+    """Ends this process when the thread that made it has not called `progressed` for `limit_s` seconds, or `FIRST_TIMES` as long for the first time;
+    0 is never.
 
     Before that `tell("hang", seconds, place)` says where the thread is, and the stacks of all threads go to the worker's log. Every rank of a group
     stands still when one hangs; those that wait for it are told apart by their place. A process that is stopped as a whole, or whose node is, says
@@ -27,12 +30,12 @@ class Watchdog:
         self.limit_s, self.tell = limit_s, tell
         self.watched = threading.get_ident()
         self.stopped = threading.Event()
-        self.progressed()
+        self.at, self.allowed = time.monotonic(), FIRST_TIMES * limit_s
         if limit_s:
             threading.Thread(target=self.watch, daemon=True, name="watchdog").start()
 
     def progressed(self) -> None:
-        self.at = time.monotonic()
+        self.at, self.allowed = time.monotonic(), self.limit_s
 
     def stop(self) -> None:
         self.stopped.set()
@@ -40,7 +43,7 @@ class Watchdog:
     def watch(self) -> None:
         while not self.stopped.wait(min(1.0, self.limit_s / 4)):
             silent = time.monotonic() - self.at
-            if silent > self.limit_s:
+            if silent > self.allowed:
                 self.tell("hang", seconds=silent, place=place_of(self.watched))
                 faulthandler.dump_traceback()
                 time.sleep(LAST_WORDS_S)

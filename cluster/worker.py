@@ -202,7 +202,6 @@ class Worker:
                 checkpoints.fetch(uri, folder)
             self.load(uri, folder)
         self.resumed_from = uri
-        self.watchdog.progressed()
         self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
 
     def load(self, uri: str, folder: str) -> None:

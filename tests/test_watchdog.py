@@ -28,11 +28,13 @@ def run(limit: float, steps: int, end: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", textwrap.dedent(WORK.format(limit=limit, steps=steps, end=end))], capture_output=True, text=True)
 
 
-def test_a_standstill_ends_the_process_and_its_place_is_told() -> None:
-    done = run(2.0, 1, "stopped.wait(60)")
+@pytest.mark.parametrize(("steps", "least"), [(1, 1.0), (0, 4.0)])
+def test_a_standstill_ends_the_process_and_its_place_is_told(steps: int, least: float) -> None:
+    """Before its first step it has four times as long."""
+    done = run(1.0, steps, "stopped.wait(60)")
     assert done.returncode == EXIT_CODE
     kind, seconds, place = done.stdout.strip().split(" ", 2)
-    assert kind == "hang" and float(seconds) >= 2.0
+    assert kind == "hang" and float(seconds) >= least
     assert place.startswith("hangs, at ") and place.endswith("wait")
     # All threads, for whoever reads the worker's log.
     assert "most recent call first" in done.stderr and "in watch" in done.stderr
