@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ PARTIAL = ".partial-"
 SMALL_FILES = 4 << 20
 """Bytes that a checkpoint takes beside its tensors, generously: state.json and the names of the tensors."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REQUESTED, TAKEN = threading.Event(), threading.Event()
+"""Of this process: another of its threads asks for a checkpoint, and it is in storage. See `cluster.supervisor`."""
 
 
 class Checkpoints:
@@ -87,9 +90,8 @@ class Checkpoints:
                 self.tell("warning", text=f"node {nodes} will be taken away; one more checkpoint is taken at {now} images")
                 return True
         self.raise_failures()
-        return bool(self.every and before // self.every != now // self.every) or bool(
-            self.writes and self.seconds and time.monotonic() - self.saved_at >= self.seconds
-        )
+        late = self.seconds and time.monotonic() - self.saved_at >= self.seconds
+        return bool(self.every and before // self.every != now // self.every) or bool(self.writes and (late or REQUESTED.is_set()))
 
     def save(self, images_seen: int, take: Callable[[Snapshot | None], Snapshot], *, scored: bool = False) -> str:
         """Begin a checkpoint of what `take(memory to use again)` copies, and return the URI at which it will be.
@@ -99,6 +101,9 @@ class Checkpoints:
         """
         uri = run_folder.checkpoint_uri(self.run, images_seen)
         self.saved_at = time.monotonic()
+        if self.writes and REQUESTED.is_set():
+            REQUESTED.clear()
+            self.once_stored(uri, TAKEN.set)
         if not self.writes or uri in self.stored:
             return uri
         if scored:

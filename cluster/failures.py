@@ -1,42 +1,62 @@
-"""What ended a training: which failures of a worker a restart may cure, and what the person who typed the command is told."""
+"""What ended a training or a part of it: which failures a restart may cure, which rank's is the cause, and what the person who typed the command is
+told.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from cluster.errors import DataError, DiskFull, PlainError, UsageError
 
 LASTING = (UsageError, DataError, DiskFull, ArithmeticError)
 """Errors of a worker that its restart would meet again: a configuration or data that cannot be used, a full disk, and `NonFiniteLoss`."""
 
-
-def stop_at_lasting_errors() -> Any:
-    """Ray Train's `FailureConfig` counts all failures alike. What a callback raises in the controller is not retried."""
-    from ray.train import UserCallback
-
-    class StopAtLastingErrors(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for rank in sorted(worker_exceptions):
-                # Ray wraps what the training function raised, to keep its traceback.
-                raised = getattr(worker_exceptions[rank], "_base_exc", worker_exceptions[rank])
-                if isinstance(raised, LASTING):
-                    raise raised
-
-    return StopAtLastingErrors()
+BROKEN_OFF = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "process group")
+"""What a rank says whose neighbour went away in the middle of an exchange."""
 
 
-def plain_failure(error: BaseException, name: str, *, retries: int) -> PlainError:
-    """What `TrainingFailedError` means to the person who typed the command, with the exit code of the worker's own error."""
-    lasting = getattr(error, "controller_failure", None)
-    if isinstance(lasting, LASTING):
-        kind = type(lasting) if isinstance(lasting, PlainError) else PlainError
-        return kind(f"training {name} stopped: {lasting}")
-    return PlainError(f"training {name} failed after {retries} retries: {root_cause(error)}")
+class RetriesSpent(PlainError):
+    """A worker failed, and so did the restarts that were allowed."""
 
 
-def root_cause(error: BaseException) -> str:
-    """The last line of the first worker's traceback: what actually went wrong."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = failures[min(failures)] if failures else error
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(first).__name__
+def plain_failure(error: BaseException, name: str) -> PlainError:
+    """What Ray Train's `TrainingFailedError` means to the person who typed the command, with the exit code of the worker's own error."""
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, RetriesSpent):
+        return PlainError(f"training {name} {cause}")
+    if isinstance(cause, (PlainError, *LASTING)):
+        kind = type(cause) if isinstance(cause, PlainError) else PlainError
+        return kind(f"training {name} stopped: {cause}")
+    return PlainError(f"training {name} failed: {what_happened(cause)}")
+
+
+def culprit(errors: Mapping[int, BaseException]) -> int:
+    """The rank whose error is the cause: of several the first that raised by itself, then one whose process ended, then one that was left alone."""
+
+    def order(rank: int) -> tuple[int, int]:
+        return (2 if is_broken_off(errors[rank]) else 1 if has_died(errors[rank]) else 0), rank
+
+    return min(errors, key=order)
+
+
+def is_broken_off(error: BaseException) -> bool:
+    return not isinstance(error, PlainError) and not has_died(error) and any(words in str(error).lower() for words in BROKEN_OFF)
+
+
+def has_died(error: BaseException) -> bool:
+    """Whether the worker's process is gone, as Ray Train tells it."""
+    return getattr(error, "health_check_failure", None) is not None
+
+
+def what_happened(error: BaseException) -> str:
+    """One line."""
+    if has_died(error):
+        text = str(error.health_check_failure)
+        if "OutOfMemory" in text or "OUT_OF_MEMORY" in text:
+            return "Ray ended its process, the node was out of memory"
+        return "its node went away" if "node has died" in text or "node died" in text else "its process ended (killed, or out of memory)"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else ""
+    # Ray repeats a traceback, whose last line has the class already.
+    named = last if isinstance(error, PlainError) or type(error).__name__ in last else f"{type(error).__name__}: {last}"
+    return f"{named} (another rank went away)" if is_broken_off(error) else named

@@ -6,19 +6,22 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import closing, nullcontext
+from concurrent.futures import Future, InvalidStateError
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import pretrained, run_folder, storage, verdicts, warm_start
+from cluster import lease, pretrained, run_folder, storage, verdicts, warm_start
 from cluster.board import Board, Event
-from cluster.errors import UsageError
+from cluster.errors import PlainError, UsageError
 from cluster.evaluator import Evaluator
-from cluster.failures import plain_failure, stop_at_lasting_errors
+from cluster.failures import plain_failure
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
 from cluster.train_config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
+
+RESIZE_LOOK_S = 60.0
+"""Seconds between two looks at whether a group with fewer workers than it may have could grow; growing costs a restart."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def check(config: TrainConfig) -> Checked:
         raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
     check_profile(config, train_set)
     storage.check_writable(config.run_uri)
+    lease.refuse_held(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
@@ -93,88 +97,106 @@ def launch(
 ) -> dict[str, Any]:
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
-    `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the workers' events (weights, start,
-    resume, step, timing, checkpoint, evaluating, evaluation, evaluation_failed, stopped, profile) in this process; `callbacks` go to Ray Train.
-    Raises `PlainError` with the first failing rank's last line when the retries are spent, or at once where they would not help (`LASTING`).
+    `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the events of workers and controller
+    (weights, start, workers, resume, step, timing, checkpoint, evaluating, evaluation, evaluation_failed, stopped, profile, warning, hang, failure,
+    waiting, resize) in this process; `callbacks` go to Ray Train. Raises `PlainError` with the failing rank's last line when the retries are spent,
+    or at once where they would not help (`failures.LASTING`), and `UsageError` where another driver trains the run.
     """
     checked = checked or check(config)
     run = config.run_uri
-    if run_folder.read(run, run_folder.FINISHED) is not None:
-        if verdicts.waiting(run):
-            with Board(on_event) as board:
-                evaluator_of(config, board).finish(workers_share(config))
-        return run_folder.best_checkpoint(run)
+    finished = run_folder.read(run, run_folder.FINISHED) is not None
+    if not finished or verdicts.waiting(run):
+        outcome: Future[None] = Future()
+        with lease.Lease(run, lambda reason: end(outcome, PlainError(reason))), Board(on_event) as board:
+            evaluator = evaluator_of(config, board)
+            if not finished:
+                train(config, checked, outcome, board=board, evaluator=evaluator, callbacks=callbacks)
+            evaluator.finish(workers_share(config))
+    return run_folder.best_checkpoint(run)
 
+
+def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board: Any, evaluator: Evaluator, callbacks: Sequence[Any]) -> None:
     # Imported here: the sections above are read by `--help`, and this import takes seconds.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    training = config.training
-    data = {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)}
-    sections = config.model_dump(mode="json")
-    weights, start = None, None
+    from cluster.supervisor import Supervisor
+
+    training, run = config.training, config.run_uri
     evaluation = evaluation_place(config)
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={**job_of(config, checked), "evaluation": evaluation, "board": board},
+        torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
+            use_gpu=training.gpus_per_worker > 0,
+            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})},
+            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
+        ),
+        # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
+        run_config=RunConfig(
+            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
+            storage_path=storage.join(run, "ray"),
+            # The supervisor counts.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+            callbacks=[*callbacks, Supervisor(run, retries=training.retries, wait_s=60 * training.wait_minutes, wanted=wanted(config), board=board)],
+        ),
+    )
+    try:
+        with evaluator if evaluation == "beside" else nullcontext():
+            in_thread(trainer.fit, outcome)
+    except TrainingFailedError as error:
+        raise plain_failure(error, config.name) from error
+
+
+def job_of(config: TrainConfig, checked: Checked) -> dict[str, Any]:
+    """What every worker is told, but for where it evaluates and whom it tells."""
+    sections, run = config.model_dump(mode="json"), config.run_uri
+    weights, start = None, None
     if config.pretrained is not None and not checked.begun:
         weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
     if config.from_checkpoint is not None and not checked.begun:
         start = warm_start.publish(config.from_checkpoint, run, name=checked.identity["from_checkpoint"], root=config.storage)
-    with Board(on_event) as board:
-        job = {
-            **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
-            "decode": decode_place(training.decode, gpus_per_worker=training.gpus_per_worker),
-            "evaluation": evaluation,
-            "data": data,
-            "run": run,
-            "born": checked.born,
-            "pretrained": weights,
-            "start": start,
-            "from_state": config.from_state,
-            "package": package_of(config, checked.train_set),
-            "config": sections,
-            "board": board,
-        }
-        trainer = TorchTrainer(
-            train_on_worker,
-            train_loop_config=job,
-            torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=training.workers,
-                use_gpu=training.gpus_per_worker > 0,
-                resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})},
-            ),
-            # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
-            run_config=RunConfig(
-                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
-                storage_path=storage.join(run, "ray"),
-                failure_config=FailureConfig(max_failures=training.retries, controller_failure_limit=2),
-                callbacks=[*callbacks, stop_at_lasting_errors()],
-            ),
-        )
-        evaluator = evaluator_of(config, board)
-        try:
-            with evaluator if evaluation == "beside" else nullcontext():
-                in_thread(trainer.fit)
-        except TrainingFailedError as error:
-            raise plain_failure(error, config.name, retries=training.retries) from error
-        evaluator.finish(workers_share(config))
-    return run_folder.best_checkpoint(run)
+    return {
+        **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
+        "decode": decode_place(config.training.decode, gpus_per_worker=config.training.gpus_per_worker),
+        "data": {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)},
+        "run": run,
+        "born": checked.born,
+        "pretrained": weights,
+        "start": start,
+        "from_state": config.from_state,
+        "package": package_of(config, checked.train_set),
+        "config": sections,
+    }
 
 
-def in_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in the main thread Ray Train's handler
-    ends the process with code 1 and no word (Ray 2.60).
+def in_thread(work: Callable[[], Any], outcome: Future[None]) -> None:
+    """Wait for `work`, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in the main thread Ray Train's handler ends the
+    process with code 1 and no word (Ray 2.60). Raises what it raised, or what `outcome` was given before.
     """
-    outcome: Future[Any] = Future()
 
     def run() -> None:
         try:
-            outcome.set_result(work())
+            work()
         except BaseException as error:
-            outcome.set_exception(error)
+            end(outcome, error)
+        else:
+            end(outcome, None)
 
     threading.Thread(target=run, daemon=True, name="fit").start()
-    return outcome.result()
+    outcome.result()
+
+
+def end(outcome: Future[None], error: BaseException | None) -> None:
+    """The first end counts."""
+    with suppress(InvalidStateError):
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
@@ -223,9 +245,20 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
 
 
 def needs(config: TrainConfig, *, evaluation: str | None = None) -> dict[str, float]:
-    """CPUs and GPUs that a whole training books, with an evaluation beside it where it is `beside`; tasks that decode need a core of their own."""
-    shares = [workers_share(config), *([config.evaluation_share] if (evaluation or config.training.evaluation) == "beside" else [])]
+    """CPUs and GPUs that a whole training books, with as few workers as it may have and with an evaluation beside it where it is `beside`; tasks that
+    decode need a core of their own.
+    """
+    fewest = {"workers": config.training.min_workers or config.training.workers}
+    beside = (evaluation or config.training.evaluation) == "beside"
+    shares = [workers_share(config) | fewest, *([config.evaluation_share] if beside else [])]
     return {
         "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares) + (config.training.decode == "tasks"),
         "GPU": sum(share["workers"] * share["gpus_per_worker"] for share in shares),
     }
+
+
+def wanted(config: TrainConfig) -> str:
+    """The fewest workers in words, with what each books."""
+    training = config.training
+    gpus = f" and {training.gpus_per_worker:g} GPUs" if training.gpus_per_worker else ""
+    return f"{training.min_workers or training.workers} workers of {training.cpus_per_worker:g} CPUs{gpus}"

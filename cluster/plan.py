@@ -4,7 +4,7 @@ A row is called by its number in stored order, 0..N-1. An epoch is a sequence of
 windows of a few groups, rows mixed inside each window, each row once or, where rows are weighted, as often as its share says; then, where the images
 prefer several canvases, arranged in runs that prefer one. The data position is the list of half-open intervals of places in that sequence that are
 not yet consumed. Ranks read contiguous cuts of whole batches of what is left, so every place is read exactly once an epoch, whatever failed and
-however the number of ranks changed on the way.
+however the number of ranks changed on the way. Ranks may take batches of different sizes, so that a global batch of 16 is one on 3 ranks too.
 
 Shapes: N rows of the set, L places of an epoch (N unless rows are weighted), R row groups.
 """
@@ -137,10 +137,27 @@ def take(left: Intervals, start: int, stop: int) -> Intervals:
     return taken
 
 
-def cut(left: Intervals, *, rank: int, ranks: int, batch: int = 1) -> Intervals:
-    """The contiguous share of one rank, in whole batches: shares differ by at most one batch, the first ranks have the longer ones."""
-    batches = -(-size(left) // batch)
-    return take(left, *(batch * (r * (batches // ranks) + min(r, batches % ranks)) for r in (rank, rank + 1)))
+def split_batch(batch: int, *, ranks: int) -> list[int]:
+    """Images of each rank's part of a global batch: as even as whole images allow, the larger parts first; 16 on 3 ranks are 6, 5, 5."""
+    return [batch // ranks + (rank < batch % ranks) for rank in range(ranks)]
+
+
+def borders(count: int, batches: Sequence[int]) -> list[int]:
+    """Where the cuts of `count` places begin and end, of ranks whose batches hold these many images: in whole batches, the same number of them on
+    every rank or, on the first ranks, one more; what the last of them is short of lies at the end.
+    """
+    # The places before the last step of all, and those of that step but one; -1 and a whole step but one where there is nothing.
+    steps, rest = divmod(count - 1, sum(batches))
+    ends, before = [0], 0
+    for images in batches:
+        ends.append(min(ends[-1] + images * (steps + (rest >= before)), count))
+        before += images
+    return ends
+
+
+def cut(left: Intervals, *, rank: int, batches: Sequence[int]) -> Intervals:
+    """The contiguous share of one rank, see `borders`; `batches` are the images of every rank's batch."""
+    return take(left, *borders(size(left), batches)[rank : rank + 2])
 
 
 def evaluation_share(canvas_N: np.ndarray, *, rank: int, ranks: int, batch: int) -> np.ndarray:
@@ -155,17 +172,17 @@ def evaluation_share(canvas_N: np.ndarray, *, rank: int, ranks: int, batch: int)
     return np.sort(np.concatenate([np.zeros(0, np.int64), *batches[first:stop]]))
 
 
-def steps(left: Intervals, *, ranks: int, batch: int) -> int:
+def steps(left: Intervals, *, batches: Sequence[int]) -> int:
     """Steps every rank makes to consume what is left: those of the longest share. Shorter shares end with fillers that carry no loss."""
-    return -(-size(left) // (ranks * batch))
+    return -(-size(left) // sum(batches))
 
 
-def advance(left: Intervals, *, ranks: int, batch: int, done: int) -> Intervals:
-    """What is left after every rank has made `done` steps of `batch` rows over its cut of `left`."""
+def advance(left: Intervals, *, batches: Sequence[int], done: int) -> Intervals:
+    """What is left after every rank has made `done` steps of its batch over its cut of `left`."""
     remaining: Intervals = []
-    for rank in range(ranks):
-        share = cut(left, rank=rank, ranks=ranks, batch=batch)
-        for low, high in take(share, done * batch, size(share)):
+    for rank, images in enumerate(batches):
+        share = cut(left, rank=rank, batches=batches)
+        for low, high in take(share, done * images, size(share)):
             if remaining and remaining[-1][1] == low:
                 remaining[-1] = (remaining[-1][0], high)
             else:

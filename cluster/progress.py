@@ -34,7 +34,32 @@ class Progress:
 
     def on_start(self, event: dict[str, Any]) -> None:
         self.total, self.stragglers = event["images_total"], Stragglers(event["ranks"])
-        self.line(f"training on {event['ranks']} workers, {event['threads']} threads each; {event['images_seen']} of {self.total} images seen")
+        parts = f" in {event['parts']} parts" if event["parts"] > 1 else ""
+        self.line(
+            f"training on {event['ranks']} workers, {event['threads']} threads each, {event['batch']} images a step{parts}, {event['precision']}; "
+            f"{event['images_seen']} of {self.total} images seen"
+        )
+
+    def on_workers(self, event: dict[str, Any]) -> None:
+        """Which process is where, for whoever has to look at one."""
+        shown = [f"{worker['rank']} on {worker['node']} (pid {worker['pid']})" for worker in event["workers"]]
+        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+        self.line(f"ranks: {', '.join(shown[:8])}{more}")
+
+    def on_failure(self, event: dict[str, Any]) -> None:
+        details = f"; its traceback is in {event['details']}" if event["details"] else ""
+        self.line(f"rank {event['rank']} on {event['node']} (pid {event['pid']}) failed: {event['reason']}; {event['then']}{details}")
+
+    def on_hang(self, event: dict[str, Any]) -> None:
+        who = f"rank {event['rank']} on {event['node']} (pid {event['pid']})"
+        self.line(f"{who} made no step for {event['seconds']:.0f} s and is ended: {event['place']}")
+
+    def on_waiting(self, event: dict[str, Any]) -> None:
+        self.line(f"waiting for {event['wanted']} since {clock(event['seconds'])}: the cluster has no room for them")
+
+    def on_resize(self, event: dict[str, Any]) -> None:
+        how = "from the checkpoint just taken" if event["taken"] else "from the newest checkpoint; one more could not be taken in time"
+        self.line(f"{event['before']} workers become {event['workers']}, {how}")
 
     def on_weights(self, event: dict[str, Any]) -> None:
         text = f"{event['loaded']} tensors loaded from {event['uri']} ({event['source']})"

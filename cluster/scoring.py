@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -121,9 +122,17 @@ def detect_share(package: dict[str, bytes], data: str, rank: int, ranks: int, th
 
 
 def detections(
-    predictor: Predictor, shard_set: ShardSet, *, rank: int = 0, ranks: int = 1, threads: int = 1, decode_threads: int = 1
+    predictor: Predictor,
+    shard_set: ShardSet,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    threads: int = 1,
+    decode_threads: int = 1,
+    progressed: Callable[[], None] = lambda: None,
 ) -> dict[int, Detections]:
     """The detections of one rank's share of a set, by image id: the same to the last bit for any number of ranks and threads of a machine.
+    `progressed` is called after every batch.
 
     The batches do not depend on the ranks, and on CPUs each is one thread's, several batches side by side: in float32 two threads to a convolution
     round otherwise than one.
@@ -134,6 +143,7 @@ def detections(
     found: dict[int, Detections] = {}
     for ids, of_images in ordered_map(lambda pair: (pair[0].image_ids.tolist(), predictor.detect(*pair)), batches, threads=threads):
         found.update(zip(ids, of_images, strict=True))
+        progressed()
     return found
 
 

@@ -25,6 +25,9 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A group that failed has nothing to say good-bye to (30 s), and one that does not fit the nodes that are left is tried in another size (60 s).
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 # What processes on other machines need and do not inherit. Keys and tokens are left out on purpose: a runtime environment can be read in Ray's
 # dashboard and logs, so nodes get credentials from their instance profile or from the environment in which `ray start` ran.

@@ -19,7 +19,7 @@ class StepReports:
     the next is a `NonFiniteLoss` on every rank.
     """
 
-    def __init__(self, device: torch.device, *, rank: int, ranks: int, allowed: int, tell: Callable[..., None]):
+    def __init__(self, device: torch.device, rank: int, ranks: int, *, allowed: int, tell: Callable[..., None]):
         # A GPU makes the next step while the last one's numbers are read.
         self.late = 0 if device.type == "cpu" else 1
         self.rank, self.ranks, self.allowed, self.tell = rank, ranks, allowed, tell

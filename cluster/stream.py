@@ -40,9 +40,10 @@ class Stream:
 
     shard_set: ShardSet
     rank: int
-    ranks: int
-    batch: int
-    """Images of this rank's batches; the global batch is `ranks` times that."""
+    batches: Sequence[int]
+    """Images of each rank's batch; their sum is the global batch."""
+    run: int | None = field(default=None, kw_only=True)
+    """Images of a run of `plan.arrangement`, the same over the whole history of an epoch; None: the global batch."""
     canvases: Sequence[tuple[int, int]]
     """(height, width) px. A batch has one of them, the one that most of its images prefer."""
     long_side: int | None = field(default=None, kw_only=True)
@@ -71,7 +72,7 @@ class Stream:
         """
         whole = [(0, self.places)]
         ready = self.prepared.pop(epoch, None) if left == whole else None
-        steps = plan.steps(left, ranks=self.ranks, batch=self.batch)
+        steps = plan.steps(left, batches=self.batches)
         with ready or self.begin(epoch, left) as batches:
             for number, batch in enumerate(batches, start=1):
                 if number == max(1, steps - WHOLE_BATCHES_AHEAD) and epoch + 1 < self.epochs and epoch + 1 not in self.prepared:
@@ -84,19 +85,19 @@ class Stream:
             self.prepared.popitem()[1].close()
 
     def begin(self, epoch: int, left: plan.Intervals) -> Ahead:
-        return Ahead(self.batches(epoch, left), depth=WHOLE_BATCHES_AHEAD)
+        return Ahead(self.produce(epoch, left), depth=WHOLE_BATCHES_AHEAD)
 
-    def batches(self, epoch: int, left: plan.Intervals) -> Generator[Batch]:
-        counts = self.shard_set.rows_per_group
+    def produce(self, epoch: int, left: plan.Intervals) -> Generator[Batch]:
+        counts, images = self.shard_set.rows_per_group, self.batches[self.rank]
         copies = None if self.shares is None else plan.copies(self.shares, total=self.places, seed=self.seed, epoch=epoch)
         stored = plan.epoch_sequence(counts, seed=self.seed, epoch=epoch, window=self.window, copies_N=copies)
-        order = plan.arrangement(self.preferred[stored], run=self.ranks * self.batch)
-        places = order[plan.places_of(plan.cut(left, rank=self.rank, ranks=self.ranks, batch=self.batch))]
-        canvases = plan.batch_canvases(self.preferred[stored[places]], batch=self.batch)
+        order = plan.arrangement(self.preferred[stored], run=self.run or sum(self.batches))
+        places = order[plan.places_of(plan.cut(left, rank=self.rank, batches=self.batches))]
+        canvases = plan.batch_canvases(self.preferred[stored[places]], batch=images)
         # Read in the order of the sequence, in which the rows of a row group are near each other: those of a seldom canvas come from all over. What
         # is read before its turn waits here, encoded: less than one run a canvas.
         reading = np.argsort(places)
-        canvas_of_place = np.repeat(canvases, self.batch)[: len(places)]
+        canvas_of_place = np.repeat(canvases, images)[: len(places)]
         sampler = Sampler(self.canvases, self.long_side, len(self.shard_set.categories), self.seed, epoch, self.augmentation, self.mirror_later)
         units = plan.units(stored[places[reading]], counts, window=self.window)
         marks = {"copy": plan.copy_numbers(stored)[places[reading]], "canvas": canvas_of_place[reading]}
@@ -113,10 +114,10 @@ class Stream:
             last = blank(self.canvases)
             for last, copy in samples() if len(places) else ():
                 yield last, copy
-            for _ in range(plan.steps(left, ranks=self.ranks, batch=self.batch) * self.batch - len(places)):
+            for _ in range(plan.steps(left, batches=self.batches) * images - len(places)):
                 yield replace(last, image_id=-1), 0
 
-        for chunk in chunks(padded(), self.batch):
+        for chunk in chunks(padded(), images):
             yield sampler.batch(*zip(*chunk, strict=True))
 
     @cached_property

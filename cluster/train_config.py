@@ -55,9 +55,7 @@ class TrainingConfig(Section):
         1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
     )
     seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
-    amp: bool = Field(
-        True, description="bfloat16 autocast in the network, where the device has instructions for it (CPUs: AVX-512); losses, weights: float32"
-    )
+    amp: bool = Field(True, description="bfloat16 autocast in the network where every device computes in it; losses and weights stay float32")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compile network and loss by torch.compile, which takes minutes and needs a C++ compiler; "
@@ -95,6 +93,18 @@ class TrainingConfig(Section):
         0, ge=0, le=1000, description=f"steps of rank 0 that torch's profiler records into the run's folder, after the first {PROFILE_AFTER}; 0: none"
     )
     workers: int = Field(2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="fewest workers with which training starts and goes on while nodes are missing; it grows up to training.workers when they come; "
+        "unset: always training.workers",
+    )
+    resized_batch: Literal["keep", "scale"] = Field(
+        "keep",
+        description="the global batch while there are fewer workers than training.workers: keep (each takes more images, in parts of its usual "
+        "size) or scale (as many images a worker as before; the learning rate in proportion for sgd, with the square root for adamw)",
+    )
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
     gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
     decode: Literal["auto", "threads", "tasks"] = Field(
@@ -103,7 +113,16 @@ class TrainingConfig(Section):
         "tasks where workers have GPUs and nodes without any are there, else threads; the pixels are the same",
     )
     decode_threads: int = Field(1, ge=1, le=64, description="threads that decode and augment beside each worker")
-    retries: int = Field(2, ge=0, description="restarts of the worker group after a failure, each from the newest checkpoint")
+    retries: int = Field(
+        2, ge=0, description="failures in a row, without a new checkpoint between them, after which workers are still restarted from the newest one"
+    )
+    hang_minutes: float = Field(
+        15.0,
+        ge=0,
+        description="minutes without a step or an evaluated batch after which a worker counts as hanging and is ended; the first step has four times "
+        "as long; 0: never",
+    )
+    wait_minutes: float = Field(60.0, ge=0, description="minutes that nodes are waited for when no worker is left, before the training ends")
 
 
 EVALUATION_SHARE = ["evaluation_workers", "evaluation_cpus", "evaluation_gpus"]
@@ -118,7 +137,10 @@ EXECUTION = {
     "gpus_per_worker",
     "decode",
     "decode_threads",
+    "min_workers",
     "retries",
+    "hang_minutes",
+    "wait_minutes",
     "log_steps",
     "log_seconds",
     "profile_steps",
@@ -174,6 +196,15 @@ class TrainConfig(Section):
                 f"training.accumulate {self.training.accumulate}: must divide the {share} images of a worker "
                 f"(batch_size {self.training.batch_size} / workers {self.training.workers}) evenly; take a divisor of {share}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def fewest_workers_are_fewer(self) -> TrainConfig:
+        fewest, workers = self.training.min_workers, self.training.workers
+        if fewest is None:
+            refuse_unused(self.training, "training", ["resized_batch"], "where training.min_workers is unset", "set that")
+        elif fewest > workers:
+            raise ValueError(f"training.min_workers {fewest}: must be at most training.workers {workers}; lower it, or raise that")
         return self
 
     @model_validator(mode="after")
@@ -244,6 +275,12 @@ class TrainConfig(Section):
     @property
     def run_uri(self) -> str:
         return storage.join(storage.absolute(self.storage), "runs", self.name)
+
+
+def compiles(training: dict[str, Any], *, device: str, images: int) -> bool:
+    """Whether a run over so many images is compiled; `training` is `TrainingConfig`, dumped. On a CPU it does not pay (docs/benchmarks.md)."""
+    steps = images // training["batch_size"]
+    return training["compile"] == "on" or (training["compile"] == "auto" and device == "cuda" and steps >= COMPILE_AFTER)
 
 
 def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet, *, weights: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,16 @@ from cluster.shards import open_shard_set
 from cluster.step_reports import StepReports
 from cluster.stream import Stream
 from cluster.timing import Timing, publish_profile, shares, system_metrics
-from cluster.train_config import COMPILE_AFTER
+from cluster.train_config import compiles
+from cluster.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
-from detector.device import autocast_dtype
 from detector.folding import fold_batch_norm
 from detector.loss import FIRST_AVERAGE, dense_loss
 from detector.metrics import coco_table
-from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
+from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
 from detector.weights import PretrainedReport, load_pretrained
@@ -45,16 +46,17 @@ class Worker:
 
     def __init__(self, job: dict[str, Any]):
         context = ray.train.get_context()
-        self.job, self.rank, self.ranks = job, context.get_world_rank(), context.get_world_size()
+        self.job, self.rank, self.ranks, self.local_rank = job, context.get_world_rank(), context.get_world_size(), context.get_local_rank()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        self.amp_dtype = autocast_dtype(job["training"]["amp"], self.device)
+        # One precision for all: a node without bfloat16 among others that have it would bring other gradients.
+        self.amp_dtype = autocast_dtype(self.device, amp=job["training"]["amp"] and self.everywhere(computes_bfloat16(self.device)))
         self.run: str = job["run"]
         self.train_set = open_shard_set(job["data"]["train"])
         self.val_set = open_shard_set(job["data"]["val"])
-        self.batch: int = job["training"]["batch_size"] // self.ranks
         self.epochs: int = job["training"]["epochs"]
+        self.batches, self.parts = shared_batch(job["training"], ranks=self.ranks)
 
         torch.manual_seed(job["training"]["seed"])
         self.model = build_model(**job["package"]["description"]["model"]).to(self.device, memory_format=torch.channels_last)
@@ -71,8 +73,8 @@ class Worker:
         self.stream = Stream(
             self.train_set,
             rank=self.rank,
-            ranks=self.ranks,
-            batch=self.batch,
+            batches=self.batches,
+            run=job["training"]["batch_size"],
             canvases=canvases,
             long_side=description["long_side"],
             seed=job["training"]["seed"],
@@ -85,10 +87,9 @@ class Worker:
         )
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer: float | torch.Tensor = FIRST_AVERAGE
-        allowed = job["training"]["skip_nonfinite"]
-        self.reports = StepReports(self.device, rank=self.rank, ranks=self.ranks, allowed=allowed, tell=self.tell)
+        self.reports = StepReports(self.device, self.rank, self.ranks, allowed=job["training"]["skip_nonfinite"], tell=self.tell)
         self.dense = None
-        if dense and self.compiles():
+        if dense and compiles(job["training"], device=self.device.type, images=self.images_total):
             # Anchors, matching and detections stay outside: what is compiled has the shapes of the canvas and nothing else.
             self.network = torch.compile(self.network, dynamic=False)
             self.dense = torch.compile(dense_loss, dynamic=False)
@@ -105,13 +106,15 @@ class Worker:
         )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
         self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
+        self.watchdog = Watchdog(60 * job["training"]["hang_minutes"], lambda kind, **values: self.put(kind, rank=self.rank, **self.place, **values))
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
         self.resume()
-        self.tell(
-            "start", ranks=self.ranks, images_seen=self.images_seen, epoch=self.epoch, images_total=self.images_total, threads=torch.get_num_threads()
-        )
+        place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
+        precision = "bfloat16" if self.amp_dtype else "float32, there is no bfloat16 here" if self.job["training"]["amp"] else "float32"
+        how = {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
+        self.tell("start", ranks=self.ranks, **how, **place)
         self.model.train()
         stopped = None
         while self.epoch < self.epochs and not stopped:
@@ -127,6 +130,7 @@ class Worker:
                     self.timing.take()
             self.epoch, self.left = done, [(0, self.stream.places)]
             stopped = self.reason_to_stop()
+        self.watchdog.stop()
         self.checkpoints.close()
         self.timing.close()
         if self.rank == 0:
@@ -146,28 +150,27 @@ class Worker:
     def train_epoch(self) -> None:
         """The rest of this epoch, with part-way checkpoints where they are due."""
         start, optimizer = self.left, self.job["optimizer"]
+        peak = optimizer["learning_rate"] * batch_factor(sum(self.batches), self.job["training"]["batch_size"], name=optimizer["name"])
         for done, batch in enumerate(self.timing.batches(on_device(self.stream.epoch(self.epoch, start), self.device)), start=1):
             factor = learning_rate_factor(
                 self.images_seen, self.images_total, schedule=optimizer["schedule"], warmup=optimizer["warmup"], milestones=optimizer["milestones"]
             )
             with self.timing.step(self.network):
-                report = self.step(batch, learning_rate=optimizer["learning_rate"] * factor)
+                report = self.step(batch, learning_rate=peak * factor)
                 self.reports.wait()
+            self.watchdog.progressed()
             self.loss_normalizer = report.loss_normalizer
-            self.left = plan.advance(start, ranks=self.ranks, batch=self.batch, done=done)
+            self.left = plan.advance(start, batches=self.batches, done=done)
             before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
-            values = {"learning_rate": optimizer["learning_rate"] * factor, "images": self.images_seen - before, "images_seen": self.images_seen}
-            self.reports.add(report, -(-self.images_seen // (self.batch * self.ranks)), values)
+            values = {"learning_rate": peak * factor, "images": self.images_seen - before, "images_seen": self.images_seen}
+            self.reports.add(report, -(-self.images_seen // sum(self.batches)), values)
             due = self.checkpoints.due(before, self.images_seen) and self.left
-            self.tell_steps(all=bool(due or not self.left))
+            for numbers, told in self.reports.read(all=bool(due or not self.left)):
+                self.tell_step(numbers, **told)
             if due:
                 self.save()
-
-    def tell_steps(self, *, all: bool) -> None:
-        for numbers, values in self.reports.read(all=all):
-            self.tell_step(numbers, **values)
 
     def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
         loss = self.job["loss"]
@@ -177,7 +180,7 @@ class Worker:
             amp_dtype=self.amp_dtype,
             sum_over_ranks=self.sum_over_ranks,
             ranks=self.ranks,
-            accumulate=self.job["training"]["accumulate"],
+            accumulate=self.parts,
         )
         if isinstance(self.model, Baseline):
             return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
@@ -185,11 +188,6 @@ class Worker:
         return train_step(
             self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, dense=self.dense, **common, **loss
         )
-
-    def compiles(self) -> bool:
-        chosen = self.job["training"]["compile"]
-        steps = self.images_total // self.job["training"]["batch_size"]
-        return chosen == "on" or (chosen == "auto" and self.device.type == "cuda" and steps >= COMPILE_AFTER)
 
     @property
     def images_total(self) -> int:
@@ -199,6 +197,10 @@ class Worker:
         if self.ranks > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def everywhere(self, fact: bool) -> bool:
+        """Whether it holds on every rank."""
+        return bool(self.sum_over_ranks(torch.tensor(int(fact), device=self.device)) == self.ranks)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
@@ -319,7 +321,8 @@ class Worker:
         frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
         predictor = Predictor(fold_batch_norm(model), **frame, decode=description["decode"], amp=description["amp"])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        found = detections(predictor, self.val_set, rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
+        share = dict(rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
+        found = detections(predictor, self.val_set, progressed=self.watchdog.progressed, **share)
         parts: list[Any] = [found]
         if self.ranks > 1:
             parts = [None] * self.ranks
@@ -362,15 +365,28 @@ class Worker:
         if made:
             means = {k: float(np.mean([step[k] for step in made])) for k in made[0] if k != "images"}
             self.tell("step", images_seen=images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
-        self.put("timing", rank=self.rank, images_seen=images_seen, **taken, **self.node())
+        system = system_metrics(self.device, node=self.local_rank == 0)
+        self.put("timing", rank=self.rank, images_seen=images_seen, system=system, **taken, **self.place)
         self.window = []
 
-    def node(self) -> dict[str, Any]:
-        first = ray.train.get_context().get_local_rank() == 0
-        return {"node": ray.util.get_node_ip_address(), "system": system_metrics(self.device, node=first)}
+    @cached_property
+    def place(self) -> dict[str, Any]:
+        return {"node": ray.util.get_node_ip_address(), "pid": os.getpid()}
 
     def save_profile(self, profiler: Any) -> None:
         self.tell("profile", uri=publish_profile(profiler, self.run, self.images_seen), steps=self.job["training"]["profile_steps"])
+
+
+def shared_batch(training: dict[str, Any], *, ranks: int) -> tuple[list[int], int]:
+    """Images of every rank's batch, and in how many parts each runs its own, so that none is larger than a part of a group at its full size, or by
+    one image at most. All ranks make as many forward passes: normalisation may exchange statistics in them.
+
+    `training` is `TrainingConfig`, dumped.
+    """
+    batch, workers = training["batch_size"], training["workers"]
+    whole = batch // workers
+    batches = [whole] * ranks if training["resized_batch"] == "scale" else plan.split_batch(batch, ranks=ranks)
+    return batches, min(-(-max(batches) // (whole // training["accumulate"])), min(batches))
 
 
 def distribute(model: torch.nn.Module) -> DistributedDataParallel:

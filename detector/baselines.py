@@ -169,7 +169,7 @@ def baseline_step(
     images, objects = sum_over_ranks(counts).tolist()
     statistics = Statistics(network)
     optimizer.zero_grad(set_to_none=True)
-    own, shares = [], []
+    own, finite, shares = [], [], []
     for place, part in enumerate(split(batch, accumulate), start=1):
         kept_B = part.image_ids >= 0
         # Every rank makes the same number of passes: one with nothing but fillers makes its own for nothing.
@@ -181,8 +181,9 @@ def baseline_step(
                 losses_2 = network(*(column[kept_B] for column in (part.images, part.sizes_B2, part.boxes_BG4, part.labels_BG)))
             (ranks * shares[-1] * (losses_2[0] + box_weight * losses_2[1])).backward()
         own.append(losses_2.detach())
+        finite.append(losses_2.detach().isfinite().all().expand(len(part.images)))
     own_2P = torch.stack(own, dim=1)
     losses_2 = sum_over_ranks(own_2P @ own_2P.new_tensor(shares))
     norm, _ = update(network, optimizer, statistics, losses_2, clip_norm=clip_norm)
     values_5 = torch.stack([*losses_2, losses_2.new_tensor(objects), norm, losses_2.new_tensor(FIRST_AVERAGE)])
-    return StepReport(values_5, own_2P.isfinite().all(dim=0).repeat_interleave(len(batch.images) // accumulate), batch.image_ids)
+    return StepReport(values_5, torch.cat(finite), batch.image_ids)

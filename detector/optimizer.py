@@ -51,6 +51,14 @@ def learning_rate_factor(images_seen: float, images_total: float, *, schedule: s
     return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 
 
+def batch_factor(batch: int, configured: int, *, name: str) -> float:
+    """What the learning rate of the `configured` global batch is multiplied by where a step sees `batch` images instead: their ratio for "sgd" (Goyal
+    et al. 2017, section 2.1), its square root for "adamw" (Malladi et al. 2022, section 4).
+    """
+    ratio = batch / configured
+    return math.sqrt(ratio) if name == "adamw" else ratio
+
+
 class MovingAverage:
     """Exponential moving average of all weights and running statistics, with a time constant in images, so that it means the same at any batch
     size.

@@ -17,10 +17,10 @@ from detector.baselines import Baseline, build_model
 from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
 from detector.decode import Detections, decode_detections
-from detector.device import autocast_dtype
 from detector.folding import fold_batch_norm
 from detector.image import Jpeg
 from detector.model import RetinaNet
+from detector.precision import autocast_dtype
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
 
@@ -84,7 +84,7 @@ class Predictor:
         self.canvases = canvases
         self.long_side = long_side
         self.decode = decode
-        self.amp_dtype = autocast_dtype(amp, model.pixel_mean.device)
+        self.amp = amp
         self.batch_size = batch_size
 
     @classmethod
@@ -121,10 +121,11 @@ class Predictor:
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detections of a batch on one of the canvases in the frames of the original pictures, whose (height, width) px are given."""
-        batch = batch.to(self.model.pixel_mean.device)
+        device = self.model.pixel_mean.device
+        batch, dtype = batch.to(device), autocast_dtype(device, amp=self.amp)
         was_training = self.model.training
         self.model.eval()
-        with torch.autocast(batch.images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
         self.model.train(was_training)
         return [rescale(d, tuple(size), original) for d, size, original in zip(on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True)]

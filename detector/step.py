@@ -77,9 +77,8 @@ def nonfinite_loss(report: StepReport, *, step: int, rank: int) -> NonFiniteLoss
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in that many equal parts, in order; views, not copies."""
-    assert len(batch.images) % parts == 0, (len(batch.images), parts)
-    columns = [getattr(batch, name).chunk(parts) for name in batch.__dataclass_fields__]
+    """The batch in that many parts as even as whole images allow, in order, the larger first; views, not copies."""
+    columns = [getattr(batch, name).tensor_split(parts) for name in batch.__dataclass_fields__]
     return [Batch(*fields) for fields in zip(*columns, strict=True)]
 
 
@@ -114,7 +113,7 @@ def train_step(
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that what divides the loss is that of the global batch.
 
-    `accumulate` runs this rank's batch in that many equal parts one after the other, for the memory of one: the same gradient, except where batch
+    `accumulate` runs this rank's batch in that many even parts one after the other, for the memory of one: the same gradient, except where batch
     normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's,
     `dense` a compiled `dense_loss`. Where any rank's loss or gradient is not finite no rank makes the update, see `update`.
     """
@@ -133,7 +132,7 @@ def train_step(
     kinds = dict(classification=classification, gamma=gamma, alpha=alpha, box=box, beta=beta, dense=dense)
     optimizer.zero_grad(set_to_none=True)
     own = []
-    for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.chunk(accumulate), strict=True), start=1):
+    for place, (part, slot_BA, weights) in enumerate(zip(parts, slots, weights_B.tensor_split(accumulate), strict=True), start=1):
         with contextlib.nullcontext() if place == accumulate else without_reduction(network):
             sums = forward_loss(network, part, anchors_A4, slot_BA, amp_dtype=amp_dtype, **kinds)
             (ranks * weights * (sums.classification_B + box_weight * sums.box_B)).sum().backward()

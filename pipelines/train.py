@@ -38,7 +38,8 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     checked = launch.check(config)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
-    what = f"training.workers {training.workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
+    workers = f"workers {training.workers}" if training.min_workers is None else f"min_workers {training.min_workers}"
+    what = f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     if training.evaluation == "beside":
         what += f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} + {launch.READ_CPUS:g}) of training.evaluation"
     needs = launch.needs(config)

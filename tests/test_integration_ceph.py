@@ -33,7 +33,7 @@ from cluster.stream import Stream
 address, uri = sys.argv[1:]
 session.connect(address)
 shard_set = shards.open_shard_set(uri)
-ranks = [Stream(shard_set, rank=rank, ranks=2, batch=4, canvases=[(64, 96)], seed=0) for rank in range(2)]
+ranks = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[(64, 96)], seed=0) for rank in range(2)]
 print(json.dumps([int(id) for rank in ranks for batch in rank.epoch(0, [(0, shard_set.num_rows)]) for id in batch.image_ids]))
 """
 

@@ -34,7 +34,7 @@ def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempP
 
 
 def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
-    return Stream(shard_set, rank=rank, ranks=ranks, batch=batch, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2)
+    return Stream(shard_set, rank=rank, batches=[batch] * ranks, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2)
 
 
 def ids(batches: Iterator) -> list[list[int]]:
@@ -54,7 +54,7 @@ def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: i
 def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:
     """Two ranks make two of their steps; then one rank does the rest."""
     before = [i for rank in range(2) for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2] for i in batch]
-    left = plan.advance([(0, 24)], ranks=2, batch=4, done=2)
+    left = plan.advance([(0, 24)], batches=[4, 4], done=2)
     after = [i for batch in ids(stream(shard_set, 0, 1).epoch(3, left)) for i in batch]
     assert len(before) == 16
     assert len(after) == 8
@@ -95,7 +95,7 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> Non
 
 def test_tasks_of_ray_data_make_the_pixels_that_threads_make(shard_set: ShardSet) -> None:
     """Two canvases and mosaic, so that everything a sample depends on has to travel."""
-    settings = dict(rank=0, ranks=2, batch=3, canvases=[(64, 96), (96, 64)], seed=7, augmentation={**AUGMENTATION, "mosaic": 0.5}, window=2)
+    settings = dict(rank=0, batches=[3, 3], canvases=[(64, 96), (96, 64)], seed=7, augmentation={**AUGMENTATION, "mosaic": 0.5}, window=2)
     beside, elsewhere = (list(Stream(shard_set, decode=place, **settings).epoch(1, [(0, 24)])) for place in ("threads", "tasks"))
     assert len(beside) == len(elsewhere) == 4
     for one, other in zip(beside, elsewhere, strict=True):
@@ -110,7 +110,7 @@ def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_im
     labels = [t.labels_N[~t.crowd_N].tolist() for t in truths]
     factors = plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
     assert factors.max() > 1
-    weighted = [Stream(shard_set, rank=rank, ranks=2, batch=4, canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
+    weighted = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
     assert weighted[0].places == round(factors.sum())
     for epoch in range(2):
         batches = [batch for rank in weighted for batch in rank.epoch(epoch, [(0, rank.places)])]
@@ -122,7 +122,7 @@ def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_im
 
 def test_copies_of_an_image_look_different(shard_set: ShardSet) -> None:
     # No class is in 99 % of the images, so all that hold one are repeated, the rarest class most.
-    weighted = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2, repeat_threshold=0.99)
+    weighted = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2, repeat_threshold=0.99)
     plain = {int(i): image for batch in stream(shard_set, 0, 1).epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
     copies: dict[int, list[torch.Tensor]] = {}
     for batch in weighted.epoch(0, [(0, weighted.places)]):
@@ -162,7 +162,7 @@ def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.Monkey
         return Ahead((number for number in range(2)), depth=2)
 
     monkeypatch.setattr(Stream, "begin", begin)
-    again = Stream(SimpleNamespace(num_rows=8), rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=0, epochs=2)
+    again = Stream(SimpleNamespace(num_rows=8), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2)
     for _ in range(2):
         assert len(list(again.epoch(0, [(0, 8)]))) == 2
     again.close()
@@ -190,7 +190,7 @@ def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_pa
 def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
     """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
     canvases = [(96, 96)]
-    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=canvases, seed=0)
+    plain = Stream(shard_set, rank=0, batches=[4], canvases=canvases, seed=0)
     training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
     batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
     evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
@@ -250,7 +250,7 @@ def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
 
     crowds = {t.image_id for t in read_truths(shard_set) if t.crowd_N.any()}
     assert crowds
-    plain = Stream(shard_set, rank=0, ranks=1, batch=4, canvases=[CANVAS], seed=0)
+    plain = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=0)
     for batch in plain.epoch(0, [(0, 24)]):
         for image_id, boxes, labels in zip(batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True):
             region = (labels == -1) & (boxes[:, 2] > boxes[:, 0])
@@ -265,7 +265,7 @@ def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: 
     seen: Counter[int] = Counter()
     mixed = 0
     for rank in range(2):
-        several = Stream(shard_set, rank=rank, ranks=2, batch=2, canvases=canvases, seed=7, augmentation=AUGMENTATION, window=2)
+        several = Stream(shard_set, rank=rank, batches=[2, 2], canvases=canvases, seed=7, augmentation=AUGMENTATION, window=2)
         batches = list(several.epoch(0, [(0, 24)]))
         assert len(batches) == 6
         for batch in batches:
@@ -350,7 +350,7 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
     for actor in actors:
         ray.kill(actor)
     # What the others read ahead or even used of the second step does not count: no update was made of it.
-    left = plan.advance([(0, 24)], ranks=3, batch=4, done=1)
+    left = plan.advance([(0, 24)], batches=[4, 4, 4], done=1)
     for batch in stream(shard_set, 0, 1).epoch(2, left):
         seen.update(i for i in batch.image_ids.tolist() if i >= 0)
         pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}

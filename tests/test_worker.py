@@ -16,7 +16,8 @@ import torch.distributed as dist
 from cluster import run_folder, timing, verdicts
 from cluster.step_reports import StepReports
 from cluster.timing import Timing
-from cluster.worker import Worker, distribute
+from cluster.train_config import compiles
+from cluster.worker import Worker, distribute, shared_batch
 from detector.step import NonFiniteLoss, StepReport
 
 
@@ -25,7 +26,8 @@ def report(*, classification: float = 0.5, own: tuple[bool, bool] = (True, True)
     return StepReport(values, torch.tensor(own), torch.tensor([7, 8]))
 
 
-TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "log_steps": 2, "patience": 0, "min_improvement": 0.0}
+TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "patience": 0, "min_improvement": 0.0}
+TRAINING |= {"batch_size": 4, "amp": False, "log_steps": 2}
 
 
 class Clock:
@@ -50,7 +52,10 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
     told: list[tuple[str, dict[str, Any]]] = []
     loop = Worker.__new__(Worker)
     given = dict(
-        job={"training": TRAINING | training, "optimizer": {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()}},
+        job={
+            "training": TRAINING | training,
+            "optimizer": {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()},
+        },
         stream=SimpleNamespace(epoch=batches, places=8),
         model=SimpleNamespace(train=lambda: None),
         average=None,
@@ -58,7 +63,10 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         run=run,
         rank=0,
         ranks=1,
-        batch=4,
+        local_rank=0,
+        batches=[4],
+        parts=1,
+        amp_dtype=None,
         epochs=2,
         epoch=0,
         images_seen=0,
@@ -74,10 +82,11 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
         tell=lambda kind, **values: told.append((kind, values)),
         put=lambda kind, **values: told.append((kind, values)),
-        node=dict,
+        place={},
+        watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
     )
     vars(loop).update(given | parts)
-    loop.reports = StepReports(loop.device, rank=0, ranks=1, allowed=loop.job["training"].get("skip_nonfinite", 0), tell=loop.tell)
+    loop.reports = StepReports(loop.device, 0, 1, allowed=loop.job["training"].get("skip_nonfinite", 0), tell=loop.tell)
     return loop, told
 
 
@@ -112,8 +121,17 @@ def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(tmp_path
     assert loop.reports.left_out == min(allowed + 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("choice", "device", "images", "compiled"),
+    [("auto", "cuda", 48_000, True), ("auto", "cuda", 47_984, False), ("auto", "cpu", 10**9, False), ("on", "cpu", 16, True), ("off", "cuda", 10**9, 0)],
+)
+def test_long_runs_on_a_gpu_are_compiled(choice: str, device: str, images: int, compiled: bool) -> None:
+    # 16 images a step: 3000 steps are 48,000 images.
+    assert compiles({"compile": choice, "batch_size": 16}, device=device, images=images) == compiled
+
+
 def test_on_a_gpu_reports_are_read_one_step_late() -> None:
-    reports = StepReports(SimpleNamespace(type="cuda"), rank=0, ranks=1, allowed=0, tell=lambda kind, **values: None)
+    reports = StepReports(SimpleNamespace(type="cuda"), 0, 1, allowed=0, tell=lambda kind, **values: None)
     read = []
     for step in range(1, 4):
         reports.add(report(classification=float(step)), step, {"step": step})
@@ -136,7 +154,7 @@ def test_the_rank_whose_own_loss_it_was_is_named(monkeypatch: pytest.MonkeyPatch
     texts: dict[int, str] = {}
 
     def work(rank: int) -> None:
-        reports = StepReports(torch.device("cpu"), rank=rank, ranks=2, allowed=0, tell=lambda kind, **values: None)
+        reports = StepReports(torch.device("cpu"), rank, 2, allowed=0, tell=lambda kind, **values: None)
         reports.add(report(classification=float("nan"), own=(rank == 0, True)), 5, {})
         try:
             list(reports.read(all=True))
@@ -198,3 +216,35 @@ def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: 
     loop.train()
     assert verdicts.waiting(run) == ([] if known else [first]) + [second]
     assert verdicts.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "accumulate", "ranks", "resized", "batches", "parts"),
+    [
+        (16, 4, 1, 4, "keep", [4, 4, 4, 4], 1),
+        (16, 4, 2, 4, "keep", [4, 4, 4, 4], 2),
+        # Parts of 4 images are what fits: 6 and 5 are two of them, 16 are four.
+        (16, 4, 1, 3, "keep", [6, 5, 5], 2),
+        (16, 4, 1, 1, "keep", [16], 4),
+        (16, 4, 2, 3, "keep", [6, 5, 5], 3),
+        (16, 4, 1, 3, "scale", [4, 4, 4], 1),
+        (16, 4, 2, 1, "scale", [4], 2),
+        # One image a part: two on one rank would be two parts, but a rank with one image cannot make two.
+        (3, 3, 1, 2, "keep", [2, 1], 1),
+    ],
+)
+def test_fewer_workers_take_more_images_in_parts_of_the_usual_size(
+    batch: int, workers: int, accumulate: int, ranks: int, resized: str, batches: list[int], parts: int
+) -> None:
+    training = {"batch_size": batch, "workers": workers, "accumulate": accumulate, "resized_batch": resized}
+    assert shared_batch(training, ranks=ranks) == (batches, parts)
+
+
+@pytest.mark.parametrize(("name", "rates"), [("sgd", [0.5, 0.5]), ("adamw", [0.5**0.5, 0.5**0.5])])
+def test_a_scaled_batch_scales_the_learning_rate(tmp_path: Path, name: str, rates: list[float]) -> None:
+    """Half the workers, half the batch, and the rate that belongs to it."""
+    loop, told = loop_of(Clock(), str(tmp_path), training={"batch_size": 8}, epochs=1, evaluate=lambda uri, again: None)
+    loop.job["optimizer"]["name"] = name
+    loop.job["training"]["log_steps"] = 1
+    loop.train()
+    assert [values["learning_rate"] for kind, values in told if kind == "step"] == pytest.approx(rates)

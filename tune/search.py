@@ -56,7 +56,9 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     evaluate_every = min(config.training.evaluate_every, sweep.grace_epochs)
     sections["training"] |= {"gpus_per_worker": sweep.gpus_per_worker, "evaluate_every": evaluate_every}
     # A trial is judged by what its workers report to Ray, so they are the ones who evaluate.
-    sections["training"] |= {"evaluation": "between", **{name: TrainingConfig.model_fields[name].default for name in EVALUATION_SHARE}}
+    # And of the same size all the time, or trials could not be compared.
+    unset = (*EVALUATION_SHARE, "min_workers", "resized_batch")
+    sections["training"] |= {"evaluation": "between", **{name: TrainingConfig.model_fields[name].default for name in unset}}
     # Trials run in other working directories, so every place is absolute.
     sections["data"] = {split: storage.absolute(place) for split, place in sections["data"].items()}
     sections["pretrained"] = config.pretrained and pretrained.absolute(config.pretrained)

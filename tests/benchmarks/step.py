@@ -34,12 +34,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import detector.convolution
 from detector.batch import Batch
-from detector.device import autocast_dtype
 from detector.flops import convolution_flops
 from detector.folding import fold_batch_norm
 from detector.loss import dense_loss
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
+from detector.precision import autocast_dtype
 from detector.step import train_step
 
 PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
@@ -105,7 +105,7 @@ def our_step(
     reports: list[Any] = []
 
     def step(batch: Batch = batch) -> None:
-        reports.append(train_step(network, optimizer, batch, anchors, amp_dtype=autocast_dtype(amp, device), **settings))
+        reports.append(train_step(network, optimizer, batch, anchors, amp_dtype=autocast_dtype(device, amp=amp), **settings))
         if len(reports) > (1 if read_late else 0):
             reports.pop(0).read()
 
@@ -133,7 +133,7 @@ def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, ch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images = [image.float() / 255 for image in batch.images]
     targets = [{"boxes": b[k >= 0], "labels": k[k >= 0]} for b, k in zip(batch.boxes_BG4, batch.labels_BG, strict=True)]
-    dtype = autocast_dtype(amp, device)
+    dtype = autocast_dtype(device, amp=amp)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -235,7 +235,7 @@ def breakdown(way: Callable[[], Any], device: torch.device) -> None:
 def training(case: Case, device: torch.device, options: argparse.Namespace) -> None:
     batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
     common = dict(backbone=case.backbone, classes=case.classes)
-    dtype = autocast_dtype(options.dtype != "fp32", device) or torch.float32
+    dtype = autocast_dtype(device, amp=options.dtype != "fp32") or torch.float32
     short, amp = ("bf16", True) if dtype == torch.bfloat16 else ("fp32", False)
     ours, reference = f"ours, {short}", f"torchvision, {short}, channels-last"
     ways: dict[str, Callable[[], Any]] = {ours: our_step(batch, amp=amp, **common)}
@@ -295,7 +295,7 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
     theirs.head.classification_head.cls_logits.weight.mul_(0.5 / logits.std())
     theirs.head.regression_head.bbox_reg.weight.mul_(0.1 / offsets.std())
     same_weights(theirs, ours)
-    dtype = autocast_dtype(options.dtype != "fp32", device)
+    dtype = autocast_dtype(device, amp=options.dtype != "fp32")
 
     def under(network: torch.nn.Module, detect: Callable[[torch.nn.Module], Any]) -> Callable[[], Any]:
         network = copy.deepcopy(network).to(memory_format=torch.channels_last)

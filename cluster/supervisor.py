@@ -1,0 +1,122 @@
+"""What Ray Train's controller does for a run, watched over: failures are told and counted, nodes are waited for, and a group that could be larger is
+restarted only after a checkpoint. It imports Ray Train, so whoever starts a training imports it late.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, ResizingState, RestartingState
+
+from cluster import run_folder, storage
+from cluster.errors import PlainError
+from cluster.failures import LASTING, RetriesSpent, culprit, what_happened
+
+NO_WORKERS = (InitializingState, RestartingState, ReschedulingState)
+TELL_EVERY_S = 60.0
+"""Seconds between two lines about nodes that are waited for."""
+QUIET_S = 10.0
+"""Seconds that a start may take before anything is said of waiting."""
+CHECKPOINT_PATIENCE_S = 120.0
+"""Seconds for the checkpoint before a group grows; without it the larger one goes on from the checkpoint before."""
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """Lives in the controller's process. What it raises there is not retried and ends the training."""
+
+    def __init__(self, run: str, *, retries: int, wait_s: float, wanted: str, board: Any):
+        """`retries`: failures in a row without a new checkpoint after which the group is still restarted; Ray Train's own limit counts over the whole
+        run, which on machines that come and go ends every long one. `wait_s`: how long nodes for `wanted`, in words, are waited for.
+        """
+        self.run, self.retries, self.wait_s, self.wanted, self.board = run, retries, wait_s, wanted, board
+        self.failures, self.newest = 0, ""
+        self.group: Any = None
+        self.without_since = self.told_at = time.monotonic()
+
+    def tell(self, kind: str, **values: Any) -> None:
+        if self.board is not None:
+            self.board.put.remote({"kind": kind, **values})
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self.group, self.without_since = worker_group, None
+        places = [{"rank": rank, "node": w.metadata.node_ip, "pid": w.metadata.pid} for rank, w in enumerate(worker_group.get_workers())]
+        self.tell("workers", workers=places)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        errors = worker_group_status.errors
+        if not errors or worker_group_status.has_preempted_worker():
+            # Nodes that are taken away are no failure of the run.
+            return
+        rank = culprit(errors)
+        worker = self.group.get_workers()[rank].metadata
+        where = {"rank": rank, "node": worker.node_ip, "pid": worker.pid, "reason": what_happened(errors[rank])}
+        for lasting in (errors[rank], *errors.values()):
+            if isinstance(lasting, LASTING):
+                raise lasting
+        self.count()
+        details = str(worker_group_status.worker_statuses[rank].error)
+        if self.failures > self.retries:
+            self.tell("failure", **where, details=self.keep(rank, details), then="no restart is left")
+            raise RetriesSpent(f"failed after {self.retries} retries: rank {rank} on {worker.node_ip}: {where['reason']}")
+        self.tell("failure", **where, details=self.keep(rank, details), then=f"restart {self.failures} of {self.retries} since the newest checkpoint")
+
+    def count(self) -> None:
+        try:
+            newest = max(run_folder.checkpoints(self.run), default="")
+        except (PlainError, OSError):
+            newest = self.newest
+        self.failures = 1 if newest > self.newest else self.failures + 1
+        self.newest = newest
+
+    def keep(self, rank: int, details: str) -> str:
+        """Put the traceback into the run's folder, for whoever looks at it after a weekend; returns its URI."""
+        uri = storage.join(self.run, "failures", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-rank-{rank}.txt")
+        try:
+            storage.write_bytes(uri, details.encode())
+        except (PlainError, OSError):
+            return ""
+        return uri
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, ResizingState):
+            self.checkpoint_first(current_state.scaling_decision.num_workers)
+        elif isinstance(current_state, NO_WORKERS):
+            self.wait(again=type(previous_state) is type(current_state))
+
+    def checkpoint_first(self, workers: int) -> None:
+        taken = False
+        try:
+            taken = ray.get(self.group.execute_single_async(0, take_checkpoint, CHECKPOINT_PATIENCE_S), timeout=CHECKPOINT_PATIENCE_S + 10)
+        except ray.exceptions.RayError:
+            # Rank 0 has failed meanwhile: its last checkpoint it is.
+            taken = False
+        self.tell("resize", workers=workers, before=len(self.group.get_workers()), taken=taken)
+
+    def wait(self, *, again: bool) -> None:
+        now = time.monotonic()
+        if self.without_since is None:
+            self.without_since = self.told_at = now
+        waited = now - self.without_since
+        if waited > self.wait_s:
+            raise PlainError(
+                f"no room for {self.wanted} in {self.wait_s / 60:g} minutes (training.wait_minutes); "
+                "add nodes and give the same command again, or let it go on with fewer (training.min_workers)"
+            )
+        if waited > QUIET_S and now - self.told_at >= (TELL_EVERY_S if waited > TELL_EVERY_S else QUIET_S):
+            self.told_at = now
+            self.tell("waiting", seconds=waited, wanted=self.wanted)
+        if again:
+            # Ray Train 2.60 asks for a decision again at once, with a core of its own.
+            time.sleep(1)
+
+
+def take_checkpoint(patience_s: float) -> bool:
+    """In rank 0's process: have its training thread take a checkpoint, and whether it is in storage within `patience_s`."""
+    from cluster.checkpoints import REQUESTED, TAKEN
+
+    TAKEN.clear()
+    REQUESTED.set()
+    return TAKEN.wait(patience_s)

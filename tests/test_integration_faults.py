@@ -1,0 +1,355 @@
+"""What a training survives, with real processes: workers, drivers and nodes are killed and stopped, disks fill up, storage goes away.
+
+That no image is lost or seen twice is told by the bits: with the same number of workers before and after a fault, the weights at the end are those of
+a run without one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faulty_s3 import FaultyS3, Rule
+from test_integration_launch import environment, free_port
+
+from cluster import launch, run_folder, storage
+from cluster.errors import DiskFull, PlainError
+from cluster.shards import Row, open_shard_set, read_rows, write_index, write_shard
+from cluster.train_config import TrainConfig
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parent.parent
+TINY: dict[str, Any] = {
+    "model": {"backbone": "resnet18", "width": 64, "norm": "batch", "anchors": {"base_sizes": [12, 24, 48, 96, 192]}},
+    "canvas": {"height": 64, "width": 96},
+    "optimizer": {"name": "adamw", "learning_rate": 0.001, "ema_images": 20},
+}
+TRAINING = {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "evaluate_every": 2, "evaluation": "between", "log_steps": 1}
+TRAINING |= {"checkpoint_images": 8, "keep_checkpoints": 100}
+Event = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def data(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """24 and 8 images as shard sets on local disk, and the folder."""
+    from pipelines.prepare import PrepareConfig, main
+
+    folder = tmp_path_factory.mktemp("faults")
+    for split in ("train", "val"):
+        annotations = f"{small_coco}/annotations/instances_{split}.json"
+        main(PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=f"{folder}/{split}", row_group_rows=4))
+    return {"folder": str(folder), "train": f"{folder}/train", "val": f"{folder}/val"}
+
+
+def configured(data: dict[str, str], name: str, *, store: str | None = None, **training: Any) -> TrainConfig:
+    places = {"data": {"train": data["train"], "val": data["val"]}, "storage": store or data["folder"], "name": name}
+    return TrainConfig.model_validate({**TINY, **places, "training": {**TRAINING, **training}})
+
+
+class Watched:
+    """Trains here, keeps the events, and after each checkpoint that is in storage does the next of `faults` to the workers, {rank: pid}."""
+
+    def __init__(self, config: TrainConfig, *faults: Callable[[dict[int, int]], None]):
+        self.faults, self.stored, self.events, self.pids = list(faults), False, [], {}
+        self.error: PlainError | None = None
+        try:
+            launch.launch(config, on_event=self.hear)
+        except PlainError as error:
+            self.error = error
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+        if event["kind"] == "workers":
+            self.pids = {worker["rank"]: worker["pid"] for worker in event["workers"]}
+        if event["kind"] in ("checkpoint", "start"):
+            # Not one that a group before this one has taken.
+            self.stored = event["kind"] == "checkpoint"
+        if event["kind"] == "step" and self.stored and self.faults:
+            self.stored = False
+            self.faults.pop(0)(self.pids)
+
+    def of(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def last_weights(config: TrainConfig) -> dict[str, bytes]:
+    last = run_folder.checkpoints(config.run_uri)[-1]
+    assert last.endswith(f"images-{48:012d}")
+    return {name: storage.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def untouched(data: dict[str, str]) -> dict[str, bytes]:
+    config = configured(data, "untouched")
+    Watched(config)
+    return last_weights(config)
+
+
+def send(number: signal.Signals, *ranks: int) -> Callable[[dict[int, int]], None]:
+    return lambda pids: [os.kill(pids[rank], number) for rank in ranks]
+
+
+def test_workers_that_die_or_hang_cost_no_image(data: dict[str, str], untouched: dict[str, bytes]) -> None:
+    """One is killed, then all, then one is stopped as a whole, so that it cannot say anything; the other waits for it and does. One retry is enough:
+    failures count only where no checkpoint came between them.
+    """
+    config = configured(data, "faults", retries=1, hang_minutes=0.25)
+    run = Watched(config, send(signal.SIGKILL, 1), send(signal.SIGKILL, 0, 1), send(signal.SIGSTOP, 1))
+    assert run.error is None and run.faults == []
+    first, second, third = run.of("failure")
+    assert first["rank"] == 1 and {f["then"] for f in (first, second, third)} == {"restart 1 of 1 since the newest checkpoint"}
+    assert all(f["reason"] == "its process ended (killed, or out of memory)" for f in (first, second, third))
+    assert [hang["rank"] for hang in run.of("hang")] == [third["rank"]] == [0]
+    assert "wait for each other" in run.of("hang")[0]["place"] or "waits for other ranks" in run.of("hang")[0]["place"]
+    assert len(run.of("start")) == len(run.of("workers")) == 4 and len(run.of("resume")) == 3
+    assert last_weights(config) == untouched
+    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+
+def test_one_rank_raises_and_the_others_stop_with_its_traceback(data: dict[str, str]) -> None:
+    """A picture that is none, in rank 1's half of the epoch, in a set that was not made by prepare. Without an end of the others' waiting this test
+    would take the half hour of torch's timeout.
+    """
+    source = open_shard_set(data["train"])
+    victim = image_of_rank(source, rank=1, seed=0)
+    rows = [row for group in range(len(source.rows_per_group)) for row in group_rows(source, group)]
+    made = [replace(row, image=b"not a picture") if row.image_id == victim else row for row in rows]
+    uri = f"{data['folder']}/one-broken"
+    shard = write_shard(uri, "shard-00000-of-00001.parquet", made, row_group_rows=4)
+    write_index(uri, categories=source.categories, shards=[shard], counts=source.counts, source_digest="none")
+    run = Watched(configured({**data, "train": uri}, "one-raises", retries=0))
+    (failure,) = run.of("failure")
+    assert (failure["rank"], failure["then"]) == (1, "no restart is left")
+    assert "cannot be decoded" in failure["reason"]
+    assert re.fullmatch(r"training one-raises failed after 0 retries: rank 1 on [\d.]+: .*cannot be decoded.*", str(run.error))
+    details = storage.read_bytes(failure["details"]).decode()
+    assert "Traceback" in details and "detector/image.py" in details
+
+
+def group_rows(shard_set: Any, group: int) -> list[Row]:
+    count = shard_set.rows_per_group[group]
+    table = read_rows([shard_set.locate_group(group)], [(0, row) for row in range(count)])
+    return [Row(*(row | {"boxes": np.array(row["boxes"], np.float32).reshape(-1, 4)}).values()) for row in table.to_pylist()]
+
+
+def image_of_rank(shard_set: Any, *, rank: int, seed: int) -> int:
+    """An image of the first batch that this rank of two gets in the first epoch."""
+    from cluster import plan
+    from cluster.shards import read_columns
+
+    stored = plan.epoch_sequence(shard_set.rows_per_group, seed=seed, epoch=0)
+    (start, _), *_ = plan.cut([(0, len(stored))], rank=rank, batches=[2, 2])
+    return read_columns(shard_set, ["image_id"])["image_id"].to_pylist()[stored[start]]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for one checkpoint of this network (53 MB with its average and Adam's moments x 4), and not for two."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole(data: dict[str, str], small_disk: Path) -> None:
+    config = configured(data, "full", checkpoint_folder=str(small_disk))
+
+    def fill(_: dict[int, int]) -> None:
+        with open(small_disk / "somebody's", "wb") as file:
+            file.truncate(0)
+            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+            file.write(bytes(max(0, free - (1 << 20))))
+
+    run = Watched(config, fill)
+    assert type(run.error) is DiskFull and str(run.error).startswith(f"training full stopped: {small_disk}")
+    assert "the disk is full" in str(run.error) and "the checkpoints before it are whole" in str(run.error)
+    # Not tried again: it would be as full.
+    assert len(run.of("start")) == 1
+    os.unlink(small_disk / "somebody's")
+    again = Watched(config)
+    assert again.error is None and len(again.of("resume")) == 1
+    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+
+@pytest.mark.parametrize("rule", [Rule("answer", times=0), Rule("stall", seconds=5, times=0)], ids=["503", "stalls"])
+def test_training_goes_on_while_storage_is_away(
+    data: dict[str, str], bucket: str, ray_cluster: str, tmp_path: Path, rule: Rule, untouched: dict[str, bytes]
+) -> None:
+    """From the first checkpoint on, storage takes no object of a checkpoint; at the last epoch it does again. A driver with a Ray of its own, whose
+    workers go through the proxy.
+    """
+    rule.method, rule.path, rule.seconds = "P", "/checkpoints/", rule.seconds
+    rule.__class__ = AllWrites
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
+        flags = flags_of(data, "away", f"{bucket}/store", tmp_path, epochs=4, checkpoint_folder=str(tmp_path / "waiting"))
+        with started(flags, AWS_ENDPOINT_URL=proxy.url) as driver:
+            seen = []
+            for line in driver.stdout:
+                seen.append(line)
+                if "images        8/" in line:
+                    rule.times = float("inf")
+                if "images       72/" in line:
+                    rule.times = 0
+        text = "".join(seen)
+        assert driver.wait() == 0, text
+    assert "is not in storage yet, training goes on" in text and rule.fired
+    run = f"{bucket}/store/runs/away"
+    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 96, "epochs": 4}
+    assert run_folder.checkpoints(run)[-1].endswith(f"images-{96:012d}")
+    assert "failed" not in text.replace("evaluation_failed", "")
+
+
+class AllWrites(Rule):
+    """PUT and POST: single objects and those in parts."""
+
+    def applies(self, method: str, path: str) -> bool:
+        return super().applies("P" if method in ("PUT", "POST") else method, path)
+
+
+def flags_of(data: dict[str, str], name: str, store: str, tmp_path: Path, **training: Any) -> list[str]:
+    recipe = tmp_path / f"{name}.yaml"
+    recipe.write_text(json.dumps({**TINY, "training": {**TRAINING, "log_seconds": 0, **training}}))
+    places = ["--data.train", data["train"], "--data.val", data["val"], "--storage", store, "--name", name]
+    return ["--config", str(recipe), *places, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+
+
+def started(flags: list[str], *, patch: str = "", **changes: str) -> subprocess.Popen:
+    """`python -m pipelines.train`, with `patch` run before it."""
+    code = f"{patch}\nimport sys\nfrom pipelines.command_line import run_verb\nfrom pipelines.train import TrainVerb, main\nrun_verb(TrainVerb, main)"
+    command = [sys.executable, "-c", code, *flags]
+    env = environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **changes)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_second_driver_of_the_same_run_is_refused(data: dict[str, str], tmp_path: Path) -> None:
+    flags = flags_of(data, "held", data["folder"], tmp_path, epochs=500, evaluate_every=500)
+    with started(flags) as first:
+        for line in first.stdout:
+            if "img/s" in line:
+                break
+        again = [sys.executable, "-m", "pipelines.train", *flags]
+        second = subprocess.run(again, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert second.returncode == 2
+        assert re.search(rf"error: .*runs/held: \S+ \(pid {first.pid}\) has trained it since .* UTC; wait for its end", second.stderr)
+        assert first.poll() is None
+        first.send_signal(signal.SIGTERM)
+        first.stdout.read()
+    assert first.returncode == 5
+    # Its end frees the run.
+    assert run_folder.read(f"{data['folder']}/runs/held", "driver.json") is None
+
+
+class Nodes:
+    """A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go, each in a process group of its own."""
+
+    def __init__(self, stack: ExitStack):
+        self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.port = free_port()
+        # The default needs half a minute to find a node gone whose machine says nothing.
+        self.env = environment(RAY_AUTH_MODE="disabled", RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="5")
+        stack.callback(self.end_all)
+        ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+        self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, name: str, *options: str) -> None:
+        ray = str(Path(sys.executable).parent / "ray")
+        command = [ray, "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=150000000", *options]
+        with open(f"{self.folder}/{name}.log", "a") as log:
+            self.processes[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def add(self, name: str, *, cpus: float) -> None:
+        self.start(name, f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={free_port()}")
+
+    def kill(self, name: str) -> None:
+        """As when its machine is taken away: the raylet and all it started, at once."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end_all(self) -> None:
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self.processes.values():
+            process.wait(timeout=60)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with ExitStack() as stack:
+        yield Nodes(stack)
+
+
+def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:
+    """1..2 workers on two nodes: on with one worker and the same global batch in two parts, and back to two from a checkpoint taken for that."""
+    for name in ("first", "second"):
+        nodes.add(name, cpus=1)
+    flags = flags_of(data, "elastic", data["folder"], tmp_path, epochs=500, evaluate_every=500, min_workers=1, checkpoint_images=16)
+    patch = "from cluster import launch; launch.RESIZE_LOOK_S = 5.0"
+    seen: list[str] = []
+    with started([*flags, "--ray.address", nodes.address], patch=patch) as driver:
+
+        def until(words: str, *, steps: int = 0) -> None:
+            """The next line with these words, then so many lines of steps."""
+            for line in driver.stdout:
+                seen.append(line)
+                if words in line:
+                    break
+            else:
+                raise AssertionError(f"{words}: the driver ended with {driver.wait()}\n{''.join(seen)}")
+            for _ in range(steps):
+                until("img/s")
+
+        until("training on 2 workers", steps=6)
+        nodes.kill("second")
+        until("training on 1 workers, 1 threads each, 4 images a step in 2 parts", steps=4)
+        nodes.add("second", cpus=1)
+        until("1 workers become 2, from the checkpoint just taken")
+        until("training on 2 workers", steps=6)
+        driver.send_signal(signal.SIGTERM)
+        seen.append(driver.stdout.read())
+    assert driver.returncode == 5, "".join(seen)
+    run = f"{data['folder']}/runs/elastic"
+    states = [storage.read_json(f"{uri}/state.json") for uri in run_folder.checkpoints(run)]
+    assert [ranks for ranks, _ in itertools.groupby(state["ranks"] for state in states)] == [2, 1, 2]
+    for state in states:
+        # 24 images an epoch; what is left of it are exactly those that were not seen.
+        assert state["images_seen"] == 24 * (state["epoch"] + 1) - sum(stop - start for start, stop in state["left"])
+    # Every start goes on at a checkpoint's images seen.
+    starts = [int(found) for found in re.findall(r"; (\d+) of 12000 images seen", "".join(seen))]
+    assert len(starts) == 3 and set(starts[1:]) <= {state["images_seen"] for state in states}
+
+
+def test_nodes_that_do_not_come_end_the_wait_in_one_line(data: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add("only", cpus=2)
+    flags = flags_of(data, "waiting", data["folder"], tmp_path, epochs=500, evaluate_every=500, wait_minutes=0.5)
+    with started([*flags, "--ray.address", nodes.address]) as driver:
+        seen = []
+        for line in driver.stdout:
+            seen.append(line)
+            if "images       12/" in line:
+                nodes.kill("only")
+    text = "".join(seen)
+    assert driver.returncode == 1, text
+    assert "waiting for 2 workers of 0.5 CPUs since" in text
+    assert "error: training waiting stopped: no room for 2 workers of 0.5 CPUs in 0.5 minutes (training.wait_minutes)" in text
