@@ -123,7 +123,13 @@ def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(tmp_path
 
 @pytest.mark.parametrize(
     ("choice", "device", "images", "compiled"),
-    [("auto", "cuda", 48_000, True), ("auto", "cuda", 47_984, False), ("auto", "cpu", 10**9, False), ("on", "cpu", 16, True), ("off", "cuda", 10**9, 0)],
+    [
+        ("auto", "cuda", 48_000, True),
+        ("auto", "cuda", 47_984, False),
+        ("auto", "cpu", 10**9, False),
+        ("on", "cpu", 16, True),
+        ("off", "cuda", 10**9, False),
+    ],
 )
 def test_long_runs_on_a_gpu_are_compiled(choice: str, device: str, images: int, compiled: bool) -> None:
     # 16 images a step: 3000 steps are 48,000 images.
