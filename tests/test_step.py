@@ -7,9 +7,12 @@ import dataclasses
 import math
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,3 +385,25 @@ def test_bfloat16_is_close_to_float32():
     assert half.classification == pytest.approx(full.classification, rel=0.05)
     assert half.box == pytest.approx(full.box, rel=0.05)
     assert half.positives == full.positives
+
+
+ALONE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "mlflow", "pydantic", "safetensors", "hotcoco", "matplotlib", "simplejpeg", "pyarrow", "boto3", "cluster"}:
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, "tests/benchmarks")
+import step
+
+step.same_weights(step.torchvision_model(backbone="resnet18", classes=2, height=64, width=64), step.RetinaNet(classes=2, backbone="resnet18", p6_from="p5"))
+"""
+
+
+def test_the_benchmark_of_the_step_needs_torch_alone():
+    """So that it runs on any machine with a GPU, without this project's other requirements."""
+    child = subprocess.run([sys.executable, "-c", ALONE], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
