@@ -84,7 +84,7 @@ class Timing:
         if self.device.type == "cpu":
             seconds = sum(end - start for start, end in pairs)
         else:
-            # The last step has ended on the device when its losses were read, so this waits for nothing.
+            # The step before the last one was read already, so this waits for the last forward pass at most.
             for _, end in pairs[-1:]:
                 end.synchronize()
             seconds = sum(start.elapsed_time(end) for start, end in pairs) / 1000

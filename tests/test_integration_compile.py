@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_golden_losses import network, two_pictures
 
+from cluster.timing import Timing
 from detector.anchors import match
 from detector.loss import dense_loss, detection_loss
 from detector.optimizer import build_optimizer
@@ -55,7 +56,12 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
         dense = torch.compile(dense_loss, dynamic=False) if compiled else None
         settings = dict(learning_rate=0.01, clip_norm=10.0, box_weight=1.0, amp_dtype=None, dense=dense, **KINDS)
         torch._dynamo.utils.counters.clear()
-        steps = [train_step(run, optimizer, batch, anchors, **settings).read() for batch in (full, full, few)]
+        timing, steps = Timing(torch.device("cpu")), []
+        for batch in (full, full, few):
+            # As a worker does, which listens to the forward pass of whichever network it has.
+            with timing.step(run):
+                steps.append(train_step(run, optimizer, batch, anchors, **settings).read())
+        assert len(timing.marks) == 6
         if compiled:
             assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 and not torch._dynamo.utils.counters["graph_break"]
         reports.append([(s.classification, s.box, s.positives, s.gradient_norm) for s in steps])

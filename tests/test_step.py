@@ -399,7 +399,8 @@ sys.meta_path.insert(0, Absent())
 sys.path.insert(0, "tests/benchmarks")
 import step
 
-step.same_weights(step.torchvision_model(backbone="resnet18", classes=2, height=64, width=64), step.RetinaNet(classes=2, backbone="resnet18", p6_from="p5"))
+theirs = step.torchvision_model(backbone="resnet18", classes=2, height=64, width=64)
+step.same_weights(theirs, step.RetinaNet(classes=2, backbone="resnet18", p6_from="p5"))
 """
 
 
