@@ -14,7 +14,11 @@ from detector.loss import dense_loss, detection_loss
 from detector.optimizer import build_optimizer
 from detector.step import train_step
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # torch's compiler looks for a gradient at tensors that have none.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 KINDS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
 

@@ -4,10 +4,12 @@
     python tests/benchmarks/step.py --ablation      the step without each technique in turn, and compiled
     python tests/benchmarks/step.py --breakdown     where the step's time goes, by torch's profiler
     python tests/benchmarks/step.py --inference     pictures -> detections, and whether both find the same
+    python tests/benchmarks/step.py --parts         matching and the focal loss alone
     python tests/benchmarks/step.py --compile       seconds of the first compiled step, with an empty cache and with a filled one
 
 On a GPU the defaults are resnet50 at 800x800, batches 16 and 32, and 800x1344. Needs torch, torchvision and numpy, nothing else of this project's
-requirements. Prints Markdown: medians, smallest and largest over the rounds, ratios of medians to torchvision in the same dtype, channels-last.
+requirements. Prints Markdown: medians, smallest and largest over the rounds, ratios of medians to torchvision in the same dtype, channels-last; on a
+CPU also the ratios of CPU time, which other processes disturb less (with one thread: two of them wait for each other by spinning).
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import detector.convolution
+from detector.anchors import anchor_grid, match
 from detector.batch import Batch
 from detector.flops import convolution_flops
+from detector.focal import focal_sums, plain_focal_sums
 from detector.folding import fold_batch_norm
 from detector.loss import dense_loss
 from detector.model import RetinaNet
@@ -165,16 +169,24 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def rates(ways: dict[str, Callable[[], Any]], images: int, device: torch.device, *, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Images/s of each way in every round, the ways one after the other, after two calls that warm up."""
+def rates(
+    ways: dict[str, Callable[[], Any]], images: int, device: torch.device, *, rounds: int, calls: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Images/s of each way in every round, the ways one after the other, after two calls that warm up; and images a CPU second."""
     for way in ways.values():
         for _ in range(2):
             way()
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    wall, cpu = ({name: [] for name in ways} for _ in range(2))
     for _ in range(rounds):
         for name, way in ways.items():
-            found[name].append(images * calls / seconds_of(lambda way=way: [way() for _ in range(calls)], device))
-    return found
+            begun = time.process_time()
+            wall[name].append(images * calls / seconds_of(lambda way=way: [way() for _ in range(calls)], device))
+            cpu[name].append(images * calls / (time.process_time() - begun))
+    return wall, cpu
+
+
+def cpu_ratios(cpu: dict[str, list[float]], reference: str) -> dict[str, str]:
+    return {name: f"{statistics.median(values) / statistics.median(cpu[reference]):.2f}" for name, values in cpu.items()}
 
 
 def table(found: dict[str, list[float]], reference: str, columns: dict[str, dict[str, str]]) -> None:
@@ -254,13 +266,44 @@ def training(case: Case, device: torch.device, options: argparse.Namespace) -> N
     ways[reference] = torchvision_step(batch, amp=amp, channels_last=True, **common)
     if not options.ablation:
         ways["torchvision, fp32, plain"] = torchvision_step(batch, amp=False, channels_last=False, **common)
-    found = rates(ways, case.batch, device, rounds=options.rounds, calls=10 if device.type == "cuda" else 1)
+    found, cpu = rates(ways, case.batch, device, rounds=options.rounds, calls=10 if device.type == "cuda" else 1)
     columns = {"MFU": utilisation(case, found, dtype, device)}
     if device.type == "cuda":
         columns["GiB an image"] = memory(ways, case.batch, device)
+    else:
+        columns["ratio, CPU"] = cpu_ratios(cpu, reference)
     table(found, reference, columns)
     if options.breakdown:
         breakdown(ways[ours], device)
+
+
+def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None:
+    """Milliseconds of what is no network, for the whole batch: matching, and the focal loss forward and backward."""
+    batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
+    with torch.device("meta"):
+        levels = RetinaNet(classes=case.classes, backbone=case.backbone)
+    anchors = torch.cat(anchor_grid(case.height, case.width, **levels.anchor_shapes)).to(device)
+    logits = (torch.randn(case.batch, len(anchors), case.classes, device=device) - 4).requires_grad_()
+    slots = match(anchors, batch.boxes_BG4, batch.labels_BG)
+    classes = torch.where(slots >= 0, batch.labels_BG.gather(1, slots.clamp(min=0)), slots)
+
+    def loss(sums: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            logits.grad = None
+            sums(logits, classes, gamma=2.0, alpha=0.25).sum().backward()
+
+        return work
+
+    ways = {
+        "matching": lambda: match(anchors, batch.boxes_BG4, batch.labels_BG),
+        "focal loss, in chunks with its gradient": loss(focal_sums),
+        "focal loss, the formula by autograd": loss(plain_focal_sums),
+        "focal loss, compiled": loss(torch.compile(plain_focal_sums, dynamic=False)),
+    }
+    wall, _ = rates(ways, 1, device, rounds=options.rounds, calls=1)
+    print("| | ms | min | max |\n|---|---|---|---|")
+    for name, values in wall.items():
+        print(f"| {name} | {1e3 / statistics.median(values):.1f} | {1e3 / max(values):.1f} | {1e3 / min(values):.1f} |")
 
 
 def same_weights(theirs: torch.nn.Module, ours: RetinaNet) -> None:
@@ -315,8 +358,9 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
         "batch normalisation not folded": under(ours, our_detections),
         f"torchvision, {short}, channels-last": under(theirs, lambda network: network(pictures)),
     }
-    found = rates(ways, case.batch, device, rounds=options.rounds, calls=1)
-    table(found, f"torchvision, {short}, channels-last", {})
+    found, cpu = rates(ways, case.batch, device, rounds=options.rounds, calls=1)
+    reference = f"torchvision, {short}, channels-last"
+    table(found, reference, {"ratio, CPU": cpu_ratios(cpu, reference)} if device.type == "cpu" else {})
     pairs = list(zip(ways[f"ours, {short}"](), ways[f"torchvision, {short}, channels-last"](), strict=True))
     alike = sum(same_detections(mine, {name: value.cpu().numpy() for name, value in yours.items()}) for mine, yours in pairs)
     print(f"{alike} of {len(pairs)} pictures have the same detections (labels in order, boxes to 0.01 px); {len(pairs[0][0].labels_N)} in the first")
@@ -356,7 +400,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["auto", "fp32"], default="auto", help="auto: bf16 where the device has instructions for it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    for mode in ("ablation", "breakdown", "inference", "compile", "first-step"):
+    for mode in ("ablation", "breakdown", "inference", "parts", "compile", "first-step"):
         parser.add_argument(f"--{mode}", action="store_true")
     parser.add_argument("--height", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
@@ -384,6 +428,8 @@ def main() -> None:
                     compile_seconds(case)
                 elif options.inference:
                     inference(case, device, options)
+                elif options.parts:
+                    parts(case, device, options)
                 else:
                     training(case, device, options)
 
