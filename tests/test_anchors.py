@@ -261,6 +261,18 @@ def test_empty_truth_and_padding_are_background():
     assert int((matches >= 0).sum()) == 0
 
 
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_matches_do_not_depend_on_how_many_images_are_matched_at_a_time(monkeypatch, images):
+    generator = torch.Generator().manual_seed(2)
+    corners, sides = 60 * torch.rand(5, 7, 2, generator=generator), 4 + 50 * torch.rand(5, 7, 2, generator=generator)
+    boxes, labels = torch.cat([corners, corners + sides], dim=2), torch.randint(-1, 3, (5, 7), generator=generator)
+    anchors = torch.cat(anchor_grid(96, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0,), ratios=(0.5, 1.0, 2.0)))
+    together = match(anchors, boxes, labels)
+    assert all((together == kind).any() for kind in (BACKGROUND, IGNORED)) and (together >= 0).any()
+    monkeypatch.setattr("detector.anchors.CHUNK_PAIRS", images * 7 * len(anchors))
+    assert torch.equal(match(anchors, boxes, labels), together)
+
+
 def test_padding_never_matches_and_images_do_not_mix():
     anchors = torch.cat(grid(64, 64))
     boxes, labels = padded(([[0.0, 0, 40, 40]], [0]), ([], []), slots=16)
