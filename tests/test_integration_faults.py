@@ -13,20 +13,16 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from faulty_s3 import FaultyS3, Rule
-from ray._raylet import GcsClient
-from test_integration_launch import environment, free_port
+from ray_nodes import Nodes
+from test_integration_launch import environment
 
 from cluster import launch, run_folder, storage
 from cluster.errors import DiskFull, PlainError
@@ -260,67 +256,10 @@ def test_a_second_driver_of_the_same_run_is_refused(data: dict[str, str], tmp_pa
     assert run_folder.read(f"{data['folder']}/runs/held", "driver.json") is None
 
 
-class Nodes:
-    """A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go, each in a process group of its own."""
-
-    def __init__(self, stack: ExitStack):
-        self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
-        self.processes: dict[str, subprocess.Popen] = {}
-        self.port = free_port()
-        # The default needs half a minute to find a node gone whose machine says nothing.
-        self.env = environment(RAY_AUTH_MODE="disabled", RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="5")
-        stack.callback(self.end_all)
-        ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
-        self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
-        self.wait_for(1)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, name: str, *options: str) -> None:
-        ray = str(Path(sys.executable).parent / "ray")
-        command = [ray, "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--object-store-memory=150000000", *options]
-        with open(f"{self.folder}/{name}.log", "a") as log:
-            self.processes[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def add(self, name: str, *, cpus: float) -> None:
-        before = self.alive()
-        self.start(name, f"--address={self.address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={free_port()}")
-        self.wait_for(before + 1)
-
-    def alive(self) -> int:
-        """Nodes that are up. Asked of the control store itself: this process is connected to the session's cluster."""
-        try:
-            nodes = GcsClient(address=self.address).get_all_node_info(timeout=2).values()
-        except ray.exceptions.RpcError:
-            return 0
-        return sum(node.state == 0 for node in nodes)
-
-    def wait_for(self, nodes: int) -> None:
-        for _ in range(240):
-            if self.alive() >= nodes:
-                return
-            time.sleep(0.5)
-        raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
-
-    def kill(self, name: str) -> None:
-        """As when its machine is taken away: the raylet and all it started, at once."""
-        process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def end_all(self) -> None:
-        for process in self.processes.values():
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in self.processes.values():
-            process.wait(timeout=60)
-
-
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    with ExitStack() as stack:
-        yield Nodes(stack)
+    with Nodes(environment(RAY_AUTH_MODE="disabled")) as cluster:
+        yield cluster
 
 
 def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:
