@@ -24,12 +24,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path.insert(0, os.path.dirname(HERE))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from ray_nodes import Nodes
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TINY = {
     "model": {"backbone": "resnet18", "width": 64, "head_norm": "group", "anchors": {"base_sizes": [12, 24, 48, 96, 192]}},
     "canvas": {"height": 96, "width": 128},
