@@ -19,8 +19,12 @@ class Board:
         if self.on_event is None:
             return None
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.actor = ray.remote(num_cpus=0, max_concurrency=4)(EventList).remote()
+        # On the driver's own node: on one that is taken away it would take all that is said after with it. One thread: with several Ray 2.60 gives up
+        # the order of calls, and makes those twice whose answer a broken connection has lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(EventList).remote()
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self.fetch, daemon=True, name="events")
         self.thread.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster import verdicts
 from cluster.errors import PlainError
+from cluster.plan import READ_CPUS
 from cluster.session import fetch
 
 LOOK_EVERY_S = 5.0
@@ -98,7 +99,8 @@ class Evaluator:
     def start(self, asked: verdicts.Verdict) -> dict[str, Any]:
         import ray
 
-        task = ray.remote(table_of).options(num_cpus=self.share["cpus_per_worker"], num_gpus=self.share["gpus_per_worker"] or None, max_retries=0)
+        cpus, gpus = self.share["cpus_per_worker"] + READ_CPUS, self.share["gpus_per_worker"] or None
+        task = ray.remote(table_of).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
         self.running = task.remote({"checkpoint": asked["checkpoint"], "weights": self.weights}, self.data, self.share)
         try:
             return fetch(self.running)

@@ -132,7 +132,10 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
         scaling_config=ScalingConfig(
             num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
             use_gpu=training.gpus_per_worker > 0,
-            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": training.cpus_per_worker + READ_CPUS,
+                **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
+            },
             elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
         ),
         # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
@@ -246,13 +249,14 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
 
 def needs(config: TrainConfig, *, evaluation: str | None = None) -> dict[str, float]:
     """CPUs and GPUs that a whole training books, with as few workers as it may have and with an evaluation beside it where it is `beside`; tasks that
-    decode need a core of their own.
+    decode need a core, and a share to read, of their own.
     """
     fewest = {"workers": config.training.min_workers or config.training.workers}
     beside = (evaluation or config.training.evaluation) == "beside"
     shares = [workers_share(config) | fewest, *([config.evaluation_share] if beside else [])]
     return {
-        "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares) + (config.training.decode == "tasks"),
+        "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares)
+        + (config.training.decode == "tasks") * (1 + READ_CPUS),
         "GPU": sum(share["workers"] * share["gpus_per_worker"] for share in shares),
     }
 

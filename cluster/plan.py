@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 READ_CPUS = 0.25
-"""CPUs that a read task books: it waits for storage most of its time."""
+"""CPUs that are booked for reading a rank's rows: it waits for storage most of its time."""
 
 WINDOW = 4
 """Row groups that are read together and mixed."""

@@ -24,9 +24,11 @@ READ_TASKS = 2
 SAMPLES_PER_TASK = 16
 
 
-def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], **marks: np.ndarray) -> ray.data.Dataset:
-    """The units' rows with all columns of a shard, one block a unit, in order. Tasks run wherever the cluster has a CPU share for them.
+def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], *, here: bool = True, **marks: np.ndarray) -> ray.data.Dataset:
+    """The units' rows with all columns of a shard, one block a unit, in order.
 
+    They are read on this node and on the account of whoever calls, who has booked `plan.READ_CPUS` for it: were that share booked by the tasks,
+    workers that fill the nodes which a failure left would wait for ever for their data. With `here` False tasks book it, on whichever node.
     `marks` are further int64 columns, one value for each row in the order of the units.
     """
     items, start = [], 0
@@ -35,15 +37,18 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], **marks: np.nd
         places = [shard_set.locate_group(group) for group in unit.groups]
         items.append({"places": places, "rows": unit.rows, "marks": {name: values[start:stop].tolist() for name, values in marks.items()}})
         start = stop
+    place: dict[str, Any] = {"num_cpus": plan.READ_CPUS}
+    if here:
+        place = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     # As JSON, because Arrow has no type for lists of mixed tuples and Ray would fall back to pickle, with a warning.
     return dataset_of([{"unit": json.dumps(item)} for item in items], blocks=len(items)).map_batches(
-        read_unit, batch_size=1, batch_format="numpy", num_cpus=plan.READ_CPUS, concurrency=min(READ_TASKS, len(items))
+        read_unit, batch_size=1, batch_format="numpy", concurrency=min(READ_TASKS, len(items)), **place
     )
 
 
 def sampled_rows(shard_set: ShardSet, units: Sequence[plan.Unit], sample: Callable[[pa.Table], pa.Table], **marks: np.ndarray) -> ray.data.Dataset:
     """`planned_rows`, each made into a training sample in tasks of one CPU; `sample` is a `cluster.samples.Sampler`."""
-    return planned_rows(shard_set, units, **marks).map_batches(sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1)
+    return planned_rows(shard_set, units, here=False, **marks).map_batches(sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1)
 
 
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:

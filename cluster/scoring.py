@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from cluster.plan import READ_CPUS
 from cluster.session import fetch
 from cluster.shards import ShardSet, open_shard_set, read_annotations
 from cluster.stream import evaluation_batches, ordered_map
@@ -107,7 +108,7 @@ def detect_set(
     package_ref = ray.put(package)
     threads, device = max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"
     # A task that failed is tried again by whoever asked for the whole.
-    task = ray.remote(detect_share).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker or None, max_retries=0)
+    task = ray.remote(detect_share).options(num_cpus=cpus_per_worker + READ_CPUS, num_gpus=gpus_per_worker or None, max_retries=0)
     parts = [task.remote(package_ref, data, rank, workers, threads, device) for rank in range(int(here), workers)]
     found = detect_share(package, data, 0, workers, threads, device) if here else {}
     for part in fetch(parts):

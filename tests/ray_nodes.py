@@ -1,0 +1,97 @@
+"""A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go, each a process group of its own.
+
+    with Nodes(environment) as nodes:
+        nodes.add("first", cpus=1)
+        nodes.kill("first")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import ray
+from ray._raylet import GcsClient
+
+UP_SECONDS = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Nodes:
+    """`env` is the environment of all its processes."""
+
+    def __init__(self, env: Mapping[str, str]):
+        # By default half a minute passes until a node counts as gone whose machine says nothing.
+        self.env = {**env, "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        self.stack = contextlib.ExitStack()
+        # Short, for the names of sockets.
+        self.folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
+        self.stack.callback(self.end_all)
+        ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
+        self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
+        self.wait_for(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, name: str, *options: str) -> None:
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+        command += ["--object-store-memory=150000000", f"--dashboard-agent-listen-port={free_port()}", *options]
+        with open(f"{self.folder}/{name}.log", "a") as log:
+            self.processes[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def add(self, name: str, *, cpus: float) -> None:
+        before = self.alive()
+        self.start(name, f"--address={self.address}", f"--num-cpus={cpus}")
+        self.wait_for(before + 1)
+
+    def alive(self) -> int:
+        """Nodes that are up. Asked of the control store itself: this process may be connected to another cluster."""
+        try:
+            nodes = GcsClient(address=self.address).get_all_node_info(timeout=2).values()
+        except ray.exceptions.RpcError:
+            return 0
+        return sum(node.state == 0 for node in nodes)
+
+    def wait_for(self, nodes: int) -> None:
+        until = time.monotonic() + UP_SECONDS
+        while time.monotonic() < until:
+            if self.alive() >= nodes:
+                return
+            time.sleep(0.5)
+        raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
+
+    def kill(self, name: str) -> None:
+        """As when its machine is taken away: the raylet and all it started, at once."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def end_all(self) -> None:
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self.processes.values():
+            process.wait(timeout=60)
