@@ -27,7 +27,7 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A group that failed has nothing to say good-bye to (30 s), and one that does not fit the nodes that are left is tried in another size (60 s).
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 # What processes on other machines need and do not inherit. Keys and tokens are left out on purpose: a runtime environment can be read in Ray's
 # dashboard and logs, so nodes get credentials from their instance profile or from the environment in which `ray start` ran.

@@ -4,10 +4,12 @@ restarted only after a checkpoint. It imports Ray Train, so whoever starts a tra
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, ResizingState, RestartingState
 
@@ -34,11 +36,15 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self.run, self.retries, self.wait_s, self.wanted, self.board = run, retries, wait_s, wanted, board
         self.failures, self.newest = 0, ""
         self.group: Any = None
+        self.requester = ""
         self.without_since = self.told_at = time.monotonic()
 
     def tell(self, kind: str, **values: Any) -> None:
         if self.board is not None:
             self.board.put.remote({"kind": kind, **values})
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self.requester = f"train-{train_run_context.run_id}"
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self.group, self.without_since = worker_group, None
@@ -85,6 +91,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             self.checkpoint_first(current_state.scaling_decision.num_workers)
         elif isinstance(current_state, NO_WORKERS):
             self.wait(again=type(previous_state) is type(current_state))
+            self.look_again()
 
     def checkpoint_first(self, workers: int) -> None:
         taken = False
@@ -111,6 +118,12 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if again:
             # Ray Train 2.60 asks for a decision again at once, with a core of its own.
             time.sleep(1)
+
+
+    def look_again(self) -> None:
+        """Have the nodes counted now: Ray counts them every 20 s, and a group of the size that a lost node allowed would be waited for in vain."""
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote(self.requester, recompute=True), timeout=5)
 
 
 def take_checkpoint(patience_s: float) -> bool:

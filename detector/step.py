@@ -145,17 +145,25 @@ def train_step(
 
 
 class Statistics:
-    """The running statistics of batch normalisation as they were before a step."""
+    """The running statistics of batch normalisation as they were before a step: side by side in one tensor a dtype, because a network has a hundred
+    and more of them and a launch each would take longer than they do.
+    """
 
     def __init__(self, network: nn.Module):
         layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-        self.buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
-        self.before = [buffer.clone() for buffer in self.buffers]
+        buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+        self.groups = [[b for b in buffers if b.dtype == dtype] for dtype in {b.dtype for b in buffers}]
+        self.before = [side_by_side(group) for group in self.groups]
 
     def keep_if(self, finite: Tensor) -> None:
         """Go back to them unless `finite`, a bool scalar on the device."""
-        for buffer, before in zip(self.buffers, self.before, strict=True):
-            torch.where(finite, buffer, before, out=buffer)
+        for group, before in zip(self.groups, self.before, strict=True):
+            kept = torch.where(finite, side_by_side(group), before).split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view_as(buffer) for part, buffer in zip(kept, group, strict=True)])
+
+
+def side_by_side(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.reshape(-1) for buffer in buffers])
 
 
 @torch.no_grad()

@@ -148,7 +148,8 @@ def test_a_reclaimed_node_is_no_failure(tmp_path: Path) -> None:
 
 def test_nodes_are_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, told = watching(tmp_path)
-    clock, slept = [1000.0], []
+    clock, slept, looked = [1000.0], [], []
+    monkeypatch.setattr(watch, "look_again", lambda: looked.append(clock[0]))
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(supervisor.time, "sleep", slept.append)
     states = [RunningState(), RestartingState(ValueError()), RestartingState(ValueError()), ReschedulingState(ValueError())]
@@ -160,6 +161,8 @@ def test_nodes_are_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.M
     assert told[-1]["wanted"] == "2 workers of 1 CPUs"
     # Ray's controller asks again without a pause where it stays in one state.
     assert slept == [1, 1, 1, 1]
+    # The nodes are counted anew before each decision.
+    assert len(looked) == 6
     clock[0] = 1101.0
     with pytest.raises(PlainError, match=r"no room for 2 workers of 1 CPUs in 1.67 minutes \(training.wait_minutes\)"):
         watch.after_controller_state_update(states[3], states[3])

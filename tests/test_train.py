@@ -17,19 +17,16 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from safetensors.torch import save_file
 
-from cluster import evaluator, failures, launch, run_folder, storage, verdicts
-from cluster.errors import DataError, PlainError, UsageError
+from cluster import evaluator, launch, run_folder, storage, verdicts
+from cluster.errors import PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
 from cluster.train_config import TrainConfig
 from detector.metrics import SUMMARY_NAMES
 from detector.model import RetinaNet
-from detector.step import NonFiniteLoss
 
 ROOT = Path(__file__).parent.parent
 TINY: dict[str, Any] = {
@@ -291,19 +288,6 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
     assert re.match(r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out", warning)
     steps = [event for event in events if event["kind"] == "step"]
     assert [event["images_seen"] for event in steps] == [4] and math.isfinite(steps[0]["classification"])
-
-
-def test_lasting_errors_keep_their_exit_code() -> None:
-    stop = failures.stop_at_lasting_errors()
-    stop.after_exception(None, {0: RuntimeError("connection reset"), 1: PlainError("the storage is down")})
-    with pytest.raises(DataError, match="a shard is damaged"):
-        stop.after_exception(None, {0: RuntimeError("connection reset"), 1: UserExceptionWithTraceback(DataError("a shard is damaged"), "")})
-    failure = failures.plain_failure(ControllerError(DataError("a shard is damaged")), "cells", retries=2)
-    assert type(failure) is DataError and str(failure) == "training cells stopped: a shard is damaged"
-    failure = failures.plain_failure(ControllerError(NonFiniteLoss("the loss is nan")), "cells", retries=2)
-    assert type(failure) is PlainError and str(failure) == "training cells stopped: the loss is nan"
-    failure = failures.plain_failure(WorkerGroupError("", {1: RuntimeError("connection reset")}), "cells", retries=2)
-    assert type(failure) is PlainError and str(failure) == "training cells failed after 2 retries: connection reset"
 
 
 @pytest.mark.parametrize(
