@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import warnings
-from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster import checkpoints, plan, pretrained, run_folder, verdicts
+from cluster import plan, run_folder, verdicts
 from cluster.checkpoints import Checkpoints
-from cluster.errors import UsageError
+from cluster.resume import resume
 from cluster.scoring import detections, read_truths
 from cluster.shards import open_shard_set
 from cluster.step_reports import StepReports
@@ -30,7 +28,7 @@ from cluster.train_config import compiles
 from cluster.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
-from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
+from detector.checkpoint import Snapshot, take_snapshot
 from detector.folding import fold_batch_norm
 from detector.loss import FIRST_AVERAGE, dense_loss
 from detector.metrics import coco_table
@@ -38,7 +36,6 @@ from detector.optimizer import MovingAverage, batch_factor, build_optimizer, lea
 from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
 from detector.step import StepReport, train_step
-from detector.weights import PretrainedReport, load_pretrained
 
 
 class Worker:
@@ -110,7 +107,7 @@ class Worker:
         self.window: list[dict[str, float]] = []
 
     def train(self) -> None:
-        self.resume()
+        resume(self)
         place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
         precision = "bfloat16" if self.amp_dtype else "float32, there is no bfloat16 here" if self.job["training"]["amp"] else "float32"
         how = {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
@@ -201,80 +198,6 @@ class Worker:
     def everywhere(self, fact: bool) -> bool:
         """Whether it holds on every rank."""
         return bool(self.sum_over_ranks(torch.tensor(int(fact), device=self.device)) == self.ranks)
-
-    def resume(self) -> None:
-        """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
-        with tempfile.TemporaryDirectory(prefix="resume-") as parent:
-            folder = os.path.join(parent, "checkpoint")
-            found: list[str | None] = [self.checkpoints.newest(folder) if self.rank == 0 else None]
-            if self.ranks > 1:
-                dist.broadcast_object_list(found, src=0)
-            (uri,) = found
-            if uri is None:
-                self.load_pretrained()
-                self.load_start(folder)
-                return
-            if self.rank:
-                checkpoints.fetch(uri, folder)
-            self.load(uri, folder)
-        self.resumed_from = uri
-        self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
-
-    def load(self, uri: str, folder: str) -> None:
-        """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`."""
-        try:
-            state = load_checkpoint(folder, model=self.model, optimizer=self.optimizer, average=self.average)
-            self.epoch, self.images_seen, self.reports.left_out = (state[name] for name in ("epoch", "images_seen", "left_out"))
-            self.loss_normalizer = state["loss_normalizer"]
-            self.left = [tuple(interval) for interval in state["left"]]
-        except KeyError as error:
-            raise UsageError(checkpoints.other_version(uri, error)) from error
-        except ValueError as error:
-            raise UsageError(str(error).replace(folder, uri)) from error
-        if state["data_digest"] != self.train_set.digest:
-            raise UsageError(
-                f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {self.train_set.digest[:12]}; use a new --name for new data"
-            )
-
-    def load_pretrained(self) -> None:
-        """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download, and the same weights on every rank."""
-        uri = self.job["pretrained"]
-        if uri is None:
-            return
-        if self.rank == 0:
-            with pretrained.local_file(uri) as path:
-                try:
-                    report = load_pretrained(self.model, path)
-                except ValueError as error:
-                    raise UsageError(str(error).replace(path, uri)) from error
-            self.tell("weights", uri=uri, **asdict(report))
-        if self.ranks > 1:
-            for value in self.model.state_dict().values():
-                sent = value.contiguous()
-                dist.broadcast(sent, src=0)
-                value.copy_(sent)
-        if self.average is not None:
-            self.average = MovingAverage(self.model, images=self.average.images)
-
-    def load_start(self, folder: str) -> None:
-        """Start from another run's checkpoint, if one was named; `folder` is free for its files."""
-        uri = self.job["start"]
-        if uri is None:
-            return
-        checkpoints.fetch(uri, folder)
-        if self.job["from_state"] == "full":
-            self.load(uri, folder)
-            self.tell("resume", checkpoint=uri, images_seen=self.images_seen, epoch=self.epoch)
-            return
-        name = next(name for name in ("ema.safetensors", "model.safetensors") if os.path.exists(os.path.join(folder, name)))
-        try:
-            load_weights(self.model, os.path.join(folder, name))
-        except ValueError as error:
-            raise UsageError(str(error).replace(folder, uri)) from error
-        if self.average is not None:
-            self.average = MovingAverage(self.model, images=self.average.images)
-        report = PretrainedReport("checkpoint of another run", len(self.model.state_dict()), (), (), (), ())
-        self.tell("weights", uri=f"{uri}/{name}", **asdict(report))
 
     def save(self, *, scored: bool = False) -> str:
         """Begin a checkpoint from rank 0, see `Checkpoints.save`; the other ranks go on and meet it at the next collective."""

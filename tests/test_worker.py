@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import run_folder, timing, verdicts
+from cluster import run_folder, timing, verdicts, worker
 from cluster.step_reports import StepReports
 from cluster.timing import Timing
 from cluster.train_config import compiles
@@ -28,6 +28,11 @@ def report(*, classification: float = 0.5, own: tuple[bool, bool] = (True, True)
 
 TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "patience": 0, "min_improvement": 0.0}
 TRAINING |= {"batch_size": 4, "amp": False, "log_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "resume", lambda loop: None)
 
 
 class Clock:
@@ -77,7 +82,6 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         over=verdicts.evaluations(run),
         window=[],
         step=step,
-        resume=lambda: None,
         checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None, once_stored=lambda uri, action: action()),
         save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
         tell=lambda kind, **values: told.append((kind, values)),
