@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
@@ -19,8 +19,8 @@ from cluster.failures import RetriesSpent, culprit, plain_failure, what_happened
 from cluster.supervisor import Supervisor
 from detector.step import NonFiniteLoss
 
-DIED = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError("The actor is dead because its worker process has died."))
-GONE = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError("The actor died because its node has died."))
+DIED = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg="The actor is dead because its worker process has died."))
+GONE = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg="The actor died because its node has died."))
 LEFT_ALONE = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
 
 
@@ -77,7 +77,7 @@ class Told:
 
 def watching(run: Path, **changes: Any) -> tuple[Supervisor, list[dict[str, Any]]]:
     board = Told()
-    found = Supervisor(str(run), **{"retries": 1, "wait_s": 100.0, "wanted": "2 workers of 1 CPUs", "board": board, **changes})
+    found = Supervisor(str(run), **{"retries": 1, "wait_s": 90.0, "wanted": "2 workers of 1 CPUs", "board": board, **changes})
     workers = [SimpleNamespace(metadata=SimpleNamespace(node_ip=f"10.0.0.{rank}", pid=100 + rank)) for rank in range(2)]
     found.after_worker_group_training_start(SimpleNamespace(get_workers=lambda: workers))
     return found, board.events
@@ -140,8 +140,7 @@ def test_what_a_restart_would_meet_again_ends_the_training(tmp_path: Path, lasti
 
 def test_a_reclaimed_node_is_no_failure(tmp_path: Path) -> None:
     watch, told = watching(tmp_path, retries=0)
-    reclaimed = ActorDiedError("The actor died because its node has died.")
-    reclaimed._preempted = True
+    reclaimed = RayActorError(error_msg="The actor died because its node has died.", preempted=True)
     watch.after_worker_group_poll_status(failed(rank1=WorkerHealthCheckFailedError("failed", reclaimed)))
     assert [event["kind"] for event in told] == ["workers"]
 
@@ -153,7 +152,7 @@ def test_nodes_are_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(supervisor.time, "sleep", slept.append)
     states = [RunningState(), RestartingState(ValueError()), RestartingState(ValueError()), ReschedulingState(ValueError())]
-    for seconds, (before, now) in zip((0, 5, 12, 40, 75, 99), [(0, 1), (1, 2), (1, 3), (3, 3), (3, 3), (3, 3)], strict=True):
+    for seconds, (before, now) in zip((0, 5, 12, 40, 75, 89), [(0, 1), (1, 2), (1, 3), (3, 3), (3, 3), (3, 3)], strict=True):
         clock[0] = 1000.0 + seconds
         watch.after_controller_state_update(states[before], states[now])
     # Nothing of a restart that takes ten seconds; then at once, soon again, and a line a minute.
@@ -163,8 +162,8 @@ def test_nodes_are_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.M
     assert slept == [1, 1, 1, 1]
     # The nodes are counted anew before each decision.
     assert len(looked) == 6
-    clock[0] = 1101.0
-    with pytest.raises(PlainError, match=r"no room for 2 workers of 1 CPUs in 1.67 minutes \(training.wait_minutes\)"):
+    clock[0] = 1091.0
+    with pytest.raises(PlainError, match=r"no room for 2 workers of 1 CPUs in 1.5 minutes \(training.wait_minutes\)"):
         watch.after_controller_state_update(states[3], states[3])
     # A group that is there ends the wait.
     watch.after_worker_group_training_start(watch.group)
