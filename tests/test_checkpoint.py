@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from cluster.checkpoints import Checkpoints
 from cluster.errors import UsageError
+from cluster.resume import resume
 from detector.batch import Sample, collate
 from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint, seal
 from detector.decode import Detections
@@ -94,7 +95,7 @@ def saved_by(worker) -> str:
 def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
     saved_by(worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
     second = worker_on(str(tmp_path), Training(1))
-    second.resume()
+    resume(second)
     assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
 
 
@@ -105,7 +106,7 @@ def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, k
     uri = saved_by(worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
     second = worker_on(str(tmp_path / "second"), Training(1))
     second.job |= {"start": uri, "from_state": kind}
-    second.resume()
+    resume(second)
     expected = first.average.state if average and kind == "weights" else first.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
     assert all(torch.equal(second.average.state[name], value) for name, value in (first.average.state if average else expected).items())
@@ -120,7 +121,7 @@ def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, k
     saved_by(second)
     third = worker_on(str(tmp_path / "second"), Training(2))
     third.job |= {"start": f"{tmp_path}/gone", "from_state": kind}
-    third.resume()
+    resume(third)
     assert third.images_seen == 8
 
 
@@ -137,7 +138,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, c
     change(state)
     seal(uri, state)
     with pytest.raises(UsageError, match=complaint):
-        worker_on(str(tmp_path), Training(1)).resume()
+        resume(worker_on(str(tmp_path), Training(1)))
 
 
 def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
@@ -145,7 +146,7 @@ def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
     other = Training(1)
     other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
     with pytest.raises(UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"):
-        worker_on(str(tmp_path), other).resume()
+        resume(worker_on(str(tmp_path), other))
 
 
 def test_the_folder_holds_what_the_contract_names(tmp_path):

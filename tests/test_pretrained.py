@@ -206,6 +206,7 @@ def test_what_was_checked_is_not_checked_again(configure: Callable[..., TrainCon
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
+    from cluster.resume import load_weight_file
     from cluster.worker import Worker
     from detector.optimizer import MovingAverage
 
@@ -225,7 +226,7 @@ def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
     # A group of one stands for the two ranks: what rank 0 sends is what it has, and the other keeps its own.
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        worker.load_pretrained()
+        load_weight_file(worker)
     finally:
         dist.destroy_process_group()
     expected = (source if rank == 0 else net(2)).state_dict()

@@ -12,6 +12,11 @@ from cluster.progress import Progress, track
 from cluster.stragglers import Stragglers
 
 
+START = {
+    "kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1, "batch": 8, "parts": 1, "precision": "float32",
+}  # fmt: skip
+
+
 def interval(images: int, *, forward: list[float], data: list[float] | None = None, seconds: float = 10.0) -> list[dict[str, Any]]:
     waits = data or [0.0] * len(forward)
     return [
@@ -88,10 +93,9 @@ def test_the_same_ranks_are_not_named_at_every_interval(monkeypatch: pytest.Monk
 def test_a_restart_forgets_the_ranks_that_were() -> None:
     out = io.StringIO()
     progress = Progress("cells", out=out)
-    start = {"kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1}
-    progress({**start, "ranks": 2})
+    progress({**START, "ranks": 2})
     progress(interval(8, forward=[0.2, 0.2], data=[0.0, 5.0])[0])
-    progress({**start, "ranks": 1})
+    progress({**START, "ranks": 1})
     progress(interval(8, forward=[0.2], data=[5.0])[0])
     (stall,) = [line for line in out.getvalue().splitlines() if "data stall" in line]
     assert stall.startswith("[cells] data stall: rank 0 on 10.0.0.0 waited 5.0 of 10.0 s")
@@ -106,7 +110,7 @@ STEP = {
 def test_the_line_of_progress_says_where_the_time_goes() -> None:
     out = io.StringIO()
     progress = Progress("cells", out=out, interval=0)
-    progress({"kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1, "ranks": 1})
+    progress({**START, "ranks": 1})
     progress(STEP)
     line = out.getvalue().splitlines()[-1]
     # 50 images are left at 10 a second.
