@@ -29,13 +29,13 @@ from cluster.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, take_snapshot
-from detector.folding import fold_batch_norm
-from detector.loss import FIRST_AVERAGE, dense_loss
+from detector.folding import for_detecting
+from detector.loss import FIRST_AVERAGE
 from detector.metrics import coco_table
 from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
 from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
-from detector.step import StepReport, train_step
+from detector.step import StepReport, compiled_parts, train_step
 
 
 class Worker:
@@ -85,11 +85,9 @@ class Worker:
         self.epoch, self.images_seen, self.left = 0, 0, [(0, self.stream.places)]
         self.loss_normalizer: float | torch.Tensor = FIRST_AVERAGE
         self.reports = StepReports(self.device, self.rank, self.ranks, allowed=job["training"]["skip_nonfinite"], tell=self.tell)
-        self.dense = None
+        self.compiled: dict[str, Any] = {}
         if dense and compiles(job["training"], device=self.device.type, images=self.images_total):
-            # Anchors, matching and detections stay outside: what is compiled has the shapes of the canvas and nothing else.
-            self.network = torch.compile(self.network, dynamic=False)
-            self.dense = torch.compile(dense_loss, dynamic=False)
+            self.network, self.compiled = torch.compile(self.network, dynamic=False), compiled_parts()
         self.truths = read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
         self.resumed_from: str | None = None
         self.over = verdicts.evaluations(self.run) if self.rank == 0 else []
@@ -183,7 +181,7 @@ class Worker:
             return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
         anchors_A4 = self.anchors[tuple(batch.images.shape[2:])]
         return train_step(
-            self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, dense=self.dense, **common, **loss
+            self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, **self.compiled, **common, **loss
         )
 
     @property
@@ -242,7 +240,7 @@ class Worker:
                 dist.broadcast(buffer, src=0)
         description = self.job["package"]["description"]
         frame = dict(canvases=self.stream.canvases, long_side=self.stream.long_side)
-        predictor = Predictor(fold_batch_norm(model), **frame, decode=description["decode"], amp=description["amp"])
+        predictor = Predictor(for_detecting(model, self.device, amp=description["amp"]), **frame, **{k: description[k] for k in ("decode", "amp")})
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         share = dict(rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads)
         found = detections(predictor, self.val_set, progressed=self.watchdog.progressed, **share)

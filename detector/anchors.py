@@ -116,7 +116,16 @@ def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tenso
     return torch.cat(result)
 
 
-def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5) -> Tensor:
+def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, **thresholds: float) -> Tensor:
+    """`match_at_once`, which says what it means, for as many images at a time as `CHUNK_PAIRS` allows."""
+    images = max(1, CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
+    chunks = zip(boxes_BG4.split(images), labels_BG.split(images), strict=True)
+    return torch.cat([match_at_once(anchors_A4, *chunk, **thresholds) for chunk in chunks])
+
+
+def match_at_once(
+    anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5
+) -> Tensor:
     """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background, between them ignored.
 
     Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality
@@ -124,17 +133,10 @@ def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: flo
     A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap`
     are ignored.
 
-    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none. As many images as `CHUNK_PAIRS`
-    allows are matched at a time.
-    """
-    images = max(1, CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
-    chunks = zip(boxes_BG4.split(images), labels_BG.split(images), strict=True)
-    return torch.cat([match_at_once(anchors_A4, *chunk, high=high, low=low, ignore_overlap=ignore_overlap) for chunk in chunks])
+    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none.
 
-
-def match_at_once(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float, low: float, ignore_overlap: float) -> Tensor:
-    """`match` with four tensors of (B, G, A) at a time. Anchors are the last axis: best slots are then maxima over whole rows, three to four times as
-    fast on two CPU cores as maxima within each short row of slots.
+    Four tensors of (B, G, A) are there at a time, unless it is compiled. Anchors are the last axis: best slots are then maxima over whole rows, three
+    to four times as fast on two CPU cores as maxima within each short row of slots.
     """
     valid_BG1 = labels_BG[..., None] >= 0
     anchor_area_A = area(anchors_A4)

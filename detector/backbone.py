@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision
@@ -87,6 +88,22 @@ class Backbone(nn.Module):
         return features
 
 
+class AddCoarser(torch.autograd.Function):
+    """A level (B, C, H, W) plus the next coarser one (B, C, H / 2, W / 2), each value of which is added to a square of 2 x 2: nearest neighbours.
+
+    Added through axes of two and not by an interpolation, which autocast would do in float32 and whose gradient a GPU sums by atomics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fine: Tensor, coarse: Tensor) -> Tensor:
+        squares = fine.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        return (squares + coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        return outer, nn.functional.avg_pool2d(outer, 2, divisor_override=1)
+
+
 class Pyramid(nn.Module):
     """Features of the backbone -> one level a stride, all of `width` channels (the paper: 256).
 
@@ -110,7 +127,7 @@ class Pyramid(nn.Module):
         inner = self.lateral[-1](features[-1])
         levels = [self.output[-1](inner)]
         for i in range(len(features) - 2, -1, -1):
-            inner = self.lateral[i](features[i]) + nn.functional.interpolate(inner, scale_factor=2.0, mode="nearest")
+            inner = AddCoarser.apply(self.lateral[i](features[i]), inner)
             levels.insert(0, self.output[i](inner))
         if self.p6 is not None:
             levels.append(self.p6(features[-1] if self.p6_from == "c5" else levels[-1]))

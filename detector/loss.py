@@ -1,9 +1,9 @@
-"""Focal loss and box loss as sums an image, and what divides them. Shapes: B batch, A anchors, K classes, G slots."""
+"""Focal loss and box loss as sums an image, and what divides them. Shapes: B batch, A anchors (a those of a level), K classes, G slots."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +67,8 @@ def box_term(deltas_A4: Tensor, anchors_A4: Tensor, targets_A4: Tensor, *, kind:
 
 
 def detection_loss(
-    logits_BAK: Tensor,
-    deltas_BA4: Tensor,
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
     anchors_A4: Tensor,
     boxes_BG4: Tensor,
     labels_BG: Tensor,
@@ -77,9 +77,9 @@ def detection_loss(
     dense: Callable[..., LossSums] | None = None,
     **kinds: Any,
 ) -> LossSums:
-    """The sums of L_cls and L_box of every image for matched anchors. `kinds` are the keywords of `dense_loss`; `dense` is that one, compiled."""
+    """The sums of L_cls and L_box of every image for matched anchors. `kinds` are the keywords of `level_loss`; `dense` is `dense_loss`, compiled."""
     class_BA, target_BA4 = targets(anchors_A4, boxes_BG4, labels_BG, slot_BA)
-    return (dense or dense_loss)(logits_BAK, deltas_BA4, anchors_A4, class_BA, target_BA4, **kinds)
+    return (dense or dense_loss)(logits, deltas, anchors_A4, class_BA, target_BA4, **kinds)
 
 
 def targets(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, slot_BA: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +94,16 @@ def targets(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, slot_BA: T
 
 
 def dense_loss(
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors_A4: Tensor, class_BA: Tensor, target_BA4: Tensor, **kinds: Any
+) -> LossSums:
+    """`level_loss` summed over the levels: logits (B, a, K) and offsets (B, a, 4) of each, in the order of the anchors."""
+    sizes = [level.shape[1] for level in logits]
+    columns = logits, deltas, anchors_A4.split(sizes), class_BA.split(sizes, dim=1), target_BA4.split(sizes, dim=1)
+    sums = [level_loss(*level, **kinds) for level in zip(*columns, strict=True)]
+    return LossSums(*(torch.stack(column).sum(dim=0) for column in zip(*sums, strict=True)))
+
+
+def level_loss(
     logits_BAK: Tensor,
     deltas_BA4: Tensor,
     anchors_A4: Tensor,

@@ -1,4 +1,4 @@
-"""RetinaNet: images -> class logits and box offsets of every anchor. Shapes: B batch, A anchors, K classes."""
+"""RetinaNet: images -> class logits and box offsets of every anchor. Shapes: B batch, A anchors (a those of a level), K classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.anchors import anchor_grid
@@ -17,6 +18,10 @@ from detector.decode import Detections, decode_detections
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Mean and spread of ImageNet's RGB pixels, 0..255."""
+
+
+ALIGNMENT = 8
+"""Channels of bfloat16 that a tensor core takes at once: cuDNN pads others in every call."""
 
 
 class Head(nn.Module):
@@ -43,10 +48,26 @@ class Head(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        out = self.output(self.tower(feature))
+    def forward(self, feature: Tensor, *, aligned: bool = False) -> Tensor:
+        """`aligned`: every anchor gets a multiple of `ALIGNMENT` channels, of which the first are returned, as a view.
+
+        On an H200 the output convolution of 91 classes at 100x100, batch 16, then takes 3.0 instead of 3.7 ms forward and backward, and what follows
+        reads rows that begin at whole words.
+        """
+        weight, bias, outputs = self.output.weight, self.output.bias, self.outputs
+        if aligned:
+            outputs += -outputs % ALIGNMENT
+            weight, bias = (spread(parameter, self.outputs, outputs) for parameter in (weight, bias))
+            out = F.conv2d(self.tower(feature), weight, bias, padding=1)
+        else:
+            out = self.output(self.tower(feature))
         # (B, anchors * outputs, h, w) -> (B, h, w, anchors * outputs) -> (B, h * w * anchors, outputs)
-        return out.permute(0, 2, 3, 1).reshape(out.shape[0], -1, self.outputs)
+        return out.permute(0, 2, 3, 1).reshape(out.shape[0], -1, outputs)[..., : self.outputs]
+
+
+def spread(parameter: Tensor, rows: int, places: int) -> Tensor:
+    """Each `rows` of the first axis followed by as many zeros as make `places`."""
+    return F.pad(parameter.unflatten(0, (-1, rows)), (0, 0) * (parameter.ndim - 1) + (0, places - rows)).flatten(0, 1)
 
 
 class RetinaNet(nn.Module):
@@ -93,11 +114,17 @@ class RetinaNet(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB pixels 0..255 (uint8 or float), H and W multiples of 32 -> logits (B, A, K), offsets (B, A, 4), anchors in the order of `anchors`."""
+    def forward(self, images_B3HW: Tensor, *, by_level: bool = False) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """RGB pixels 0..255 (uint8 or float), H and W multiples of 32 -> logits (B, A, K), offsets (B, A, 4), anchors in the order of `anchors`.
+
+        `by_level`: lists of (B, a, K) and (B, a, 4), not joined. A loss needs no more, and joining takes a pass over the logits, and of a compiled
+        network one at a fifteenth of the bandwidth (1.6 ms of 16 x 800x800 with 91 classes on an H200).
+        """
         images = ((images_B3HW - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
         levels = self.pyramid(self.backbone(images))
-        return torch.cat([self.class_head(p) for p in levels], dim=1), torch.cat([self.box_head(p) for p in levels], dim=1)
+        aligned = by_level and images.is_cuda
+        logits, offsets = ([head(level, aligned=aligned) for level in levels] for head in (self.class_head, self.box_head))
+        return (logits, offsets) if by_level else (torch.cat(logits, dim=1), torch.cat(offsets, dim=1))
 
     def anchors(self, height: int, width: int) -> list[Tensor]:
         """XYXY px anchors of each level, (A_level, 4), on the model's device. `ValueError` where the canvas does not fit the strides."""

@@ -17,7 +17,7 @@ from detector.baselines import Baseline, build_model
 from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
 from detector.decode import Detections, decode_detections
-from detector.folding import fold_batch_norm
+from detector.folding import for_detecting
 from detector.image import Jpeg
 from detector.model import RetinaNet
 from detector.precision import autocast_dtype
@@ -94,7 +94,7 @@ class Predictor:
         check_description(description)
         model = build_model(**description["model"])
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
-        model = fold_batch_norm(model).to(device, memory_format=torch.channels_last).eval()
+        model = for_detecting(model, device, amp=description["amp"])
         canvases = [(height, width) for height, width in description["canvases"]]
         settings = {name: description[name] for name in ("decode", "amp")}
         return cls(model, canvases=canvases, long_side=description.get("long_side"), batch_size=batch_size, **settings)

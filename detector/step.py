@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detector.anchors import match
+from detector.anchors import match, match_at_once
 from detector.batch import Batch
-from detector.loss import FIRST_AVERAGE, LossSums, detection_loss, image_weights, moving_average
+from detector.loss import FIRST_AVERAGE, LossSums, dense_loss, detection_loss, image_weights, moving_average
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -85,8 +85,8 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 def forward_loss(network: nn.Module, batch: Batch, anchors_A4: Tensor, slot_BA: Tensor, *, amp_dtype: torch.dtype | None, **kinds: Any) -> LossSums:
     """The loss sums of each image for matched anchors; only the network runs under autocast. `kinds` are the keywords of `detection_loss`."""
     with torch.autocast(batch.images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        logits_BAK, deltas_BA4 = network(batch.images)
-    return detection_loss(logits_BAK, deltas_BA4, anchors_A4, batch.boxes_BG4, batch.labels_BG, slot_BA, **kinds)
+        logits, deltas = network(batch.images, by_level=True)
+    return detection_loss(logits, deltas, anchors_A4, batch.boxes_BG4, batch.labels_BG, slot_BA, **kinds)
 
 
 def train_step(
@@ -109,19 +109,20 @@ def train_step(
     accumulate: int = 1,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ranks: int = 1,
+    assign: Callable[..., Tensor] = match,
     dense: Callable[..., LossSums] | None = None,
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP, whose mean over ranks is undone, so that what divides the loss is that of the global batch.
 
     `accumulate` runs this rank's batch in that many even parts one after the other, for the memory of one: the same gradient, except where batch
     normalisation sees a part only. Kinds and `normalizer` are those of `detection_loss` and `image_weights`, `loss_normalizer` is the last report's,
-    `dense` a compiled `dense_loss`. Where any rank's loss or gradient is not finite no rank makes the update, see `update`.
+    `assign` and `dense` may be those of `compiled_parts`. Where any rank's loss or gradient is not finite no rank makes the update, see `update`.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     statistics = Statistics(network)
     parts = split(batch, accumulate)
-    slots = [match(anchors_A4, part.boxes_BG4, part.labels_BG) for part in parts]
+    slots = [assign(anchors_A4, part.boxes_BG4, part.labels_BG) for part in parts]
     # Matching needs no network, so the divisor of the whole global batch is known before the first part runs.
     positives_B = (torch.cat(slots) >= 0).sum(dim=1).float()
     positives, images = sum_over_ranks(torch.stack([positives_B.sum(), (batch.image_ids >= 0).sum().float()])).unbind()
@@ -142,6 +143,13 @@ def train_step(
     norm, finite = update(network, optimizer, statistics, losses_2, clip_norm=clip_norm)
     values_5 = torch.stack([*losses_2, positives, norm, torch.where(finite, average, loss_normalizer)])
     return StepReport(values_5, own_2B.isfinite().all(dim=0), batch.image_ids)
+
+
+def compiled_parts() -> dict[str, Callable[..., Any]]:
+    """Matching and loss as programs, for `train_step`; the network is another one. The loss has the shapes of the canvas and nothing else; matching
+    serves any number of slots, whose padding follows the fullest picture of a batch.
+    """
+    return {"assign": torch.compile(match_at_once, dynamic=True), "dense": torch.compile(dense_loss, dynamic=False)}
 
 
 class Statistics:

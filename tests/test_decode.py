@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 
+from detector import decode
 from detector.anchors import anchor_grid
 from detector.boxes import iou
 from detector.decode import Detections, best_of_each, decode_detections
@@ -221,3 +222,34 @@ def test_the_best_of_each_image_in_order(pairs, most):
     best, counts = best_of_each(images, scores.float(), groups=4, most=most)
     expected = [sorted((i for i, pair in enumerate(pairs) if pair[0] == image), key=lambda i: (-pairs[i][1], i))[:most] for image in range(4)]
     assert best.tolist() == [i for its in expected for i in its] and counts.tolist() == [len(its) for its in expected]
+
+
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    st.sampled_from([1, 200, 1 << 26]),
+)
+@settings(max_examples=80, deadline=None)
+def test_nms_of_all_images_at_once_keeps_what_one_after_the_other_does(seed, counts, threshold, pairs):
+    """Whole numbers of px and of eighths of a score: overlaps at the threshold and ties are common. Boxes without area are among them."""
+    random = np.random.default_rng(seed)
+    total = sum(counts)
+    corners = random.integers(0, 30, (total, 2))
+    boxes = torch.from_numpy(np.concatenate([corners, corners + random.integers(0, 20, (total, 2))], axis=1)).float()
+    scores, labels = torch.from_numpy(random.integers(0, 8, total) / 8).float(), torch.from_numpy(random.integers(0, 2, total))
+    images = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    given = dict(images=len(counts), classes=2, threshold=threshold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "PAIRS_AT_ONCE", pairs)
+        found = decode.suppress_at_once(boxes, scores, labels, images, **given)
+    assert found.tolist() == sorted(decode.suppress(boxes, scores, labels, images, **given).tolist())
+
+
+def test_a_long_chain_of_suppression_is_followed_to_its_end():
+    # Each overlaps the next alone by more than a half, so every second one stays.
+    left = torch.arange(60) * 3.0
+    boxes = torch.stack([left, torch.zeros(60), left + 10, torch.full((60,), 10.0)], dim=1)
+    zeros = torch.zeros(60, dtype=torch.int64)
+    kept = decode.suppress_at_once(boxes, torch.linspace(1, 0.1, 60), zeros, zeros, images=1, classes=1, threshold=0.5)
+    assert kept.tolist() == list(range(0, 60, 2))

@@ -12,7 +12,7 @@ from cluster.timing import Timing
 from detector.anchors import match
 from detector.loss import dense_loss, detection_loss
 from detector.optimizer import build_optimizer
-from detector.step import train_step
+from detector.step import compiled_parts, train_step
 
 pytestmark = [
     pytest.mark.integration,
@@ -34,13 +34,15 @@ def fresh():
 def test_the_compiled_loss_has_the_value_and_gradient_of_the_plain_one(kinds):
     model, batch = network(), two_pictures()
     anchors = torch.cat(model.anchors(64, 96))
+    ends = [len(level) for level in model.anchors(64, 96)]
     slots = match(anchors, batch.boxes_BG4, batch.labels_BG)
     generator = torch.Generator().manual_seed(0)
     logits, deltas = torch.randn(2, len(anchors), 3, generator=generator), 0.1 * torch.randn(2, len(anchors), 4, generator=generator)
     found = []
     for dense in (None, torch.compile(dense_loss, dynamic=False)):
         inputs = [logits.clone().requires_grad_(), deltas.clone().requires_grad_()]
-        sums = detection_loss(*inputs, anchors, batch.boxes_BG4, batch.labels_BG, slots, dense=dense, **KINDS | kinds)
+        levels = [tensor.split(ends, dim=1) for tensor in inputs]
+        sums = detection_loss(*levels, anchors, batch.boxes_BG4, batch.labels_BG, slots, dense=dense, **KINDS | kinds)
         (sums.classification_B.sum() + 2 * sums.box_B.sum()).backward()
         found.append([*sums, *(tensor.grad for tensor in inputs)])
     for one, other in zip(*found, strict=True):
@@ -57,8 +59,7 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
         anchors = torch.cat(model.anchors(64, 96))
         optimizer = build_optimizer(model, name="sgd", learning_rate=0.01, weight_decay=1e-4, momentum=0.9)
         run = torch.compile(model, dynamic=False) if compiled else model
-        dense = torch.compile(dense_loss, dynamic=False) if compiled else None
-        settings = dict(learning_rate=0.01, clip_norm=10.0, box_weight=1.0, amp_dtype=None, dense=dense, **KINDS)
+        settings = dict(learning_rate=0.01, clip_norm=10.0, box_weight=1.0, amp_dtype=None, **KINDS, **(compiled_parts() if compiled else {}))
         torch._dynamo.utils.counters.clear()
         timing, steps = Timing(torch.device("cpu")), []
         for batch in (full, full, few):
@@ -67,7 +68,7 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
                 steps.append(train_step(run, optimizer, batch, anchors, **settings).read())
         assert len(timing.marks) == 6
         if compiled:
-            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 and not torch._dynamo.utils.counters["graph_break"]
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3 and not torch._dynamo.utils.counters["graph_break"]
         reports.append([(s.classification, s.box, s.positives, s.gradient_norm) for s in steps])
     for one, other in zip(*reports, strict=True):
         assert one == pytest.approx(other, rel=1e-3)

@@ -18,7 +18,7 @@ from cluster.train_config import TrainConfig
 from detector.anchors import level_shapes
 from detector.backbone import NETWORKS, NORMS, Backbone, FrozenBatchNorm
 from detector.config import ModelConfig
-from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
+from detector.model import PIXEL_MEAN, PIXEL_STD, Head, RetinaNet
 from detector.weights import BACKBONES
 
 
@@ -243,3 +243,26 @@ def copy_weights(ours: RetinaNet, pyramid: torch.nn.Module, head: RetinaNetHead)
         for i, convolution in enumerate(m for m in our_head.tower if isinstance(m, torch.nn.Conv2d)):
             weights |= {f"conv.{i}.0.{k}": v for k, v in convolution.state_dict().items()}
         theirs.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("head_norm", ["none", "group"])
+def test_outputs_by_level_joined_are_the_outputs(head_norm):
+    model, images = small_net(head_norm=head_norm), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    sizes = [len(level) for level in model.anchors(64, 96)]
+    for levels, whole in zip(model(images, by_level=True), model(images), strict=True):
+        assert [level.shape[1] for level in levels] == sizes
+        assert torch.equal(torch.cat(levels, dim=1), whole)
+
+
+@pytest.mark.parametrize("outputs", [3, 8, 4])
+def test_aligned_channels_change_neither_outputs_nor_gradients(outputs):
+    torch.manual_seed(0)
+    head, feature = Head(outputs, 6, width=32, norm="none").double(), torch.randn(2, 32, 5, 7, dtype=torch.float64)
+    found = []
+    for aligned in (False, True):
+        head.zero_grad()
+        rows = head(feature, aligned=aligned)
+        (rows * torch.linspace(-1, 1, rows.numel(), dtype=torch.float64).view(rows.shape)).sum().backward()
+        found.append([rows, *(p.grad.clone() for p in head.parameters())])
+    assert found[1][0].stride(1) == 8
+    assert all(torch.allclose(one, other, rtol=1e-12, atol=1e-14) for one, other in zip(*found, strict=True))

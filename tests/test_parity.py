@@ -160,7 +160,8 @@ def test_losses(pair, seed):
 
     slot_BA = match(anchors_A4, boxes_BG4, labels_BG)
     kind = theirs.head.regression_head._loss_type  # l1 in the first version, giou in the second
-    sums = detection_loss(*ours_of.values(), anchors_A4, boxes_BG4, labels_BG, slot_BA, gamma=2.0, alpha=0.25, box=kind, beta=1.0)
+    levels = [[value] for value in ours_of.values()]
+    sums = detection_loss(*levels, anchors_A4, boxes_BG4, labels_BG, slot_BA, gamma=2.0, alpha=0.25, box=kind, beta=1.0)
     positives_B = (slot_BA >= 0).sum(dim=1).float()
     assert positives_B[0] == 0 and (positives_B[1:] > 0).all() and (slot_BA == IGNORED).any()
     totals = dict(positives=positives_B.sum(), images=torch.tensor(4.0), average=torch.tensor(1.0))

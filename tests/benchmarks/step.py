@@ -5,6 +5,7 @@
     python tests/benchmarks/step.py --breakdown     where the step's time goes, by torch's profiler
     python tests/benchmarks/step.py --inference     pictures -> detections, and whether both find the same
     python tests/benchmarks/step.py --parts         matching and the focal loss alone
+    python tests/benchmarks/step.py --norm frozen --frozen-stages 2      as a pretrained network is trained on: both of them
     python tests/benchmarks/step.py --compile       seconds of the first compiled step, with an empty cache and with a filled one
 
 On a GPU the defaults are resnet50 at 800x800, batches 16 and 32, and 800x1344. Needs torch, torchvision and numpy, nothing else of this project's
@@ -35,16 +36,15 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import detector.convolution
-from detector.anchors import anchor_grid, match
+from detector.anchors import anchor_grid, match, match_at_once
 from detector.batch import Batch
 from detector.flops import convolution_flops
 from detector.focal import focal_sums, plain_focal_sums
-from detector.folding import fold_batch_norm
-from detector.loss import dense_loss
+from detector.folding import fold_batch_norm, for_detecting
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.precision import autocast_dtype
-from detector.step import train_step
+from detector.step import compiled_parts, train_step
 
 PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
 """Dense bf16 of a GPU, as MFU is reckoned in docs/benchmarks.md. A CPU's is measured, see `matrix_rate`."""
@@ -65,6 +65,8 @@ class Case:
     width: int
     batch: int
     classes: int
+    norm: str = "batch"
+    frozen_stages: int = 0
 
 
 def random_batch(*, batch: int, height: int, width: int, classes: int, objects: int = 14) -> Batch:
@@ -88,6 +90,7 @@ def our_step(
     width: int = 256,
     head_norm: str = "none",
     norm: str = "batch",
+    frozen_stages: int = 0,
     channels_last: bool = True,
     fused: bool = True,
     compiled: str | None = None,
@@ -95,7 +98,8 @@ def our_step(
 ) -> Callable[..., None]:
     """`compiled` is a mode of torch.compile: "default", or "reduce-overhead" for CUDA graphs. `read_late`: read a step's numbers one step later."""
     device = batch.images.device
-    model = RetinaNet(classes=classes, backbone=backbone, width=width, head_norm=head_norm, norm=norm, p6_from="p5").train().to(device)
+    parts = dict(width=width, head_norm=head_norm, norm=norm, frozen_stages=frozen_stages, p6_from="p5")
+    model = RetinaNet(classes=classes, backbone=backbone, **parts).train().to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
@@ -103,9 +107,9 @@ def our_step(
         optimizer = torch.optim.AdamW(optimizer.param_groups, lr=1e-4, foreach=False, fused=False)
     anchors = torch.cat(model.anchors(*batch.images.shape[2:]))
     network = model if compiled is None else torch.compile(model, dynamic=False, mode=compiled)
-    # Without CUDA graphs: with them a part's sums would be overwritten by those of the next.
-    dense = None if compiled is None else torch.compile(dense_loss, dynamic=False)
-    settings = dict(learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9, dense=dense)
+    # The parts without CUDA graphs: with them a part's sums would be overwritten by those of the next.
+    settings: dict[str, Any] = {} if compiled is None else compiled_parts()
+    settings |= dict(learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9)
     reports: list[Any] = []
 
     def step(batch: Batch = batch) -> None:
@@ -116,22 +120,24 @@ def our_step(
     return step
 
 
-def torchvision_model(*, backbone: str, classes: int, height: int, width: int) -> torch.nn.Module:
+def torchvision_model(
+    *, backbone: str, classes: int, height: int, width: int, norm: str = "batch", frozen_stages: int = 0
+) -> torch.nn.Module:
     body = resnet_fpn_backbone(
         backbone_name=backbone,
         weights=None,
-        norm_layer=torch.nn.BatchNorm2d,
-        trainable_layers=5,
+        norm_layer=torchvision.ops.FrozenBatchNorm2d if norm == "frozen" else torch.nn.BatchNorm2d,
+        trainable_layers=5 - frozen_stages,
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
     return torchvision.models.detection.RetinaNet(body, num_classes=classes, min_size=min(height, width), max_size=max(height, width))
 
 
-def torchvision_step(batch: Batch, *, backbone: str, classes: int, amp: bool, channels_last: bool) -> Callable[[], None]:
+def torchvision_step(batch: Batch, *, amp: bool, channels_last: bool, **parts: Any) -> Callable[[], None]:
     height, width = batch.images.shape[2:]
     device = batch.images.device
-    model = torchvision_model(backbone=backbone, classes=classes, height=height, width=width).train().to(device)
+    model = torchvision_model(height=height, width=width, **parts).train().to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -207,7 +213,8 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 def utilisation(case: Case, found: dict[str, list[float]], dtype: torch.dtype, device: torch.device) -> dict[str, str]:
     """The share of the device's peak that each way's convolutions reach, MFU: images/s x FLOPs of a training step an image / peak."""
     with torch.device("meta"):
-        flops = convolution_flops(RetinaNet(classes=case.classes, backbone=case.backbone, p6_from="p5").train(), case.height, case.width).train
+        network = RetinaNet(classes=case.classes, backbone=case.backbone, frozen_stages=case.frozen_stages, p6_from="p5").train()
+        flops = convolution_flops(network, case.height, case.width).train
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = 1e12 * next((value for key, value in PEAK_TFLOPS.items() if key in name), float("nan"))
@@ -246,7 +253,7 @@ def breakdown(way: Callable[[], Any], device: torch.device) -> None:
 
 def training(case: Case, device: torch.device, options: argparse.Namespace) -> None:
     batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
-    common = dict(backbone=case.backbone, classes=case.classes)
+    common = dict(backbone=case.backbone, classes=case.classes, norm=case.norm, frozen_stages=case.frozen_stages)
     dtype = autocast_dtype(device, amp=options.dtype != "fp32") or torch.float32
     short, amp = ("bf16", True) if dtype == torch.bfloat16 else ("fp32", False)
     ours, reference = f"ours, {short}", f"torchvision, {short}, channels-last"
@@ -255,7 +262,7 @@ def training(case: Case, device: torch.device, options: argparse.Namespace) -> N
         if detector.convolution.SLOW_WEIGHT_GRADIENT and not amp:
             ways["oneDNN's weight gradients"] = without_products(our_step, batch, amp=amp, **common)
         ways["not channels-last"] = our_step(batch, amp=amp, channels_last=False, **common)
-        ways["frozen batch normalisation"] = our_step(batch, amp=amp, norm="frozen", **common)
+        ways["frozen batch normalisation"] = our_step(batch, amp=amp, **(common | {"norm": "frozen"}))
         ways["optimiser not fused"] = our_step(batch, amp=amp, fused=False, **common)
         ways["numbers read at once"] = our_step(batch, amp=amp, read_late=False, **common)
         ways["compiled"] = our_step(batch, amp=amp, compiled="default", **common)
@@ -283,7 +290,8 @@ def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None
     with torch.device("meta"):
         levels = RetinaNet(classes=case.classes, backbone=case.backbone)
     anchors = torch.cat(anchor_grid(case.height, case.width, **levels.anchor_shapes)).to(device)
-    logits = (torch.randn(case.batch, len(anchors), case.classes, device=device) - 4).requires_grad_()
+    dtype = autocast_dtype(device, amp=options.dtype != "fp32") or torch.float32
+    logits = (torch.randn(case.batch, len(anchors), case.classes, device=device) - 4).to(dtype).requires_grad_()
     slots = match(anchors, batch.boxes_BG4, batch.labels_BG)
     classes = torch.where(slots >= 0, batch.labels_BG.gather(1, slots.clamp(min=0)), slots)
 
@@ -294,8 +302,10 @@ def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None
 
         return work
 
+    compiled_match = torch.compile(match_at_once, dynamic=True)
     ways = {
         "matching": lambda: match(anchors, batch.boxes_BG4, batch.labels_BG),
+        "matching, compiled": lambda: compiled_match(anchors, batch.boxes_BG4, batch.labels_BG),
         "focal loss, in chunks with its gradient": loss(focal_sums),
         "focal loss, the formula by autograd": loss(plain_focal_sums),
         "focal loss, compiled": loss(torch.compile(plain_focal_sums, dynamic=False)),
@@ -340,7 +350,7 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
     same_weights(theirs, ours)
     dtype = autocast_dtype(device, amp=options.dtype != "fp32")
 
-    def under(network: torch.nn.Module, detect: Callable[[torch.nn.Module], Any]) -> Callable[[], Any]:
+    def under(network: torch.nn.Module, detect: Callable[[torch.nn.Module], Any], dtype: torch.dtype | None = dtype) -> Callable[[], Any]:
         network = copy.deepcopy(network).to(memory_format=torch.channels_last)
 
         def work() -> Any:
@@ -355,16 +365,24 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
 
     short = "bf16" if dtype else "fp32"
     ways = {
-        f"ours, {short}": under(fold_batch_norm(copy.deepcopy(ours)), our_detections),
+        f"ours, {short}": under(for_detecting(copy.deepcopy(ours), device, amp=dtype is not None), our_detections),
+        "batch normalisation folded, nothing fused": under(fold_batch_norm(copy.deepcopy(ours)), our_detections),
         "batch normalisation not folded": under(ours, our_detections),
         f"torchvision, {short}, channels-last": under(theirs, lambda network: network(pictures)),
     }
-    found, cpu = rates(ways, case.batch, device, rounds=options.rounds, calls=1)
+    if device.type == "cpu":
+        # The same there as the first.
+        del ways["batch normalisation folded, nothing fused"]
+    found, cpu = rates(ways, case.batch, device, rounds=options.rounds, calls=10 if device.type == "cuda" else 1)
     reference = f"torchvision, {short}, channels-last"
     table(found, reference, {"ratio, CPU": cpu_ratios(cpu, reference)} if device.type == "cpu" else {})
-    pairs = list(zip(ways[f"ours, {short}"](), ways[f"torchvision, {short}, channels-last"](), strict=True))
+    torch.backends.cudnn.allow_tf32 = False
+    exact = under(fold_batch_norm(copy.deepcopy(ours)), our_detections, None), under(theirs, lambda network: network(pictures), None)
+    pairs = list(zip(*(way() for way in exact), strict=True))
     same = sum(same_detections(mine, yours) for mine, yours in pairs)
-    print(f"{same} of {len(pairs)} pictures have the same detections, {len(pairs[0][0].labels_N)} in the first")
+    print(f"in float32 {same} of {len(pairs)} pictures have the same detections, {len(pairs[0][0].labels_N)} in the first")
+    if options.breakdown:
+        breakdown(ways[f"ours, {short}"], device)
 
 
 def same_detections(mine: Any, yours: dict[str, torch.Tensor]) -> bool:
@@ -379,7 +397,7 @@ def same_detections(mine: Any, yours: dict[str, torch.Tensor]) -> bool:
 
 def compile_seconds(case: Case) -> None:
     """Each in a process of its own, with one cache folder."""
-    arguments = [f"--{field.name}={getattr(case, field.name)}" for field in fields(case)]
+    arguments = [f"--{field.name.replace('_', '-')}={getattr(case, field.name)}" for field in fields(case)]
     with tempfile.TemporaryDirectory(prefix="inductor-") as folder:
         for cache in ("empty", "filled"):
             environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
@@ -390,7 +408,8 @@ def compile_seconds(case: Case) -> None:
 
 def first_step(case: Case, device: torch.device) -> None:
     batch = random_batch(batch=case.batch, height=case.height, width=case.width, classes=case.classes).to(device)
-    step = our_step(batch, backbone=case.backbone, classes=case.classes, amp=True, compiled="default")
+    parts = dict(backbone=case.backbone, classes=case.classes, norm=case.norm, frozen_stages=case.frozen_stages)
+    step = our_step(batch, amp=True, compiled="default", **parts)
     print(f"{seconds_of(step, device):.1f}")
 
 
@@ -407,6 +426,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     for mode in ("ablation", "breakdown", "inference", "parts", "compile", "first-step"):
         parser.add_argument(f"--{mode}", action="store_true")
+    parser.add_argument("--norm", choices=["batch", "frozen"], default="batch")
+    parser.add_argument("--frozen-stages", type=int, default=0, help="2: the stem and the first stage are fixed")
     parser.add_argument("--height", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -419,13 +440,14 @@ def main() -> None:
     for backbone in options.backbones.split(","):
         for height, width in sizes:
             for images in map(int, options.batches.split(",")):
-                case = Case(backbone, height, width, images, options.classes)
+                case = Case(backbone, height, width, images, options.classes, options.norm, options.frozen_stages)
                 torch.manual_seed(0)
                 if options.first_step:
                     first_step(case, device)
                     continue
                 print(
-                    f"\n{backbone}, {options.classes} classes, {images} x {height}x{width}; {machine}; torch {torch.__version__}, "
+                    f"\n{backbone}, {options.norm} normalisation, {options.frozen_stages} stages fixed, {options.classes} classes, "
+                    f"{images} x {height}x{width}; {machine}; torch {torch.__version__}, "
                     f"torchvision {torchvision.__version__}; {options.rounds} rounds interleaved",
                     flush=True,
                 )
