@@ -162,6 +162,10 @@ def test_nms_keeps_what_a_cpu_keeps(seed: int) -> None:
 def test_the_fused_network_has_the_outputs_of_the_plain_one(parts: dict[str, Any]) -> None:
     images = collate(samples(0)).images.to(GPU)
     plain = fold_batch_norm(network(GPU, **parts).eval())
+    # Outputs as a trained network has them, spread about zero: a bias would be rounded alike everywhere.
+    for head, outputs in zip((plain.class_head, plain.box_head), plain(images), strict=True):
+        head.output.weight.div_(outputs.std())
+        head.output.bias.zero_()
     fused = for_detecting(copy.deepcopy(plain), GPU, amp=True)
     assert any(isinstance(m, ConvolutionRelu) for m in fused.modules())
     with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -170,7 +174,7 @@ def test_the_fused_network_has_the_outputs_of_the_plain_one(parts: dict[str, Any
         spread = float(exact.std())
         # Both are bfloat16; the fused one rounds less often.
         assert float((mine - exact).abs().mean()) < 1.2 * float((theirs - exact).abs().mean()) + 1e-3 * spread
-        assert float((mine - exact).abs().max()) < 0.1 * float((exact - exact.mean()).abs().max())
+        assert float((mine - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
