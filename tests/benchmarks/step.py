@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import platform
 import statistics
@@ -48,6 +49,8 @@ from detector.step import compiled_parts, train_step
 
 PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
 """Dense bf16 of a GPU, as MFU is reckoned in docs/benchmarks.md. A CPU's is measured, see `matrix_rate`."""
+CANDIDATES = 500
+"""Class scores above the threshold in a picture, of the networks that detect."""
 GROUPS = {
     "convolutions": ("conv",),
     "matrix products": ("mm", "matmul"),
@@ -343,9 +346,11 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
     pictures = [image.float() / 255 for image in batch.images]
     ours = RetinaNet(classes=case.classes, backbone=case.backbone, p6_from="p5", convention="torchvision").eval().to(device)
     same_weights(theirs, ours)
-    # As many candidates as a trained network has: some hundred logits a picture above the threshold.
+    # As many candidates as a trained network has: so many logits a picture above the score of 0.05.
     logits, offsets = ours(batch.images)
-    theirs.head.classification_head.cls_logits.weight.mul_(0.5 / logits.std())
+    prior = float(theirs.head.classification_head.cls_logits.bias[0])
+    least = float((logits - prior).float().flatten().topk(CANDIDATES * case.batch)[0][-1])
+    theirs.head.classification_head.cls_logits.weight.mul_((math.log(0.05 / 0.95) - prior) / least)
     theirs.head.regression_head.bbox_reg.weight.mul_(0.1 / offsets.std())
     same_weights(theirs, ours)
     dtype = autocast_dtype(device, amp=options.dtype != "fp32")
