@@ -1,11 +1,12 @@
 """The training stream beside plain threads, torch's DataLoader and the decoder alone, in one run on the same shards.
 
-    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --train]
+    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --parts rates epochs train]
 
 640x480 JPEGs of about 100 kB, decoded, scaled to a 384x512 canvas, flipped at random, in batches of 16, for one rank with two threads. Rounds are
 interleaved; the figures are medians with their spread. CPU seconds are those of this process and all below it, so Ray's own are counted. With --data
 the shards are put there and read from there (the AWS_ variables say where that is: a Ceph gateway from tests/ceph_gateway.py, or in front of it
-tests/faulty_s3.py, which adds latency and errors). --train adds training steps on the stream beside the same steps on one batch in memory.
+tests/faulty_s3.py, which adds latency and errors). Of the parts, `rates` compares whole epochs, `epochs` shows first batches, gaps and memory over
+--epochs epochs, and `train` runs training steps on the stream beside the same steps on one batch in memory.
 """
 
 from __future__ import annotations
@@ -174,7 +175,9 @@ def count_of(batches: Iterator[Batch]) -> int:
 
 
 def stream_of(shard_set: shards.ShardSet, **settings) -> Stream:
-    return Stream(shard_set, rank=0, ranks=1, batch=BATCH, canvases=[CANVAS], seed=0, augmentation={"flip": 0.5}, threads=THREADS, **settings)
+    return Stream(
+        shard_set, rank=0, **{"batches": [BATCH], "canvases": [CANVAS], "seed": 0, "augmentation": {"flip": 0.5}, "threads": THREADS} | settings
+    )
 
 
 def table(results: dict[str, list[tuple[float, float]]], *, base: str) -> None:
@@ -193,18 +196,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="epochs over which the memory is watched; 0: none")
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--data", help="s3://bucket/prefix for the shards; unset: a local folder")
-    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=("rates", "epochs", "train"), default=["rates", "epochs"])
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         uri = given.data or folder
         shard_set = write_set(uri, given.images)
         session.connect()
-        compare(shard_set, folder, given.rounds)
-        epochs(shard_set, given.epochs)
-        if given.train:
+        if "rates" in given.parts:
+            compare(shard_set, folder, given.rounds)
+        if "epochs" in given.parts:
+            epochs(shard_set, given.epochs)
+        if "train" in given.parts:
             train(shard_set, given.rounds)
         if given.data:
             storage.delete_folder(uri)
@@ -217,7 +222,8 @@ def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
     start = "spawn" if shard_set.uri.startswith(storage.S3) else "fork"
     settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
     loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings)
-    for number, row in enumerate(rows.iterate(rows.all_rows(shard_set))):
+    every_row = rows.planned_rows(shard_set, plan.units(np.arange(shard_set.num_rows), shard_set.rows_per_group))
+    for number, row in enumerate(rows.iterate(every_row)):
         with open(os.path.join(folder, f"{number}.jpg"), "wb") as file:
             file.write(row["image"])
     usual = torch.utils.data.DataLoader(Files(folder, shard_set.num_rows), batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
@@ -273,8 +279,7 @@ def train(shard_set: shards.ShardSet, rounds: int) -> None:
     import step
 
     torch.set_num_threads(THREADS)
-    small = stream_of(shard_set)
-    small.batch = 4
+    small = stream_of(shard_set, batches=[4])
     batch = next(small.epoch(0, [(0, small.places)]))
     results: dict[str, list[tuple[float, float]]] = {"one batch in memory": [], "the stream": []}
     one = step.our_step(batch, backbone="resnet18", classes=3, amp=True, width=128, head_norm="group")
