@@ -196,7 +196,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(shard_set: ShardSet, tmp_path
     written = [write_shard(str(tmp_path), shard_name(0, 1), rows, row_group_rows=2)]
     write_index(str(tmp_path), categories=shard_set.categories, shards=written, counts={"images": 2}, source_digest="0" * 64)
     unreadable = open_shard_set(str(tmp_path))
-    refusal = r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again$"
+    refusal = r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
     with pytest.raises(DataError, match=refusal):
         list(Stream(unreadable, rank=0, batches=[2], canvases=[CANVAS], seed=0, decode=decode).epoch(0, [(0, 2)]))
     if decode == "threads":
