@@ -73,8 +73,9 @@ def place(
     size = (min(canvas[0], new_height - offset[0]), min(canvas[1], new_width - offset[1]))
     if out is None:
         out = empty_canvases(1, canvas)[0]
-    out[:, size[0] :] = padding(*canvas)[:, size[0] :]
-    out[:, : size[0], size[1] :] = padding(*canvas)[:, : size[0], size[1] :]
+    if size != tuple(canvas):
+        out[:, size[0] :] = padding(*canvas)[:, size[0] :]
+        out[:, : size[0], size[1] :] = padding(*canvas)[:, : size[0], size[1] :]
     # A batch dimension that is there before the axes are permuted lets torch see that this is channels-last, and answer in it: 0.43 instead of
     # 0.65 ms from 480 x 640 to 384 x 512 px.
     image = torch.from_numpy(np.require(image_HW3, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
