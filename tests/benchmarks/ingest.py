@@ -275,28 +275,30 @@ def epochs(shard_set: shards.ShardSet, count: int) -> None:
 
 
 def train(shard_set: shards.ShardSet, rounds: int) -> None:
-    """The same training step on the stream and on one batch in memory."""
+    """The same training steps on the stream and on one batch in memory: a step of seconds, and one that asks for ten times as many pictures."""
     import step
 
     torch.set_num_threads(THREADS)
-    small = stream_of(shard_set, batches=[4])
-    batch = next(small.epoch(0, [(0, small.places)]))
-    results: dict[str, list[tuple[float, float]]] = {"one batch in memory": [], "the stream": []}
-    one = step.our_step(batch, backbone="resnet18", classes=3, amp=True, width=128, head_norm="group")
-    for number in range(rounds + 1):
-        batches = small.epoch(number, [(0, 80)])
-        for name in results:
+    for canvas, width, steps in ((CANVAS, 128, 4), ((192, 256), 64, 20)):
+        small = stream_of(shard_set, batches=[4], canvases=[canvas])
+        batch = next(small.epoch(0, [(0, small.places)]))
+        results: dict[str, list[tuple[float, float]]] = {"one batch in memory": [], "the stream": []}
+        one = step.our_step(batch, backbone="resnet18", classes=3, amp=True, width=width, head_norm="group")
+        for number in range(rounds + 1):
+            batches = small.epoch(number, [(0, 4 * steps)])
+            for name in results:
 
-            def run(name: str = name, batches: Iterator[Batch] = batches) -> int:
-                for _ in range(20):
-                    one(batch if name == "one batch in memory" else next(batches))
-                return 80
+                def run(name: str = name, batches: Iterator[Batch] = batches, batch: Batch = batch, one: Callable = one, steps: int = steps) -> int:
+                    for _ in range(steps):
+                        one(batch if name == "one batch in memory" else next(batches))
+                    return 4 * steps
 
-            measured = measure(run)
-            if number:
-                results[name].append(measured)
-        batches.close()
-    table(results, base="one batch in memory")
+                measured = measure(run)
+                if number:
+                    results[name].append(measured)
+            batches.close()
+        print(f"\ntraining, ResNet-18, {width} channels, {canvas[1]}x{canvas[0]}, {steps} steps of 4 images")
+        table(results, base="one batch in memory")
 
 
 if __name__ == "__main__":
