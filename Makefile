@@ -33,7 +33,7 @@ lint: setup ## ruff
 bench: setup ## images/s of the decoder, prepare, the stream, the step, AP and the whole pipeline, each beside what it competes with
 	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/prepare.py
-	$(BIN)/python tests/benchmarks/ingest.py --train
+	$(BIN)/python tests/benchmarks/ingest.py --parts rates epochs train
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/scoring.py
 	$(BIN)/python tests/benchmarks/pipeline.py

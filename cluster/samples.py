@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
+from cluster.errors import DataError
+from cluster.rows import row_dicts
 from detector.augment import mix, training_sample
 from detector.batch import Batch, Sample, collate
-from detector.image import open_image
+from detector.image import ImageError, open_image
 
 MIXING = ("mosaic", "mixup")
 """What is done to a batch and not to one picture."""
@@ -53,20 +57,23 @@ class Sampler:
     mirror_later: bool = False
     """Flips are left to the GPU, except where pictures are mixed before."""
 
-    def sample(self, row: dict[str, Any]) -> Sample:
+    def sample(self, row: dict[str, Any], out: Tensor | None = None) -> Sample:
+        """The picture is drawn on `out`, a place of its canvas in a batch, if one is given. `DataError` names a picture that cannot be decoded."""
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
-        return training_sample(
-            open_image(row["image"]),
-            boxes,
-            np.where(crowd, -1, labels),
-            row["image_id"],
-            canvas=self.canvases[row["canvas"]],
-            long_side=self.long_side,
-            generator=self.generator(row["image_id"], row["copy"]),
-            mirror_later=self.mirror_later and not self.mixing,
-            **{name: value for name, value in self.augmentation.items() if name not in MIXING},
-        )
+        with named(row):
+            return training_sample(
+                open_image(row["image"]),
+                boxes,
+                np.where(crowd, -1, labels),
+                row["image_id"],
+                canvas=self.canvases[row["canvas"]],
+                long_side=self.long_side,
+                generator=self.generator(row["image_id"], row["copy"]),
+                mirror_later=self.mirror_later and not self.mixing,
+                out=out,
+                **{name: value for name, value in self.augmentation.items() if name not in MIXING},
+            )
 
     def generator(self, image_id: int, copy: int) -> np.random.Generator:
         # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an image that is there once.
@@ -76,18 +83,18 @@ class Sampler:
     def mixing(self) -> bool:
         return any(self.augmentation.get(name) for name in MIXING)
 
-    def batch(self, samples: Sequence[Sample], copies: Sequence[int]) -> Batch:
-        """Samples of one canvas, with the number of the copy that each is, mixed where that is asked for and stacked."""
+    def batch(self, samples: Sequence[Sample], copies: Sequence[int], images: Tensor | None = None) -> Batch:
+        """Samples of one canvas, with the number of the copy that each is, mixed where that is asked for and stacked; `images` as of `collate`."""
         if self.mixing:
             settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
             generators = [self.generator(sample.image_id, copy) for sample, copy in zip(samples, copies, strict=True)]
             samples = mix(samples, generators=generators, **settings)
-        return collate(samples, classes=self.classes)
+        return collate(samples, classes=self.classes, images=images)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """`sample` for Ray Data, in tasks of their own: rows -> `SAMPLES`."""
         torch.set_num_threads(1)
-        return pa.Table.from_pylist([self.sent(row) for row in rows.to_pylist()], schema=SAMPLES)
+        return pa.Table.from_pylist([self.sent(row) for row in row_dicts(rows)], schema=SAMPLES)
 
     def sent(self, row: dict[str, Any]) -> dict[str, Any]:
         sample = self.sample(row)
@@ -101,13 +108,20 @@ class Sampler:
             "mirrored": sample.mirrored,
         }
 
-    def received(self, row: dict[str, Any]) -> Sample:
-        """The sample of a row of `SAMPLES`."""
+    def received(self, row: dict[str, Any], out: Tensor) -> Sample:
+        """The sample of a row of `SAMPLES`, its picture copied to `out`."""
         boxes, labels = row_boxes(row)
-        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
-        # Copied, because torch wants memory that may be written to.
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return Sample(image, boxes, labels, (row["height"], row["width"]), row["image_id"], row["mirrored"])
+        out.permute(1, 2, 0).numpy()[:] = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
+        return Sample(out, boxes, labels, (row["height"], row["width"]), row["image_id"], row["mirrored"])
+
+
+@contextmanager
+def named(row: dict[str, Any]) -> Iterator[None]:
+    """Whatever is wrong with the picture of a row is a `DataError` that says which it is."""
+    try:
+        yield
+    except ImageError as error:
+        raise DataError(f"{row['file_name']} (image_id {row['image_id']}): {error}; prepare the data set again") from error
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,13 +18,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from detector.batch import Sample, check_objects
+from detector.batch import Sample, check_objects, empty_canvases
 from detector.image import Jpeg, shrinkage
 
 PAD_PIXEL = (124, 116, 104)
 """The mean pixel: padding is close to zero after normalisation."""
+
+RESIZE = torch.ops.aten._upsample_bilinear2d_aa
+"""`torch.nn.functional.interpolate`, bilinear and antialiased, where both a size and a factor can be given, or the memory to write to."""
 
 CROP_TRIES = 40
 """Windows that the IoU crop looks at before it leaves a picture whole (torchvision's number of trials)."""
@@ -49,12 +51,18 @@ def padding(height: int, width: int) -> torch.Tensor:
 
 
 def place(
-    image_HW3: np.ndarray | Jpeg, *, canvas: tuple[int, int], scale: float, offset: tuple[int, int] = (0, 0)
+    image_HW3: np.ndarray | Jpeg,
+    *,
+    canvas: tuple[int, int],
+    scale: float,
+    offset: tuple[int, int] = (0, 0),
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, tuple[int, int], tuple[float, float]]:
     """Scale a picture, cut `offset` (y, x) px from its top left, and pad it to the canvas at the bottom and right.
 
     Returns the uint8 (3, H, W) canvas, channels-last as in a batch, the (height, width) px of the picture on it, and the exact (y, x) factors from
-    picture to canvas, which differ from `scale` by the rounding to whole pixels. `ImageError` for a JPEG that turns out to be damaged.
+    picture to canvas, which differ from `scale` by the rounding to whole pixels. `out` is the canvas if it is there already, whatever it shows: a
+    place in a batch. `ImageError` for a JPEG that turns out to be damaged.
     """
     height, width = image_HW3.shape[:2]
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
@@ -62,22 +70,29 @@ def place(
     if isinstance(image_HW3, Jpeg):
         shrink = shrinkage((height, width), (new_height, new_width))
         image_HW3 = image_HW3.pixels(shrink)
+    size = (min(canvas[0], new_height - offset[0]), min(canvas[1], new_width - offset[1]))
+    if out is None:
+        out = empty_canvases(1, canvas)[0]
+    if size != tuple(canvas):
+        out[:, size[0] :] = padding(*canvas)[:, size[0] :]
+        out[:, : size[0], size[1] :] = padding(*canvas)[:, : size[0], size[1] :]
     # A batch dimension that is there before the axes are permuted lets torch see that this is channels-last, and answer in it: 0.43 instead of
     # 0.65 ms from 480 x 640 to 384 x 512 px.
-    image = whole = torch.from_numpy(np.require(image_HW3, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
-    if (height / shrink, width / shrink) != (new_height, new_width):
-        # The last px of a shrunken side may be partly beyond the border; factors keep all others in their places. Torch rounds the new sides down,
-        # and a thousandth of a px more leaves none of them short.
-        factors = [(new_height + 1e-3) * shrink / height, (new_width + 1e-3) * shrink / width]
-        wanted = {"size": (new_height, new_width)} if shrink == 1 else {"scale_factor": factors}
-        image = F.interpolate(image, **wanted, mode="bilinear", antialias=True)
-    picture = image[0, :, offset[0] : min(offset[0] + canvas[0], new_height), offset[1] : min(offset[1] + canvas[1], new_width)]
-    size = (picture.shape[1], picture.shape[2])
-    if size == tuple(canvas) and image is not whole:
-        # Nothing to pad, and the memory is our own.
-        return picture, size, (new_height / height, new_width / width)
-    out = padding(*canvas).clone()
-    out[:, : size[0], : size[1]] = picture
+    image = torch.from_numpy(np.require(image_HW3, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
+    # Rows first, which lie in memory as they are added up, so that fewer are left for the other axis, and of those only what the canvas shows: 0.81
+    # instead of 0.93 ms for both at once from 480 x 640 to 384 x 512 px.
+    if height / shrink != new_height:
+        image = RESIZE(image, [new_height, image.shape[3]], False, new_height * shrink / height if shrink > 1 else None, None)
+    image = image[:, :, offset[0] : offset[0] + size[0]]
+    picture = out[:, : size[0], : size[1]]
+    if width / shrink != new_width:
+        wanted = ([size[0], new_width], False, None, new_width * shrink / width if shrink > 1 else None)
+        if new_width == canvas[1]:
+            # Its rows fill those of the canvas: written where they are to be.
+            RESIZE.out(image, *wanted, out=picture[None])
+            return out, size, (new_height / height, new_width / width)
+        image = RESIZE(image, *wanted)
+    picture[:] = image[0, :, :, offset[1] : offset[1] + size[1]]
     return out, size, (new_height / height, new_width / width)
 
 
@@ -103,6 +118,7 @@ def training_sample(
     scale_min: float = 1.0,
     scale_max: float = 1.0,
     short_sides: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
     min_visible: float = 0.25,
     iou_crop: float = 0.0,
     iou_minima: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
@@ -118,8 +134,8 @@ def training_sample(
     large-scale jitter of Ghiasi et al. (2021). With `short_sides` it is the paper's (section 4.1) instead: the shorter side becomes a whole number of
     px between the two, as far as the picture then fits, so that nothing is cropped.
     `flip`, `vertical_flip`, `iou_crop` and `photometric` are probabilities. With `mirror_later` a flip moves the boxes only, and the sample says that
-    its pixels are `mirrored`: `detector.batch.unmirrored` flips those of a whole batch, where a GPU holds it. What becomes of a box is said at
-    `cut_boxes`. `ValueError` for boxes that are not finite and labels below -1.
+    its pixels are `mirrored`: `detector.batch.unmirrored` flips those of a whole batch, where a GPU holds it. `out` is the memory of the sample's
+    picture, see `place`. What becomes of a box is said at `cut_boxes`. `ValueError` for boxes that are not finite and labels below -1.
     """
     check_objects(boxes_N4, labels_N, image_id)
     draw, crop_draw, colour_draw = generator.random(5), generator.random(2 + 4 * CROP_TRIES), generator.random(9)
@@ -138,7 +154,7 @@ def training_sample(
         scale = min(short / min(sides), scale)
     spare = [max(0, round(side * scale) - room) for side, room in zip(sides, canvas, strict=True)]
     offset = (int(draw[1] * (spare[0] + 1)), int(draw[2] * (spare[1] + 1)))
-    image, (height, width), (scale_y, scale_x) = place(image_HW3, canvas=canvas, scale=scale, offset=offset)
+    image, (height, width), (scale_y, scale_x) = place(image_HW3, canvas=canvas, scale=scale, offset=offset, out=out)
     moved = boxes_N4.astype(np.float32) * np.array([scale_x, scale_y] * 2, np.float32) - np.array([offset[1], offset[0]] * 2, np.float32)
     boxes, labels = cut_boxes(moved, labels_N, window=(0, 0, width, height), min_visible=min_visible)
 
@@ -166,10 +182,11 @@ def cut_boxes(
 
     A box is cut to the window. Under 1 px a side it is dropped; with less than `min_visible` of its area left it becomes an ignore region (-1).
     """
-    cut = boxes_N4.clip(np.array(window[:2] * 2, np.float32), np.array(window[2:] * 2, np.float32))
-    sides = cut[:, 2:] - cut[:, :2]
-    visible = sides.prod(axis=1) / np.maximum((boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(axis=1), 1e-6)
-    kept = (sides >= 1).all(axis=1)
+    # Plain operators: `clip`, `prod` and `all` take five times as long for the few boxes of a picture.
+    cut = np.minimum(np.maximum(boxes_N4, np.array(window[:2] * 2, np.float32)), np.array(window[2:] * 2, np.float32))
+    sides, before = cut[:, 2:] - cut[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
+    visible = sides[:, 0] * sides[:, 1] / np.maximum(before[:, 0] * before[:, 1], 1e-6)
+    kept = (sides[:, 0] >= 1) & (sides[:, 1] >= 1)
     return cut[kept], np.where(visible < min_visible, -1, labels_N)[kept].astype(np.int64)
 
 

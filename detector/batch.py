@@ -1,4 +1,4 @@
-"""Samples -> one Batch of fixed shapes. Shapes: B batch, G ground-truth slots, H W the canvas."""
+"""Samples -> one Batch of fixed shapes. Shapes: B batch, G ground-truth slots, M objects of all samples, H W the canvas."""
 
 from __future__ import annotations
 
@@ -103,29 +103,41 @@ def check_objects(boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, 
         raise ValueError(f"labels of image_id {image_id}, {bad}: must be {rule}; prepare the data set again, with the categories of the model")
 
 
-def collate(samples: Sequence[Sample], *, classes: int | None = None) -> Batch:
+def empty_canvases(count: int, canvas: tuple[int, int]) -> Tensor:
+    """uint8 (count, 3, H, W), channels-last, of no certain content. Numpy asks for large pages where a batch is large enough, torch does not."""
+    return torch.from_numpy(np.empty((count, *canvas, 3), np.uint8)).permute(0, 3, 1, 2)
+
+
+def collate(samples: Sequence[Sample], *, classes: int | None = None, images: Tensor | None = None) -> Batch:
     """Stack samples that share a canvas; the objects of a filler become nothing and its whole picture an ignore region.
 
+    `images` are the batch's `empty_canvases`, on which pictures may be drawn already: one whose sample lies there in its own place is not copied.
     `ValueError` for what `check_objects` finds, here because it is the last place where the numbers are on the CPU: in the loss a label too large is
     an index out of bounds, on a GPU an assertion that ends the process.
     """
-    for sample in samples:
-        check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
-    slots = -(-max(1, *(len(s.labels_N) for s in samples)) // SLOT_STEP) * SLOT_STEP
-    images = torch.empty((len(samples), *samples[0].image.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-    boxes = torch.zeros((len(samples), slots, 4))
-    labels = torch.full((len(samples), slots), -1, dtype=torch.int64)
-    for i, sample in enumerate(samples):
-        images[i] = sample.image
-        if sample.image_id < 0:
-            boxes[i, 0] = torch.tensor(EVERYTHING)
-        elif count := len(sample.labels_N):
-            boxes[i, :count] = torch.from_numpy(sample.boxes_N4)
-            labels[i, :count] = torch.from_numpy(sample.labels_N)
+    boxes_M4, labels_M = np.concatenate([sample.boxes_N4 for sample in samples]), np.concatenate([sample.labels_N for sample in samples])
+    try:
+        check_objects(boxes_M4, labels_M, -1, classes=classes)
+    except ValueError:
+        # Looked at one by one only where there is one to be named.
+        for sample in samples:
+            check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
+        raise
+    if images is None:
+        images = empty_canvases(len(samples), samples[0].image.shape[1:])
+    for place, sample in zip(images, samples, strict=True):
+        if place.data_ptr() != sample.image.data_ptr():
+            place[:] = sample.image
+    real, counts = np.array([sample.image_id >= 0 for sample in samples]), np.array([len(sample.labels_N) for sample in samples])
+    slots = -(-max(1, counts.max()) // SLOT_STEP) * SLOT_STEP
+    held_BG, held_M = np.arange(slots) < (counts * real)[:, None], real.repeat(counts)
+    boxes, labels = np.zeros((*held_BG.shape, 4), np.float32), np.full(held_BG.shape, -1, np.int64)
+    boxes[held_BG], labels[held_BG] = boxes_M4[held_M], labels_M[held_M]
+    boxes[~real, 0] = EVERYTHING
     return Batch(
         images=images,
-        boxes_BG4=boxes,
-        labels_BG=labels,
+        boxes_BG4=torch.from_numpy(boxes),
+        labels_BG=torch.from_numpy(labels),
         sizes_B2=torch.tensor([s.size for s in samples], dtype=torch.float32),
         image_ids=torch.tensor([s.image_id for s in samples], dtype=torch.int64),
         mirrored_B=torch.tensor([s.mirrored for s in samples]),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, iou_window, mix, mixup_of, mosaic_of, place, training_sample
-from detector.batch import Sample
+from detector.batch import Sample, empty_canvases
 from detector.image import Jpeg, decode_image, open_image
 
 RED = (255, 0, 0)
@@ -97,12 +97,13 @@ def test_place_gives_the_factors_that_rounding_leaves():
 def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_batch():
     for size, scale in (((120, 160), 0.8), ((120, 160), 0.3), ((40, 50), 1.9)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        expected = F.interpolate(
-            torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(),
-            size=[round(side * scale) for side in size],
-            mode="bilinear",
-            antialias=True,
-        )
+        height, width = (round(side * scale) for side in size)
+        whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+        # Rows first; each axis is rounded to whole numbers, so that both at once, columns first, differ by one at the most.
+        rows = F.interpolate(whole, size=(height, size[1]), mode="bilinear", antialias=True)
+        expected = F.interpolate(rows, size=(height, width), mode="bilinear", antialias=True)
+        at_once = F.interpolate(whole, size=(height, width), mode="bilinear", antialias=True)
+        assert (expected.int() - at_once.int()).abs().max() <= 1
         # Read-only, backwards in memory, or a part of another: an array is what it shows.
         frozen, backwards, part = image.copy(), image[::-1, ::-1].copy()[::-1, ::-1], np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6]
         frozen.flags.writeable = False
@@ -110,6 +111,30 @@ def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_bat
             out, shown, _ = place(given, canvas=(96, 128), scale=scale)
             assert torch.equal(out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]])
             assert out[None].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.9])
+def test_what_is_cut_off_changes_nothing_of_what_is_left(scale):
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    whole = place(image, canvas=(400, 400), scale=scale)[0]
+    spare = [max(0, round(side * scale) - room) for side, room in zip((120, 160), CANVAS, strict=True)]
+    for offset in ((0, 0), tuple(spare), (spare[0] // 2, 0), (0, spare[1] // 3)):
+        out, (height, width), _ = place(image, canvas=CANVAS, scale=scale, offset=offset)
+        assert torch.equal(out[:, :height, :width], whole[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width])
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_sample_drawn_in_its_place_of_a_batch_is_the_same(options):
+    batch = empty_canvases(3, CANVAS)
+    for size in ((300, 200), (97, 331), (96, 128), (192, 256), (50, 60)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        for seed in range(6):
+            batch[:] = 77
+            alone, drawn = (sample_of(image, [[5, 5, 40, 40]], seed=seed, out=out, **options) for out in (None, batch[1]))
+            assert torch.equal(drawn.image, alone.image) and torch.equal(batch[1], alone.image)
+            assert drawn.image.data_ptr() == batch[1].data_ptr()
+            # Nothing beside it is touched.
+            assert (batch[0] == 77).all() and (batch[2] == 77).all()
 
 
 def test_a_placed_picture_is_no_view_of_its_source():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from detector.augment import training_sample
-from detector.batch import SLOT_STEP, Sample, collate, unmirrored
+from detector.batch import SLOT_STEP, Sample, collate, empty_canvases, unmirrored
 
 
 def sample(objects: int, image_id: int, *, value: int = 0) -> Sample:
@@ -26,6 +28,23 @@ def test_everything_is_where_it_belongs():
     assert batch.boxes_BG4[2, 2].tolist() == [8, 9, 10, 11]
     assert (batch.labels_BG[1] == -1).all() and (batch.boxes_BG4[1] == 0).all()
     assert (batch.labels_BG.dtype, batch.boxes_BG4.dtype, batch.image_ids.dtype) == (torch.int64, torch.float32, torch.int64)
+
+
+def test_pictures_that_lie_in_the_batch_already_are_not_copied():
+    one, two = sample(1, 5, value=7), sample(0, 6, value=8)
+    images = empty_canvases(3, (32, 64))
+    images[0] = one.image
+    drawn = replace(one, image=images[0])
+    # A filler shows what lies elsewhere in the batch; another is not there at all.
+    batch = collate([drawn, two, replace(drawn, image_id=-1)], images=images)
+    expected = collate([one, two, replace(one, image_id=-1)])
+    assert batch.images.data_ptr() == images.data_ptr()
+    for name in batch.__dataclass_fields__:
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+    assert batch.images.is_contiguous(memory_format=torch.channels_last) and batch.images[:, 0, 0, 0].tolist() == [7, 8, 7]
+    # Where it lies there, nothing looks at it again.
+    images[0] = 9
+    assert collate([drawn], images=images[:1]).images[0, 0, 0, 0] == 9
 
 
 @pytest.mark.parametrize(("most", "slots"), [(0, 16), (1, 16), (16, 16), (17, 32), (40, 48)])

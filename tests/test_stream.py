@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cluster import ingest, plan
 from cluster.errors import DataError
-from cluster.shards import ShardSet, open_shard_set, read_rows
+from cluster.rows import row_dicts
+from cluster.shards import Row, ShardSet, open_shard_set, read_row_group, read_rows, shard_name, write_index, write_shard
 from cluster.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
 from detector.image import open_image
 from detector.predict import Predictor
@@ -185,6 +187,31 @@ def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_pa
     shard.write_bytes(bytes(data))
     with pytest.raises(DataError, match=rf"{shard.name}: is not the shard of the index"):
         list(stream(damaged, 0, 1).epoch(0, [(0, 24)]))
+
+
+@pytest.mark.parametrize("decode", ["threads", "tasks"])
+def test_a_picture_that_cannot_be_decoded_is_named(shard_set: ShardSet, tmp_path: Path, decode: str) -> None:
+    """Prepare leaves such pictures out; a set that was written by something else may hold one."""
+    rows = [Row(i, f"sub/{i}.jpg", b"\xff\xd8 no picture", 60, 80, np.zeros((0, 4)), [], [], [], 0, bytes(32)) for i in (8, 9)]
+    written = [write_shard(str(tmp_path), shard_name(0, 1), rows, row_group_rows=2)]
+    write_index(str(tmp_path), categories=shard_set.categories, shards=written, counts={"images": 2}, source_digest="0" * 64)
+    unreadable = open_shard_set(str(tmp_path))
+    refusal = r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
+    with pytest.raises(DataError, match=refusal):
+        list(Stream(unreadable, rank=0, batches=[2], canvases=[CANVAS], seed=0, decode=decode).epoch(0, [(0, 2)]))
+    if decode == "threads":
+        with pytest.raises(DataError, match=refusal):
+            list(evaluation_batches(unreadable, rank=0, ranks=1, batch=2, canvases=[CANVAS]))
+
+
+def test_rows_are_those_of_the_table(shard_set: ShardSet) -> None:
+    table = pa.concat_tables([read_row_group(shard_set.locate_group(group)) for group in (0, 1)]).slice(1, 7)
+    found = list(row_dicts(table))
+    for row, plain in zip(found, table.to_pylist(), strict=True):
+        assert list(row) == list(plain)
+        assert row["boxes"].shape == (len(plain["boxes"]), 4) and isinstance(row["labels"], np.ndarray)
+        assert {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()} == plain
+    assert len({len(row["boxes"]) for row in found}) > 1
 
 
 def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:

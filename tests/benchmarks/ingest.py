@@ -1,11 +1,12 @@
 """The training stream beside plain threads, torch's DataLoader and the decoder alone, in one run on the same shards.
 
-    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --train]
+    python tests/benchmarks/ingest.py [--images 2000 --rounds 3 --data s3://bucket/prefix --parts rates epochs train]
 
 640x480 JPEGs of about 100 kB, decoded, scaled to a 384x512 canvas, flipped at random, in batches of 16, for one rank with two threads. Rounds are
 interleaved; the figures are medians with their spread. CPU seconds are those of this process and all below it, so Ray's own are counted. With --data
 the shards are put there and read from there (the AWS_ variables say where that is: a Ceph gateway from tests/ceph_gateway.py, or in front of it
-tests/faulty_s3.py, which adds latency and errors). --train adds training steps on the stream beside the same steps on one batch in memory.
+tests/faulty_s3.py, which adds latency and errors). Of the parts, `rates` compares whole epochs, `epochs` shows first batches, gaps and memory over
+--epochs epochs, and `train` runs training steps on the stream beside the same steps on one batch in memory.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def units_of(shard_set: shards.ShardSet, epoch: int) -> list[plan.Unit]:
 
 
 def marked(table) -> list[dict]:
-    return [{**row, "copy": 0, "canvas": 0} for row in table.to_pylist()]
+    return [{**row, "copy": 0, "canvas": 0} for row in rows.row_dicts(table)]
 
 
 def threads_alone(shard_set: shards.ShardSet, epoch: int) -> Iterator[Batch]:
@@ -174,7 +175,9 @@ def count_of(batches: Iterator[Batch]) -> int:
 
 
 def stream_of(shard_set: shards.ShardSet, **settings) -> Stream:
-    return Stream(shard_set, rank=0, ranks=1, batch=BATCH, canvases=[CANVAS], seed=0, augmentation={"flip": 0.5}, threads=THREADS, **settings)
+    return Stream(
+        shard_set, rank=0, **{"batches": [BATCH], "canvases": [CANVAS], "seed": 0, "augmentation": {"flip": 0.5}, "threads": THREADS} | settings
+    )
 
 
 def table(results: dict[str, list[tuple[float, float]]], *, base: str) -> None:
@@ -193,18 +196,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="epochs over which the memory is watched; 0: none")
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--data", help="s3://bucket/prefix for the shards; unset: a local folder")
-    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=("rates", "epochs", "train"), default=["rates", "epochs"])
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         uri = given.data or folder
         shard_set = write_set(uri, given.images)
         session.connect()
-        compare(shard_set, folder, given.rounds)
-        epochs(shard_set, given.epochs)
-        if given.train:
+        if "rates" in given.parts:
+            compare(shard_set, folder, given.rounds)
+        if "epochs" in given.parts:
+            epochs(shard_set, given.epochs)
+        if "train" in given.parts:
             train(shard_set, given.rounds)
         if given.data:
             storage.delete_folder(uri)
@@ -217,7 +222,8 @@ def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
     start = "spawn" if shard_set.uri.startswith(storage.S3) else "fork"
     settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
     loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings)
-    for number, row in enumerate(rows.iterate(rows.all_rows(shard_set))):
+    every_row = rows.planned_rows(shard_set, plan.units(np.arange(shard_set.num_rows), shard_set.rows_per_group))
+    for number, row in enumerate(rows.iterate(every_row)):
         with open(os.path.join(folder, f"{number}.jpg"), "wb") as file:
             file.write(row["image"])
     usual = torch.utils.data.DataLoader(Files(folder, shard_set.num_rows), batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
@@ -269,29 +275,30 @@ def epochs(shard_set: shards.ShardSet, count: int) -> None:
 
 
 def train(shard_set: shards.ShardSet, rounds: int) -> None:
-    """The same training step on the stream and on one batch in memory."""
+    """The same training steps on the stream and on one batch in memory: a step of seconds, and one that asks for ten times as many pictures."""
     import step
 
     torch.set_num_threads(THREADS)
-    small = stream_of(shard_set)
-    small.batch = 4
-    batch = next(small.epoch(0, [(0, small.places)]))
-    results: dict[str, list[tuple[float, float]]] = {"one batch in memory": [], "the stream": []}
-    one = step.our_step(batch, backbone="resnet18", classes=3, amp=True, width=128, head_norm="group")
-    for number in range(rounds + 1):
-        batches = small.epoch(number, [(0, 80)])
-        for name in results:
+    for canvas, width, steps in ((CANVAS, 128, 4), ((192, 256), 64, 20)):
+        small = stream_of(shard_set, batches=[4], canvases=[canvas])
+        batch = next(small.epoch(0, [(0, small.places)]))
+        results: dict[str, list[tuple[float, float]]] = {"one batch in memory": [], "the stream": []}
+        one = step.our_step(batch, backbone="resnet18", classes=3, amp=True, width=width, head_norm="group")
+        for number in range(rounds + 1):
+            batches = small.epoch(number, [(0, 4 * steps)])
+            for name in results:
 
-            def run(name: str = name, batches: Iterator[Batch] = batches) -> int:
-                for _ in range(20):
-                    one(batch if name == "one batch in memory" else next(batches))
-                return 80
+                def run(name: str = name, batches: Iterator[Batch] = batches, batch: Batch = batch, one: Callable = one, steps: int = steps) -> int:
+                    for _ in range(steps):
+                        one(batch if name == "one batch in memory" else next(batches))
+                    return 4 * steps
 
-            measured = measure(run)
-            if number:
-                results[name].append(measured)
-        batches.close()
-    table(results, base="one batch in memory")
+                measured = measure(run)
+                if number:
+                    results[name].append(measured)
+            batches.close()
+        print(f"\ntraining, ResNet-18, {width} channels, {canvas[1]}x{canvas[0]}, {steps} steps of 4 images")
+        table(results, base="one batch in memory")
 
 
 if __name__ == "__main__":

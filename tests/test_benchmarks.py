@@ -1,0 +1,103 @@
+"""Benchmarks are run by hand and seldom; here each is imported, and what it calls of the project is held against the signatures of today."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
+FLOORS = ("detector", "cluster", "tune", "pipelines", "tests")
+
+
+def ours(thing: Any) -> bool:
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return isinstance(name, str) and name.split(".")[0] in FLOORS
+
+
+def names_of(tree: ast.Module, module: ModuleType) -> dict[str, Any]:
+    """The module's names and those that its functions import; what a function gives a value of its own is left out."""
+    found = dict(vars(module))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in FLOORS:
+            source = importlib.import_module(node.module)
+            for alias in node.names:
+                # A submodule is no attribute of its package before it is imported.
+                if not hasattr(source, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                found[alias.asname or alias.name] = getattr(source, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            found.pop(node.arg, None)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and not node.id.isupper():
+            found.pop(node.id, None)
+    return found
+
+
+def uses(tree: ast.Module, names: dict[str, Any]) -> Iterator[tuple[Callable[..., Any], ast.Call]]:
+    """Every call of something of ours that is named by the module. An attribute that a module of ours does not have is an AttributeError."""
+
+    def thing(node: ast.expr) -> Any:
+        if isinstance(node, ast.Name):
+            return names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            owner = thing(node.value)
+            return getattr(owner, node.attr) if (isinstance(owner, ModuleType | type)) and ours(owner) else None
+        return None
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            thing(node)
+        elif isinstance(node, ast.Call) and callable(called := thing(node.func)) and ours(called):
+            yield called, node
+
+
+def check(path: Path, module: ModuleType) -> int:
+    """The number of calls that were held against their signatures; `TypeError` or `AttributeError` for one that would fail."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    count = 0
+    for called, node in uses(tree, names_of(tree, module)):
+        open_ended = any(isinstance(value, ast.Starred) for value in node.args) or any(word.arg is None for word in node.keywords)
+        signature = inspect.signature(called)
+        try:
+            (signature.bind_partial if open_ended else signature.bind)(
+                *(value for value in node.args if not isinstance(value, ast.Starred)), **{word.arg: word for word in node.keywords if word.arg}
+            )
+        except TypeError as error:
+            raise TypeError(f"{path.name}:{node.lineno}: {ast.unparse(node)[:80]}: {error}") from None
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_calls_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One benchmark may take another's functions by its bare name, as when it is started as a script.
+    monkeypatch.syspath_prepend(str(path.parent))
+    assert check(path, importlib.import_module(f"tests.benchmarks.{path.stem}")) > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("from cluster.stream import Stream\nStream(None, rank=0, ranks=1, **{})", "ranks"),
+        ("from detector.batch import collate\ncollate()", "samples"),
+        ("from cluster import rows\nrows.no_such_name", "no_such_name"),
+        ("def main():\n    from detector import batch\n    batch.collate([], size=3)", "size"),
+    ],
+)
+def test_a_call_that_would_fail_is_found(source: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "stale.py"
+    path.write_text(source)
+    module = ModuleType("stale")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ImportFrom):
+            exec(ast.unparse(statement), vars(module))
+    with pytest.raises((TypeError, AttributeError), match=complaint):
+        check(path, module)
