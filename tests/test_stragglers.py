@@ -11,7 +11,6 @@ from cluster import stragglers
 from cluster.progress import Progress, track
 from cluster.stragglers import Stragglers
 
-
 START = {
     "kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1, "batch": 8, "parts": 1, "precision": "float32",
 }  # fmt: skip
