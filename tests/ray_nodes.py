@@ -59,7 +59,8 @@ class Nodes:
 
     def start(self, name: str, *options: str) -> None:
         """Start a node and wait until it is up. Ray gives it a fixed 30 s, which two busy cores do not always manage: then it is started again."""
-        before, until = self.alive(), time.monotonic() + UP_SECONDS
+        # Before there is a head, the question alone takes half a minute.
+        before, until = self.alive() if self.processes else set(), time.monotonic() + UP_SECONDS
         while time.monotonic() < until:
             self.spawn(name, *options)
             while self.processes[name].poll() is None and time.monotonic() < until:

@@ -1,12 +1,12 @@
 """Seconds from a fault to the next training step, and where they go, beside a bare Ray Train job that loses a worker.
 
-    python tests/benchmarks/reliability.py [--rounds 3 --faults bare,worker,all,driver,node,hang]
+    python tests/benchmarks/reliability.py [--rounds 3 --faults bare,worker,all,driver,start,node,hang]
 
 A tiny network on synthetic pictures, two workers, a checkpoint every 16 images. Each round types `python -m pipelines.train`, waits for a checkpoint
 and a step more, and then: kills a worker, kills all, kills the driver and types the command again, kills a node (of two, on a cluster of three
-raylets) with one worker as the least, or stops a worker that must make a step in 12 seconds. The lines of the training tell the time: until the
-failure was noticed, until new workers were there, until they had their state, until the first step was done. The bare job does what Ray's
-documentation shows: a checkpoint by `ray.train.report`, a restart by `FailureConfig`.
+raylets) with one worker as the least, or stops a worker that must make a step in 12 seconds. `start` kills nothing and types the command the first
+time. The lines of the training tell the time: until the failure was noticed, until new workers were there, until they had their state, until the
+first step was done. The bare job does what Ray's documentation shows: a checkpoint by `ray.train.report`, a restart by `FailureConfig`.
 """
 
 from __future__ import annotations
@@ -159,6 +159,14 @@ def driver(folder: str, name: str) -> dict[str, float]:
     return found
 
 
+def start(folder: str, name: str) -> dict[str, float]:
+    began = time.time()
+    run = Training(folder, name)
+    found = run.parts(began)
+    run.end()
+    return found
+
+
 def node(folder: str, name: str) -> dict[str, float]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -179,6 +187,7 @@ FAULTS = {
     "worker": ("one worker killed", with_workers(signal.SIGKILL, 1)),
     "all": ("all workers killed", with_workers(signal.SIGKILL, 0, 1)),
     "driver": ("driver killed, the command typed again", driver),
+    "start": ("the command typed the first time", start),
     "node": ("a node killed, 1..2 workers", node),
     "hang": ("a worker stopped, 12 s allowed", with_workers(signal.SIGSTOP, 1, hang_minutes=0.2)),
 }
