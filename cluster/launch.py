@@ -233,7 +233,8 @@ def evaluation_place(config: TrainConfig) -> str:
 
     if config.training.evaluation != "auto":
         return config.training.evaluation
-    free, asked = ray.available_resources(), needs(config, evaluation="beside")
+    # All workers: one that comes later would find an evaluation in its place.
+    free, asked = ray.available_resources(), needs(config, workers=config.training.workers, evaluation="beside")
     return "beside" if all(free.get(name, 0.0) + 1e-6 >= asked[name] for name in asked) else "between"
 
 
@@ -247,13 +248,13 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
     return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
 
 
-def needs(config: TrainConfig, *, evaluation: str | None = None) -> dict[str, float]:
-    """CPUs and GPUs that a whole training books, with as few workers as it may have and with an evaluation beside it where it is `beside`; tasks that
-    decode need a core, and a share to read, of their own.
+def needs(config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None) -> dict[str, float]:
+    """CPUs and GPUs that a training books: with so many `workers`, unset as few as it may have, and with an evaluation beside it where that is
+    `beside`; tasks that decode need a core, and a share to read, of their own.
     """
-    fewest = {"workers": config.training.min_workers or config.training.workers}
+    number = {"workers": workers or config.training.min_workers or config.training.workers}
     beside = (evaluation or config.training.evaluation) == "beside"
-    shares = [workers_share(config) | fewest, *([config.evaluation_share] if beside else [])]
+    shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
     return {
         "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares)
         + (config.training.decode == "tasks") * (1 + READ_CPUS),

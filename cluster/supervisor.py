@@ -119,7 +119,6 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             # Ray Train 2.60 asks for a decision again at once, with a core of its own.
             time.sleep(1)
 
-
     def look_again(self) -> None:
         """Have the nodes counted now: Ray counts them every 20 s, and a group of the size that a lost node allowed would be waited for in vain."""
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):

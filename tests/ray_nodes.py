@@ -22,7 +22,7 @@ from typing import Self
 import ray
 from ray._raylet import GcsClient
 
-UP_SECONDS = 120.0
+UP_SECONDS = 180.0
 
 
 def free_port() -> int:
@@ -41,13 +41,13 @@ class Nodes:
         self.port = free_port()
 
     def __enter__(self) -> Self:
-        self.stack = contextlib.ExitStack()
-        # Short, for the names of sockets.
-        self.folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
-        self.stack.callback(self.end_all)
-        ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
-        self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
-        self.wait_for(1)
+        with contextlib.ExitStack() as stack:
+            # Short, for the names of sockets.
+            self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
+            stack.callback(self.end_all)
+            ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
+            self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,40 +58,45 @@ class Nodes:
         return f"127.0.0.1:{self.port}"
 
     def start(self, name: str, *options: str) -> None:
+        """Start a node and wait until it is up. Ray gives it a fixed 30 s, which two busy cores do not always manage: then it is started again."""
+        # Before there is a head, the question alone takes half a minute.
+        before, until = self.alive() if self.processes else set(), time.monotonic() + UP_SECONDS
+        while time.monotonic() < until:
+            self.spawn(name, *options)
+            while self.processes[name].poll() is None and time.monotonic() < until:
+                if self.alive() - before:
+                    return
+                time.sleep(0.5)
+            self.kill(name)
+        raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
+
+    def spawn(self, name: str, *options: str) -> None:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         command += ["--object-store-memory=150000000", f"--dashboard-agent-listen-port={free_port()}", *options]
         with open(f"{self.folder}/{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def add(self, name: str, *, cpus: float) -> None:
-        before = self.alive()
         self.start(name, f"--address={self.address}", f"--num-cpus={cpus}")
-        self.wait_for(before + 1)
 
-    def alive(self) -> int:
+    def alive(self) -> set[ray.NodeID]:
         """Nodes that are up. Asked of the control store itself: this process may be connected to another cluster."""
         try:
-            nodes = GcsClient(address=self.address).get_all_node_info(timeout=2).values()
+            nodes = GcsClient(address=self.address).get_all_node_info(timeout=2)
         except ray.exceptions.RpcError:
-            return 0
-        return sum(node.state == 0 for node in nodes)
-
-    def wait_for(self, nodes: int) -> None:
-        until = time.monotonic() + UP_SECONDS
-        while time.monotonic() < until:
-            if self.alive() >= nodes:
-                return
-            time.sleep(0.5)
-        raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
+            return set()
+        return {node_id for node_id, node in nodes.items() if node.state == 0}
 
     def kill(self, name: str) -> None:
         """As when its machine is taken away: the raylet and all it started, at once."""
         process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def end_all(self) -> None:
         for process in self.processes.values():
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         for process in self.processes.values():
             process.wait(timeout=60)

@@ -13,10 +13,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ray_nodes import Nodes
 from test_integration_launch import environment
 
 from cluster import launch, run_folder, storage
+from cluster.checkpoints import fetch
 from cluster.errors import DiskFull, PlainError
 from cluster.shards import Row, open_shard_set, read_rows, write_index, write_shard
 from cluster.train_config import TrainConfig
@@ -119,6 +121,14 @@ def test_workers_that_die_or_hang_cost_no_image(data: dict[str, str], untouched:
     assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
 
+def test_a_worker_alone_goes_on_to_the_same_bits(data: dict[str, str]) -> None:
+    whole, config = configured(data, "alone", workers=1), configured(data, "alone-killed", workers=1)
+    Watched(whole)
+    run = Watched(config, send(signal.SIGKILL, 0))
+    assert run.error is None and len(run.of("resume")) == 1
+    assert last_weights(config) == last_weights(whole)
+
+
 def test_one_rank_raises_and_the_others_stop_with_its_traceback(data: dict[str, str]) -> None:
     """A picture that is none, in rank 1's half of the epoch, in a set that was not made by prepare. Without an end of the others' waiting this test
     would take the half hour of torch's timeout.
@@ -186,42 +196,47 @@ def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole
     assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
 
-class CheckpointsAway(Rule):
-    """While `on`, no object of a checkpoint can be written; `refused` counts the tries."""
+class Away(Rule):
+    """Between `begin` and `end`, every request whose path has `where` in it meets the fault; `met` counts them."""
 
-    on, refused = False, 0
+    where, met = None, 0
+
+    def begin(self, fault: str, where: str) -> None:
+        self.fault, self.where, self.met = fault, where, 0
+
+    def end(self) -> None:
+        self.where = None
 
     def applies(self, method: str, path: str) -> bool:
-        refused = self.on and method in ("PUT", "POST") and "/checkpoints/" in path
-        self.refused += refused
-        return refused
+        meets = self.where is not None and self.where in path
+        self.met += meets
+        return meets
 
 
-@pytest.mark.parametrize("rule", [CheckpointsAway("answer"), CheckpointsAway("stall", seconds=5)], ids=["503", "stalls"])
-def test_training_goes_on_while_storage_is_away(data: dict[str, str], bucket: str, tmp_path: Path, rule: CheckpointsAway) -> None:
-    """From the first checkpoint to the last epoch but one storage takes no checkpoint. The driver has a Ray of its own, whose workers go through the
-    proxy.
+def test_training_goes_on_while_storage_is_away(data: dict[str, str], bucket: str, tmp_path: Path) -> None:
+    """For some steps storage takes no checkpoint and says so, then it takes them and says nothing, then it is gone for a minute: no workers are
+    restarted, and after each the next checkpoint arrives. The driver has a Ray of its own, whose workers go through the proxy.
     """
-    meanwhile, seen = [], []
+    rule = Away("answer", seconds=5)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
-        flags = flags_of(data, "away", f"{bucket}/store", tmp_path, epochs=4, checkpoint_folder=str(tmp_path / "waiting"))
-        with started(flags, AWS_ENDPOINT_URL=proxy.url) as driver:
-            for line in driver.stdout:
-                seen.append(line)
-                if rule.on:
-                    meanwhile.append(line)
-                if " checkpoint s3://" in line and not meanwhile:
-                    rule.on = True
-                if "images       72/" in line:
-                    rule.on = False
-    text = "".join(seen)
-    assert driver.returncode == 0, text
-    assert rule.refused and sum("img/s" in line for line in meanwhile) > 8 and not any(" checkpoint s3://" in line for line in meanwhile), text
-    run = f"{bucket}/store/runs/away"
-    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 96, "epochs": 4}
-    assert run_folder.checkpoints(run)[-1].endswith(f"images-{96:012d}")
-    # One group of workers from the beginning to the end.
-    assert text.count("training on 2 workers") == 1
+        training = {"epochs": 500, "evaluate_every": 500, "keep_checkpoints": 2, "checkpoint_folder": str(tmp_path / "waiting")}
+        flags = flags_of(data, "away", f"{bucket}/store", tmp_path, **training)
+        with Typed(flags, AWS_ENDPOINT_URL=proxy.url) as driver:
+            driver.until(" checkpoint s3://")
+            for fault, where, seconds in (("answer", "/checkpoints/", 0), ("stall", "/checkpoints/", 0), ("reset", "", 60)):
+                rule.begin(fault, where)
+                over = time.monotonic() + seconds
+                driver.until("img/s", times=10)
+                while time.monotonic() < over:
+                    driver.until("img/s")
+                assert rule.met, fault
+                rule.end()
+                driver.until(" checkpoint s3://")
+            driver.interrupt()
+    assert driver.text.count("training on 2 workers") == 1, driver.text
+    newest = run_folder.checkpoints(f"{bucket}/store/runs/away")[-1]
+    assert newest >= re.findall(r" checkpoint (s3://\S+)", driver.text)[-1]
+    fetch(newest, str(tmp_path / "fetched"))
 
 
 def flags_of(data: dict[str, str], name: str, store: str, tmp_path: Path, **training: Any) -> list[str]:
@@ -231,29 +246,71 @@ def flags_of(data: dict[str, str], name: str, store: str, tmp_path: Path, **trai
     return ["--config", str(recipe), *places, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
 
 
-def started(flags: list[str], *, patch: str = "", **changes: str) -> subprocess.Popen:
-    """`python -m pipelines.train`, with `patch` run before it."""
-    command = [sys.executable, "-c", f"{patch}\nimport runpy; runpy.run_module('pipelines.train', run_name='__main__', alter_sys=True)", *flags]
-    env = environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **changes)
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+class Typed:
+    """`python -m pipelines.train`, with `patch` run before it, and its lines."""
+
+    def __init__(self, flags: list[str], *, patch: str = "", **changes: str):
+        command = [sys.executable, "-c", f"{patch}\nimport runpy; runpy.run_module('pipelines.train', run_name='__main__', alter_sys=True)", *flags]
+        env = environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **changes)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.communicate()
+
+    def until(self, words: str, *, times: int = 1) -> None:
+        """So many more lines with these words."""
+        for line in self.process.stdout:
+            self.text += line
+            times -= words in line
+            if not times:
+                return
+        raise AssertionError(f"{words}: the driver ended with {self.process.wait()}\n{self.text}")
+
+    def ends(self) -> int:
+        self.text += self.process.stdout.read()
+        return self.process.wait()
+
+    def interrupt(self) -> None:
+        self.process.terminate()
+        assert self.ends() == 5, self.text
 
 
 def test_a_second_driver_of_the_same_run_is_refused(data: dict[str, str], tmp_path: Path) -> None:
     flags = flags_of(data, "held", data["folder"], tmp_path, epochs=500, evaluate_every=500)
-    with started(flags) as first:
-        for line in first.stdout:
-            if "img/s" in line:
-                break
+    with Typed(flags) as first:
+        first.until("img/s")
         again = [sys.executable, "-m", "pipelines.train", *flags]
         second = subprocess.run(again, cwd=ROOT, env=environment(), capture_output=True, text=True)
         assert second.returncode == 2
-        assert re.search(rf"error: .*runs/held: \S+ \(pid {first.pid}\) has trained it since .* UTC; wait for its end", second.stderr)
-        assert first.poll() is None
-        first.send_signal(signal.SIGTERM)
-        first.stdout.read()
-    assert first.returncode == 5
+        assert re.search(rf"error: .*runs/held: \S+ \(pid {first.process.pid}\) has trained it since .* UTC; wait for its end", second.stderr)
+        assert first.process.poll() is None
+        first.interrupt()
     # Its end frees the run.
     assert run_folder.read(f"{data['folder']}/runs/held", "driver.json") is None
+
+
+def test_a_killed_driver_costs_no_image(data: dict[str, str], untouched: dict[str, bytes], ray_cluster: str, tmp_path: Path) -> None:
+    """The same command goes on, in the same MLflow run, which has every step at the end."""
+    flags = [*flags_of(data, "killed", data["folder"], tmp_path), "--ray.address", ray_cluster]
+    with Typed(flags, RAY_AUTH_MODE="disabled") as driver:
+        driver.until(" checkpoint ")
+        driver.process.kill()
+    with Typed(flags, RAY_AUTH_MODE="disabled") as driver:
+        assert driver.ends() == 0, driver.text
+    assert "continuing from" in driver.text
+    config = configured(data, "killed")
+    assert last_weights(config) == untouched
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED" and run.info.run_id == run_folder.read(config.run_uri, run_folder.TRACKING)["run_id"]
+    assert {metric.step for metric in client.get_metric_history(run.info.run_id, "train/box")} == set(range(4, 49, 4))
 
 
 @pytest.fixture
@@ -268,29 +325,18 @@ def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path:
         nodes.add(name, cpus=1)
     flags = flags_of(data, "elastic", data["folder"], tmp_path, epochs=500, evaluate_every=500, min_workers=1, checkpoint_images=16)
     patch = "from cluster import launch; launch.RESIZE_LOOK_S = 5.0"
-    seen: list[str] = []
-    with started([*flags, "--ray.address", nodes.address], patch=patch) as driver:
-
-        def until(words: str, *, steps: int = 0) -> None:
-            """The next line with these words, then so many lines of steps."""
-            for line in driver.stdout:
-                seen.append(line)
-                if words in line:
-                    break
-            else:
-                raise AssertionError(f"{words}: the driver ended with {driver.wait()}\n{''.join(seen)}")
-            for _ in range(steps):
-                until("img/s")
-
-        until("training on 2 workers", steps=6)
+    with Typed([*flags, "--ray.address", nodes.address], patch=patch) as driver:
+        driver.until("training on 2 workers")
+        driver.until("img/s", times=6)
         nodes.kill("second")
-        until("training on 1 workers, 1 threads each, 4 images a step in 2 parts", steps=4)
+        driver.until("training on 1 workers")
+        assert "4 images a step in 2 parts" in driver.text
+        driver.until("img/s", times=4)
         nodes.add("second", cpus=1)
-        until("1 workers become 2, from the checkpoint just taken")
-        until("training on 2 workers", steps=6)
-        driver.send_signal(signal.SIGTERM)
-        seen.append(driver.stdout.read())
-    assert driver.returncode == 5, "".join(seen)
+        driver.until("1 workers become 2, from the checkpoint just taken")
+        driver.until("training on 2 workers")
+        driver.until("img/s", times=6)
+        driver.interrupt()
     run = f"{data['folder']}/runs/elastic"
     states = [storage.read_json(f"{uri}/state.json") for uri in run_folder.checkpoints(run)]
     assert [ranks for ranks, _ in itertools.groupby(state["ranks"] for state in states)] == [2, 1, 2]
@@ -298,20 +344,17 @@ def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path:
         # 24 images an epoch; what is left of it are exactly those that were not seen.
         assert state["images_seen"] == 24 * (state["epoch"] + 1) - sum(stop - start for start, stop in state["left"])
     # Every start goes on at a checkpoint's images seen.
-    starts = [int(found) for found in re.findall(r"; (\d+) of 12000 images seen", "".join(seen))]
+    starts = [int(found) for found in re.findall(r"; (\d+) of 12000 images seen", driver.text)]
     assert len(starts) == 3 and set(starts[1:]) <= {state["images_seen"] for state in states}
 
 
 def test_nodes_that_do_not_come_end_the_wait_in_one_line(data: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("only", cpus=2)
     flags = flags_of(data, "waiting", data["folder"], tmp_path, epochs=500, evaluate_every=500, wait_minutes=0.5)
-    with started([*flags, "--ray.address", nodes.address]) as driver:
-        seen = []
-        for line in driver.stdout:
-            seen.append(line)
-            if "images       12/" in line:
-                nodes.kill("only")
-    text = "".join(seen)
-    assert driver.returncode == 1, text
-    assert "waiting for 2 workers of 0.5 CPUs since" in text
-    assert "error: training waiting stopped: no room for 2 workers of 0.5 CPUs in 0.5 minutes (training.wait_minutes)" in text
+    with Typed([*flags, "--ray.address", nodes.address]) as driver:
+        driver.until("images       12/")
+        nodes.kill("only")
+        assert driver.ends() == 1, driver.text
+    assert "waiting for 2 workers of 0.5 CPUs since" in driver.text
+    ended = "error: training waiting stopped: no room for 2 workers of 0.5 CPUs in 0.5 minutes (training.wait_minutes)"
+    assert ended in driver.text

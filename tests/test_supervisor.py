@@ -19,10 +19,10 @@ from cluster.failures import RetriesSpent, culprit, plain_failure, what_happened
 from cluster.supervisor import Supervisor
 from detector.step import NonFiniteLoss
 
-DIED, GONE = (
-    WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg=message))
-    for message in ("The actor is dead because its worker process has died.", "The actor died because its node has died.")
+DIED = WorkerHealthCheckFailedError(
+    "A worker health check failed.", RayActorError(error_msg="The actor is dead because its worker process has died.")
 )
+GONE = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg="The actor died because its node has died."))
 LEFT_ALONE = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
 
 

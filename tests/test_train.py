@@ -338,6 +338,9 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
         ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 3.0}, "beside"),
         ({"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0}, {"CPU": 64.0, "GPU": 2.0}, "beside"),
         ({"evaluation": "auto", "evaluation_workers": 3}, {"CPU": 4.0}, "between"),
+        # One worker would do and 0.75 CPUs are free beside the evaluation; the second may come any time, and books those.
+        ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.25}, "between"),
+        ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.5}, "beside"),
     ],
 )
 def test_checkpoints_are_scored_beside_training_where_there_is_room(
@@ -348,6 +351,13 @@ def test_checkpoints_are_scored_beside_training_where_there_is_room(
     monkeypatch.setattr(ray, "available_resources", lambda: free)
     chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
     assert launch.evaluation_place(chosen) == place
+
+
+def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
+    chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}})
+    assert launch.needs(chosen) == {"CPU": 0.75, "GPU": 0}
+    assert launch.needs(chosen, workers=2) == {"CPU": 1.5, "GPU": 0}
+    assert launch.needs(chosen, workers=2, evaluation="beside") == {"CPU": 2.5, "GPU": 0}
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -1,12 +1,12 @@
 """Seconds from a fault to the next training step, and where they go, beside a bare Ray Train job that loses a worker.
 
-    python tests/benchmarks/reliability.py [--rounds 3 --faults worker,all,driver,node,hang]
+    python tests/benchmarks/reliability.py [--rounds 3 --faults bare,worker,all,driver,start,node,hang]
 
 A tiny network on synthetic pictures, two workers, a checkpoint every 16 images. Each round types `python -m pipelines.train`, waits for a checkpoint
 and a step more, and then: kills a worker, kills all, kills the driver and types the command again, kills a node (of two, on a cluster of three
-raylets) with one worker as the least, or stops a worker that must make a step in 12 seconds. The lines of the training tell the time: until the
-failure was noticed, until new workers were there, until they had their state, until the first step was done. The bare job does what Ray's
-documentation shows: a checkpoint by `ray.train.report`, a restart by `FailureConfig`.
+raylets) with one worker as the least, or stops a worker that must make a step in 12 seconds. `start` kills nothing and types the command the first
+time. The lines of the training tell the time: until the failure was noticed, until new workers were there, until they had their state, until the
+first step was done. The bare job does what Ray's documentation shows: a checkpoint by `ray.train.report`, a restart by `FailureConfig`.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ TorchTrainer(work, scaling_config=ScalingConfig(num_workers=2, resources_per_wor
 """
 
 
-def bare(folder: str, round_: int) -> float:
-    mark, script = f"{folder}/bare-{round_}", f"{folder}/bare.py"
+def bare(folder: str, name: str) -> dict[str, float]:
+    mark, script = f"{folder}/{name}", f"{folder}/{name}.py"
     with open(script, "w") as file:
         file.write(BARE.format(mark=mark, folder=folder))
     subprocess.run([sys.executable, script], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return os.path.getmtime(mark + "-stepped") - os.path.getmtime(mark + "-killed")
+    return {"all": os.path.getmtime(mark + "-stepped") - os.path.getmtime(mark + "-killed")}
 
 
-def prepare(folder: str) -> None:
-    coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", "64", "--val", "4"]
-    subprocess.run(coco, cwd=ROOT, check=True)
+def prepare(folder: str, *, train: int, val: int) -> None:
+    coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(train), "--val", str(val)]
+    subprocess.run(coco, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     for split in ("train", "val"):
         source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]
         verb = [sys.executable, "-m", "pipelines.prepare", *source, "--output", f"{folder}/shards/{split}", "--row_group_rows", "8"]
@@ -100,7 +100,8 @@ class Training:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True)
 
     def lines(self) -> Iterator[tuple[float, str]]:
         for line in self.process.stdout:
@@ -158,6 +159,14 @@ def driver(folder: str, name: str) -> dict[str, float]:
     return found
 
 
+def start(folder: str, name: str) -> dict[str, float]:
+    began = time.time()
+    run = Training(folder, name)
+    found = run.parts(began)
+    run.end()
+    return found
+
+
 def node(folder: str, name: str) -> dict[str, float]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -174,9 +183,11 @@ def node(folder: str, name: str) -> dict[str, float]:
 
 
 FAULTS = {
+    "bare": ("a bare Ray Train job, one worker killed", bare),
     "worker": ("one worker killed", with_workers(signal.SIGKILL, 1)),
     "all": ("all workers killed", with_workers(signal.SIGKILL, 0, 1)),
     "driver": ("driver killed, the command typed again", driver),
+    "start": ("the command typed the first time", start),
     "node": ("a node killed, 1..2 workers", node),
     "hang": ("a worker stopped, 12 s allowed", with_workers(signal.SIGSTOP, 1, hang_minutes=0.2)),
 }
@@ -189,12 +200,13 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, contextlib.chdir(folder):
-        prepare(folder)
+        prepare(folder, train=64, val=4)
         for round_ in range(options.rounds):
-            found.setdefault("a bare Ray Train job, one worker killed", []).append({"all": bare(folder, round_)})
             for fault in options.faults.split(","):
                 words, measured = FAULTS[fault]
-                found.setdefault(words, []).append(measured(folder, f"{fault}-{round_}"))
+                seconds = measured(folder, f"{fault}-{round_}")
+                found.setdefault(words, []).append(seconds)
+                print(f"{words}: {', '.join(f'{part} {value:.1f}' for part, value in seconds.items())}", flush=True)
     columns = [*PARTS.values()]
     print(f"\n{options.rounds} rounds, seconds, medians (least..greatest)\n")
     print(f"| fault | all | {' | '.join(columns)} |\n|---|{'---|' * (1 + len(columns))}")
