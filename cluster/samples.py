@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cluster.errors import DataError
-from cluster.rows import row_dicts
 from detector.augment import mix, training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import ImageError, open_image
@@ -94,7 +93,7 @@ class Sampler:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """`sample` for Ray Data, in tasks of their own: rows -> `SAMPLES`."""
         torch.set_num_threads(1)
-        return pa.Table.from_pylist([self.sent(row) for row in row_dicts(rows)], schema=SAMPLES)
+        return pa.Table.from_pylist([self.sent(row) for row in rows.to_pylist()], schema=SAMPLES)
 
     def sent(self, row: dict[str, Any]) -> dict[str, Any]:
         sample = self.sample(row)

@@ -10,14 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from cluster import ingest, plan
 from cluster.errors import DataError
-from cluster.rows import row_dicts
-from cluster.shards import Row, ShardSet, open_shard_set, read_row_group, read_rows, shard_name, write_index, write_shard
+from cluster.shards import Row, ShardSet, open_shard_set, read_rows, shard_name, write_index, write_shard
 from cluster.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
 from detector.image import open_image
 from detector.predict import Predictor
@@ -202,16 +200,6 @@ def test_a_picture_that_cannot_be_decoded_is_named(shard_set: ShardSet, tmp_path
     if decode == "threads":
         with pytest.raises(DataError, match=refusal):
             list(evaluation_batches(unreadable, rank=0, ranks=1, batch=2, canvases=[CANVAS]))
-
-
-def test_rows_are_those_of_the_table(shard_set: ShardSet) -> None:
-    table = pa.concat_tables([read_row_group(shard_set.locate_group(group)) for group in (0, 1)]).slice(1, 7)
-    found = list(row_dicts(table))
-    for row, plain in zip(found, table.to_pylist(), strict=True):
-        assert list(row) == list(plain)
-        assert row["boxes"].shape == (len(plain["boxes"]), 4) and isinstance(row["labels"], np.ndarray)
-        assert {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()} == plain
-    assert len({len(row["boxes"]) for row in found}) > 1
 
 
 def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:

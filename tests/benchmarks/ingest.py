@@ -82,7 +82,7 @@ def units_of(shard_set: shards.ShardSet, epoch: int) -> list[plan.Unit]:
 
 
 def marked(table) -> list[dict]:
-    return [{**row, "copy": 0, "canvas": 0} for row in rows.row_dicts(table)]
+    return [{**row, "copy": 0, "canvas": 0} for row in table.to_pylist()]
 
 
 def threads_alone(shard_set: shards.ShardSet, epoch: int) -> Iterator[Batch]:
