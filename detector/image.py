@@ -3,14 +3,11 @@
 A JPEG is decoded by simplejpeg, in 0.6 to 0.8 of Pillow's time (tests/benchmarks/decode.py). Any other format goes through Pillow, and so does
 what simplejpeg complains about, so that Pillow alone says what is no image. Where simplejpeg is not installed Pillow does it all. Both decode with
 libjpeg-turbo in its default settings, and their pixels are equal to the bit. torchvision's decoder is nearly as fast, but announced to be removed.
-
-The header of an ordinary JPEG is read here, in 15 us instead of Pillow's 80, 3 % of what a picture of 640 x 480 px costs in all.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,104 +76,16 @@ def open_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.
 
     Raises `ImageError` as `decode_image` does, for the damage behind a JPEG's header only when it is decoded.
     """
-    if header := jpeg_header(data):
-        return stored_jpeg(data, *header, colours=True, max_pixels=max_pixels)
     with opened(data) as picture:
         width, height = picture.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width}x{height} pixels is more than the {max_pixels} allowed")
         # A phone's JPEG may be an MPO: several pictures, of which the first is meant.
-        if picture.format in ("JPEG", "MPO"):
-            turn = picture.getexif().get(ORIENTATION, 1)
-            return stored_jpeg(data, height, width, turn, colours=picture.mode in ("RGB", "L"), max_pixels=max_pixels)
-        check_size(height, width, max_pixels)
-        return upright_rgb(picture)
-
-
-def stored_jpeg(data: bytes | memoryview, height: int, width: int, turn: int, *, colours: bool, max_pixels: int) -> Jpeg:
-    """The JPEG of these sides in px as it is stored, with its EXIF orientation; `colours`: it is grey or of three colours."""
-    check_size(height, width, max_pixels)
-    shape = (width, height, 3) if turn in range(5, 9) else (height, width, 3)
-    return Jpeg(data, shape, plain=colours and turn not in range(2, 9))
-
-
-def check_size(height: int, width: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageError(f"{width}x{height} pixels is more than the {max_pixels} allowed")
-
-
-SOF, DHT, SOS, DQT, DRI, APP0, APP1, APP2, APP13, APP14, COM = (0xC0, 0xC1, 0xC2), 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
-"""Markers of ITU T.81, table B.1; of the frames the baseline, the extended and the progressive one, with Huffman codes."""
-ORDINARY = {*SOF, DHT, SOS, DQT, DRI, *range(APP0, APP14 + 2), COM}
-
-
-def jpeg_header(data: bytes | memoryview) -> tuple[int, int, int] | None:
-    """(height, width) px as stored and EXIF orientation of an ordinary JPEG, grey or of three colours, from the segments before its first scan.
-
-    None for whatever Pillow might read otherwise or refuse: it is to decide.
-    """
-    frame, turn, place, size = None, None, 2, len(data)
-    if data[:2] != b"\xff\xd8":
-        return None
-    while place + 4 <= size:
-        mark, kind, length = struct.unpack_from(">BBH", data, place)
-        start, place = place + 4, place + 2 + length
-        if mark != 0xFF or kind not in ORDINARY or length < 2 or place > size:
-            return None
-        if kind == SOS:
-            return frame and (*frame, turn or 1)
-        if kind in SOF:
-            bits, height, width, components = struct.unpack_from(">BHHB", data, start) if length >= 8 else (0, 0, 0, 0)
-            if frame or bits != 8 or components not in (1, 3) or length != 8 + 3 * components or not height or not width:
-                return None
-            frame = height, width
-        elif kind == DQT:
-            # Tables of 64 bytes, each after a byte below 16.
-            if (length - 2) % 65 or any(number > 15 for number in data[start:place:65]):
-                return None
-        elif kind >= APP0 and kind != COM:
-            found = application_turn(kind, bytes(data[start:place]))
-            if found is None or (found and turn):
-                return None
-            turn = turn or found
-    return None
-
-
-def application_turn(kind: int, content: bytes) -> int | None:
-    """The orientation that an application's segment of a JPEG gives, 0 if none; None where it holds what Pillow should read."""
-    if kind == APP1:
-        if content.startswith(b"Exif\0\0"):
-            return exif_turn(content[6:])
-        return None if b"Orientation" in content else 0
-    # Contents that Pillow looks into, with the bytes that it asks of them: of APP2 and APP13 several pictures, and Photoshop's resources.
-    least = {(APP0, b"JFIF"): 7, (APP14, b"Adob"): 7, (APP2, b"ICC_"): 14, (APP2, b"MPF\0"): None, (APP13, b"Phot"): None}.get((kind, content[:4]), 0)
-    return None if least is None or len(content) < least else 0
-
-
-EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 9: 4, 10: 8}
-"""Of a value, by its type."""
-
-
-def exif_turn(tiff: bytes) -> int | None:
-    """The orientation in the first directory of EXIF's TIFF, 1 if there is none; None where an entry is none that Pillow surely reads."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        return None
-    (first,) = struct.unpack_from(order + "I", tiff, 4)
-    if first + 2 > len(tiff):
-        return None
-    (count,) = struct.unpack_from(order + "H", tiff, first)
-    if first + 2 + 12 * count + 4 > len(tiff):
-        return None
-    turn = None
-    for place in range(first + 2, first + 2 + 12 * count, 12):
-        tag, kind, values, offset = struct.unpack_from(order + "HHII", tiff, place)
-        length = EXIF_BYTES.get(kind, 0) * values
-        if not length or (length > 4 and offset + length > len(tiff)):
-            return None
-        if tag == ORIENTATION:
-            if kind != 3 or values != 1 or turn is not None:
-                return None
-            (turn,) = struct.unpack_from(order + "H", tiff, place + 8)
-    return turn or 1
+        if picture.format not in ("JPEG", "MPO"):
+            return upright_rgb(picture)
+        turn = picture.getexif().get(ORIENTATION, 1)
+        shape = (width, height, 3) if turn in range(5, 9) else (height, width, 3)
+        return Jpeg(data, shape, plain=turn not in range(2, 9) and picture.mode in ("RGB", "L"))
 
 
 @contextmanager

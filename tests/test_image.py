@@ -6,22 +6,20 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import re
 import struct
 import sys
-import warnings
 import zlib
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from detector import image
-from detector.image import ImageError, Jpeg, decode_image, jpeg_header, open_image, shrinkage
+from detector.image import ImageError, Jpeg, decode_image, open_image, shrinkage
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -96,86 +94,6 @@ def test_where_simplejpeg_is_not_installed_pillow_decodes(monkeypatch):
     assert alone.simplejpeg is None and image.simplejpeg is not None
     data = encoded(Image.fromarray(photo(120, 160)), "JPEG")
     assert np.array_equal(alone.decode_image(data), decode_image(data))
-
-
-def turned(orientation: int, *, byte_order: str = "<") -> Image.Exif:
-    exif = Image.Exif()
-    exif.endian = byte_order
-    # A text that is stored behind the directory, and tags before and after the orientation's.
-    exif[0x010F], exif[0x0112], exif[0x011A], exif[0x0132] = "a camera's maker", orientation, 72.0, "2001:02:03 04:05:06"
-    return exif
-
-
-def stored_jpegs() -> dict[str, bytes]:
-    picture = Image.fromarray(photo(24, 40))
-    found = {name: encoded(picture.convert(mode), "JPEG", **options) for name, (mode, options) in JPEGS.items()}
-    found |= {f"turned {turn}": encoded(picture, "JPEG", exif=turned(turn, byte_order="<>"[turn % 2])) for turn in range(10)}
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    found["XMP"] = encoded(picture, "JPEG", xmp=xmp)
-    found["XMP beside EXIF"] = encoded(picture, "JPEG", xmp=xmp, exif=turned(1))
-    found["profile and comment"] = encoded(picture, "JPEG", icc_profile=b"p" * 70_000, comment=b"hello", dpi=(72, 72))
-    found["several"] = encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(90)])
-    exif = found["turned 6"]
-    second = exif[2 : 4 + int.from_bytes(exif[4:6])] if exif[2:4] == b"\xff\xe1" else exif[20 : 22 + int.from_bytes(exif[22:24])]
-    assert second[:2] == b"\xff\xe1"
-    found["EXIF twice"] = exif[:2] + second.replace(b"\x12\x01", b"\x13\x01") + exif[2:]
-    found["Photoshop"] = exif[:2] + b"\xff\xed\x00\x1aPhotoshop 3.0\x008BIM\x04\x04\x00\x00" + exif[2:]
-    found["no start"], found["two starts"] = exif[2:], exif[:2] + exif
-    return found
-
-
-STORED = stored_jpegs()
-
-
-def as_opened(data: bytes) -> tuple:
-    """What a file is taken for: the shape of its picture and whether it is plain, or why it is refused."""
-    try:
-        found = open_image(data, max_pixels=10_000)
-    except ImageError as error:
-        return ("refused", re.sub("0x[0-9a-f]+", "", str(error)))
-    return (found.shape, found.plain) if isinstance(found, Jpeg) else (found.shape, found.tobytes())
-
-
-def by_pillow_alone(data: bytes) -> tuple:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image, "jpeg_header", lambda data: None)
-        return as_opened(data)
-
-
-def test_the_header_of_an_ordinary_jpeg_is_read_without_pillow():
-    assert [jpeg_header(STORED[name]) for name in JPEGS] == [(24, 40, 1)] * 7 + [None]
-    assert [jpeg_header(STORED[f"turned {turn}"]) for turn in range(10)] == [(24, 40, max(1, turn)) for turn in range(10)]
-    assert jpeg_header(STORED["profile and comment"]) == (24, 40, 1)
-    others = ("XMP", "XMP beside EXIF", "several", "EXIF twice", "Photoshop", "no start", "two starts")
-    assert [jpeg_header(STORED[name]) for name in others] == [None] * 7
-    # All of them are asked for here: none is read otherwise by accident.
-    assert {*JPEGS, *others, "profile and comment", *(f"turned {turn}" for turn in range(10))} == set(STORED)
-    assert jpeg_header(encoded(Image.fromarray(noise()), "PNG")) is None and jpeg_header(b"") is None
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_a_header_says_what_pillow_says(name):
-    assert as_opened(STORED[name]) == by_pillow_alone(STORED[name])
-    assert as_opened(memoryview(STORED[name])) == as_opened(STORED[name])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_damaged_header_says_what_pillow_says(data):
-    whole = STORED[data.draw(st.sampled_from(sorted(STORED)))]
-    # Up to the codes of the picture, in which Pillow does not look before it decodes; long profiles are rather hit where they begin.
-    end = min(whole.index(b"\xff\xda") + 4, 900)
-    changed = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, end - 1))
-        with_what = data.draw(st.one_of(st.binary(max_size=3), st.sampled_from([b"\xff", b"\xd8", b"\xe1", b"\0", b"\x12\x01"])))
-        changed[place : place + data.draw(st.integers(0, 2))] = with_what
-    damaged = bytes(changed[: data.draw(st.one_of(st.just(len(changed)), st.integers(0, end)))])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = by_pillow_alone(damaged)
-        found = as_opened(damaged)
-    assert found == expected
 
 
 @given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 1000), st.integers(1, 1000)))
