@@ -141,7 +141,7 @@ def test_a_package_answers_for_pictures_of_any_size(architecture, tmp_path):
 def test_a_worker_steps_either_network(architecture):
     config, worker = TrainConfig(data={"train": "t", "val": "v"}).model_dump(), Worker.__new__(Worker)
     worker.job, worker.ranks, worker.amp_dtype, worker.loss_normalizer = config, 1, None, 1.0
-    worker.dense, worker.parts = None, 1
+    worker.compiled, worker.parts = {}, 1
     worker.model = worker.network = net(architecture)
     worker.anchors = {CANVAS: torch.cat(worker.model.anchors(*CANVAS))} if architecture == "retinanet" else {}
     worker.optimizer = build_optimizer(worker.model, name="sgd", learning_rate=0.0, weight_decay=0.0, momentum=0.9)

@@ -57,6 +57,7 @@ def test_a_program_is_the_network_at_every_size(tmp_path: Path):
         module(torch.zeros(1, 3, SMALLEST_SIDE - 32, SMALLEST_SIDE, dtype=torch.uint8))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("norms", [{"norm": "frozen"}, {"norm": "group", "head_norm": "group"}])
 def test_onnxruntime_gives_the_outputs_of_the_network(tmp_path: Path, norms: dict[str, str]):
     model = network(**norms)

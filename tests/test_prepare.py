@@ -177,6 +177,7 @@ def test_an_interrupted_run_is_continued(small_coco: Path, finished: shards.Shar
     assert sorted(name for name in os.listdir(tmp_path) if not name.startswith(".partial-")) == sorted(os.listdir(finished.uri))
 
 
+@pytest.mark.integration
 def test_a_killed_driver_leaves_no_set_and_a_second_run_finishes_it(ray_cluster: str, tmp_path: Path) -> None:
     # Noise compresses badly: each file takes more than half a MiB, so each shard of at most one MiB holds one.
     data = jpeg(noise(640, 800))

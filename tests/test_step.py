@@ -329,7 +329,7 @@ def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
         for batch in ([bad] if skipped else []) + [collate(SCENES)] * 2 + ([bad] if skipped else []) + [collate(SCENES)]:
             # One image's logits become NaN, and with them the gradient of every weight.
             spoil = batch is bad
-            hook = network.register_forward_hook(lambda _, __, outputs: (outputs[0] * NAN_FIRST, outputs[1])) if spoil else None
+            hook = network.class_head.register_forward_hook(spoiled) if spoil else None
             report = report_of(network, batch, optimizer, learning_rate=1e-2)
             assert report.read().finite != spoil and report.blamed() == ([9] if spoil else [])
             if hook:
@@ -338,14 +338,16 @@ def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
     assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
 
 
-NAN_FIRST = torch.tensor([float("nan"), 1.0]).view(2, 1, 1)
+def spoiled(_: object, __: object, logits_BaK: torch.Tensor) -> torch.Tensor:
+    """Of two images the first's become NaN."""
+    return logits_BaK * torch.tensor([float("nan"), 1.0]).view(2, 1, 1)
 
 
 def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
     networks = [net(norm="batch").train() for _ in range(2)]
     optimizers = [build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9) for network in networks]
     before = [everything(*pair) for pair in zip(networks, optimizers, strict=True)]
-    hook = networks[1].register_forward_hook(lambda _, __, outputs: (outputs[0] * NAN_FIRST, outputs[1]))
+    hook = networks[1].class_head.register_forward_hook(spoiled)
     shares = [collate(SCENES[:2]), collate(SCENES[2:])]
     reports = Ranks(2).steps(networks, shares, optimizers, learning_rate=0.1)
     assert [report.read().finite for report in reports] == [False, False]

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import save_file
 
 from cluster import evaluator, launch, run_folder, storage, verdicts
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
 from cluster.tracking import TrackingConfig
@@ -189,6 +189,7 @@ def read_parquet(path: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+@pytest.mark.integration
 def test_a_killed_driver_continues_from_its_checkpoint(shards: dict[str, str], ray_cluster: str, tmp_path: Path) -> None:
     """SIGKILL after the first checkpoint inside an epoch; the same command goes on in the same MLflow run and sees every image once an epoch."""
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -236,7 +237,8 @@ def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
     counts = {"images": 8, "boxes": 8, "crowds": 0, "quarantined": 0}
     write_index(uri, categories=[Category(0, 1, "thing")], shards=[shard], counts=counts, source_digest="none")
     broken = config(shards, name="broken", data={"train": uri, "val": uri}, training={**TINY["training"], "retries": 0})
-    with pytest.raises(PlainError, match="training broken failed after 0 retries: .*cannot be decoded"):
+    said = r"^training broken stopped: (\d)\.jpg \(image_id \1\): it cannot be decoded: .*; prepare the data set again$"
+    with pytest.raises(DataError, match=said):
         launch.launch(broken)
 
 
@@ -257,6 +259,7 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
     assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and storage.read_bytes(weights["uri"]) == path.read_bytes()
 
 
+@pytest.mark.integration
 def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out, go on, then stop; the user is told whose."""
 
@@ -267,13 +270,14 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
 
         worker, calls = Worker(job), []
 
-        def spoil(_: object, __: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        def spoil(_: object, __: object, outputs: tuple[list[torch.Tensor], ...]) -> tuple[list[torch.Tensor], ...] | None:
             calls.append(1)
             if worker.rank != 1 or len(calls) not in (2, 3):
                 return None
-            factor = outputs[0].new_ones(len(outputs[0]), 1, 1)
+            logits, offsets = outputs
+            factor = torch.ones(len(logits[0]), 1, 1)
             factor[0] = float("nan")
-            return outputs[0] * factor, outputs[1]
+            return [level * factor for level in logits], offsets
 
         with closing(worker.stream):
             worker.model.register_forward_hook(spoil)
