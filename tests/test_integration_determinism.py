@@ -1,4 +1,6 @@
-"""The same seed and workers give the same bits, in one go or resumed: the seed covers weights, order and augmentation."""
+"""The same seed gives one worker the same bits, in one go or resumed: the seed covers weights, order and augmentation. That two workers, killed or
+not, come to the same bits is held by tests/test_integration_faults.py.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,10 @@ def data(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFa
     return {"folder": str(folder), "train": f"{folder}/train", "val": f"{folder}/val"}
 
 
-def config(data: dict[str, str], name: str, *, workers: int) -> TrainConfig:
-    training = {**TRAINING, "keep_checkpoints": 100, "workers": workers}
+def config(data: dict[str, str], name: str) -> TrainConfig:
+    training = {**TRAINING, "keep_checkpoints": 100, "workers": 1}
     places = {"data": {"train": data["train"], "val": data["val"]}, "storage": data["folder"]}
-    return TrainConfig.model_validate({**TINY, **places, "training": training, "name": f"{name}-{workers}"})
+    return TrainConfig.model_validate({**TINY, **places, "training": training, "name": name})
 
 
 def trained(run: TrainConfig) -> dict[str, bytes]:
@@ -46,14 +48,13 @@ def trained(run: TrainConfig) -> dict[str, bytes]:
     return {name: storage.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_run_again_and_the_same_run_resumed_have_the_same_bits(data: dict[str, str], workers: int) -> None:
-    whole = config(data, "whole", workers=workers)
+def test_the_same_run_again_and_the_same_run_resumed_have_the_same_bits(data: dict[str, str]) -> None:
+    whole = config(data, "whole")
     first = trained(whole)
-    assert trained(config(data, "again", workers=workers)) == first
+    assert trained(config(data, "again")) == first
 
     # A checkpoint in the middle of the first epoch of 24 images, under another run's name, is what an interrupted run leaves behind.
-    resumed = config(data, "resumed", workers=workers)
+    resumed = config(data, "resumed")
     middle = run_folder.checkpoint_uri(whole.run_uri, 16)
     assert middle in run_folder.checkpoints(whole.run_uri)
     storage.upload_folder(middle, run_folder.checkpoint_uri(resumed.run_uri, 16))

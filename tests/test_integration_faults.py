@@ -121,14 +121,6 @@ def test_workers_that_die_or_hang_cost_no_image(data: dict[str, str], untouched:
     assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
 
-def test_a_worker_alone_goes_on_to_the_same_bits(data: dict[str, str]) -> None:
-    whole, config = configured(data, "alone", workers=1), configured(data, "alone-killed", workers=1)
-    Watched(whole)
-    run = Watched(config, send(signal.SIGKILL, 0))
-    assert run.error is None and len(run.of("resume")) == 1
-    assert last_weights(config) == last_weights(whole)
-
-
 def test_one_rank_raises_and_the_others_stop_with_its_traceback(data: dict[str, str]) -> None:
     """A picture that is none, in rank 1's half of the epoch, in a set that was not made by prepare. Without an end of the others' waiting this test
     would take the half hour of torch's timeout.

@@ -6,9 +6,6 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,45 +184,6 @@ def read_parquet(path: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(path).to_pylist()
-
-
-@pytest.mark.integration
-def test_a_killed_driver_continues_from_its_checkpoint(shards: dict[str, str], ray_cluster: str, tmp_path: Path) -> None:
-    """SIGKILL after the first checkpoint inside an epoch; the same command goes on in the same MLflow run and sees every image once an epoch."""
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({**TINY, "training": {**TINY["training"], "epochs": 3, "checkpoint_images": 8}}))
-    command = [sys.executable, "-m", "pipelines.train", "--config", str(recipe), "--name", "killed", "--storage", f"{shards['bucket']}/store"]
-    command += ["--data.train", shards["train"], "--data.val", shards["val"], "--tracking.uri", store, "--ray.address", ray_cluster]
-    run = f"{shards['bucket']}/store/runs/killed"
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    seen: list[str] = []
-    for line in first.stdout:
-        seen.append(line)
-        if "/checkpoints/" in line:
-            first.send_signal(signal.SIGKILL)
-            break
-    first.stdout.close()
-    assert first.wait() == -signal.SIGKILL, "".join(seen)
-    before = run_folder.read(run, run_folder.TRACKING)
-    assert run_folder.read(run, run_folder.FINISHED) is None
-
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "continuing from" in second.stdout
-    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 72, "epochs": 3}
-    assert run_folder.read(run, run_folder.TRACKING) == before
-    # What two workers found between epochs is what one process finds.
-    for one in verdicts.evaluations(run):
-        alone = evaluator.table_of(one, shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
-        assert {name: one[name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
-
-    import mlflow
-
-    client = mlflow.MlflowClient(store)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert [r.info.run_id for r in runs] == [before["run_id"]]
-    assert runs[0].info.status == "FINISHED"
 
 
 def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
