@@ -59,15 +59,16 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         rank = culprit(errors)
         worker = self.group.get_workers()[rank].metadata
         where = {"rank": rank, "node": worker.node_ip, "pid": worker.pid, "reason": what_happened(errors[rank])}
+        where["details"] = self.keep(rank, str(worker_group_status.worker_statuses[rank].error))
         for lasting in (errors[rank], *errors.values()):
             if isinstance(lasting, LASTING):
+                self.tell("failure", **where, then="a restart would meet it again")
                 raise lasting
         self.count()
-        details = str(worker_group_status.worker_statuses[rank].error)
         if self.failures > self.retries:
-            self.tell("failure", **where, details=self.keep(rank, details), then="no restart is left")
+            self.tell("failure", **where, then="no restart is left")
             raise RetriesSpent(f"failed after {self.retries} retries: rank {rank} on {worker.node_ip}: {where['reason']}")
-        self.tell("failure", **where, details=self.keep(rank, details), then=f"restart {self.failures} of {self.retries} since the newest checkpoint")
+        self.tell("failure", **where, then=f"restart {self.failures} of {self.retries} since the newest checkpoint")
 
     def count(self) -> None:
         try:

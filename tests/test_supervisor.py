@@ -137,7 +137,8 @@ def test_what_a_restart_would_meet_again_ends_the_training(tmp_path: Path, lasti
     watch, told = watching(tmp_path, retries=5)
     with pytest.raises(type(lasting)):
         watch.after_worker_group_poll_status(failed(rank0=LEFT_ALONE, rank1=lasting))
-    assert [event["kind"] for event in told] == ["workers"]
+    (failure,) = [event for event in told if event["kind"] == "failure"]
+    assert (failure["rank"], failure["then"]) == (1, "a restart would meet it again")
 
 
 def test_a_reclaimed_node_is_no_failure(tmp_path: Path) -> None:
