@@ -1,4 +1,6 @@
-"""The baselines through the verbs, as RetinaNet in test_train: two workers -> checkpoint -> evaluation -> registry -> predictions."""
+"""A baseline through the verbs, as RetinaNet in test_train: two workers -> checkpoint -> evaluation -> registry -> predictions. The other one differs
+in its network alone, which tests/test_baselines.py looks at.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,7 @@ from cluster.train_config import TrainConfig
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("architecture", ["faster_rcnn", "fcos"])
-def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp_path: Path, architecture: str) -> None:
+def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp_path: Path) -> None:
     from pipelines import evaluate, predict, prepare, register
     from pipelines.train import train
 
@@ -29,10 +30,10 @@ def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp
     tracking, resources = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), {"workers": 1, "cpus_per_worker": 1.0}
     chosen = TrainConfig.model_validate(
         {
-            "name": architecture,
+            "name": "faster_rcnn",
             "storage": str(tmp_path / "store"),
             "data": data,
-            "model": {"architecture": architecture, "backbone": "resnet18", "width": 64},
+            "model": {"architecture": "faster_rcnn", "backbone": "resnet18", "width": 64},
             "canvas": {"height": 96, "width": 128},
             # Untrained detectors are sure of nothing; without a threshold they find something.
             "decode": {"score_threshold": 0.0},
@@ -47,10 +48,10 @@ def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp
     table = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert table["images"] == 8 and table["AP"] == pytest.approx(best["AP"], abs=1e-3)
 
-    register.main(register.RegisterConfig(run=chosen.run_uri, name=architecture))
+    register.main(register.RegisterConfig(run=chosen.run_uri, name="faster_rcnn"))
     annotations = f"{small_coco}/annotations/instances_val.json"
     pictures = {"images": f"{small_coco}/images/val", "annotations": annotations, "output": str(tmp_path / "predictions")}
-    predict.main(predict.PredictConfig(model=f"models:/{architecture}@champion", **pictures, overlays=1, tracking=tracking, **resources))
+    predict.main(predict.PredictConfig(model="models:/faster_rcnn@champion", **pictures, overlays=1, tracking=tracking, **resources))
     rows = pq.read_table(tmp_path / "predictions" / "predictions.parquet").to_pylist()
     assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"} and any(row["boxes"] for row in rows)
     truth = COCO(annotations)
