@@ -29,6 +29,7 @@ from cluster.checkpoints import Checkpoints  # noqa: E402
 from detector.checkpoint import Snapshot, save_checkpoint, take_snapshot  # noqa: E402
 from detector.model import RetinaNet  # noqa: E402
 from detector.optimizer import MovingAverage, build_optimizer  # noqa: E402
+from detector.precision import autocast_dtype  # noqa: E402
 from detector.step import train_step  # noqa: E402
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=0.01, momentum=0.9)
     average = MovingAverage(model, images=1000)
     anchors_A4 = torch.cat(model.anchors(given.canvas, given.canvas))
+    dtype = autocast_dtype(torch.device("cpu"), amp=True)
     parts = dict(model=model, optimizer=optimizer, average=average, state={})
 
     def steps() -> float:
@@ -54,7 +56,7 @@ def main() -> None:
         for _ in range(given.steps):
             train_step(
                 model, optimizer, batch, anchors_A4,
-                learning_rate=1e-4, clip_norm=10.0, amp_dtype=torch.bfloat16, gamma=2.0, alpha=0.25, box_weight=1.0, beta=1 / 9,
+                learning_rate=1e-4, clip_norm=10.0, amp_dtype=dtype, gamma=2.0, alpha=0.25, box_weight=1.0, beta=1 / 9,
             )  # fmt: skip
             average.update(model, given.batch)
         return time.perf_counter() - start

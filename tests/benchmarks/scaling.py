@@ -69,6 +69,7 @@ def step_of(wrap: Callable[[Any], Any], torch: Any) -> Callable[[], None]:
 
     from detector.baselines import build_model
     from detector.optimizer import build_optimizer
+    from detector.precision import autocast_dtype
     from detector.step import train_step
 
     torch.manual_seed(0)
@@ -78,7 +79,8 @@ def step_of(wrap: Callable[[Any], Any], torch: Any) -> Callable[[], None]:
     batch = random_batch(batch=BATCH, height=320, width=448, classes=5)
     anchors = torch.cat(model.anchors(320, 448))
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
-    how = dict(learning_rate=1e-4, clip_norm=5.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9, amp_dtype=torch.bfloat16)
+    dtype = autocast_dtype(torch.device("cpu"), amp=True)
+    how = dict(learning_rate=1e-4, clip_norm=5.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9, amp_dtype=dtype)
 
     def sum_over_ranks(tensor: Any) -> Any:
         dist.all_reduce(tensor)
@@ -170,7 +172,7 @@ def rate(metrics: dict[str, list[Any]]) -> float:
 
 def wall_rate(metrics: dict[str, list[Any]]) -> float:
     """Images/s by the clock from the end of the first epoch to the last step: what happens between steps counts."""
-    first = next(metric for metric, epoch in zip(metrics["epoch"], metrics["epoch"], strict=True) if epoch.value > 0.999)
+    first = next(epoch for epoch in metrics["epoch"] if epoch.value > 0.999)
     last = metrics["epoch"][-1]
     return (last.step - first.step) / ((last.timestamp - first.timestamp) / 1000)
 
