@@ -1,4 +1,4 @@
-"""Checkpoints scored beside training: one after the other, by Ray tasks with a share of their own, in the order of images seen."""
+"""Checkpoints scored beside training: one after the other, by Ray actors with a share of their own, in the order of images seen."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Evaluator:
         """The evaluation under way is waited for, unless training failed: then it waits for the next start of the run."""
         self.abandoned = kind is not None
         self.stopped.set()
-        if self.abandoned and self.running is not None:
+        if self.abandoned and (scorer := self.running) is not None:
             import ray
 
-            ray.cancel(self.running, force=True)
+            ray.kill(scorer)
         self.thread.join(timeout=10 if self.abandoned else None)
 
     def work(self) -> None:
@@ -77,8 +77,7 @@ class Evaluator:
             if must:
                 kind = type(error) if isinstance(error, PlainError) else PlainError
                 raise kind(
-                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; "
-                    "training is finished, the same command evaluates it again"
+                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training is finished, the same command evaluates it again"
                 ) from error
             verdicts.settle(self.run, {**asked, "error": reason_of(error)})
             self.failed(asked, error, then="it stays without AP")
@@ -100,10 +99,9 @@ class Evaluator:
         import ray
 
         cpus, gpus = self.share["cpus_per_worker"] + READ_CPUS, self.share["gpus_per_worker"] or None
-        task = ray.remote(table_of).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        self.running = task.remote({"checkpoint": asked["checkpoint"], "weights": self.weights}, self.data, self.share)
+        self.running = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus).remote()
         try:
-            return fetch(self.running)
+            return fetch(self.running.table.remote({"checkpoint": asked["checkpoint"], "weights": self.weights}, self.data, self.share))
         finally:
             self.running = None
 
@@ -111,8 +109,17 @@ class Evaluator:
         self.tell("evaluation_failed", what=f"evaluation of the checkpoint at {asked['images_seen']} images", reason=reason_of(error), then=then)
 
 
+class Scorer:
+    """`table_of` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60 `ray.cancel` of a task that is just beginning can
+    end the driver ("Check failed: Tried to complete task that was not pending").
+    """
+
+    def table(self, best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
+        return table_of(best, data, share)
+
+
 def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
-    """The COCO table of a checkpoint on a shard set, as a dict. A Ray task: it makes one of the shares itself, so that one is all it books."""
+    """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself, so that one is all its actor books."""
     from cluster import registry, scoring
     from cluster.shards import open_shard_set
     from detector.metrics import coco_table

@@ -17,6 +17,8 @@ from cluster.errors import DataError, PlainError
 from cluster.intake import ingest_image, read_picture
 
 PROGRESS = ".progress"
+FINISH_S = 60
+"""Seconds that shards in the making are given after one has failed."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,10 @@ def run_jobs(make_job: Callable[[int], ShardJob], numbers: Sequence[int], *, tot
             if finished == total or finished * 20 // total > (finished - 1) * 20 // total:
                 say(f"{finished} of {total} shards")
     except ray.exceptions.RayTaskError as error:
+        # Waited for, so that they are kept and nothing is written after the error. Not cancelled: in Ray 2.60 `ray.cancel` of a task that is just
+        # beginning can end the driver ("Check failed: Tried to complete task that was not pending", seen in one of our test runs).
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=FINISH_S)
         if isinstance(error.cause, PlainError):
             # The cause alone: Ray's own text is the traceback of the worker.
             raise error.cause from None
@@ -150,9 +156,6 @@ def run_jobs(make_job: Callable[[int], ShardJob], numbers: Sequence[int], *, tot
         # A process that was killed, mostly for its memory, or a node that is gone: Ray has tried again before.
         why = str(error).strip().splitlines()[0]
         raise PlainError(f"preparing a shard failed ({type(error).__name__}: {why}); run the command again, finished shards are kept") from error
-    finally:
-        for reference in running:
-            ray.cancel(reference)
     return reports
 
 

@@ -366,6 +366,18 @@ def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, 
     assert "cannot be written" in str(caught.value) and "Traceback" not in str(caught.value)
 
 
+def test_after_a_failure_the_shards_in_the_making_are_kept(ray_cluster: str, tmp_path: Path) -> None:
+    def job(number: int) -> shard_jobs.ShardJob:
+        image = records.ImageRecord(number, "a.jpg", 20, 30, ())
+        return shard_jobs.ShardJob(f"{number}.parquet", (image,), (str(tmp_path),), str(tmp_path / "out"), 8, 10**6, "f")
+
+    (tmp_path / "a.jpg").write_bytes(jpeg(noise(20, 30)))
+    (tmp_path / "out" / "0.parquet").mkdir(parents=True)
+    with pytest.raises(PlainError, match="cannot be written"):
+        shard_jobs.run_jobs(job, [0, 1, 2], total=3, say=print)
+    assert shard_jobs.find_report(job(1)) and shard_jobs.find_report(job(2)), "both were under way: there are two CPUs and one task waits"
+
+
 def run_prepare(*flags: str) -> int:
     with pytest.raises(SystemExit) as caught:
         run_verb(PrepareConfig, main, description="x", argv=list(flags))

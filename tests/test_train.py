@@ -6,11 +6,13 @@ import json
 import math
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -112,6 +114,26 @@ def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same
     ]
     alone = evaluator.table_of(before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
     assert {name: before[1][name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
+
+
+def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
+    trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "LOOK_EVERY_S", 0.05)
+    run, checkpoint = str(tmp_path / "run"), verdicts.evaluations(trained["config"].run_uri)[1]["checkpoint"]
+    verdicts.request(run, checkpoint, 48, 2)
+    events: list[str] = []
+    share = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    beside = evaluator.Evaluator(run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind))
+    with pytest.raises(RuntimeError, match="a worker"), beside:
+        while beside.running is None:
+            time.sleep(0.01)
+        scorer = beside.running
+        raise RuntimeError("a worker")
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(scorer.table.remote({}, "", {}))
+    assert not beside.thread.is_alive() and events == ["evaluating"]
+    assert len(verdicts.waiting(run)) == 1 and verdicts.evaluations(run) == []
 
 
 def test_another_configuration_under_the_same_name_is_refused(trained: dict[str, Any], shards: dict[str, str]) -> None:
