@@ -140,6 +140,9 @@ class Checkpoints:
                 future.result()
 
     def check_room(self, size: int) -> None:
+        """`DiskFull` where the disk has no room for a checkpoint; what is being uploaded is waited for first, it makes room when it has arrived."""
+        if shutil.disk_usage(self.local).free < size + SMALL_FILES and self.uploading is not None:
+            self.uploading.result()
         free = shutil.disk_usage(self.local).free
         if free < size + SMALL_FILES:
             raise DiskFull(no_room(self.local, f"a checkpoint takes {size + SMALL_FILES} bytes, {free} are free"))

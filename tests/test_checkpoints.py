@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -273,6 +274,28 @@ def test_a_disk_without_room_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DiskFull, match=r"disk is full \(a checkpoint takes 41\d{5} bytes, 1000 are free\).*--training.checkpoint_folder"):
         run.save(200)
     assert Run(str(tmp_path), tmp_path / "disk").newest(tmp_path) == 100
+
+
+def test_a_disk_with_room_for_one_waits_until_the_one_before_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, looked = Run(str(tmp_path), tmp_path / "disk"), threading.Event()
+    usage, upload = shutil.disk_usage(tmp_path), storage.upload_folder
+
+    def disk_usage(path: str) -> Any:
+        free = 1000 if run.checkpoints.waiting() else usage.free
+        if free == 1000:
+            looked.set()
+        return usage._replace(free=free)
+
+    def upload_folder(*given: Any, **settings: Any) -> None:
+        assert looked.wait(10)
+        upload(*given, **settings)
+
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(storage, "upload_folder", upload_folder)
+    run.save(100)
+    run.save(200)
+    run.checkpoints.close()
+    assert run.stored == [100, 200] and run.warnings == []
 
 
 @pytest.fixture
