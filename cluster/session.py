@@ -90,7 +90,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, logs: bo
         ray.init(address=address, runtime_env=runtime_env, log_to_driver=logs, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PlainError(
-            f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); is it the right cluster, version and token?"
+            f"ray.address {address}: Ray did not accept the connection ({str(error).splitlines()[0]}); "
+            "is it the right cluster, version and token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
     end_like_ctrl_c()
 

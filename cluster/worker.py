@@ -46,7 +46,7 @@ class Worker:
         self.job, self.rank, self.ranks, self.local_rank = job, context.get_world_rank(), context.get_world_size(), context.get_local_rank()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+            torch.set_num_threads(threads_each(context.get_local_world_size()))
         # One precision for all: a node without bfloat16 among others that have it would bring other gradients.
         self.amp_dtype = autocast_dtype(self.device, amp=job["training"]["amp"] and self.everywhere(computes_bfloat16(self.device)))
         self.run: str = job["run"]
@@ -308,6 +308,16 @@ def shared_batch(training: dict[str, Any], *, ranks: int) -> tuple[list[int], in
     whole = batch // workers
     batches = [whole] * ranks if training["resized_batch"] == "scale" else plan.split_batch(batch, ranks=ranks)
     return batches, min(-(-max(batches) // (whole // training["accumulate"])), min(batches))
+
+
+def threads_each(workers: int) -> int:
+    """CPU threads of each of the `workers` on this node: what this process may run on, and no more than Ray counts there, which in a container is its
+    quota. More threads than cores wait for each other by spinning.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = ray.get_runtime_context().get_node_id()
+    counted = next(node["Resources"].get("CPU", usable) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, int(min(usable, counted)) // workers)
 
 
 def distribute(model: torch.nn.Module) -> DistributedDataParallel:

@@ -150,6 +150,17 @@ def test_on_a_gpu_reports_are_read_one_step_late() -> None:
     assert [values for _, values in reports.read(all=True)] == [{"step": 3}]
 
 
+@pytest.mark.parametrize(("usable", "counted", "workers", "threads"), [(8, 8, 2, 4), (8, 4.0, 2, 2), (1, 8, 1, 1), (8, 96, 3, 2), (2, 1, 4, 1)])
+def test_workers_share_the_cores_that_they_may_use(
+    usable: int, counted: float, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"NodeID": "other", "Resources": {"CPU": 64}}, {"NodeID": "here", "Resources": {"CPU": counted}}]
+    monkeypatch.setattr(worker.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(worker.os, "sched_getaffinity", lambda process: set(range(usable)))
+    assert worker.threads_each(workers) == threads
+
+
 def test_the_rank_whose_own_loss_it_was_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 hears of it through the sum alone; rank 1 has the image."""
     gathered: dict[int, Any] = {}

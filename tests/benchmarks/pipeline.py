@@ -82,8 +82,10 @@ def bare_start(folder: str, workers: int) -> float:
 
 
 @contextmanager
-def running_cluster(folder: str) -> Iterator[str]:
-    """`ray start --head` with ports of its own, as a child of this process; its address."""
+def running_cluster(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """`ray start --head` with a token and ports of its own, as a child of this process; its address, and the environment in which it is joined."""
+    Path(folder, "token").write_text("0123456789abcdef" * 4)
+    secured = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{folder}/token"}
     ports = []
     for _ in range(4):
         with socket.socket() as listener:
@@ -93,7 +95,7 @@ def running_cluster(folder: str) -> Iterator[str]:
     command += [f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
     command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
     with open(f"{folder}/head.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=secured)
     try:
         for _ in range(120):
             with socket.socket() as probe:
@@ -102,13 +104,15 @@ def running_cluster(folder: str) -> Iterator[str]:
             time.sleep(0.5)
         # The node's own processes start after the port answers.
         time.sleep(10)
-        yield f"127.0.0.1:{ports[0]}"
+        yield f"127.0.0.1:{ports[0]}", secured
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
 
 
-def pipeline_rates(folder: str, options: argparse.Namespace, **more: str) -> tuple[float, float]:
+def pipeline_rates(
+    folder: str, options: argparse.Namespace, environment: dict[str, str] | None = None, **more: str
+) -> tuple[float, float]:
     """(seconds from the command to the end of the first step, median images/s after the first epoch)."""
     flags = {
         "config": RECIPE,
@@ -126,7 +130,7 @@ def pipeline_rates(folder: str, options: argparse.Namespace, **more: str) -> tup
     }
     command = [sys.executable, "-m", "pipelines.train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
     start, first, rates = time.perf_counter(), 0.0, []
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     for line in process.stdout:
         if found := re.search(r"epoch +([\d.]+) .* ([\d.]+) img/s", line):
             first = first or time.perf_counter() - start
@@ -162,8 +166,8 @@ def main() -> None:
         first, rate = pipeline_rates(folder, options)
         bare()
         short = argparse.Namespace(**{**vars(options), "epochs": 2})
-        with tempfile.TemporaryDirectory(prefix="rr-") as head, running_cluster(head) as address:
-            joined = [pipeline_rates(folder, short, name=f"joined-{i}", **{"ray.address": address})[0] for i in range(3)]
+        with tempfile.TemporaryDirectory(prefix="rr-") as head, running_cluster(head) as (address, secured):
+            joined = [pipeline_rates(folder, short, secured, name=f"joined-{i}", **{"ray.address": address})[0] for i in range(3)]
     middle = statistics.mean(ours)
     print(f"small_r18.yaml (ResNet-18, 128 channels, 320x448), {options.workers} workers, {batch} images a worker and step, {options.images} images")
     print("| what | figure |\n|---|---|")
