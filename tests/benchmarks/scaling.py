@@ -1,8 +1,8 @@
 """What a second worker brings and what the pipeline around the step costs, each as a ratio within one run.
 
-    python tests/benchmarks/scaling.py [--rounds 5 --steps 6 --images 32 --epochs 3]      # --bare: only the first of the two tables, 2 minutes
+    python tests/benchmarks/scaling.py [--batch 2 --rounds 4 --steps 5 --images 32 --epochs 3]   # --bare: only the first of the two tables, 2 minutes
 
-First, bare processes without Ray and data, each on one thread and one core of its own, small_r18.yaml's network and 2 images in memory a step: one
+First, bare processes without Ray and data, each on one thread and one core of its own, small_r18.yaml's network and --batch images in memory: one
 alone, then two side by side without any exchange, with DDP over gloo, and with its gradients as bfloat16. The four take turns in the same two
 processes. Two processes without exchange against one is what the machine's shared caches and memory allow; with gradients against without is gloo.
 
@@ -27,7 +27,6 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [ROOT, HERE]
 RECIPE = os.path.join(ROOT, "pipelines", "recipes", "small_r18.yaml")
-BATCH = 2
 ARMS = ("one process", "two, no exchange", "two, gloo", "two, gloo, gradients as bfloat16")
 
 
@@ -44,7 +43,7 @@ def bare_rank(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=f"file://{options.store}", rank=options.rank, world_size=2)
 
     networks = [lambda model: model, lambda model: model, distribute, distribute]
-    steps = [step_of(wrap, torch) for wrap in networks]
+    steps = [step_of(wrap, torch, images=options.batch) for wrap in networks]
     steps[3].network.register_comm_hook(None, bf16_compress_hook)
     for round_ in range(options.rounds + 1):
         for arm, step in zip(ARMS, steps, strict=True):
@@ -54,7 +53,7 @@ def bare_rank(options: argparse.Namespace) -> None:
             for _ in range(0 if idle else options.steps):
                 step()
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-            images = 0 if idle else BATCH * options.steps
+            images = 0 if idle else options.batch * options.steps
             mine = torch.tensor([images / seconds, cpu, images])
             dist.all_reduce(mine)
             # The first round warms up.
@@ -63,7 +62,7 @@ def bare_rank(options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def step_of(wrap: Callable[[Any], Any], torch: Any) -> Callable[[], None]:
+def step_of(wrap: Callable[[Any], Any], torch: Any, *, images: int) -> Callable[[], None]:
     import torch.distributed as dist
     from step import random_batch
 
@@ -76,7 +75,7 @@ def step_of(wrap: Callable[[Any], Any], torch: Any) -> Callable[[], None]:
     model = build_model(classes=5, backbone="resnet18", width=128, norm="batch", head_norm="group").to(memory_format=torch.channels_last)
     network = wrap(model)
     alone = network is model
-    batch = random_batch(batch=BATCH, height=320, width=448, classes=5)
+    batch = random_batch(batch=images, height=320, width=448, classes=5)
     anchors = torch.cat(model.anchors(320, 448))
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
     dtype = autocast_dtype(torch.device("cpu"), amp=True)
@@ -99,6 +98,7 @@ def bare_rates(options: argparse.Namespace, *, rounds: int) -> dict[str, list[tu
     """(images/s, CPU seconds an image) of every arm and round."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         command = [sys.executable, os.path.abspath(__file__), "--store", f"{folder}/store", "--rounds", str(rounds), "--steps", str(options.steps)]
+        command += ["--batch", str(options.batch)]
         running = [subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
         printed = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
@@ -110,12 +110,12 @@ def bare_rates(options: argparse.Namespace, *, rounds: int) -> dict[str, list[tu
     return rates
 
 
-def print_bare(rates: dict[str, list[tuple[float, float]]]) -> None:
+def print_bare(rates: dict[str, list[tuple[float, float]]], *, images: int) -> None:
     def ratios(place: int, arm: str, base: str, times: float) -> str:
         found = [mine[place] / (times * other[place]) for mine, other in zip(rates[arm], rates[base], strict=True)]
         return f"{statistics.median(found):.3f} ({min(found):.3f}..{max(found):.3f})"
 
-    print(f"\n{len(rates[ARMS[0]])} rounds, {BATCH} images a process and step; ratios within a round, medians (least..greatest)\n")
+    print(f"\n{len(rates[ARMS[0]])} rounds, {images} images a process and step; ratios within a round, medians (least..greatest)\n")
     print("| bare processes | images/s | weak scaling: / (2 x one process) | / two, no exchange | CPU seconds an image / one process |")
     print("|---|---|---|---|---|")
     for arm in ARMS:
@@ -133,7 +133,7 @@ def prepare(folder: str, images: int) -> None:
         subprocess.run(verb, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def train(folder: str, name: str, *, workers: int, epochs: int, evaluate_every: int) -> dict[str, list[Any]]:
+def train(folder: str, name: str, *, workers: int, images: int, epochs: int, evaluate_every: int) -> dict[str, list[Any]]:
     """Run the verb, on one core where there is one worker, and return the run's step metrics as MLflow has them."""
     import mlflow
 
@@ -143,7 +143,7 @@ def train(folder: str, name: str, *, workers: int, epochs: int, evaluate_every: 
         "data.val": f"{folder}/shards/val",
         "storage": f"{folder}/runs",
         "name": name,
-        "training.batch_size": BATCH * workers,
+        "training.batch_size": images * workers,
         "training.epochs": epochs,
         "training.evaluate_every": evaluate_every,
         "training.log_steps": 1,
@@ -188,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="a process, arm and round")
+    parser.add_argument("--batch", type=int, default=2, help="images a process and step")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--bare", action="store_true", help="without the pipeline")
@@ -202,13 +203,13 @@ def main() -> None:
     if not options.bare:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             prepare(folder, options.images)
-            one = train(folder, "one", workers=1, epochs=options.epochs, evaluate_every=options.epochs)
-            two = train(folder, "two", workers=2, epochs=options.epochs, evaluate_every=options.epochs)
-            often = train(folder, "often", workers=2, epochs=options.epochs, evaluate_every=1)
+            one = train(folder, "one", workers=1, images=options.batch, epochs=options.epochs, evaluate_every=options.epochs)
+            two = train(folder, "two", workers=2, images=options.batch, epochs=options.epochs, evaluate_every=options.epochs)
+            often = train(folder, "often", workers=2, images=options.batch, epochs=options.epochs, evaluate_every=1)
         # Before and after the pipeline: the machine's speed drifts.
         for arm, found in bare_rates(options, rounds=max(1, options.rounds // 2)).items():
             rates[arm] += found
-    print_bare(rates)
+    print_bare(rates, images=options.batch)
     if options.bare:
         return
     bare = {arm: statistics.median(rate for rate, _ in found) for arm, found in rates.items()}
@@ -219,7 +220,7 @@ def main() -> None:
     print(f"| two workers / two bare processes with gloo | {rate(two) / bare[ARMS[2]]:.3f} |")
     print(f"| two workers / two bare processes without exchange | {rate(two) / bare[ARMS[1]]:.3f} |")
     print(f"| waiting for data, share of a step, median | {statistics.median(after_first_epoch(two, 'data_share')):.3f} |")
-    print(f"| standing still for checkpoints and reports, share of an epoch | {still_share(two, 2 * BATCH):.3f} |")
+    print(f"| standing still for checkpoints and reports, share of an epoch | {still_share(two, 2 * options.batch):.3f} |")
     print(f"| evaluation after every epoch (16 images) / at the end only: images/s of the steps | {rate(often) / rate(two):.3f} |")
     print(f"| the same, images/s by the clock | {wall_rate(often) / wall_rate(two):.3f} |")
 
