@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from detector import decode
-from detector.anchors import match, match_at_once
+from detector.anchors import match
 from detector.batch import Batch, Sample, collate, on_device
 from detector.focal import focal_sums
 from detector.folding import ConvolutionRelu, fold_batch_norm, for_detecting
@@ -102,7 +102,7 @@ def test_compiled_steps_are_the_steps(distributed: bool, tmp_path: Any) -> None:
 
 def test_compiled_matching_is_matching_to_the_last_anchor() -> None:
     """An object's best anchors are found by equal overlaps: computed twice, they must be the same numbers."""
-    anchors, compiled = torch.cat(network(GPU).anchors(*CANVAS)), torch.compile(match_at_once, dynamic=True)
+    anchors, compiled = torch.cat(network(GPU).anchors(*CANVAS)), compiled_parts()["assign"]
     for seed in range(40):
         batch = collate(samples(seed, most=60)).to(GPU)
         assert torch.equal(compiled(anchors, batch.boxes_BG4, batch.labels_BG), match(anchors, batch.boxes_BG4, batch.labels_BG)), seed

@@ -37,7 +37,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import detector.convolution
-from detector.anchors import anchor_grid, match, match_at_once
+from detector.anchors import anchor_grid, match
 from detector.batch import Batch
 from detector.flops import convolution_flops
 from detector.focal import focal_sums, plain_focal_sums
@@ -305,7 +305,7 @@ def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None
 
         return work
 
-    compiled_match = torch.compile(match_at_once, dynamic=True)
+    compiled_match = compiled_parts()["assign"]
     ways = {
         "matching": lambda: match(anchors, batch.boxes_BG4, batch.labels_BG),
         "matching, compiled": lambda: compiled_match(anchors, batch.boxes_BG4, batch.labels_BG),
