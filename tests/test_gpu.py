@@ -86,15 +86,16 @@ def test_steps_are_those_of_a_cpu() -> None:
 
 @pytest.mark.parametrize("distributed", [False, True])
 def test_compiled_steps_are_the_steps(distributed: bool, tmp_path: Any) -> None:
-    # The second has more slots than the first.
+    # The second has more slots than the first. No updates: AdamW's first ones are the signs of gradients, those next to zero too, and after two of
+    # them gradient norms that agreed to 7e-6 were 1.3 % apart.
     batches = [collate(samples(0)), collate(samples(1, most=40)), collate(samples(2))]
-    expected = steps(network(GPU), batches)
+    expected = steps(network(GPU), batches, learning_rate=0.0)
     model = network(GPU)
     if distributed:
         dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         run = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False) if distributed else model
-        alike(steps(model, batches, run=torch.compile(run, dynamic=False), **compiled_parts()), expected, within=5e-3)
+        alike(steps(model, batches, run=torch.compile(run, dynamic=False), learning_rate=0.0, **compiled_parts()), expected, within=1e-3)
     finally:
         if distributed:
             dist.destroy_process_group()

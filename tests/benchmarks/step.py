@@ -9,8 +9,9 @@
     python tests/benchmarks/step.py --compile       seconds of the first compiled step, with an empty cache and with a filled one
 
 On a GPU the defaults are resnet50 at 800x800, batches 16 and 32, and 800x1344. Needs torch, torchvision and numpy, nothing else of this project's
-requirements. Prints Markdown: medians, smallest and largest over the rounds, ratios of medians to torchvision in the same dtype, channels-last; on a
-CPU also the ratios of CPU time, which other processes disturb less (with one thread: two of them wait for each other by spinning).
+requirements. Prints Markdown: medians, smallest and largest over the rounds; ratios to torchvision in the same dtype, channels-last, as medians of
+those within a round, since a shared machine's speed changes between rounds; on a CPU also the ratios of CPU time, which other processes disturb less
+(with one thread: two of them wait for each other by spinning).
 """
 
 from __future__ import annotations
@@ -194,16 +195,17 @@ def rates(
     return wall, cpu
 
 
-def cpu_ratios(cpu: dict[str, list[float]], reference: str) -> dict[str, str]:
-    return {name: f"{statistics.median(values) / statistics.median(cpu[reference]):.2f}" for name, values in cpu.items()}
+def ratios(found: dict[str, list[float]], reference: str) -> dict[str, str]:
+    """Medians of the ratios within a round."""
+    return {name: f"{statistics.median(a / b for a, b in zip(values, found[reference], strict=True)):.2f}" for name, values in found.items()}
 
 
 def table(found: dict[str, list[float]], reference: str, columns: dict[str, dict[str, str]]) -> None:
-    middle = {name: statistics.median(values) for name, values in found.items()}
+    ratio = ratios(found, reference)
     print("".join(f"| {name} " for name in ("", "median img/s", "min", "max", "ratio", *columns)) + "|\n" + "|---" * (5 + len(columns)) + "|")
     for name, values in found.items():
         more = "".join(f" {cells.get(name, '')} |" for cells in columns.values())
-        print(f"| {name} | {middle[name]:.2f} | {min(values):.2f} | {max(values):.2f} | {middle[name] / middle[reference]:.2f} |{more}")
+        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} | {ratio[name]} |{more}")
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -281,7 +283,7 @@ def training(case: Case, device: torch.device, options: argparse.Namespace) -> N
     if device.type == "cuda":
         columns["GiB an image"] = memory(ways, case.batch, device)
     else:
-        columns["ratio, CPU"] = cpu_ratios(cpu, reference)
+        columns["ratio, CPU"] = ratios(cpu, reference)
     table(found, reference, columns)
     if options.breakdown:
         breakdown(ways[ours], device)
@@ -380,7 +382,7 @@ def inference(case: Case, device: torch.device, options: argparse.Namespace) -> 
         del ways["batch normalisation folded, nothing fused"]
     found, cpu = rates(ways, case.batch, device, rounds=options.rounds, calls=10 if device.type == "cuda" else 1)
     reference = f"torchvision, {short}, channels-last"
-    table(found, reference, {"ratio, CPU": cpu_ratios(cpu, reference)} if device.type == "cpu" else {})
+    table(found, reference, {"ratio, CPU": ratios(cpu, reference)} if device.type == "cpu" else {})
     torch.backends.cudnn.allow_tf32 = False
     exact = under(fold_batch_norm(copy.deepcopy(ours)), our_detections, None), under(theirs, lambda network: network(pictures), None)
     pairs = list(zip(*(way() for way in exact), strict=True))
