@@ -210,7 +210,9 @@ class Checkpoints:
         """Delete what is neither among the newest `keep`, nor the best, nor protected; also what of older ones was uploaded in part."""
         folders = run_folder.checkpoint_folders(self.run)
         newest = [uri for uri, complete in folders.items() if complete][-self.keep :]
-        kept = {*newest, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint"), *self.protected()}
+        # First what waits to be scored, then the best: the scorer names a new best before it forgets that the checkpoint waited.
+        protected = set(self.protected())
+        kept = {*newest, *protected, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint")}
         for uri in folders:
             if uri not in kept and uri < newest[-1]:
                 storage.delete_folder(uri)
