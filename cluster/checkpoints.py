@@ -211,7 +211,7 @@ class Checkpoints:
         folders = run_folder.checkpoint_folders(self.run)
         newest = [uri for uri, complete in folders.items() if complete][-self.keep :]
         # First what waits to be scored, then the best: the scorer names a new best before it forgets that the checkpoint waited.
-        protected = set(self.protected())
+        protected = self.protected()
         kept = {*newest, *protected, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint")}
         for uri in folders:
             if uri not in kept and uri < newest[-1]:

@@ -11,7 +11,7 @@ from cluster.shards import ShardSet
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
 COMPILE_AFTER = 3000
-"""Steps from which compiling pays on a GPU: 31 to 76 s of it are won back by 1000 to 2400 steps of 36 instead of 68 ms (docs/benchmarks.md)."""
+"""Steps from which compiling pays on a GPU: it is won back by 970 to 3450 steps (docs/benchmarks.md)."""
 
 PROFILE_AFTER = 5
 """Steps before a profile: they allocate and, where it is asked for, compile."""

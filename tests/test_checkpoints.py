@@ -18,7 +18,7 @@ from faulty_s3 import FaultyS3, Rule
 from ray.train import PreemptionInfo
 from safetensors.torch import load_file
 
-from cluster import checkpoints, run_folder, s3, storage
+from cluster import checkpoints, run_folder, s3, storage, verdicts
 from cluster.checkpoints import NOTICE_STEPS, Checkpoints
 from cluster.errors import DataError, DiskFull, PlainError, UsageError
 from detector.checkpoint import Snapshot, take_snapshot
@@ -101,6 +101,33 @@ def test_the_newest_and_the_best_and_the_protected_are_kept(tmp_path: Path) -> N
     assert not Path(run_folder.checkpoint_uri(run.uri, 150)).exists()
     assert [values["images_seen"] for kind, values in run.told if kind == "checkpoint"] == [100, 200, 300, 400, 500]
     assert os.listdir(tmp_path / "disk") == []
+
+
+def test_a_checkpoint_that_becomes_the_best_while_others_are_deleted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(str(tmp_path), tmp_path / "disk", keep_checkpoints=1)
+    first = run.save(100)
+    run.settle()
+    verdicts.request(run.uri, first, 100, 1)
+    verdict = {"checkpoint": first, "weights": "ema", "images_seen": 100, "epoch": 1, "AP": 0.5, "AP50": 0.7, "AP75": 0.6}
+    left = [lambda: verdicts.settle(run.uri, verdict)]
+
+    def then_settle(read: Callable) -> Callable:
+        """`read`, and the scorer's verdict as soon as the first of the reads has answered."""
+
+        def both(*arguments: Any) -> Any:
+            answer = read(*arguments)
+            if left:
+                left.pop()()
+            return answer
+
+        return both
+
+    run.checkpoints.protected = then_settle(lambda: set(verdicts.waiting(run.uri)))
+    monkeypatch.setattr(run_folder, "read", then_settle(run_folder.read))
+    run.save(200)
+    run.checkpoints.close()
+    assert left == [] and verdicts.waiting(run.uri) == []
+    assert run.stored == [100, 200]
 
 
 @pytest.mark.parametrize("fault", ["answer", "reset", "stall"])

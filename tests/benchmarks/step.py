@@ -108,7 +108,9 @@ def our_step(
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=1e-4, momentum=0.9)
     if not fused:
-        optimizer = torch.optim.AdamW(optimizer.param_groups, lr=1e-4, foreach=False, fused=False)
+        # In the groups: they were told, and what a group says goes before what its optimiser does.
+        for group in optimizer.param_groups:
+            group |= {"fused": False, "foreach": False}
     anchors = torch.cat(model.anchors(*batch.images.shape[2:]))
     network = model if compiled is None else torch.compile(model, dynamic=False, mode=compiled)
     # The parts without CUDA graphs: with them a part's sums would be overwritten by those of the next.
@@ -266,7 +268,7 @@ def training(case: Case, device: torch.device, options: argparse.Namespace) -> N
     if options.ablation:
         if detector.convolution.SLOW_WEIGHT_GRADIENT and not amp:
             ways["oneDNN's weight gradients"] = without_products(our_step, batch, amp=amp, **common)
-        ways["not channels-last"] = our_step(batch, amp=amp, channels_last=False, **common)
+        ways["contiguous weights"] = our_step(batch, amp=amp, channels_last=False, **common)
         ways["frozen batch normalisation"] = our_step(batch, amp=amp, **(common | {"norm": "frozen"}))
         ways["optimiser not fused"] = our_step(batch, amp=amp, fused=False, **common)
         ways["numbers read at once"] = our_step(batch, amp=amp, read_late=False, **common)
