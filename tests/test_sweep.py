@@ -124,6 +124,18 @@ def test_a_failing_trial_costs_that_trial_and_an_interrupted_sweep_goes_on(
     assert "Traceback" not in said
 
 
+def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
+    # Tune stops a trial by killing it, and after its last evaluation it has still its checkpoint and finished.json to write.
+    halving = search.Halving(epochs=3, grace_epochs=1)
+    assert halving.set_search_properties("AP", "max")
+    decisions = []
+    for number, ap in enumerate((0.9, 0.8, 0.1)):
+        trial = SimpleNamespace(trial_id=str(number), evaluated_params={}, last_result={}, config={})
+        halving.on_trial_add(None, trial)
+        decisions.append([halving.on_trial_result(None, trial, {"epoch": epoch, "AP": ap}) for epoch in (1, 2, 3)])
+    assert decisions[0] == ["CONTINUE"] * 3 and decisions[2] == ["STOP", "CONTINUE", "CONTINUE"]
+
+
 def test_concurrency_is_what_the_cluster_holds() -> None:
     two = SweepConfig(concurrent=2)
     # A trial books 0.01 + 1 x (0.5 + 0.25) = 0.76 CPUs: two fit into 2 CPUs, one into 1.5, none into 0.75.

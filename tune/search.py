@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, report, with_resources
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking, warm_start
@@ -174,7 +174,7 @@ def run_tuner(
             num_samples=trials,
             max_concurrent_trials=concurrent,
             search_alg=searcher(sweep, before, first=space.given(config, sweep.space)),
-            scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min(sweep.grace_epochs, epochs), reduction_factor=3),
+            scheduler=Halving(epochs=epochs, grace_epochs=sweep.grace_epochs),
         ),
         run_config=RunConfig(
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
@@ -195,6 +195,20 @@ def run_trial(sections: dict[str, Any], budget: dict[str, Any], uri: str, sample
     if already:
         # The searcher came to this sample twice, or the sweep was killed between the end of the training and the record of it.
         report({name: best[name] for name in ("AP", "AP50", "epoch", "images_seen")})
+
+
+class Halving(ASHAScheduler):
+    """Successive halving by AP, which leaves a trial at its last epoch to end by itself: Tune stops by killing, and the trial has then yet to bring
+    its last checkpoint and finished.json into storage."""
+
+    def __init__(self, *, epochs: int, grace_epochs: int):
+        super().__init__(time_attr="epoch", max_t=epochs, grace_period=min(grace_epochs, epochs), reduction_factor=3)
+        self.epochs = epochs
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        # Asked in any case: it counts the result.
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if result["epoch"] >= self.epochs else decision
 
 
 def searcher(sweep: SweepConfig, before: list[dict[str, Any]], *, first: dict[str, float]) -> OptunaSearch:
