@@ -23,6 +23,8 @@ from cluster.errors import DataError, UsageError
 from cluster.records import MAX_ID, NO_ID, Findings, Source, fault_of_name, inside_folder, is_id, is_text, make_images, some
 from cluster.shards import Category
 
+NO_INTEGER = "its {} is {}"
+WHOLE_NUMBERS = "ids given as numbers with a point, taken as integers"
 UNKNOWN_IMAGE = "its image_id is not in the list of images"
 UNKNOWN_CATEGORY = "its category_id is not in the list of categories"
 NO_CROWD = 2
@@ -65,6 +67,7 @@ class Reading:
     images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     elsewhere: set[Any] = field(default_factory=set)
     listed: int = 0
+    unusable: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     integers: array[int] = field(default_factory=lambda: array("q"))
     numbers: array[float] = field(default_factory=lambda: array("d"))
     faulty: list[tuple[Any, str]] = field(default_factory=list)
@@ -77,6 +80,7 @@ class Reading:
             self.listed += 1
             self.findings.reject("image", "?", "the record is not an object", record)
             return
+        self.make_whole(record, "id")
         if "id" in record:
             self.image_ids.append(key(record["id"]))
         name, id_ = record.get("file_name"), record.get("id")
@@ -87,7 +91,7 @@ class Reading:
             return
         self.listed += 1
         if fault:
-            self.findings.reject("image", name if isinstance(name, str) and name else record.get("id", "?"), fault, record)
+            self.unusable.append((record, fault))
         else:
             height, width = record.get("height"), record.get("width")
             sizes = (height, width) if is_id(height) and is_id(width) and height and width else (0, 0)
@@ -97,13 +101,14 @@ class Reading:
         if not isinstance(record, dict):
             self.faulty.append((record, "the record is not an object"))
             return
+        self.make_whole(record, "id", "image_id", "category_id")
         if "id" in record:
             (self.annotation_ids.append if is_id(record["id"]) else self.odd_ids.append)(key(record["id"]))
         box, crowd = finite_numbers(record.get("bbox")), record.get("iscrowd")
         if not is_id(record.get("image_id")):
-            fault = UNKNOWN_IMAGE
+            fault = no_integer(record, "image_id")
         elif not is_id(record.get("category_id")):
-            fault = UNKNOWN_CATEGORY
+            fault = no_integer(record, "category_id")
         elif box is None or len(box) != 4:
             fault = "its bbox is missing" if record.get("bbox") is None else "its bbox is not four finite numbers"
         elif crowd is not None and (not isinstance(crowd, (int, float)) or crowd not in (0, 1)):
@@ -116,6 +121,14 @@ class Reading:
             return
         record.pop("segmentation", None)
         self.faulty.append((record, fault))
+
+    def make_whole(self, record: dict[str, Any], *names: str) -> None:
+        """1.0 as 1, which it is in what a table of floats was saved to."""
+        for name in names:
+            value = record.get(name)
+            if isinstance(value, float) and value.is_integer():
+                record[name] = int(value)
+                self.findings.repairs[WHOLE_NUMBERS] += 1
 
     def finish(self, uri: str, digest: str) -> Source:
         categories = read_categories(self.categories, uri)
@@ -153,40 +166,56 @@ class Reading:
         return Source(categories, images, quarantined, repairs, self.listed, annotated, lost, largest, digest)
 
     def follow_references(self, integers_N4: Any, numbers_N5: Any, owners_N: Any, labels_N: Any, category_ids: set[int]) -> int:
-        """Reject what refers to nothing. Returns how many good annotations went with an image that was left out: they need no entry of their own."""
-        known, lost = set(self.image_ids), 0
+        """Reject what cannot be used or refers to nothing. Returns how many annotations went with images whose records cannot be used: they
+        are in the entry of their image and need none of their own.
+        """
+        known = set(self.image_ids)
+        with_image: dict[Any, list[dict[str, Any]]] = {}
+        rejected: list[tuple[object, str, object]] = []
         for record, fault in self.faulty:
             if not isinstance(record, dict):
-                self.findings.reject("annotation", "?", fault, record)
+                rejected.append(("?", fault, record))
                 continue
-            image = key(record.get("image_id"))
+            image, image_id, category_id = key(record.get("image_id")), record.get("image_id"), record.get("category_id")
             if image in self.elsewhere:
                 continue
-            if image not in known:
-                fault = UNKNOWN_IMAGE
-            elif key(record.get("category_id")) not in category_ids:
-                fault = UNKNOWN_CATEGORY
-            if fault == UNKNOWN_IMAGE and image in known:
+            if image in known and not is_id(image_id):
                 # An image whose id is no integer was left out, with all that refers to it.
-                lost += 1
-            else:
-                self.findings.reject("annotation", record.get("id", "?"), fault, record)
+                with_image.setdefault(image, []).append(record)
+                continue
+            if is_id(image_id) and image not in known:
+                fault = UNKNOWN_IMAGE
+            elif is_id(image_id) and is_id(category_id) and category_id not in category_ids:
+                fault = UNKNOWN_CATEGORY
+            rejected.append((record.get("id", "?"), fault, record))
         for place in np.flatnonzero((owners_N < 0) | (labels_N < 0)).tolist():
-            id_, image, category, _ = integers_N4[place].tolist()
+            id_, image, category, crowd = integers_N4[place].tolist()
             if image in self.elsewhere:
                 continue
-            if owners_N[place] < 0 and image in known and labels_N[place] >= 0:
-                lost += 1
-                continue
-            record = {"id": id_, "image_id": image, "category_id": category, "bbox": numbers_N5[place, :4].tolist()}
-            self.findings.reject("annotation", "?" if id_ == NO_ID else id_, UNKNOWN_IMAGE if image not in known else UNKNOWN_CATEGORY, record)
-        return lost
+            *bbox, area = numbers_N5[place].tolist()
+            record = {"id": None if id_ == NO_ID else id_, "image_id": image, "category_id": category, "bbox": bbox}
+            record |= {"area": None if area != area else area, "iscrowd": None if crowd == NO_CROWD else crowd}
+            if image in known and labels_N[place] >= 0:
+                with_image.setdefault(image, []).append(record)
+            else:
+                rejected.append(("?" if id_ == NO_ID else id_, UNKNOWN_IMAGE if image not in known else UNKNOWN_CATEGORY, record))
+        for record, fault in self.unusable:
+            name = record.get("file_name")
+            where = name if isinstance(name, str) and name else record.get("id", "?")
+            self.findings.reject("image", where, fault, record | {"annotations": with_image.get(key(record.get("id")), [])})
+        for where, fault, record in rejected:
+            self.findings.reject("annotation", where, fault, record)
+        return sum(map(len, with_image.values()))
 
     def count_repairs(self, integers_N4: Any, numbers_N5: Any) -> None:
         repairs = self.findings.repairs
         repairs["areas missing or not a number, filled with width x height"] += int(np.isnan(numbers_N5[:, 4]).sum())
         repairs["iscrowd missing, filled with 0"] += int((integers_N4[:, 3] == NO_CROWD).sum())
         repairs["image sizes missing in the annotations, taken from the pixels"] += sum(not height for _, height, _ in self.images.values())
+
+
+def no_integer(record: dict[str, Any], name: str) -> str:
+    return NO_INTEGER.format(name, "missing" if record.get(name) is None else "not an integer from 0 on")
 
 
 def read_categories(records: list[Any], uri: str) -> tuple[Category, ...]:

@@ -39,3 +39,8 @@ class InterruptedRun(PlainError):
     """The run was stopped from outside; the same command continues it."""
 
     exit_code = 5
+
+
+def on_one_line(value: str) -> str:
+    """`value` for a terminal: what would move its cursor, colour it or break the line is escaped. File names and categories may hold any of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in value)

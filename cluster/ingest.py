@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class Plan:
     united: United
     images: Images
     sizes_I: np.ndarray
+    changed_I: np.ndarray
     cuts: tuple[np.ndarray, ...]
     folders: tuple[str, ...]
     output: str | None
@@ -67,9 +69,11 @@ class Plan:
     def job(self, number: int) -> ShardJob:
         name = shards.shard_name(number, len(self.cuts))
         cut = tuple(self.images[place] for place in self.cuts[number])
-        inputs = [(image, int(self.sizes_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
+        # With the time of the last change: a file of other content and the same size is another input.
+        inputs = [(image, int(self.sizes_I[place]), int(self.changed_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
         mark = digest_of(shards.SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
-        return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, mark)
+        ids = tuple(category.id for category in self.united.source.categories)
+        return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, ids, mark)
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,9 @@ def plan_shards(
     places = [place._replace(annotations=storage.absolute(place.annotations), images=storage.absolute(place.images)) for place in places]
     if output is not None:
         output = storage.absolute(output)
-        if output in {folder for place in places for folder in (place.images, place.annotations)}:
-            raise UsageError(f"--output {output}: is the images folder itself; the source is never written to, give another folder")
+        refuse_sources(output, places, chosen.against)
     for place in places:
-        storage.check_readable(place.annotations)
-        storage.check_readable(place.images)
+        check_place(place)
     for uri in chosen.against:
         storage.check_readable(uri)
     if output is not None:
@@ -122,7 +124,9 @@ def plan_shards(
     others = [shards.open_shard_set(uri).digest for uri in chosen.against]
     united = read_sources(places, split=split, val_share=val_share)
     source, counts_I = united.source, np.diff(united.source.images.first_I1)
-    images, sizes_I, usable, quarantined, renamed = check_listed(source.images, [place.images for place in places])
+    category_ids = tuple(category.id for category in source.categories)
+    folders = tuple(place.images for place in places)
+    images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source.images, folders, category_ids=category_ids)
     listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
     identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
     fingerprint = digest_of(shards.SCHEMA_VERSION, united.about, listing, identity, others)
@@ -130,8 +134,9 @@ def plan_shards(
         united=united,
         images=images,
         sizes_I=sizes_I,
+        changed_I=changed_I,
         cuts=tuple(usable[cut] for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)),
-        folders=tuple(place.images for place in places),
+        folders=folders,
         output=output,
         options=chosen,
         quarantined=(*source.quarantined, *quarantined),
@@ -145,28 +150,72 @@ def plan_shards(
     return plan
 
 
-def check_listed(images: Images, folders: Sequence[str]) -> tuple[Images, np.ndarray, np.ndarray, list[Quarantined], int]:
-    """The images under the names that their files have; the size of each file, B; the positions of those that can be used; the others in the
-    quarantine; how many names were found in another Unicode form."""
-    sizes: list[dict[str, int]] = []
+def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence[str]) -> None:
+    """`UsageError` where a set written to `output` would change what is only to be read: see `is_written`, and by whatever name it is called."""
+    target = real(output)
+    for place in places:
+        for flag, uri in (("images", place.images), ("annotations", place.annotations)):
+            source = real(uri)
+            if source == target or target.startswith(source + "/"):
+                raise UsageError(f"--output {output}: is --{flag} {uri} or lies in it; the source is never written to, give another folder")
+            if source.startswith(target + "/") and is_written(source[len(target) + 1 :]):
+                raise UsageError(f"--output {output}: --{flag} {uri} has the name of a file that is written there; give another folder")
+    for uri in against:
+        if real(uri) == target:
+            raise UsageError(f"--against {uri}: is the output itself; name the other shard sets")
+
+
+def real(uri: str) -> str:
+    return uri if uri.startswith(storage.S3) else os.path.realpath(uri)
+
+
+def is_written(name: str) -> bool:
+    """Whether prepare writes or deletes what has this name, relative to the folder of a set."""
+    return name.split("/")[0] in (shards.INDEX, shards.QUARANTINE, shards.REPORT, PROGRESS) or is_shard(name)
+
+
+def is_shard(name: str) -> bool:
+    return re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) is not None
+
+
+def check_place(place: SourcePaths) -> None:
+    """`UsageError` where annotations or images are not there, or are a file where a folder is needed and the other way round."""
+    for flag, uri in (("annotations", place.annotations), ("images", place.images)):
+        storage.check_readable(uri)
+        a_file, needs_file = storage.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
+        if needs_file and not a_file:
+            raise UsageError(f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or say --format voc or yolo")
+        if a_file and not needs_file:
+            what = "the images are in a folder" if flag == "images" else f"annotations of format {place.format} are in a folder"
+            raise UsageError(f"--{flag} {uri}: is a file, {what}; name that")
+
+
+def check_listed(
+    images: Images, folders: Sequence[str], *, category_ids: Sequence[int]
+) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
+    """The images under the names that their files have; the size of each file, B; when it was changed, ns; the positions of those that can be used;
+    the others in the quarantine; how many names were found in another Unicode form."""
+    files: list[dict[str, tuple[int, int]]] = []
     spellings: list[dict[str, str]] = []
     for folder in folders:
-        sizes.append({uri[len(folder) + 1 :]: size for uri, size in storage.list_files(folder)})
-        spellings.append({composed(name): name for name in sizes[-1] if not name.isascii()})
-    names, sizes_I, usable, quarantined, renamed = [], np.zeros(len(images), np.int64), [], [], 0
+        files.append({uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in storage.list_changes(folder)})
+        spellings.append({composed(name): name for name in files[-1] if not name.isascii()})
+    names, usable, quarantined, renamed = [], [], [], 0
+    sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
     for place, (name, source) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        if name not in sizes[source] and (spelling := spellings[source].get(composed(name))) is not None:
+        if name not in files[source] and (spelling := spellings[source].get(composed(name))) is not None:
             name, renamed = spelling, renamed + 1
         names.append(name)
-        size = sizes[source].get(name)
+        size, changed = files[source].get(name, (None, 0))
         if size is None:
-            quarantined.append(leave_out(images[place], MISSING))
+            quarantined.append(leave_out(images[place], MISSING, category_ids=category_ids))
         elif size > MAX_FILE_BYTES:
-            quarantined.append(leave_out(images[place], f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"))
+            why = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
+            quarantined.append(leave_out(images[place], why, category_ids=category_ids))
         else:
-            sizes_I[place] = size
+            sizes_I[place], changed_I[place] = size, changed
             usable.append(place)
-    return replace(images, names=names), sizes_I, np.array(usable, np.int64), quarantined, renamed
+    return replace(images, names=names), sizes_I, changed_I, np.array(usable, np.int64), quarantined, renamed
 
 
 def cut_shards(sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int) -> list[list[int]]:
@@ -204,9 +253,9 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
         say(f"{plan.output}: the shard set is already there and fits source and options; reused")
         quarantined = [Quarantined(**record) for record in shards.read_quarantine(plan.finished.uri)]
         return Prepared(shards.read_index(plan.finished.uri), quarantined, plan.finished)
+    known = duplicates.known_pictures(plan.options.against)
     if plan.output is not None:
         storage.delete_file(storage.join(plan.output, shards.INDEX))
-    known = duplicates.known_pictures(plan.options.against)
     reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
     found = duplicates.find_duplicates((picture for report in reports for picture in report.pictures), known)
     drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
@@ -294,5 +343,5 @@ def remove_strays(output: str, names: set[str]) -> None:
     """Shards of a former run that cut the source differently. Nothing else in the folder is touched."""
     for uri, _ in storage.list_files(output):
         name = uri[len(output) + 1 :]
-        if re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) and name not in names:
+        if is_shard(name) and name not in names:
             storage.delete_file(uri)

@@ -11,13 +11,14 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from cluster import records, shards, storage
 from cluster.errors import PlainError
-from detector.image import ORIENTATION, ImageError, decode_image
+from detector.image import ORIENTATION, ImageError, decode_image, opened
 
 MISSING = "the file is not in the images folder"
 
@@ -37,15 +38,15 @@ def read_picture(image: records.ImageRecord, folder: str) -> bytes | None:
         raise PlainError(f"{uri}: cannot be read ({storage.reason(error)}); run the command again, finished shards are kept") from error
 
 
-def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: int) -> Outcome:
-    """The record of an image and the bytes of its file -> what is stored."""
+def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: int, category_ids: Sequence[int]) -> Outcome:
+    """The record of an image and the bytes of its file -> what is stored. `category_ids` by label are for the quarantine."""
     if data is None:
-        return None, [leave_out(image, MISSING)], Counter()
+        return None, [leave_out(image, MISSING, category_ids=category_ids)], Counter()
     try:
         pixels_HW3 = decode_image(data, max_pixels=max_pixels)
         turn, form = header(data)
     except ImageError as error:
-        return None, [leave_out(image, plain(str(error)))], Counter()
+        return None, [leave_out(image, plain(str(error)), category_ids=category_ids)], Counter()
 
     repairs: Counter[str] = Counter()
     height, width = pixels_HW3.shape[:2]
@@ -62,7 +63,7 @@ def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: 
         annotations = [one._replace(box=tuple(share * side for share, side in zip(one.box, (width, height) * 2, strict=True))) for one in annotations]
     if image.height is not None and (image.height, image.width) != (height, width):
         repairs["image sizes wrong in the annotations, taken from the pixels"] += 1
-    kept, dropped, cut = records.clip_annotations(annotations, height=height, width=width, file_name=image.file_name)
+    kept, dropped, cut = records.clip_annotations(annotations, height=height, width=width, image=image, category_ids=category_ids)
     repairs["boxes clipped to the picture"] += cut
     row = shards.Row(
         image_id=image.image_id,
@@ -90,7 +91,7 @@ def plain(why: str) -> str:
 
 def header(data: bytes) -> tuple[int, str]:
     """The EXIF orientation 1..8, 1 (upright) where there is none or it makes no sense; the format by Pillow's name."""
-    with Image.open(io.BytesIO(data)) as picture:
+    with opened(data) as picture:
         value = picture.getexif().get(ORIENTATION, 1)
         return value if value in range(1, 9) else 1, picture.format or ""
 
@@ -115,6 +116,8 @@ def turn_box(box: tuple[float, float, float, float], turn: int, *, height: int, 
     }[turn]
 
 
-def leave_out(image: records.ImageRecord, why: str, what: str = "image") -> records.Quarantined:
-    raw = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width, "annotations": len(image.annotations)}
-    return records.Quarantined(what, image.file_name, why, json.dumps(raw, ensure_ascii=False))
+def leave_out(image: records.ImageRecord, why: str, *, category_ids: Sequence[int]) -> records.Quarantined:
+    """The entry of an image, with the annotations that go with it."""
+    lost = [records.as_coco(one, image_id=image.image_id, category_ids=category_ids) for one in image.annotations]
+    raw = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width, "annotations": lost}
+    return records.Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))

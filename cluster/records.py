@@ -165,7 +165,7 @@ class Findings:
         if isinstance(record, dict):
             # Polygons are most of a COCO file and say nothing about what was wrong.
             record = {name: value for name, value in record.items() if name != "segmentation"}
-        self.quarantined.append(Quarantined(what, text(str(where)), why, text(json.dumps(record, ensure_ascii=False, default=str))[:10_000]))
+        self.quarantined.append(Quarantined(what, text(str(where)), why, text(json.dumps(record, ensure_ascii=False, default=str))))
 
 
 def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
@@ -176,20 +176,29 @@ def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dic
     return sorted(whys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
 
 
+def as_coco(one: Annotation, *, image_id: int, category_ids: Sequence[int]) -> dict[str, Any]:
+    """An annotation in the words of a COCO file, whatever format it came in; bbox is [x, y, width, height], None what was not given."""
+    x1, y1, x2, y2 = one.box
+    # Sides were added to corners: of numbers under a million the 1e-6 px are what a float64 can still give back.
+    bbox = [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)]
+    return {"id": one.id, "image_id": image_id, "category_id": category_ids[one.label], "bbox": bbox, "area": one.area, "iscrowd": int(one.crowd)}
+
+
 def clip_annotations(
-    annotations: Iterable[Annotation], *, height: int, width: int, file_name: str
+    annotations: Iterable[Annotation], *, height: int, width: int, image: ImageRecord, category_ids: Sequence[int]
 ) -> tuple[list[Annotation], list[Quarantined], int]:
     """Boxes clipped to the picture of `height` x `width` px. Returns the kept ones with their area filled in, the dropped ones, how many were cut.
 
-    Dropped is what has a side under 1 px then: no, negative or outside extent.
+    Dropped is what has a side under 1 px then: no, negative or outside extent. The quarantine names `image` and the id of each label.
     """
     kept, dropped, cut = [], [], 0
     for one in annotations:
         limits = (width, height, width, height)
         x1, y1, x2, y2 = (min(max(value, 0.0), float(limit)) for value, limit in zip(one.box, limits, strict=True))
         if x2 - x1 < MIN_SIDE or y2 - y1 < MIN_SIDE:
-            raw = {"id": one.id, "file_name": file_name, "box_xyxy": list(one.box), "height": height, "width": width}
-            where = file_name if one.id is None else f"{one.id} of {file_name}"
+            raw = as_coco(one, image_id=image.image_id, category_ids=category_ids)
+            raw |= {"file_name": image.file_name, "height": height, "width": width}
+            where = image.file_name if one.id is None else f"{one.id} of {image.file_name}"
             dropped.append(Quarantined("annotation", where, "its box has a side under 1 px inside the picture", json.dumps(raw, ensure_ascii=False)))
             continue
         cut += (x1, y1, x2, y2) != one.box

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from cluster import duplicates, shards, storage, survey
-from cluster.errors import DataError
+from cluster.errors import DataError, on_one_line
 from cluster.page import Bar, bar_row, bullets, chart, clip, page, section
 from cluster.records import by_reason
 from cluster.shards import ShardSet
@@ -25,7 +25,6 @@ from detector.anchors import best_iou
 from detector.config import AnchorConfig, CanvasConfig
 from detector.image import ImageError, decode_image
 
-REPORT = "report.html"
 SAMPLES = 12
 THUMBNAIL = 480
 """px, the longer side of a sample picture: twelve of them take about 0.7 MB of the page."""
@@ -55,7 +54,8 @@ def summary_lines(index: dict[str, Any], quarantined: Sequence[dict[str, str]]) 
     lines += [f"left out    {len(records)} x {why} (such as {records[0]['where']})" for why, records in by_reason(quarantined)]
     if counts["lost_annotations"]:
         lines.append(f"left out    {counts['lost_annotations']} x an annotation of an image that was left out")
-    return lines + [f"{kind:12s}{sentence}" for kind, sentence in duplicates.sentences(index["duplicates"])]
+    lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicates.sentences(index["duplicates"])]
+    return [on_one_line(line) for line in lines]
 
 
 def write_report(shard_set: ShardSet, quarantined: Sequence[dict[str, str]], *, repairs: dict[str, int], notes: Sequence[str] = ()) -> str:
@@ -85,7 +85,7 @@ def write_report(shard_set: ShardSet, quarantined: Sequence[dict[str, str]], *, 
         section("Repaired", repaired(repairs), "The source was not changed."),
         section("Left out", left_out(quarantined), f"All of it, with the records themselves, is in {shards.QUARANTINE}.", mark="left-out"),
     ]
-    uri = storage.join(shard_set.uri, REPORT)
+    uri = storage.join(shard_set.uri, shards.REPORT)
     storage.write_bytes(uri, page("Data report", "".join(parts)).encode("utf-8", "replace"))
     return uri
 

@@ -32,6 +32,7 @@ class ShardJob:
     output: str | None
     row_group_rows: int
     max_pixels: int
+    category_ids: tuple[int, ...]
     fingerprint: str
     drop: tuple[int, ...] = ()
 
@@ -69,7 +70,7 @@ def run_job(job: ShardJob) -> ShardReport:
         # Reading waits and is done by threads; decoding keeps the one core of the task busy and one picture in memory.
         files = pool.map(lambda image: read_picture(image, job.folders[image.source]), job.images)
         for image, data in zip(job.images, files, strict=True):
-            row, left_out, repaired = ingest_image(image, data, max_pixels=job.max_pixels)
+            row, left_out, repaired = ingest_image(image, data, max_pixels=job.max_pixels, category_ids=job.category_ids)
             if row is not None:
                 pictures.append(Picture(row.image_id, row.source, row.file_name, row.sha256.hex(), len(image.annotations)))
             if row is None or row.image_id in job.drop:

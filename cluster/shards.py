@@ -32,6 +32,7 @@ from cluster.errors import DataError, UsageError
 SCHEMA_VERSION = 2
 INDEX = "index.json"
 QUARANTINE = "quarantine.parquet"
+REPORT = "report.html"
 REMEDY = "run prepare with --overwrite true"
 SCHEMA = pa.schema(
     [

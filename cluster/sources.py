@@ -8,6 +8,7 @@ other are moved up by one more than the largest id before it, so that no two are
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -50,9 +51,20 @@ def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share
 
     sources = [read_source(place, keep) for place in places]
     for place, source in zip(places, sources, strict=True):
+        check_names(place, source)
         if not source.listed:
             raise DataError(f"{place.annotations}: none of its images falls into --split {split} with --val_share {val_share:g}; change one of them")
     return unite(places, sources)
+
+
+def check_names(place: SourcePaths, source: Source) -> None:
+    """AP by class, weights by class and the union of sources go by the names of classes."""
+    names = Counter(category.name for category in source.categories)
+    for twice, times in names.items():
+        if times == 1:
+            continue
+        ids = ", ".join(str(category.id) for category in source.categories if category.name == twice)
+        raise DataError(f"{place.annotations}: {times} categories are named {twice!r} (ids {ids}); classes go by name: rename or merge them")
 
 
 def read_source(place: SourcePaths, keep: Callable[[str], bool]) -> Source:
@@ -72,7 +84,7 @@ def in_val(file_name: str, val_share: float) -> bool:
 
 
 def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
-    categories = unite_categories(places, sources) if len(sources) > 1 else sources[0].categories
+    categories = unite_categories(sources) if len(sources) > 1 else sources[0].categories
     united = {category.name: category for category in categories}
     about, parts, offset = [], [], 0
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
@@ -106,16 +118,10 @@ def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
     return United(source, tuple(about))
 
 
-def unite_categories(places: Sequence[SourcePaths], sources: Sequence[Source]) -> tuple[Category, ...]:
+def unite_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
     united: dict[str, Category] = {}
     taken: set[int] = set()
-    for place, source in zip(places, sources, strict=True):
-        names = [category.name for category in source.categories]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(
-                f"{place.annotations}: two categories are named {twice!r}; sources are united by name, so names must be unique: rename one"
-            )
+    for source in sources:
         for category in source.categories:
             if category.name not in united:
                 id_ = category.id if category.id not in taken else max(taken) + 1

@@ -24,6 +24,9 @@ except ImportError:
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 100_000_000
+# What holds photographs, read by decoders that open a file without decoding it, so that its size is known before memory is spent: an ICO or ICNS of
+# a few kB is decoded, to 1.5 GiB, while it is opened, and EPS starts Ghostscript. MPO is a JPEG at first.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "JPEG2000", "AVIF", "PPM")
 ORIENTATION = 0x0112
 """The EXIF tag."""
 
@@ -61,7 +64,7 @@ class Jpeg:
 
 
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode any format Pillow reads to upright (EXIF orientation applied) RGB pixels, uint8 (H, W, 3).
+    """Decode any of `FORMATS` to upright (EXIF orientation applied) RGB pixels, uint8 (H, W, 3).
 
     Grey, palette, CMYK and 16-bit pictures become RGB; alpha is dropped, the colour beneath it stays.
     The format is read from the bytes, never from a name. Raises `ImageError` on an empty or truncated file, an unknown
@@ -94,7 +97,7 @@ def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
     if len(data) == 0:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             yield picture
     except ImageError:
         raise

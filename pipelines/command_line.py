@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from cluster.errors import InterruptedRun, PlainError, UsageError
+from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
 
 ENVIRONMENT_PREFIX = "RETINARAY_"
 KINDS = {int: "integer", float: "number", str: "text", bool: "true | false"}
@@ -55,7 +55,7 @@ def run_verb(config_class: type[BaseModel], main: Callable[[Any], None], *, desc
         traceback.print_exception(caught)
     if message:
         one_line = " ".join(line.strip() for line in message.splitlines() if line.strip())
-        print(f"error: {one_line[:2000]}", file=sys.stderr)
+        print(f"error: {on_one_line(one_line)[:2000]}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -164,7 +164,7 @@ def describe(error: ValidationError, fields: Fields) -> str:
         name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
         field = fields.get(name)
         section = field is None or section_of(field) is not None
-        rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("valid tuple", "list")
         if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):  # else a list is too short
             required = [n for n in fields if (n == name or n.startswith(name + ".")) and fields[n].is_required() and not section_of(fields[n])]
             lines += [f"--{n} is required: {fields[n].description}" for n in required]

@@ -102,10 +102,16 @@ def test_ids_used_twice_are_named(tmp_path: Path) -> None:
         ({"bbox": [True, 2, 3, 4]}, "its bbox is not four finite numbers"),
         ({"bbox": "1 2 3 4"}, "its bbox is not four finite numbers"),
         ({"image_id": 6}, "its image_id is not in the list of images"),
-        ({"image_id": [5]}, "its image_id is not in the list of images"),
-        ({"image_id": "5"}, "its image_id is not in the list of images"),
+        ({"image_id": 6.0}, "its image_id is not in the list of images"),
+        ({"image_id": [5]}, "its image_id is not an integer from 0 on"),
+        ({"image_id": "5"}, "its image_id is not an integer from 0 on"),
+        ({"image_id": 5.5}, "its image_id is not an integer from 0 on"),
+        ({"image_id": -5}, "its image_id is not an integer from 0 on"),
+        ({"image_id": None}, "its image_id is missing"),
         ({"category_id": 4}, "its category_id is not in the list of categories"),
-        ({"category_id": None}, "its category_id is not in the list of categories"),
+        ({"category_id": None}, "its category_id is missing"),
+        ({"category_id": "3"}, "its category_id is not an integer from 0 on"),
+        ({"category_id": float("nan")}, "its category_id is not an integer from 0 on"),
         ({"iscrowd": 2}, "its iscrowd is neither 0 nor 1"),
         ({"iscrowd": "no"}, "its iscrowd is neither 0 nor 1"),
     ],
@@ -144,6 +150,8 @@ def test_a_bad_image_record_costs_that_image(tmp_path: Path, change: dict[str, A
     source = read(tmp_path, images=(IMAGE, bad), annotations=(BOX, {**BOX, "id": 2, "image_id": bad["id"]}))
     # Its annotation is lost with it and makes no entry of its own.
     assert reasons(source) == [("image", where, why)]
+    (lost,) = json.loads(source.quarantined[0].raw)["annotations"]
+    assert lost == {**BOX, "id": 2, "image_id": bad["id"]} and source.lost == 1
     assert [image.image_id for image in source.images] == [5]
     assert source.listed == 2
 
@@ -192,7 +200,8 @@ def test_clipping() -> None:
         ],
         height=100,
         width=200,
-        file_name="a.jpg",
+        image=records.ImageRecord(8, "a.jpg", 100, 200, ()),
+        category_ids=(18,),
     )
     # 1 is untouched. 2 becomes 0..20 x 90..100: area 20 * 10 = 200. 7 is exactly 1 px a side: kept.
     # 3 is half a pixel wide inside, 4 has no width, 5 a negative one, 6 lies outside: dropped.
@@ -202,7 +211,10 @@ def test_clipping() -> None:
         (7, (199, 99, 200, 100), 1.0),
     ]
     assert [record.where for record in dropped] == ["3 of a.jpg", "4 of a.jpg", "5 of a.jpg", "6 of a.jpg"]
-    assert json.loads(dropped[0].raw) == {"id": 3, "file_name": "a.jpg", "box_xyxy": [199.5, 0, 260, 50], "height": 100, "width": 200}
+    assert json.loads(dropped[0].raw) == {
+        **{"id": 3, "image_id": 8, "category_id": 18, "bbox": [199.5, 0, 60.5, 50], "area": None, "iscrowd": 0},
+        **{"file_name": "a.jpg", "height": 100, "width": 200},
+    }
     assert cut == 1
 
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from faulty_s3 import FaultyS3, Rule
+from PIL import Image
 from ray_nodes import Nodes
 from test_integration_launch import environment
 
@@ -240,10 +241,10 @@ def flags_of(data: dict[str, str], name: str, store: str, tmp_path: Path, **trai
 
 
 class Typed:
-    """`python -m pipelines.train`, with `patch` run before it, and its lines."""
+    """`python -m pipelines.train`, or another verb, with `patch` run before it, and its lines."""
 
-    def __init__(self, flags: list[str], *, patch: str = "", **changes: str):
-        command = [sys.executable, "-c", f"{patch}\nimport runpy; runpy.run_module('pipelines.train', run_name='__main__', alter_sys=True)", *flags]
+    def __init__(self, flags: list[str], *, verb: str = "train", patch: str = "", **changes: str):
+        command = [sys.executable, "-c", f"{patch}\nimport runpy; runpy.run_module('pipelines.{verb}', run_name='__main__', alter_sys=True)", *flags]
         env = environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **changes)
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.text = ""
@@ -339,6 +340,32 @@ def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path:
     # Every start goes on at a checkpoint's images seen.
     starts = [int(found) for found in re.findall(r"; (\d+) of 12000 images seen", driver.text)]
     assert len(starts) == 3 and set(starts[1:]) <= {state["images_seen"] for state in states}
+
+
+def test_prepare_on_two_nodes_of_which_one_goes_away(nodes: Nodes, ray_cluster: str, tmp_path: Path) -> None:
+    """The set is, to the byte, what one machine makes of the same source."""
+    generator = np.random.default_rng(0)
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 640, "width": 960} for number in range(1, 61)]
+    boxes = [{"id": image["id"], "image_id": image["id"], "category_id": 1, "bbox": [5, 6, 70, 80], "area": 5600, "iscrowd": 0} for image in images]
+    storage.write_json(f"{tmp_path}/coco.json", {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "noise"}]})
+    (tmp_path / "images").mkdir()
+    for image in images:
+        # Of about 0.6 MB: a shard of 1 MiB holds one or two.
+        Image.fromarray(generator.integers(0, 256, (640, 960, 3), np.uint8)).save(f"{tmp_path}/images/{image['file_name']}")
+    source = ["--annotations", f"{tmp_path}/coco.json", "--images", f"{tmp_path}/images", "--shard_size_mib", "1"]
+    for name in ("first", "second"):
+        nodes.add(name, cpus=1)
+    with Typed([*source, "--output", f"{tmp_path}/two", "--ray.address", nodes.address], verb="prepare") as two:
+        two.until(" shards")
+        nodes.kill("second")
+        assert two.ends() == 0, two.text
+    with Typed([*source, "--output", f"{tmp_path}/one", "--ray.address", ray_cluster], verb="prepare", RAY_AUTH_MODE="disabled") as one:
+        assert one.ends() == 0, one.text
+    sets = [open_shard_set(f"{tmp_path}/{name}") for name in ("one", "two")]
+    assert len(sets[0].shards) > 20 and sets[0].counts["images"] == 60 and sets[0].digest == sets[1].digest
+    names = sorted(os.listdir(tmp_path / "one"))
+    assert names == sorted(os.listdir(tmp_path / "two"))
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names if name != "report.html")
 
 
 def test_nodes_that_do_not_come_end_the_wait_in_one_line(data: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:

@@ -294,9 +294,72 @@ def test_places_that_are_not_there_are_named_before_anything_is_read(tmp_path: P
         plan(folder, str(tmp_path / "out"))
 
 
-def test_the_source_is_not_a_target(small_coco: Path) -> None:
-    with pytest.raises(UsageError, match="is the images folder itself"):
-        plan(str(small_coco), str(small_coco / "images/train"))
+def test_the_source_is_not_a_target(small_coco: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in small_coco.rglob("*") if path.is_file()}
+    link = tmp_path / "link"
+    link.symlink_to(small_coco / "images")
+    for output in (small_coco / "images/train", small_coco / "images/train/shards", link / "train", link / "train/deeper/still"):
+        with pytest.raises(UsageError, match=rf"--output {output}: is --images .*images/train or lies in it; the source is never written to"):
+            plan(str(small_coco), str(output), overwrite=True)
+    with pytest.raises(UsageError, match="is --annotations .*instances_train.json or lies in it"):
+        plan(str(small_coco), str(small_coco / "annotations/instances_train.json"))
+    assert {path: path.read_bytes() for path in small_coco.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["index.json", "quarantine.parquet", "report.html", "shard-00000-of-00001.parquet", ".progress/a.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_annotations_with_the_name_of_a_file_of_the_set_are_not_overwritten(tmp_path: Path, name: str, overwrite: bool) -> None:
+    folder = Path(write_coco(tmp_path, {"a.jpg": jpeg(noise(20, 30))}))
+    annotations = folder / "set" / name
+    annotations.parent.mkdir(parents=True)
+    (folder / "annotations/instances_train.json").rename(annotations)
+    before = annotations.read_bytes()
+    place = SourcePaths("train", "coco", str(annotations), str(folder / "images/train"))
+    with pytest.raises(UsageError, match=f"--annotations .*{name} has the name of a file that is written there; give another folder"):
+        ingest.plan_shards([place], output=str(folder / "set"), overwrite=overwrite)
+    assert annotations.read_bytes() == before
+    # Beside the annotations is no harm.
+    ingest.plan_shards([place], output=str(folder / "set/shards"), overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_set_is_not_held_against_itself(small_coco: Path, finished: shards.ShardSet, overwrite: bool) -> None:
+    index = (Path(finished.uri) / "index.json").read_bytes()
+    with pytest.raises(UsageError, match=f"--against {finished.uri}: is the output itself"):
+        plan(str(small_coco), finished.uri, against=(finished.uri,), overwrite=overwrite)
+    assert (Path(finished.uri) / "index.json").read_bytes() == index
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Path) -> None:
+    annotations, images = str(small_coco / "annotations/instances_train.json"), str(small_coco / "images/train")
+    a_picture = str(next(Path(images).iterdir()))
+    for kind, labels, pictures, said in (
+        ("coco", annotations, a_picture, f"--images {a_picture}: is a file, the images are in a folder"),
+        ("coco", images, images, f"--annotations {images}: is a folder, COCO annotations are a JSON file"),
+        ("voc", annotations, images, "is a file, annotations of format voc are in a folder"),
+        ("yolo", annotations, images, "is a file, annotations of format yolo are in a folder"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            ingest.plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which is not there"):
+        plan(str(small_coco), str(tmp_path / "dangling/out"))
+
+
+def test_a_picture_that_changed_after_an_interruption_is_read_again(tmp_path: Path, ray_cluster: str) -> None:
+    folder = write_coco(tmp_path / "source", {"a.bmp": jpeg(noise(20, 30), form="BMP"), "b.bmp": jpeg(noise(20, 30) // 2, form="BMP")})
+    changes = {"shard_bytes": 1, "overwrite": True}
+    work = plan(folder, str(tmp_path / "out"), **changes)
+    for job in jobs(work):
+        shard_jobs.run_job(job)
+    other = jpeg(255 - noise(20, 30), form="BMP")
+    storage.write_bytes(f"{folder}/images/train/a.bmp", other)
+    said: list[str] = []
+    result = write(plan(folder, str(tmp_path / "out"), **changes), said.append)
+    # The other one is kept: an interrupted --overwrite goes on as well.
+    assert said[0] == f"{tmp_path / 'out'}: 1 of 2 shards are there from a run that did not finish; reused"
+    rows = [row for n in range(2) for row in shards.read_row_group(result.locate_group(n)).to_pylist()]
+    assert {row["file_name"]: row["image"] for row in rows}["a.bmp"] == other
 
 
 def image_record(height: int | None, width: int | None, *boxes: tuple[float, float, float, float]) -> records.ImageRecord:
@@ -304,7 +367,7 @@ def image_record(height: int | None, width: int | None, *boxes: tuple[float, flo
 
 
 def ingest_one(folder: Path, data: bytes, record: records.ImageRecord) -> tuple[shards.Row, list[records.Quarantined], dict[str, int]]:
-    row, dropped, repairs = intake.ingest_image(record, data, max_pixels=10**6)
+    row, dropped, repairs = intake.ingest_image(record, data, max_pixels=10**6, category_ids=(1,))
     assert row is not None
     return row, dropped, dict(+repairs)
 
@@ -369,7 +432,7 @@ def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, 
 def test_after_a_failure_the_shards_in_the_making_are_kept(ray_cluster: str, tmp_path: Path) -> None:
     def job(number: int) -> shard_jobs.ShardJob:
         image = records.ImageRecord(number, "a.jpg", 20, 30, ())
-        return shard_jobs.ShardJob(f"{number}.parquet", (image,), (str(tmp_path),), str(tmp_path / "out"), 8, 10**6, "f")
+        return shard_jobs.ShardJob(f"{number}.parquet", (image,), (str(tmp_path),), str(tmp_path / "out"), 8, 10**6, (1,), "f")
 
     (tmp_path / "a.jpg").write_bytes(jpeg(noise(20, 30)))
     (tmp_path / "out" / "0.parquet").mkdir(parents=True)
@@ -401,6 +464,7 @@ def test_the_verb_reports(small_coco: Path, ray_cluster: str, tmp_path: Path, ca
 def test_exit_codes_of_bad_input(small_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, output = ("--images", str(small_coco / "images/train")), ("--output", str(tmp_path / "out"))
     (tmp_path / "malformed.json").write_text("{")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "zero.json").write_text('{"images": [], "annotations": [], "categories": []}')
     good = str(small_coco / "annotations/instances_train.json")
     for flags, code, message in (
@@ -408,7 +472,7 @@ def test_exit_codes_of_bad_input(small_coco: Path, tmp_path: Path, capsys: pytes
         (("--annotations", str(tmp_path / "malformed.json"), *images, *output), 3, "line 1, column 2"),
         (("--annotations", str(tmp_path / "zero.json"), *images, *output), 3, "list of images is empty"),
         (("--annotations", good, "--images", str(tmp_path / "none"), *output), 2, "none: there is no such file or folder"),
-        (("--annotations", good, "--images", str(tmp_path), *output), 3, "24 of 24 images had to be left out"),
+        (("--annotations", good, "--images", str(tmp_path / "empty"), *output), 3, "24 of 24 images had to be left out"),
         (("--annotations", good, *images, "--output", str(tmp_path / "zero.json")), 2, "is a file, a folder is needed"),
         (("--annotations", good, *images, *output, "--row_group_rows", "0"), 2, "row_group_rows"),
     ):

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from cluster import ingest, report, shard_jobs, shards, survey
-from cluster.errors import DataError
+from cluster.errors import DataError, on_one_line
 from cluster.sources import SourcePaths
 from detector.image import decode_image
 
@@ -82,6 +82,9 @@ UPRIGHT = REPAIRED + "images with an EXIF orientation, stored upright"
 BEFORE = REPAIRED + "images whose boxes were annotated before the EXIF turn, turned with the picture"
 SECRET = ("../secret.jpg", "a/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "s3://other/a.jpg", "C:\\a.jpg", "a\0.jpg", "..")
 
+CURSOR = "\x1b[2J\r\n.jpg"
+POINT = "ids given as numbers with a point, taken as integers"
+
 CASES = [
     Case("nothing is wrong", "boxes       2 of 2 listed, of 2 classes, of which 0 crowds"),
     Case("a crowd", "of 2 classes, of which 1 crowds", box={"iscrowd": 1}),
@@ -110,7 +113,7 @@ CASES = [
     Case(
         "half a character in the name", LEFT_OUT + r"its file_name is not valid Unicode (such as \ud83d.jpg)", None, image={"file_name": "\ud83d.jpg"}
     ),
-    *(Case(f"the path {name!r}", LEADS_OUT + name, None, image={"file_name": name}) for name in SECRET),
+    *(Case(f"the path {name!r}", LEADS_OUT + on_one_line(name), None, image={"file_name": name}) for name in SECRET),
     Case("a name that is not ASCII", NO_LINE, image={"file_name": "straße/猫 🐈.jpg"}, files=("straße/猫 🐈.jpg",)),
     Case(
         "a name in another Unicode form",
@@ -118,12 +121,19 @@ CASES = [
         image={"file_name": unicodedata.normalize("NFC", "bär.jpg")},
         files=(unicodedata.normalize("NFD", "bär.jpg"),),
     ),
+    Case("a name that moves the cursor", LEFT_OUT + r"the file is not in the images folder (such as \x1b[2J\r\n.jpg)", None, {"file_name": CURSOR}),
+    Case("an image id with a point", REPAIRED + POINT, image={"id": 7.0}),
+    Case("a category id with a point", REPAIRED + POINT, box={"category_id": 90.0}),
+    Case("half an id", LEFT_OUT + "its category_id is not an integer from 0 on (such as 70)", [], box={"category_id": 90.5}),
+    Case("no image id", LEFT_OUT + "its image_id is missing (such as 70)", [], box={"image_id": None}),
     Case("no file", LEFT_OUT + "the file is not in the images folder (such as case.jpg)", None, data=None),
     Case("an empty file", LEFT_OUT + "the file is empty (such as case.jpg)", None, data=b""),
     Case("a truncated JPEG", UNREADABLE + "image file is truncated (such as case.jpg)", None, data=GOOD[: len(GOOD) // 2]),
     Case("a JPEG without its end marker", UNREADABLE + "image file is truncated", None, data=GOOD[:-60]),
     Case("a truncated PNG", UNREADABLE, None, data=encoded(PIXELS, "PNG")[:-400]),
     Case("a file that is no image", UNREADABLE + "cannot identify image file (such as case.jpg)", None, data=b"<html>404</html>"),
+    Case("an icon, decoded while it is opened", UNREADABLE + "cannot identify image file", None, data=encoded(PIXELS, "ICO", sizes=[(30, 20)])),
+    Case("a program for Ghostscript", UNREADABLE + "cannot identify image file", None, data=encoded(PIXELS, "EPS")),
     Case("a PNG named .jpg", NO_LINE, data=encoded(PIXELS, "PNG")),
     Case("a JPEG without suffix", NO_LINE, image={"file_name": "case"}, files=("case",)),
     Case("an animated GIF", NO_LINE, data=encoded(PIXELS, "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))])),
@@ -243,6 +253,14 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
             (x1, y1, x2, y2) = (int(corner) for corner in row["boxes"][0])
             # JPEG rings around edges: of 4 x 16 pixels nearly all are inside, nearly none outside.
             assert bright[y1:y2, x1:x2].sum() >= 60 and bright.sum() <= bright[y1:y2, x1:x2].sum() + 4
+
+    if case.boxes is None:
+        # Nothing of the record is lost: the image's, and that of the annotation which goes with it.
+        (record,) = [json.loads(one.raw) for one in prepared.quarantined if one.what == "image"]
+        assert record == IMAGE | case.image | {"annotations": [BOX | case.box]}
+    elif not case.boxes:
+        (record,) = [json.loads(one.raw) for one in prepared.quarantined] or [{}]
+        assert case.name == "an image without objects" or record.items() >= (BOX | case.box).items() or "NaN" in prepared.quarantined[0].raw
 
     counts = prepared.index["counts"]
     assert counts["listed_images"] == 2 == counts["images"] + counts["quarantined_images"]

@@ -63,11 +63,11 @@ def test_what_is_written_as_centre_and_size_is_read_as_corners(corners: tuple[fl
 
 def test_shares_become_pixels_of_the_upright_picture() -> None:
     record = records.ImageRecord(1, "a.jpg", None, None, (records.Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True)
-    row, _, _ = intake.ingest_image(record, picture(), max_pixels=10**6)
+    row, _, _ = intake.ingest_image(record, picture(), max_pixels=10**6, category_ids=(1, 2, 3))
     # 30 x 20 px: 0.5 * 30 = 15, 0.1 * 20 = 2, a little over 30 is cut, 0.9 * 20 = 18.
     assert row is not None and row.boxes_N4.tolist() == [[15, 2, 30, 18]] and row.area_N == [15.0 * 16]
     # Upright it is 20 wide and 30 high: 10, 3, 20, 27.
-    row, _, _ = intake.ingest_image(record, picture(turn=6), max_pixels=10**6)
+    row, _, _ = intake.ingest_image(record, picture(turn=6), max_pixels=10**6, category_ids=(1, 2, 3))
     assert row is not None and row.boxes_N4 == pytest.approx(np.array([[10, 3, 20, 27]]))
 
 
