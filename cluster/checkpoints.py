@@ -47,17 +47,19 @@ class Checkpoints:
         tell: Callable[..., None],
         writes: bool,
         protected: Callable[[], set[str]] = set,
+        ask: Callable[[str, int, int], None] = lambda uri, images_seen, epoch: None,
     ):
         """`born` tells runs apart that had the same URI one after the other; `settings` is `TrainingConfig`, dumped; `tell(kind, **values)` sends an
-        event to the driver. The URIs in `protected()` are not deleted.
+        event to the driver. The URIs in `protected()` are not deleted. `ask` has a checkpoint scored that a worker before this one has left.
         """
-        self.run, self.tell, self.writes, self.protected = run, tell, writes, protected
+        self.run, self.tell, self.writes, self.protected, self.ask = run, tell, writes, protected, ask
         self.keep, self.every, self.seconds = settings["keep_checkpoints"], settings["checkpoint_images"], 60 * settings["checkpoint_minutes"]
         self.local = local_folder(run, born, settings["checkpoint_folder"])
         self.saved_at, self.steps, self.notice = time.monotonic(), 0, None
         self.memory: Snapshot | None = None
         self.stored: set[str] = set()
         self.scored: set[str] = set()
+        self.damaged: set[str] = set()
         self.actions: list[tuple[str, Callable[[], None]]] = []
         self.failure = ""
         self.disk, self.network = ThreadPoolExecutor(1, "checkpoint-disk"), ThreadPoolExecutor(1, "checkpoint-upload")
@@ -204,12 +206,13 @@ class Checkpoints:
         storage.upload_folder(folder, uri, last=run_folder.STATE_FILE)
         shutil.rmtree(folder)
         self.stored.add(uri)
+        self.damaged.discard(uri)
         self.tell("checkpoint", uri=uri, images_seen=int(uri.rsplit("-", 1)[1]))
 
     def prune(self) -> None:
         """Delete what is neither among the newest `keep`, nor the best, nor protected; also what of older ones was uploaded in part."""
         folders = run_folder.checkpoint_folders(self.run)
-        newest = [uri for uri, complete in folders.items() if complete][-self.keep :]
+        newest = [uri for uri, complete in folders.items() if complete and uri not in self.damaged][-self.keep :]
         # First what waits to be scored, then the best: the scorer names a new best before it forgets that the checkpoint waited.
         protected = self.protected()
         kept = {*newest, *protected, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint")}
@@ -232,6 +235,7 @@ class Checkpoints:
             except DataError as error:
                 self.tell("warning", text=f"{error}; the checkpoint before it is taken")
                 damaged += [str(error)] if complete else []
+                self.damaged.add(uri)
                 continue
             self.stored.add(uri)
             return uri
@@ -240,18 +244,25 @@ class Checkpoints:
         return None
 
     def upload_left(self) -> None:
-        """The newest one that an earlier worker on this node wrote and could not upload, where it is newer than all in storage."""
+        """What an earlier worker on this node wrote and could not upload: the newest one where it is newer than all in storage, and those that are to
+        be scored, whose evaluation is asked for. What is damaged is told.
+        """
+        stored = run_folder.checkpoints(self.run)
+        newest = max(stored, default="")
         for name in reversed(names := self.waiting()):
             folder, uri = os.path.join(self.local, name), storage.join(self.run, run_folder.CHECKPOINTS, name)
-            if uri <= max(run_folder.checkpoints(self.run), default=""):
-                break
             try:
-                verify_checkpoint(folder)
+                state = verify_checkpoint(folder)
             except ValueError as error:
                 self.tell("warning", text=f"{folder}: is damaged ({error}); it is not uploaded")
                 continue
-            self.upload(uri)
-            break
+            scored = state.get("scored", False) and uri not in stored
+            if uri > newest or scored:
+                self.upload(uri)
+            # The one that training goes on from is scored there.
+            if scored and uri < newest:
+                self.ask(uri, state["images_seen"], state["epoch"] + 1)
+            newest = max(newest, uri)
         for name in names:
             shutil.rmtree(os.path.join(self.local, name), ignore_errors=True)
 

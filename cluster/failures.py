@@ -51,12 +51,20 @@ def has_died(error: BaseException) -> bool:
 def what_happened(error: BaseException) -> str:
     """One line."""
     if has_died(error):
-        text = str(error.health_check_failure)
-        if "OutOfMemory" in text or "OUT_OF_MEMORY" in text:
-            return "Ray ended its process, the node was out of memory"
-        return "its node went away" if "node has died" in text or "node died" in text else "its process ended (killed, or out of memory)"
+        return how_it_died(error.health_check_failure)
+    return f"{last_line(error)} (another rank went away)" if is_broken_off(error) else last_line(error)
+
+
+def how_it_died(error: BaseException) -> str:
+    """What Ray says of a worker whose process is gone, in a few words."""
+    text = str(error)
+    if "OutOfMemory" in text or "OUT_OF_MEMORY" in text:
+        return "Ray ended its process, the node was out of memory"
+    return "its node went away" if "node has died" in text or "node died" in text else "its process ended (killed, or out of memory)"
+
+
+def last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
     # Ray repeats a traceback, whose last line has the class already.
-    named = last if isinstance(error, PlainError) or type(error).__name__ in last else f"{type(error).__name__}: {last}"
-    return f"{named} (another rank went away)" if is_broken_off(error) else named
+    return last if isinstance(error, PlainError) or type(error).__name__ in last else f"{type(error).__name__}: {last}"

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import lease, pretrained, run_folder, storage, verdicts, warm_start
 from cluster.board import Board, Event
 from cluster.errors import PlainError, UsageError
 from cluster.evaluator import Evaluator
-from cluster.failures import plain_failure
+from cluster.failures import RetriesSpent, plain_failure
 from cluster.plan import READ_CPUS
 from cluster.shards import ShardSet, open_shard_set
 from cluster.train_config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
@@ -99,8 +99,8 @@ def launch(
 
     `checked` is what `check` returned for this configuration, where it was called before. `on_event` gets the events of workers and controller
     (weights, start, workers, resume, step, timing, checkpoint, evaluating, evaluation, evaluation_failed, stopped, profile, warning, hang, failure,
-    waiting, resize) in this process; `callbacks` go to Ray Train. Raises `PlainError` with the failing rank's last line when the retries are spent,
-    or at once where they would not help (`failures.LASTING`), and `UsageError` where another driver trains the run.
+    start_failed, waiting, resize) in this process; `callbacks` go to Ray Train. Raises `PlainError` with the failing rank's last line when the
+    retries are spent, or at once where they would not help (`failures.LASTING`), and `UsageError` where another driver trains the run.
     """
     checked = checked or check(config)
     run = config.run_uri
@@ -110,9 +110,16 @@ def launch(
         with lease.Lease(run, lambda reason: end(outcome, PlainError(reason))), Board(on_event) as board:
             evaluator = evaluator_of(config, board)
             if not finished:
-                train(config, checked, outcome, board=board, evaluator=evaluator, callbacks=callbacks)
+                train(config, held(config, checked), outcome, board=board, evaluator=evaluator, callbacks=callbacks)
             evaluator.finish(workers_share(config))
     return run_folder.best_checkpoint(run)
+
+
+def held(config: TrainConfig, checked: Checked) -> Checked:
+    """`checked` as it is now that this driver has the lease: another one may have claimed the folder, or trained, between the two."""
+    begun = bool(run_folder.checkpoints(config.run_uri))
+    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), checked.identity, begun=begun)
+    return replace(checked, begun=begun, born=born)
 
 
 def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board: Any, evaluator: Evaluator, callbacks: Sequence[Any]) -> None:
@@ -121,36 +128,50 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from cluster.supervisor import Supervisor
+    from cluster.supervisor import Retries, Supervisor
 
     training, run = config.training, config.run_uri
     evaluation = evaluation_place(config)
-    trainer = TorchTrainer(
-        train_on_worker,
-        train_loop_config={**job_of(config, checked), "evaluation": evaluation, "board": board},
-        torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
-            use_gpu=training.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": training.cpus_per_worker + READ_CPUS,
-                **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
-            },
-            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
-        ),
-        # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
-        run_config=RunConfig(
-            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
-            storage_path=storage.join(run, "ray"),
-            # The supervisor counts.
-            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-            callbacks=[*callbacks, Supervisor(run, retries=training.retries, wait_s=60 * training.wait_minutes, wanted=wanted(config), board=board)],
-        ),
+    retries = Retries(run, allowed=training.retries, board=board)
+    job = {**job_of(config, checked), "evaluation": evaluation, "board": board}
+    scaling = ScalingConfig(
+        num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
+        use_gpu=training.gpus_per_worker > 0,
+        resources_per_worker={
+            "CPU": training.cpus_per_worker + READ_CPUS,
+            **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
+        },
+        elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
     )
+
+    def attempt() -> None:
+        TorchTrainer(
+            train_on_worker,
+            train_loop_config=job,
+            torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+            scaling_config=scaling,
+            # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
+            run_config=RunConfig(
+                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
+                storage_path=storage.join(run, "ray"),
+                # The supervisor counts.
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+                callbacks=[*callbacks, Supervisor(retries, wait_s=60 * training.wait_minutes, wanted=wanted(config))],
+            ),
+        ).fit()
+
+    def fit() -> None:
+        while True:
+            try:
+                return attempt()
+            except TrainingFailedError as error:
+                if not retries.start_again(error):
+                    raise
+
     try:
         with evaluator if evaluation == "beside" else nullcontext():
-            in_thread(trainer.fit, outcome)
-    except TrainingFailedError as error:
+            in_thread(fit, outcome)
+    except (TrainingFailedError, RetriesSpent) as error:
         raise plain_failure(error, config.name) from error
 
 

@@ -50,6 +50,10 @@ class Progress:
         details = f"; its traceback is in {event['details']}" if event["details"] else ""
         self.line(f"rank {event['rank']} on {event['node']} (pid {event['pid']}) failed: {event['reason']}; {event['then']}{details}")
 
+    def on_start_failed(self, event: dict[str, Any]) -> None:
+        details = f"; the traceback is in {event['details']}" if event["details"] else ""
+        self.line(f"{event['who']} failed: {event['reason']}; {event['then']}{details}")
+
     def on_hang(self, event: dict[str, Any]) -> None:
         who = f"rank {event['rank']} on {event['node']} (pid {event['pid']})"
         self.line(f"{who} made no step for {event['seconds']:.0f} s and is ended: {event['place']}")

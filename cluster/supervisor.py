@@ -10,12 +10,20 @@ from typing import Any
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, ResizingState, RestartingState
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    SchedulingState,
+)
 
 from cluster import run_folder, storage
 from cluster.errors import PlainError
-from cluster.failures import LASTING, RetriesSpent, culprit, what_happened
+from cluster.failures import LASTING, RetriesSpent, culprit, how_it_died, last_line, what_happened
 
 NO_WORKERS = (InitializingState, RestartingState, ReschedulingState)
 TELL_EVERY_S = 60.0
@@ -26,22 +34,81 @@ CHECKPOINT_PATIENCE_S = 120.0
 """Seconds for the checkpoint before a group grows; without it the larger one goes on from the checkpoint before."""
 
 
-class Supervisor(WorkerGroupCallback, ControllerCallback):
-    """Lives in the controller's process. What it raises there is not retried and ends the training."""
+class Retries:
+    """Failures in a row without a new checkpoint, `allowed` of which end in a restart. Ray Train's own limit counts over the whole run, which on
+    machines that come and go ends every long one. `tell(kind, **values)` sends an event to the driver."""
 
-    def __init__(self, run: str, *, retries: int, wait_s: float, wanted: str, board: Any):
-        """`retries`: failures in a row without a new checkpoint after which the group is still restarted; Ray Train's own limit counts over the whole
-        run, which on machines that come and go ends every long one. `wait_s`: how long nodes for `wanted`, in words, are waited for.
-        """
-        self.run, self.retries, self.wait_s, self.wanted, self.board = run, retries, wait_s, wanted, board
+    def __init__(self, run: str, *, allowed: int, board: Any):
+        self.run, self.allowed, self.board = run, allowed, board
         self.failures, self.newest = 0, ""
-        self.group: Any = None
-        self.requester = ""
-        self.without_since = self.told_at = time.monotonic()
 
     def tell(self, kind: str, **values: Any) -> None:
         if self.board is not None:
             self.board.put.remote({"kind": kind, **values})
+
+    def spend(self, kind: str, who: str, *, details: str, file: str, **values: Any) -> None:
+        """Count a failure, tell the event `kind` of it and what follows, and keep its `details` in the run's folder. `RetriesSpent` with `who` and
+        the reason where no restart is left."""
+        self.count()
+        spent = self.failures > self.allowed
+        then = "no restart is left" if spent else f"restart {self.failures} of {self.allowed} since the newest checkpoint"
+        self.tell(kind, who=who, **values, details=self.keep(file, details), then=then)
+        if spent:
+            raise RetriesSpent(f"failed after {self.allowed} retries: {who}: {values['reason']}")
+
+    def count(self) -> None:
+        try:
+            newest = max(run_folder.checkpoints(self.run), default="")
+        except (PlainError, OSError):
+            newest = self.newest
+        self.failures = 1 if newest > self.newest else self.failures + 1
+        self.newest = newest
+
+    def keep(self, file: str, details: str) -> str:
+        """Put the traceback into the run's folder, for whoever looks at it after a weekend; returns its URI."""
+        uri = storage.join(self.run, "failures", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{file}.txt")
+        try:
+            storage.write_bytes(uri, details.encode("utf-8", "backslashreplace"))
+        except (PlainError, OSError):
+            return ""
+        return uri
+
+    def spend_on_start(self, error: BaseException) -> None:
+        """As `spend`, for a group that failed before its workers trained: one died, or they did not find each other."""
+        cause = error.__cause__ or error
+        died = isinstance(cause, ray.exceptions.RayActorError)
+        # Of an error in a worker Ray makes a class of its own that holds it.
+        reason = how_it_died(cause) if died else last_line(getattr(cause, "cause", cause))
+        who = "a worker that started" if died else "the start of the workers"
+        self.spend("start_failed", who, details=str(cause), file="start", reason=reason)
+
+
+    def start_again(self, error: BaseException) -> bool:
+        """Whether what Ray Train's controller ended with is a group that did not start, which is counted: another may. Raises `RetriesSpent`."""
+        failure = error.controller_failure if isinstance(error, ControllerError) else None
+        if isinstance(failure, StartAgain):
+            self.failures, self.newest = failure.args
+        elif isinstance(failure, ray.exceptions.RayError):
+            # Workers that do not find each other: Ray Train 2.60 does not try that again, whatever its own limit is.
+            self.spend_on_start(failure)
+        else:
+            return False
+        return True
+
+
+class StartAgain(Exception):
+    """The controller is to be replaced. `args` are the counts of its `Retries`, which live in its process."""
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """Lives in the controller's process. What it raises there is not retried and ends the training."""
+
+    def __init__(self, retries: Retries, *, wait_s: float, wanted: str):
+        """`wait_s`: how long nodes for `wanted`, in words, are waited for."""
+        self.retries, self.wait_s, self.wanted, self.tell = retries, wait_s, wanted, retries.tell
+        self.group: Any = None
+        self.requester = ""
+        self.without_since = self.told_at = time.monotonic()
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self.requester = f"train-{train_run_context.run_id}"
@@ -59,40 +126,29 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         rank = culprit(errors)
         worker = self.group.get_workers()[rank].metadata
         where = {"rank": rank, "node": worker.node_ip, "pid": worker.pid, "reason": what_happened(errors[rank])}
-        where["details"] = self.keep(rank, str(worker_group_status.worker_statuses[rank].error))
+        file, details = f"rank-{rank}", str(worker_group_status.worker_statuses[rank].error)
         for lasting in (errors[rank], *errors.values()):
             if isinstance(lasting, LASTING):
-                self.tell("failure", **where, then="a restart would meet it again")
+                self.tell("failure", **where, details=self.retries.keep(file, details), then="a restart would meet it again")
                 raise lasting
-        self.count()
-        if self.failures > self.retries:
-            self.tell("failure", **where, then="no restart is left")
-            raise RetriesSpent(f"failed after {self.retries} retries: rank {rank} on {worker.node_ip}: {where['reason']}")
-        self.tell("failure", **where, then=f"restart {self.failures} of {self.retries} since the newest checkpoint")
-
-    def count(self) -> None:
-        try:
-            newest = max(run_folder.checkpoints(self.run), default="")
-        except (PlainError, OSError):
-            newest = self.newest
-        self.failures = 1 if newest > self.newest else self.failures + 1
-        self.newest = newest
-
-    def keep(self, rank: int, details: str) -> str:
-        """Put the traceback into the run's folder, for whoever looks at it after a weekend; returns its URI."""
-        uri = storage.join(self.run, "failures", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-rank-{rank}.txt")
-        try:
-            storage.write_bytes(uri, details.encode())
-        except (PlainError, OSError):
-            return ""
-        return uri
+        self.retries.spend("failure", f"rank {rank} on {worker.node_ip}", details=details, file=file, **where)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, ResizingState):
             self.checkpoint_first(current_state.scaling_decision.num_workers)
         elif isinstance(current_state, NO_WORKERS):
+            if isinstance(previous_state, SchedulingState) and isinstance(current_state, ReschedulingState):
+                self.not_started(current_state.training_failed_error)
             self.wait(again=type(previous_state) is type(current_state))
             self.look_again()
+
+    def not_started(self, error: Any) -> None:
+        """A group that had no room in time is waited for. One whose worker died while it started has failed, and Ray Train 2.60 keeps its room until
+        the controller ends: the next group would wait for that in vain."""
+        failure = getattr(error, "controller_failure", error)
+        if not isinstance(failure, WorkerGroupStartupTimeoutError):
+            self.retries.spend_on_start(failure)
+            raise StartAgain(self.retries.failures, self.retries.newest)
 
     def checkpoint_first(self, workers: int) -> None:
         taken = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from cluster import storage
+from cluster.errors import PlainError
 from cluster.train_config import PROFILE_AFTER
 from detector.batch import Batch
 
@@ -146,14 +148,26 @@ def record(steps: int, on_profile: Callable[[Any], None]) -> torch.profiler.prof
     return profiler
 
 
-def publish_profile(profiler: Any, run: str, images_seen: int) -> str:
-    """Put a trace for chrome://tracing or ui.perfetto.dev, and a table of the operations by time, into the run's folder. Returns their URI."""
+def publish_profile(profiler: Any, run: str, images_seen: int, *, steps: int, tell: Callable[..., None]) -> threading.Thread:
+    """Put a trace for chrome://tracing or ui.perfetto.dev, and a table of the operations by time, into the run's folder, and tell its URI. A thread
+    does that, to be joined before the process ends: no step waits for storage, and where that fails the run does without.
+    """
     uri = storage.join(run, "profile", f"images-{images_seen:012d}")
-    with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-        profiler.export_chrome_trace(os.path.join(folder, "trace.json.gz"))
-        averages = profiler.key_averages()
-        by = "self_device_time_total" if any(entry.self_device_time_total for entry in averages) else "self_cpu_time_total"
-        with open(os.path.join(folder, "operations.txt"), "w", encoding="utf-8") as file:
-            file.write(averages.table(sort_by=by, row_limit=40))
-        storage.upload_folder(folder, uri)
-    return uri
+
+    def publish() -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+                profiler.export_chrome_trace(os.path.join(folder, "trace.json.gz"))
+                averages = profiler.key_averages()
+                by = "self_device_time_total" if any(entry.self_device_time_total for entry in averages) else "self_cpu_time_total"
+                with open(os.path.join(folder, "operations.txt"), "w", encoding="utf-8") as file:
+                    file.write(averages.table(sort_by=by, row_limit=40))
+                storage.upload_folder(folder, uri)
+        except (PlainError, OSError) as error:
+            tell("warning", text=f"the profile is not in storage, training goes on: {error}")
+        else:
+            tell("profile", uri=uri, steps=steps)
+
+    thread = threading.Thread(target=publish, name="profile", daemon=True)
+    thread.start()
+    return thread

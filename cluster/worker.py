@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 import warnings
 from functools import cached_property, partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster import plan, run_folder, verdicts
 from cluster.checkpoints import Checkpoints
+from cluster.errors import PlainError
 from cluster.resume import resume
 from cluster.scoring import detections, read_truths
 from cluster.shards import open_shard_set
@@ -98,8 +100,10 @@ class Worker:
             tell=self.tell,
             writes=self.rank == 0,
             protected=lambda: set(verdicts.waiting(self.run)),
+            ask=partial(verdicts.request, self.run),
         )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
+        self.publishing: threading.Thread | None = None
         self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
         self.watchdog = Watchdog(60 * job["training"]["hang_minutes"], lambda kind, **values: self.put(kind, rank=self.rank, **self.place, **values))
         self.window: list[dict[str, float]] = []
@@ -114,10 +118,10 @@ class Worker:
         stopped = None
         while self.epoch < self.epochs and not stopped:
             # After a resume at the end of an epoch nothing is left of it but its evaluation, if that was not made.
-            self.train_epoch()
+            owed = self.train_epoch()
             done = self.epoch + 1
             evaluate = done == self.epochs or done % self.job["training"]["evaluate_every"] == 0
-            if evaluate or done % self.job["training"]["checkpoint_every"] == 0:
+            if evaluate or owed or done % self.job["training"]["checkpoint_every"] == 0:
                 uri = self.save(scored=evaluate)
                 if evaluate:
                     self.evaluate(uri, again=uri == self.resumed_from)
@@ -128,6 +132,8 @@ class Worker:
         self.watchdog.stop()
         self.checkpoints.close()
         self.timing.close()
+        if self.publishing is not None:
+            self.publishing.join()
         if self.rank == 0:
             early = {"stopped": stopped} if stopped else {}
             run_folder.write(self.run, run_folder.FINISHED, {"images_seen": self.images_seen, "epochs": self.epoch, **early})
@@ -139,12 +145,16 @@ class Worker:
         patience, rise = self.job["training"]["patience"], self.job["training"]["min_improvement"]
         if not patience or self.epoch == self.epochs:
             return None
-        over = verdicts.evaluations(self.run) if self.rank == 0 and self.job["evaluation"] == "beside" else self.over
-        return self.agreed(verdicts.reason_to_stop(over, patience=patience, min_improvement=rise))
+        if self.rank == 0 and self.job["evaluation"] == "beside":
+            try:
+                self.over = verdicts.evaluations(self.run)
+            except (PlainError, OSError) as error:
+                self.tell("warning", text=f"whether training should stop is judged by the evaluations known before: {error}")
+        return self.agreed(verdicts.reason_to_stop(self.over, patience=patience, min_improvement=rise))
 
-    def train_epoch(self) -> None:
-        """The rest of this epoch, with part-way checkpoints where they are due."""
-        start, optimizer = self.left, self.job["optimizer"]
+    def train_epoch(self) -> bool:
+        """The rest of this epoch, with part-way checkpoints where they are due. Whether one is due at its end."""
+        due, start, optimizer = False, self.left, self.job["optimizer"]
         peak = optimizer["learning_rate"] * batch_factor(sum(self.batches), self.job["training"]["batch_size"], name=optimizer["name"])
         for done, batch in enumerate(self.timing.batches(on_device(self.stream.epoch(self.epoch, start), self.device)), start=1):
             factor = learning_rate_factor(
@@ -161,11 +171,13 @@ class Worker:
                 self.average.update(self.model, self.images_seen - before)
             values = {"learning_rate": peak * factor, "images": self.images_seen - before, "images_seen": self.images_seen}
             self.reports.add(report, -(-self.images_seen // sum(self.batches)), values)
-            due = self.checkpoints.due(before, self.images_seen) and self.left
-            for numbers, told in self.reports.read(all=bool(due or not self.left)):
+            # Not all of them for a checkpoint: on rank 0 alone one may be due, and of a step that is not finite all ranks speak at once.
+            for numbers, told in self.reports.read(all=not self.left):
                 self.tell_step(numbers, **told)
-            if due:
+            due = self.checkpoints.due(before, self.images_seen)
+            if due and self.left:
                 self.save()
+        return due
 
     def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
         loss = self.job["loss"]
@@ -207,6 +219,7 @@ class Worker:
             "left_out": self.reports.left_out,
             "seed": self.job["training"]["seed"],
             "ranks": self.ranks,
+            "scored": scored,
             "data_digest": self.train_set.digest,
             "best": verdicts.best_of(self.over),
             "package": self.job["package"],
@@ -295,7 +308,8 @@ class Worker:
         return {"node": ray.util.get_node_ip_address(), "pid": os.getpid()}
 
     def save_profile(self, profiler: Any) -> None:
-        self.tell("profile", uri=publish_profile(profiler, self.run, self.images_seen), steps=self.job["training"]["profile_steps"])
+        steps = self.job["training"]["profile_steps"]
+        self.publishing = publish_profile(profiler, self.run, self.images_seen, steps=steps, tell=self.tell)
 
 
 def shared_batch(training: dict[str, Any], *, ranks: int) -> tuple[list[int], int]:

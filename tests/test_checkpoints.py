@@ -33,6 +33,7 @@ class Run:
 
     def __init__(self, store: str, disk: Path, *, born: str = "first", writes: bool = True, **settings: Any) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, int, int]] = []
         self.uri = f"{store}/runs/cells"
         self.checkpoints = Checkpoints(
             self.uri,
@@ -40,11 +41,13 @@ class Run:
             settings={**SETTINGS, "checkpoint_folder": str(disk), **settings},
             tell=lambda kind, **values: self.told.append((kind, values)),
             writes=writes,
+            ask=lambda *values: self.asked.append(values),
         )
 
     def save(self, images_seen: int, *, scored: bool = False, values: int = 3) -> str:
         def take(memory: Snapshot | None) -> Snapshot:
-            return Snapshot({"x": torch.full((values,), float(images_seen))}, None, {"step": torch.tensor(1.0)}, None, {"images_seen": images_seen})
+            state = {"images_seen": images_seen, "epoch": images_seen // 100, "scored": scored}
+            return Snapshot({"x": torch.full((values,), float(images_seen))}, None, {"step": torch.tensor(1.0)}, None, state)
 
         return self.checkpoints.save(images_seen, take, scored=scored)
 
@@ -213,6 +216,41 @@ def test_a_worker_started_again_uploads_what_was_left(bucket: str, behind: Calla
     # It is there: a second save of the same place writes nothing.
     again.save(200)
     assert again.checkpoints.writing is None
+
+
+def test_a_worker_started_again_uploads_what_is_to_be_scored_and_asks_for_it(bucket: str, behind: Callable, tmp_path: Path) -> None:
+    """Storage is away from the second one on, and comes back only after the worker has died."""
+    away = [Rule("answer", method="PUT", path=f"000{seen}", times=float("inf")) for seen in (200, 300, 400)]
+    behind(*away)
+    run = Run(bucket, tmp_path / "disk")
+    for seen, scored in ((100, True), (200, True), (250, False), (300, True), (400, False)):
+        run.save(seen, scored=scored)
+        run.settle()
+    assert run.checkpoints.waiting() == [f"images-{seen:012d}" for seen in (200, 300, 400)]
+    for rule in away:
+        rule.times = 0
+    again = Run(bucket, tmp_path / "disk", keep_checkpoints=9)
+    assert again.newest(tmp_path) == 400 and again.checkpoints.waiting() == []
+    assert {100, 200, 300, 400} <= set(again.stored) and again.warnings == []
+    # The first had arrived and was asked for then; the newest is the worker's own to have scored.
+    assert again.asked == [(run_folder.checkpoint_uri(again.uri, seen), seen, seen // 100 + 1) for seen in (300, 200)]
+
+
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), tmp_path / "disk")
+    for seen in (200, 300):
+        run.save(seen)
+        run.settle()
+    truncate(Path(run_folder.checkpoint_uri(run.uri, 300)))
+    again = Run(str(tmp_path), tmp_path / "disk")
+    assert again.newest(tmp_path) == 200
+    again.save(250)
+    again.settle()
+    # Two whole ones, and the damaged one for whoever wants to see it.
+    assert again.stored == [200, 250, 300]
+    again.save(300)
+    again.settle()
+    assert again.stored == [250, 300] and Run(str(tmp_path), tmp_path / "disk").newest(tmp_path) == 300
 
 
 def test_what_was_left_is_not_uploaded_where_it_is_damaged_or_old(tmp_path: Path) -> None:

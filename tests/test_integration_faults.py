@@ -14,8 +14,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 from faulty_s3 import FaultyS3, Rule
 from PIL import Image
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray_nodes import Nodes
 from test_integration_launch import environment
 
@@ -64,13 +66,14 @@ def configured(data: dict[str, str], name: str, *, store: str | None = None, **t
 
 
 class Watched:
-    """Trains here, keeps the events, and after each checkpoint that is in storage does the next of `faults` to the workers, {rank: pid}."""
+    """Trains here, keeps the events, and after each checkpoint that is in storage does the next of `faults` to the workers, {rank: pid}. `callbacks`
+    go to Ray Train."""
 
-    def __init__(self, config: TrainConfig, *faults: Callable[[dict[int, int]], None]):
+    def __init__(self, config: TrainConfig, *faults: Callable[[dict[int, int]], None], callbacks: Sequence[Any] = ()):
         self.faults, self.stored, self.events, self.pids = list(faults), False, [], {}
         self.error: PlainError | None = None
         try:
-            launch.launch(config, on_event=self.hear)
+            launch.launch(config, on_event=self.hear, callbacks=callbacks)
         except PlainError as error:
             self.error = error
 
@@ -121,6 +124,42 @@ def test_workers_that_die_or_hang_cost_no_image(data: dict[str, str], untouched:
     assert len(run.of("start")) == len(run.of("workers")) == 4 and len(run.of("resume")) == 3
     assert last_weights(config) == untouched
     assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+
+def bad_start() -> Any:
+    """For Ray Train: the first group's workers do not find each other, of the second one rank 1 dies before it trains."""
+
+    def find_no_one() -> None:
+        raise RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] connect: no route to host")
+
+    # Defined in here, so that it is sent with its code: Ray's processes do not know this module.
+    class BadStart(WorkerGroupCallback):
+        def __init__(self) -> None:
+            self.marks = tempfile.mkdtemp()
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            attempt = len(os.listdir(self.marks))
+            Path(self.marks, str(attempt)).touch()
+            if attempt == 0:
+                worker_group.execute(find_no_one)
+            if attempt == 1:
+                worker_group.execute_single(1, os.kill, worker_group.get_workers()[1].metadata.pid, signal.SIGKILL)
+
+    return BadStart()
+
+
+def test_a_group_that_does_not_start_is_started_again(data: dict[str, str], untouched: dict[str, bytes]) -> None:
+    config = configured(data, "bad-start", retries=2)
+    run = Watched(config, callbacks=[bad_start()])
+    assert run.error is None
+    first, second = run.of("start_failed")
+    assert first["who"] == "the start of the workers" and first["reason"].endswith("connect: no route to host")
+    assert second["who"] == "a worker that started" and second["reason"] == "its process ended (killed, or out of memory)"
+    assert [one["then"][:14] for one in (first, second)] == ["restart 1 of 2", "restart 2 of 2"]
+    assert b"find_no_one" in storage.read_bytes(first["details"]) and not run.of("waiting")
+    assert last_weights(config) == untouched
+    error = Watched(configured(data, "no-start", retries=0), callbacks=[bad_start()]).error
+    assert re.fullmatch(r"training no-start failed after 0 retries: the start of the workers: .*no route to host", str(error))
 
 
 def test_one_rank_raises_and_the_others_stop_with_its_traceback(data: dict[str, str]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState, SchedulingState
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from cluster import failures, run_folder, storage, supervisor
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.failures import RetriesSpent, culprit, plain_failure, what_happened
-from cluster.supervisor import Supervisor
+from cluster.supervisor import Retries, StartAgain, Supervisor
 from detector.step import NonFiniteLoss
 
 DIED = WorkerHealthCheckFailedError(
@@ -79,7 +85,8 @@ class Told:
 
 def watching(run: Path, **changes: Any) -> tuple[Supervisor, list[dict[str, Any]]]:
     board = Told()
-    found = Supervisor(str(run), **{"retries": 1, "wait_s": 90.0, "wanted": "2 workers of 1 CPUs", "board": board, **changes})
+    retries = Retries(str(run), allowed=changes.pop("retries", 1), board=board)
+    found = Supervisor(retries, **{"wait_s": 90.0, "wanted": "2 workers of 1 CPUs", **changes})
     workers = [SimpleNamespace(metadata=SimpleNamespace(node_ip=f"10.0.0.{rank}", pid=100 + rank)) for rank in range(2)]
     found.after_worker_group_training_start(SimpleNamespace(get_workers=lambda: workers))
     return found, board.events
@@ -129,7 +136,7 @@ def test_storage_that_is_away_is_no_progress_and_no_second_failure(tmp_path: Pat
     monkeypatch.setattr(supervisor.run_folder, "checkpoints", away)
     monkeypatch.setattr(supervisor.storage, "write_bytes", away)
     watch.after_worker_group_poll_status(failed(rank0=ValueError("a bug")))
-    assert (told[-1]["details"], watch.failures) == ("", 1)
+    assert (told[-1]["details"], watch.retries.failures) == ("", 1)
 
 
 @pytest.mark.parametrize("lasting", [UsageError("x"), DataError("x"), NonFiniteLoss("x")])
@@ -146,6 +153,40 @@ def test_a_reclaimed_node_is_no_failure(tmp_path: Path) -> None:
     reclaimed = RayActorError(error_msg="The actor died because its node has died.", preempted=True)
     watch.after_worker_group_poll_status(failed(rank1=WorkerHealthCheckFailedError("failed", reclaimed)))
     assert [event["kind"] for event in told] == ["workers"]
+
+
+def test_a_start_that_fails_counts_and_one_without_room_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, told = watching(tmp_path, retries=2)
+    monkeypatch.setattr(watch, "look_again", lambda: None)
+    started = SchedulingState(None)
+    for _ in range(3):
+        watch.after_controller_state_update(started, ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2))))
+    assert [event["kind"] for event in told] == ["workers"] and watch.retries.failures == 0
+    died = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
+    died.__cause__ = RayActorError(error_msg="The actor is dead because its worker process has died.")
+    with pytest.raises(StartAgain) as again:
+        watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
+    (failure,) = told[1:]
+    assert failure["reason"] == "its process ended (killed, or out of memory)" and failure["then"] == "restart 1 of 2 since the newest checkpoint"
+    assert b"worker process has died" in storage.read_bytes(failure["details"])
+    # The same count as of those that fail in training, also behind the controller that takes over.
+    retries = Retries(str(tmp_path), allowed=2, board=None)
+    assert retries.start_again(ControllerError(pickle.loads(pickle.dumps(again.value)))) and retries.failures == 1
+    watch.after_worker_group_poll_status(failed(rank0=DIED))
+    with pytest.raises(RetriesSpent, match="^failed after 2 retries: a worker that started: its process ended"):
+        watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
+
+
+def test_a_group_whose_workers_do_not_find_each_other_is_tried_again() -> None:
+    unreachable = RayTaskError("setup", "Traceback\nRuntimeError: gloo: connection refused", RuntimeError("gloo: connection refused"))
+    retries = Retries("/nowhere", allowed=1, board=None)
+    for lasting in (RetriesSpent("x"), PlainError("no room"), RuntimeError("a bug")):
+        assert not retries.start_again(ControllerError(lasting)) and retries.failures == 0
+    assert retries.start_again(ControllerError(unreachable)) and retries.failures == 1
+    # Nobody went away there.
+    board = Told()
+    with pytest.raises(RetriesSpent, match="^failed after 0 retries: the start of the workers: RuntimeError: gloo: connection refused$"):
+        Retries("/nowhere", allowed=0, board=board).spend_on_start(unreachable)
 
 
 def test_nodes_are_waited_for_and_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from cluster import timing
+from cluster.errors import PlainError
 from cluster.timing import Timing, publish_profile, shares, system_metrics
 from cluster.train_config import EXECUTION, PROFILE_AFTER, TrainingConfig
 
@@ -119,15 +121,34 @@ def steps(spent: Timing, count: int) -> None:
 
 @pytest.mark.parametrize(("made", "recorded"), [(PROFILE_AFTER + 6, 3), (PROFILE_AFTER + 2, 2)])
 def test_a_profile_holds_the_steps_asked_for_or_those_there_were(tmp_path: Path, made: int, recorded: int) -> None:
-    published = []
-    spent = Timing(CPU, profile_steps=3, on_profile=lambda profiler: published.append(publish_profile(profiler, str(tmp_path), 48)))
+    told: list[tuple[str, dict[str, Any]]] = []
+    threads = []
+
+    def publish(profiler: Any) -> None:
+        threads.append(publish_profile(profiler, str(tmp_path), 48, steps=3, tell=lambda kind, **values: told.append((kind, values))))
+
+    spent = Timing(CPU, profile_steps=3, on_profile=publish)
     steps(spent, made)
     spent.close()
-    assert published == [f"{tmp_path}/profile/images-000000000048"]
-    trace = json.loads(gzip.decompress(Path(published[0], "trace.json.gz").read_bytes()))
+    (thread,) = threads
+    thread.join()
+    uri = f"{tmp_path}/profile/images-000000000048"
+    assert told == [("profile", {"uri": uri, "steps": 3})]
+    trace = json.loads(gzip.decompress(Path(uri, "trace.json.gz").read_bytes()))
     names = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "cpu_op"]
     assert names.count("aten::linear") == recorded
-    assert "aten::linear" in Path(published[0], "operations.txt").read_text()
+    assert "aten::linear" in Path(uri, "operations.txt").read_text()
+
+
+def test_a_profile_that_storage_does_not_take_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(local: str, uri: str) -> None:
+        raise PlainError("the storage is away")
+
+    monkeypatch.setattr(timing.storage, "upload_folder", away)
+    told: list[tuple[str, dict[str, Any]]] = []
+    profiler = SimpleNamespace(export_chrome_trace=lambda path: None, key_averages=torch.autograd.profiler_util.EventList)
+    publish_profile(profiler, "s3://bucket/run", 48, steps=3, tell=lambda kind, **values: told.append((kind, values))).join()
+    assert told == [("warning", {"text": "the profile is not in storage, training goes on: the storage is away"})]
 
 
 def test_a_run_too_short_for_a_profile_has_none() -> None:

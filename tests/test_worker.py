@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from cluster import run_folder, timing, verdicts, worker
+from cluster.errors import PlainError
 from cluster.step_reports import StepReports
 from cluster.timing import Timing
 from cluster.train_config import compiles
@@ -87,6 +88,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         tell=lambda kind, **values: told.append((kind, values)),
         put=lambda kind, **values: told.append((kind, values)),
         place={},
+        publishing=None,
         watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
     )
     vars(loop).update(given | parts)
@@ -105,6 +107,42 @@ def test_the_time_of_an_evaluation_is_no_throughput(tmp_path: Path, monkeypatch:
     assert [values["data_share"] for kind, values in told if kind == "step"] == [pytest.approx(1 / 3), 0.5]
     assert [values["rest_share"] for kind, values in told if kind == "step"] == [pytest.approx(0, abs=1e-9)] * 2
     assert [(values["images_seen"], values["step_seconds"]) for kind, values in told if kind == "timing"] == [(8, 2.0), (16, 2.0)]
+
+
+@pytest.mark.parametrize("due", [4, 8])
+def test_a_checkpoint_that_is_due_is_taken_also_where_an_epoch_ends(tmp_path: Path, due: int) -> None:
+    """The fourth image is in the middle of the first epoch, the eighth its last."""
+    saved = []
+    checkpoints = SimpleNamespace(due=lambda before, now: now == due, close=lambda: None)
+    loop, _ = loop_of(Clock(), str(tmp_path), training={"evaluate_every": 9, "checkpoint_every": 9}, checkpoints=checkpoints)
+    loop.save, loop.evaluate = lambda scored=False: saved.append((loop.images_seen, scored)), lambda uri, again: None
+    loop.train()
+    # The last epoch is always evaluated.
+    assert saved == [(due, False), (16, True)]
+
+
+def test_a_checkpoint_of_one_rank_reads_no_report_before_the_others_do(tmp_path: Path) -> None:
+    """On a GPU the newest step is still on its way; were it not finite, all ranks would speak about it, and only one would be there."""
+    unread = []
+    checkpoints = SimpleNamespace(due=lambda before, now: now == 4, close=lambda: None)
+    loop, _ = loop_of(Clock(), str(tmp_path), training={}, evaluate=lambda uri, again: None, checkpoints=checkpoints)
+    loop.reports.late = 1
+    loop.save = lambda scored=False: unread.append(len(loop.reports.unread))
+    loop.train()
+    assert unread == [1, 0, 0]
+
+
+def test_storage_that_is_away_at_an_epochs_end_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(run: str) -> list[Any]:
+        raise PlainError("the storage is away")
+
+    loop, told = loop_of(Clock(), str(tmp_path), training={"patience": 1}, evaluate=lambda uri, again: None)
+    loop.job["evaluation"] = "beside"
+    monkeypatch.setattr(worker.verdicts, "evaluations", away)
+    loop.train()
+    (warning,) = [values["text"] for kind, values in told if kind == "warning"]
+    assert warning == "whether training should stop is judged by the evaluations known before: the storage is away"
+    assert run_folder.read(str(tmp_path), run_folder.FINISHED) == {"images_seen": 16, "epochs": 2}
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])

@@ -6,6 +6,9 @@ Writes a JSON (118k images, 860k annotations with polygons, categories last, abo
 of their own: with `json.load`, which is what most tools do, and with `cluster.coco.read_coco`. The peak is the resident memory that the kernel saw,
 less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two threads (the least that looking at each of them costs) and
 prepared on a Ray that is up, in interleaved rounds, local files to local files.
+
+With `--whole N` only this: a set of N pictures of 9 kB (160x120, every file another) and 7.3 annotations each, with polygons, is prepared from end to
+end, and the peak of the process that plans it is told, over its imports: what the shards take, their tasks take.
 """
 
 from __future__ import annotations
@@ -41,8 +44,23 @@ else:
 print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports, {{time.process_time() - start:.1f}} s CPU")
 """
 
+WHOLE = """
+import resource, sys, time
+sys.path.insert(0, {root!r})
+from cluster import ingest, session
+import cluster.report
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+session.connect()
+before, start = peak(), time.perf_counter()
+found = ingest.prepare(annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
+taken = time.perf_counter() - start
+print(f"{{found.counts['images']}} images, {{found.counts['boxes']}} boxes in {{len(found.shards)}} shards: {{taken:.0f}} s,",
+      f"{{found.counts['images'] / taken:.0f}} images/s, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports and Ray")
+"""
 
-def write_coco(path: str, *, images: int, annotations: int) -> None:
+
+def write_coco(path: str, *, images: int, annotations: int, size: tuple[int, int] = (480, 640)) -> None:
     """Polygons of 4 to 60 corners with two decimals, as in train2017; fields in its order."""
     rng = random.Random(0)
     polygons = [[[round(rng.uniform(0, 640), 2) for _ in range(2 * rng.randint(4, 60))]] for _ in range(500)]
@@ -51,11 +69,11 @@ def write_coco(path: str, *, images: int, annotations: int) -> None:
         file.write('{"info": {"year": 2017}, "licenses": [], "images": [')
         for number in range(images):
             record = {"license": 3, "file_name": f"{number:012d}.jpg", "coco_url": f"http://images.example.org/train/{number:012d}.jpg"}
-            record |= {"height": 480, "width": 640, "date_captured": "2013-11-14 11:18:45", "id": number + 9}
+            record |= {"height": size[0], "width": size[1], "date_captured": "2013-11-14 11:18:45", "id": number + 9}
             file.write(", " * (number > 0) + json.dumps(record))
         file.write('], "annotations": [')
         for number in range(annotations):
-            x, y, width, height = (round(rng.uniform(0, 300), 2) for _ in range(4))
+            x, y, width, height = (round(rng.uniform(0, 0.625 * size[0]), 2) for _ in range(4))
             start = f'{{"segmentation": {rng.choice(shapes)}, "area": {width * height:.4f}, "iscrowd": 0, '
             rest = f'"image_id": {number % images + 9}, "bbox": [{x}, {y}, {width}, {height}], "category_id": {number % 80 + 1}, "id": {number + 1}}}'
             file.write(", " * (number > 0) + start + rest)
@@ -109,13 +127,39 @@ def measure_speed(files: int, *, rounds: int) -> None:
             print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
 
 
+def measure_whole(images: int) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "instances.json")
+        write_coco(path, images=images, annotations=images * 73 // 10, size=(120, 160))
+        smooth = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+        sink = io.BytesIO()
+        noise = np.random.default_rng(1).integers(-20, 20, (120, 160, 3))
+        pixels = (np.asarray(Image.fromarray(smooth).resize((160, 120)), int) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(sink, "JPEG", quality=85)
+        os.mkdir(f"{folder}/images")
+        for number in range(images):
+            # What follows the end of a JPEG is not looked at.
+            Path(folder, "images", f"{number:012d}.jpg").write_bytes(sink.getvalue() + number.to_bytes(8, "big"))
+        print(f"source      {images} files of {len(sink.getvalue()) + 8} B, JSON of {os.path.getsize(path) / 2**20:.0f} MB", flush=True)
+        code = WHOLE.format(root=ROOT, path=path, images=f"{folder}/images", output=f"{folder}/out")
+        print(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip(), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--annotations", type=int, default=860_000)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--whole", type=int, default=0)
     given = parser.parse_args()
+    if given.whole:
+        return measure_whole(given.whole)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "instances.json")
         write_coco(path, images=given.images, annotations=given.annotations)
