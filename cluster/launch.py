@@ -128,7 +128,7 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from cluster.supervisor import Retries, Supervisor
+    from cluster.supervisor import Retries, Supervisor, is_of_the_start
 
     training, run = config.training, config.run_uri
     evaluation = evaluation_place(config)
@@ -165,8 +165,9 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
             try:
                 return attempt()
             except TrainingFailedError as error:
-                if not retries.start_again(error):
+                if not is_of_the_start(error):
                     raise
+                retries.spend_on_start(error.controller_failure)
 
     try:
         with evaluator if evaluation == "beside" else nullcontext():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.train.v2._internal.execution.controller.state import (
     RestartingState,
     SchedulingState,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from cluster import run_folder, storage
 from cluster.errors import PlainError
@@ -83,21 +85,20 @@ class Retries:
         self.spend("start_failed", who, details=str(cause), file="start", reason=reason)
 
 
-    def start_again(self, error: BaseException) -> bool:
-        """Whether what Ray Train's controller ended with is a group that did not start, which is counted: another may. Raises `RetriesSpent`."""
-        failure = error.controller_failure if isinstance(error, ControllerError) else None
-        if isinstance(failure, StartAgain):
-            self.failures, self.newest = failure.args
-        elif isinstance(failure, ray.exceptions.RayError):
-            # Workers that do not find each other: Ray Train 2.60 does not try that again, whatever its own limit is.
-            self.spend_on_start(failure)
-        else:
-            return False
-        return True
+def is_of_the_start(error: BaseException) -> bool:
+    """Whether Ray Train's controller ended because workers that it had started did not find each other: it does not try that again, whatever its own
+    limit is (Ray 2.60)."""
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, ray.exceptions.RayError)
 
 
-class StartAgain(Exception):
-    """The controller is to be replaced. `args` are the counts of its `Retries`, which live in its process."""
+def free_room(error: BaseException) -> None:
+    """Shut down the group whose start ended in this error, which has been raised in this process. Ray Train 2.60 forgets a group that fails after its
+    workers are there, and its room stays taken until the driver's end: the next group would wait for that in vain."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        group = frame.f_locals.get("self")
+        if isinstance(group, WorkerGroup) and group.has_started():
+            with contextlib.suppress(ray.exceptions.RayError):
+                group.shutdown()
 
 
 class Supervisor(WorkerGroupCallback, ControllerCallback):
@@ -134,21 +135,25 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self.retries.spend("failure", f"rank {rank} on {worker.node_ip}", details=details, file=file, **where)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(previous_state, SchedulingState):
+            self.not_started(current_state)
         if isinstance(current_state, ResizingState):
             self.checkpoint_first(current_state.scaling_decision.num_workers)
         elif isinstance(current_state, NO_WORKERS):
-            if isinstance(previous_state, SchedulingState) and isinstance(current_state, ReschedulingState):
-                self.not_started(current_state.training_failed_error)
             self.wait(again=type(previous_state) is type(current_state))
             self.look_again()
 
-    def not_started(self, error: Any) -> None:
-        """A group that had no room in time is waited for. One whose worker died while it started has failed, and Ray Train 2.60 keeps its room until
-        the controller ends: the next group would wait for that in vain."""
-        failure = getattr(error, "controller_failure", error)
-        if not isinstance(failure, WorkerGroupStartupTimeoutError):
+    def not_started(self, state: Any) -> None:
+        """`state` follows on the start of a group. One that had no room in time is waited for, one whose worker died has failed; where the controller
+        ends, the driver counts."""
+        error = getattr(getattr(state, "next_state", state), "training_failed_error", None)
+        failure = getattr(error, "controller_failure", None)
+        if failure is None or isinstance(failure, WorkerGroupStartupTimeoutError):
+            return
+        free_room(failure)
+        if isinstance(state, ReschedulingState):
+            self.without_since = None
             self.retries.spend_on_start(failure)
-            raise StartAgain(self.retries.failures, self.retries.newest)
 
     def checkpoint_first(self, workers: int) -> None:
         taken = False

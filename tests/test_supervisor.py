@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from cluster import failures, run_folder, storage, supervisor
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.failures import RetriesSpent, culprit, plain_failure, what_happened
-from cluster.supervisor import Retries, StartAgain, Supervisor
+from cluster.supervisor import Retries, Supervisor, is_of_the_start
 from detector.step import NonFiniteLoss
 
 DIED = WorkerHealthCheckFailedError(
@@ -164,14 +163,11 @@ def test_a_start_that_fails_counts_and_one_without_room_waits(tmp_path: Path, mo
     assert [event["kind"] for event in told] == ["workers"] and watch.retries.failures == 0
     died = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
     died.__cause__ = RayActorError(error_msg="The actor is dead because its worker process has died.")
-    with pytest.raises(StartAgain) as again:
-        watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
+    watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
     (failure,) = told[1:]
     assert failure["reason"] == "its process ended (killed, or out of memory)" and failure["then"] == "restart 1 of 2 since the newest checkpoint"
     assert b"worker process has died" in storage.read_bytes(failure["details"])
-    # The same count as of those that fail in training, also behind the controller that takes over.
-    retries = Retries(str(tmp_path), allowed=2, board=None)
-    assert retries.start_again(ControllerError(pickle.loads(pickle.dumps(again.value)))) and retries.failures == 1
+    # The same count as of those that fail in training.
     watch.after_worker_group_poll_status(failed(rank0=DIED))
     with pytest.raises(RetriesSpent, match="^failed after 2 retries: a worker that started: its process ended"):
         watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
@@ -179,10 +175,8 @@ def test_a_start_that_fails_counts_and_one_without_room_waits(tmp_path: Path, mo
 
 def test_a_group_whose_workers_do_not_find_each_other_is_tried_again() -> None:
     unreachable = RayTaskError("setup", "Traceback\nRuntimeError: gloo: connection refused", RuntimeError("gloo: connection refused"))
-    retries = Retries("/nowhere", allowed=1, board=None)
-    for lasting in (RetriesSpent("x"), PlainError("no room"), RuntimeError("a bug")):
-        assert not retries.start_again(ControllerError(lasting)) and retries.failures == 0
-    assert retries.start_again(ControllerError(unreachable)) and retries.failures == 1
+    assert is_of_the_start(ControllerError(unreachable))
+    assert not any(is_of_the_start(ControllerError(lasting)) for lasting in (RetriesSpent("x"), PlainError("no room"), RuntimeError("a bug")))
     # Nobody went away there.
     board = Told()
     with pytest.raises(RetriesSpent, match="^failed after 0 retries: the start of the workers: RuntimeError: gloo: connection refused$"):
