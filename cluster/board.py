@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +11,28 @@ from typing import Any
 Event = dict[str, Any]
 
 
+class Guarded:
+    """A consumer of events whose failures cost nobody else's: a terminal that was closed ends no tracking. The first is told on stderr."""
+
+    def __init__(self, consumer: Callable[[Event], None]):
+        self.consumer, self.told = consumer, False
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self.consumer(event)
+        except Exception as error:  # whatever it is, the training is worth more
+            if not self.told:
+                self.told = True
+                with contextlib.suppress(OSError):
+                    text = f"warning: what training says ({event['kind']}) could not be passed on: {type(error).__name__}: {error}; it goes on"
+                    print(text, file=sys.stderr, flush=True)
+
+
 class Board:
     """Carries events from the workers to a function in the driver: an actor collects them, a thread fetches them twice a second."""
 
     def __init__(self, on_event: Callable[[Event], None] | None):
-        self.on_event = on_event
+        self.on_event = on_event and Guarded(on_event)
 
     def __enter__(self) -> Any:
         if self.on_event is None:

@@ -17,6 +17,7 @@ from cluster.errors import PlainError, UsageError
 from cluster.evaluator import Evaluator
 from cluster.failures import RetriesSpent, plain_failure
 from cluster.plan import READ_CPUS
+from cluster.session import unplaced
 from cluster.shards import ShardSet, open_shard_set
 from cluster.train_config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
 
@@ -137,10 +138,7 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
     scaling = ScalingConfig(
         num_workers=training.workers if training.min_workers is None else (training.min_workers, training.workers),
         use_gpu=training.gpus_per_worker > 0,
-        resources_per_worker={
-            "CPU": training.cpus_per_worker + READ_CPUS,
-            **({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
-        },
+        resources_per_worker=booked(training.cpus_per_worker + READ_CPUS, training.gpus_per_worker),
         elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
     )
 
@@ -251,13 +249,13 @@ def workers_share(config: TrainConfig) -> dict[str, Any]:
 
 def evaluation_place(config: TrainConfig) -> str:
     """`beside` or `between`, see `TrainingConfig.evaluation`; Ray must be connected."""
-    import ray
+    from ray._private.state import available_resources_per_node
 
     if config.training.evaluation != "auto":
         return config.training.evaluation
     # All workers: one that comes later would find an evaluation in its place.
-    free, asked = ray.available_resources(), needs(config, workers=config.training.workers, evaluation="beside")
-    return "beside" if all(free.get(name, 0.0) + 1e-6 >= asked[name] for name in asked) else "between"
+    asked = needs(config, workers=config.training.workers, evaluation="beside")
+    return "between" if unplaced(asked, list(available_resources_per_node().values())) else "beside"
 
 
 def decode_place(choice: str, *, gpus_per_worker: float) -> str:
@@ -270,18 +268,21 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
     return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
 
 
-def needs(config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None) -> dict[str, float]:
-    """CPUs and GPUs that a training books: with so many `workers`, unset as few as it may have, and with an evaluation beside it where that is
-    `beside`; tasks that decode need a core, and a share to read, of their own.
+def needs(config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None) -> list[dict[str, float]]:
+    """The processes of a training with the CPUs and GPUs that each books: with so many `workers`, unset as few as it may have, and with an evaluation
+    beside it where that is `beside`; a task that decodes needs a core, and a share to read, of its own.
     """
     number = {"workers": workers or config.training.min_workers or config.training.workers}
     beside = (evaluation or config.training.evaluation) == "beside"
     shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
-    return {
-        "CPU": sum(share["workers"] * (share["cpus_per_worker"] + READ_CPUS) for share in shares)
-        + (config.training.decode == "tasks") * (1 + READ_CPUS),
-        "GPU": sum(share["workers"] * share["gpus_per_worker"] for share in shares),
-    }
+    return [
+        *(booked(share["cpus_per_worker"] + READ_CPUS, share["gpus_per_worker"]) for share in shares for _ in range(share["workers"])),
+        *([booked(1 + READ_CPUS, 0)] if config.training.decode == "tasks" else []),
+    ]
+
+
+def booked(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def wanted(config: TrainConfig) -> str:

@@ -35,6 +35,10 @@ class Progress:
     def on_start(self, event: dict[str, Any]) -> None:
         self.total, self.stragglers = event["images_total"], Stragglers(event["ranks"])
         parts = f" in {event['parts']} parts" if event["parts"] > 1 else ""
+        if event["ranks"] < event["workers"]:
+            asked = f"of {event['workers']} workers"
+            kept = event["batch"] == event["batch_size"]
+            parts += f" (kept as it is {asked})" if kept else f" (rescaled from the {event['batch_size']} {asked}, and the learning rate with it)"
         self.line(
             f"training on {event['ranks']} workers, {event['threads']} threads each, {event['batch']} images a step{parts}, {event['precision']}; "
             f"{event['images_seen']} of {self.total} images seen"

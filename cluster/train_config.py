@@ -54,7 +54,7 @@ class TrainingConfig(Section):
     accumulate: int = Field(
         1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
     )
-    seed: int = Field(0, ge=0, description="covers weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**63, description="covers weights, order and augmentation")
     amp: bool = Field(True, description="bfloat16 autocast in the network where every device computes in it; losses and weights stay float32")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -106,7 +106,7 @@ class TrainingConfig(Section):
         "size) or scale (as many images a worker as before; the learning rate in proportion for sgd, with the square root for adamw)",
     )
     cpus_per_worker: float = Field(0.75, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker")
-    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs each worker books: 0 (gloo) or 1 (nccl)")
     decode: Literal["auto", "threads", "tasks"] = Field(
         "auto",
         description="where images are decoded and augmented: in threads beside each worker, in tasks of Ray Data on any node, or auto: "

@@ -112,7 +112,8 @@ class Worker:
         resume(self)
         place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
         precision = "bfloat16" if self.amp_dtype else "float32, there is no bfloat16 here" if self.job["training"]["amp"] else "float32"
-        how = {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
+        how = {name: self.job["training"][name] for name in ("workers", "batch_size")}
+        how |= {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
         self.tell("start", ranks=self.ranks, **how, **place)
         self.model.train()
         stopped = None

@@ -10,7 +10,7 @@ import difflib
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -99,7 +99,7 @@ def parse(config_class: type[BaseModel], argv: list[str]) -> Any:
     except ValidationError as error:
         raise UsageError(describe(error, fields)) from error
     except SettingsError as error:
-        raise UsageError(f"{describe_settings(error)}; --help shows what each option takes") from error
+        raise UsageError(f"{describe_settings(error, fields, flags)}; --help shows what each option takes") from error
     # The caller gets the plain model: settings machinery must not travel into Ray tasks.
     return config_class.model_validate(parsed.model_dump())
 
@@ -183,12 +183,19 @@ def describe(error: ValidationError, fields: Fields) -> str:
     return "; ".join(lines[:3]) + more + "; --help shows the units and ranges"
 
 
-def describe_settings(error: SettingsError) -> str:
+def describe_settings(error: SettingsError, fields: Fields, flags: Sequence[str]) -> str:
     """What the flag or environment parser could not take apart, before pydantic saw any value."""
     text = str(error)
     if 'source "EnvSettingsSource"' in text:
         section = text.split('"')[1]
         return f"{ENVIRONMENT_PREFIX}{section.upper()}...: a variable of this section cannot be read; lists are JSON there, such as [1, 2]"
+    if text.startswith("error parsing value"):
+        # Of a list of which an item is no JSON the settings library names only the section.
+        given = [flag.partition("=")[::2] if "=" in flag else (flag, value) for flag, value in zip(flags, [*flags[1:], ""], strict=True)]
+        section = text.split('"')[1]
+        lists = [(flag, value) for flag, value in given if flag.startswith(f"--{section}") and get_origin(fields[flag[2:]].annotation) is tuple]
+        if lists:
+            return "; ".join(f"{flag} {value}: must be {takes(fields[flag[2:]])}" for flag, value in lists)
     argument, _, reason = text.removeprefix("error parsing CLI: ").removeprefix("argument ").partition(": ")
     return f"{argument} {reason.replace('expected one argument', 'needs a value')}".strip()
 

@@ -63,8 +63,8 @@ def main(config: EvaluateConfig) -> None:
             package, scored = registry.download_package(version, tracking=uri, folder=scratch), str(version)
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
         what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
-        cpus, gpus = config.workers * config.cpus_per_worker + 0.25, config.workers * config.gpus_per_worker
-        session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=config.ray.autoscaling)
+        processes = [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers + [{"CPU": 0.25}]
+        session.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
         resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
         folder, asked = f"{scratch}/evaluation", dict(overlays=config.overlays, max_detections=config.max_detections)
         table = evaluation.evaluate(package, shard_set, folder, scored=scored, **asked, **resources)

@@ -52,8 +52,8 @@ def main(config: PredictConfig) -> None:
 
     session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
     what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
-    cpus, gpus = config.workers * config.cpus_per_worker + 0.25, config.workers * config.gpus_per_worker
-    session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=config.ray.autoscaling)
+    processes = [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers + [{"CPU": 0.25}]
+    session.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
         package = registry.download_package(version, tracking=uri, folder=scratch)
         folder = f"{scratch}/out"

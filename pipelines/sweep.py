@@ -74,16 +74,14 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool) -> int:
     from cluster import session
     from tune import search
 
-    cpus, gpus = search.cpus_needed(budget), budget.workers * budget.gpus_per_worker
     what = f"one trial (sweep.workers {budget.workers} x (sweep.cpus_per_worker {budget.cpus_per_worker:g} + 0.25 for reading) + 0.01)"
-    session.check_resources(cpus=cpus, gpus=gpus, what=what, autoscaling=autoscaling)
+    session.check_resources(search.processes(budget), what=what, autoscaling=autoscaling)
     if autoscaling:
         return budget.concurrent
-    total = ray.cluster_resources()
-    fits = search.fitting(budget, cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    fits = search.fitting(budget, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if fits < budget.concurrent:
-        has = f"each needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}"
-        print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: {has}")
+        asked, held = (session.shown(session.total(every)) for every in (search.processes(budget), [ray.cluster_resources()]))
+        print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: each needs {asked}, the cluster has {held}")
     return fits
 
 

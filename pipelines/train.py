@@ -30,6 +30,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
     from cluster import launch, run_folder, session
     from cluster import tracking as mlflow_tracking
+    from cluster.board import Guarded
     from cluster.progress import Progress, Tracker
 
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
@@ -42,8 +43,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     what = f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     if training.evaluation == "beside":
         what += f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} + {launch.READ_CPUS:g}) of training.evaluation"
-    needs = launch.needs(config)
-    session.check_resources(cpus=needs["CPU"], gpus=needs["GPU"], what=what, autoscaling=ray.autoscaling)
+    session.check_resources(launch.needs(config), what=what, autoscaling=ray.autoscaling)
 
     progress = Progress(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
@@ -56,9 +56,11 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         config=config.model_dump_json(indent=1),
     )
 
+    consumers = [Guarded(progress), Guarded(tracker)]
+
     def on_event(event: dict) -> None:
-        progress(event)
-        tracker(event)
+        for consumer in consumers:
+            consumer(event)
 
     status = "FAILED"
     try:

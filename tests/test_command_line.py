@@ -170,6 +170,8 @@ def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
         (["--training.kind", "lion"], ["training.kind 'lion'", "'sgd' or 'adamw'"]),
         (["--training.amp", "perhaps"], ["training.amp 'perhaps'", "boolean"]),
         (["--training.scales", "1,wide"], ["training.scales 'wide'", "number"]),
+        (["--training.scales", "nan,1"], ["--training.scales nan,1: must be numbers with commas between"]),
+        (["--training.scales=1,inf"], ["--training.scales 1,inf: must be numbers with commas between"]),
         (["--training.rate", "7"], ["training.rate: must not be 7, of all numbers"]),
         (["--training.kind", "adamw", "--training.epochs", "60"], ["training.epochs 60: adamw has had enough after 50"]),
         (["--name", ""], ["name ''", "at least 1 character"]),

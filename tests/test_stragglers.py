@@ -12,7 +12,8 @@ from cluster.progress import Progress, track
 from cluster.stragglers import Stragglers
 
 START = {
-    "kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1, "batch": 8, "parts": 1, "precision": "float32",
+    "kind": "start", "images_total": 100, "images_seen": 0, "epoch": 0, "threads": 1, "batch": 8, "parts": 1, "workers": 2, "batch_size": 8,
+    "precision": "float32",
 }  # fmt: skip
 
 
@@ -98,6 +99,20 @@ def test_a_restart_forgets_the_ranks_that_were() -> None:
     progress(interval(8, forward=[0.2], data=[5.0])[0])
     (stall,) = [line for line in out.getvalue().splitlines() if "data stall" in line]
     assert stall.startswith("[cells] data stall: rank 0 on 10.0.0.0 waited 5.0 of 10.0 s")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ranks": 2}, "training on 2 workers, 1 threads each, 8 images a step, float32;"),
+        ({"ranks": 1, "parts": 2}, "training on 1 workers, 1 threads each, 8 images a step in 2 parts (kept as it is of 2 workers), float32;"),
+        ({"ranks": 1, "batch": 4}, "4 images a step (rescaled from the 8 of 2 workers, and the learning rate with it), float32;"),
+    ],
+)
+def test_a_smaller_group_says_what_became_of_the_batch(changes: dict[str, Any], words: str) -> None:
+    out = io.StringIO()
+    Progress("cells", out=out)({**START, **changes})
+    assert words in out.getvalue()
 
 
 STEP = {

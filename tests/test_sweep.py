@@ -139,10 +139,12 @@ def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
 def test_concurrency_is_what_the_cluster_holds() -> None:
     two = SweepConfig(concurrent=2)
     # A trial books 0.01 + 1 x (0.5 + 0.25) = 0.76 CPUs: two fit into 2 CPUs, one into 1.5, none into 0.75.
-    assert [search.fitting(two, cpus=cpus, gpus=0) for cpus in (64, 2, 1.52, 1.5, 0.76, 0.75)] == [2, 2, 2, 1, 1, 0]
+    assert [search.fitting(two, [{"CPU": cpus}]) for cpus in (64, 2, 1.52, 1.5, 0.76, 0.75)] == [2, 2, 2, 1, 1, 0]
     # Two workers with a GPU each: 3 GPUs hold one trial.
     wide = SweepConfig(concurrent=4, workers=2, cpus_per_worker=1, gpus_per_worker=1)
-    assert [search.fitting(wide, cpus=64, gpus=gpus) for gpus in (1, 3, 4, 100)] == [0, 1, 2, 4]
+    assert [search.fitting(wide, [{"CPU": 64, "GPU": gpus}]) for gpus in (1, 3, 4, 100)] == [0, 1, 2, 4]
+    # Nodes with one each hold half a trial each, and what has three CPUs in all may hold none.
+    assert search.fitting(wide, [{"CPU": 2, "GPU": 1}] * 5) == 2 and search.fitting(two, [{"CPU": 0.5}] * 6) == 0
 
 
 def test_too_few_machines_are_said_in_one_line(ray_cluster: str, capsys: pytest.CaptureFixture) -> None:

@@ -325,23 +325,26 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
         # One worker would do and 0.75 CPUs are free beside the evaluation; the second may come any time, and books those.
         ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.25}, "between"),
         ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.5}, "beside"),
+        # Enough in all, and on no node.
+        ({"evaluation": "auto"}, [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 0.5}, {"CPU": 0.5}], "between"),
+        ({"evaluation": "auto"}, [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}], "beside"),
     ],
 )
 def test_checkpoints_are_scored_beside_training_where_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], free: dict[str, float], place: str
+    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], free: dict[str, float] | list[dict[str, float]], place: str
 ) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: dict(enumerate(free if isinstance(free, list) else [free])))
     chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
     assert launch.evaluation_place(chosen) == place
 
 
 def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
     chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}})
-    assert launch.needs(chosen) == {"CPU": 0.75, "GPU": 0}
-    assert launch.needs(chosen, workers=2) == {"CPU": 1.5, "GPU": 0}
-    assert launch.needs(chosen, workers=2, evaluation="beside") == {"CPU": 2.5, "GPU": 0}
+    assert launch.needs(chosen) == [{"CPU": 0.75}]
+    assert launch.needs(chosen, workers=2) == [{"CPU": 0.75}] * 2
+    assert launch.needs(chosen, workers=2, evaluation="beside") == [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}]
+    chosen = TrainConfig.model_validate({**chosen.model_dump(), "training": {**TINY["training"], "decode": "tasks", "gpus_per_worker": 1}})
+    assert launch.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -26,6 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster import launch, pretrained, run_folder, storage, tracking, warm_start
 from cluster.errors import PlainError, UsageError
+from cluster.session import Resources, unplaced
 from cluster.train_config import EVALUATION_SHARE, TrainConfig, TrainingConfig
 from tune import space
 from tune.space import SweepConfig
@@ -79,17 +80,14 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
     run_folder.claim(uri, config.model_dump(mode="json"), identity, begun=bool(read_records(uri)))
 
 
-def cpus_needed(sweep: SweepConfig) -> float:
-    """CPUs that one trial books in all."""
-    return TRIAL_CPUS + sweep.workers * (sweep.cpus_per_worker + launch.READ_CPUS)
+def processes(sweep: SweepConfig) -> list[dict[str, float]]:
+    """What one trial books: its workers, and the process around them."""
+    return [launch.booked(sweep.cpus_per_worker + launch.READ_CPUS, sweep.gpus_per_worker)] * sweep.workers + [{"CPU": TRIAL_CPUS}]
 
 
-def fitting(sweep: SweepConfig, *, cpus: float, gpus: float) -> int:
-    """How many trials the cluster holds at once, at most `sweep.concurrent`; 0 when not even one."""
-    fits = int(cpus / cpus_needed(sweep) + 1e-6)
-    if sweep.gpus_per_worker:
-        fits = min(fits, int(gpus / (sweep.workers * sweep.gpus_per_worker) + 1e-6))
-    return min(fits, sweep.concurrent)
+def fitting(sweep: SweepConfig, nodes: Sequence[Resources]) -> int:
+    """How many trials these nodes hold at once, at most `sweep.concurrent`; 0 when not even one."""
+    return max((n for n in range(1, sweep.concurrent + 1) if not unplaced(processes(sweep) * n, nodes)), default=0)
 
 
 def tracked(

@@ -48,7 +48,7 @@ class SweepConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the searcher")
     workers: int = Field(1, ge=1, le=4096, description="processes of one trial")
     cpus_per_worker: float = Field(0.5, gt=0, le=256, description="CPUs each worker books; reading needs 0.25 more a worker, a trial itself 0.01")
-    gpus_per_worker: float = Field(0, ge=0, le=1, description="GPUs each worker books: 0 or 1")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs each worker books: 0 or 1")
     space: SpaceConfig = SpaceConfig()
 
 
