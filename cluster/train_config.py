@@ -58,7 +58,7 @@ class TrainingConfig(Section):
     amp: bool = Field(True, description="bfloat16 autocast in the network where every device computes in it; losses and weights stay float32")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="compile network and loss by torch.compile, which takes minutes and needs a C++ compiler; "
+        description="compile network and loss by torch.compile, which takes about a minute and needs a C++ compiler; "
         f"auto: on a GPU, in a run of {COMPILE_AFTER} steps or more",
     )
     skip_nonfinite: int = Field(
@@ -70,12 +70,12 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on data.val; the last epoch is always evaluated")
     evaluation: Literal["auto", "beside", "between"] = Field(
         "auto",
-        description="where checkpoints are scored: beside training in tasks of their own, between epochs by the workers, or auto: beside where the "
-        "cluster has room for it beyond the workers, else between; AP is the same. Sweeps evaluate between epochs",
+        description="where checkpoints are scored: beside training in processes of their own, between epochs by the workers, or auto: beside where "
+        "the cluster has room for it beyond the workers, else between; AP is the same. Sweeps evaluate between epochs",
     )
-    evaluation_workers: int = Field(1, ge=1, le=4096, description="tasks that score a checkpoint beside training, each a share of the images")
-    evaluation_cpus: float = Field(0.75, gt=0, le=256, description="CPUs each of these tasks books; reading needs 0.25 more a task")
-    evaluation_gpus: float | None = Field(None, ge=0, le=1, description="GPUs each of these tasks books; unset: as many as a worker")
+    evaluation_workers: int = Field(1, ge=1, le=4096, description="processes that score a checkpoint beside training, each a share of the images")
+    evaluation_cpus: float = Field(0.75, gt=0, le=256, description="CPUs each of these processes books; reading needs 0.25 more for each")
+    evaluation_gpus: float | None = Field(None, ge=0, le=1, description="GPUs each of these processes books; unset: as many as a worker")
     patience: int = Field(0, ge=0, le=10_000, description="evaluations without a better AP after which training stops, at an epoch's end; 0: never")
     min_improvement: float = Field(0.0, ge=0, lt=1, description="rise of AP that patience takes for better must be above this, 0..1")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints; an evaluation takes one too")
@@ -278,7 +278,8 @@ class TrainConfig(Section):
 
 
 def compiles(training: dict[str, Any], *, device: str, images: int) -> bool:
-    """Whether a run over so many images is compiled; `training` is `TrainingConfig`, dumped. On a CPU it does not pay (docs/benchmarks.md)."""
+    """Whether a run over so many images is compiled; `training` is `TrainingConfig`, dumped. On a CPU nothing was won that is above the noise
+    (docs/benchmarks.md)."""
     steps = images // training["batch_size"]
     return training["compile"] == "on" or (training["compile"] == "auto" and device == "cuda" and steps >= COMPILE_AFTER)
 

@@ -122,7 +122,8 @@ class RetinaNet(nn.Module):
         """
         images = ((images_B3HW - self.pixel_mean) / self.pixel_std).contiguous(memory_format=torch.channels_last)
         levels = self.pyramid(self.backbone(images))
-        aligned = by_level and images.is_cuda
+        # Measured and worth it for bfloat16 outputs; the gradient of float32 ones is large, and padded it is there once more.
+        aligned = by_level and images.is_cuda and torch.is_autocast_enabled("cuda")
         logits, offsets = ([head(level, aligned=aligned) for level in levels] for head in (self.class_head, self.box_head))
         return (logits, offsets) if by_level else (torch.cat(logits, dim=1), torch.cat(offsets, dim=1))
 

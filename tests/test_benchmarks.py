@@ -12,6 +12,21 @@ from typing import Any
 
 import pytest
 
+# Names as torch 2.11 and its CUDA libraries give them.
+OPERATIONS = {
+    "aten::mkldnn_convolution": "convolutions",
+    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1": "convolutions",
+    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_256x128_32x3_nhwc_align8>": "convolutions",
+    "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT": "matrix products",
+    "triton_poi_fused__native_batch_norm_legit_functional_relu_5": "compiled elementwise work",
+    "aten::native_batch_norm_backward": "normalisation",
+    "aten::_foreach_norm": "optimiser and clipping",
+    "aten::linalg_vector_norm": "optimiser and clipping",
+    "aten::_foreach_mul_": "optimiser and clipping",
+    "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimiser and clipping",
+    "Memcpy DtoD (Device -> Device)": "copies, casts, layouts",
+    "aten::sigmoid": "rest",
+}
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 FLOORS = ("detector", "cluster", "tune", "pipelines", "tests")
@@ -101,3 +116,8 @@ def test_a_call_that_would_fail_is_found(source: str, complaint: str, tmp_path: 
             exec(ast.unparse(statement), vars(module))
     with pytest.raises((TypeError, AttributeError), match=complaint):
         check(path, module)
+
+
+@pytest.mark.parametrize(("operation", "group"), OPERATIONS.items())
+def test_the_breakdown_of_a_step_knows_operations_and_kernels(operation: str, group: str) -> None:
+    assert importlib.import_module("tests.benchmarks.step").group_of(operation) == group

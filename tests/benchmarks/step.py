@@ -53,13 +53,15 @@ PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
 CANDIDATES = 500
 """Class scores above the threshold in a picture, of the networks that detect."""
 GROUPS = {
-    "convolutions": ("conv",),
-    "matrix products": ("mm", "matmul"),
-    "normalisation": ("norm",),
-    "optimiser": ("_fused_", "_foreach_"),
-    "copies, casts, layouts": ("copy_", "cat", "clone", "contiguous", "pad"),
+    "compiled elementwise work": ("triton_",),
+    "optimiser and clipping": ("_fused_", "_foreach_", "vector_norm", "multi_tensor", "adam"),
+    "convolutions": ("conv", "fprop", "dgrad", "wgrad", "cudnn_"),
+    "matrix products": ("gemm", "mm", "matmul", "nvjet"),
+    "normalisation": ("norm", "bn_"),
+    "copies, casts, layouts": ("copy", "memcpy", "cat", "clone", "contiguous", "pad", "nchwto", "nhwcto"),
 }
-"""Parts of the operations' names; what is in none of them is "rest": elementwise work, the loss, matching."""
+"""Parts of the names, in small letters, of operations on a CPU and of kernels on a GPU. The first group that fits counts; what is in none of them is
+"rest": elementwise work, the loss, matching."""
 
 
 @dataclass(frozen=True)
@@ -244,16 +246,21 @@ def memory(ways: dict[str, Callable[[], Any]], images: int, device: torch.device
     return found
 
 
+def group_of(operation: str) -> str:
+    return next((group for group, parts in GROUPS.items() if any(part in operation.lower() for part in parts)), "rest")
+
+
 def breakdown(way: Callable[[], Any], device: torch.device) -> None:
-    """Shares of the operations' own time in one call."""
+    """Shares of the operations' own time in one call; on a GPU of its kernels' alone, which the operations that launch them count once more."""
     activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         seconds_of(way, device)
-    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    on_gpu = device.type == "cuda"
+    name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     spent = dict.fromkeys([*GROUPS, "rest"], 0.0)
     for entry in profiler.key_averages():
-        group = next((group for group, parts in GROUPS.items() if any(part in entry.key for part in parts)), "rest")
-        spent[group] += getattr(entry, name)
+        if (entry.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
+            spent[group_of(entry.key)] += getattr(entry, name)
     total = sum(spent.values())
     print("| part of a step | share |\n|---|---|\n" + "\n".join(f"| {group} | {100 * value / total:.1f} % |" for group, value in spent.items()))
 
