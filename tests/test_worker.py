@@ -28,7 +28,7 @@ def report(*, classification: float = 0.5, own: tuple[bool, bool] = (True, True)
 
 
 TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "patience": 0, "min_improvement": 0.0}
-TRAINING |= {"batch_size": 4, "amp": False, "log_steps": 2}
+TRAINING |= {"batch_size": 4, "workers": 1, "amp": False, "log_steps": 2}
 
 
 @pytest.fixture(autouse=True)
