@@ -6,8 +6,10 @@ trainer, or in tasks of Ray Data where machines without GPUs are there to do it;
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,9 @@ from detector.batch import Batch, Sample, collate_by_canvas, empty_canvases
 from detector.image import open_image
 
 WHOLE_BATCHES_AHEAD = 2
+BEGIN_S = 1.0
+"""Seconds before the end of an epoch, at its own pace so far, at which the next one is begun: its first batch takes 0.2 s, and longer where a step
+keeps the cores busy."""
 
 
 @dataclass
@@ -75,8 +80,13 @@ class Stream:
         ready = self.prepared.pop(epoch, None) if left == whole else None
         steps = plan.steps(left, batches=self.batches)
         with ready or self.begin(epoch, left) as batches:
-            for number, batch in enumerate(batches, start=1):
-                if number == max(1, steps - WHOLE_BATCHES_AHEAD) and epoch + 1 < self.epochs and epoch + 1 not in self.prepared:
+            for number, batch in enumerate(batches):
+                if number == 0:
+                    began = time.monotonic()
+                # Of those after the first, which waits for the start.
+                batch_s = (time.monotonic() - began) / number if number else math.inf
+                ending = steps - 1 - number <= max(WHOLE_BATCHES_AHEAD, BEGIN_S / max(batch_s, 1e-9))
+                if ending and epoch + 1 < self.epochs and epoch + 1 not in self.prepared:
                     self.prepared[epoch + 1] = self.begin(epoch + 1, whole)
                 yield batch
 

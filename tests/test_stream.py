@@ -169,6 +169,25 @@ def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.Monkey
     assert begun == [0, 1, 0]
 
 
+@pytest.mark.parametrize(("batch_s", "left"), [(0.25, 4), (0.3, 3), (0.5, 2), (60.0, 2), (0.0, 8)])
+def test_the_next_epoch_is_begun_a_second_before_this_one_ends(monkeypatch: pytest.MonkeyPatch, batch_s: float, left: int) -> None:
+    """Of ten batches so many are left then, by a clock that only the consumer moves; the very first says nothing about the pace."""
+    clock, begun = [0.0], []
+
+    def begin(own: Stream, epoch: int, intervals: plan.Intervals) -> Ahead:
+        begun.append((epoch, taken))
+        return Ahead((number for number in range(10)), depth=2)
+
+    monkeypatch.setattr(Stream, "begin", begin)
+    monkeypatch.setattr("cluster.stream.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    own, taken = Stream(SimpleNamespace(num_rows=40), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2), 0
+    for _ in own.epoch(0, [(0, 40)]):
+        taken += 1
+        clock[0] += batch_s
+    own.close()
+    assert begun == [(0, 0), (1, 10 - left - 1)]
+
+
 def test_a_resumed_position_is_not_taken_from_a_prepared_epoch(shard_set: ShardSet) -> None:
     eager = replace(stream(shard_set, 0, 1), epochs=2)
     list(eager.epoch(0, [(0, 24)]))
