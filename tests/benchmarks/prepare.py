@@ -5,7 +5,7 @@
 Writes a JSON (118k images, 860k annotations with polygons, categories last, about 550 MB) into a temporary folder, then reads it twice in processes
 of their own: with `json.load`, which is what most tools do, and with `cluster.coco.read_coco`. The peak is the resident memory that the kernel saw,
 less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two threads (the least that looking at each of them costs) and
-prepared on a Ray that is up, in interleaved rounds, local files to local files.
+prepared on a Ray that is up, in interleaved rounds, local files to local files; with `--place s3://bucket/prefix` only this, from and to S3.
 
 With `--whole N` only this: a set of N pictures of 9 kB (160x120, every file another) and 7.3 annotations each, with polygons, is prepared from end to
 end, and the peak of the process that plans it is told, over its imports: what the shards take, their tasks take.
@@ -81,50 +81,49 @@ def write_coco(path: str, *, images: int, annotations: int, size: tuple[int, int
         file.write(json.dumps([{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]) + "}")
 
 
-def measure_speed(files: int, *, rounds: int) -> None:
+def measure_speed(files: int, *, rounds: int, place: str) -> None:
     sys.path[:0] = [ROOT, os.path.join(ROOT, "tests", "benchmarks")]
     import ingest as photos
     import numpy as np
 
-    from cluster import ingest, session
+    from cluster import ingest, session, storage
     from detector.image import decode_image
 
-    with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder, "images")
-        images.mkdir()
-        generator = np.random.default_rng(0)
-        pictures = [photos.photo(generator) for _ in range(min(files, photos.DIFFERENT))]
-        records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(files)]
-        for record in records:
-            (images / record["file_name"]).write_bytes(pictures[record["id"] % len(pictures)])
-        box = {"category_id": 1, "bbox": [10, 10, 50, 60], "iscrowd": 0, "area": 3000}
-        boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * files)]
-        Path(folder, "all.json").write_text(json.dumps({"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}))
+    generator = np.random.default_rng(0)
+    pictures = [photos.photo(generator) for _ in range(min(files, photos.DIFFERENT))]
+    records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(files)]
+    names = [record["file_name"] for record in records]
+    box = {"category_id": 1, "bbox": [10, 10, 50, 60], "iscrowd": 0, "area": 3000}
+    boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * files)]
+    storage.write_json(f"{place}/all.json", {"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]})
 
-        def decode() -> None:
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(lambda path: decode_image(path.read_bytes()).shape, images.iterdir()))
+    def each(work: Callable[[str], object], threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, names))
 
-        def prepare() -> None:
-            ingest.prepare(annotations=f"{folder}/all.json", images=str(images), output=f"{folder}/out", overwrite=True, say=lambda line: None)
+    def prepare() -> None:
+        ingest.prepare(annotations=f"{place}/all.json", images=f"{place}/images", output=f"{place}/out", overwrite=True, say=lambda line: None)
 
-        ways: dict[str, Callable[[], object]] = {
-            "copy of the files": lambda: shutil.copytree(images, f"{folder}/copy"),
-            "decoded by two threads": decode,
-            "prepare": prepare,
-        }
-        session.connect()
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if number:  # the first round starts Ray's workers
-                    rates[name].append(files / (time.perf_counter() - start))
-            shutil.rmtree(f"{folder}/copy")
-            shutil.rmtree(f"{folder}/out")
-        for name, values in rates.items():
-            print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
+    each(lambda name: storage.write_bytes(f"{place}/images/{name}", pictures[int(name.split(".")[0]) % len(pictures)]), 8)
+    ways: dict[str, Callable[[], object]] = {
+        "copy of the files": lambda: each(lambda name: storage.write_bytes(f"{place}/copy/{name}", storage.read_bytes(f"{place}/images/{name}")), 8),
+        "decoded by two threads": lambda: each(lambda name: decode_image(storage.read_bytes(f"{place}/images/{name}")), 2),
+        "prepare": prepare,
+    }
+    if not place.startswith("s3://"):
+        ways["copy of the files"] = lambda: shutil.copytree(f"{place}/images", f"{place}/copy")
+    session.connect()
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if number:  # the first round starts Ray's workers
+                rates[name].append(files / (time.perf_counter() - start))
+        for folder in ("copy", "out"):
+            storage.delete_folder(f"{place}/{folder}")
+    for name, values in rates.items():
+        print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
 
 
 def measure_whole(images: int) -> None:
@@ -150,16 +149,26 @@ def measure_whole(images: int) -> None:
         print(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip(), flush=True)
 
 
+def speed(given: argparse.Namespace) -> None:
+    if given.place:
+        return measure_speed(given.files, rounds=given.rounds, place=given.place.rstrip("/"))
+    with tempfile.TemporaryDirectory() as folder:
+        measure_speed(given.files, rounds=given.rounds, place=folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--annotations", type=int, default=860_000)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--place", default="")
     parser.add_argument("--whole", type=int, default=0)
     given = parser.parse_args()
     if given.whole:
         return measure_whole(given.whole)
+    if given.place:
+        return speed(given)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "instances.json")
         write_coco(path, images=given.images, annotations=given.annotations)
@@ -167,7 +176,7 @@ def main() -> None:
         for name, plain in (("json.load", True), ("read_coco", False)):
             code = READ.format(root=ROOT, path=path, plain=plain)
             print(f"{name:12s}{subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()}", flush=True)
-    measure_speed(given.files, rounds=given.rounds)
+    speed(given)
 
 
 if __name__ == "__main__":
