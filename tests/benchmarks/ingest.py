@@ -248,6 +248,7 @@ def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
 
 def epochs(shard_set: shards.ShardSet, count: int) -> None:
     """First batch of a warm epoch, the gap between two epochs, memory from epoch to epoch."""
+    idle = memory_mib()
     firsts, gaps, peaks = [], [], []
     for epoch in range(5):
         start = time.perf_counter()
@@ -271,7 +272,10 @@ def epochs(shard_set: shards.ShardSet, count: int) -> None:
         peaks.append(max(held))
     if gaps:
         print(f"from the last batch of an epoch to the first of the next: median {statistics.median(gaps):.3f} s (up to {max(gaps):.3f})")
-        print("peak memory of all processes by epoch, MiB:", " ".join(f"{peak:.0f}" for peak in peaks), flush=True)
+        print("peak memory of all processes by epoch, MiB:", " ".join(f"{peak:.0f}" for peak in peaks), f"of which {idle:.0f} before the first")
+    for window in (plan.WINDOW, 4 * plan.WINDOW):
+        held = [memory_mib() for number, _ in enumerate(stream_of(shard_set, window=window).epoch(0, [(0, shard_set.num_rows)])) if number % 8 == 4]
+        print(f"windows of {window} row groups: at most {max(held):.0f} MiB", flush=True)
 
 
 def train(shard_set: shards.ShardSet, rounds: int) -> None:

@@ -295,7 +295,11 @@ def training(case: Case, device: torch.device, options: argparse.Namespace) -> N
         columns["ratio, CPU"] = ratios(cpu, reference)
     table(found, reference, columns)
     if options.breakdown:
-        breakdown(ways[ours], device)
+        # On a GPU the step that long runs make.
+        for name in (ours, f"{ours}, compiled"):
+            if name in ways:
+                print(f"\n{name}:\n")
+                breakdown(ways[name], device)
 
 
 def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None:
