@@ -55,7 +55,7 @@ class TrainingConfig(Section):
         1, ge=1, le=65_536, description="equal parts in which a worker runs its share of the batch, one after the other: the memory of one part"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="covers weights, order and augmentation")
-    amp: bool = Field(True, description="bfloat16 autocast in the network where every device computes in it; losses and weights stay float32")
+    amp: bool = Field(True, description="bfloat16 autocast in the network where every device gains by it; losses and weights stay float32")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compile network and loss by torch.compile, which takes about a minute and needs a C++ compiler; "

@@ -111,7 +111,7 @@ class Worker:
     def train(self) -> None:
         resume(self)
         place = {"images_seen": self.images_seen, "epoch": self.epoch, "images_total": self.images_total}
-        precision = "bfloat16" if self.amp_dtype else "float32, there is no bfloat16 here" if self.job["training"]["amp"] else "float32"
+        precision = "bfloat16" if self.amp_dtype else "float32, bfloat16 is not faster here" if self.job["training"]["amp"] else "float32"
         how = {name: self.job["training"][name] for name in ("workers", "batch_size")}
         how |= {"batch": sum(self.batches), "parts": self.parts, "threads": torch.get_num_threads(), "precision": precision}
         self.tell("start", ranks=self.ranks, **how, **place)
