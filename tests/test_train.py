@@ -75,8 +75,10 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str,
     assert run_folder.checkpoints(run) == [f"{run}/checkpoints/images-{n:012d}" for n in (24, 48)]
     names = {os.path.basename(uri) for uri, _ in storage.list_files(f"{run}/checkpoints/images-000000000048")}
     assert names == {"model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
-    assert trained["best"]["images_seen"] == 48
-    assert trained["best"]["weights"] == "ema"
+    # Which of the two is the better one after so short a training is a matter of the last bits, and of the machine.
+    over = verdicts.evaluations(run)
+    assert [one["images_seen"] for one in over] == [24, 48] and trained["best"] == verdicts.best_of(over)
+    assert trained["best"]["AP"] == max(one["AP"] for one in over) and trained["best"]["weights"] == "ema"
     assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
     import mlflow
