@@ -23,7 +23,6 @@ from cluster.errors import DataError, UsageError
 from cluster.records import MAX_ID, NO_ID, Findings, Source, fault_of_name, inside_folder, is_id, is_text, make_images, some
 from cluster.shards import Category
 
-NO_INTEGER = "its {} is {}"
 WHOLE_NUMBERS = "ids given as numbers with a point, taken as integers"
 UNKNOWN_IMAGE = "its image_id is not in the list of images"
 UNKNOWN_CATEGORY = "its category_id is not in the list of categories"
@@ -215,7 +214,7 @@ class Reading:
 
 
 def no_integer(record: dict[str, Any], name: str) -> str:
-    return NO_INTEGER.format(name, "missing" if record.get(name) is None else "not an integer from 0 on")
+    return f"its {name} is {'missing' if record.get(name) is None else 'not an integer from 0 on'}"
 
 
 def read_categories(records: list[Any], uri: str) -> tuple[Category, ...]:

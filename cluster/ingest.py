@@ -20,9 +20,9 @@ import numpy as np
 from cluster import duplicates, shards, storage
 from cluster.errors import DataError, UsageError
 from cluster.intake import MISSING, leave_out
-from cluster.records import Images, Quarantined, by_reason, composed
+from cluster.records import Images, Quarantined, Source, by_reason, composed
 from cluster.shard_jobs import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.sources import SourcePaths, United, read_sources
+from cluster.sources import SourcePaths, United, check_place, read_sources
 from detector.image import MAX_PIXELS
 
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.
@@ -72,7 +72,7 @@ class Plan:
         # With the time of the last change: a file of other content and the same size is another input.
         inputs = [(image, int(self.sizes_I[place]), int(self.changed_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
         mark = digest_of(shards.SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
-        ids = tuple(category.id for category in self.united.source.categories)
+        ids = self.united.source.category_ids
         return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, ids, mark)
 
 
@@ -124,9 +124,8 @@ def plan_shards(
     others = [shards.open_shard_set(uri).digest for uri in chosen.against]
     united = read_sources(places, split=split, val_share=val_share)
     source, counts_I = united.source, np.diff(united.source.images.first_I1)
-    category_ids = tuple(category.id for category in source.categories)
     folders = tuple(place.images for place in places)
-    images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source.images, folders, category_ids=category_ids)
+    images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source, folders)
     listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
     identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
     fingerprint = digest_of(shards.SCHEMA_VERSION, united.about, listing, identity, others)
@@ -178,23 +177,10 @@ def is_shard(name: str) -> bool:
     return re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) is not None
 
 
-def check_place(place: SourcePaths) -> None:
-    """`UsageError` where annotations or images are not there, or are a file where a folder is needed and the other way round."""
-    for flag, uri in (("annotations", place.annotations), ("images", place.images)):
-        storage.check_readable(uri)
-        a_file, needs_file = storage.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
-        if needs_file and not a_file:
-            raise UsageError(f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or say --format voc or yolo")
-        if a_file and not needs_file:
-            what = "the images are in a folder" if flag == "images" else f"annotations of format {place.format} are in a folder"
-            raise UsageError(f"--{flag} {uri}: is a file, {what}; name that")
-
-
-def check_listed(
-    images: Images, folders: Sequence[str], *, category_ids: Sequence[int]
-) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
+def check_listed(source: Source, folders: Sequence[str]) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
     """The images under the names that their files have; the size of each file, B; when it was changed, ns; the positions of those that can be used;
     the others in the quarantine; how many names were found in another Unicode form."""
+    images, category_ids = source.images, source.category_ids
     files: list[dict[str, tuple[int, int]]] = []
     spellings: list[dict[str, str]] = []
     for folder in folders:
@@ -202,11 +188,11 @@ def check_listed(
         spellings.append({composed(name): name for name in files[-1] if not name.isascii()})
     names, usable, quarantined, renamed = [], [], [], 0
     sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    for place, (name, source) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        if name not in files[source] and (spelling := spellings[source].get(composed(name))) is not None:
+    for place, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
+        if name not in files[number] and (spelling := spellings[number].get(composed(name))) is not None:
             name, renamed = spelling, renamed + 1
         names.append(name)
-        size, changed = files[source].get(name, (None, 0))
+        size, changed = files[number].get(name, (None, 0))
         if size is None:
             quarantined.append(leave_out(images[place], MISSING, category_ids=category_ids))
         elif size > MAX_FILE_BYTES:

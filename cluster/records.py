@@ -155,6 +155,11 @@ class Source:
     largest_id: int
     digest: str
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """By label."""
+        return tuple(category.id for category in self.categories)
+
 
 @dataclass
 class Findings:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster import coco, voc, yolo
+from cluster import coco, storage, voc, yolo
 from cluster.errors import DataError, UsageError
 from cluster.records import MAX_ID, Images, Source, composed
 from cluster.shards import Category
@@ -55,6 +55,18 @@ def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share
         if not source.listed:
             raise DataError(f"{place.annotations}: none of its images falls into --split {split} with --val_share {val_share:g}; change one of them")
     return unite(places, sources)
+
+
+def check_place(place: SourcePaths) -> None:
+    """`UsageError` where annotations or images are not there, or are a file where a folder is needed and the other way round."""
+    for flag, uri in (("annotations", place.annotations), ("images", place.images)):
+        storage.check_readable(uri)
+        a_file, needs_file = storage.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
+        if needs_file and not a_file:
+            raise UsageError(f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or say --format voc or yolo")
+        if a_file and not needs_file:
+            what = "the images are in a folder" if flag == "images" else f"annotations of format {place.format} are in a folder"
+            raise UsageError(f"--{flag} {uri}: is a file, {what}; name that")
 
 
 def check_names(place: SourcePaths, source: Source) -> None:

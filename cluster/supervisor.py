@@ -38,7 +38,7 @@ CHECKPOINT_PATIENCE_S = 120.0
 
 class Retries:
     """Failures in a row without a new checkpoint, `allowed` of which end in a restart. Ray Train's own limit counts over the whole run, which on
-    machines that come and go ends every long one. `tell(kind, **values)` sends an event to the driver."""
+    machines that come and go ends every long one. `board` takes the events for the driver."""
 
     def __init__(self, run: str, *, allowed: int, board: Any):
         self.run, self.allowed, self.board = run, allowed, board

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 import textwrap
 import traceback
@@ -193,11 +194,20 @@ def describe_settings(error: SettingsError, fields: Fields, flags: Sequence[str]
         # Of a list of which an item is no JSON the settings library names only the section.
         given = [flag.partition("=")[::2] if "=" in flag else (flag, value) for flag, value in zip(flags, [*flags[1:], ""], strict=True)]
         section = text.split('"')[1]
-        lists = [(flag, value) for flag, value in given if flag.startswith(f"--{section}") and get_origin(fields[flag[2:]].annotation) is tuple]
-        if lists:
-            return "; ".join(f"{flag} {value}: must be {takes(fields[flag[2:]])}" for flag, value in lists)
+        lists = [(flag, value) for flag, value in given if flag.startswith(f"--{section}.") and get_origin(fields[flag[2:]].annotation) is tuple]
+        wrong = [(flag, value) for flag, value in lists if not is_json_list(value)]
+        if wrong:
+            return "; ".join(f"{flag} {value}: must be {takes(fields[flag[2:]])}" for flag, value in wrong)
     argument, _, reason = text.removeprefix("error parsing CLI: ").removeprefix("argument ").partition(": ")
     return f"{argument} {reason.replace('expected one argument', 'needs a value')}".strip()
+
+
+def is_json_list(value: str) -> bool:
+    try:
+        json.loads(value if value.startswith("[") else f"[{value}]")
+    except ValueError:
+        return False
+    return True
 
 
 def help_text(config_class: type[BaseModel], *, description: str) -> str:

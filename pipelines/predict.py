@@ -36,7 +36,7 @@ def main(config: PredictConfig) -> None:
     import tempfile
 
     from cluster import prediction, registry, session, storage, tracking
-    from cluster.errors import UsageError
+    from cluster.errors import UsageError, on_one_line
 
     images, output = storage.absolute(config.images), storage.absolute(config.output)
     storage.check_readable(images)
@@ -63,7 +63,7 @@ def main(config: PredictConfig) -> None:
     print(f"model    {version}")
     print(f"images   {summary['images']}: {summary['ok']} predicted, {summary['errors']} could not be read")
     for line in summary["first_errors"][:5]:
-        print(f"         {line}")
+        print(f"         {on_one_line(line)}")
     print(f"written  {output}: {prediction.PREDICTIONS}, {prediction.RESULTS}{', overlays/' if config.overlays else ''}")
 
 

@@ -187,6 +187,11 @@ def test_bad_values_are_named_with_value_rule_and_remedy(argv, words):
     assert "--help" in message
 
 
+def test_of_two_lists_the_one_that_is_wrong_is_named():
+    message = refusal([*GIVEN, "--training.crops", "[[1,2]]", "--training.scales", "nan"])
+    assert message.startswith("--training.scales nan: must be numbers") and "crops" not in message
+
+
 def test_the_message_of_a_whole_section_is_not_named_twice():
     assert refusal([*GIVEN, "--training.kind", "adamw", "--training.epochs", "60"]).count("training.epochs") == 1
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detector import image
-from detector.image import ImageError, Jpeg, decode_image, open_image, shrinkage
+from detector.image import FORMATS, ImageError, Jpeg, decode_image, open_image, shrinkage
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -286,6 +286,22 @@ def test_more_pixels_than_allowed():
     assert decode_image(data, max_pixels=300).shape == (10, 30, 3)
     with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
         decode_image(data, max_pixels=299)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_and_its_size_known_before_it_is_decoded(form, monkeypatch):
+    sink = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(sink, form)
+    assert decode_image(sink.getvalue()).shape == (30, 40, 3)
+    with Image.open(io.BytesIO(sink.getvalue()), formats=FORMATS) as picture:
+        plugin = type(picture)
+
+    def decoded(*_):
+        raise AssertionError(f"{form} was decoded")
+
+    monkeypatch.setattr(plugin, "load", decoded)
+    with pytest.raises(ImageError, match="40x30 pixels is more than the 1199 allowed"):
+        decode_image(sink.getvalue(), max_pixels=1199)
 
 
 def test_a_bomb_is_refused_on_its_header():

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from cluster import lease, run_folder
+from cluster import launch, lease, run_folder, storage
 from cluster.errors import UsageError
 from cluster.lease import DRIVER, Lease, refuse_held, this_process
+from cluster.train_config import TrainConfig
 
 
 def ignore(reason: str) -> None:
@@ -117,3 +118,22 @@ def test_storage_that_is_away_ends_nothing(tmp_path: Path, monkeypatch: pytest.M
             for _ in range(3):
                 assert failed.acquire(timeout=30)
             assert held.thread.is_alive()
+
+
+def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Path) -> None:
+    """Both have looked before one had the lease; the other one was the last to write what names the run."""
+    given = {"data": {"train": "/t", "val": "/v"}, "storage": str(tmp_path), "name": "cells"}
+    configs = [TrainConfig.model_validate({**given, "loss": {"gamma": gamma}}) for gamma in (2.0, 1.0)]
+    run = configs[0].run_uri
+    checked = []
+    for config in configs:
+        identity = {"loss": {"gamma": config.loss.gamma}}
+        checked.append(launch.Checked(None, identity, False, run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False)))
+    held = launch.held(configs[0], checked[0])
+    found = run_folder.read(run, run_folder.CONFIG)
+    assert found["identity"] == checked[0].identity and found["born"] == held.born != checked[1].born and not held.begun
+    # Once there is a checkpoint, one that comes late finds another's run.
+    storage.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
+    assert launch.held(configs[0], checked[0]).begun
+    with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
+        launch.held(configs[1], checked[1])
