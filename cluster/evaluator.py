@@ -82,8 +82,7 @@ class Evaluator:
             verdicts.settle(self.run, {**asked, "error": reason_of(error)})
             self.failed(asked, error, then="it stays without AP")
             return
-        summary = {name: value for name, value in table.items() if isinstance(value, float)}
-        verdicts.settle(self.run, {**asked, "weights": self.weights, **summary})
+        verdicts.settle(self.run, {**asked, "weights": self.weights, **verdicts.numbers(table)})
         self.tell("evaluation", images_seen=asked["images_seen"], epoch=asked["epoch"], table=table)
 
     def score(self, asked: verdicts.Verdict) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -33,13 +33,14 @@ def resume(worker: Worker) -> None:
             return
         if worker.rank:
             checkpoints.fetch(uri, folder)
-        load(worker, uri, folder)
+        state = load(worker, uri, folder)
+    worker.told.extend(state.get("told", ()))
     worker.resumed_from = uri
     worker.tell("resume", checkpoint=uri, images_seen=worker.images_seen, epoch=worker.epoch)
 
 
-def load(worker: Worker, uri: str, folder: str) -> None:
-    """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`."""
+def load(worker: Worker, uri: str, folder: str) -> dict[str, Any]:
+    """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`, and return its state.json."""
     try:
         state = load_checkpoint(folder, model=worker.model, optimizer=worker.optimizer, average=worker.average)
         worker.epoch, worker.images_seen, worker.reports.left_out = (state[name] for name in ("epoch", "images_seen", "left_out"))
@@ -53,6 +54,7 @@ def load(worker: Worker, uri: str, folder: str) -> None:
         raise UsageError(
             f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {worker.train_set.digest[:12]}; use a new --name for new data"
         )
+    return state
 
 
 def load_weight_file(worker: Worker) -> None:

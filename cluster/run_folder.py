@@ -1,7 +1,7 @@
 """A training run's folder at its storage URI, and what may be read from it.
 
 config.json      the configuration that names the run; another one under the same name is refused
-tracking.json    which MLflow run belongs to it
+tracking.json    which MLflow run belongs to it, and whether that has everything ("complete")
 checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py, cluster/checkpoints.py); state.json is uploaded last
 waiting/, evaluations.json   which checkpoints are to be evaluated, and which were (cluster/verdicts.py)
 best.json        the checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen", "epoch", "AP", "AP50", "AP75"}

@@ -6,31 +6,25 @@
 from __future__ import annotations
 
 import collections
-import http.client
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
 from cluster.errors import PlainError, UsageError
+from cluster.tracking_config import local_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-HEALTH_TIMEOUT_S = 4.0
 SEND_EVERY_S = 2.0
 LONGEST_PAUSE_S = 60.0
 # MLflow refuses larger batches.
@@ -49,87 +43,6 @@ MLFLOW_DEFAULTS = {
     # Otherwise a uv.lock in the working directory replaces the requirements that we give.
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
-
-
-class TrackingConfig(BaseModel):
-    """Where runs and models are recorded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str | None = Field(None, description="MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root, for one machine")
-    experiment: str = Field("retinaray", min_length=1, max_length=200, description="MLflow experiment that the runs belong to")
-
-    @field_validator("uri")
-    @classmethod
-    def check_scheme(cls, uri: str | None) -> str | None:
-        if uri is None:
-            return None
-        if re.match(r"[^/]*//[^/]*@", uri):
-            # The URI is printed and stored beside checkpoints; this message does not repeat it either.
-            raise ValueError("must not carry credentials; MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN, are their place")
-        if not re.match(r"https?://[^/]+|sqlite:////.", uri):
-            raise ValueError(f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for the embedded store")
-        return uri.rstrip("/")
-
-
-def local_root(storage: str) -> str:
-    """SQLite needs a local disk: the storage root, or ./runs when that is in a bucket."""
-    return os.path.abspath("runs" if storage.startswith("s3://") else storage)
-
-
-def tracking_uri(config_uri: str | None, storage: str) -> str:
-    """The URI that MLflow understands: the server that was given, or the embedded SQLite file of this storage root."""
-    return config_uri or f"sqlite:///{local_root(storage)}/mlflow.db"
-
-
-def ui_command(uri: str) -> str:
-    """What to type, or the address to open, to look at the runs."""
-    if not uri.startswith("sqlite:"):
-        return uri
-    mlflow = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "mlflow"))
-    mlflow = os.path.abspath(mlflow) if mlflow.startswith("..") else mlflow
-    # The job backend doubles the start time and memory of the server and does nothing for looking at runs.
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(mlflow)} ui --backend-store-uri {shlex.quote(uri)}"
-
-
-def check_server(uri: str) -> None:
-    """Preflight: an MLflow server answers at `uri`, or its SQLite file can be used; within about four seconds, without importing mlflow.
-
-    `PlainError` when nothing answers, it is ill, or something else lives there. A demand for credentials counts as an answer.
-    """
-    if uri.startswith("sqlite:"):
-        return check_sqlite(uri)
-    remedy = "start the server, correct --tracking.uri, or leave it out for the embedded store"
-    try:
-        with urllib.request.urlopen(uri + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
-            healthy = answer.read(16).strip() == b"OK"
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
-            raise PlainError(f"the MLflow server at {uri} is ill: /health answers {error.code}; {remedy}") from error
-        healthy = error.code in (401, 403)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise PlainError(f"no MLflow server answers at {uri} ({reason}); {remedy}") from error
-    if not healthy:
-        raise PlainError(f"what answers at {uri} is not an MLflow server (its /health does not say OK); {remedy}")
-
-
-def check_sqlite(uri: str) -> None:
-    """MLflow itself tries a file that is no database for 11 s."""
-    path = uri.removeprefix("sqlite:///")
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        head = b""
-    except OSError as error:
-        raise PlainError(f"the MLflow store {path} cannot be used ({error.strerror}); check its folder or give another storage root") from error
-    if head and head != b"SQLite format 3\0":
-        raise PlainError(f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give another storage root")
-    if not os.access(path if head else os.path.dirname(path), os.W_OK):
-        raise PlainError(f"the MLflow store {path} may not be written by this user; change its permissions or give another storage root")
 
 
 def import_mlflow() -> Any:
@@ -212,7 +125,7 @@ def attach_run(uri: str, run_id: str) -> Run:
         found = find_run(client, run_id)
     if found is None:
         raise UsageError(f"MLflow at {uri} has no run {run_id!r}; give the --tracking.uri that the training run used")
-    return Run(client, uri=uri, run_id=run_id, stored_steps={})
+    return Run(client, uri=uri, run_id=run_id, stored_steps=None)
 
 
 def find_run(client: MlflowClient, run_id: str) -> dict[str, int] | None:
@@ -262,11 +175,15 @@ class Run:
 
     While the store fails, one warning is printed, everything is kept in order and sent when it answers again.
     `finish` or `close` must be called: they send what is left and stop the thread.
+
+    `stored_steps` holds the last step of every metric that the run has, and makes each step of a metric be sent once, the first value that comes;
+    with None every value is sent.
     """
 
-    def __init__(self, client: MlflowClient, *, uri: str, run_id: str, stored_steps: dict[str, int]) -> None:
+    def __init__(self, client: MlflowClient, *, uri: str, run_id: str, stored_steps: dict[str, int] | None) -> None:
         self.client, self.uri, self.run_id = client, uri, run_id
-        self._stored_steps, self._history = stored_steps, {}
+        self._stored_steps = stored_steps
+        self._history: dict[str, set[int]] = {}
         self._metrics: collections.deque[Metric] = collections.deque()
         self._calls: collections.deque[tuple[str, Callable[[], object]]] = collections.deque()
         self._lost = self._refused = 0
@@ -278,7 +195,7 @@ class Run:
         self._thread.start()
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """`step` is the number of images seen. After a resume, a value whose step the run already has is not sent again."""
+        """`step` is the number of images seen."""
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000
@@ -372,14 +289,25 @@ class Run:
             print(f"warning: MLflow at {self.uri} {message}", file=sys.stderr, flush=True)
 
     def _send_metrics(self, batch: list[Metric]) -> None:
-        fresh = [metric for metric in batch if not self._is_stored(metric.key, metric.step)]
+        if self._stored_steps is None:
+            self.client.log_batch(self.run_id, metrics=batch)
+            return
+        fresh: dict[tuple[str, int], Metric] = {}
+        for metric in batch:
+            if (metric.key, metric.step) not in fresh and not self._is_stored(metric.key, metric.step):
+                fresh[metric.key, metric.step] = metric
         if fresh:
-            self.client.log_batch(self.run_id, metrics=fresh)
+            self.client.log_batch(self.run_id, metrics=list(fresh.values()))
+        for key, step in fresh:
+            self._stored_steps[key] = max(step, self._stored_steps.get(key, -1))
+            if key in self._history:
+                self._history[key].add(step)
 
     def _is_stored(self, key: str, step: int) -> bool:
         if step > self._stored_steps.get(key, -1):
             return False
         if key not in self._history:
+            # Only where steps come again; a set of all steps that were ever sent would grow with the run.
             self._history[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
         return step in self._history[key]
 

@@ -1,7 +1,7 @@
 """What the evaluations say of a run's checkpoints: which still wait, what the others scored, which is the best, whether training goes on.
 
 waiting/images-000000004100.json   an evaluation that was asked for: {"checkpoint", "images_seen", "epoch"}; deleted when it is over
-evaluations.json                   those that are over, by images seen: the same with "weights" and COCO's twelve numbers, or with "error"
+evaluations.json                   those that are over, by images seen: the same with "weights" and `numbers`, or with "error"
 best.json                          the one with the highest AP, the newest of equals
 
 All of it lies in the run's folder, so that it outlives the driver and the workers. One process at a time writes the last two: the driver's evaluator
@@ -53,6 +53,12 @@ def settle(run: str, verdict: Verdict) -> None:
     if best is not None:
         run_folder.write(run, run_folder.BEST, best)
     storage.delete_file(place(run, verdict["checkpoint"]))
+
+
+def numbers(table: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation keeps of `CocoTable.as_dict`: the numbers over all classes, and in `per_class` the AP of each."""
+    summary = {name: value for name, value in table.items() if isinstance(value, float)}
+    return {**summary, "per_class": {name: row["AP"] for name, row in table["per_class"].items()}}
 
 
 def including(over: Sequence[Verdict], verdict: Verdict) -> list[Verdict]:

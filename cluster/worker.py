@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os
 import threading
@@ -38,6 +39,9 @@ from detector.optimizer import MovingAverage, batch_factor, build_optimizer, lea
 from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
 from detector.step import StepReport, compiled_parts, train_step
+
+STEPS_TOLD = 1000
+"""Lines about steps that a checkpoint holds, 0.4 KB each: as long as a store may be away, and its driver be killed meanwhile, without a gap."""
 
 
 class Worker:
@@ -107,6 +111,8 @@ class Worker:
         self.timing = Timing(self.device, profile_steps=profiled, on_profile=self.save_profile)
         self.watchdog = Watchdog(60 * job["training"]["hang_minutes"], lambda kind, **values: self.put(kind, rank=self.rank, **self.place, **values))
         self.window: list[dict[str, float]] = []
+        # In every checkpoint: what a driver was told and had not sent to MLflow when it was killed.
+        self.told: collections.deque[dict[str, float]] = collections.deque(maxlen=STEPS_TOLD)
 
     def train(self) -> None:
         resume(self)
@@ -193,9 +199,7 @@ class Worker:
         if isinstance(self.model, Baseline):
             return baseline_step(self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common)
         anchors_A4 = self.anchors[tuple(batch.images.shape[2:])]
-        return train_step(
-            self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, **self.compiled, **common, **loss
-        )
+        return train_step(self.network, self.optimizer, batch, anchors_A4, loss_normalizer=self.loss_normalizer, **self.compiled, **common, **loss)
 
     @property
     def images_total(self) -> int:
@@ -223,6 +227,7 @@ class Worker:
             "scored": scored,
             "data_digest": self.train_set.digest,
             "best": verdicts.best_of(self.over),
+            "told": list(self.told),
             "package": self.job["package"],
             "config": self.job["config"],
         }
@@ -241,7 +246,7 @@ class Worker:
             return
         verdict = self.agreed(known) or self.score(uri)
         # A barrier over the ranks that Ray polls every two seconds, so it is used once an evaluation and never in the step loop.
-        ray.train.report({name: value for name, value in verdict.items() if name != "weights"})
+        ray.train.report({name: value for name, value in verdict.items() if name not in ("weights", "per_class")})
 
     def score(self, uri: str) -> verdicts.Verdict:
         """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and keep the verdict."""
@@ -264,12 +269,12 @@ class Worker:
             dist.all_gather_object(parts, found)
         verdict: verdicts.Verdict = {"checkpoint": uri, "images_seen": self.images_seen, "epoch": self.epoch + 1}
         if self.rank == 0:
-            table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names)
-            verdict |= {"weights": "model" if self.average is None else "ema", **table.summary}
+            table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names).as_dict()
+            verdict |= {"weights": "model" if self.average is None else "ema", **verdicts.numbers(table)}
             self.over = verdicts.including(self.over, verdict)
             # Once the checkpoint is in storage, where best.json says that it is.
             self.checkpoints.once_stored(uri, partial(verdicts.settle, self.run, verdict))
-            self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table.as_dict())
+            self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table)
         return self.agreed(verdict)
 
     def agreed(self, value: Any) -> Any:
@@ -299,7 +304,9 @@ class Worker:
         epoch, made = images_seen / self.stream.places, [step for step in self.window if "box" in step]
         if made:
             means = {k: float(np.mean([step[k] for step in made])) for k in made[0] if k != "images"}
-            self.tell("step", images_seen=images_seen, epoch=epoch, images_per_second=seen / taken["seconds"], **shares(taken), **means)
+            told = {"images_seen": images_seen, "epoch": epoch, "images_per_second": seen / taken["seconds"], **shares(taken), **means}
+            self.told.append(told)
+            self.tell("step", **told)
         system = system_metrics(self.device, node=self.local_rank == 0)
         self.put("timing", rank=self.rank, images_seen=images_seen, system=system, **taken, **self.place)
         self.window = []

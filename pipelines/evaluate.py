@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
 
@@ -44,7 +44,7 @@ class EvaluateConfig(Section):
 def main(config: EvaluateConfig) -> None:
     import tempfile
 
-    from cluster import evaluation, registry, run_folder, session, storage, tracking
+    from cluster import evaluation, registry, run_folder, session, storage, tracking_config
     from cluster.shards import open_shard_set
 
     storage.check_reachable(config.data)
@@ -57,8 +57,8 @@ def main(config: EvaluateConfig) -> None:
             package, scored = f"{scratch}/package", best["checkpoint"]
             registry.build_package(best, package)
         else:
-            uri = tracking.tracking_uri(config.tracking.uri, config.storage)
-            tracking.check_server(uri)
+            uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
+            tracking_config.check_server(uri)
             version = registry.resolve(config.model, tracking=uri)
             package, scored = registry.download_package(version, tracking=uri, folder=scratch), str(version)
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
 
@@ -35,7 +35,7 @@ class PredictConfig(Section):
 def main(config: PredictConfig) -> None:
     import tempfile
 
-    from cluster import prediction, registry, session, storage, tracking
+    from cluster import prediction, registry, session, storage, tracking_config
     from cluster.errors import UsageError, on_one_line
 
     images, output = storage.absolute(config.images), storage.absolute(config.output)
@@ -44,8 +44,8 @@ def main(config: PredictConfig) -> None:
     if storage.exists(storage.join(output, prediction.SUMMARY)) and not config.overwrite:
         raise UsageError(f"output {output}: holds a finished prediction; choose another folder or say --overwrite true")
     uris = prediction.list_images(images)
-    uri = tracking.tracking_uri(config.tracking.uri, config.storage)
-    tracking.check_server(uri)
+    uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
+    tracking_config.check_server(uri)
     version = registry.resolve(config.model, tracking=uri)
     annotations = storage.read_json(config.annotations) if config.annotations else None
     ids = prediction.image_ids(uris, images, annotations)

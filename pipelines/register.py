@@ -1,13 +1,13 @@
 """Register the best checkpoint of a training run as a version of a model in MLflow.
 
-    python -m pipelines.register --run ./runs/runs/quickstart --name quickstart
+python -m pipelines.register --run ./runs/runs/quickstart --name quickstart
 """
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from pipelines.command_line import run_verb
 
 
@@ -28,7 +28,7 @@ def main(config: RegisterConfig) -> str:
     """Returns the version, models:/NAME/3, new or found."""
     import tempfile
 
-    from cluster import registry, run_folder, storage, tracking
+    from cluster import registry, run_folder, storage, tracking, tracking_config
     from cluster.errors import UsageError
 
     folder = storage.absolute(config.run)
@@ -38,7 +38,7 @@ def main(config: RegisterConfig) -> str:
     if recorded is None:
         raise UsageError(f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train command, it writes this file")
     uri = config.tracking.uri or recorded["uri"]
-    tracking.check_server(uri)
+    tracking_config.check_server(uri)
 
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
@@ -61,7 +61,7 @@ def main(config: RegisterConfig) -> str:
     if run_folder.read(folder, run_folder.FINISHED) is None:
         print("note     training is not finished; this is its best checkpoint so far")
     print(f"aliases  {', '.join(aliases) or 'none'}")
-    print(f"see it   {tracking.ui_command(uri)}")
+    print(f"see it   {tracking_config.ui_command(uri)}")
     return str(version)
 
 

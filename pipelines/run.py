@@ -13,11 +13,11 @@ from pipelines.workflow import RunConfig, Verbs
 
 
 def main(config: RunConfig) -> None:
-    from cluster import storage, tracking, train_config
+    from cluster import storage, tracking_config, train_config
     from cluster.shards import open_shard_set
     from tune import space
 
-    tracking.check_server(tracking.tracking_uri(config.tracking.uri, config.storage))
+    tracking_config.check_server(tracking_config.tracking_uri(config.tracking.uri, config.storage))
     verbs = Verbs(config)
     train_shards = verbs.prepare("train")
     shards = [train_shards, verbs.prepare("val", train_shards)]
@@ -37,7 +37,7 @@ def main(config: RunConfig) -> None:
     print(f"training     {trained.folder}")
     print(f"model        {registered.values['version']}")
     print(f"predictions  {predicted.folder}: predictions.parquet, coco_results.json, overlays/")
-    print(f"see it       {tracking.ui_command(verbs.tracking_uri)}")
+    print(f"see it       {tracking_config.ui_command(verbs.tracking_uri)}")
 
 
 if __name__ == "__main__":

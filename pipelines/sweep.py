@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from cluster.train_config import TrainConfig
 from pipelines.command_line import run_verb
 from pipelines.train import TrainVerb
@@ -33,12 +33,11 @@ def main(config: SweepVerb) -> None:
 
 def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict[str, Any]:
     """Run, continue or find the sweep `config.name`; returns {"best": URI of best.yaml, "records": the trials' records, best first}."""
-    from cluster import session, storage
-    from cluster import tracking as mlflow_tracking
+    from cluster import session, storage, tracking_config
     from tune import search
 
-    mlflow_uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
-    mlflow_tracking.check_server(mlflow_uri)
+    mlflow_uri = tracking_config.tracking_uri(tracking.uri, config.storage)
+    tracking_config.check_server(mlflow_uri)
     uri = search.sweep_uri(config.storage, config.name)
     search.check(config, budget, uri)
     if storage.exists(storage.join(uri, search.RESULTS)):
@@ -63,7 +62,7 @@ def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking:
         print(f"         {record['trial']}: {record['reason']}")
     print(f"best     {records[0]['trial']}: AP {records[0]['AP']:.4f} with {search.shown(records[0]['sample'])}")
     print(f"use it   python -m pipelines.train --config {storage.join(uri, search.BEST)} {places} --name {config.name}-best")
-    print(f"see it   {mlflow_tracking.ui_command(mlflow_uri)}")
+    print(f"see it   {tracking_config.ui_command(mlflow_uri)}")
     return {"best": storage.join(uri, search.BEST), "records": records}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from cluster.train_config import TrainConfig
 from pipelines.command_line import run_verb
 
@@ -28,14 +28,13 @@ def main(config: TrainVerb) -> None:
 
 def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict:
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
-    from cluster import launch, run_folder, session
-    from cluster import tracking as mlflow_tracking
+    from cluster import launch, run_folder, session, tracking_config
     from cluster.board import Guarded
     from cluster.progress import Progress, Tracker
 
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
-    uri = mlflow_tracking.tracking_uri(tracking.uri, config.storage)
-    mlflow_tracking.check_server(uri)
+    uri = tracking_config.tracking_uri(tracking.uri, config.storage)
+    tracking_config.check_server(uri)
     checked = launch.check(config)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
@@ -73,7 +72,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         tracker.finish(status)
     print(f"run      {config.run_uri}")
     print(f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs, {best['checkpoint']}")
-    print(f"see it   {mlflow_tracking.ui_command(uri)}")
+    print(f"see it   {tracking_config.ui_command(uri)}")
     return best
 
 

@@ -49,11 +49,11 @@ class Verbs:
     """Each verb as a stage: the call, what it builds on and what identifies it. The sources are looked at first: a wrong path costs nothing."""
 
     def __init__(self, config: RunConfig):
-        from cluster import pretrained, stages, storage, tracking, warm_start
+        from cluster import pretrained, stages, storage, tracking_config, warm_start
 
         self.config, self.root = config, storage.absolute(config.storage)
         storage.check_writable(self.root)
-        self.tracking_uri = tracking.tracking_uri(config.tracking.uri, config.storage)
+        self.tracking_uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
         self.sources = {split: [stages.digest_of_file(place.annotations), stages.digest_of_folder(place.images)] for split, place in config.data}
         # Pictures of one's own have no image ids; those of the val split have.
         self.pictures = {"images": config.pictures} if config.pictures else config.data.val.model_dump()

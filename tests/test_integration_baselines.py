@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from cluster.train_config import TrainConfig
 
 pytestmark = pytest.mark.integration

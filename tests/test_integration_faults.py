@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from faulty_s3 import FaultyS3, Rule
+from paced import paced
 from PIL import Image
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray_nodes import Nodes
@@ -66,14 +67,15 @@ def configured(data: dict[str, str], name: str, *, store: str | None = None, **t
 
 
 class Watched:
-    """Trains here, keeps the events, and after each checkpoint that is in storage does the next of `faults` to the workers, {rank: pid}. `callbacks`
-    go to Ray Train."""
+    """Trains here, keeps the events, and after each checkpoint that is in storage does the next of `faults` to the workers, {rank: pid}, at a pace
+    that leaves time for it. `callbacks` go to Ray Train.
+    """
 
     def __init__(self, config: TrainConfig, *faults: Callable[[dict[int, int]], None], callbacks: Sequence[Any] = ()):
         self.faults, self.stored, self.events, self.pids = list(faults), False, [], {}
         self.error: PlainError | None = None
         try:
-            launch.launch(config, on_event=self.hear, callbacks=callbacks)
+            launch.launch(config, on_event=self.hear, callbacks=[*callbacks, *([paced()] if faults else [])])
         except PlainError as error:
             self.error = error
 
@@ -328,10 +330,12 @@ def test_a_second_driver_of_the_same_run_is_refused(data: dict[str, str], tmp_pa
 
 
 def test_a_killed_driver_costs_no_image(data: dict[str, str], untouched: dict[str, bytes], ray_cluster: str, tmp_path: Path) -> None:
-    """The same command goes on, in the same MLflow run, which has every step at the end."""
+    """The same command goes on, in the same MLflow run, which has every step at the end: also those that the killed one had heard of and not sent."""
     flags = [*flags_of(data, "killed", data["folder"], tmp_path), "--ray.address", ray_cluster]
-    with Typed(flags, RAY_AUTH_MODE="disabled") as driver:
-        driver.until(" checkpoint ")
+    patch = f"import sys; sys.path.append({str(ROOT / 'tests')!r}); import paced; paced.pace_launches()"
+    patch += "; from cluster import tracking; tracking.SEND_EVERY_S = 1e6"
+    with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as driver:
+        driver.until(" checkpoint ", times=2)
         driver.process.kill()
     with Typed(flags, RAY_AUTH_MODE="disabled") as driver:
         assert driver.ends() == 0, driver.text

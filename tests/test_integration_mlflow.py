@@ -23,7 +23,7 @@ from PIL import Image
 from cluster import run_folder
 from cluster.progress import Tracker
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from cluster.train_config import TrainConfig
 
 pytestmark = pytest.mark.integration

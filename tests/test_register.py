@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.tracking import connect, open_run, tracking_uri
+from cluster.tracking import connect, open_run
+from cluster.tracking_config import tracking_uri
 from detector.checkpoint import seal
 from detector.model import RetinaNet
 from pipelines.command_line import run_verb

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from cluster import registry
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.registry import Version, aliases, build_package, download_package, find_package, package_digest, promote, resolve
-from cluster.tracking import connect, open_run, tracking_uri
+from cluster.tracking import connect, open_run
+from cluster.tracking_config import tracking_uri
 from detector.checkpoint import seal
 from detector.model import RetinaNet
 from detector.predict import Predictor

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from cluster import ingest, run_folder, storage
 from cluster.errors import UsageError
 from cluster.session import RayConfig
-from cluster.tracking import TrackingConfig, connect, tracking_uri
+from cluster.tracking import connect
+from cluster.tracking_config import TrackingConfig, tracking_uri
 from cluster.train_config import TrainConfig
 from detector.config import CanvasConfig
 from detector.model import RetinaNet

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from cluster import tracking
 from cluster.errors import PlainError, UsageError
-from cluster.tracking import TrackingConfig, attach_run, check_server, connect, metric_name, open_run, tracking_uri, ui_command
+from cluster.tracking import attach_run, connect, metric_name, open_run
+from cluster.tracking_config import TrackingConfig, check_server, tracking_uri, ui_command
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_ui_command_names_the_store_or_the_server():
 
 def test_module_and_preflight_do_not_import_mlflow(port_without_server):
     code = (
-        "import sys; from cluster.tracking import check_server\n"
+        "import sys, cluster.tracking; from cluster.tracking_config import check_server\n"
         f"try: check_server('http://127.0.0.1:{port_without_server}')\n"
         "except Exception as error: print(type(error).__name__, 'mlflow' in sys.modules)"
     )
@@ -173,6 +174,21 @@ def test_resume_continues_the_run_without_doubling_what_it_has(store):
     data = again.client.get_run(first.run_id).data
     assert data.params == {"gamma": "2.0", "workers": "2"}
     assert data.tags["changed.workers"] == "1" and "changed.gamma" not in data.tags
+
+
+def test_a_step_that_comes_again_is_sent_once(store):
+    """Workers that are restarted from a checkpoint make steps again, also while the store takes nothing."""
+    run = start(store)
+    for step, value in ((100, 1.0), (200, 2.0)):
+        run.log_metrics({"loss": value}, step)
+    assert run.flush()
+    for step, value in ((200, 9.0), (150, 1.5), (300, 3.0), (300, 9.0), (150, 9.0)):
+        run.log_metrics({"loss": value}, step)
+    assert run.flush()
+    for step, value in ((300, 9.0), (400, 4.0), (400, 9.0)):
+        run.log_metrics({"loss": value}, step)
+    assert run.finish("FINISHED", patience_s=0)
+    assert history(run, "loss") == [(100, 1.0), (150, 1.5), (200, 2.0), (300, 3.0), (400, 4.0)]
 
 
 def test_store_that_breaks_midway_loses_nothing_and_warns_once(store, capsys):

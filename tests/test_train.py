@@ -22,7 +22,7 @@ from cluster import evaluator, launch, run_folder, storage, verdicts
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.session import RayConfig
 from cluster.shards import Category, Row, write_index, write_shard
-from cluster.tracking import TrackingConfig
+from cluster.tracking_config import TrackingConfig
 from cluster.train_config import TrainConfig
 from detector.metrics import SUMMARY_NAMES
 from detector.model import RetinaNet

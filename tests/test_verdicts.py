@@ -18,7 +18,7 @@ DATA = {"data": {"train": "/t", "val": "/v"}}
 
 
 def scored(run: str, images_seen: int, ap: float) -> verdicts.Verdict:
-    uri, numbers = run_folder.checkpoint_uri(run, images_seen), {"AP": ap, "AP50": ap, "AP75": ap}
+    uri, numbers = run_folder.checkpoint_uri(run, images_seen), {"AP": ap, "AP50": ap, "AP75": ap, "per_class": {"cat": ap}}
     return {"checkpoint": uri, "images_seen": images_seen, "epoch": images_seen // 100, "weights": "ema", **numbers}
 
 
@@ -93,7 +93,7 @@ class Scores(Evaluator):
         value = self.laid_down[asked["images_seen"]].pop(0)
         if isinstance(value, Exception):
             raise value
-        return {"images": 8, "detections": 9, "AP": value, "AP50": value, "AP75": value, "per_class": {}}
+        return {"images": 8, "detections": 9, "AP": value, "AP50": value, "AP75": value, "per_class": {"cat": {"AP": value, "objects": 3.0}}}
 
 
 def test_all_that_wait_are_evaluated_in_order(tmp_path: Path) -> None:
