@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,7 @@ def worker_on(folder: str, training: Training, **counters):
     checkpoints = Checkpoints(f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True)
     parts = {**training.parts(), "job": job, "run": f"{folder}/run", "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
     parts |= {"checkpoints": checkpoints, "over": [], "reports": SimpleNamespace(left_out=0)}
-    vars(worker).update({**parts, "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
+    vars(worker).update({**parts, "told": deque(maxlen=2), "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
     return worker
 
 
@@ -93,20 +94,27 @@ def saved_by(worker) -> str:
 
 
 def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
-    saved_by(worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
+    first = worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25)
+    first.told.extend({"images_seen": seen, "box": 0.5} for seen in (2, 3, 4))
+    saved_by(first)
     second = worker_on(str(tmp_path), Training(1))
     resume(second)
     assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
+    assert list(second.told) == [{"images_seen": 3, "box": 0.5}, {"images_seen": 4, "box": 0.5}]
 
 
 @pytest.mark.parametrize(("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")])
 def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, kind):
     first = Training(0, average=average)
     first.step(2)
-    uri = saved_by(worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25))
+    other = worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25)
+    other.told.append({"images_seen": 4, "box": 0.5})
+    uri = saved_by(other)
     second = worker_on(str(tmp_path / "second"), Training(1))
     second.job |= {"start": uri, "from_state": kind}
     resume(second)
+    # What was said of that run's steps is not this run's.
+    assert not second.told
     expected = first.average.state if average and kind == "weights" else first.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
     assert all(torch.equal(second.average.state[name], value) for name, value in (first.average.state if average else expected).items())

@@ -82,6 +82,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         resumed_from=None,
         over=verdicts.evaluations(run),
         window=[],
+        told=[],
         step=step,
         checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None, once_stored=lambda uri, action: action()),
         save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
