@@ -261,10 +261,10 @@ def test_training_goes_on_while_storage_is_away(data: dict[str, str], bucket: st
             for fault, where, seconds in (("answer", "/checkpoints/", 0), ("stall", "/checkpoints/", 0), ("reset", "", 60)):
                 rule.begin(fault, where)
                 over = time.monotonic() + seconds
-                driver.until("img/s", times=10)
-                while time.monotonic() < over:
+                # Lines of steps from before it may be the next ones that are read.
+                while time.monotonic() < over or not rule.met:
                     driver.until("img/s")
-                assert rule.met, fault
+                driver.until("img/s", times=10)
                 rule.end()
                 driver.until(" checkpoint s3://")
             driver.interrupt()
