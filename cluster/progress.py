@@ -213,9 +213,11 @@ class Tracker:
         """Whether the run was trained to its end and an earlier driver was killed, or had no store, before MLflow had all of it."""
         try:
             before = run_folder.read(self.run_folder, run_folder.TRACKING)
+            if before is None:
+                return run_folder.read(self.run_folder, run_folder.FINISHED) is not None
         except PlainError:
             return False
-        return before is not None and before["uri"] == self.uri and not before.get("complete")
+        return before["uri"] == self.uri and not before.get("complete")
 
     def finish(self, status: str) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a training that did not start."""
@@ -235,7 +237,8 @@ class Tracker:
 
 
 def step_metrics(step: dict[str, Any]) -> dict[str, float]:
-    return {f"train/{name}": step[name] for name in STEP_METRICS}
+    """What there is of them: a checkpoint of another version of this code may hold others."""
+    return {f"train/{name}": step[name] for name in STEP_METRICS if name in step}
 
 
 def evaluation_metrics(numbers: dict[str, Any]) -> dict[str, float]:

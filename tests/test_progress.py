@@ -61,7 +61,7 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
     first = driver(root, "killed")
     first({"kind": "step", **step(4, 4.0)})
     assert first.run.flush()
-    # It hears of these and is killed before it sends them; then one more driver is, at its first step.
+    # It hears of these and is killed before it sends them.
     first({"kind": "step", **step(8, 8.0)})
     first(evaluation(8, 0.25))
     uri = checkpoint(root, "killed", 8, [step(4, 4.0), step(8, 8.0)])
@@ -95,6 +95,17 @@ def test_a_training_that_is_over_is_completed_once(root: Path, monkeypatch: pyte
     assert first.run.client.get_run(run_id).info.status == "FINISHED"
     monkeypatch.setattr(tracking, "connect", None)
     driver(root, "over").finish("FINISHED")
+
+
+def test_a_training_that_no_store_took_is_recorded_when_one_answers(root: Path) -> None:
+    """Also lines of another version of this code, which knew other metrics."""
+    settle(root, "unseen", checkpoint(root, "unseen", 8, [{"images_seen": 4, "box": 4.0}, step(8, 8.0)]), 0.5, 8)
+    run_folder.write(f"{root}/runs/unseen", run_folder.FINISHED, {"images_seen": 8, "epochs": 1})
+    tracker = driver(root, "unseen")
+    tracker.finish("FINISHED")
+    record = recorded(root, "unseen")
+    assert record["complete"] and tracker.run.client.get_run(record["run_id"]).info.status == "FINISHED"
+    assert history(tracker, record["run_id"], "train/box") == [(4, 4.0), (8, 8.0)] and history(tracker, record["run_id"], "val/AP") == [(8, 0.5)]
 
 
 def test_a_run_that_was_never_recorded_is_not_made_up(root: Path) -> None:
