@@ -18,7 +18,7 @@ help: ## this list
 setup: $(STAMP) ## create .venv from requirements.lock (Python 3.11, packages checked by hash)
 
 quickstart: setup ## make a small data set, then prepare, train, evaluate, register and predict on this machine
-	$(BIN)/python -m cluster.synthetic data/quickstart
+	$(BIN)/python -m cluster.prepare.synthetic data/quickstart
 	$(BIN)/python -m pipelines.run --config pipelines/recipes/quickstart.yaml
 
 test: setup ## unit tests, minutes; no network

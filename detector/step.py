@@ -21,7 +21,7 @@ from detector.loss import FIRST_AVERAGE, LossSums, dense_loss, detection_loss, i
 
 EAGER_ARITHMETIC = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 """Of compiled matching: no fused multiply-add, division rounded to nearest. Else two kernels get two values of one overlap, and an object whose best
-anchors are found by equality gets none: on an H200 the box loss of a small network was 1 % off (`tests/test_gpu.py`)."""
+anchors are found by equality gets none: on an H200 the box loss of a small network was 1 % off (`tests/gpu/test_detector.py`)."""
 
 
 class NonFiniteLoss(ArithmeticError):

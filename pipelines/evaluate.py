@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cluster.session import RayConfig
-from cluster.tracking_config import TrackingConfig
+from cluster.compute.session import RayConfig
+from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
 
@@ -44,8 +44,13 @@ class EvaluateConfig(Section):
 def main(config: EvaluateConfig) -> None:
     import tempfile
 
-    from cluster import evaluation, registry, run_folder, session, storage, tracking_config
-    from cluster.shards import open_shard_set
+    from cluster.compute import session
+    from cluster.runs import folder as run_folder
+    from cluster.scoring import evaluate as evaluation
+    from cluster.shards.format import open_shard_set
+    from cluster.storage import files as storage
+    from cluster.tracking import config as tracking_config
+    from cluster.tracking import registry
 
     storage.check_reachable(config.data)
     shard_set = open_shard_set(config.data)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.session import RayConfig
-from cluster.tracking_config import TrackingConfig
+from cluster.compute.session import RayConfig
+from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
 
@@ -35,8 +35,12 @@ class PredictConfig(Section):
 def main(config: PredictConfig) -> None:
     import tempfile
 
-    from cluster import prediction, registry, session, storage, tracking_config
+    from cluster.compute import session
     from cluster.errors import UsageError, on_one_line
+    from cluster.scoring import predict as prediction
+    from cluster.storage import files as storage
+    from cluster.tracking import config as tracking_config
+    from cluster.tracking import registry
 
     images, output = storage.absolute(config.images), storage.absolute(config.output)
     storage.check_readable(images)

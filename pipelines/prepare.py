@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.session import RayConfig
+from cluster.compute.session import RayConfig
 from pipelines.command_line import run_verb
 
 Format = Literal["coco", "voc", "yolo"]
@@ -66,8 +66,10 @@ class PrepareConfig(BaseModel):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster import ingest, report, session
-    from cluster.sources import SourcePaths
+    from cluster.compute import session
+    from cluster.formats.read import SourcePaths
+    from cluster.prepare import plan as ingest
+    from cluster.reports import data_report as report
 
     short = SourcePaths(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
     options = {"seed", "row_group_rows", "max_pixels", "max_quarantined", "max_quarantined_annotations", "against", "split", "val_share", "overwrite"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.tracking_config import TrackingConfig
+from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 
 
@@ -28,8 +28,12 @@ def main(config: RegisterConfig) -> str:
     """Returns the version, models:/NAME/3, new or found."""
     import tempfile
 
-    from cluster import registry, run_folder, storage, tracking, tracking_config
     from cluster.errors import UsageError
+    from cluster.runs import folder as run_folder
+    from cluster.storage import files as storage
+    from cluster.tracking import client as tracking
+    from cluster.tracking import config as tracking_config
+    from cluster.tracking import registry
 
     folder = storage.absolute(config.run)
     storage.check_readable(folder)

@@ -1,20 +1,22 @@
 """The whole way in one command: prepare -> sweep (if asked) -> train -> evaluate -> register -> predict.
 
-    python -m cluster.synthetic data/quickstart && python -m pipelines.run --config pipelines/recipes/quickstart.yaml
+    python -m cluster.prepare.synthetic data/quickstart && python -m pipelines.run --config pipelines/recipes/quickstart.yaml
 
 A finished stage is reused as long as its inputs and options are the same, and an interrupted one goes on: repeat the command.
 """
 
 from __future__ import annotations
 
-from cluster.train_config import TrainConfig
+from cluster.runs.config import TrainConfig
 from pipelines.command_line import run_verb
 from pipelines.workflow import RunConfig, Verbs
 
 
 def main(config: RunConfig) -> None:
-    from cluster import storage, tracking_config, train_config
-    from cluster.shards import open_shard_set
+    from cluster.runs import config as train_config
+    from cluster.shards.format import open_shard_set
+    from cluster.storage import files as storage
+    from cluster.tracking import config as tracking_config
     from tune import space
 
     tracking_config.check_server(tracking_config.tracking_uri(config.tracking.uri, config.storage))

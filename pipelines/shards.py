@@ -30,7 +30,10 @@ class ShardsConfig(Section):
 
 
 def main(config: ShardsConfig) -> None:
-    from cluster import report, shards, storage, survey
+    from cluster.reports import data_report as report
+    from cluster.shards import format as shards
+    from cluster.shards import statistics as survey
+    from cluster.storage import files as storage
 
     storage.check_readable(config.data)
     shard_set = shards.open_shard_set(config.data)

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.session import RayConfig
-from cluster.tracking_config import TrackingConfig
-from cluster.train_config import TrainConfig
+from cluster.compute.session import RayConfig
+from cluster.runs.config import TrainConfig
+from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 from pipelines.train import TrainVerb
 from tune.space import SweepConfig
@@ -33,7 +33,9 @@ def main(config: SweepVerb) -> None:
 
 def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict[str, Any]:
     """Run, continue or find the sweep `config.name`; returns {"best": URI of best.yaml, "records": the trials' records, best first}."""
-    from cluster import session, storage, tracking_config
+    from cluster.compute import session
+    from cluster.storage import files as storage
+    from cluster.tracking import config as tracking_config
     from tune import search
 
     mlflow_uri = tracking_config.tracking_uri(tracking.uri, config.storage)
@@ -70,7 +72,7 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool) -> int:
     """`sweep.concurrent`, or what the cluster holds, said in one line; `UsageError` when it cannot hold one trial."""
     import ray
 
-    from cluster import session
+    from cluster.compute import session
     from tune import search
 
     what = f"one trial (sweep.workers {budget.workers} x (sweep.cpus_per_worker {budget.cpus_per_worker:g} + 0.25 for reading) + 0.01)"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.session import RayConfig
-from cluster.tracking_config import TrackingConfig
-from cluster.train_config import TrainConfig
+from cluster.compute.session import RayConfig
+from cluster.runs.config import TrainConfig
+from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 
 
@@ -28,9 +28,12 @@ def main(config: TrainVerb) -> None:
 
 def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict:
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
-    from cluster import launch, run_folder, session, tracking_config
-    from cluster.board import Guarded
-    from cluster.progress import Progress, Tracker
+    from cluster.compute import session
+    from cluster.runs import folder as run_folder
+    from cluster.tracking import config as tracking_config
+    from cluster.training import launch
+    from cluster.training.console import Progress, Tracker
+    from cluster.training.event_channel import Guarded
 
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     uri = tracking_config.tracking_uri(tracking.uri, config.storage)

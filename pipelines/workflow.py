@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.stages import Finished
-from cluster.train_config import TrainConfig
+from cluster.runs.config import TrainConfig
+from cluster.workflow.stages import Finished
 from detector.config import Section
 from pipelines.train import TrainVerb
 from tune.space import SweepConfig
@@ -49,7 +49,11 @@ class Verbs:
     """Each verb as a stage: the call, what it builds on and what identifies it. The sources are looked at first: a wrong path costs nothing."""
 
     def __init__(self, config: RunConfig):
-        from cluster import pretrained, stages, storage, tracking_config, warm_start
+        from cluster.runs import parent_checkpoint as warm_start
+        from cluster.runs import weight_file as pretrained
+        from cluster.storage import files as storage
+        from cluster.tracking import config as tracking_config
+        from cluster.workflow import stages
 
         self.config, self.root = config, storage.absolute(config.storage)
         storage.check_writable(self.root)
@@ -65,7 +69,8 @@ class Verbs:
         self.machines = config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
 
     def stage(self, verb: str, parent: str, work: Callable[[str], Any], *upstream: Finished, outputs: Sequence[str], **identity: Any) -> Finished:
-        from cluster import session, stages
+        from cluster.compute import session
+        from cluster.workflow import stages
 
         def connected(folder: str) -> Any:
             # One Ray for all stages, and none where all are reused. The training's imports begin while the data is prepared.

@@ -99,7 +99,7 @@ def ray_cluster(s3: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def small_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images/{train,val} and annotations/instances_{train,val}.json: 24 and 8 synthetic images. Not to be written to."""
-    from cluster.synthetic import make_coco
+    from cluster.prepare.synthetic import make_coco
 
     folder = tmp_path_factory.mktemp("coco")
     make_coco(str(folder), train_images=24, val_images=8, seed=0)

@@ -101,7 +101,7 @@ def test_a_benchmark_calls_what_is_there(path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
-        ("from cluster.stream import Stream\nStream(None, rank=0, ranks=1, **{})", "ranks"),
+        ("from cluster.loading.stream import Stream\nStream(None, rank=0, ranks=1, **{})", "ranks"),
         ("from detector.batch import collate\ncollate()", "samples"),
         ("from cluster import rows\nrows.no_such_name", "no_such_name"),
         ("def main():\n    from detector import batch\n    batch.collate([], size=3)", "size"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-CLUSTER = Path(__file__).parent.parent / "ray_cluster.yaml"
+CLUSTER = Path(__file__).parents[1] / "ray_cluster.yaml"
 
 
 @pytest.fixture(scope="module")

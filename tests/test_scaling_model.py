@@ -88,6 +88,6 @@ def test_an_evaluation_stops_the_training_for_its_seconds() -> None:
 
 
 def test_the_document_shows_what_the_model_says() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
     for line in (*speed_table(Job()).splitlines(), *failure_table(Job()).splitlines()):
         assert line in text, line

@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune chooses, `cluster.launch` trains. Everything of it lies under one folder, the sweep's URI:
+"""A sweep: Ray Tune chooses, `cluster.training.launch` trains. Everything of it lies under one folder, the sweep's URI:
 
 config.json      the configuration that names the sweep; another one under the same name is refused
 runs/trial-1a2b3c4d/   a training run's folder, with trial.json: its sample, status, AP; named by its sample, so that it is found again
@@ -24,10 +24,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster import launch, pretrained, run_folder, storage, tracking, warm_start
+from cluster.compute.session import Resources, unplaced
 from cluster.errors import PlainError, UsageError
-from cluster.session import Resources, unplaced
-from cluster.train_config import EVALUATION_SHARE, TrainConfig, TrainingConfig
+from cluster.runs import folder as run_folder
+from cluster.runs import parent_checkpoint as warm_start
+from cluster.runs import weight_file as pretrained
+from cluster.runs.config import EVALUATION_SHARE, TrainConfig, TrainingConfig
+from cluster.storage import files as storage
+from cluster.tracking import client as tracking
+from cluster.training import launch
 from tune import space
 from tune.space import SweepConfig
 

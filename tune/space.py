@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from cluster.errors import UsageError
-from cluster.train_config import TrainConfig
+from cluster.runs.config import TrainConfig
 from detector.config import Section
 
 LIMITS = {"gamma": (0.0, 10.0), "alpha": (0.0, 1.0), "learning_rate": (0.0, 10.0)}

@@ -24,8 +24,9 @@ sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), HERE]
 
 import step  # noqa: E402
 
-from cluster import run_folder, storage  # noqa: E402
-from cluster.checkpoints import Checkpoints  # noqa: E402
+from cluster.runs import folder as run_folder  # noqa: E402
+from cluster.storage import files as storage  # noqa: E402
+from cluster.training.checkpoints import Checkpoints  # noqa: E402
 from detector.checkpoint import Snapshot, save_checkpoint, take_snapshot  # noqa: E402
 from detector.model import RetinaNet  # noqa: E402
 from detector.optimizer import MovingAverage, build_optimizer  # noqa: E402

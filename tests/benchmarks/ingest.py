@@ -4,8 +4,8 @@
 
 640x480 JPEGs of about 100 kB, decoded, scaled to a 384x512 canvas, flipped at random, in batches of 16, for one rank with two threads. Rounds are
 interleaved; the figures are medians with their spread. CPU seconds are those of this process and all below it, so Ray's own are counted. With --data
-the shards are put there and read from there (the AWS_ variables say where that is: a Ceph gateway from tests/ceph_gateway.py, or in front of it
-tests/faulty_s3.py, which adds latency and errors). Of the parts, `rates` compares whole epochs, `epochs` shows first batches, gaps and memory over
+the shards are put there and read from there (the AWS_ variables say where that is: a Ceph gateway from tests/support/ceph_gateway.py, or in front of it
+tests/support/faulty_s3.py, which adds latency and errors). Of the parts, `rates` compares whole epochs, `epochs` shows first batches, gaps and memory over
 --epochs epochs, and `train` runs training steps on the stream beside the same steps on one batch in memory.
 """
 
@@ -32,9 +32,13 @@ import torchvision.io
 from PIL import Image
 from torchvision.transforms import v2
 
-from cluster import plan, rows, session, shards, storage
-from cluster.samples import Sampler
-from cluster.stream import Stream, chunks, ordered_map
+from cluster.compute import session
+from cluster.loading import datasets as rows
+from cluster.loading import epoch_plan as plan
+from cluster.loading.sampler import Sampler
+from cluster.loading.stream import Stream, chunks, ordered_map
+from cluster.shards import format as shards
+from cluster.storage import files as storage
 from detector.batch import Batch, collate
 from detector.image import decode_image
 

@@ -149,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     batch = 4 // options.workers
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"]
+        coco = [sys.executable, "-m", "cluster.prepare.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"]
         subprocess.run(coco, cwd=ROOT, check=True)
         for split in ("train", "val"):
             source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]

@@ -3,7 +3,7 @@
     python tests/benchmarks/prepare.py [--images 118000 --annotations 860000 --files 2000 --rounds 3]
 
 Writes a JSON (118k images, 860k annotations with polygons, categories last, about 550 MB) into a temporary folder, then reads it twice in processes
-of their own: with `json.load`, which is what most tools do, and with `cluster.coco.read_coco`. The peak is the resident memory that the kernel saw,
+of their own: with `json.load`, which is what most tools do, and with `cluster.formats.coco.read_coco`. The peak is the resident memory that the kernel saw,
 less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two threads (the least that looking at each of them costs) and
 prepared on a Ray that is up, in interleaved rounds, local files to local files; with `--place s3://bucket/prefix` only this, from and to S3.
 
@@ -31,7 +31,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 READ = """
 import json, resource, sys, time
 sys.path.insert(0, {root!r})
-from cluster import coco
+from cluster.formats import coco
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, start = peak(), time.process_time()
@@ -47,8 +47,9 @@ print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} M
 WHOLE = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
-from cluster import ingest, session
-import cluster.report
+from cluster.prepare import plan as ingest
+from cluster.compute import session
+import cluster.reports.data_report
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 session.connect()
@@ -86,7 +87,9 @@ def measure_speed(files: int, *, rounds: int, place: str) -> None:
     import ingest as photos
     import numpy as np
 
-    from cluster import ingest, session, storage
+    from cluster.compute import session
+    from cluster.prepare import plan as ingest
+    from cluster.storage import files as storage
     from detector.image import decode_image
 
     generator = np.random.default_rng(0)

@@ -24,9 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from ray_nodes import Nodes
+from tests.support.ray_nodes import Nodes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TINY = {
@@ -78,7 +78,7 @@ def bare(folder: str, name: str) -> dict[str, float]:
 
 
 def prepare(folder: str, *, train: int, val: int) -> None:
-    coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(train), "--val", str(val)]
+    coco = [sys.executable, "-m", "cluster.prepare.synthetic", f"{folder}/coco", "--train", str(train), "--val", str(val)]
     subprocess.run(coco, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     for split in ("train", "val"):
         source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]

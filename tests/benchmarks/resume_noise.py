@@ -18,9 +18,10 @@ from typing import Any
 
 from reliability import prepare
 
-from cluster import launch, session
+from cluster.compute import session
 from cluster.errors import PlainError
-from cluster.train_config import TrainConfig
+from cluster.runs.config import TrainConfig
+from cluster.training import launch
 
 IMAGES, EPOCHS = 160, 10
 RECIPE: dict[str, Any] = {

@@ -36,7 +36,7 @@ def bare_rank(options: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-    from cluster.worker import distribute
+    from cluster.training.worker import distribute
 
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[options.rank]})
     torch.set_num_threads(1)
@@ -125,7 +125,7 @@ def print_bare(rates: dict[str, list[tuple[float, float]]], *, images: int) -> N
 
 
 def prepare(folder: str, images: int) -> None:
-    coco = [sys.executable, "-m", "cluster.synthetic", f"{folder}/coco", "--train", str(images), "--val", "16"]
+    coco = [sys.executable, "-m", "cluster.prepare.synthetic", f"{folder}/coco", "--train", str(images), "--val", "16"]
     subprocess.run(coco, cwd=ROOT, check=True)
     for split in ("train", "val"):
         source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]

@@ -1,0 +1,335 @@
+"""Annotated sources -> a shard set: planned on the driver, carried out by one Ray task a shard (`shard_jobs`).
+
+A killed run leaves finished shards, a note beside each under `.progress/`, and no index.json; the same call picks the shards up again.
+The plan depends on the sources and the options alone, so any number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import DataError, UsageError
+from cluster.formats.annotations import Images, Quarantined, Source, by_reason, composed
+from cluster.formats.read import SourcePaths, United, check_place, read_sources
+from cluster.prepare import duplicates
+from cluster.prepare.image import MISSING, leave_out
+from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
+from cluster.shards import format as shards
+from cluster.storage import files as storage
+from detector.image import MAX_PIXELS
+
+# Images are held in memory by the shard; what is larger than this is a scan or no image at all.
+MAX_FILE_BYTES = 256 << 20
+RENAMED = "file names in another Unicode form than the files, taken as the files have them"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the bytes depend on besides the sources (the first four), and what decides whether the set is good enough.
+
+    `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the annotations listed. `drop_duplicates` leaves out
+    pictures that come twice or are in one of the shard sets `against`; without it they are only named.
+    """
+
+    seed: int = 0
+    shard_bytes: int = 64 << 20
+    row_group_rows: int = 32
+    max_pixels: int = MAX_PIXELS
+    max_quarantined: float = 0.05
+    max_quarantined_annotations: float = 0.05
+    drop_duplicates: bool = False
+    against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Checked sources, cut into shards; nothing is written yet. Without `output` nothing ever is. `finished` is a set that is there already."""
+
+    united: United
+    images: Images
+    sizes_I: np.ndarray
+    changed_I: np.ndarray
+    cuts: tuple[np.ndarray, ...]
+    folders: tuple[str, ...]
+    output: str | None
+    options: Options
+    quarantined: tuple[Quarantined, ...]
+    repairs: dict[str, int]
+    lost: int
+    fingerprint: str
+    finished: shards.ShardSet | None
+
+    def job(self, number: int) -> ShardJob:
+        name = shards.shard_name(number, len(self.cuts))
+        cut = tuple(self.images[place] for place in self.cuts[number])
+        # With the time of the last change: a file of other content and the same size is another input.
+        inputs = [(image, int(self.sizes_I[place]), int(self.changed_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
+        mark = digest_of(shards.SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
+        ids = self.united.source.category_ids
+        return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, ids, mark)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a plan: the content of index.json, without shards and digest where nothing was written; what was left out; the set."""
+
+    index: dict[str, Any]
+    quarantined: Sequence[Quarantined]
+    shard_set: shards.ShardSet | None
+
+
+def prepare(
+    *, annotations: str, images: str, output: str, overwrite: bool = False, say: Callable[[str], None] = print, **options: Any
+) -> shards.ShardSet:
+    """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
+    `Options`. Ray must be connected."""
+    place = SourcePaths(source_name(annotations), "coco", annotations, images)
+    prepared = write_shards(plan_shards([place], output=output, overwrite=overwrite, **options), say=say)
+    assert prepared.shard_set is not None
+    return prepared.shard_set
+
+
+def source_name(annotations: str) -> str:
+    """The name of a source that was given none."""
+    return annotations.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json")
+
+
+def plan_shards(
+    places: Sequence[SourcePaths], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
+) -> Plan:
+    """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads no image. `options` are fields of `Options`.
+
+    Raises `UsageError` for what is not there or a finished set of another source or other options at `output`, `DataError` for a source that
+    cannot be used or of which more than allowed would be left out already.
+    """
+    chosen = Options(**options)
+    chosen = replace(chosen, against=tuple(map(storage.absolute, chosen.against)))
+    places = [place._replace(annotations=storage.absolute(place.annotations), images=storage.absolute(place.images)) for place in places]
+    if output is not None:
+        output = storage.absolute(output)
+        refuse_sources(output, places, chosen.against)
+    for place in places:
+        check_place(place)
+    for uri in chosen.against:
+        storage.check_readable(uri)
+    if output is not None:
+        storage.check_writable(output)
+    others = [shards.open_shard_set(uri).digest for uri in chosen.against]
+    united = read_sources(places, split=split, val_share=val_share)
+    source, counts_I = united.source, np.diff(united.source.images.first_I1)
+    folders = tuple(place.images for place in places)
+    images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source, folders)
+    listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
+    identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
+    fingerprint = digest_of(shards.SCHEMA_VERSION, united.about, listing, identity, others)
+    plan = Plan(
+        united=united,
+        images=images,
+        sizes_I=sizes_I,
+        changed_I=changed_I,
+        cuts=tuple(usable[cut] for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)),
+        folders=folders,
+        output=output,
+        options=chosen,
+        quarantined=(*source.quarantined, *quarantined),
+        repairs=source.repairs | ({RENAMED: renamed} if renamed else {}),
+        lost=source.lost + int(counts_I.sum() - counts_I[usable].sum()),
+        fingerprint=fingerprint,
+        finished=find_finished(output, fingerprint, overwrite=overwrite) if output is not None else None,
+    )
+    if plan.finished is None and output is not None:
+        check_shares(plan, plan.quarantined)
+    return plan
+
+
+def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence[str]) -> None:
+    """`UsageError` where a set written to `output` would change what is only to be read: see `is_written`, and by whatever name it is called."""
+    target = real(output)
+    for place in places:
+        for flag, uri in (("images", place.images), ("annotations", place.annotations)):
+            source = real(uri)
+            if source == target or target.startswith(source + "/"):
+                raise UsageError(f"--output {output}: is --{flag} {uri} or lies in it; the source is never written to, give another folder")
+            if source.startswith(target + "/") and is_written(source[len(target) + 1 :]):
+                raise UsageError(f"--output {output}: --{flag} {uri} has the name of a file that is written there; give another folder")
+    for uri in against:
+        if real(uri) == target:
+            raise UsageError(f"--against {uri}: is the output itself; name the other shard sets")
+
+
+def real(uri: str) -> str:
+    return uri if uri.startswith(storage.S3) else os.path.realpath(uri)
+
+
+def is_written(name: str) -> bool:
+    """Whether prepare writes or deletes what has this name, relative to the folder of a set."""
+    return name.split("/")[0] in (shards.INDEX, shards.QUARANTINE, shards.REPORT, PROGRESS) or is_shard(name)
+
+
+def is_shard(name: str) -> bool:
+    return re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) is not None
+
+
+def check_listed(source: Source, folders: Sequence[str]) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
+    """The images under the names that their files have; the size of each file, B; when it was changed, ns; the positions of those that can be used;
+    the others in the quarantine; how many names were found in another Unicode form."""
+    images, category_ids = source.images, source.category_ids
+    files: list[dict[str, tuple[int, int]]] = []
+    spellings: list[dict[str, str]] = []
+    for folder in folders:
+        files.append({uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in storage.list_changes(folder)})
+        spellings.append({composed(name): name for name in files[-1] if not name.isascii()})
+    names, usable, quarantined, renamed = [], [], [], 0
+    sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
+    for place, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
+        if name not in files[number] and (spelling := spellings[number].get(composed(name))) is not None:
+            name, renamed = spelling, renamed + 1
+        names.append(name)
+        size, changed = files[number].get(name, (None, 0))
+        if size is None:
+            quarantined.append(leave_out(images[place], MISSING, category_ids=category_ids))
+        elif size > MAX_FILE_BYTES:
+            why = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
+            quarantined.append(leave_out(images[place], why, category_ids=category_ids))
+        else:
+            sizes_I[place], changed_I[place] = size, changed
+            usable.append(place)
+    return replace(images, names=names), sizes_I, changed_I, np.array(usable, np.int64), quarantined, renamed
+
+
+def cut_shards(sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int) -> list[list[int]]:
+    """Positions in a seeded order, cut where the next one would take a shard over `shard_bytes`. Every position once; no shard is empty."""
+    cuts: list[list[int]] = []
+    filled = 0
+    for place in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if not cuts or filled + sizes[place] > shard_bytes:
+            cuts.append([])
+            filled = 0
+        cuts[-1].append(place)
+        filled += int(sizes[place])
+    return cuts
+
+
+def digest_of(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> shards.ShardSet | None:
+    """The set that a former run finished at `output` from the same source with the same options."""
+    if overwrite or not storage.exists(storage.join(output, shards.INDEX)):
+        return None
+    if shards.read_index(output).get("fingerprint") != fingerprint:
+        raise UsageError(f"--output {output}: holds a shard set of another source or other options; give another folder or say --overwrite true")
+    return shards.open_shard_set(output)
+
+
+def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
+    """Carry a plan out on the connected Ray cluster and publish the index last; without an output, look at every image and write nothing.
+
+    `DataError` when too much had to be left out; the quarantine is written before, for reading.
+    """
+    if plan.finished is not None:
+        say(f"{plan.output}: the shard set is already there and fits source and options; reused")
+        quarantined = [Quarantined(**record) for record in shards.read_quarantine(plan.finished.uri)]
+        return Prepared(shards.read_index(plan.finished.uri), quarantined, plan.finished)
+    known = duplicates.known_pictures(plan.options.against)
+    if plan.output is not None:
+        storage.delete_file(storage.join(plan.output, shards.INDEX))
+    reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
+    found = duplicates.find_duplicates((picture for report in reports for picture in report.pictures), known)
+    drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
+    reports = drop_images(plan.job, reports, drop, say=say)
+
+    left_out = [*plan.quarantined, *(record for report in reports for record in report.quarantined)]
+    quarantined = [*left_out, *(duplicates.to_quarantine(found) if drop else [])]
+    index, categories = summarise(plan, reports, left_out, found), plan.united.source.categories
+    if plan.output is None:
+        return Prepared(index | {"categories": [category._asdict() for category in categories]}, quarantined, None)
+    check_shares(plan, left_out)
+    if not index["counts"]["images"]:
+        raise DataError(f"none of the {plan.united.source.listed} images is left: all are in {', '.join(plan.options.against)}; prepare other images")
+    kept = [report.shard for report in reports if report.shard is not None]
+    remove_strays(plan.output, {shard.name for shard in kept})
+    publish_findings(plan, kept, index, [asdict(record) for record in quarantined])
+    shard_set = shards.write_index(plan.output, categories=categories, shards=kept, **index)
+    storage.delete_folder(storage.join(plan.output, PROGRESS))
+    return Prepared(shards.read_index(plan.output), quarantined, shard_set)
+
+
+def publish_findings(plan: Plan, kept: Sequence[shards.Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> None:
+    """quarantine.parquet and report.html of shards that have no index yet."""
+    # It imports torch, which nothing before needs.
+    from cluster.reports.data_report import write_report
+
+    assert plan.output is not None
+    shards.write_quarantine(plan.output, quarantined)
+    categories, names = plan.united.source.categories, tuple(source["name"] for source in index["sources"])
+    shard_set = shards.ShardSet(plan.output, categories, tuple(kept), shards.set_digest(categories, kept), index["counts"], names)
+    notes = [sentence for _, sentence in duplicates.sentences(index["duplicates"])]
+    write_report(shard_set, quarantined, repairs=index["repairs"], notes=notes)
+
+
+def summarise(plan: Plan, reports: Sequence[ShardReport], left_out: Sequence[Quarantined], found: Sequence[duplicates.Duplicate]) -> dict[str, Any]:
+    """What index.json says besides shards and categories. Of the images and the annotations listed each is in one of `counts`: stored (`images`;
+    `boxes`, crowds among them), left out itself (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image (`lost_annotations`)."""
+    counts = sum((Counter(report.counts) for report in reports), Counter())
+    dropped = {id_ for report in reports for id_ in report.drop}
+    stored = Counter(picture.source for report in reports for picture in report.pictures if picture.image_id not in dropped)
+    whats = Counter(record.what for record in left_out)
+    repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
+    return {
+        "counts": {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
+        | {
+            "quarantined": len(left_out),
+            "quarantined_images": whats["image"],
+            "quarantined_annotations": whats["annotation"],
+            "lost_annotations": plan.lost + counts["lost"],
+            "dropped_images": len(dropped),
+            "listed_images": plan.united.source.listed,
+            "listed_annotations": plan.united.source.annotated,
+        },
+        "source_digest": plan.united.source.digest,
+        "sources": [{**about, "images": stored[number]} for number, about in enumerate(plan.united.about)],
+        "fingerprint": plan.fingerprint,
+        "repairs": dict(sorted(repairs.items())),
+        "duplicates": duplicates.describe(found),
+    }
+
+
+def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
+    """`DataError` with the top reasons when more images or annotations were left out than allowed; the quarantine is written before, for reading."""
+    limits = (
+        ("image", plan.united.source.listed, "max_quarantined", plan.options.max_quarantined),
+        ("annotation", plan.united.source.annotated, "max_quarantined_annotations", plan.options.max_quarantined_annotations),
+    )
+    for what, listed, option, share in limits:
+        records = [record for record in quarantined if record.what == what]
+        none_left = what == "image" and len(records) >= listed
+        # 0.29 x 100 is 28.999999999999996.
+        allowed = int(share * listed + 1e-6)
+        if len(records) <= allowed and not none_left:
+            continue
+        if plan.output is not None:
+            shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
+        top = "; ".join(f"{len(ones)} x {why}, such as {ones[0]['where']}" for why, ones in by_reason(map(asdict, records))[:3])
+        rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
+        remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, " if plan.output is not None else ""
+        remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
+        raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
+
+
+def remove_strays(output: str, names: set[str]) -> None:
+    """Shards of a former run that cut the source differently. Nothing else in the folder is touched."""
+    for uri, _ in storage.list_files(output):
+        name = uri[len(output) + 1 :]
+        if is_shard(name) and name not in names:
+            storage.delete_file(uri)

@@ -1,0 +1,138 @@
+"""Checkpoints scored beside training: one after the other, by Ray actors with a share of their own, in the order of images seen."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cluster.compute.session import fetch
+from cluster.errors import PlainError
+from cluster.loading.epoch_plan import READ_CPUS
+from cluster.runs import evaluations as verdicts
+
+LOOK_EVERY_S = 5.0
+"""Seconds between two looks at what waits, one listing of a folder each."""
+
+
+class Evaluator:
+    """Runs in the driver. What waits is read from the run's folder, so evaluations that a killed driver left behind are made by the next one.
+
+    While it is entered a thread evaluates beside training, and a failing evaluation costs that evaluation: it is tried once more, then counted as
+    missing. `finish` evaluates what still waits when training is over. `share` is what `scoring.detect_set` takes of the machines.
+    """
+
+    def __init__(self, run: str, data: str, *, weights: str, share: dict[str, Any], tell: Callable[..., None]):
+        self.run, self.data, self.weights, self.share, self.tell = run, data, weights, share, tell
+        self.stopped = threading.Event()
+        self.abandoned = False
+        self.running: Any = None
+
+    def __enter__(self) -> Evaluator:
+        self.thread = threading.Thread(target=self.work, daemon=True, name="evaluator")
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """The evaluation under way is waited for, unless training failed: then it waits for the next start of the run."""
+        self.abandoned = kind is not None
+        self.stopped.set()
+        if self.abandoned and (scorer := self.running) is not None:
+            import ray
+
+            ray.kill(scorer)
+        self.thread.join(timeout=10 if self.abandoned else None)
+
+    def work(self) -> None:
+        while not self.stopped.wait(LOOK_EVERY_S):
+            try:
+                while not self.stopped.is_set() and (queue := verdicts.waiting(self.run)):
+                    self.evaluate(queue, must=False)
+            except Exception as error:  # of the storage, say; what waits still waits, and training goes on
+                if not self.abandoned:
+                    self.tell("evaluation_failed", what="evaluating beside training", reason=reason_of(error), then="tried again")
+
+    def finish(self, share: dict[str, Any]) -> None:
+        """Evaluate what still waits, in the share that the workers have left where that is larger. The newest checkpoint must come to numbers.
+
+        Raises `PlainError` where it does not; then it still waits.
+        """
+        self.share = max(self.share, share, key=lambda one: (one["workers"] * one["gpus_per_worker"], one["workers"] * one["cpus_per_worker"]))
+        over = verdicts.evaluations(self.run)
+        if over and "error" in over[-1]:
+            verdicts.request(self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch")))
+        while queue := verdicts.waiting(self.run):
+            self.evaluate(queue, must=len(queue) == 1)
+
+    def evaluate(self, queue: list[str], *, must: bool) -> None:
+        """The first of what waits. Where it `must` come to numbers its failure is raised, else kept as its verdict."""
+        asked = verdicts.asked(self.run, queue[0])
+        self.tell("evaluating", images_seen=asked["images_seen"], epoch=asked["epoch"], waiting=len(queue) - 1)
+        try:
+            table = self.score(asked)
+        except Exception as error:  # whatever a task or its machine came to
+            if self.abandoned:
+                raise
+            if must:
+                kind = type(error) if isinstance(error, PlainError) else PlainError
+                raise kind(
+                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training is finished, the same command evaluates it again"
+                ) from error
+            verdicts.settle(self.run, {**asked, "error": reason_of(error)})
+            self.failed(asked, error, then="it stays without AP")
+            return
+        verdicts.settle(self.run, {**asked, "weights": self.weights, **verdicts.numbers(table)})
+        self.tell("evaluation", images_seen=asked["images_seen"], epoch=asked["epoch"], table=table)
+
+    def score(self, asked: verdicts.Verdict) -> dict[str, Any]:
+        try:
+            return self.start(asked)
+        except Exception as error:  # a machine that was taken away, a connection that broke: the same again may pass
+            if self.abandoned:
+                raise
+            self.failed(asked, error, then="tried once more")
+            return self.start(asked)
+
+    def start(self, asked: verdicts.Verdict) -> dict[str, Any]:
+        import ray
+
+        cpus, gpus = self.share["cpus_per_worker"] + READ_CPUS, self.share["gpus_per_worker"] or None
+        self.running = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus).remote()
+        try:
+            return fetch(self.running.table.remote({"checkpoint": asked["checkpoint"], "weights": self.weights}, self.data, self.share))
+        finally:
+            self.running = None
+
+    def failed(self, asked: verdicts.Verdict, error: Exception, *, then: str) -> None:
+        self.tell("evaluation_failed", what=f"evaluation of the checkpoint at {asked['images_seen']} images", reason=reason_of(error), then=then)
+
+
+class Scorer:
+    """`table_of` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60 `ray.cancel` of a task that is just beginning can
+    end the driver ("Check failed: Tried to complete task that was not pending").
+    """
+
+    def table(self, best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
+        return table_of(best, data, share)
+
+
+def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
+    """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself, so that one is all its actor books."""
+    from cluster.scoring import detect as scoring
+    from cluster.shards.format import open_shard_set
+    from cluster.tracking import registry
+    from detector.metrics import coco_table
+
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        registry.build_package(best, folder)
+        package = scoring.read_package(folder)
+    found = scoring.detect_set(package, data, here=True, **share)
+    shard_set = open_shard_set(data)
+    return coco_table(scoring.read_truths(shard_set), found, shard_set.class_names).as_dict()
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: a plain message as it is, else the last line, in which Ray repeats what the task raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if isinstance(error, PlainError) and lines else lines[-1] if lines else type(error).__name__

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import DataError
+from cluster.formats import annotations as records
+from cluster.formats import voc
+from cluster.shards.format import Category
+from cluster.storage import files as storage
+
+
+def thing(name: str = "dog", box: tuple[object, ...] = (11, 21, 40, 60), more: str = "") -> str:
+    sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False))
+    return f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
+
+
+def write(folder: Path, **files: str) -> str:
+    """XML files by their stem; what does not begin with < is the content of <annotation> for <stem>.jpg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, text in files.items():
+        head = f"<annotation><filename>{stem}.jpg</filename><size><width>200</width><height>100</height></size>"
+        (folder / f"{stem}.xml").write_text(text.removeprefix("!") if text.startswith(("<annotation", "!")) else f"{head}{text}</annotation>")
+    return str(folder)
+
+
+def reasons(source: records.Source) -> list[tuple[str, str, str]]:
+    return [(record.what, record.where, record.why) for record in source.quarantined]
+
+
+def test_boxes_count_from_zero_and_end_behind_the_last_pixel(tmp_path: Path) -> None:
+    source = voc.read_voc(write(tmp_path, b=thing("dog") + thing("cat", (1, 1, 200, 100)), a=""))
+    # Sorted names; ids from 1. Pixels 11..40 of 1..200 are 10..40 half-open; the whole picture is 0, 0, 200, 100.
+    assert source.categories == (Category(0, 1, "cat"), Category(1, 2, "dog"))
+    assert tuple(source.images) == (
+        records.ImageRecord(1, "a.jpg", 100, 200, ()),
+        records.ImageRecord(
+            2,
+            "b.jpg",
+            100,
+            200,
+            (records.Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, None), records.Annotation(2, 0, (0.0, 0.0, 200.0, 100.0), False, None)),
+        ),
+    )
+    assert (source.listed, source.annotated, source.lost, source.quarantined, source.repairs) == (2, 2, 0, (), {})
+
+
+def test_difficult_objects_are_crowds_and_counted(tmp_path: Path) -> None:
+    source = voc.read_voc(write(tmp_path, a=thing(more="<difficult>1</difficult>") + thing(more="<difficult>0</difficult>")))
+    assert [one.crowd for one in source.images[0].annotations] == [True, False]
+    assert source.repairs == {"difficult objects, stored as crowds": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (thing(box=(1, 2, 3)), "its bndbox is not four finite numbers"),
+        (thing(box=(1, 2, 3, "x")), "its bndbox is not four finite numbers"),
+        (thing(box=(1, 2, 3, "nan")), "its bndbox is not four finite numbers"),
+        (thing(box=(1, 2, 3, "1e400")), "its bndbox is not four finite numbers"),
+        (thing(""), "it has no name"),
+    ],
+)
+def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
+    source = voc.read_voc(write(tmp_path, a=thing() + text))
+    assert reasons(source) == [("annotation", "2 of a.jpg", why)] and source.annotated == 2
+    assert [one.id for one in source.images[0].annotations] == [1]
+    assert "<object>" in source.quarantined[0].raw
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("!", "it is not valid XML"),
+        ("!<annotation><object>", "it is not valid XML"),
+        ("<annotation></annotation>", "it has no <filename>"),
+        ("<annotation><filename>../a.jpg</filename></annotation>", "its <filename> leads out of the images folder"),
+        ("<annotation><filename>a.jpg</filename><object>" + "<x>" * 3000 + "</x>" * 3000 + "</object></annotation>", "it is not valid XML"),
+        # A billion laughs: expat stops at the multiplication.
+        (
+            '!<!DOCTYPE x [<!ENTITY a "ha">'
+            + "".join(f'<!ENTITY {"abcdefghijk"[n + 1]} "{("&" + "abcdefghijk"[n] + ";") * 10}">' for n in range(9))
+            + "]><annotation><filename>&j;</filename></annotation>",
+            "it is not valid XML",
+        ),
+    ],
+)
+def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
+    source = voc.read_voc(write(tmp_path, good=thing(), bad=text))
+    ((what, where, reason),) = reasons(source)
+    assert (what, where) == ("image", "bad.xml") and reason.startswith(why)
+    assert [image.file_name for image in source.images] == ["good.jpg"] and source.listed == 2
+
+
+@pytest.mark.parametrize("width", ["0", "30.5", "9" * 5000])
+def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path, width: str) -> None:
+    text = f"<annotation><filename>a.jpg</filename><size><width>{width}</width><height>x</height></size>{thing()}</annotation>"
+    image = voc.read_voc(write(tmp_path, a=text)).images[0]
+    assert (image.height, image.width) == (None, None)
+
+
+def test_classes_txt_gives_the_order_and_what_counts(tmp_path: Path) -> None:
+    folder = write(tmp_path, a=thing("dog") + thing("bird"))
+    (tmp_path / "classes.txt").write_text("dog\ncat\n\n")
+    source = voc.read_voc(folder)
+    assert source.categories == (Category(0, 1, "dog"), Category(1, 2, "cat"))
+    assert reasons(source) == [("annotation", "2 of a.jpg", "its class is not in classes.txt")]
+    (tmp_path / "classes.txt").write_text("dog\ndog\n")
+    with pytest.raises(DataError, match="names 'dog' twice"):
+        voc.read_voc(folder)
+
+
+def test_what_cannot_be_used_at_all(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.xml file below it"):
+        voc.read_voc(str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="no object with a name in any of its files"):
+        voc.read_voc(write(tmp_path / "bare", a=""))
+    twice = "<annotation><filename>a.jpg</filename>" + thing() + "</annotation>"
+    with pytest.raises(DataError, match=r"b\.xml: describes 'a\.jpg', which another file describes too"):
+        voc.read_voc(write(tmp_path / "twice", a=twice, b=twice))
+
+
+def test_a_split_keeps_ids_and_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path, a=thing("dog"), b=thing("cat"), c=thing("cow"))
+    whole = voc.read_voc(folder)
+    parts = [voc.read_voc(folder, keep) for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")]
+    assert sorted(image for part in parts for image in part.images) == sorted(whole.images)
+    assert {part.categories for part in parts} == {whole.categories} and [part.listed for part in parts] == [1, 2]
+
+
+def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(tmp_path: Path, bucket: str) -> None:
+    local = voc.read_voc(write(tmp_path, a=thing()))
+    storage.upload_folder(str(tmp_path), f"{bucket}/voc")
+    assert voc.read_voc(f"{bucket}/voc").digest == local.digest
+    assert voc.read_voc(write(tmp_path, a=thing() + thing())).digest != local.digest
+    assert voc.parse_voc(b"<a/>").sha256 == hashlib.sha256(b"<a/>").hexdigest()

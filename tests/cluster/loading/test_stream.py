@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import DataError
+from cluster.loading import epoch_plan as plan
+from cluster.loading.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
+from cluster.prepare import plan as ingest
+from cluster.shards.format import Row, ShardSet, open_shard_set, read_rows, shard_name, write_index, write_shard
+from detector.image import open_image
+from detector.predict import Predictor
+
+CANVAS = (64, 96)
+AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
+
+
+@pytest.fixture(scope="module")
+def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """24 images in row groups of 5: 5 groups, the last one of 4."""
+    output = str(tmp_path_factory.mktemp("shards") / "train")
+    places = {"annotations": f"{small_coco}/annotations/instances_train.json", "images": f"{small_coco}/images/train"}
+    ingest.prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
+    return open_shard_set(output)
+
+
+def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
+    return Stream(shard_set, rank=rank, batches=[batch] * ranks, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2)
+
+
+def ids(batches: Iterator) -> list[list[int]]:
+    return [batch.image_ids.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: int) -> None:
+    read = [ids(stream(shard_set, rank, ranks).epoch(0, [(0, 24)])) for rank in range(ranks)]
+    # ceil(24 / ranks) rows a rank in batches of 4: 24/4 = 6, 12/4 = 3, 8/4 = 2 steps.
+    assert [len(batches) for batches in read] == [{1: 6, 2: 3, 3: 2}[ranks]] * ranks
+    seen = Counter(i for batches in read for batch in batches for i in batch)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 24
+
+
+def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:
+    """Two ranks make two of their steps; then one rank does the rest."""
+    before = [i for rank in range(2) for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2] for i in batch]
+    left = plan.advance([(0, 24)], batches=[4, 4], done=2)
+    after = [i for batch in ids(stream(shard_set, 0, 1).epoch(3, left)) for i in batch]
+    assert len(before) == 16
+    assert len(after) == 8
+    assert len(set(before + after)) == 24
+
+
+def test_a_shorter_share_ends_with_fillers_that_are_ignore_regions(shard_set: ShardSet) -> None:
+    # 5 rows over 2 ranks in whole batches: 4 and 1, both one step of 4.
+    batches = [batch for rank in range(2) for batch in stream(shard_set, rank, 2).epoch(0, [(0, 5)])]
+    assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [4, 1]
+    filler = batches[1].image_ids < 0
+    assert (batches[1].labels_BG[filler] == -1).all()
+    assert (batches[1].boxes_BG4[filler, 0, :2] <= 0).all()
+    assert (batches[1].boxes_BG4[filler, 0, 2:] >= torch.tensor([96.0, 64.0])).all()
+
+
+def test_a_rank_without_rows_gets_fillers_only(shard_set: ShardSet) -> None:
+    (batch,) = stream(shard_set, 1, 2).epoch(0, [(0, 1)])
+    assert batch.image_ids.tolist() == [-1] * 4
+
+
+def test_nothing_left_is_no_batch(shard_set: ShardSet) -> None:
+    assert list(stream(shard_set, 0, 1).epoch(0, [])) == []
+
+
+def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> None:
+    """The same image read by another rank, in another batch, after a resume, looks the same; in another epoch it does not."""
+
+    def pixels(rank: int, ranks: int, epoch: int) -> dict[int, torch.Tensor]:
+        batches = stream(shard_set, rank, ranks, batch=3).epoch(epoch, [(0, 24)])
+        return {int(i): image for batch in batches for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    whole, shared, later = pixels(0, 1, 0), pixels(1, 2, 0), pixels(0, 1, 1)
+    assert len(shared) == 12
+    assert all(torch.equal(image, whole[i]) for i, image in shared.items())
+    assert sum(torch.equal(later[i], whole[i]) for i in whole) < 12
+
+
+def test_tasks_of_ray_data_make_the_pixels_that_threads_make(shard_set: ShardSet) -> None:
+    """Two canvases and mosaic, so that everything a sample depends on has to travel."""
+    settings = dict(rank=0, batches=[3, 3], canvases=[(64, 96), (96, 64)], seed=7, augmentation={**AUGMENTATION, "mosaic": 0.5}, window=2)
+    beside, elsewhere = (list(Stream(shard_set, decode=place, **settings).epoch(1, [(0, 24)])) for place in ("threads", "tasks"))
+    assert len(beside) == len(elsewhere) == 4
+    for one, other in zip(beside, elsewhere, strict=True):
+        for name in one.__dataclass_fields__:
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_images(shard_set: ShardSet) -> None:
+    from cluster.scoring.detect import read_truths
+
+    truths = read_truths(shard_set)
+    labels = [t.labels_N[~t.crowd_N].tolist() for t in truths]
+    factors = plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
+    assert factors.max() > 1
+    weighted = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
+    assert weighted[0].places == round(factors.sum())
+    for epoch in range(2):
+        batches = [batch for rank in weighted for batch in rank.epoch(epoch, [(0, rank.places)])]
+        seen = Counter(i for batch in batches for i in batch.image_ids.tolist() if i >= 0)
+        assert seen.total() == weighted[0].places
+        expected = factors / factors.sum() * seen.total()
+        assert all(abs(seen[t.image_id] - count) < 1 for t, count in zip(truths, expected, strict=True))
+
+
+def test_copies_of_an_image_look_different(shard_set: ShardSet) -> None:
+    # No class is in 99 % of the images, so all that hold one are repeated, the rarest class most.
+    weighted = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2, repeat_threshold=0.99)
+    plain = {int(i): image for batch in stream(shard_set, 0, 1).epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    copies: dict[int, list[torch.Tensor]] = {}
+    for batch in weighted.epoch(0, [(0, weighted.places)]):
+        for i, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
+            if i >= 0:
+                copies.setdefault(i, []).append(image)
+    repeated = [i for i, images in copies.items() if len(images) > 1]
+    assert repeated
+    for i in repeated:
+        assert len({image.contiguous().numpy().tobytes() for image in copies[i]}) > 1
+        # One of them is the one that an epoch without copies has.
+        assert any(torch.equal(image, plain[i]) for image in copies[i])
+
+
+def test_the_next_epoch_is_begun_before_this_one_ends_and_is_the_same(shard_set: ShardSet) -> None:
+    eager, late = (replace(stream(shard_set, 0, 1), epochs=epochs) for epochs in (3, 1))
+    expected = [ids(late.epoch(epoch, [(0, 24)])) for epoch in range(3)]
+    assert not late.prepared
+    found = []
+    for epoch in range(3):
+        batches = eager.epoch(epoch, [(0, 24)])
+        found.append([next(batches).image_ids.tolist() for _ in range(5)])
+        # One batch before the end the next epoch is under way; after the last epoch there is none.
+        assert list(eager.prepared) == ([epoch + 1] if epoch < 2 else [])
+        found[-1] += ids(batches)
+    assert found == expected
+    list(eager.epoch(0, [(0, 24)]))
+    eager.close()
+    assert not eager.prepared
+
+
+def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def begin(own: Stream, epoch: int, left: plan.Intervals) -> Ahead:
+        begun.append(epoch)
+        return Ahead((number for number in range(2)), depth=2)
+
+    monkeypatch.setattr(Stream, "begin", begin)
+    again = Stream(SimpleNamespace(num_rows=8), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2)
+    for _ in range(2):
+        assert len(list(again.epoch(0, [(0, 8)]))) == 2
+    again.close()
+    assert begun == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("batch_s", "left"), [(0.25, 4), (0.3, 3), (0.5, 2), (60.0, 2), (0.0, 8)])
+def test_the_next_epoch_is_begun_a_second_before_this_one_ends(monkeypatch: pytest.MonkeyPatch, batch_s: float, left: int) -> None:
+    """Of ten batches so many are left then, by a clock that only the consumer moves; the very first says nothing about the pace."""
+    clock, begun = [0.0], []
+
+    def begin(own: Stream, epoch: int, intervals: plan.Intervals) -> Ahead:
+        begun.append((epoch, taken))
+        return Ahead((number for number in range(10)), depth=2)
+
+    monkeypatch.setattr(Stream, "begin", begin)
+    monkeypatch.setattr("cluster.loading.stream.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    own, taken = Stream(SimpleNamespace(num_rows=40), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2), 0
+    for _ in own.epoch(0, [(0, 40)]):
+        taken += 1
+        clock[0] += batch_s
+    own.close()
+    assert begun == [(0, 0), (1, 10 - left - 1)]
+
+
+def test_a_resumed_position_is_not_taken_from_a_prepared_epoch(shard_set: ShardSet) -> None:
+    eager = replace(stream(shard_set, 0, 1), epochs=2)
+    list(eager.epoch(0, [(0, 24)]))
+    assert ids(eager.epoch(1, [(8, 24)])) == ids(stream(shard_set, 0, 1).epoch(1, [(8, 24)]))
+    eager.close()
+
+
+def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_path: Path) -> None:
+    copy = shutil.copytree(shard_set.uri, tmp_path / "set")
+    damaged = open_shard_set(str(copy))
+    shard = copy / damaged.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[damaged.locate_group(2).start + 100] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=rf"{shard.name}: is not the shard of the index"):
+        list(stream(damaged, 0, 1).epoch(0, [(0, 24)]))
+
+
+@pytest.mark.parametrize("decode", ["threads", "tasks"])
+def test_a_picture_that_cannot_be_decoded_is_named(shard_set: ShardSet, tmp_path: Path, decode: str) -> None:
+    """Prepare leaves such pictures out; a set that was written by something else may hold one."""
+    rows = [Row(i, f"sub/{i}.jpg", b"\xff\xd8 no picture", 60, 80, np.zeros((0, 4)), [], [], [], 0, bytes(32)) for i in (8, 9)]
+    written = [write_shard(str(tmp_path), shard_name(0, 1), rows, row_group_rows=2)]
+    write_index(str(tmp_path), categories=shard_set.categories, shards=written, counts={"images": 2}, source_digest="0" * 64)
+    unreadable = open_shard_set(str(tmp_path))
+    refusal = r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
+    with pytest.raises(DataError, match=refusal):
+        list(Stream(unreadable, rank=0, batches=[2], canvases=[CANVAS], seed=0, decode=decode).epoch(0, [(0, 2)]))
+    if decode == "threads":
+        with pytest.raises(DataError, match=refusal):
+            list(evaluation_batches(unreadable, rank=0, ranks=1, batch=2, canvases=[CANVAS]))
+
+
+def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
+    """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
+    canvases = [(96, 96)]
+    plain = Stream(shard_set, rank=0, batches=[4], canvases=canvases, seed=0)
+    training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
+    evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    predictor = Predictor(None, canvases=canvases, decode={}, amp=False)
+    smaller = 0
+    for row in read_rows([shard_set.locate_group(0)], [(0, i) for i in range(5)]).to_pylist():
+        image_id, opened = row["image_id"], open_image(row["image"])
+        sample, size = predictor.sample(opened, image_id)
+        assert size == (row["height"], row["width"])
+        assert torch.equal(sample.image, training[image_id]) and torch.equal(sample.image, evaluation[image_id])
+        smaller += not torch.equal(sample.image, predictor.sample(opened.pixels(), image_id)[0].image)
+    assert len(training) == len(evaluation) == 24 and smaller > 0
+
+
+def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
+    first, again, second = (ids(stream(shard_set, 0, 1).epoch(epoch, [(0, 24)])) for epoch in (0, 0, 1))
+    assert first == again
+    assert first != second
+
+
+def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) -> None:
+    from cluster.scoring.detect import read_truths
+
+    sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
+    found: dict[int, tuple[int, int]] = {}
+    for rank in range(3):
+        for batch, originals in evaluation_batches(shard_set, rank=rank, ranks=3, batch=5, canvases=[CANVAS]):
+            for image_id, original in zip(batch.image_ids.tolist(), originals, strict=True):
+                assert image_id not in found
+                found[image_id] = original
+    assert found == sizes
+
+
+def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> None:
+    """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs and by `evaluate` rests on."""
+    from cluster.scoring.detect import detections
+    from detector.model import RetinaNet
+
+    torch.manual_seed(0)
+    # Noise makes the scores of an untrained network differ, so that hundreds of boxes pass the threshold.
+    model = RetinaNet(classes=2, backbone="resnet18", width=64, base_sizes=(8, 16, 32, 64, 128)).to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    predictor = Predictor(model, canvases=[(64, 96), (96, 64)], decode={"score_threshold": 0.0, "max_detections": 20}, amp=False)
+    alone = detections(predictor, shard_set)
+    assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
+    for ranks, threads in ((1, 2), (2, 1), (3, 2)):
+        parts = [detections(predictor, shard_set, rank=rank, ranks=ranks, threads=threads) for rank in range(ranks)]
+        assert sum(map(len, parts)) == 24
+        for image_id, found in {k: v for part in parts for k, v in part.items()}.items():
+            for mine, other in zip(vars(found).values(), vars(alone[image_id]).values(), strict=True):
+                np.testing.assert_array_equal(mine, other)
+
+
+def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
+    from cluster.scoring.detect import read_truths
+
+    crowds = {t.image_id for t in read_truths(shard_set) if t.crowd_N.any()}
+    assert crowds
+    plain = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=0)
+    for batch in plain.epoch(0, [(0, 24)]):
+        for image_id, boxes, labels in zip(batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True):
+            region = (labels == -1) & (boxes[:, 2] > boxes[:, 0])
+            assert bool(region.any()) == (image_id in crowds)
+
+
+def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: ShardSet) -> None:
+    from cluster.scoring.detect import read_truths
+
+    canvases = [(64, 96), (96, 64)]
+    upright = {t.image_id for t in read_truths(shard_set) if t.height > t.width}
+    seen: Counter[int] = Counter()
+    mixed = 0
+    for rank in range(2):
+        several = Stream(shard_set, rank=rank, batches=[2, 2], canvases=canvases, seed=7, augmentation=AUGMENTATION, window=2)
+        batches = list(several.epoch(0, [(0, 24)]))
+        assert len(batches) == 6
+        for batch in batches:
+            real = [i for i in batch.image_ids.tolist() if i >= 0]
+            seen.update(real)
+            prefer = {canvases[i in upright] for i in real}
+            assert tuple(batch.images.shape[2:]) in prefer
+            mixed += len(prefer) > 1
+    assert set(seen.values()) == {1} and len(seen) == 24
+    # Runs of 4 fill but for the last at most 3 of each canvas, which lie side by side: one border.
+    assert mixed <= 1
+    found = [i for batch, _ in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases) for i in batch.image_ids.tolist()]
+    assert sorted(found) == sorted(seen)
+    for batch, originals in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases):
+        assert {tuple(batch.images.shape[2:])} == {canvases[height > width] for height, width in originals}
+
+
+def test_values_come_in_the_order_that_was_asked_for() -> None:
+    arriving = iter([(1, "a"), (2, "b"), (3, "c"), (4, "d")])
+    assert list(in_order([3, 1, 4, 2], arriving)) == ["c", "a", "d", "b"]
+    assert list(in_order([], iter([]))) == []
+    # Nothing is read before it is needed.
+    arriving = iter([(1, "a"), (2, "b"), (3, "c")])
+    assert next(in_order([2, 1, 3], arriving)) == "b" and next(arriving) == (3, "c")
+    with pytest.raises(ValueError, match="5: arrived and was not asked for"):
+        list(in_order([1], iter([(1, "a"), (5, "e")])))
+
+
+def test_ordered_map_keeps_order_on_several_threads() -> None:
+    assert list(ordered_map(lambda x: x * x, iter(range(50)), threads=3)) == [x * x for x in range(50)]
+
+
+def test_an_error_in_the_reading_thread_reaches_the_loop() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    items = iter(Ahead(broken(), depth=2))
+    assert next(items) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(items)
+
+
+def test_leaving_early_stops_the_reading_thread() -> None:
+    made: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            made.append(1)
+            yield 1
+
+    with Ahead(endless(), depth=2) as items:
+        next(iter(items))
+    count = len(made)
+    assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
+
+
+def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
+    """Three ranks in processes of their own make one step; one is killed in the middle of its second; one rank does the rest."""
+    import ray
+
+    class Rank:
+        def __init__(self, own: Stream):
+            self.batches = own.epoch(2, [(0, 24)])
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def step(self) -> dict[int, bytes]:
+            batch = next(self.batches)
+            return {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+
+    actors = [ray.remote(num_cpus=0)(Rank).remote(stream(shard_set, rank, 3)) for rank in range(3)]
+    seen = Counter()
+    pixels: dict[int, bytes] = {}
+    for found in ray.get([actor.step.remote() for actor in actors]):
+        seen.update(found.keys())
+        pixels |= found
+    os.kill(ray.get(actors[1].pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[1].step.remote())
+    for actor in actors:
+        ray.kill(actor)
+    # What the others read ahead or even used of the second step does not count: no update was made of it.
+    left = plan.advance([(0, 24)], batches=[4, 4, 4], done=1)
+    for batch in stream(shard_set, 0, 1).epoch(2, left):
+        seen.update(i for i in batch.image_ids.tolist() if i >= 0)
+        pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+    assert set(seen.values()) == {1} and len(seen) == 24
+    whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
+    assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}
+
+
+def test_threads_beside_the_model_work_alone_and_leave_the_model_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        beside = list(ordered_map(lambda _: torch.get_num_threads(), iter(range(8)), threads=2))
+        with Ahead((torch.get_num_threads() for _ in range(3)), depth=1) as made:
+            beside += list(made)
+        assert (beside, torch.get_num_threads()) == ([1] * 11, 2)
+    finally:
+        torch.set_num_threads(before)

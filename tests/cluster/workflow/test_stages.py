@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import DataError, UsageError
+from cluster.workflow import stages
+from cluster.workflow.stages import Finished
+
+
+def said_by(calls: list[str]) -> Any:
+    """Work that notes its folder and leaves one file there."""
+
+    def work(folder: str) -> dict[str, Any]:
+        calls.append(folder)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "out.txt").write_text("x")
+        return {"answer": 42}
+
+    return work
+
+
+def test_a_finished_stage_is_reused_until_its_identity_changes(tmp_path: Path) -> None:
+    calls: list[str] = []
+    lines: list[str] = []
+
+    def run(**identity: Any) -> Finished:
+        return stages.run_or_reuse("train", str(tmp_path), "cells", said_by(calls), identity=identity, outputs=["out.txt"], say=lines.append)
+
+    first, again, other = run(rate=1, seed=0), run(seed=0, rate=1), run(rate=2, seed=0)
+    assert (first.reused, again.reused, other.reused) == (False, True, False)
+    assert calls == [first.folder, other.folder] and first.folder == again.folder == str(tmp_path / f"cells-{first.fingerprint[:8]}")
+    assert again.values == first.values == {"answer": 42}
+    assert lines[1].startswith("[train] done in ") and lines[2] == f"[train] reused (fingerprint {first.fingerprint[:8]}) {first.folder}"
+    manifest = json.loads((Path(first.folder) / "stage.json").read_text())
+    assert manifest["identity"] == {"rate": 1, "seed": 0} and manifest["stage"] == "train" and manifest["fingerprint"] == first.fingerprint
+
+
+def test_what_is_upstream_counts_and_where_it_lies_does_not() -> None:
+    one, two = Finished("a" * 64, "/one", {}), Finished("b" * 64, "/two", {})
+    base = stages.fingerprint("train", {"rate": 1}, [one, two])
+    assert base == stages.fingerprint("train", {"rate": 1}, [Finished("a" * 64, "s3://elsewhere", {"other": 1}, True), two])
+    others = [
+        stages.fingerprint("train", {"rate": 1}, [two, one]),
+        stages.fingerprint("train", {"rate": 1}, [one]),
+        stages.fingerprint("evaluate", {"rate": 1}, [one, two]),
+        stages.fingerprint("train", {"rate": 2}, [one, two]),
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_a_stage_that_failed_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def fail(folder: str) -> None:
+        calls.append(folder)
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        stages.run_or_reuse("train", str(tmp_path), "cells", fail, identity={})
+    assert not list(tmp_path.rglob("stage.json"))
+    assert stages.run_or_reuse("train", str(tmp_path), "cells", said_by(calls), identity={}, say=lambda _: None).reused is False
+    assert calls[0] == calls[1]
+
+
+def test_outputs_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    lines: list[str] = []
+    elsewhere = tmp_path / "store.db"
+    elsewhere.touch()
+
+    def run() -> Finished:
+        return stages.run_or_reuse("register", str(tmp_path), "m", said_by(calls), identity={}, outputs=["out.txt", str(elsewhere)], say=lines.append)
+
+    folder = run().folder
+    assert run().reused
+    (Path(folder) / "out.txt").unlink()
+    assert not run().reused and f"{folder}/out.txt is gone" in lines[-2]
+    elsewhere.unlink()
+    assert not run().reused and f"{elsewhere} is gone" in lines[-2]
+    assert len(calls) == 3
+
+
+def test_digests_follow_the_content_and_not_the_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep/1.jpg").write_bytes(b"1234")
+    assert stages.digest_of_folder(str(tmp_path / "a")) == stages.digest_of_folder(str(tmp_path / "b") + "/")
+    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) == stages.digest_of_file(str(tmp_path / "b/deep/1.jpg"))
+    (tmp_path / "b/deep/1.jpg").write_bytes(b"12345")
+    assert stages.digest_of_folder(str(tmp_path / "a")) != stages.digest_of_folder(str(tmp_path / "b"))
+    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) != stages.digest_of_file(str(tmp_path / "b/deep/1.jpg"))
+    for digest in (stages.digest_of_file, stages.digest_of_folder):
+        with pytest.raises(UsageError, match="there is no such file or folder"):
+            digest(str(tmp_path / "nothing"))

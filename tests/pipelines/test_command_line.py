@@ -1,0 +1,335 @@
+"""The door of every verb: what wins over what, what is refused in which words, and the exit codes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
+from pipelines.command_line import all_fields, help_text, parse, run_verb, section_of
+
+ROOT = Path(__file__).parents[2]
+VERBS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if "    run_verb(" in path.read_text() and path.stem != "command_line")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Shard sets."""
+
+    train: str = Field(description="URI of the set to train on")
+    val: str = Field(description="URI of the set to score on")
+    share: float = Field(1.0, gt=0, le=1, description="share of the images that are used")
+
+
+class Training(Section):
+    epochs: int = Field(3, ge=1, le=100, description="passes over the images")
+    rate: float = Field(0.5, gt=0, description="peak rate")
+    kind: Literal["sgd", "adamw"] = Field("sgd", description="update rule")
+    amp: bool = Field(True, description="bfloat16 or not")
+    scales: tuple[float, ...] = Field((1.0, 2.0), description="factors")
+    crops: tuple[tuple[int, int], ...] = Field((), description="windows")
+
+    @field_validator("rate")
+    @classmethod
+    def not_seven(cls, rate: float) -> float:
+        if rate == 7:
+            raise ValueError("must not be 7, of all numbers")
+        return rate
+
+    @model_validator(mode="after")
+    def consistent(self) -> Training:
+        if self.kind == "adamw" and self.epochs > 50:
+            raise ValueError(f"training.epochs {self.epochs}: adamw has had enough after 50")
+        return self
+
+
+class Config(Section):
+    """Not shown: the verb gives its own description."""
+
+    name: str = Field("run", min_length=1, description="name of the run")
+    note: str | None = Field(None, description="a remark")
+    data: Data
+    training: Training = Field(Training(), description="how long and how fast")
+
+
+GIVEN = ["--data.train", "a", "--data.val", "b"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("RETINARAY_")]:
+        monkeypatch.delenv(name)
+
+
+def yaml_file(folder: Path, text: str) -> list[str]:
+    (folder / "config.yaml").write_text(text)
+    return ["--config", str(folder / "config.yaml")]
+
+
+def refusal(argv: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(Config, argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def leave(main, argv: list[str] | None = None) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_verb(Config, main, description="A verb.", argv=GIVEN if argv is None else argv)
+    return caught.value.code
+
+
+def test_defaults_then_yaml_then_environment_then_flags(tmp_path, monkeypatch):
+    assert parse(Config, GIVEN).training.epochs == 3
+    from_file = [*yaml_file(tmp_path, "training: {epochs: 4, rate: 0.25}\ndata: {train: x, val: y}\n")]
+    config = parse(Config, from_file)
+    assert (config.training.epochs, config.training.rate, config.training.kind, config.data.train) == (4, 0.25, "sgd", "x")
+    monkeypatch.setenv("RETINARAY_TRAINING__EPOCHS", "5")
+    monkeypatch.setenv("RETINARAY_NAME", "from-environment")
+    config = parse(Config, from_file)
+    assert (config.training.epochs, config.training.rate, config.name) == (5, 0.25, "from-environment")
+    config = parse(Config, [*from_file, "--training.epochs", "6", "--data.val", "z"])
+    # One field of a section leaves the others of it as the weaker source gave them.
+    assert (config.training.epochs, config.training.rate, config.data.train, config.data.val) == (6, 0.25, "x", "z")
+
+
+def test_the_config_is_the_plain_frozen_class():
+    config = parse(Config, GIVEN)
+    assert type(config) is Config and type(config.training) is Training
+    with pytest.raises(ValueError, match="frozen"):
+        config.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--training.scales", "1,2,4"], "scales", (1.0, 2.0, 4.0)),
+        (["--training.scales", "[0.5]"], "scales", (0.5,)),
+        (["--training.crops", "[[1,2],[3,4]]"], "crops", ((1, 2), (3, 4))),
+        (["--training.amp", "false"], "amp", False),
+        (["--training.epochs=7"], "epochs", 7),
+        (["--training.rate", "1e-3"], "rate", 0.001),
+        (["--training.epochs", "1", "--training.epochs", "2"], "epochs", 2),
+    ],
+)
+def test_forms_of_values(argv, name, value):
+    assert getattr(parse(Config, GIVEN + argv).training, name) == value
+
+
+def test_yaml_numbers_with_exponent_are_numbers(tmp_path):
+    # YAML 1.1 takes 1e-3 without a point for text.
+    assert parse(Config, [*yaml_file(tmp_path, "training: {rate: 1e-3}\n"), *GIVEN]).training.rate == 0.001
+
+
+def test_an_empty_yaml_file_is_no_settings(tmp_path):
+    assert parse(Config, [*yaml_file(tmp_path, "# nothing yet\n"), *GIVEN]) == parse(Config, GIVEN)
+
+
+def test_unknown_flags_are_refused_with_a_suggestion():
+    assert "--training.epoch is not an option; did you mean --training.epochs" in refusal([*GIVEN, "--training.epoch", "3"])
+    # No abbreviations: a name that gets a longer sister would change its meaning.
+    assert "--training.epo" in refusal([*GIVEN, "--training.epo=3"])
+    assert "the sections are name, note, data, training" in refusal([*GIVEN, "--zzz", "3"])
+
+
+def test_unknown_yaml_names_are_refused_with_file_and_suggestion(tmp_path):
+    message = refusal([*yaml_file(tmp_path, "training: {epoks: 4}\n"), *GIVEN])
+    assert "training.epoks" in message and "config.yaml" in message and "did you mean training.epochs" in message
+    assert "trainin (in" in refusal([*yaml_file(tmp_path, "trainin: {epochs: 4}\n"), *GIVEN])
+
+
+def test_unknown_environment_names_in_a_section_are_refused(monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRAINING__EPOKS", "5")
+    assert "training.epoks is not an option; did you mean training.epochs" in refusal(GIVEN)
+
+
+def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRACKING__URI", "http://localhost:5000")
+    assert parse(Config, GIVEN).name == "run"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--training.epochs", "0"], ["training.epochs '0'", "greater than or equal to 1", "passes over the images"]),
+        (["--training.epochs", "2.5"], ["training.epochs '2.5'", "integer"]),
+        (["--training.rate", "fast"], ["training.rate 'fast'", "number", "peak rate"]),
+        (["--training.kind", "lion"], ["training.kind 'lion'", "'sgd' or 'adamw'"]),
+        (["--training.amp", "perhaps"], ["training.amp 'perhaps'", "boolean"]),
+        (["--training.scales", "1,wide"], ["training.scales 'wide'", "number"]),
+        (["--training.scales", "nan,1"], ["--training.scales nan,1: must be numbers with commas between"]),
+        (["--training.scales=1,inf"], ["--training.scales 1,inf: must be numbers with commas between"]),
+        (["--training.rate", "7"], ["training.rate: must not be 7, of all numbers"]),
+        (["--training.kind", "adamw", "--training.epochs", "60"], ["training.epochs 60: adamw has had enough after 50"]),
+        (["--name", ""], ["name ''", "at least 1 character"]),
+        (["--training", "5"], ["training: is a section of fields (training.epochs"]),
+        (["--name"], ["--name needs a value"]),
+        (["stray"], ["unrecognized arguments stray"]),
+        (["-x"], ["unrecognized arguments -x"]),
+    ],
+)
+def test_bad_values_are_named_with_value_rule_and_remedy(argv, words):
+    message = refusal(GIVEN + argv)
+    assert all(word in message for word in words), message
+    assert "--help" in message
+
+
+def test_of_two_lists_the_one_that_is_wrong_is_named():
+    message = refusal([*GIVEN, "--training.crops", "[[1,2]]", "--training.scales", "nan"])
+    assert message.startswith("--training.scales nan: must be numbers") and "crops" not in message
+
+
+def test_the_message_of_a_whole_section_is_not_named_twice():
+    assert refusal([*GIVEN, "--training.kind", "adamw", "--training.epochs", "60"]).count("training.epochs") == 1
+
+
+def test_missing_fields_are_named_one_by_one():
+    both = "--data.train is required: URI of the set to train on; --data.val is required: URI of the set to score on"
+    assert refusal([]).startswith(both)
+    assert refusal(["--data.train", "a"]).startswith("--data.val is required")
+    # What has a default is not asked for.
+    assert "share" not in refusal([])
+
+
+def test_three_complaints_and_how_many_more():
+    argv = ["--training.epochs", "0", "--training.rate", "0", "--training.kind", "x", "--training.amp", "x", "--data.share", "2"]
+    assert refusal(GIVEN + argv).count("must be") == 3 and "and 2 more" in refusal(GIVEN + argv)
+
+
+def test_lists_in_the_environment_are_json(monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRAINING__SCALES", "[3, 4]")
+    assert parse(Config, GIVEN).training.scales == (3.0, 4.0)
+
+
+def test_an_environment_variable_that_cannot_be_read(monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRAINING__SCALES", "1,2")
+    assert "RETINARAY_TRAINING..." in refusal(GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"training: {epochs: 3", "not valid YAML"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"just words", "holds a str"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"training: 5\n", "training: is a section of fields"),
+        (b"training:\n", "training: is a section of fields"),
+    ],
+)
+def test_bad_config_files(tmp_path, content, words):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    message = refusal(["--config", str(tmp_path / "bad.yaml"), *GIVEN])
+    assert words in message
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    message = refusal(["--config", str(tmp_path / "none.yaml")])
+    assert "none.yaml: cannot be read (No such file or directory)" in message
+    assert "--config needs a value" in refusal(["--config"])
+    assert "cannot be read" in refusal(["--config", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (PlainError("the server is down"), 1, "error: the server is down\n"),
+        (UsageError("no such bucket"), 2, "error: no such bucket\n"),
+        (DataError("too much is broken"), 3, "error: too much is broken\n"),
+        (GateError("AP fell"), 4, "error: AP fell\n"),
+        (InterruptedRun("stopped"), 5, "error: stopped\n"),
+        (KeyboardInterrupt(), 5, "error: interrupted; the same command continues where it stopped\n"),
+        (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh (a bug or a failing machine; --debug shows the traceback)\n"),
+        (RuntimeError(), 1, "error: RuntimeError: no message (a bug or a failing machine; --debug shows the traceback)\n"),
+    ],
+)
+def test_exit_codes(error, code, line, capsys):
+    def main(config: Config) -> None:
+        raise error
+
+    assert leave(main) == code
+    assert capsys.readouterr().err == line
+    assert leave(main, [*GIVEN, "--debug"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and shown.endswith(line)
+
+
+def test_done_is_zero_and_silent(capsys):
+    seen = []
+    assert leave(seen.append) == 0
+    assert seen[0].data.train == "a"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_usage_errors_come_before_the_work(capsys):
+    assert leave(lambda config: pytest.fail("the work began"), ["--nonsense", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_messages_of_several_lines_become_one(capsys):
+    def main(config: Config) -> None:
+        raise PlainError("first\n\n   second   \nthird")
+
+    assert leave(main) == 1
+    assert capsys.readouterr().err == "error: first second third\n"
+
+
+def test_help_shows_kinds_ranges_defaults_and_meanings(capsys):
+    assert leave(lambda config: pytest.fail("the work began"), ["--help", "--nonsense"]) == 0
+    text = capsys.readouterr().out
+    assert "A verb." in text and "--data.train ... --data.val ..." in text.splitlines()[0]
+    for line in (
+        "  --name  text; default run",
+        "  --note  text; default unset",
+        "data: Shard sets.",
+        "  --data.train  text; required",
+        "        URI of the set to train on",
+        "  --data.share  number, above 0, at most 1; default 1",
+        "training: how long and how fast",
+        "  --training.epochs  integer, at least 1, at most 100; default 3",
+        "  --training.kind  sgd | adamw; default sgd",
+        "  --training.amp  true | false; default true",
+        "  --training.scales  numbers with commas between; default 1,2",
+        "  --training.crops  JSON, a list of lists such as [[1,2],[3,4]]; default empty",
+    ):
+        assert line in text.splitlines(), line
+
+
+def config_class_of(verb: str) -> type[BaseModel]:
+    """What the script hands to run_verb; it may have it from another file."""
+    tree = ast.parse((ROOT / "pipelines" / f"{verb}.py").read_text())
+    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_verb"]
+    return getattr(importlib.import_module(f"pipelines.{verb}"), call.args[0].id)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_field_of_a_verb_has_a_meaning_and_every_number_a_range(verb):
+    config_class = config_class_of(verb)
+    assert config_class.model_config["frozen"] and config_class.model_config["extra"] == "forbid"
+    for name, field in all_fields(config_class).items():
+        if section_of(field):
+            continue
+        assert field.description, name
+        if field.annotation in (int, float, int | None, float | None):
+            assert any(hasattr(rule, bound) for rule in field.metadata for bound in ("ge", "gt", "le", "lt")), f"{name} takes any number"
+        assert f"--{name}  " in help_text(config_class, description="")
+
+
+def test_help_and_refusals_do_not_wait_for_heavy_imports():
+    imports = "; ".join(f"import pipelines.{verb}" for verb in VERBS)
+    check = f"import sys; {imports}; print(sorted(sys.modules.keys() & {{'torch', 'ray', 'mlflow', 'torchvision', 'matplotlib', 'boto3', 'pandas'}}))"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
