@@ -44,39 +44,40 @@ class EvaluateConfig(Section):
 def main(config: EvaluateConfig) -> None:
     import tempfile
 
-    from cluster.compute import session
-    from cluster.runs import folder as run_folder
-    from cluster.scoring import evaluate as evaluation
-    from cluster.shards.format import open_shard_set
-    from cluster.storage import files as storage
-    from cluster.tracking import config as tracking_config
-    from cluster.tracking import registry
+    from cluster.compute import resources, session
+    from cluster.runs import run_folder
+    from cluster.runs.package import build_package
+    from cluster.scoring.evaluate import evaluate, record
+    from cluster.shards.index import open_shard_set
+    from cluster.storage import files, preflight, uris
+    from cluster.tracking.config import check_server, tracking_uri
+    from cluster.tracking.registry import download_package, resolve
 
-    storage.check_reachable(config.data)
+    preflight.check_reachable(config.data)
     shard_set = open_shard_set(config.data)
-    best = run_folder.best_checkpoint(storage.absolute(config.run)) if config.run else None
-    output = storage.absolute(config.output or f"{config.run}/evaluation/{shard_set.digest[:12]}")
-    storage.check_writable(output)
+    best = run_folder.best_checkpoint(uris.absolute(config.run)) if config.run else None
+    output = uris.absolute(config.output or f"{config.run}/evaluation/{shard_set.digest[:12]}")
+    preflight.check_writable(output)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
             package, scored = f"{scratch}/package", best["checkpoint"]
-            registry.build_package(best, package)
+            build_package(best, package)
         else:
-            uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
-            tracking_config.check_server(uri)
-            version = registry.resolve(config.model, tracking=uri)
-            package, scored = registry.download_package(version, tracking=uri, folder=scratch), str(version)
+            uri = tracking_uri(config.tracking.uri, config.storage)
+            check_server(uri)
+            version = resolve(config.model, tracking=uri)
+            package, scored = download_package(version, tracking=uri, folder=scratch), str(version)
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
         what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
         processes = [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers + [{"CPU": 0.25}]
-        session.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
+        resources.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
         resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
         folder, asked = f"{scratch}/evaluation", dict(overlays=config.overlays, max_detections=config.max_detections)
-        table = evaluation.evaluate(package, shard_set, folder, scored=scored, **asked, **resources)
-        storage.upload_folder(folder, output, last="metrics.json")
-        recorded = run_folder.read(storage.absolute(config.run), run_folder.TRACKING) if config.run else None
+        table = evaluate(package, shard_set, folder, scored=scored, **asked, **resources)
+        files.upload_folder(folder, output, last="metrics.json")
+        recorded = run_folder.read(uris.absolute(config.run), run_folder.TRACKING) if config.run else None
         if recorded is not None:
-            evaluation.record(recorded, folder, step=best["images_seen"])
+            record(recorded, folder, step=best["images_seen"])
     print(table.as_text())
     print(f"scored   {scored}")
     print(f"written  {output}: metrics.json, table.txt, precision_recall.png, overlays/")

@@ -35,40 +35,40 @@ class PredictConfig(Section):
 def main(config: PredictConfig) -> None:
     import tempfile
 
-    from cluster.compute import session
+    from cluster.compute import resources, session
     from cluster.errors import UsageError, on_one_line
-    from cluster.scoring import predict as prediction
-    from cluster.storage import files as storage
-    from cluster.tracking import config as tracking_config
-    from cluster.tracking import registry
+    from cluster.scoring.predict import PREDICTIONS, RESULTS, SUMMARY, image_ids, list_images, predict
+    from cluster.storage import files, preflight, uris
+    from cluster.tracking.config import check_server, tracking_uri
+    from cluster.tracking.registry import download_package, resolve
 
-    images, output = storage.absolute(config.images), storage.absolute(config.output)
-    storage.check_readable(images)
-    storage.check_writable(output)
-    if storage.exists(storage.join(output, prediction.SUMMARY)) and not config.overwrite:
+    images, output = uris.absolute(config.images), uris.absolute(config.output)
+    preflight.check_readable(images)
+    preflight.check_writable(output)
+    if files.exists(uris.join(output, SUMMARY)) and not config.overwrite:
         raise UsageError(f"output {output}: holds a finished prediction; choose another folder or say --overwrite true")
-    uris = prediction.list_images(images)
-    uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
-    tracking_config.check_server(uri)
-    version = registry.resolve(config.model, tracking=uri)
-    annotations = storage.read_json(config.annotations) if config.annotations else None
-    ids = prediction.image_ids(uris, images, annotations)
+    uris = list_images(images)
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    check_server(uri)
+    version = resolve(config.model, tracking=uri)
+    annotations = files.read_json(config.annotations) if config.annotations else None
+    ids = image_ids(uris, images, annotations)
 
     session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
     what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
     processes = [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers + [{"CPU": 0.25}]
-    session.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
+    resources.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package = registry.download_package(version, tracking=uri, folder=scratch)
+        package = download_package(version, tracking=uri, folder=scratch)
         folder = f"{scratch}/out"
         resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
-        summary = prediction.predict(package, uris, folder, model_version=str(version), ids=ids, overlays=config.overlays, **resources)
-        storage.upload_folder(folder, output, last=prediction.SUMMARY)
+        summary = predict(package, uris, folder, model_version=str(version), ids=ids, overlays=config.overlays, **resources)
+        files.upload_folder(folder, output, last=SUMMARY)
     print(f"model    {version}")
     print(f"images   {summary['images']}: {summary['ok']} predicted, {summary['errors']} could not be read")
     for line in summary["first_errors"][:5]:
         print(f"         {on_one_line(line)}")
-    print(f"written  {output}: {prediction.PREDICTIONS}, {prediction.RESULTS}{', overlays/' if config.overlays else ''}")
+    print(f"written  {output}: {PREDICTIONS}, {RESULTS}{', overlays/' if config.overlays else ''}")
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ class PrepareConfig(BaseModel):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster.compute import session
+    from cluster.compute.session import connect
     from cluster.formats.read import SourcePaths
-    from cluster.prepare import plan as ingest
-    from cluster.reports import data_report as report
+    from cluster.prepare.plan import check_shares, plan_shards, source_name, write_shards
+    from cluster.reports.summary import summary_lines
 
-    short = SourcePaths(ingest.source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
+    short = SourcePaths(source_name(config.annotations or ""), config.format, config.annotations or "", config.images or "")
     options = {"seed", "row_group_rows", "max_pixels", "max_quarantined", "max_quarantined_annotations", "against", "split", "val_share", "overwrite"}
-    plan = ingest.plan_shards(
+    plan = plan_shards(
         [SourcePaths(**source.model_dump()) for source in config.sources] or [short],
         output=None if config.check else config.output,
         shard_bytes=config.shard_size_mib << 20,
@@ -81,13 +81,13 @@ def main(config: PrepareConfig) -> None:
         **config.model_dump(include=options),
     )
     if plan.finished is None:
-        session.connect(config.ray.address, num_cpus=config.ray.num_cpus)
-    prepared = ingest.write_shards(plan, say=lambda line: print(line, flush=True))
+        connect(config.ray.address, num_cpus=config.ray.num_cpus)
+    prepared = write_shards(plan, say=lambda line: print(line, flush=True))
     if prepared.shard_set is not None:
         print(f"set         {prepared.shard_set.uri}")
-    print("\n".join(report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])))
+    print("\n".join(summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])))
     if config.check:
-        ingest.check_shares(plan, prepared.quarantined)
+        check_shares(plan, prepared.quarantined)
 
 
 if __name__ == "__main__":

@@ -29,30 +29,31 @@ def main(config: RegisterConfig) -> str:
     import tempfile
 
     from cluster.errors import UsageError
-    from cluster.runs import folder as run_folder
-    from cluster.storage import files as storage
-    from cluster.tracking import client as tracking
-    from cluster.tracking import config as tracking_config
+    from cluster.runs import run_folder
+    from cluster.runs.package import build_package, package_digest
+    from cluster.storage import preflight, uris
     from cluster.tracking import registry
+    from cluster.tracking.config import check_server, ui_command
+    from cluster.tracking.run import attach_run
 
-    folder = storage.absolute(config.run)
-    storage.check_readable(folder)
+    folder = uris.absolute(config.run)
+    preflight.check_readable(folder)
     best = run_folder.best_checkpoint(folder)
     recorded = run_folder.read(folder, run_folder.TRACKING)
     if recorded is None:
         raise UsageError(f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train command, it writes this file")
     uri = config.tracking.uri or recorded["uri"]
-    tracking_config.check_server(uri)
+    check_server(uri)
 
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
-        registry.build_package(best, package)
-        digest = registry.package_digest(package)
+        build_package(best, package)
+        digest = package_digest(package)
         version = registry.find_package(digest, config.name, tracking=uri)
         if version is not None:
             print(f"{version} already holds this checkpoint; nothing was added")
         else:
-            run = tracking.attach_run(uri, recorded["run_id"])
+            run = attach_run(uri, recorded["run_id"])
             try:
                 model_uri = registry.log_package(run, package, step=best["images_seen"])
             finally:
@@ -65,7 +66,7 @@ def main(config: RegisterConfig) -> str:
     if run_folder.read(folder, run_folder.FINISHED) is None:
         print("note     training is not finished; this is its best checkpoint so far")
     print(f"aliases  {', '.join(aliases) or 'none'}")
-    print(f"see it   {tracking_config.ui_command(uri)}")
+    print(f"see it   {ui_command(uri)}")
     return str(version)
 
 

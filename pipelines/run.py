@@ -13,13 +13,13 @@ from pipelines.workflow import RunConfig, Verbs
 
 
 def main(config: RunConfig) -> None:
-    from cluster.runs import config as train_config
-    from cluster.shards.format import open_shard_set
-    from cluster.storage import files as storage
-    from cluster.tracking import config as tracking_config
+    from cluster.runs.identity import identity
+    from cluster.shards.index import open_shard_set
+    from cluster.storage import files
+    from cluster.tracking.config import check_server, tracking_uri, ui_command
     from tune import space
 
-    tracking_config.check_server(tracking_config.tracking_uri(config.tracking.uri, config.storage))
+    check_server(tracking_uri(config.tracking.uri, config.storage))
     verbs = Verbs(config)
     train_shards = verbs.prepare("train")
     shards = [train_shards, verbs.prepare("val", train_shards)]
@@ -27,19 +27,19 @@ def main(config: RunConfig) -> None:
     data = {"train": shards[0].folder, "val": shards[1].folder}
     training = TrainConfig.model_validate({**config.model_dump(include=set(TrainConfig.model_fields)), "storage": verbs.root, "data": data})
     if config.tune:
-        searched = verbs.sweep(training, train_config.identity(training, *sets, weights=verbs.weights_digest), shards)
+        searched = verbs.sweep(training, identity(training, *sets, weights=verbs.weights_digest), shards)
         training = space.apply(training, searched.values["records"][0]["sample"])
-    trained = verbs.train(training, train_config.identity(training, *sets, weights=verbs.weights_digest), shards)
+    trained = verbs.train(training, identity(training, *sets, weights=verbs.weights_digest), shards)
     evaluated = verbs.evaluate(trained, shards[1])
     registered = verbs.register(trained)
     predicted = verbs.predict(registered)
 
-    print(f"\n{storage.read_bytes(evaluated.folder + '/table.txt').decode().rstrip()}\n")
+    print(f"\n{files.read_bytes(evaluated.folder + '/table.txt').decode().rstrip()}\n")
     print(f"table        {evaluated.folder}: table.txt, precision_recall.png, overlays/ with the truth dashed")
     print(f"training     {trained.folder}")
     print(f"model        {registered.values['version']}")
     print(f"predictions  {predicted.folder}: predictions.parquet, coco_results.json, overlays/")
-    print(f"see it       {tracking_config.ui_command(verbs.tracking_uri)}")
+    print(f"see it       {ui_command(verbs.tracking_uri)}")
 
 
 if __name__ == "__main__":

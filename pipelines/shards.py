@@ -30,24 +30,23 @@ class ShardsConfig(Section):
 
 
 def main(config: ShardsConfig) -> None:
-    from cluster.reports import data_report as report
-    from cluster.shards import format as shards
-    from cluster.shards import statistics as survey
-    from cluster.storage import files as storage
+    from cluster.reports import pictures, summary
+    from cluster.shards import index, quarantine, verify
+    from cluster.storage import preflight, uris
 
-    storage.check_readable(config.data)
-    shard_set = shards.open_shard_set(config.data)
-    output = storage.absolute(config.output) if config.output else ""
+    preflight.check_readable(config.data)
+    shard_set = index.open_shard_set(config.data)
+    output = uris.absolute(config.output) if config.output else ""
     if output:
-        storage.check_writable(output)
+        preflight.check_writable(output)
     print(f"set         {shard_set.uri}")
-    for line in report.summary_lines(shards.read_index(shard_set.uri), shards.read_quarantine(shard_set.uri)):
+    for line in summary.summary_lines(index.read_index(shard_set.uri), quarantine.read_quarantine(shard_set.uri)):
         print(line, flush=True)
     if config.verify:
-        survey.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
+        verify.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
         print(f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte is as index.json has it")
     if config.samples:
-        print(f"drawn       {report.draw_samples(shard_set, output, count=config.samples)} pictures in {output}")
+        print(f"drawn       {pictures.draw_samples(shard_set, output, count=config.samples)} pictures in {output}")
 
 
 if __name__ == "__main__":

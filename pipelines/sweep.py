@@ -33,20 +33,21 @@ def main(config: SweepVerb) -> None:
 
 def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict[str, Any]:
     """Run, continue or find the sweep `config.name`; returns {"best": URI of best.yaml, "records": the trials' records, best first}."""
-    from cluster.compute import session
-    from cluster.storage import files as storage
-    from cluster.tracking import config as tracking_config
+    from cluster.compute.session import connect
+    from cluster.storage import files
+    from cluster.storage.uris import join
+    from cluster.tracking.config import check_server, tracking_uri, ui_command
     from tune import search
 
-    mlflow_uri = tracking_config.tracking_uri(tracking.uri, config.storage)
-    tracking_config.check_server(mlflow_uri)
+    mlflow_uri = tracking_uri(tracking.uri, config.storage)
+    check_server(mlflow_uri)
     uri = search.sweep_uri(config.storage, config.name)
     search.check(config, budget, uri)
-    if storage.exists(storage.join(uri, search.RESULTS)):
-        records = storage.read_json(storage.join(uri, search.RESULTS))
+    if files.exists(join(uri, search.RESULTS)):
+        records = files.read_json(join(uri, search.RESULTS))
         print(f"{uri}: this sweep is finished; nothing was tried again")
     else:
-        session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
+        connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
         at_once = trials_at_once(budget, autoscaling=ray.autoscaling)
         records = search.tracked(
             config,
@@ -59,29 +60,29 @@ def sweep(config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking:
         )
     failed = [record for record in records if record["status"] == search.FAILED]
     places = f"--data.train {config.data.train} --data.val {config.data.val} --storage {config.storage}"
-    print(f"trials   {len(records)}, of which {len(failed)} failed: {storage.join(uri, search.TABLE)}")
+    print(f"trials   {len(records)}, of which {len(failed)} failed: {join(uri, search.TABLE)}")
     for record in failed[:5]:
         print(f"         {record['trial']}: {record['reason']}")
     print(f"best     {records[0]['trial']}: AP {records[0]['AP']:.4f} with {search.shown(records[0]['sample'])}")
-    print(f"use it   python -m pipelines.train --config {storage.join(uri, search.BEST)} {places} --name {config.name}-best")
-    print(f"see it   {tracking_config.ui_command(mlflow_uri)}")
-    return {"best": storage.join(uri, search.BEST), "records": records}
+    print(f"use it   python -m pipelines.train --config {join(uri, search.BEST)} {places} --name {config.name}-best")
+    print(f"see it   {ui_command(mlflow_uri)}")
+    return {"best": join(uri, search.BEST), "records": records}
 
 
 def trials_at_once(budget: SweepConfig, *, autoscaling: bool) -> int:
     """`sweep.concurrent`, or what the cluster holds, said in one line; `UsageError` when it cannot hold one trial."""
     import ray
 
-    from cluster.compute import session
+    from cluster.compute.resources import check_resources, shown, total
     from tune import search
 
     what = f"one trial (sweep.workers {budget.workers} x (sweep.cpus_per_worker {budget.cpus_per_worker:g} + 0.25 for reading) + 0.01)"
-    session.check_resources(search.processes(budget), what=what, autoscaling=autoscaling)
+    check_resources(search.processes(budget), what=what, autoscaling=autoscaling)
     if autoscaling:
         return budget.concurrent
     fits = search.fitting(budget, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if fits < budget.concurrent:
-        asked, held = (session.shown(session.total(every)) for every in (search.processes(budget), [ray.cluster_resources()]))
+        asked, held = (shown(total(every)) for every in (search.processes(budget), [ray.cluster_resources()]))
         print(f"[sweep] {fits} trials at a time instead of sweep.concurrent {budget.concurrent}: each needs {asked}, the cluster has {held}")
     return fits
 

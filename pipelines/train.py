@@ -28,24 +28,25 @@ def main(config: TrainVerb) -> None:
 
 def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict:
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
-    from cluster.compute import session
-    from cluster.runs import folder as run_folder
-    from cluster.tracking import config as tracking_config
-    from cluster.training import launch
-    from cluster.training.console import Progress, Tracker
+    from cluster.compute import resources, session
+    from cluster.runs import run_folder
+    from cluster.tracking.config import check_server, tracking_uri, ui_command
+    from cluster.tracking.training_run import Tracker
+    from cluster.training import launch, placement, preflight
+    from cluster.training.console import Progress
     from cluster.training.event_channel import Guarded
 
     config = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
-    uri = tracking_config.tracking_uri(tracking.uri, config.storage)
-    tracking_config.check_server(uri)
-    checked = launch.check(config)
+    uri = tracking_uri(tracking.uri, config.storage)
+    check_server(uri)
+    checked = preflight.check(config)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
     workers = f"workers {training.workers}" if training.min_workers is None else f"min_workers {training.min_workers}"
     what = f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
     if training.evaluation == "beside":
         what += f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} + {launch.READ_CPUS:g}) of training.evaluation"
-    session.check_resources(launch.needs(config), what=what, autoscaling=ray.autoscaling)
+    resources.check_resources(placement.needs(config), what=what, autoscaling=ray.autoscaling)
 
     progress = Progress(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
@@ -75,7 +76,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         tracker.finish(status)
     print(f"run      {config.run_uri}")
     print(f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs, {best['checkpoint']}")
-    print(f"see it   {tracking_config.ui_command(uri)}")
+    print(f"see it   {ui_command(uri)}")
     return best
 
 

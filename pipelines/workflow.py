@@ -49,33 +49,32 @@ class Verbs:
     """Each verb as a stage: the call, what it builds on and what identifies it. The sources are looked at first: a wrong path costs nothing."""
 
     def __init__(self, config: RunConfig):
-        from cluster.runs import parent_checkpoint as warm_start
-        from cluster.runs import weight_file as pretrained
-        from cluster.storage import files as storage
-        from cluster.tracking import config as tracking_config
+        from cluster.runs import parent_checkpoint, weight_file
+        from cluster.storage import preflight, uris
+        from cluster.tracking.config import tracking_uri
         from cluster.workflow import stages
 
-        self.config, self.root = config, storage.absolute(config.storage)
-        storage.check_writable(self.root)
-        self.tracking_uri = tracking_config.tracking_uri(config.tracking.uri, config.storage)
+        self.config, self.root = config, uris.absolute(config.storage)
+        preflight.check_writable(self.root)
+        self.tracking_uri = tracking_uri(config.tracking.uri, config.storage)
         self.sources = {split: [stages.digest_of_file(place.annotations), stages.digest_of_folder(place.images)] for split, place in config.data}
         # Pictures of one's own have no image ids; those of the val split have.
         self.pictures = {"images": config.pictures} if config.pictures else config.data.val.model_dump()
         self.pictures_digest = stages.digest_of_folder(config.pictures) if config.pictures else self.sources["val"]
-        self.weights_digest = pretrained.check(config.pretrained, None) if config.pretrained else None
+        self.weights_digest = weight_file.check(config.pretrained, None) if config.pretrained else None
         if config.from_checkpoint:
-            self.weights_digest = warm_start.digest(config.from_checkpoint)
+            self.weights_digest = parent_checkpoint.digest(config.from_checkpoint)
         self.services = {"ray": config.ray, "tracking": config.tracking}
         self.machines = config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
 
     def stage(self, verb: str, parent: str, work: Callable[[str], Any], *upstream: Finished, outputs: Sequence[str], **identity: Any) -> Finished:
-        from cluster.compute import session
+        from cluster.compute.session import connect
         from cluster.workflow import stages
 
         def connected(folder: str) -> Any:
             # One Ray for all stages, and none where all are reused. The training's imports begin while the data is prepared.
             ray = self.config.ray
-            session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
+            connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
             return work(folder)
 
         return stages.run_or_reuse(verb, f"{self.root}/{parent}", self.config.name, connected, identity=identity, upstream=upstream, outputs=outputs)

@@ -103,7 +103,7 @@ def test_a_benchmark_calls_what_is_there(path: Path, monkeypatch: pytest.MonkeyP
     [
         ("from cluster.loading.stream import Stream\nStream(None, rank=0, ranks=1, **{})", "ranks"),
         ("from detector.batch import collate\ncollate()", "samples"),
-        ("from cluster import rows\nrows.no_such_name", "no_such_name"),
+        ("from cluster.loading import datasets\ndatasets.no_such_name", "no_such_name"),
         ("def main():\n    from detector import batch\n    batch.collate([], size=3)", "size"),
     ],
 )

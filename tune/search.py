@@ -24,15 +24,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.compute.session import Resources, unplaced
+from cluster.compute.resources import Resources, booked, unplaced
 from cluster.errors import PlainError, UsageError
-from cluster.runs import folder as run_folder
-from cluster.runs import parent_checkpoint as warm_start
-from cluster.runs import weight_file as pretrained
+from cluster.runs import parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import EVALUATION_SHARE, TrainConfig, TrainingConfig
-from cluster.storage import files as storage
-from cluster.tracking import client as tracking
-from cluster.training import launch
+from cluster.storage import files
+from cluster.storage.uris import absolute, join
+from cluster.tracking.run import Run, open_run
+from cluster.training import launch, preflight
 from tune import space
 from tune.space import SweepConfig
 
@@ -51,7 +50,7 @@ Say = Callable[[str], None]
 
 
 def sweep_uri(storage_root: str, name: str) -> str:
-    return storage.join(storage.absolute(storage_root), "sweeps", name)
+    return join(absolute(storage_root), "sweeps", name)
 
 
 def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict[str, float]) -> TrainConfig:
@@ -66,9 +65,9 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: dict
     unset = (*EVALUATION_SHARE, "min_workers", "resized_batch")
     sections["training"] |= {"evaluation": "between", **{name: TrainingConfig.model_fields[name].default for name in unset}}
     # Trials run in other working directories, so every place is absolute.
-    sections["data"] = {split: storage.absolute(place) for split, place in sections["data"].items()}
-    sections["pretrained"] = config.pretrained and pretrained.absolute(config.pretrained)
-    sections["from_checkpoint"] = config.from_checkpoint and storage.absolute(config.from_checkpoint)
+    sections["data"] = {split: absolute(place) for split, place in sections["data"].items()}
+    sections["pretrained"] = config.pretrained and weight_file.absolute(config.pretrained)
+    sections["from_checkpoint"] = config.from_checkpoint and absolute(config.from_checkpoint)
     sample = space.rounded(sample)
     return space.apply(TrainConfig.model_validate({**sections, "storage": uri, "name": space.trial_name(sample)}), sample)
 
@@ -81,13 +80,13 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         shares = "sweep.workers, sweep.cpus_per_worker and sweep.gpus_per_worker stand for those of training in a trial"
         raise UsageError(f"sweep: its trials could not be trained: {reason} ({shares})") from error
-    identity = launch.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
+    identity = preflight.check(first).identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
     run_folder.claim(uri, config.model_dump(mode="json"), identity, begun=bool(read_records(uri)))
 
 
 def processes(sweep: SweepConfig) -> list[dict[str, float]]:
     """What one trial books: its workers, and the process around them."""
-    return [launch.booked(sweep.cpus_per_worker + launch.READ_CPUS, sweep.gpus_per_worker)] * sweep.workers + [{"CPU": TRIAL_CPUS}]
+    return [booked(sweep.cpus_per_worker + launch.READ_CPUS, sweep.gpus_per_worker)] * sweep.workers + [{"CPU": TRIAL_CPUS}]
 
 
 def fitting(sweep: SweepConfig, nodes: Sequence[Resources]) -> int:
@@ -100,7 +99,7 @@ def tracked(
 ) -> list[dict[str, Any]]:
     """`search` under one MLflow run, the trials' runs nested in it, and its results written (`publish`)."""
     before = run_folder.read(uri, run_folder.TRACKING) or {}
-    parent = tracking.open_run(
+    parent = open_run(
         mlflow_uri,
         experiment=experiment,
         storage=config.storage,
@@ -117,7 +116,7 @@ def tracked(
         parent.log_metrics({f"best/{name}": records[0][name] for name in ("AP", "AP50")}, len(records))
         parent.log_params({f"best.{name}": value for name, value in records[0]["sample"].items()})
         for name in (BEST, TABLE):
-            parent.log_text(storage.read_bytes(storage.join(uri, name)).decode(), name)
+            parent.log_text(files.read_bytes(join(uri, name)).decode(), name)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -159,11 +158,11 @@ def run_tuner(
     sections, budget = config.model_dump(mode="json"), sweep.model_dump(mode="json")
     if config.pretrained is not None:
         # Trials are launched from any node, so the weight file lies where all of them see it.
-        digest = pretrained.check(config.pretrained, None)
-        sections["pretrained"] = pretrained.publish(config.pretrained, uri, digest=digest, root=config.storage)
+        digest = weight_file.check(config.pretrained, None)
+        sections["pretrained"] = weight_file.publish(config.pretrained, uri, digest=digest, root=config.storage)
     if config.from_checkpoint is not None:
-        name = warm_start.digest(config.from_checkpoint)
-        sections["from_checkpoint"] = warm_start.publish(config.from_checkpoint, uri, name=name, root=config.storage)
+        name = parent_checkpoint.digest(config.from_checkpoint)
+        sections["from_checkpoint"] = parent_checkpoint.publish(config.from_checkpoint, uri, name=name, root=config.storage)
 
     def trial(sample: dict[str, float]) -> None:
         run_trial(sections, budget, uri, sample)
@@ -181,7 +180,7 @@ def run_tuner(
         ),
         run_config=RunConfig(
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=storage.join(uri, "ray"),
+            storage_path=join(uri, "ray"),
             callbacks=[callback],
             failure_config=FailureConfig(max_failures=0),
             verbose=0,
@@ -230,33 +229,33 @@ def searcher(sweep: SweepConfig, before: list[dict[str, Any]], *, first: dict[st
 
 
 def read_records(uri: str) -> list[dict[str, Any]]:
-    folder = storage.join(uri, "runs")
-    names = [name for name, _ in storage.list_files(folder, [TRIAL]) if name.endswith("/" + TRIAL)] if storage.exists(folder) else []
-    return [storage.read_json(name) for name in names]
+    folder = join(uri, "runs")
+    names = [name for name, _ in files.list_files(folder, [TRIAL]) if name.endswith("/" + TRIAL)] if files.exists(folder) else []
+    return [files.read_json(name) for name in names]
 
 
 def publish(uri: str, config: TrainConfig, records: list[dict[str, Any]]) -> str:
     """Write best.yaml, results.csv and, last, results.json; returns the URI of best.yaml. `records` as from `search`, best first."""
     best = space.apply(config, records[0]["sample"])
     head = f"# The best of {len(records)} trials of {uri}: AP {records[0]['AP']:.4f}. For train --config; name, storage and data are the command's.\n"
-    storage.write_bytes(storage.join(uri, BEST), (head + yaml.safe_dump(space.recipe(best), sort_keys=False)).encode())
+    files.write_bytes(join(uri, BEST), (head + yaml.safe_dump(space.recipe(best), sort_keys=False)).encode())
     rows = [{**{k: v for k, v in record.items() if k not in ("sample", "proposed")}, **record["sample"]} for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    storage.write_bytes(storage.join(uri, TABLE), text.getvalue().encode())
-    storage.write_json(storage.join(uri, RESULTS), records)
-    return storage.join(uri, BEST)
+    files.write_bytes(join(uri, TABLE), text.getvalue().encode())
+    files.write_json(join(uri, RESULTS), records)
+    return join(uri, BEST)
 
 
 class Recorder(Callback):
     """Runs in the driver: keeps each trial's record and its MLflow run under the sweep's, and prints one line a result."""
 
-    def __init__(self, config: TrainConfig, sweep: SweepConfig, uri: str, parent: tracking.Run, experiment: str, say: Say):
+    def __init__(self, config: TrainConfig, sweep: SweepConfig, uri: str, parent: Run, experiment: str, say: Say):
         self.config, self.sweep, self.uri, self.parent, self.experiment, self.say = config, sweep, uri, parent, experiment, say
         self.epochs = sweep.epochs or config.training.epochs
-        self.runs: dict[str, tracking.Run] = {}
+        self.runs: dict[str, Run] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restart of its own; ours goes by the records, and open connections cannot be pickled.
@@ -271,7 +270,7 @@ class Recorder(Callback):
         self.say(f"{config.name} started: {shown(sample)}")
         try:
             before = run_folder.read(config.run_uri, run_folder.TRACKING) or {}
-            run = tracking.open_run(
+            run = open_run(
                 self.parent.uri,
                 experiment=self.experiment,
                 storage=self.config.storage,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cluster.formats.names import text
 from cluster.shards.format import Category
+from cluster.shards.quarantine import Quarantined
 
 MIN_SIDE = 1.0
 """px; what is narrower or lower after clipping is no object a detector could find (train2017 holds boxes of height 0)."""
@@ -42,16 +41,6 @@ class ImageRecord(NamedTuple):
     annotations: tuple[Annotation, ...]
     source: int = 0
     normalised: bool = False
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """`what` image, annotation or duplicate, `where` its file name or id, `why` in a few words, `raw` the record as JSON."""
-
-    what: str
-    where: str
-    why: str
-    raw: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +162,6 @@ class Findings:
         self.quarantined.append(Quarantined(what, text(str(where)), why, text(json.dumps(record, ensure_ascii=False, default=str))))
 
 
-def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(why, its records), the most frequent reason first. Details in brackets are not told apart. Records hold what, where, why and raw."""
-    whys: dict[str, list[dict[str, str]]] = {}
-    for record in quarantined:
-        whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record["why"]), []).append(record)
-    return sorted(whys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
-
-
 def as_coco(one: Annotation, *, image_id: int, category_ids: Sequence[int]) -> dict[str, Any]:
     """An annotation in the words of a COCO file, whatever format it came in; bbox is [x, y, width, height], None what was not given."""
     x1, y1, x2, y2 = one.box
@@ -210,37 +191,6 @@ def clip_annotations(
         area = (x2 - x1) * (y2 - y1) if one.area is None else one.area
         kept.append(Annotation(one.id, one.label, (x1, y1, x2, y2), one.crowd, area))
     return kept, dropped, cut
-
-
-def inside_folder(name: str) -> str | None:
-    """`name` without `.` and `..` steps, or None when it does not stay below the folder it is relative to."""
-    path = posixpath.normpath(name.replace("\\", "/"))
-    outside = path.startswith(("/", "../")) or path in ("..", ".") or ":" in path.split("/")[0] or "\0" in path
-    return None if outside else path
-
-
-def fault_of_name(name: Any) -> str | None:
-    """Why a file name of the annotations cannot be used; None when it can."""
-    if not isinstance(name, str) or not name:
-        return "it has no file_name"
-    if not is_text(name):
-        return "its file_name is not valid Unicode"
-    return None if inside_folder(name) else "its file_name leads out of the images folder"
-
-
-def composed(name: str) -> str:
-    """`name` in Unicode's composed form: macOS writes the ä of a file name as two characters, most annotation tools as one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def is_text(value: Any) -> bool:
-    """JSON can hold halves of surrogate pairs, which no file name, Parquet column or terminal takes."""
-    return isinstance(value, str) and text(value) == value
-
-
-def text(value: str) -> str:
-    """`value` with half surrogates escaped."""
-    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def is_id(value: Any) -> bool:

@@ -20,9 +20,10 @@ import numpy as np
 
 from cluster.errors import DataError, UsageError
 from cluster.formats import json_stream
-from cluster.formats.annotations import MAX_ID, NO_ID, Findings, Source, fault_of_name, inside_folder, is_id, is_text, make_images, some
+from cluster.formats.annotations import MAX_ID, NO_ID, Findings, Source, is_id, make_images, some
+from cluster.formats.names import fault_of_name, inside_folder, is_text
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
 
 WHOLE_NUMBERS = "ids given as numbers with a point, taken as integers"
 UNKNOWN_IMAGE = "its image_id is not in the list of images"
@@ -40,12 +41,12 @@ def read_coco(uri: str, keep: Callable[[str], bool] = lambda name: True) -> Sour
     reading = Reading(keep)
     take = {"images": reading.take_image, "annotations": reading.take_annotation, "categories": reading.categories.append}
     try:
-        with storage.open_input(uri) as file:
+        with files.open_input(uri) as file:
             met, digest = json_stream.read_lists(file, uri, take)
     except FileNotFoundError:
         raise UsageError(f"{uri}: there is no such annotation file; check --annotations") from None
     except OSError as error:
-        raise UsageError(f"{uri}: the annotation file cannot be read ({storage.reason(error)}); check --annotations") from error
+        raise UsageError(f"{uri}: the annotation file cannot be read ({files.reason(error)}); check --annotations") from error
     for name in take:
         if name not in met:
             raise DataError(f"{uri}: not a COCO file: it has no list named {name!r}; detection data needs images, annotations and categories")

@@ -17,9 +17,11 @@ import numpy as np
 
 from cluster.errors import DataError, UsageError
 from cluster.formats import coco, voc, yolo
-from cluster.formats.annotations import MAX_ID, Images, Source, composed
+from cluster.formats.annotations import MAX_ID, Images, Source
+from cluster.formats.names import composed
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
+from cluster.storage.preflight import check_readable
 
 FORMATS = ("coco", "voc", "yolo")
 SPLITS = ("all", "train", "val")
@@ -61,8 +63,8 @@ def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share
 def check_place(place: SourcePaths) -> None:
     """`UsageError` where annotations or images are not there, or are a file where a folder is needed and the other way round."""
     for flag, uri in (("annotations", place.annotations), ("images", place.images)):
-        storage.check_readable(uri)
-        a_file, needs_file = storage.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
+        check_readable(uri)
+        a_file, needs_file = files.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
         if needs_file and not a_file:
             raise UsageError(f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or say --format voc or yolo")
         if a_file and not needs_file:

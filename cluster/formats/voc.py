@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cluster.errors import DataError
-from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source, collect, fault_of_name, inside_folder, is_text
+from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source, collect
+from cluster.formats.names import fault_of_name, inside_folder, is_text
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
+from cluster.storage.uris import join
 
 CLASSES = "classes.txt"
 REPAIR = "difficult objects, stored as crowds"
@@ -50,23 +52,23 @@ def read_voc(uri: str, keep: Callable[[str], bool] = lambda name: True) -> Sourc
 
     Images whose file name `keep` turns down belong to another split: they and their annotations are as if not listed, but their classes count.
     """
-    listed = [name for name, _ in storage.list_files(uri, [".xml"])]
+    listed = [name for name, _ in files.list_files(uri, [".xml"])]
     if not listed:
         raise DataError(f"{uri}: no .xml file below it; VOC data needs the folder of its Annotations; check --annotations")
-    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
-        files = list(pool.map(lambda name: parse_voc(storage.read_bytes(name)), listed))
-    given = storage.join(uri, CLASSES)
-    classes = read_lines(given) if storage.exists(given) else sorted({one.name for file in files for one in file.objects if one.fault is None})
+    with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
+        parsed = list(pool.map(lambda name: parse_voc(files.read_bytes(name)), listed))
+    given = join(uri, CLASSES)
+    classes = read_lines(given) if files.exists(given) else sorted({one.name for file in parsed for one in file.objects if one.fault is None})
     if not classes:
         raise DataError(f"{uri}: no object with a name in any of its files; a detector needs at least one class")
     digest = hashlib.sha256(
-        repr([classes, *((name[len(uri) :], file.sha256) for name, file in zip(listed, files, strict=True))]).encode()
+        repr([classes, *((name[len(uri) :], file.sha256) for name, file in zip(listed, parsed, strict=True))]).encode()
     ).hexdigest()
 
     findings, labels = Findings(), {name: label for label, name in enumerate(classes)}
     images: dict[str, ImageRecord] = {}
     total = annotated = lost = 0
-    for number, (name, file) in enumerate(sorted(zip(listed, files, strict=True), key=lambda pair: (pair[1].file_name, pair[0])), start=1):
+    for number, (name, file) in enumerate(sorted(zip(listed, parsed, strict=True), key=lambda pair: (pair[1].file_name, pair[0])), start=1):
         if not keep(file.file_name):
             continue
         total, annotated = total + 1, annotated + len(file.objects)
@@ -81,14 +83,14 @@ def read_voc(uri: str, keep: Callable[[str], bool] = lambda name: True) -> Sourc
     findings.repairs[REPAIR] += sum(one.crowd for image in images.values() for one in image.annotations)
     categories = tuple(Category(label, label + 1, name) for label, name in enumerate(classes))
     return Source(
-        categories, collect(list(images.values())), tuple(findings.quarantined), dict(+findings.repairs), total, annotated, lost, len(files), digest
+        categories, collect(list(images.values())), tuple(findings.quarantined), dict(+findings.repairs), total, annotated, lost, len(parsed), digest
     )
 
 
 def read_lines(uri: str) -> list[str]:
     """The class names of a text file, one a line, blank lines left out. `DataError` when it is not text or names one twice."""
     try:
-        lines = [line.strip() for line in storage.read_bytes(uri).decode("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in files.read_bytes(uri).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: byte {error.start} is not UTF-8; it must hold a class name a line") from error
     names = [line for line in lines if line]

@@ -19,10 +19,12 @@ from typing import Any
 import yaml
 
 from cluster.errors import DataError
-from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source, collect, composed, fault_of_name, is_text
+from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source, collect
+from cluster.formats.names import composed, fault_of_name, is_text
 from cluster.formats.voc import CLASSES, read_lines
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
+from cluster.storage.uris import join
 
 DATA = "data.yaml"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -38,14 +40,14 @@ def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: 
     Label files without an image go to the quarantine. Images whose file name `keep` turns down belong to another split, as if not listed.
     """
     classes = read_classes(uri)
-    names = {stem(name[len(uri) + 1 :]): name for name, _ in storage.list_files(uri, [".txt"]) if name != storage.join(uri, CLASSES)}
-    pictures = [name[len(images) + 1 :] for name, _ in storage.list_files(images, IMAGE_SUFFIXES)]
+    names = {stem(name[len(uri) + 1 :]): name for name, _ in files.list_files(uri, [".txt"]) if name != join(uri, CLASSES)}
+    pictures = [name[len(images) + 1 :] for name, _ in files.list_files(images, IMAGE_SUFFIXES)]
     if not names:
         raise DataError(f"{uri}: no .txt file below it; YOLO data needs the folder of its labels; check --annotations")
     if not pictures:
         raise DataError(f"{images}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images")
-    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
-        labels = dict(zip(names, pool.map(storage.read_bytes, names.values()), strict=True))
+    with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
+        labels = dict(zip(names, pool.map(files.read_bytes, names.values()), strict=True))
     identity = [classes, pictures, *((name, hashlib.sha256(data).hexdigest()) for name, data in labels.items())]
 
     findings, records, listed, lost = Findings(), [], 0, 0
@@ -100,8 +102,8 @@ def read_classes(uri: str) -> list[str]:
     folders = [uri, posixpath.dirname(uri), posixpath.dirname(posixpath.dirname(uri))]
     for name in (DATA, CLASSES):
         for folder in (folder for folder in folders if folder.strip("/") not in ("", "s3:")):
-            place = storage.join(folder, name)
-            if storage.exists(place):
+            place = join(folder, name)
+            if files.exists(place):
                 classes = read_lines(place) if name == CLASSES else read_names(place)
                 if not classes:
                     raise DataError(f"{place}: names no class; a detector needs at least one")
@@ -112,7 +114,7 @@ def read_classes(uri: str) -> list[str]:
 def read_names(uri: str) -> list[str]:
     """`names` of a data.yaml: a list, or names by number."""
     try:
-        content: Any = yaml.safe_load(storage.read_bytes(uri))
+        content: Any = yaml.safe_load(files.read_bytes(uri))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not valid YAML: {' '.join(str(error).split())}") from error
     names = content.get("names") if isinstance(content, dict) else None

@@ -14,10 +14,13 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from cluster.compute.resources import READ_CPUS
 from cluster.errors import PlainError
-from cluster.loading import epoch_plan as plan
-from cluster.shards.format import Place, ShardSet, read_rows
-from cluster.storage import files as storage
+from cluster.loading import epoch_plan
+from cluster.shards.format import Place
+from cluster.shards.index import ShardSet
+from cluster.shards.read import read_rows
+from cluster.storage import files
 
 ROWS_PER_BLOCK = 64
 READ_TASKS = 2
@@ -25,10 +28,10 @@ READ_TASKS = 2
 SAMPLES_PER_TASK = 16
 
 
-def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], *, here: bool = True, **marks: np.ndarray) -> ray.data.Dataset:
+def planned_rows(shard_set: ShardSet, units: Sequence[epoch_plan.Unit], *, here: bool = True, **marks: np.ndarray) -> ray.data.Dataset:
     """The units' rows with all columns of a shard, one block a unit, in order.
 
-    They are read on this node and on the account of whoever calls, who has booked `plan.READ_CPUS` for it: were that share booked by the tasks,
+    They are read on this node and on the account of whoever calls, who has booked `READ_CPUS` for it: were that share booked by the tasks,
     workers that fill the nodes which a failure left would wait for ever for their data. With `here` False tasks book it, on whichever node.
     `marks` are further int64 columns, one value for each row in the order of the units.
     """
@@ -38,7 +41,7 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], *, here: bool 
         places = [shard_set.locate_group(group) for group in unit.groups]
         items.append({"places": places, "rows": unit.rows, "marks": {name: values[start:stop].tolist() for name, values in marks.items()}})
         start = stop
-    place: dict[str, Any] = {"num_cpus": plan.READ_CPUS}
+    place: dict[str, Any] = {"num_cpus": READ_CPUS}
     if here:
         place = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     # As JSON, because Arrow has no type for lists of mixed tuples and Ray would fall back to pickle, with a warning.
@@ -47,7 +50,7 @@ def planned_rows(shard_set: ShardSet, units: Sequence[plan.Unit], *, here: bool 
     )
 
 
-def sampled_rows(shard_set: ShardSet, units: Sequence[plan.Unit], sample: Callable[[pa.Table], pa.Table], **marks: np.ndarray) -> ray.data.Dataset:
+def sampled_rows(shard_set: ShardSet, units: Sequence[epoch_plan.Unit], sample: Callable[[pa.Table], pa.Table], **marks: np.ndarray) -> ray.data.Dataset:
     """`planned_rows`, each made into a training sample in tasks of one CPU; `sample` is a `cluster.loading.sampler.Sampler`."""
     return planned_rows(shard_set, units, here=False, **marks).map_batches(sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1)
 
@@ -55,7 +58,7 @@ def sampled_rows(shard_set: ShardSet, units: Sequence[plan.Unit], sample: Callab
 def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
     """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the given order, in blocks enough for all `workers`."""
     dataset = dataset_of([{"uri": uri} for uri in uris], blocks=max(1, -(-len(uris) // rows_per_block(len(uris), workers))))
-    return dataset.map_batches(read_files, batch_size=8, batch_format="numpy", num_cpus=plan.READ_CPUS)
+    return dataset.map_batches(read_files, batch_size=8, batch_format="numpy", num_cpus=READ_CPUS)
 
 
 def rows_per_block(rows: int, workers: int) -> int:
@@ -96,7 +99,7 @@ def read_files(batch: dict[str, np.ndarray]) -> pa.Table:
     rows = []
     for uri in batch["uri"]:
         try:
-            rows.append({"uri": str(uri), "image": storage.read_bytes(str(uri)), "error": None})
+            rows.append({"uri": str(uri), "image": files.read_bytes(str(uri)), "error": None})
         except Exception as error:  # one unreadable object costs its own row, whatever the storage library raises for it
             rows.append({"uri": str(uri), "image": b"", "error": f"cannot be read: {error}"})
     return pa.Table.from_pylist(rows, schema=pa.schema([("uri", pa.string()), ("image", pa.binary()), ("error", pa.string())]))

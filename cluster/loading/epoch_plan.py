@@ -16,15 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-READ_CPUS = 0.25
-"""CPUs that are booked for reading a rank's rows: it waits for storage most of its time."""
-
 WINDOW = 4
 """Row groups that are read together and mixed."""
-
 COPIED_ROWS = 512
 """Rows of a unit at the most where an epoch repeats some; without repeats its row groups bound it."""
-
 Intervals = list[tuple[int, int]]
 """Sorted, disjoint, half-open [start, stop) ranges of places in the epoch's sequence."""
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from cluster.formats.annotations import Quarantined
 from cluster.prepare.tasks import Picture
-from cluster.shards import format as shards
+from cluster.shards import index, read
+from cluster.shards.quarantine import Quarantined
 
 # So many are named in the index; all are counted.
 NAMED = 1000
@@ -27,10 +27,10 @@ class Duplicate(NamedTuple):
 
 
 def known_pictures(uris: Sequence[str]) -> dict[bytes, tuple[str, str]]:
-    """sha256 -> (shard set, file name) of every image of the sets; the first set counts. Errors: see `shards.open_shard_set`."""
+    """sha256 -> (shard set, file name) of every image of the sets; the first set counts. Errors: see `index.open_shard_set`."""
     known: dict[bytes, tuple[str, str]] = {}
     for uri in uris:
-        table = shards.read_columns(shards.open_shard_set(uri), ["sha256", "file_name"])
+        table = read.read_columns(index.open_shard_set(uri), ["sha256", "file_name"])
         for digest, name in zip(table["sha256"].to_pylist(), table["file_name"].to_pylist(), strict=True):
             known.setdefault(digest, (uri, name))
     return known

@@ -17,30 +17,32 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import PlainError
-from cluster.formats import annotations as records
-from cluster.shards import format as shards
-from cluster.storage import files as storage
+from cluster.formats.annotations import ImageRecord, as_coco, clip_annotations
+from cluster.shards.format import Row
+from cluster.shards.quarantine import Quarantined
+from cluster.storage import files
+from cluster.storage.uris import join
 from detector.image import ORIENTATION, ImageError, decode_image, opened
 
 MISSING = "the file is not in the images folder"
 
-Outcome = tuple[shards.Row | None, list[records.Quarantined], Counter[str]]
+Outcome = tuple[Row | None, list[Quarantined], Counter[str]]
 """The row or None; what was left out: the image, or annotations of it; what was repaired."""
 
 
-def read_picture(image: records.ImageRecord, folder: str) -> bytes | None:
+def read_picture(image: ImageRecord, folder: str) -> bytes | None:
     """The file of an image below `folder`, None when it is not there."""
-    uri = storage.join(folder, image.file_name)
+    uri = join(folder, image.file_name)
     try:
-        return storage.read_bytes(uri)
+        return files.read_bytes(uri)
     except FileNotFoundError:
         return None
     except OSError as error:
         # A storage that fails says nothing about the image: stop, so that good images are not left out.
-        raise PlainError(f"{uri}: cannot be read ({storage.reason(error)}); run the command again, finished shards are kept") from error
+        raise PlainError(f"{uri}: cannot be read ({files.reason(error)}); run the command again, finished shards are kept") from error
 
 
-def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: int, category_ids: Sequence[int]) -> Outcome:
+def ingest_image(image: ImageRecord, data: bytes | None, *, max_pixels: int, category_ids: Sequence[int]) -> Outcome:
     """The record of an image and the bytes of its file -> what is stored. `category_ids` by label are for the quarantine."""
     if data is None:
         return None, [leave_out(image, MISSING, category_ids=category_ids)], Counter()
@@ -65,9 +67,9 @@ def ingest_image(image: records.ImageRecord, data: bytes | None, *, max_pixels: 
         annotations = [one._replace(box=tuple(share * side for share, side in zip(one.box, (width, height) * 2, strict=True))) for one in annotations]
     if image.height is not None and (image.height, image.width) != (height, width):
         repairs["image sizes wrong in the annotations, taken from the pixels"] += 1
-    kept, dropped, cut = records.clip_annotations(annotations, height=height, width=width, image=image, category_ids=category_ids)
+    kept, dropped, cut = clip_annotations(annotations, height=height, width=width, image=image, category_ids=category_ids)
     repairs["boxes clipped to the picture"] += cut
-    row = shards.Row(
+    row = Row(
         image_id=image.image_id,
         file_name=image.file_name,
         image=stored,
@@ -118,8 +120,8 @@ def turn_box(box: tuple[float, float, float, float], turn: int, *, height: int, 
     }[turn]
 
 
-def leave_out(image: records.ImageRecord, why: str, *, category_ids: Sequence[int]) -> records.Quarantined:
+def leave_out(image: ImageRecord, why: str, *, category_ids: Sequence[int]) -> Quarantined:
     """The entry of an image, with the annotations that go with it."""
-    lost = [records.as_coco(one, image_id=image.image_id, category_ids=category_ids) for one in image.annotations]
+    lost = [as_coco(one, image_id=image.image_id, category_ids=category_ids) for one in image.annotations]
     raw = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width, "annotations": lost}
-    return records.Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))
+    return Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))

@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import DataError, UsageError
-from cluster.formats.annotations import Images, Quarantined, Source, by_reason, composed
+from cluster.formats.annotations import Images, Source
+from cluster.formats.names import composed
 from cluster.formats.read import SourcePaths, United, check_place, read_sources
 from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
 from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.shards import format as shards
-from cluster.storage import files as storage
+from cluster.shards.format import REPORT, SCHEMA_VERSION, Shard, shard_name
+from cluster.shards.index import INDEX, ShardSet, open_shard_set, read_index, set_digest, write_index
+from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason, read_quarantine, write_quarantine
+from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
 # Images are held in memory by the shard; what is larger than this is a scan or no image at all.
@@ -66,14 +69,14 @@ class Plan:
     repairs: dict[str, int]
     lost: int
     fingerprint: str
-    finished: shards.ShardSet | None
+    finished: ShardSet | None
 
     def job(self, number: int) -> ShardJob:
-        name = shards.shard_name(number, len(self.cuts))
+        name = shard_name(number, len(self.cuts))
         cut = tuple(self.images[place] for place in self.cuts[number])
         # With the time of the last change: a file of other content and the same size is another input.
         inputs = [(image, int(self.sizes_I[place]), int(self.changed_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
-        mark = digest_of(shards.SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
+        mark = digest_of(SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
         ids = self.united.source.category_ids
         return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, ids, mark)
 
@@ -84,12 +87,12 @@ class Prepared:
 
     index: dict[str, Any]
     quarantined: Sequence[Quarantined]
-    shard_set: shards.ShardSet | None
+    shard_set: ShardSet | None
 
 
 def prepare(
     *, annotations: str, images: str, output: str, overwrite: bool = False, say: Callable[[str], None] = print, **options: Any
-) -> shards.ShardSet:
+) -> ShardSet:
     """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
     `Options`. Ray must be connected."""
     place = SourcePaths(source_name(annotations), "coco", annotations, images)
@@ -112,25 +115,25 @@ def plan_shards(
     cannot be used or of which more than allowed would be left out already.
     """
     chosen = Options(**options)
-    chosen = replace(chosen, against=tuple(map(storage.absolute, chosen.against)))
-    places = [place._replace(annotations=storage.absolute(place.annotations), images=storage.absolute(place.images)) for place in places]
+    chosen = replace(chosen, against=tuple(map(uris.absolute, chosen.against)))
+    places = [place._replace(annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)) for place in places]
     if output is not None:
-        output = storage.absolute(output)
+        output = uris.absolute(output)
         refuse_sources(output, places, chosen.against)
     for place in places:
         check_place(place)
     for uri in chosen.against:
-        storage.check_readable(uri)
+        preflight.check_readable(uri)
     if output is not None:
-        storage.check_writable(output)
-    others = [shards.open_shard_set(uri).digest for uri in chosen.against]
+        preflight.check_writable(output)
+    others = [open_shard_set(uri).digest for uri in chosen.against]
     united = read_sources(places, split=split, val_share=val_share)
     source, counts_I = united.source, np.diff(united.source.images.first_I1)
     folders = tuple(place.images for place in places)
     images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source, folders)
     listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
     identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
-    fingerprint = digest_of(shards.SCHEMA_VERSION, united.about, listing, identity, others)
+    fingerprint = digest_of(SCHEMA_VERSION, united.about, listing, identity, others)
     plan = Plan(
         united=united,
         images=images,
@@ -167,12 +170,12 @@ def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence
 
 
 def real(uri: str) -> str:
-    return uri if uri.startswith(storage.S3) else os.path.realpath(uri)
+    return uri if uri.startswith(uris.S3) else os.path.realpath(uri)
 
 
 def is_written(name: str) -> bool:
     """Whether prepare writes or deletes what has this name, relative to the folder of a set."""
-    return name.split("/")[0] in (shards.INDEX, shards.QUARANTINE, shards.REPORT, PROGRESS) or is_shard(name)
+    return name.split("/")[0] in (INDEX, QUARANTINE, REPORT, PROGRESS) or is_shard(name)
 
 
 def is_shard(name: str) -> bool:
@@ -183,18 +186,18 @@ def check_listed(source: Source, folders: Sequence[str]) -> tuple[Images, np.nda
     """The images under the names that their files have; the size of each file, B; when it was changed, ns; the positions of those that can be used;
     the others in the quarantine; how many names were found in another Unicode form."""
     images, category_ids = source.images, source.category_ids
-    files: list[dict[str, tuple[int, int]]] = []
+    found: list[dict[str, tuple[int, int]]] = []
     spellings: list[dict[str, str]] = []
     for folder in folders:
-        files.append({uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in storage.list_changes(folder)})
-        spellings.append({composed(name): name for name in files[-1] if not name.isascii()})
+        found.append({uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)})
+        spellings.append({composed(name): name for name in found[-1] if not name.isascii()})
     names, usable, quarantined, renamed = [], [], [], 0
     sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
     for place, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        if name not in files[number] and (spelling := spellings[number].get(composed(name))) is not None:
+        if name not in found[number] and (spelling := spellings[number].get(composed(name))) is not None:
             name, renamed = spelling, renamed + 1
         names.append(name)
-        size, changed = files[number].get(name, (None, 0))
+        size, changed = found[number].get(name, (None, 0))
         if size is None:
             quarantined.append(leave_out(images[place], MISSING, category_ids=category_ids))
         elif size > MAX_FILE_BYTES:
@@ -223,13 +226,13 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
-def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> shards.ShardSet | None:
+def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> ShardSet | None:
     """The set that a former run finished at `output` from the same source with the same options."""
-    if overwrite or not storage.exists(storage.join(output, shards.INDEX)):
+    if overwrite or not files.exists(uris.join(output, INDEX)):
         return None
-    if shards.read_index(output).get("fingerprint") != fingerprint:
+    if read_index(output).get("fingerprint") != fingerprint:
         raise UsageError(f"--output {output}: holds a shard set of another source or other options; give another folder or say --overwrite true")
-    return shards.open_shard_set(output)
+    return open_shard_set(output)
 
 
 def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
@@ -239,11 +242,11 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     """
     if plan.finished is not None:
         say(f"{plan.output}: the shard set is already there and fits source and options; reused")
-        quarantined = [Quarantined(**record) for record in shards.read_quarantine(plan.finished.uri)]
-        return Prepared(shards.read_index(plan.finished.uri), quarantined, plan.finished)
+        quarantined = [Quarantined(**record) for record in read_quarantine(plan.finished.uri)]
+        return Prepared(read_index(plan.finished.uri), quarantined, plan.finished)
     known = duplicates.known_pictures(plan.options.against)
     if plan.output is not None:
-        storage.delete_file(storage.join(plan.output, shards.INDEX))
+        files.delete_file(uris.join(plan.output, INDEX))
     reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
     found = duplicates.find_duplicates((picture for report in reports for picture in report.pictures), known)
     drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
@@ -260,20 +263,20 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     kept = [report.shard for report in reports if report.shard is not None]
     remove_strays(plan.output, {shard.name for shard in kept})
     publish_findings(plan, kept, index, [asdict(record) for record in quarantined])
-    shard_set = shards.write_index(plan.output, categories=categories, shards=kept, **index)
-    storage.delete_folder(storage.join(plan.output, PROGRESS))
-    return Prepared(shards.read_index(plan.output), quarantined, shard_set)
+    shard_set = write_index(plan.output, categories=categories, shards=kept, **index)
+    files.delete_folder(uris.join(plan.output, PROGRESS))
+    return Prepared(read_index(plan.output), quarantined, shard_set)
 
 
-def publish_findings(plan: Plan, kept: Sequence[shards.Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> None:
+def publish_findings(plan: Plan, kept: Sequence[Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> None:
     """quarantine.parquet and report.html of shards that have no index yet."""
     # It imports torch, which nothing before needs.
     from cluster.reports.data_report import write_report
 
     assert plan.output is not None
-    shards.write_quarantine(plan.output, quarantined)
+    write_quarantine(plan.output, quarantined)
     categories, names = plan.united.source.categories, tuple(source["name"] for source in index["sources"])
-    shard_set = shards.ShardSet(plan.output, categories, tuple(kept), shards.set_digest(categories, kept), index["counts"], names)
+    shard_set = ShardSet(plan.output, categories, tuple(kept), set_digest(categories, kept), index["counts"], names)
     notes = [sentence for _, sentence in duplicates.sentences(index["duplicates"])]
     write_report(shard_set, quarantined, repairs=index["repairs"], notes=notes)
 
@@ -319,17 +322,17 @@ def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
         if len(records) <= allowed and not none_left:
             continue
         if plan.output is not None:
-            shards.write_quarantine(plan.output, [asdict(record) for record in quarantined])
+            write_quarantine(plan.output, [asdict(record) for record in quarantined])
         top = "; ".join(f"{len(ones)} x {why}, such as {ones[0]['where']}" for why, ones in by_reason(map(asdict, records))[:3])
         rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
-        remedy = f"see {storage.join(plan.output, shards.QUARANTINE)}, " if plan.output is not None else ""
+        remedy = f"see {uris.join(plan.output, QUARANTINE)}, " if plan.output is not None else ""
         remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
         raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
 
 
 def remove_strays(output: str, names: set[str]) -> None:
     """Shards of a former run that cut the source differently. Nothing else in the folder is touched."""
-    for uri, _ in storage.list_files(output):
+    for uri, _ in files.list_files(output):
         name = uri[len(output) + 1 :]
         if is_shard(name) and name not in names:
-            storage.delete_file(uri)
+            files.delete_file(uri)

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from cluster.errors import DataError, PlainError
-from cluster.formats import annotations as records
+from cluster.formats.annotations import ImageRecord
 from cluster.prepare.image import ingest_image, read_picture
-from cluster.shards import format as shards
-from cluster.storage import files as storage
+from cluster.shards import write
+from cluster.shards.format import Row, Shard
+from cluster.shards.quarantine import Quarantined
+from cluster.storage import files
+from cluster.storage.uris import join
 
 PROGRESS = ".progress"
 FINISH_S = 60
@@ -29,7 +32,7 @@ class ShardJob:
     looked at and nothing is written. Images whose id is in `drop` are left out; those are no part of the `fingerprint`."""
 
     name: str
-    images: tuple[records.ImageRecord, ...]
+    images: tuple[ImageRecord, ...]
     folders: tuple[str, ...]
     output: str | None
     row_group_rows: int
@@ -53,25 +56,25 @@ class Picture(NamedTuple):
 class ShardReport:
     """What one task did. `shard` is None when none of its images could be used, or none was to be written."""
 
-    shard: shards.Shard | None
+    shard: Shard | None
     counts: dict[str, int]
     repairs: dict[str, int]
-    quarantined: tuple[records.Quarantined, ...]
+    quarantined: tuple[Quarantined, ...]
     pictures: tuple[Picture, ...]
     drop: tuple[int, ...]
 
 
 def run_job(job: ShardJob) -> ShardReport:
     """Read, check and store the images of one shard; the note about it is written when the shard is."""
-    rows: list[shards.Row] = []
-    quarantined: list[records.Quarantined] = []
+    rows: list[Row] = []
+    quarantined: list[Quarantined] = []
     pictures: list[Picture] = []
     repairs: Counter[str] = Counter()
     lost = 0
-    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
+    with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
         # Reading waits and is done by threads; decoding keeps the one core of the task busy and one picture in memory.
-        files = pool.map(lambda image: read_picture(image, job.folders[image.source]), job.images)
-        for image, data in zip(job.images, files, strict=True):
+        contents = pool.map(lambda image: read_picture(image, job.folders[image.source]), job.images)
+        for image, data in zip(job.images, contents, strict=True):
             row, left_out, repaired = ingest_image(image, data, max_pixels=job.max_pixels, category_ids=job.category_ids)
             if row is not None:
                 pictures.append(Picture(row.image_id, row.source, row.file_name, row.sha256.hex(), len(image.annotations)))
@@ -91,16 +94,16 @@ def run_job(job: ShardJob) -> ShardReport:
     }
     shard = None
     if rows and job.output is not None:
-        shard = shards.write_shard(job.output, job.name, rows, row_group_rows=job.row_group_rows)
+        shard = write.write_shard(job.output, job.name, rows, row_group_rows=job.row_group_rows)
     report = ShardReport(shard, counts, dict(+repairs), tuple(quarantined), tuple(pictures), job.drop)
     if job.output is not None:
         note = {"fingerprint": job.fingerprint, **asdict(report), "shard": shard._asdict() if shard else None}
-        storage.write_json(report_uri(job.output, job.name), note)
+        files.write_json(report_uri(job.output, job.name), note)
     return report
 
 
 def report_uri(output: str, name: str) -> str:
-    return storage.join(output, PROGRESS, f"{name}.json")
+    return join(output, PROGRESS, f"{name}.json")
 
 
 def find_report(job: ShardJob) -> ShardReport | None:
@@ -108,16 +111,16 @@ def find_report(job: ShardJob) -> ShardReport | None:
     if job.output is None:
         return None
     try:
-        note = storage.read_json(report_uri(job.output, job.name))
+        note = files.read_json(report_uri(job.output, job.name))
         if note["fingerprint"] != job.fingerprint:
             return None
-        shard = shards.Shard.of(note["shard"]) if note["shard"] else None
-        quarantined = tuple(records.Quarantined(**record) for record in note["quarantined"])
+        shard = Shard.of(note["shard"]) if note["shard"] else None
+        quarantined = tuple(Quarantined(**record) for record in note["quarantined"])
         pictures = tuple(Picture(*picture) for picture in note["pictures"])
         report = ShardReport(shard, note["counts"], note["repairs"], quarantined, pictures, tuple(note["drop"]))
     except (FileNotFoundError, DataError, KeyError, TypeError):
         return None
-    if shard is not None and storage.size(storage.join(job.output, shard.name)) != shard.bytes:
+    if shard is not None and files.size(join(job.output, shard.name)) != shard.bytes:
         return None
     return report
 
@@ -164,7 +167,7 @@ def run_jobs(make_job: Callable[[int], ShardJob], numbers: Sequence[int], *, tot
 
 def run_or_find(make_job: Callable[[int], ShardJob], *, total: int, output: str | None, say: Callable[[str], None]) -> list[ShardReport]:
     """The reports of shards 0..total-1, those of a former run where they fit."""
-    noted = {uri.rsplit("/", 1)[-1] for uri, _ in storage.list_files(storage.join(output, PROGRESS))} if output is not None else set()
+    noted = {uri.rsplit("/", 1)[-1] for uri, _ in files.list_files(join(output, PROGRESS))} if output is not None else set()
     found: dict[int, ShardReport] = {}
     for number in range(total if noted else 0):
         job = make_job(number)

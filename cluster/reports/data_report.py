@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cluster.errors import DataError, on_one_line
-from cluster.formats.annotations import by_reason
-from cluster.prepare import duplicates
+from cluster.errors import DataError
 from cluster.reports.html import Bar, bar_row, bullets, chart, clip, page, section
-from cluster.shards import format as shards
-from cluster.shards import statistics as survey
-from cluster.shards.format import ShardSet
-from cluster.shards.statistics import COCO_SIDES, SIZES, Annotations
-from cluster.storage import files as storage
+from cluster.shards.format import REPORT
+from cluster.shards.index import ShardSet
+from cluster.shards.quarantine import QUARANTINE, by_reason
+from cluster.shards.statistics import COCO_SIDES, SIZES, Annotations, boxes_on_canvas, canvas_factors, read, read_samples
+from cluster.storage import files
+from cluster.storage.uris import join
 from detector.anchors import best_iou
 from detector.config import AnchorConfig, CanvasConfig
 from detector.image import ImageError, decode_image
@@ -40,37 +39,16 @@ MOST_REASONS = 40
 EXAMPLES = 20
 
 
-def summary_lines(index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> list[str]:
-    """What the content of index.json and of the quarantine say, for a terminal. A source that was only checked has neither shards nor a digest."""
-    counts, sources = index["counts"], index["sources"]
-    lines = []
-    if "shards" in index:
-        lines.append(f"shards      {len(index['shards'])}, {sum(shard['bytes'] for shard in index['shards']) / 2**20:.1f} MiB")
-    lines.append(f"images      {counts['images']} of {counts['listed_images']} listed, of which {counts['empty_images']} without objects")
-    of_classes = f"of {len(index['categories'])} classes, of which {counts['crowds']} crowds"
-    lines.append(f"boxes       {counts['boxes']} of {counts['listed_annotations']} listed, {of_classes}")
-    if len(sources) > 1:
-        lines += [f"source      {source['images']} images of {source['name']} ({source['format']})" for source in sources]
-    if "set_digest" in index:
-        lines.append(f"digest      {index['set_digest']}")
-    lines += [f"repaired    {times} x {what}" for what, times in index["repairs"].items()]
-    lines += [f"left out    {len(records)} x {why} (such as {records[0]['where']})" for why, records in by_reason(quarantined)]
-    if counts["lost_annotations"]:
-        lines.append(f"left out    {counts['lost_annotations']} x an annotation of an image that was left out")
-    lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicates.sentences(index["duplicates"])]
-    return [on_one_line(line) for line in lines]
-
-
 def write_report(shard_set: ShardSet, quarantined: Sequence[dict[str, str]], *, repairs: dict[str, int], notes: Sequence[str] = ()) -> str:
     """Publish report.html in the folder of the set and return its URI. Needs the shards but not index.json.
 
     `repairs` counts what was mended, `notes` are sentences for the reader, such as pictures that another split holds too. The pictures come from few
     row groups, everything else from the annotation columns. `DataError` where a shard or a picture in it cannot be read.
     """
-    everything = survey.read(shard_set)
+    everything = read(shard_set)
     objects = everything.objects()
     canvas, anchors = CanvasConfig().canvases[0], AnchorConfig()
-    boxes_N4 = survey.boxes_on_canvas(objects, canvas=canvas)
+    boxes_N4 = boxes_on_canvas(objects, canvas=canvas)
     overlap_N = best_iou(torch.from_numpy(boxes_N4), *canvas, **anchors.model_dump()).numpy()
     names = shard_set.class_names
     parts = [
@@ -86,10 +64,10 @@ def write_report(shard_set: ShardSet, quarantined: Sequence[dict[str, str]], *, 
         "</div>",
         section("Anchors", coverage(objects, overlap_N), anchors_in_words(anchors, canvas)),
         section("Repaired", repaired(repairs), "The source was not changed."),
-        section("Left out", left_out(quarantined), f"All of it, with the records themselves, is in {shards.QUARANTINE}.", mark="left-out"),
+        section("Left out", left_out(quarantined), f"All of it, with the records themselves, is in {QUARANTINE}.", mark="left-out"),
     ]
-    uri = storage.join(shard_set.uri, shards.REPORT)
-    storage.write_bytes(uri, page("Data report", "".join(parts)).encode("utf-8", "replace"))
+    uri = join(shard_set.uri, REPORT)
+    files.write_bytes(uri, page("Data report", "".join(parts)).encode("utf-8", "replace"))
     return uri
 
 
@@ -192,7 +170,7 @@ def image_sizes(annotations: Annotations, canvas: tuple[int, int]) -> str:
     if len(counts) > len(order):
         rest = counts.sum() - counts[order].sum()
         rows.append(bar_row(f"{len(counts) - len(order):,} other sizes", rest / len(annotations.heights_I), f"{rest:,}", "medium"))
-    factor_I = survey.canvas_factors(annotations.heights_I, annotations.widths_I, canvas=canvas).mean(axis=1)
+    factor_I = canvas_factors(annotations.heights_I, annotations.widths_I, canvas=canvas).mean(axis=1)
     low, middle, high = np.quantile(factor_I, (0, 0.5, 1))
     return f'<div class="rows">{"".join(rows)}</div><p>Scaled by {middle:.2f} to fit the canvas (median; {low:.2f} to {high:.2f}).</p>'
 
@@ -245,7 +223,7 @@ def left_out(quarantined: Sequence[dict[str, str]]) -> str:
 
 
 def samples(shard_set: ShardSet, annotations: Annotations) -> str:
-    drawn = [sample(row, shard_set.class_names) for row in survey.read_samples(shard_set, annotations, count=SAMPLES)]
+    drawn = [sample(row, shard_set.class_names) for row in read_samples(shard_set, annotations, count=SAMPLES)]
     return f'<div class="pictures">{"".join(drawn)}</div>'
 
 
@@ -278,24 +256,6 @@ def sample(row: dict[str, Any], names: Sequence[str]) -> str:
         f'<figure><svg viewBox="0 0 {width} {height}"><image width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>{lines}</svg>'
         f'<figcaption><b title="{name}">{name}</b> {width} x {height}<br>{" ".join(chips) or "no boxes"}</figcaption></figure>'
     )
-
-
-def draw_samples(shard_set: ShardSet, folder: str, *, count: int) -> int:
-    """Publish up to `count` pictures with their boxes and class names as <image id>.png in the folder; returns how many there were.
-
-    `DataError` as for `write_report`.
-    """
-    from detector.plots import annotation_figure  # matplotlib is not for those who only want the lines
-
-    drawn = 0
-    for row in survey.read_samples(shard_set, survey.read(shard_set), count=count):
-        boxes_N4 = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-        figure = annotation_figure(decode(row), boxes_N4, row["labels"], row["crowd"], shard_set.class_names, title=row["file_name"])
-        sink = io.BytesIO()
-        figure.savefig(sink, format="png", dpi=110)
-        storage.write_bytes(storage.join(folder, f"{row['image_id']}.png"), sink.getvalue())
-        drawn += 1
-    return drawn
 
 
 def decode(row: dict[str, Any]) -> np.ndarray:

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.shards.format import ShardSet
-from cluster.storage import files as storage
+from cluster.shards.index import ShardSet
+from cluster.storage.uris import absolute, join
 from detector.config import AugmentationConfig, CanvasConfig, DecodeConfig, LossConfig, ModelConfig, OptimizerConfig, Section, refuse_unused, shown
 
 COMPILE_AFTER = 3000
 """Steps from which compiling pays on a GPU: it is won back by 970 to 3450 steps (docs/benchmarks.md)."""
-
 PROFILE_AFTER = 5
 """Steps before a profile: they allocate and, where it is asked for, compile."""
 
@@ -274,7 +273,7 @@ class TrainConfig(Section):
 
     @property
     def run_uri(self) -> str:
-        return storage.join(storage.absolute(self.storage), "runs", self.name)
+        return join(absolute(self.storage), "runs", self.name)
 
 
 def compiles(training: dict[str, Any], *, device: str, images: int) -> bool:
@@ -282,15 +281,6 @@ def compiles(training: dict[str, Any], *, device: str, images: int) -> bool:
     (docs/benchmarks.md)."""
     steps = images // training["batch_size"]
     return training["compile"] == "on" or (training["compile"] == "auto" and device == "cuda" and steps >= COMPILE_AFTER)
-
-
-def identity(config: TrainConfig, train_set: ShardSet, val_set: ShardSet, *, weights: str | None) -> dict[str, Any]:
-    """What makes two runs the same run: hyper-parameters and the digests of the data and of the weight file or checkpoint that it starts from
-    (`weights`); not worker counts and URIs.
-    """
-    fields = config.model_dump(mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION})
-    start = {name: weights if getattr(config, name) is not None else None for name in ("pretrained", "from_checkpoint")}
-    return {**fields, **start, "data": {"train": train_set.digest, "val": val_set.digest}}
 
 
 def package_of(config: TrainConfig, shard_set: ShardSet) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import run_folder
+from cluster.storage import files
+from cluster.storage.uris import join
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 Verdict = dict[str, Any]
@@ -23,22 +24,22 @@ Verdict = dict[str, Any]
 
 def request(run: str, checkpoint: str, images_seen: int, epoch: int) -> None:
     """Ask for the evaluation of a checkpoint that is complete in storage."""
-    storage.write_json(place(run, checkpoint), {"checkpoint": checkpoint, "images_seen": images_seen, "epoch": epoch})
+    files.write_json(place(run, checkpoint), {"checkpoint": checkpoint, "images_seen": images_seen, "epoch": epoch})
 
 
 def place(run: str, checkpoint: str) -> str:
-    return storage.join(run, WAITING, os.path.basename(checkpoint) + ".json")
+    return join(run, WAITING, os.path.basename(checkpoint) + ".json")
 
 
 def waiting(run: str) -> list[str]:
     """URIs of the checkpoints whose evaluation was asked for and is not over, by images seen; they must not be deleted."""
-    names = [os.path.basename(uri) for uri, _ in storage.list_files(storage.join(run, WAITING), [".json"])]
-    return [storage.join(run, run_folder.CHECKPOINTS, name.removesuffix(".json")) for name in sorted(names)]
+    names = [os.path.basename(uri) for uri, _ in files.list_files(join(run, WAITING), [".json"])]
+    return [join(run, run_folder.CHECKPOINTS, name.removesuffix(".json")) for name in sorted(names)]
 
 
 def asked(run: str, checkpoint: str) -> Verdict:
     """What `request` was told of a checkpoint that waits."""
-    return storage.read_json(place(run, checkpoint))
+    return files.read_json(place(run, checkpoint))
 
 
 def evaluations(run: str) -> list[Verdict]:
@@ -53,7 +54,7 @@ def settle(run: str, verdict: Verdict) -> None:
     best = best_of(over)
     if best is not None:
         run_folder.write(run, run_folder.BEST, best)
-    storage.delete_file(place(run, verdict["checkpoint"]))
+    files.delete_file(place(run, verdict["checkpoint"]))
 
 
 def numbers(table: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from typing import Any
 import psutil
 
 from cluster.errors import PlainError, UsageError
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import run_folder
+from cluster.storage import files
+from cluster.storage.uris import join
 
 DRIVER = "driver.json"
 BEAT_S = 5.0
@@ -54,7 +55,7 @@ class Lease:
         self.thread.join(timeout=2 * BEAT_S)
         try:
             if (run_folder.read(self.run, DRIVER) or {}).get("token") == self.mine["token"]:
-                storage.delete_file(storage.join(self.run, DRIVER))
+                files.delete_file(join(self.run, DRIVER))
         except (PlainError, OSError):
             # What stays there counts as gone as soon as this process is.
             return

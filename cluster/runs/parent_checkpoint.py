@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.errors import DataError, UsageError
-from cluster.runs import folder as run_folder
+from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig, package_of
-from cluster.shards.format import ShardSet
-from cluster.storage import files as storage
+from cluster.shards.index import ShardSet
+from cluster.storage import files, preflight, uris
 
 
 def digest(uri: str) -> str:
@@ -20,10 +20,10 @@ def digest(uri: str) -> str:
     # Imported here: torch comes with it.
     from detector.checkpoint import parse_state
 
-    uri = storage.absolute(uri)
-    storage.check_readable(uri)
+    uri = uris.absolute(uri)
+    preflight.check_readable(uri)
     try:
-        return parse_state(storage.read_bytes(storage.join(uri, run_folder.STATE_FILE)))["sha256"]
+        return parse_state(files.read_bytes(uris.join(uri, run_folder.STATE_FILE)))["sha256"]
     except (FileNotFoundError, NotADirectoryError) as error:
         inside = run_folder.checkpoints(uri)
         remedy = f"name one of the run's, such as {inside[-1]}" if inside else "give <storage>/runs/<name>/checkpoints/images-..."
@@ -39,7 +39,7 @@ def check(config: TrainConfig, train_set: ShardSet) -> str:
     from detector.checkpoint import verify_checkpoint
 
     name = digest(config.from_checkpoint)
-    uri = storage.absolute(config.from_checkpoint)
+    uri = uris.absolute(config.from_checkpoint)
     with local_copy(uri) as folder:
         try:
             state = verify_checkpoint(folder)
@@ -52,11 +52,11 @@ def check(config: TrainConfig, train_set: ShardSet) -> str:
 @contextmanager
 def local_copy(uri: str) -> Iterator[str]:
     """The folder itself, or a copy of one in S3 for as long as it is needed."""
-    if not uri.startswith(storage.S3):
+    if not uri.startswith(uris.S3):
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        storage.download_folder(uri, folder)
+        files.download_folder(uri, folder)
         yield folder
 
 
@@ -65,7 +65,7 @@ def refuse_misfits(uri: str, state: dict[str, Any], config: TrainConfig, train_s
     mine, theirs = package_of(config, train_set), state["package"]
     if mine["classes"] != theirs["classes"]:
         names = [[entry["name"] for entry in package["classes"]] for package in (theirs, mine)]
-        remedy = f"; --pretrained {storage.join(uri, 'model.safetensors')} takes over all but the layer of the classes"
+        remedy = f"; --pretrained {uris.join(uri, 'model.safetensors')} takes over all but the layer of the classes"
         raise UsageError(
             f"from_checkpoint {uri}: its {len(names[0])} classes {names[0][:5]} are not the {len(names[1])} of data.train {names[1][:5]}"
             + (remedy if config.model.architecture == "retinanet" else "; take data with the same classes")
@@ -102,10 +102,10 @@ def refuse_differences(uri: str, verdict: str, theirs: dict[str, Any], mine: dic
 
 def publish(uri: str, folder: str, *, name: str, root: str) -> str:
     """The URI at which every node can read the checkpoint: its own in S3 and below the storage `root`, else a copy's in `<folder>/start/`."""
-    uri = storage.absolute(uri)
-    if uri.startswith((storage.S3, storage.absolute(root) + "/")):
+    uri = uris.absolute(uri)
+    if uri.startswith((uris.S3, uris.absolute(root) + "/")):
         return uri
-    copy = storage.join(folder, "start", f"{name[:12]}-{os.path.basename(uri)}")
-    if not storage.exists(storage.join(copy, run_folder.STATE_FILE)):
-        storage.upload_folder(uri, copy, last=run_folder.STATE_FILE)
+    copy = uris.join(folder, "start", f"{name[:12]}-{os.path.basename(uri)}")
+    if not files.exists(uris.join(copy, run_folder.STATE_FILE)):
+        files.upload_folder(uri, copy, last=run_folder.STATE_FILE)
     return copy

@@ -13,16 +13,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import UsageError
-from cluster.storage import files as storage
+from cluster.storage import files, preflight, uris
 
 HTTPS = "https://"
 ANSWER_SECONDS = 10
 
 
 def absolute(uri: str) -> str:
-    """`storage.absolute`, and URLs as they are. `UsageError` for one that could carry a secret into a stored configuration."""
+    """`uris.absolute`, and URLs as they are. `UsageError` for one that could carry a secret into a stored configuration."""
     if not uri.startswith(HTTPS):
-        return storage.absolute(uri)
+        return uris.absolute(uri)
     parts = urlsplit(uri)
     if "@" in parts.netloc or parts.query or not os.path.basename(parts.path):
         # The URL itself is not repeated: what stands before an @ or after a ? may be a secret.
@@ -56,12 +56,12 @@ def check(uri: str, model: Mapping[str, Any] | None) -> str:
 def publish(uri: str, folder: str, *, digest: str, root: str) -> str:
     """The URI at which every node can read the file: its own in S3 and below the storage `root`, else that of a copy in `<folder>/pretrained/`."""
     uri = absolute(uri)
-    if uri.startswith((storage.S3, storage.absolute(root) + "/")):
+    if uri.startswith((uris.S3, uris.absolute(root) + "/")):
         return uri
-    copy = storage.join(folder, "pretrained", f"{digest[:12]}-{os.path.basename(uri)}")
-    if not storage.exists(copy):
+    copy = uris.join(folder, "pretrained", f"{digest[:12]}-{os.path.basename(uri)}")
+    if not files.exists(copy):
         with local_file(uri) as path:
-            storage.write_bytes(copy, storage.read_bytes(path))
+            files.write_bytes(copy, files.read_bytes(path))
     return copy
 
 
@@ -75,16 +75,16 @@ def local_file(uri: str) -> Iterator[str]:
     if uri.startswith(HTTPS):
         yield downloaded(uri)
         return
-    storage.check_readable(uri)
-    if storage.size(uri) is None:
+    preflight.check_readable(uri)
+    if files.size(uri) is None:
         raise UsageError(f"pretrained {uri}: is a folder; name the file of weights in it")
-    if not uri.startswith(storage.S3):
+    if not uri.startswith(uris.S3):
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
         # The suffix says how it is read.
         path = os.path.join(folder, os.path.basename(uri))
-        with storage.plain_errors(uri, "read"), storage.open_input(uri) as source, open(path, "wb") as target:
+        with files.plain_errors(uri, "read"), files.open_input(uri) as source, open(path, "wb") as target:
             shutil.copyfileobj(source, target, 1 << 24)
         yield path
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from cluster.scoring import detect as scoring
-from cluster.shards.format import ShardSet, read_rows
-from cluster.tracking import client as tracking
+from cluster.runs.package import read_package
+from cluster.scoring.detect import detect_set
+from cluster.scoring.truths import read_truths
+from cluster.shards.index import ShardSet
+from cluster.shards.read import read_rows
+from cluster.tracking.run import attach_run
 from detector.decode import Detections
 from detector.image import decode_image
 from detector.metrics import CocoTable, coco_table
@@ -25,14 +28,14 @@ def evaluate(
     """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/.
 
     `max_detections`: what the model gives an image, in place of what its package says, and what counts; unset, COCO's 100 of an image and class.
-    `resources`: see `scoring.detect_set`.
+    `resources`: see `detect_set`.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
         limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
         keep_detections(package, max_detections)
-    found = scoring.detect_set(scoring.read_package(package), shard_set.uri, **resources)
-    truths = scoring.read_truths(shard_set)
+    found = detect_set(read_package(package), shard_set.uri, **resources)
+    truths = read_truths(shard_set)
     table = coco_table(truths, found, shard_set.class_names, max_detections=limits)
     table = with_voc(table, truths, found, shard_set.class_names)
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
@@ -69,7 +72,7 @@ def draw_overlays(shard_set: ShardSet, found: dict[int, Detections], folder: str
 
 def record(recorded: dict[str, str], folder: str, *, step: int) -> None:
     """Put table and pictures on the MLflow run that tracking.json names; `step` is images seen."""
-    run = tracking.attach_run(recorded["uri"], recorded["run_id"])
+    run = attach_run(recorded["uri"], recorded["run_id"])
     with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
         metrics = json.load(file)
     run.log_metrics({f"evaluation/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step)

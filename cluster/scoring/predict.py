@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
-from cluster.loading import datasets as rows
-from cluster.scoring import detect as scoring
-from cluster.storage import files as storage
+from cluster.loading import datasets
+from cluster.scoring import actors
+from cluster.scoring.detect import detections_of
+from cluster.storage import files
 from detector.image import decode_image
 from detector.plots import overlay_figure
 
@@ -24,7 +25,7 @@ PREDICTIONS, RESULTS, SUMMARY = "predictions.parquet", "coco_results.json", "sum
 
 def list_images(uri: str) -> list[str]:
     """URIs of all files below `uri` that are named like an image, sorted. `DataError` where there is none."""
-    found = [name for name, _ in storage.list_files(uri, IMAGE_SUFFIXES)]
+    found = [name for name, _ in files.list_files(uri, IMAGE_SUFFIXES)]
     if not found:
         raise DataError(f"{uri}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images")
     return found
@@ -54,13 +55,13 @@ def predict(
         classes = json.load(file)
     category_ids = [entry["id"] for entry in classes]
     names = [entry["name"] for entry in classes]
-    schema = pa.schema([pa.field("uri", pa.string()), *scoring.FOUND, pa.field("model_version", pa.string())])
+    schema = pa.schema([pa.field("uri", pa.string()), *actors.FOUND, pa.field("model_version", pa.string())])
     statuses: Counter[str] = Counter()
     results: list[dict[str, Any]] = []
     errors: list[str] = []
     drawn = 0
     with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), schema) as writer:
-        for table in scoring.score(rows.file_rows(uris, workers=resources["workers"]), package, **resources).iter_batches(
+        for table in actors.score(datasets.file_rows(uris, workers=resources["workers"]), package, **resources).iter_batches(
             batch_size=None, batch_format="pyarrow"
         ):
             table = table.append_column("model_version", pa.array([model_version] * table.num_rows, pa.string()))
@@ -73,8 +74,8 @@ def predict(
                 if row["uri"] in ids:
                     results += coco_results(row, ids[row["uri"]], category_ids)
                 if drawn < overlays:
-                    picture = decode_image(storage.read_bytes(row["uri"]))
-                    figure = overlay_figure(picture, scoring.detections_of(row), names, title=os.path.basename(row["uri"]))
+                    picture = decode_image(files.read_bytes(row["uri"]))
+                    figure = overlay_figure(picture, detections_of(row), names, title=os.path.basename(row["uri"]))
                     figure.savefig(os.path.join(folder, "overlays", f"{drawn:04d}-{os.path.basename(row['uri'])}.png"), dpi=90)
                     drawn += 1
     with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as file:

@@ -5,9 +5,7 @@ Shapes: I images, N boxes; in the choice of pictures C cells, P pairs of an imag
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,49 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.errors import DataError
-from cluster.loading import epoch_plan as plan
-from cluster.shards import format as shards
-from cluster.shards.format import INDEX, Shard, ShardSet
-from cluster.storage import files as storage
+from cluster.loading import epoch_plan
+from cluster.shards.index import ShardSet
+from cluster.shards.read import read_columns, read_row_group
 
 COCO_SIDES = (32, 96)
 """px, the square roots of the areas between small, medium and large objects in COCO's evaluation."""
 SIZES = ("small", "medium", "large")
 SAMPLE_GROUPS = 4
 """Row groups that sample pictures are taken from: each is read whole, and four of them hold most classes of most sets."""
-PIECE_BYTES = 8 << 20
-"""Verifying reads in pieces: large enough to be worth a request each, and whole shards need not fit into memory."""
-
-
-def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None) -> None:
-    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with each bad one.
-
-    `DataError` naming every shard that is missing or whose bytes are not those of the index, `PlainError` when the storage fails.
-    """
-
-    def fault(shard: Shard) -> str:
-        uri, digest = storage.join(shard_set.uri, shard.name), hashlib.sha256()
-        try:
-            with storage.plain_errors(uri, "read"), storage.open_input(uri) as file:
-                while piece := file.read(PIECE_BYTES):
-                    digest.update(piece)
-        except FileNotFoundError:
-            return "is in the index but not in the folder"
-        found = digest.hexdigest()
-        return "" if found == shard.sha256 else f"has sha256 {found[:12]}..., the index names {shard.sha256[:12]}..."
-
-    bad = []
-    with ThreadPoolExecutor(storage.TRANSFER_THREADS) as pool:
-        for shard, why in zip(shard_set.shards, pool.map(fault, shard_set.shards), strict=True):
-            if why:
-                bad.append(shard.name)
-                say(f"{shard.name} {why}")
-    if bad:
-        several = f"{len(bad)} of {len(shard_set.shards)} shards are not as {INDEX} has them: {', '.join(bad)}"
-        raise DataError(f"{shard_set.uri}: {several}; run prepare with --overwrite true")
-    if shards.set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
 
 
 @dataclass(frozen=True)
@@ -89,7 +53,7 @@ class Annotations:
 
 def read(shard_set: ShardSet) -> Annotations:
     """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError` for a shard that is damaged."""
-    table = shards.read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
+    table = read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
 
     def flat(name: str) -> pa.Array:
         return pc.list_flatten(table[name]).combine_chunks()
@@ -159,8 +123,8 @@ def choose_samples(annotations: Annotations, rows_per_group: Sequence[int], *, c
 def read_samples(shard_set: ShardSet, annotations: Annotations, *, count: int) -> Iterator[dict[str, Any]]:
     """The rows that `choose_samples` names, as in the shards, one row group in memory at a time. `DataError` for a shard that is damaged."""
     chosen = np.array(choose_samples(annotations, shard_set.rows_per_group, count=count), np.int64)
-    starts = plan.first_rows(shard_set.rows_per_group)
+    starts = epoch_plan.first_rows(shard_set.rows_per_group)
     groups = np.searchsorted(starts, chosen, side="right") - 1
     for group in np.unique(groups).tolist():
-        table = shards.read_row_group(shard_set.locate_group(group))
+        table = read_row_group(shard_set.locate_group(group))
         yield from table.take(pa.array(chosen[groups == group] - starts[group])).to_pylist()

@@ -7,7 +7,6 @@ An alias can move between two reads, so a job resolves it once and works with th
 from __future__ import annotations
 
 import getpass
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,18 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from cluster.errors import DataError, PlainError, UsageError
-from cluster.storage import files as storage
-from cluster.tracking.client import Run, connect, import_mlflow, plain_mlflow_errors
-from detector.checkpoint import STATE_FILE, parse_state
-from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, check_description, read_json, write_package
+from cluster.errors import PlainError, UsageError
+from cluster.tracking.client import connect, import_mlflow, plain_mlflow_errors
+from cluster.tracking.run import Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+from cluster.runs.package import PACKAGE_FILES, check_version
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
-WEIGHTS = {"model": "model.safetensors", "ema": "ema.safetensors"}
 DIGEST_TAG, LINK_TAG = "package_sha256", "mlflow.modelVersions"
 # What detector/ and cluster/tracking/pyfunc_model.py import.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "simplejpeg", "torch", "torchvision")
@@ -49,38 +45,6 @@ class Version(NamedTuple):
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}"
-
-
-def build_package(best: Mapping[str, Any], folder: str) -> None:
-    """Write the three files of a model package from what a run's best.json names: `checkpoint`, and `weights`, "model" (the default) or "ema"."""
-    checkpoint, weights = storage.absolute(best["checkpoint"]), best.get("weights", "model")
-    if weights not in WEIGHTS:
-        raise UsageError(f"best.json: weights must be one of {', '.join(WEIGHTS)}, is {weights!r}")
-    with tempfile.TemporaryDirectory() as scratch:
-        local = os.path.join(scratch, WEIGHTS_FILE)
-        try:
-            state = parse_state(storage.read_bytes(storage.join(checkpoint, STATE_FILE)))
-            package, data = state["package"], storage.read_bytes(storage.join(checkpoint, WEIGHTS[weights]))
-            if hashlib.sha256(data).hexdigest() != state["files"][WEIGHTS[weights]]["sha256"]:
-                raise DataError(f"{checkpoint}/{WEIGHTS[weights]}: is damaged (its sha256 is another); continue the training, or take another run")
-            storage.write_bytes(local, data)
-            write_package(folder, weights=local, description=package["description"], classes=package["classes"])
-        except FileNotFoundError as error:
-            raise UsageError(f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted or moved?") from error
-        except KeyError as error:
-            raise UsageError(f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by another version of it") from error
-        except ValueError as error:
-            raise DataError(f"{checkpoint}: is damaged ({error}); continue the training, or take another run") from error
-    check_version(folder, f"{checkpoint}/{STATE_FILE}")
-
-
-def package_digest(folder: str) -> str:
-    """sha256 over the three files: two packages with one digest predict the same."""
-    digest = hashlib.sha256()
-    for name in PACKAGE_FILES:
-        with open(os.path.join(folder, name), "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def pinned_requirements() -> list[str]:
@@ -266,11 +230,3 @@ def download_package(version: Version, *, tracking: str, folder: str | None = No
         raise PlainError(f"{version} has no {', '.join(missing)}: it is not a model of this project; choose another version")
     check_version(package, str(version))
     return package
-
-
-def check_version(package: str, source: str) -> None:
-    """`UsageError` where another version of the code wrote the package in this local folder, before it is sent to workers; `source` is its name."""
-    try:
-        check_description(read_json(package, MODEL_FILE))
-    except ValueError as error:
-        raise UsageError(f"{source}: {error}") from error

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import fetch
 from cluster.errors import PlainError
-from cluster.loading.epoch_plan import READ_CPUS
-from cluster.runs import evaluations as verdicts
+from cluster.runs import evaluations
 
 LOOK_EVERY_S = 5.0
 """Seconds between two looks at what waits, one listing of a folder each."""
@@ -20,7 +20,7 @@ class Evaluator:
     """Runs in the driver. What waits is read from the run's folder, so evaluations that a killed driver left behind are made by the next one.
 
     While it is entered a thread evaluates beside training, and a failing evaluation costs that evaluation: it is tried once more, then counted as
-    missing. `finish` evaluates what still waits when training is over. `share` is what `scoring.detect_set` takes of the machines.
+    missing. `finish` evaluates what still waits when training is over. `share` is what `detect_set` takes of the machines.
     """
 
     def __init__(self, run: str, data: str, *, weights: str, share: dict[str, Any], tell: Callable[..., None]):
@@ -47,7 +47,7 @@ class Evaluator:
     def work(self) -> None:
         while not self.stopped.wait(LOOK_EVERY_S):
             try:
-                while not self.stopped.is_set() and (queue := verdicts.waiting(self.run)):
+                while not self.stopped.is_set() and (queue := evaluations.waiting(self.run)):
                     self.evaluate(queue, must=False)
             except Exception as error:  # of the storage, say; what waits still waits, and training goes on
                 if not self.abandoned:
@@ -59,15 +59,15 @@ class Evaluator:
         Raises `PlainError` where it does not; then it still waits.
         """
         self.share = max(self.share, share, key=lambda one: (one["workers"] * one["gpus_per_worker"], one["workers"] * one["cpus_per_worker"]))
-        over = verdicts.evaluations(self.run)
+        over = evaluations.evaluations(self.run)
         if over and "error" in over[-1]:
-            verdicts.request(self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch")))
-        while queue := verdicts.waiting(self.run):
+            evaluations.request(self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch")))
+        while queue := evaluations.waiting(self.run):
             self.evaluate(queue, must=len(queue) == 1)
 
     def evaluate(self, queue: list[str], *, must: bool) -> None:
         """The first of what waits. Where it `must` come to numbers its failure is raised, else kept as its verdict."""
-        asked = verdicts.asked(self.run, queue[0])
+        asked = evaluations.asked(self.run, queue[0])
         self.tell("evaluating", images_seen=asked["images_seen"], epoch=asked["epoch"], waiting=len(queue) - 1)
         try:
             table = self.score(asked)
@@ -79,13 +79,13 @@ class Evaluator:
                 raise kind(
                     f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training is finished, the same command evaluates it again"
                 ) from error
-            verdicts.settle(self.run, {**asked, "error": reason_of(error)})
+            evaluations.settle(self.run, {**asked, "error": reason_of(error)})
             self.failed(asked, error, then="it stays without AP")
             return
-        verdicts.settle(self.run, {**asked, "weights": self.weights, **verdicts.numbers(table)})
+        evaluations.settle(self.run, {**asked, "weights": self.weights, **evaluations.numbers(table)})
         self.tell("evaluation", images_seen=asked["images_seen"], epoch=asked["epoch"], table=table)
 
-    def score(self, asked: verdicts.Verdict) -> dict[str, Any]:
+    def score(self, asked: evaluations.Verdict) -> dict[str, Any]:
         try:
             return self.start(asked)
         except Exception as error:  # a machine that was taken away, a connection that broke: the same again may pass
@@ -94,7 +94,7 @@ class Evaluator:
             self.failed(asked, error, then="tried once more")
             return self.start(asked)
 
-    def start(self, asked: verdicts.Verdict) -> dict[str, Any]:
+    def start(self, asked: evaluations.Verdict) -> dict[str, Any]:
         import ray
 
         cpus, gpus = self.share["cpus_per_worker"] + READ_CPUS, self.share["gpus_per_worker"] or None
@@ -104,7 +104,7 @@ class Evaluator:
         finally:
             self.running = None
 
-    def failed(self, asked: verdicts.Verdict, error: Exception, *, then: str) -> None:
+    def failed(self, asked: evaluations.Verdict, error: Exception, *, then: str) -> None:
         self.tell("evaluation_failed", what=f"evaluation of the checkpoint at {asked['images_seen']} images", reason=reason_of(error), then=then)
 
 
@@ -119,17 +119,18 @@ class Scorer:
 
 def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
     """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself, so that one is all its actor books."""
-    from cluster.scoring import detect as scoring
-    from cluster.shards.format import open_shard_set
-    from cluster.tracking import registry
+    from cluster.runs.package import build_package, read_package
+    from cluster.scoring.detect import detect_set
+    from cluster.scoring.truths import read_truths
+    from cluster.shards.index import open_shard_set
     from detector.metrics import coco_table
 
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        registry.build_package(best, folder)
-        package = scoring.read_package(folder)
-    found = scoring.detect_set(package, data, here=True, **share)
+        build_package(best, folder)
+        package = read_package(folder)
+    found = detect_set(package, data, here=True, **share)
     shard_set = open_shard_set(data)
-    return coco_table(scoring.read_truths(shard_set), found, shard_set.class_names).as_dict()
+    return coco_table(read_truths(shard_set), found, shard_set.class_names).as_dict()
 
 
 def reason_of(error: BaseException) -> str:

@@ -22,8 +22,9 @@ from typing import Any
 import ray.train
 
 from cluster.errors import DataError, DiskFull, PlainError, UsageError
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import run_folder
+from cluster.storage import files
+from cluster.storage.uris import join
 from detector.checkpoint import Snapshot, verify_checkpoint, write_checkpoint
 
 NOTICE_STEPS = 8
@@ -179,7 +180,7 @@ class Checkpoints:
             self.act()
             while names := self.without_superseded():
                 what = f"checkpoint {names[-1]}"
-                self.upload(storage.join(self.run, run_folder.CHECKPOINTS, names[-1]))
+                self.upload(join(self.run, run_folder.CHECKPOINTS, names[-1]))
                 self.act()
                 self.prune()
         except (PlainError, OSError) as error:
@@ -195,7 +196,7 @@ class Checkpoints:
 
     def without_superseded(self) -> list[str]:
         names = self.waiting()
-        scored = [name for name in names[:-1] if storage.join(self.run, run_folder.CHECKPOINTS, name) in self.scored]
+        scored = [name for name in names[:-1] if join(self.run, run_folder.CHECKPOINTS, name) in self.scored]
         for name in set(names[:-1]) - set(scored[-self.keep :]):
             shutil.rmtree(os.path.join(self.local, name))
             if name in scored:
@@ -204,7 +205,7 @@ class Checkpoints:
 
     def upload(self, uri: str) -> None:
         folder = os.path.join(self.local, os.path.basename(uri))
-        storage.upload_folder(folder, uri, last=run_folder.STATE_FILE)
+        files.upload_folder(folder, uri, last=run_folder.STATE_FILE)
         shutil.rmtree(folder)
         self.stored.add(uri)
         self.damaged.discard(uri)
@@ -219,7 +220,7 @@ class Checkpoints:
         kept = {*newest, *protected, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint")}
         for uri in folders:
             if uri not in kept and uri < newest[-1]:
-                storage.delete_folder(uri)
+                files.delete_folder(uri)
 
     def newest(self, folder: str) -> str | None:
         """Download the newest checkpoint that is whole, verified, into the local `folder`, and return its URI; None where there is none yet.
@@ -251,7 +252,7 @@ class Checkpoints:
         stored = run_folder.checkpoints(self.run)
         newest = max(stored, default="")
         for name in reversed(names := self.waiting()):
-            folder, uri = os.path.join(self.local, name), storage.join(self.run, run_folder.CHECKPOINTS, name)
+            folder, uri = os.path.join(self.local, name), join(self.run, run_folder.CHECKPOINTS, name)
             try:
                 state = verify_checkpoint(folder)
             except ValueError as error:
@@ -282,7 +283,7 @@ def fetch(uri: str, folder: str) -> dict[str, Any]:
     """Download a checkpoint into a local folder and return its state. `DataError` where a file is missing or is not what was written."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        storage.download_folder(uri, folder)
+        files.download_folder(uri, folder)
         return verify_checkpoint(folder)
     except (ValueError, FileNotFoundError) as error:
         raise DataError(f"{uri}: is damaged ({error})") from error

@@ -2,100 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from cluster.compute.session import unplaced
-from cluster.errors import PlainError, UsageError
-from cluster.loading.epoch_plan import READ_CPUS
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
-from cluster.runs import lease
-from cluster.runs import parent_checkpoint as warm_start
-from cluster.runs import weight_file as pretrained
-from cluster.runs.config import PROFILE_AFTER, SamplingConfig, TrainConfig, identity, package_of
-from cluster.shards.format import ShardSet, open_shard_set
-from cluster.storage import files as storage
+from cluster.compute.resources import READ_CPUS, booked
+from cluster.errors import PlainError
+from cluster.runs import evaluations, lease, parent_checkpoint, run_folder, weight_file
+from cluster.runs.config import TrainConfig, package_of
+from cluster.storage.uris import absolute, join
 from cluster.training.background_evaluation import Evaluator
 from cluster.training.event_channel import Board, Event
 from cluster.training.failures import RetriesSpent, plain_failure
+from cluster.training.placement import decode_place, evaluation_place, evaluator_of, wanted, workers_share
+from cluster.training.preflight import Checked, check
 
 RESIZE_LOOK_S = 60.0
 """Seconds between two looks at whether a group with fewer workers than it may have could grow; growing costs a restart."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A configuration that may be launched: what `check` opened and read on the way."""
-
-    train_set: ShardSet
-    identity: dict[str, Any]
-    begun: bool
-    """Whether the run has a checkpoint to go on from."""
-    born: str
-    """See `run_folder.claim`."""
-
-
-def check(config: TrainConfig) -> Checked:
-    """Everything that can be wrong before a machine is spent: the data, the storage, the weight file, the run's name."""
-    for uri in (config.data.train, config.data.val):
-        storage.check_reachable(uri)
-    train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
-    if not train_set.num_rows or not val_set.num_rows:
-        empty = "data.train" if not train_set.num_rows else "data.val"
-        raise UsageError(f"{empty}: holds no images; prepare it from a JSON that lists some")
-    if train_set.categories != val_set.categories:
-        raise UsageError(
-            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
-            "prepare both from JSON files with the same categories"
-        )
-    unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
-    if unknown:
-        known = ", ".join(train_set.source_names)
-        raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
-    check_profile(config, train_set)
-    storage.check_writable(config.run_uri)
-    lease.refuse_held(config.run_uri)
-    begun = bool(run_folder.checkpoints(config.run_uri))
-    weights = weights_digest(config, train_set, begun=begun)
-    same = identity(config, train_set, val_set, weights=weights)
-    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
-    return Checked(train_set, same, begun, born)
-
-
-def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
-    training = config.training
-    steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
-    # With another sampling an epoch has another number of images, which only workers count.
-    if config.sampling == SamplingConfig() and 0 < training.profile_steps and steps < PROFILE_AFTER + training.profile_steps:
-        raise UsageError(
-            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and the first {PROFILE_AFTER} are not recorded; "
-            f"take {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more epochs"
-        )
-
-
-def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
-    """Digest of the weight file or the checkpoint that the run starts from, which must be there and fit until the run has `begun`; after that it may
-    be gone, but not be another one.
-    """
-    name = "pretrained" if config.pretrained is not None else "from_checkpoint"
-    if getattr(config, name) is None:
-        return None
-    try:
-        if name == "pretrained":
-            return pretrained.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
-        return warm_start.digest(config.from_checkpoint) if begun else warm_start.check(config, train_set)
-    except UsageError:
-        before = run_folder.read(config.run_uri, run_folder.CONFIG)
-        if not begun or before is None or before["config"].get(name) != getattr(config, name):
-            raise
-        return before["identity"][name]
 
 
 def launch(
@@ -111,7 +38,7 @@ def launch(
     checked = checked or check(config)
     run = config.run_uri
     finished = run_folder.read(run, run_folder.FINISHED) is not None
-    if not finished or verdicts.waiting(run):
+    if not finished or evaluations.waiting(run):
         outcome: Future[None] = Future()
         with lease.Lease(run, lambda reason: end(outcome, PlainError(reason))), Board(on_event) as board:
             evaluator = evaluator_of(config, board)
@@ -156,7 +83,7 @@ def train(config: TrainConfig, checked: Checked, outcome: Future[None], *, board
             # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt is never resumed, so each has a name of its own.
             run_config=RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
-                storage_path=storage.join(run, "ray"),
+                storage_path=join(run, "ray"),
                 # The supervisor counts.
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
                 callbacks=[*callbacks, Supervisor(retries, wait_s=60 * training.wait_minutes, wanted=wanted(config))],
@@ -184,13 +111,13 @@ def job_of(config: TrainConfig, checked: Checked) -> dict[str, Any]:
     sections, run = config.model_dump(mode="json"), config.run_uri
     weights, start = None, None
     if config.pretrained is not None and not checked.begun:
-        weights = pretrained.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
+        weights = weight_file.publish(config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage)
     if config.from_checkpoint is not None and not checked.begun:
-        start = warm_start.publish(config.from_checkpoint, run, name=checked.identity["from_checkpoint"], root=config.storage)
+        start = parent_checkpoint.publish(config.from_checkpoint, run, name=checked.identity["from_checkpoint"], root=config.storage)
     return {
         **{name: sections[name] for name in ("sampling", "loss", "augmentation", "optimizer", "training")},
         "decode": decode_place(config.training.decode, gpus_per_worker=config.training.gpus_per_worker),
-        "data": {"train": storage.absolute(config.data.train), "val": storage.absolute(config.data.val)},
+        "data": {"train": absolute(config.data.train), "val": absolute(config.data.val)},
         "run": run,
         "born": checked.born,
         "pretrained": weights,
@@ -237,61 +164,3 @@ def train_on_worker(job: dict[str, Any]) -> None:
     # After an error threads would go on reading the epoch that was begun ahead.
     with closing(worker.stream):
         worker.train()
-
-
-def evaluator_of(config: TrainConfig, board: Any) -> Evaluator:
-    def tell(kind: str, **values: Any) -> None:
-        if board is not None:
-            board.put.remote({"kind": kind, **values})
-
-    weights = "ema" if config.optimizer.ema_images else "model"
-    return Evaluator(config.run_uri, storage.absolute(config.data.val), weights=weights, share=config.evaluation_share, tell=tell)
-
-
-def workers_share(config: TrainConfig) -> dict[str, Any]:
-    return config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
-
-
-def evaluation_place(config: TrainConfig) -> str:
-    """`beside` or `between`, see `TrainingConfig.evaluation`; Ray must be connected."""
-    from ray._private.state import available_resources_per_node
-
-    if config.training.evaluation != "auto":
-        return config.training.evaluation
-    # All workers: one that comes later would find an evaluation in its place.
-    asked = needs(config, workers=config.training.workers, evaluation="beside")
-    return "between" if unplaced(asked, list(available_resources_per_node().values())) else "beside"
-
-
-def decode_place(choice: str, *, gpus_per_worker: float) -> str:
-    """`threads` or `tasks`, see `TrainingConfig.decode`; Ray must be connected."""
-    import ray
-
-    if choice != "auto":
-        return choice
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
-
-
-def needs(config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None) -> list[dict[str, float]]:
-    """The processes of a training with the CPUs and GPUs that each books: with so many `workers`, unset as few as it may have, and with an evaluation
-    beside it where that is `beside`; a task that decodes needs a core, and a share to read, of its own.
-    """
-    number = {"workers": workers or config.training.min_workers or config.training.workers}
-    beside = (evaluation or config.training.evaluation) == "beside"
-    shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
-    return [
-        *(booked(share["cpus_per_worker"] + READ_CPUS, share["gpus_per_worker"]) for share in shares for _ in range(share["workers"])),
-        *([booked(1 + READ_CPUS, 0)] if config.training.decode == "tasks" else []),
-    ]
-
-
-def booked(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def wanted(config: TrainConfig) -> str:
-    """The fewest workers in words, with what each books."""
-    training = config.training
-    gpus = f" and {training.gpus_per_worker:g} GPUs" if training.gpus_per_worker else ""
-    return f"{training.min_workers or training.workers} workers of {training.cpus_per_worker:g} CPUs{gpus}"

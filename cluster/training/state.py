@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from cluster.errors import UsageError
-from cluster.runs import weight_file as pretrained
+from cluster.runs import weight_file
 from cluster.training import checkpoints
 from detector.checkpoint import load_checkpoint, load_weights
 from detector.optimizer import MovingAverage
@@ -64,7 +64,7 @@ def load_weight_file(worker: Worker) -> None:
     if uri is None:
         return
     if worker.rank == 0:
-        with pretrained.local_file(uri) as path:
+        with weight_file.local_file(uri) as path:
             try:
                 report = load_pretrained(worker.model, path)
             except ValueError as error:

@@ -24,8 +24,9 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from cluster.errors import PlainError
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import run_folder
+from cluster.storage import files
+from cluster.storage.uris import join
 from cluster.training.failures import LASTING, RetriesSpent, culprit, how_it_died, last_line, what_happened
 
 NO_WORKERS = (InitializingState, RestartingState, ReschedulingState)
@@ -69,9 +70,9 @@ class Retries:
 
     def keep(self, file: str, details: str) -> str:
         """Put the traceback into the run's folder, for whoever looks at it after a weekend; returns its URI."""
-        uri = storage.join(self.run, "failures", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{file}.txt")
+        uri = join(self.run, "failures", f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{file}.txt")
         try:
-            storage.write_bytes(uri, details.encode("utf-8", "backslashreplace"))
+            files.write_bytes(uri, details.encode("utf-8", "backslashreplace"))
         except (PlainError, OSError):
             return ""
         return uri

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,9 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from cluster.errors import PlainError
-from cluster.runs.config import PROFILE_AFTER
-from cluster.storage import files as storage
+from cluster.training.profile import record
 from detector.batch import Batch
 
 
@@ -115,59 +110,3 @@ def shares(taken: dict[str, float]) -> dict[str, float]:
     """How an interval was spent: waiting for data, in steps, in the rest (checkpoints, reports), each as a share of it."""
     data, step = (taken[name] / max(taken["seconds"], 1e-9) for name in ("data_seconds", "step_seconds"))
     return {"data_share": data, "step_share": step, "rest_share": max(0.0, 1 - data - step)}
-
-
-def system_metrics(device: torch.device, *, node: bool) -> dict[str, float]:
-    """What MLflow's own monitor would log, under its names. That one sees the driver's machine alone, and loses what a dead server does not take.
-
-    `node`: CPUs and memory, which one rank a node reports; of its GPU each rank reports itself. The GPU's utilisation needs nvidia-ml-py.
-    """
-    metrics = {}
-    if node:
-        memory = psutil.virtual_memory()
-        metrics = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
-            "system_memory_usage_megabytes": memory.used / 1e6,
-            "system_memory_usage_percentage": memory.percent,
-        }
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        gpu = f"gpu_{device.index or 0}"
-        metrics[f"{gpu}_memory_usage_megabytes"] = (total - free) / 1e6
-        metrics[f"{gpu}_memory_usage_percentage"] = 100 * (total - free) / total
-        with contextlib.suppress(ImportError, RuntimeError):
-            metrics[f"{gpu}_utilization_percentage"] = float(torch.cuda.utilization(device))
-    return metrics
-
-
-def record(steps: int, on_profile: Callable[[Any], None]) -> torch.profiler.profile:
-    """A running profiler that lets `PROFILE_AFTER` steps pass, records `steps` and hands itself to `on_profile`."""
-    schedule = torch.profiler.schedule(wait=PROFILE_AFTER - 1, warmup=1, active=steps, repeat=1)
-    profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=on_profile, record_shapes=True, acc_events=True)
-    profiler.start()
-    return profiler
-
-
-def publish_profile(profiler: Any, run: str, images_seen: int, *, steps: int, tell: Callable[..., None]) -> threading.Thread:
-    """Put a trace for chrome://tracing or ui.perfetto.dev, and a table of the operations by time, into the run's folder, and tell its URI. A thread
-    does that, to be joined before the process ends: no step waits for storage, and where that fails the run does without.
-    """
-    uri = storage.join(run, "profile", f"images-{images_seen:012d}")
-
-    def publish() -> None:
-        try:
-            with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-                profiler.export_chrome_trace(os.path.join(folder, "trace.json.gz"))
-                averages = profiler.key_averages()
-                by = "self_device_time_total" if any(entry.self_device_time_total for entry in averages) else "self_cpu_time_total"
-                with open(os.path.join(folder, "operations.txt"), "w", encoding="utf-8") as file:
-                    file.write(averages.table(sort_by=by, row_limit=40))
-                storage.upload_folder(folder, uri)
-        except (PlainError, OSError) as error:
-            tell("warning", text=f"the profile is not in storage, training goes on: {error}")
-        else:
-            tell("profile", uri=uri, steps=steps)
-
-    thread = threading.Thread(target=publish, name="profile", daemon=True)
-    thread.start()
-    return thread

@@ -19,17 +19,19 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import PlainError
-from cluster.loading import epoch_plan as plan
+from cluster.loading import epoch_plan
 from cluster.loading.stream import Stream
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
+from cluster.runs import evaluations, run_folder
 from cluster.runs.config import compiles
-from cluster.scoring.detect import detections, read_truths
-from cluster.shards.format import open_shard_set
+from cluster.scoring.detect import detections
+from cluster.scoring.truths import read_truths
+from cluster.shards.index import open_shard_set
 from cluster.training.checkpoints import Checkpoints
+from cluster.training.profile import publish_profile
 from cluster.training.state import resume
 from cluster.training.step_reports import StepReports
-from cluster.training.timing import Timing, publish_profile, shares, system_metrics
+from cluster.training.system_metrics import system_metrics
+from cluster.training.timing import Timing, shares
 from cluster.training.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
@@ -98,15 +100,15 @@ class Worker:
             self.network, self.compiled = torch.compile(self.network, dynamic=False), compiled_parts()
         self.truths = read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
         self.resumed_from: str | None = None
-        self.over = verdicts.evaluations(self.run) if self.rank == 0 else []
+        self.over = evaluations.evaluations(self.run) if self.rank == 0 else []
         self.checkpoints = Checkpoints(
             self.run,
             born=job["born"],
             settings=job["training"],
             tell=self.tell,
             writes=self.rank == 0,
-            protected=lambda: set(verdicts.waiting(self.run)),
-            ask=partial(verdicts.request, self.run),
+            protected=lambda: set(evaluations.waiting(self.run)),
+            ask=partial(evaluations.request, self.run),
         )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
         self.publishing: threading.Thread | None = None
@@ -156,10 +158,10 @@ class Worker:
             return None
         if self.rank == 0 and self.job["evaluation"] == "beside":
             try:
-                self.over = verdicts.evaluations(self.run)
+                self.over = evaluations.evaluations(self.run)
             except (PlainError, OSError) as error:
                 self.tell("warning", text=f"whether training should stop is judged by the evaluations known before: {error}")
-        return self.agreed(verdicts.reason_to_stop(self.over, patience=patience, min_improvement=rise))
+        return self.agreed(evaluations.reason_to_stop(self.over, patience=patience, min_improvement=rise))
 
     def train_epoch(self) -> bool:
         """The rest of this epoch, with part-way checkpoints where they are due. Whether one is due at its end."""
@@ -174,8 +176,8 @@ class Worker:
                 self.reports.wait()
             self.watchdog.progressed()
             self.loss_normalizer = report.loss_normalizer
-            self.left = plan.advance(start, batches=self.batches, done=done)
-            before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - plan.size(self.left)
+            self.left = epoch_plan.advance(start, batches=self.batches, done=done)
+            before, self.images_seen = self.images_seen, (self.epoch + 1) * self.stream.places - epoch_plan.size(self.left)
             if self.average is not None:
                 self.average.update(self.model, self.images_seen - before)
             values = {"learning_rate": peak * factor, "images": self.images_seen - before, "images_seen": self.images_seen}
@@ -228,7 +230,7 @@ class Worker:
             "ranks": self.ranks,
             "scored": scored,
             "data_digest": self.train_set.digest,
-            "best": verdicts.best_of(self.over),
+            "best": evaluations.best_of(self.over),
             "told": list(self.told),
             "package": self.job["package"],
             "config": self.job["config"],
@@ -241,16 +243,16 @@ class Worker:
 
     def evaluate(self, uri: str, *, again: bool) -> None:
         """Have the checkpoint evaluated, beside training or here. `again`: its evaluation may be there from before a restart."""
-        known = verdicts.known(self.over, self.images_seen) if again else None
+        known = evaluations.known(self.over, self.images_seen) if again else None
         if self.job["evaluation"] == "beside":
             if self.rank == 0 and known is None:
-                self.checkpoints.once_stored(uri, partial(verdicts.request, self.run, uri, self.images_seen, self.epoch + 1))
+                self.checkpoints.once_stored(uri, partial(evaluations.request, self.run, uri, self.images_seen, self.epoch + 1))
             return
         verdict = self.agreed(known) or self.score(uri)
         # A barrier over the ranks that Ray polls every two seconds, so it is used once an evaluation and never in the step loop.
         ray.train.report({name: value for name, value in verdict.items() if name not in ("weights", "per_class")})
 
-    def score(self, uri: str) -> verdicts.Verdict:
+    def score(self, uri: str) -> evaluations.Verdict:
         """Score the averaged weights (or the plain ones) on every val image once, sharded over the ranks, and keep the verdict."""
         model = copy.deepcopy(self.model)
         if self.average is not None:
@@ -269,13 +271,13 @@ class Worker:
         if self.ranks > 1:
             parts = [None] * self.ranks
             dist.all_gather_object(parts, found)
-        verdict: verdicts.Verdict = {"checkpoint": uri, "images_seen": self.images_seen, "epoch": self.epoch + 1}
+        verdict: evaluations.Verdict = {"checkpoint": uri, "images_seen": self.images_seen, "epoch": self.epoch + 1}
         if self.rank == 0:
             table = coco_table(self.truths, {k: v for part in parts for k, v in part.items()}, self.val_set.class_names).as_dict()
-            verdict |= {"weights": "model" if self.average is None else "ema", **verdicts.numbers(table)}
-            self.over = verdicts.including(self.over, verdict)
+            verdict |= {"weights": "model" if self.average is None else "ema", **evaluations.numbers(table)}
+            self.over = evaluations.including(self.over, verdict)
             # Once the checkpoint is in storage, where best.json says that it is.
-            self.checkpoints.once_stored(uri, partial(verdicts.settle, self.run, verdict))
+            self.checkpoints.once_stored(uri, partial(evaluations.settle, self.run, verdict))
             self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table)
         return self.agreed(verdict)
 
@@ -330,7 +332,7 @@ def shared_batch(training: dict[str, Any], *, ranks: int) -> tuple[list[int], in
     """
     batch, workers = training["batch_size"], training["workers"]
     whole = batch // workers
-    batches = [whole] * ranks if training["resized_batch"] == "scale" else plan.split_batch(batch, ranks=ranks)
+    batches = [whole] * ranks if training["resized_batch"] == "scale" else epoch_plan.split_batch(batch, ranks=ranks)
     return batches, min(-(-max(batches) // (whole // training["accumulate"])), min(batches))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage import files as storage
+from cluster.storage import files, preflight, uris
 
 MANIFEST = "stage.json"
 SCHEMA_VERSION = 1
@@ -40,8 +40,8 @@ def fingerprint(stage: str, identity: Mapping[str, Any], upstream: Sequence[Fini
 
 def digest_of_file(uri: str) -> str:
     """sha256 of the bytes. `UsageError` when it is not there."""
-    storage.check_readable(uri)
-    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    preflight.check_readable(uri)
+    return hashlib.sha256(files.read_bytes(uri)).hexdigest()
 
 
 def digest_of_folder(uri: str) -> str:
@@ -49,9 +49,9 @@ def digest_of_folder(uri: str) -> str:
 
     A file replaced by another one of exactly its size is not noticed; reading every byte of the pictures would cost as much as the stage itself.
     """
-    uri = storage.absolute(uri)
-    storage.check_readable(uri)
-    listing = [(name[len(uri) + 1 :], size) for name, size in storage.list_files(uri)]
+    uri = uris.absolute(uri)
+    preflight.check_readable(uri)
+    listing = [(name[len(uri) + 1 :], size) for name, size in files.list_files(uri)]
     return hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -72,9 +72,9 @@ def run_or_reuse(
     An error leaves no manifest, so the same call goes on with the same folder.
     """
     digest = fingerprint(stage, identity, upstream)
-    folder = storage.join(storage.absolute(parent), f"{name}-{digest[:SHOWN]}")
+    folder = uris.join(uris.absolute(parent), f"{name}-{digest[:SHOWN]}")
     before = read_manifest(folder, digest)
-    gone = [uri for uri in (storage.join(folder, output) for output in outputs) if not storage.exists(uri)]
+    gone = [uri for uri in (uris.join(folder, output) for output in outputs) if not files.exists(uri)]
     if before is not None and not gone:
         say(f"[{stage}] reused (fingerprint {digest[:SHOWN]}) {folder}")
         return Finished(digest, folder, before, True)
@@ -85,7 +85,7 @@ def run_or_reuse(
     seconds = time.monotonic() - start
     manifest = {"schema_version": SCHEMA_VERSION, "stage": stage, "fingerprint": digest, "identity": dict(identity)}
     manifest |= {"seconds": round(seconds, 1), "values": values}
-    storage.write_json(storage.join(folder, MANIFEST), manifest)
+    files.write_json(uris.join(folder, MANIFEST), manifest)
     say(f"[{stage}] done in {seconds:.0f} s")
     return Finished(digest, folder, values, False)
 
@@ -93,7 +93,7 @@ def run_or_reuse(
 def read_manifest(folder: str, digest: str) -> dict[str, Any] | None:
     """The values of the finished stage in this folder; None where it is not finished, or another stage's fingerprint starts alike."""
     try:
-        manifest = storage.read_json(storage.join(folder, MANIFEST))
+        manifest = files.read_json(uris.join(folder, MANIFEST))
     except FileNotFoundError:
         return None
     return manifest["values"] if manifest.get("fingerprint") == digest else None

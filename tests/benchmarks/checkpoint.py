@@ -24,8 +24,8 @@ sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), HERE]
 
 import step  # noqa: E402
 
-from cluster.runs import folder as run_folder  # noqa: E402
-from cluster.storage import files as storage  # noqa: E402
+from cluster.runs import run_folder  # noqa: E402
+from cluster.storage import files  # noqa: E402
 from cluster.training.checkpoints import Checkpoints  # noqa: E402
 from detector.checkpoint import Snapshot, save_checkpoint, take_snapshot  # noqa: E402
 from detector.model import RetinaNet  # noqa: E402
@@ -71,7 +71,7 @@ def main() -> None:
 
         def blocking(number: int) -> None:
             save_checkpoint(f"{folder}/blocking", **parts)
-            storage.upload_folder(f"{folder}/blocking", f"{folder}/store/{number}", last=run_folder.STATE_FILE)
+            files.upload_folder(f"{folder}/blocking", f"{folder}/store/{number}", last=run_folder.STATE_FILE)
 
         ways: dict[str, Callable[[int], object]] = {
             "none": lambda number: None,

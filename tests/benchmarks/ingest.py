@@ -32,13 +32,15 @@ import torchvision.io
 from PIL import Image
 from torchvision.transforms import v2
 
-from cluster.compute import session
-from cluster.loading import datasets as rows
-from cluster.loading import epoch_plan as plan
+from cluster.compute.session import connect
+from cluster.loading import datasets, epoch_plan
+from cluster.loading.prefetch import chunks, ordered_map
 from cluster.loading.sampler import Sampler
-from cluster.loading.stream import Stream, chunks, ordered_map
-from cluster.shards import format as shards
-from cluster.storage import files as storage
+from cluster.loading.stream import Stream
+from cluster.shards import index, read, write
+from cluster.shards.format import Category, Row, shard_name
+from cluster.storage import files
+from cluster.storage.uris import S3
 from detector.batch import Batch, collate
 from detector.image import decode_image
 
@@ -58,51 +60,51 @@ def photo(random: np.random.Generator) -> bytes:
     return sink.getvalue()
 
 
-def write_set(uri: str, images: int) -> shards.ShardSet:
+def write_set(uri: str, images: int) -> index.ShardSet:
     random = np.random.default_rng(0)
     pictures = [photo(random) for _ in range(min(images, DIFFERENT))]
     print(f"{images} images of {np.mean([len(p) for p in pictures]) / 1000:.0f} kB", flush=True)
 
-    def row(number: int) -> shards.Row:
+    def row(number: int) -> Row:
         corner = random.random((7, 2)) * [400, 300]
         boxes = np.concatenate([corner, corner + 20 + 150 * random.random((7, 2))], axis=1)
         picture = pictures[number % len(pictures)]
-        return shards.Row(number, f"{number}.jpg", picture, 480, 640, boxes, [number % 3] * 7, [False] * 7, [100.0] * 7, 0, bytes(32))
+        return Row(number, f"{number}.jpg", picture, 480, 640, boxes, [number % 3] * 7, [False] * 7, [100.0] * 7, 0, bytes(32))
 
     held = [[row(number) for number in range(start, min(start + 640, images))] for start in range(0, images, 640)]
-    written = [shards.write_shard(uri, shards.shard_name(i, len(held)), part, row_group_rows=32) for i, part in enumerate(held)]
-    categories = [shards.Category(label, label + 1, name) for label, name in enumerate("abc")]
-    shards.write_index(uri, categories=categories, shards=written, counts={"images": images}, source_digest="0" * 64)
-    return shards.open_shard_set(uri)
+    written = [write.write_shard(uri, shard_name(i, len(held)), part, row_group_rows=32) for i, part in enumerate(held)]
+    categories = [Category(label, label + 1, name) for label, name in enumerate("abc")]
+    index.write_index(uri, categories=categories, shards=written, counts={"images": images}, source_digest="0" * 64)
+    return index.open_shard_set(uri)
 
 
 def sampler(epoch: int) -> Sampler:
     return Sampler([CANVAS], None, 3, 0, epoch, {"flip": 0.5})
 
 
-def units_of(shard_set: shards.ShardSet, epoch: int) -> list[plan.Unit]:
-    sequence = plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=epoch)
-    return plan.units(sequence, shard_set.rows_per_group)
+def units_of(shard_set: index.ShardSet, epoch: int) -> list[epoch_plan.Unit]:
+    sequence = epoch_plan.epoch_sequence(shard_set.rows_per_group, seed=0, epoch=epoch)
+    return epoch_plan.units(sequence, shard_set.rows_per_group)
 
 
 def marked(table) -> list[dict]:
     return [{**row, "copy": 0, "canvas": 0} for row in table.to_pylist()]
 
 
-def threads_alone(shard_set: shards.ShardSet, epoch: int) -> Iterator[Batch]:
+def threads_alone(shard_set: index.ShardSet, epoch: int) -> Iterator[Batch]:
     """The same reads and the same samples with plain threads."""
     make = sampler(epoch)
 
-    def read(unit: plan.Unit) -> list[dict]:
-        return marked(shards.read_rows([shard_set.locate_group(group) for group in unit.groups], unit.rows))
+    def read(unit: epoch_plan.Unit) -> list[dict]:
+        return marked(read.read_rows([shard_set.locate_group(group) for group in unit.groups], unit.rows))
 
-    with ThreadPoolExecutor(rows.READ_TASKS) as pool:
+    with ThreadPoolExecutor(datasets.READ_TASKS) as pool:
         waiting, units = [], iter(units_of(shard_set, epoch))
 
         def arriving() -> Iterator[dict]:
             for unit in units:
                 waiting.append(pool.submit(read, unit))
-                if len(waiting) > rows.READ_TASKS:
+                if len(waiting) > datasets.READ_TASKS:
                     yield from waiting.pop(0).result()
             for future in waiting:
                 yield from future.result()
@@ -114,7 +116,7 @@ def threads_alone(shard_set: shards.ShardSet, epoch: int) -> Iterator[Batch]:
 class Rows(torch.utils.data.IterableDataset):
     """The same reads and samples for torch's DataLoader: every worker takes every second unit."""
 
-    def __init__(self, shard_set: shards.ShardSet):
+    def __init__(self, shard_set: index.ShardSet):
         self.shard_set, self.epoch = shard_set, 0
 
     def __iter__(self) -> Iterator:
@@ -122,7 +124,7 @@ class Rows(torch.utils.data.IterableDataset):
         torch.set_num_threads(1)
         make = sampler(self.epoch)
         for unit in units_of(self.shard_set, self.epoch)[worker.id :: worker.num_workers]:
-            for row in marked(shards.read_rows([self.shard_set.locate_group(group) for group in unit.groups], unit.rows)):
+            for row in marked(read.read_rows([self.shard_set.locate_group(group) for group in unit.groups], unit.rows)):
                 yield make.sample(row)
         self.epoch += 1
 
@@ -178,7 +180,7 @@ def count_of(batches: Iterator[Batch]) -> int:
     return sum(len(batch.image_ids) for batch in batches)
 
 
-def stream_of(shard_set: shards.ShardSet, **settings) -> Stream:
+def stream_of(shard_set: index.ShardSet, **settings) -> Stream:
     return Stream(
         shard_set, rank=0, **{"batches": [BATCH], "canvases": [CANVAS], "seed": 0, "augmentation": {"flip": 0.5}, "threads": THREADS} | settings
     )
@@ -208,7 +210,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         uri = given.data or folder
         shard_set = write_set(uri, given.images)
-        session.connect()
+        connect()
         if "rates" in given.parts:
             compare(shard_set, folder, given.rounds)
         if "epochs" in given.parts:
@@ -216,18 +218,18 @@ def main() -> None:
         if "train" in given.parts:
             train(shard_set, given.rounds)
         if given.data:
-            storage.delete_folder(uri)
+            files.delete_folder(uri)
 
 
-def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
+def compare(shard_set: index.ShardSet, folder: str, rounds: int) -> None:
     some = [shard_set.locate_group(group) for group in range(min(8, len(shard_set.rows_per_group)))]
-    held = [row for place in some for row in marked(shards.read_row_group(place))]
+    held = [row for place in some for row in marked(read.read_row_group(place))]
     # A forked process cannot use the S3 client of its parent: it gets empty answers, which the digests then refuse.
-    start = "spawn" if shard_set.uri.startswith(storage.S3) else "fork"
+    start = "spawn" if shard_set.uri.startswith(S3) else "fork"
     settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
     loader = torch.utils.data.DataLoader(Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings)
-    every_row = rows.planned_rows(shard_set, plan.units(np.arange(shard_set.num_rows), shard_set.rows_per_group))
-    for number, row in enumerate(rows.iterate(every_row)):
+    every_row = datasets.planned_rows(shard_set, epoch_plan.units(np.arange(shard_set.num_rows), shard_set.rows_per_group))
+    for number, row in enumerate(datasets.iterate(every_row)):
         with open(os.path.join(folder, f"{number}.jpg"), "wb") as file:
             file.write(row["image"])
     usual = torch.utils.data.DataLoader(Files(folder, shard_set.num_rows), batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
@@ -250,7 +252,7 @@ def compare(shard_set: shards.ShardSet, folder: str, rounds: int) -> None:
     table(results, base="plain threads, no Ray")
 
 
-def epochs(shard_set: shards.ShardSet, count: int) -> None:
+def epochs(shard_set: index.ShardSet, count: int) -> None:
     """First batch of a warm epoch, the gap between two epochs, memory from epoch to epoch."""
     idle = memory_mib()
     firsts, gaps, peaks = [], [], []
@@ -277,12 +279,12 @@ def epochs(shard_set: shards.ShardSet, count: int) -> None:
     if gaps:
         print(f"from the last batch of an epoch to the first of the next: median {statistics.median(gaps):.3f} s (up to {max(gaps):.3f})")
         print("peak memory of all processes by epoch, MiB:", " ".join(f"{peak:.0f}" for peak in peaks), f"of which {idle:.0f} before the first")
-    for window in (plan.WINDOW, 4 * plan.WINDOW):
+    for window in (epoch_plan.WINDOW, 4 * epoch_plan.WINDOW):
         held = [memory_mib() for number, _ in enumerate(stream_of(shard_set, window=window).epoch(0, [(0, shard_set.num_rows)])) if number % 8 == 4]
         print(f"windows of {window} row groups: at most {max(held):.0f} MiB", flush=True)
 
 
-def train(shard_set: shards.ShardSet, rounds: int) -> None:
+def train(shard_set: index.ShardSet, rounds: int) -> None:
     """The same training steps on the stream and on one batch in memory: a step of seconds, and one that asks for ten times as many pictures."""
     import step
 

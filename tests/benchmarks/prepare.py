@@ -48,11 +48,11 @@ WHOLE = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
 from cluster.prepare import plan as ingest
-from cluster.compute import session
+from cluster.compute.session import connect
 import cluster.reports.data_report
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-session.connect()
+connect()
 before, start = peak(), time.perf_counter()
 found = ingest.prepare(annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
 taken = time.perf_counter() - start
@@ -82,23 +82,22 @@ def write_coco(path: str, *, images: int, annotations: int, size: tuple[int, int
         file.write(json.dumps([{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]) + "}")
 
 
-def measure_speed(files: int, *, rounds: int, place: str) -> None:
+def measure_speed(count: int, *, rounds: int, place: str) -> None:
     sys.path[:0] = [ROOT, os.path.join(ROOT, "tests", "benchmarks")]
     import ingest as photos
     import numpy as np
 
-    from cluster.compute import session
     from cluster.prepare import plan as ingest
-    from cluster.storage import files as storage
+    from cluster.storage import files
     from detector.image import decode_image
 
     generator = np.random.default_rng(0)
-    pictures = [photos.photo(generator) for _ in range(min(files, photos.DIFFERENT))]
-    records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(files)]
+    pictures = [photos.photo(generator) for _ in range(min(count, photos.DIFFERENT))]
+    records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(count)]
     names = [record["file_name"] for record in records]
     box = {"category_id": 1, "bbox": [10, 10, 50, 60], "iscrowd": 0, "area": 3000}
-    boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * files)]
-    storage.write_json(f"{place}/all.json", {"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]})
+    boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * count)]
+    files.write_json(f"{place}/all.json", {"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]})
 
     def each(work: Callable[[str], object], threads: int) -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -107,24 +106,26 @@ def measure_speed(files: int, *, rounds: int, place: str) -> None:
     def prepare() -> None:
         ingest.prepare(annotations=f"{place}/all.json", images=f"{place}/images", output=f"{place}/out", overwrite=True, say=lambda line: None)
 
-    each(lambda name: storage.write_bytes(f"{place}/images/{name}", pictures[int(name.split(".")[0]) % len(pictures)]), 8)
+    each(lambda name: files.write_bytes(f"{place}/images/{name}", pictures[int(name.split(".")[0]) % len(pictures)]), 8)
     ways: dict[str, Callable[[], object]] = {
-        "copy of the files": lambda: each(lambda name: storage.write_bytes(f"{place}/copy/{name}", storage.read_bytes(f"{place}/images/{name}")), 8),
-        "decoded by two threads": lambda: each(lambda name: decode_image(storage.read_bytes(f"{place}/images/{name}")), 2),
+        "copy of the count": lambda: each(lambda name: files.write_bytes(f"{place}/copy/{name}", files.read_bytes(f"{place}/images/{name}")), 8),
+        "decoded by two threads": lambda: each(lambda name: decode_image(files.read_bytes(f"{place}/images/{name}")), 2),
         "prepare": prepare,
     }
     if not place.startswith("s3://"):
-        ways["copy of the files"] = lambda: shutil.copytree(f"{place}/images", f"{place}/copy")
-    session.connect()
+        ways["copy of the count"] = lambda: shutil.copytree(f"{place}/images", f"{place}/copy")
+    from cluster.compute.session import connect
+
+    connect()
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             if number:  # the first round starts Ray's workers
-                rates[name].append(files / (time.perf_counter() - start))
+                rates[name].append(count / (time.perf_counter() - start))
         for folder in ("copy", "out"):
-            storage.delete_folder(f"{place}/{folder}")
+            files.delete_folder(f"{place}/{folder}")
     for name, values in rates.items():
         print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
 

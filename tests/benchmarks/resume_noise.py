@@ -18,7 +18,7 @@ from typing import Any
 
 from reliability import prepare
 
-from cluster.compute import session
+from cluster.compute.session import connect
 from cluster.errors import PlainError
 from cluster.runs.config import TrainConfig
 from cluster.training import launch
@@ -56,7 +56,7 @@ def main() -> None:
     print("| seed | uninterrupted: AP | AP50 | killed, on with one worker: AP | AP50 | difference of AP |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         prepare(folder, train=IMAGES, val=48)
-        session.connect(num_cpus=4)
+        connect(num_cpus=4)
         for seed in seeds:
             whole = train(folder, f"whole-{seed}", seed=seed, workers=2)
             with contextlib.suppress(PlainError):

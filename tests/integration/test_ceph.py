@@ -16,9 +16,10 @@ import boto3
 import pytest
 
 from cluster.errors import PlainError, UsageError
-from cluster.shards import format as shards
-from cluster.shards import statistics as survey
-from cluster.storage import files as storage
+from cluster.shards.index import open_shard_set
+from cluster.shards.verify import verify_shard_set
+from cluster.storage import files
+from cluster.storage.preflight import check_readable, check_writable
 from tests.cluster.storage import test_files as test_storage
 from tests.cluster.storage import test_s3
 from tests.support.ceph_gateway import CephGateway
@@ -30,12 +31,12 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = itertools.count()
 STREAM = """
 import json, sys
-from cluster.compute import session
-from cluster.shards import format as shards
+from cluster.compute.session import connect
+from cluster.shards import index
 from cluster.loading.stream import Stream
 address, uri = sys.argv[1:]
-session.connect(address)
-shard_set = shards.open_shard_set(uri)
+connect(address)
+shard_set = open_shard_set(uri)
 ranks = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[(64, 96)], seed=0) for rank in range(2)]
 print(json.dumps([int(id) for rank in ranks for batch in rank.epoch(0, [(0, shard_set.num_rows)]) for id in batch.image_ids]))
 """
@@ -115,16 +116,16 @@ def test_a_missing_bucket(bucket: str, gateway: CephGateway, check: Callable[[st
 
 
 def test_a_wrong_secret_in_the_middle_of_a_run(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage.write_bytes(f"{bucket}/key", b"x")
+    files.write_bytes(f"{bucket}/key", b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somethingelse")
     # HEAD and GET are answered with a bare 403.
-    for operation in (storage.read_bytes, storage.exists):
+    for operation in (files.read_bytes, files.exists):
         with pytest.raises(PlainError, match="the secret does not fit it; check AWS_SECRET_ACCESS_KEY; then run the command again$"):
             operation(f"{bucket}/key")
 
 
 def test_rights_are_told_apart(bucket: str, gateway: CephGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage.write_bytes(f"{bucket}/key", b"x")
+    files.write_bytes(f"{bucket}/key", b"x")
     for user in ("reader", "stranger"):
         gateway.add_user(user, f"{user}key", f"{user}secret")
     everything = ["arn:aws:s3:::laws", "arn:aws:s3:::laws/*"]
@@ -138,36 +139,36 @@ def test_rights_are_told_apart(bucket: str, gateway: CephGateway, monkeypatch: p
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readerkey")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readersecret")
-    storage.check_readable(f"{bucket}/key")
-    assert storage.read_bytes(f"{bucket}/key") == b"x"
+    check_readable(f"{bucket}/key")
+    assert files.read_bytes(f"{bucket}/key") == b"x"
     with pytest.raises(UsageError, match=f"the bucket can be listed but not written: {gateway.url} denies access; check the AWS_ credentials"):
-        storage.check_writable(bucket)
+        check_writable(bucket)
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "strangerkey")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "strangersecret")
     with pytest.raises(UsageError, match=f"^{bucket}/key: {gateway.url} denies access; check the AWS_ credentials and their rights to 'laws'$"):
-        storage.check_readable(f"{bucket}/key")
+        check_readable(f"{bucket}/key")
 
 
 def test_an_upload_that_the_gateway_does_not_take_is_explained(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # What pyarrow does by itself; the other tests show that it is switched off where nobody asks for it.
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
     with pytest.raises(UsageError, match="takes no checksums behind uploads; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required$"):
-        storage.check_writable(bucket)
+        check_writable(bucket)
 
 
 def test_from_images_to_batches_through_one_fault_in_fifty(
     bucket: str, ray_cluster: str, gateway: CephGateway, small_coco: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """prepare, verify and stream an epoch on the shared Ray cluster, whose nodes have the gateway's keys; each driver brings the endpoint."""
-    storage.upload_folder(str(small_coco), f"{bucket}/coco")
+    files.upload_folder(str(small_coco), f"{bucket}/coco")
     with FaultyS3(gateway.url, errors=0.02, latency=0.005) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         sources = ["--annotations", f"{bucket}/coco/annotations/instances_train.json", "--images", f"{bucket}/coco/images/train"]
         options = ["--output", f"{bucket}/shards", "--row_group_rows", "5", "--ray.address", ray_cluster]
         drive("-m", "pipelines.prepare", *sources, *options)
-        shard_set = shards.open_shard_set(f"{bucket}/shards")
-        survey.verify_shard_set(shard_set)
+        shard_set = open_shard_set(f"{bucket}/shards")
+        verify_shard_set(shard_set)
         ids = json.loads(drive("-c", STREAM, ray_cluster, f"{bucket}/shards").splitlines()[-1])
     images = json.loads((small_coco / "annotations/instances_train.json").read_text())["images"]
     assert sorted(ids) == sorted(image["id"] for image in images)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster.runs import folder as run_folder
+from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
-from cluster.storage import files as storage
+from cluster.storage import files
 from cluster.training import launch
 
 pytestmark = pytest.mark.integration
@@ -47,7 +47,7 @@ def trained(run: TrainConfig) -> dict[str, bytes]:
     launch.launch(run)
     last = run_folder.checkpoints(run.run_uri)[-1]
     assert last.endswith(f"images-{48:012d}")
-    return {name: storage.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
+    return {name: files.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
 
 
 def test_the_same_run_again_and_the_same_run_resumed_have_the_same_bits(data: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ def test_the_same_run_again_and_the_same_run_resumed_have_the_same_bits(data: di
     resumed = config(data, "resumed")
     middle = run_folder.checkpoint_uri(whole.run_uri, 16)
     assert middle in run_folder.checkpoints(whole.run_uri)
-    storage.upload_folder(middle, run_folder.checkpoint_uri(resumed.run_uri, 16))
+    files.upload_folder(middle, run_folder.checkpoint_uri(resumed.run_uri, 16))
     run_folder.write(resumed.run_uri, run_folder.CONFIG, run_folder.read(whole.run_uri, run_folder.CONFIG))
     assert trained(resumed) == first
     assert run_folder.checkpoint_uri(resumed.run_uri, 8) not in run_folder.checkpoints(resumed.run_uri)

@@ -27,10 +27,13 @@ from PIL import Image
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cluster.errors import DiskFull, PlainError
-from cluster.runs import folder as run_folder
+from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
-from cluster.shards.format import Row, open_shard_set, read_rows, write_index, write_shard
-from cluster.storage import files as storage
+from cluster.shards.format import Row
+from cluster.shards.index import open_shard_set, write_index
+from cluster.shards.read import read_rows
+from cluster.shards.write import write_shard
+from cluster.storage import files
 from cluster.training import launch
 from cluster.training.checkpoints import fetch
 from tests.integration.test_launch import environment
@@ -99,7 +102,7 @@ class Watched:
 def last_weights(config: TrainConfig) -> dict[str, bytes]:
     last = run_folder.checkpoints(config.run_uri)[-1]
     assert last.endswith(f"images-{48:012d}")
-    return {name: storage.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
+    return {name: files.read_bytes(f"{last}/{name}") for name in ("model.safetensors", "ema.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,7 @@ def test_a_group_that_does_not_start_is_started_again(data: dict[str, str], unto
     assert first["who"] == "the start of the workers" and first["reason"].endswith("connect: no route to host")
     assert second["who"] == "a worker that started" and second["reason"] == "its process ended (killed, or out of memory)"
     assert [one["then"][:14] for one in (first, second)] == ["restart 1 of 2", "restart 2 of 2"]
-    assert b"find_no_one" in storage.read_bytes(first["details"]) and not run.of("waiting")
+    assert b"find_no_one" in files.read_bytes(first["details"]) and not run.of("waiting")
     assert last_weights(config) == untouched
     error = Watched(configured(data, "no-start", retries=0), callbacks=[bad_start()]).error
     assert re.fullmatch(r"training no-start failed after 0 retries: the start of the workers: .*no route to host", str(error))
@@ -182,7 +185,7 @@ def test_one_rank_raises_and_the_others_stop_with_its_traceback(data: dict[str, 
     assert (failure["rank"], failure["then"]) == (1, "a restart would meet it again")
     assert "cannot be decoded" in failure["reason"]
     assert re.fullmatch(rf"training one-raises stopped: .* \(image_id {victim}\): it cannot be decoded.*", str(run.error))
-    details = storage.read_bytes(failure["details"]).decode()
+    details = files.read_bytes(failure["details"]).decode()
     assert "Traceback" in details and "detector/image.py" in details
 
 
@@ -194,11 +197,11 @@ def group_rows(shard_set: Any, group: int) -> list[Row]:
 
 def image_of_rank(shard_set: Any, *, rank: int, seed: int) -> int:
     """An image of the first batch that this rank of two gets in the first epoch."""
-    from cluster.loading import epoch_plan as plan
-    from cluster.shards.format import read_columns
+    from cluster.loading import epoch_plan
+    from cluster.shards.read import read_columns
 
-    stored = plan.epoch_sequence(shard_set.rows_per_group, seed=seed, epoch=0)
-    (start, _), *_ = plan.cut([(0, len(stored))], rank=rank, batches=[2, 2])
+    stored = epoch_plan.epoch_sequence(shard_set.rows_per_group, seed=seed, epoch=0)
+    (start, _), *_ = epoch_plan.cut([(0, len(stored))], rank=rank, batches=[2, 2])
     return read_columns(shard_set, ["image_id"])["image_id"].to_pylist()[stored[start]]
 
 
@@ -335,7 +338,7 @@ def test_a_killed_driver_costs_no_image(data: dict[str, str], untouched: dict[st
     """The same command goes on, in the same MLflow run, which has every step at the end: also those that the killed one had heard of and not sent."""
     flags = [*flags_of(data, "killed", data["folder"], tmp_path), "--ray.address", ray_cluster]
     patch = f"import sys; sys.path.append({str(ROOT)!r}); from tests.support import paced; paced.pace_launches()"
-    patch += "; from cluster import tracking; tracking.SEND_EVERY_S = 1e6"
+    patch += "; from cluster.tracking import client as tracking; tracking.SEND_EVERY_S = 1e6"
     with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as driver:
         driver.until(" checkpoint ", times=2)
         driver.process.kill()
@@ -363,7 +366,7 @@ def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path:
     for name in ("first", "second"):
         nodes.add(name, cpus=1)
     flags = flags_of(data, "elastic", data["folder"], tmp_path, epochs=500, evaluate_every=500, min_workers=1, checkpoint_images=16)
-    patch = "from cluster import launch; launch.RESIZE_LOOK_S = 5.0"
+    patch = "from cluster.training import launch; launch.RESIZE_LOOK_S = 5.0"
     with Typed([*flags, "--ray.address", nodes.address], patch=patch) as driver:
         driver.until("training on 2 workers")
         driver.until("img/s", times=6)
@@ -377,7 +380,7 @@ def test_a_node_leaves_and_returns(data: dict[str, str], nodes: Nodes, tmp_path:
         driver.until("img/s", times=6)
         driver.interrupt()
     run = f"{data['folder']}/runs/elastic"
-    states = [storage.read_json(f"{uri}/state.json") for uri in run_folder.checkpoints(run)]
+    states = [files.read_json(f"{uri}/state.json") for uri in run_folder.checkpoints(run)]
     assert [ranks for ranks, _ in itertools.groupby(state["ranks"] for state in states)] == [2, 1, 2]
     for state in states:
         # 24 images an epoch; what is left of it are exactly those that were not seen.
@@ -392,7 +395,7 @@ def test_prepare_on_two_nodes_of_which_one_goes_away(nodes: Nodes, ray_cluster: 
     generator = np.random.default_rng(0)
     images = [{"id": number, "file_name": f"{number}.jpg", "height": 640, "width": 960} for number in range(1, 61)]
     boxes = [{"id": image["id"], "image_id": image["id"], "category_id": 1, "bbox": [5, 6, 70, 80], "area": 5600, "iscrowd": 0} for image in images]
-    storage.write_json(f"{tmp_path}/coco.json", {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "noise"}]})
+    files.write_json(f"{tmp_path}/coco.json", {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "noise"}]})
     (tmp_path / "images").mkdir()
     for image in images:
         # Of about 0.6 MB: a shard of 1 MiB holds one or two.

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from cluster.compute.session import RayConfig
-from cluster.runs import folder as run_folder
+from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
-from cluster.training.console import Tracker
+from cluster.tracking.training_run import Tracker
 
 pytestmark = pytest.mark.integration
 

@@ -16,15 +16,16 @@ import pytest
 from PIL import Image
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.formats import annotations as records
+from cluster.formats.annotations import Annotation, ImageRecord
 from cluster.formats.read import SourcePaths
 from cluster.prepare import image as intake
-from cluster.prepare import plan as ingest
-from cluster.prepare import tasks as shard_jobs
-from cluster.reports import data_report as report
-from cluster.shards import format as shards
-from cluster.shards import statistics as survey
-from cluster.storage import files as storage
+from cluster.prepare.plan import Plan, Prepared, cut_shards, plan_shards, write_shards
+from cluster.prepare.tasks import ShardJob, find_report, run_job, run_jobs
+from cluster.reports.summary import summary_lines
+from cluster.shards import quarantine, read, verify
+from cluster.shards.format import Row
+from cluster.shards.index import ShardSet, open_shard_set, read_index
+from cluster.storage import files
 from detector.image import MAX_PIXELS, decode_image
 from pipelines.command_line import run_verb
 from pipelines.prepare import PrepareConfig, main
@@ -37,23 +38,23 @@ def quiet(line: str) -> None:
     return None
 
 
-def plan(folder: str, output: str, **changes: Any) -> ingest.Plan:
+def plan(folder: str, output: str, **changes: Any) -> Plan:
     place = SourcePaths("train", "coco", f"{folder}/annotations/instances_train.json", f"{folder}/images/train")
-    return ingest.plan_shards([place], **{**OPTIONS, "output": output, **changes})
+    return plan_shards([place], **{**OPTIONS, "output": output, **changes})
 
 
-def write(plan: ingest.Plan, say: Callable[[str], None] = quiet) -> shards.ShardSet:
+def write(plan: Plan, say: Callable[[str], None] = quiet) -> ShardSet:
     """The set of a plan that has an output."""
-    result = ingest.write_shards(plan, say=say).shard_set
+    result = write_shards(plan, say=say).shard_set
     assert result is not None
     return result
 
 
-def told(prepared: ingest.Prepared) -> list[str]:
-    return report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+def told(prepared: Prepared) -> list[str]:
+    return summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
 
 
-def jobs(plan: ingest.Plan) -> list[shard_jobs.ShardJob]:
+def jobs(plan: Plan) -> list[ShardJob]:
     return [plan.job(number) for number in range(len(plan.cuts))]
 
 
@@ -70,28 +71,28 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def write_coco(folder: Path, files: dict[str, bytes | None], *, size: tuple[int, int] = (20, 30)) -> str:
+def write_coco(folder: Path, pictures: dict[str, bytes | None], *, size: tuple[int, int] = (20, 30)) -> str:
     """Every name an image with one box; where the bytes are None there is no file."""
-    images = [{"id": n, "file_name": name, "height": size[0], "width": size[1]} for n, name in enumerate(files)]
-    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [2, 3, 10, 10], "area": 100, "iscrowd": 0} for n in range(len(files))]
+    images = [{"id": n, "file_name": name, "height": size[0], "width": size[1]} for n, name in enumerate(pictures)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [2, 3, 10, 10], "area": 100, "iscrowd": 0} for n in range(len(pictures))]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
-    storage.write_json(str(folder / "annotations/instances_train.json"), content)
+    files.write_json(str(folder / "annotations/instances_train.json"), content)
     (folder / "images/train").mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
+    for name, data in pictures.items():
         if data is not None:
-            storage.write_bytes(str(folder / "images/train" / name), data)
+            files.write_bytes(str(folder / "images/train" / name), data)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def finished(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> shards.ShardSet:
+def finished(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The small set, prepared without disturbance."""
     return write(plan(str(small_coco), str(tmp_path_factory.mktemp("finished"))))
 
 
-def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.ShardSet) -> None:
+def test_every_image_once_with_its_boxes(small_coco: Path, finished: ShardSet) -> None:
     content = json.loads((small_coco / "annotations/instances_train.json").read_text())
-    table = shards.read_annotations(finished).to_pylist()
+    table = read.read_annotations(finished).to_pylist()
     assert sorted(row["image_id"] for row in table) == [image["id"] for image in content["images"]]
     assert [row["image_id"] for row in table] != sorted(row["image_id"] for row in table)
     labels = {1: 0, 3: 1, 7: 2, 18: 3, 44: 4}
@@ -115,32 +116,32 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: shards.Shar
     }
 
 
-def test_stored_images_are_the_source_files(small_coco: Path, finished: shards.ShardSet) -> None:
+def test_stored_images_are_the_source_files(small_coco: Path, finished: ShardSet) -> None:
     for group in range(len(finished.rows_per_group)):
-        for row in shards.read_row_group(finished.locate_group(group)).select(["file_name", "image"]).to_pylist():
+        for row in read.read_row_group(finished.locate_group(group)).select(["file_name", "image"]).to_pylist():
             assert row["image"] == (small_coco / "images/train" / row["file_name"]).read_bytes()
 
 
-def test_the_folder_holds_the_set_and_nothing_else(finished: shards.ShardSet) -> None:
+def test_the_folder_holds_the_set_and_nothing_else(finished: ShardSet) -> None:
     assert len(finished.shards) >= 4
     wanted = ["index.json", "quarantine.parquet", "report.html", *(shard.name for shard in finished.shards)]
     assert sorted(os.listdir(finished.uri)) == sorted(wanted)
     assert all(group.rows == 2 for shard in finished.shards for group in shard.row_groups[:-1])
-    survey.verify_shard_set(finished)
+    verify.verify_shard_set(finished)
 
 
-def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: shards.ShardSet, bucket: str) -> None:
-    storage.upload_folder(str(small_coco), f"{bucket}/coco")
+def test_a_bucket_gives_the_digest_of_a_folder(small_coco: Path, finished: ShardSet, bucket: str) -> None:
+    files.upload_folder(str(small_coco), f"{bucket}/coco")
     result = write(plan(f"{bucket}/coco", f"{bucket}/shards"))
     assert result.digest == finished.digest and result.counts == finished.counts
-    assert shards.open_shard_set(f"{bucket}/shards") == result
-    survey.verify_shard_set(result)
+    assert open_shard_set(f"{bucket}/shards") == result
+    verify.verify_shard_set(result)
 
 
-def test_the_order_of_the_work_does_not_matter(small_coco: Path, finished: shards.ShardSet, tmp_path: Path) -> None:
+def test_the_order_of_the_work_does_not_matter(small_coco: Path, finished: ShardSet, tmp_path: Path) -> None:
     work = plan(str(small_coco), str(tmp_path))
     for job in reversed(jobs(work)):
-        shard_jobs.run_job(job)
+        run_job(job)
     said: list[str] = []
     result = write(work, said.append)
     assert result.digest == finished.digest
@@ -156,18 +157,18 @@ def test_the_seed_gives_the_order(small_coco: Path, tmp_path: Path) -> None:
 
 
 def test_cutting_by_size() -> None:
-    cuts = ingest.cut_shards([40, 40, 40, 40, 40, 40], seed=0, shard_bytes=100)
+    cuts = cut_shards([40, 40, 40, 40, 40, 40], seed=0, shard_bytes=100)
     assert [len(cut) for cut in cuts] == [2, 2, 2]
     # One file larger than a shard stands alone.
-    assert [len(cut) for cut in ingest.cut_shards([500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
-    assert ingest.cut_shards([], seed=0, shard_bytes=100) == []
+    assert [len(cut) for cut in cut_shards([500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
+    assert cut_shards([], seed=0, shard_bytes=100) == []
 
 
 class Stop(Exception):
     """Stands for whatever ends a driver."""
 
 
-def test_an_interrupted_run_is_continued(small_coco: Path, finished: shards.ShardSet, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_continued(small_coco: Path, finished: ShardSet, tmp_path: Path) -> None:
     def stop_at_the_second(line: str) -> None:
         if line.startswith("2 of"):
             raise Stop
@@ -175,7 +176,7 @@ def test_an_interrupted_run_is_continued(small_coco: Path, finished: shards.Shar
     with pytest.raises(Stop):
         write(plan(str(small_coco), str(tmp_path)), stop_at_the_second)
     with pytest.raises(UsageError, match="not a shard set"):
-        shards.open_shard_set(str(tmp_path))
+        open_shard_set(str(tmp_path))
     said: list[str] = []
     result = write(plan(str(small_coco), str(tmp_path)), said.append)
     assert "shards are there from a run that did not finish; reused" in said[0]
@@ -207,19 +208,19 @@ def test_a_killed_driver_leaves_no_set_and_a_second_run_finishes_it(ray_cluster:
     assert "of 30 shards are there from a run that did not finish; reused" in said[0]
     undisturbed = write(plan(folder, str(tmp_path / "other"), shard_bytes=2**20))
     assert result.num_rows == 30 and result.digest == undisturbed.digest
-    survey.verify_shard_set(result)
+    verify.verify_shard_set(result)
 
 
 def test_a_note_without_its_shard_is_not_believed(small_coco: Path, tmp_path: Path) -> None:
     work = plan(str(small_coco), str(tmp_path))
     first, second = jobs(work)[:2]
-    shard_jobs.run_job(first)
-    shard_jobs.run_job(second)
-    assert shard_jobs.find_report(first) is not None
+    run_job(first)
+    run_job(second)
+    assert find_report(first) is not None
     os.truncate(tmp_path / first.name, 100)
-    assert shard_jobs.find_report(first) is None
+    assert find_report(first) is None
     other = plan(str(small_coco), str(tmp_path), row_group_rows=3)
-    assert shard_jobs.find_report(second) is not None and shard_jobs.find_report(other.job(1)) is None
+    assert find_report(second) is not None and find_report(other.job(1)) is None
 
 
 def test_a_finished_set_is_reused_or_refused_or_replaced(small_coco: Path, ray_cluster: str, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_bad_images_cost_themselves(tmp_path: Path, ray_cluster: str) -> None:
     grey, cmyk = io.BytesIO(), io.BytesIO()
     Image.new("L", (30, 20)).save(grey, "JPEG")
     Image.new("CMYK", (30, 20)).save(cmyk, "JPEG")
-    files = {
+    pictures = {
         "good.jpg": good,
         "sub/png.jpg": jpeg(noise(20, 30), form="PNG"),
         "grey.jpg": grey.getvalue(),
@@ -250,11 +251,11 @@ def test_bad_images_cost_themselves(tmp_path: Path, ray_cluster: str) -> None:
         "text.jpg": b"not an image at all",
         "missing.jpg": None,
     }
-    folder = write_coco(tmp_path / "coco", files)
+    folder = write_coco(tmp_path / "coco", pictures)
     before = {str(path): path.read_bytes() for path in (tmp_path / "coco").rglob("*") if path.is_file()}
     result = write(plan(folder, str(tmp_path / "out"), max_quarantined=0.5))
-    assert sorted(shards.read_annotations(result)["file_name"].to_pylist()) == ["cmyk.jpg", "good.jpg", "grey.jpg", "sub/png.jpg"]
-    whys = {record["where"]: record["why"] for record in shards.read_quarantine(result.uri)}
+    assert sorted(read.read_annotations(result)["file_name"].to_pylist()) == ["cmyk.jpg", "good.jpg", "grey.jpg", "sub/png.jpg"]
+    whys = {record["where"]: record["why"] for record in quarantine.read_quarantine(result.uri)}
     assert set(whys) == {"truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg"}
     assert "truncated" in whys["truncated.jpg"] and "0 bytes" in whys["empty.jpg"] and "cannot identify" in whys["text.jpg"]
     assert whys["missing.jpg"] == "the file is not in the images folder"
@@ -267,7 +268,7 @@ def test_too_many_bad_images_are_refused(tmp_path: Path, ray_cluster: str) -> No
     folder = write_coco(tmp_path / "coco", {"a.jpg": good, "b.jpg": good, "c.jpg": b"", "d.jpg": b"text"})
     with pytest.raises(DataError, match=r"2 of 4 images had to be left out, --max_quarantined 0.25 allows 1: 1 x .*see .*quarantine.parquet"):
         write(plan(folder, str(tmp_path / "out"), max_quarantined=0.25))
-    assert len(shards.read_quarantine(str(tmp_path / "out"))) == 2
+    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == 2
     assert not (tmp_path / "out/index.json").exists()
     # Half is allowed now, and the work already done counts.
     assert write(plan(folder, str(tmp_path / "out"), max_quarantined=0.5)).num_rows == 2
@@ -277,7 +278,7 @@ def test_missing_images_are_refused_before_any_work(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", {"a.jpg": None, "b.jpg": None})
     with pytest.raises(DataError, match=r"2 of 2 images had to be left out, none is left: 2 x the file is not in the images folder, such as a.jpg"):
         plan(folder, str(tmp_path / "out"), max_quarantined=1.0)
-    assert len(shards.read_quarantine(str(tmp_path / "out"))) == 2
+    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == 2
 
 
 @pytest.mark.parametrize("bad", [28, 29, 30])
@@ -293,7 +294,7 @@ def test_a_share_allows_whole_records(tmp_path: Path, bad: int) -> None:
 
 def test_places_that_are_not_there_are_named_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_coco(tmp_path / "coco", {"a.jpg": b"x"})
-    monkeypatch.setattr(storage, "open_input", None)
+    monkeypatch.setattr(files, "open_input", None)
     with pytest.raises(UsageError, match="nowhere: there is no such file or folder"):
         plan(folder, str(tmp_path / "out"), against=(str(tmp_path / "nowhere"),))
     Path(f"{folder}/images").rename(tmp_path / "elsewhere")
@@ -323,14 +324,14 @@ def test_annotations_with_the_name_of_a_file_of_the_set_are_not_overwritten(tmp_
     before = annotations.read_bytes()
     place = SourcePaths("train", "coco", str(annotations), str(folder / "images/train"))
     with pytest.raises(UsageError, match=f"--annotations .*{name} has the name of a file that is written there; give another folder"):
-        ingest.plan_shards([place], output=str(folder / "set"), overwrite=overwrite)
+        plan_shards([place], output=str(folder / "set"), overwrite=overwrite)
     assert annotations.read_bytes() == before
     # Beside the annotations is no harm.
-    ingest.plan_shards([place], output=str(folder / "set/shards"), overwrite=overwrite)
+    plan_shards([place], output=str(folder / "set/shards"), overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_set_is_not_held_against_itself(small_coco: Path, finished: shards.ShardSet, overwrite: bool) -> None:
+def test_a_set_is_not_held_against_itself(small_coco: Path, finished: ShardSet, overwrite: bool) -> None:
     index = (Path(finished.uri) / "index.json").read_bytes()
     with pytest.raises(UsageError, match=f"--against {finished.uri}: is the output itself"):
         plan(str(small_coco), finished.uri, against=(finished.uri,), overwrite=overwrite)
@@ -347,7 +348,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         ("yolo", annotations, images, "is a file, annotations of format yolo are in a folder"),
     ):
         with pytest.raises(UsageError, match=said):
-            ingest.plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
+            plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which is not there"):
         plan(str(small_coco), str(tmp_path / "dangling/out"))
@@ -358,22 +359,22 @@ def test_a_picture_that_changed_after_an_interruption_is_read_again(tmp_path: Pa
     changes = {"shard_bytes": 1, "overwrite": True}
     work = plan(folder, str(tmp_path / "out"), **changes)
     for job in jobs(work):
-        shard_jobs.run_job(job)
+        run_job(job)
     other = jpeg(255 - noise(20, 30), form="BMP")
-    storage.write_bytes(f"{folder}/images/train/a.bmp", other)
+    files.write_bytes(f"{folder}/images/train/a.bmp", other)
     said: list[str] = []
     result = write(plan(folder, str(tmp_path / "out"), **changes), said.append)
     # The other one is kept: an interrupted --overwrite goes on as well.
     assert said[0] == f"{tmp_path / 'out'}: 1 of 2 shards are there from a run that did not finish; reused"
-    rows = [row for n in range(2) for row in shards.read_row_group(result.locate_group(n)).to_pylist()]
+    rows = [row for n in range(2) for row in read.read_row_group(result.locate_group(n)).to_pylist()]
     assert {row["file_name"]: row["image"] for row in rows}["a.bmp"] == other
 
 
-def image_record(height: int | None, width: int | None, *boxes: tuple[float, float, float, float]) -> records.ImageRecord:
-    return records.ImageRecord(1, "a.jpg", height, width, tuple(records.Annotation(n, 0, box, False, None) for n, box in enumerate(boxes)))
+def image_record(height: int | None, width: int | None, *boxes: tuple[float, float, float, float]) -> ImageRecord:
+    return ImageRecord(1, "a.jpg", height, width, tuple(Annotation(n, 0, box, False, None) for n, box in enumerate(boxes)))
 
 
-def ingest_one(folder: Path, data: bytes, record: records.ImageRecord) -> tuple[shards.Row, list[records.Quarantined], dict[str, int]]:
+def ingest_one(folder: Path, data: bytes, record: ImageRecord) -> tuple[Row, list[quarantine.Quarantined], dict[str, int]]:
     row, dropped, repairs = intake.ingest_image(record, data, max_pixels=10**6, category_ids=(1,))
     assert row is not None
     return row, dropped, dict(+repairs)
@@ -420,7 +421,7 @@ def test_a_failing_storage_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytes
     def unavailable(uri: str) -> bytes:
         raise OSError("503 slow down")
 
-    monkeypatch.setattr(storage, "read_bytes", unavailable)
+    monkeypatch.setattr(files, "read_bytes", unavailable)
     with pytest.raises(PlainError, match="a.jpg: cannot be read .503 slow down.; run the command again"):
         intake.read_picture(image_record(1, 1), str(tmp_path))
 
@@ -437,15 +438,15 @@ def test_a_worker_failure_is_one_plain_line(small_coco: Path, ray_cluster: str, 
 
 
 def test_after_a_failure_the_shards_in_the_making_are_kept(ray_cluster: str, tmp_path: Path) -> None:
-    def job(number: int) -> shard_jobs.ShardJob:
-        image = records.ImageRecord(number, "a.jpg", 20, 30, ())
-        return shard_jobs.ShardJob(f"{number}.parquet", (image,), (str(tmp_path),), str(tmp_path / "out"), 8, 10**6, (1,), "f")
+    def job(number: int) -> ShardJob:
+        image = ImageRecord(number, "a.jpg", 20, 30, ())
+        return ShardJob(f"{number}.parquet", (image,), (str(tmp_path),), str(tmp_path / "out"), 8, 10**6, (1,), "f")
 
     (tmp_path / "a.jpg").write_bytes(jpeg(noise(20, 30)))
     (tmp_path / "out" / "0.parquet").mkdir(parents=True)
     with pytest.raises(PlainError, match="cannot be written"):
-        shard_jobs.run_jobs(job, [0, 1, 2], total=3, say=print)
-    assert shard_jobs.find_report(job(1)) and shard_jobs.find_report(job(2)), "both were under way: there are two CPUs and one task waits"
+        run_jobs(job, [0, 1, 2], total=3, say=print)
+    assert find_report(job(1)) and find_report(job(2)), "both were under way: there are two CPUs and one task waits"
 
 
 def run_prepare(*flags: str) -> int:
@@ -455,15 +456,15 @@ def run_prepare(*flags: str) -> int:
 
 
 def test_the_verb_reports(small_coco: Path, ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {f"{n}.jpg": jpeg(noise(20, 30)) for n in range(3)} | {"bad.jpg": b"text"}
-    folder = write_coco(tmp_path / "coco", files)
+    pictures = {f"{n}.jpg": jpeg(noise(20, 30)) for n in range(3)} | {"bad.jpg": b"text"}
+    folder = write_coco(tmp_path / "coco", pictures)
     flags = ("--annotations", f"{folder}/annotations/instances_train.json", "--images", f"{folder}/images/train", "--output", str(tmp_path / "out"))
     assert run_prepare(*flags, "--max_quarantined", "0.3") == 0
     out = capsys.readouterr().out
     assert f"set         {tmp_path}/out\nshards      1, 0.0 MiB\n" in out
     assert "images      3 of 4 listed, of which 0 without objects" in out
     assert "left out    1 x it cannot be decoded: cannot identify image file (such as bad.jpg)" in out
-    assert shards.open_shard_set(str(tmp_path / "out")).digest in out
+    assert open_shard_set(str(tmp_path / "out")).digest in out
     assert run_prepare(*flags, "--seed", "1") == 2
     assert "--overwrite" in capsys.readouterr().err
 
@@ -492,7 +493,7 @@ def test_jobs_are_made_when_a_task_is_free_for_them(small_coco: Path, ray_cluste
     work = plan(str(small_coco), str(tmp_path), shard_bytes=1)
     made: list[int] = []
 
-    def make(number: int) -> shard_jobs.ShardJob:
+    def make(number: int) -> ShardJob:
         made.append(number)
         return work.job(number)
 
@@ -500,7 +501,7 @@ def test_jobs_are_made_when_a_task_is_free_for_them(small_coco: Path, ray_cluste
         # 4 CPUs: at most 4 running and one waiting, besides those that are done.
         assert len(made) <= int(line.split()[0]) + 5
 
-    assert len(shard_jobs.run_jobs(make, range(24), total=24, say=look)) == len(made) == 24
+    assert len(run_jobs(make, range(24), total=24, say=look)) == len(made) == 24
 
 
 def test_nodes_that_join_later_get_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +517,7 @@ def test_nodes_that_join_later_get_work(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ray, "remote", lambda **options: lambda function: SimpleNamespace(remote=lambda job: f"report {job}"))
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    found = shard_jobs.run_jobs(str, range(6), total=6, say=quiet)
+    found = run_jobs(str, range(6), total=6, say=quiet)
     assert found == {number: f"report {number}" for number in range(6)}
     # One more than there are CPUs: two with one, four with three, until none waits.
     assert under_way == [2, 2, 4, 3, 2, 1]
@@ -535,7 +536,7 @@ def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) 
     # One is seen while the JSON is read, the other when the size of the picture is known.
     content["annotations"][1]["category_id"] = 9
     content["annotations"][2]["bbox"] = [40, 3, 10, 10]
-    storage.write_json(uri, content)
+    files.write_json(uri, content)
     limit = r"2 of 4 annotations had to be left out, --max_quarantined_annotations 0.25 allows 1: 1 x its box .*; 1 x its category_id .*mend the anno"
     with pytest.raises(DataError, match=limit):
         write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.25))
@@ -545,11 +546,11 @@ def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) 
 
 
 @pytest.fixture(scope="module")
-def train_set(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> shards.ShardSet:
+def train_set(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Two pictures, to be looked for in other sets."""
     folder = tmp_path_factory.mktemp("train")
-    files = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 31), turn=6)}
-    return write(plan(write_coco(folder / "coco", files), str(folder / "out")))
+    pictures = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 31), turn=6)}
+    return write(plan(write_coco(folder / "coco", pictures), str(folder / "out")))
 
 
 LEAKY = {
@@ -560,30 +561,30 @@ LEAKY = {
 }
 
 
-def test_pictures_of_other_sets_are_named_and_stay(train_set: shards.ShardSet, tmp_path: Path) -> None:
+def test_pictures_of_other_sets_are_named_and_stay(train_set: ShardSet, tmp_path: Path) -> None:
     work = plan(write_coco(tmp_path / "coco", LEAKY), str(tmp_path / "out"), against=(train_set.uri,))
-    prepared = ingest.write_shards(work, say=quiet)
+    prepared = write_shards(work, say=quiet)
     lines = told(prepared)
     assert f"leak        2 x a picture that is also in {train_set.uri} (such as leak.jpg = x.jpg)" in lines
     assert "duplicate   1 x the picture of another image (such as new again.jpg = new.jpg)" in lines
     assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []
     # A finished set says the same again, and is not the one of a preparation without `against`.
     again = plan(str(tmp_path / "coco"), str(tmp_path / "out"), against=(train_set.uri,))
-    assert told(ingest.write_shards(again, say=quiet)) == lines
+    assert told(write_shards(again, say=quiet)) == lines
     with pytest.raises(UsageError, match="another source or other options"):
         plan(str(tmp_path / "coco"), str(tmp_path / "out"))
 
 
-def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tmp_path: Path) -> None:
+def test_duplicates_are_dropped_and_counted_apart(train_set: ShardSet, tmp_path: Path) -> None:
     options = {"against": (train_set.uri,), "shard_bytes": 1, "max_quarantined": 0.0}
     folder = write_coco(tmp_path / "coco", LEAKY)
     work = plan(folder, str(tmp_path / "out"), drop_duplicates=True, **options)
     said: list[str] = []
-    prepared = ingest.write_shards(work, say=said.append)
+    prepared = write_shards(work, say=said.append)
     assert "3 of 4 shards are written again, for duplicates" in said
-    assert prepared.shard_set is not None and shards.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
-    survey.verify_shard_set(prepared.shard_set)
-    whys = {record["where"]: (record["what"], record["why"]) for record in shards.read_quarantine(str(tmp_path / "out"))}
+    assert prepared.shard_set is not None and read.read_annotations(prepared.shard_set)["file_name"].to_pylist() == ["new.jpg"]
+    verify.verify_shard_set(prepared.shard_set)
+    whys = {record["where"]: (record["what"], record["why"]) for record in quarantine.read_quarantine(str(tmp_path / "out"))}
     there = ("duplicate", f"the same picture is in {train_set.uri}")
     assert whys == {"leak.jpg": there, "turned.jpg": there, "new again.jpg": ("duplicate", "the same picture comes twice")}
     counts = prepared.index["counts"]
@@ -596,12 +597,12 @@ def test_duplicates_are_dropped_and_counted_apart(train_set: shards.ShardSet, tm
         output = str(tmp_path / f"again-{former}")
         first = plan(folder, output, drop_duplicates=former, **options)
         for number in range(len(first.cuts)):
-            shard_jobs.run_job(first.job(number))
-        drops = ingest.write_shards(plan(folder, output, drop_duplicates=True, **options), say=quiet)
+            run_job(first.job(number))
+        drops = write_shards(plan(folder, output, drop_duplicates=True, **options), say=quiet)
         assert drops.shard_set is not None and drops.shard_set.digest == prepared.shard_set.digest
 
 
-def test_dropping_everything_is_refused(train_set: shards.ShardSet, tmp_path: Path) -> None:
+def test_dropping_everything_is_refused(train_set: ShardSet, tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", {"leak.jpg": jpeg(noise(20, 30))})
     with pytest.raises(DataError, match="none of the 1 images is left: all are in"):
         write(plan(folder, str(tmp_path / "out"), drop_duplicates=True, against=(train_set.uri,)))
@@ -642,18 +643,18 @@ def test_several_sources_by_configuration(ray_cluster: str, tmp_path: Path, caps
     source = {"name": "one", "annotations": f"{first}/annotations/instances_train.json", "images": f"{first}/images/train"}
     other = {"name": "two", "format": "yolo", "annotations": str(tmp_path / "labels"), "images": source["images"]}
     # JSON is YAML.
-    storage.write_json(str(tmp_path / "prepare.yaml"), {"sources": [source, other], "output": str(tmp_path / "out")})
+    files.write_json(str(tmp_path / "prepare.yaml"), {"sources": [source, other], "output": str(tmp_path / "out")})
     assert run_prepare("--config", str(tmp_path / "prepare.yaml")) == 0
     out = capsys.readouterr().out
     assert "source      2 images of one (coco)" in out and "source      2 images of two (yolo)" in out
     assert "duplicate   2 x the picture of another image (such as a.jpg = a.jpg)" in out
-    index = shards.read_index(str(tmp_path / "out"))
+    index = read_index(str(tmp_path / "out"))
     assert [one["name"] for one in index["categories"]] == ["thing", "other"]
     assert [{name: value for name, value in one.items() if name != "digest"} for one in index["sources"]] == [
         {"name": "one", "format": "coco", "image_id_offset": 0, "category_ids": {}, "images": 2},
         {"name": "two", "format": "yolo", "image_id_offset": 2, "category_ids": {}, "images": 2},
     ]
-    rows = {row["image_id"]: row for row in shards.read_annotations(shards.open_shard_set(str(tmp_path / "out"))).to_pylist()}
+    rows = {row["image_id"]: row for row in read.read_annotations(open_shard_set(str(tmp_path / "out"))).to_pylist()}
     # The second source's image 1 is 3: a.jpg of 30 x 20 px, half of it around the middle.
     assert sorted(rows) == [0, 1, 3, 4] and (rows[3]["source"], rows[3]["boxes"], rows[3]["labels"]) == (1, [[7.5, 5, 22.5, 15]], [0])
 
@@ -678,8 +679,8 @@ def test_two_splits_of_one_source(ray_cluster: str, small_coco: Path, tmp_path: 
     sets = []
     for split in ("train", "val"):
         assert run_prepare(*source, "--split", split, "--val_share", "0.3", "--output", str(tmp_path / split)) == 0
-        sets.append(shards.open_shard_set(str(tmp_path / split)))
-    parts = [set(shards.read_columns(one, ["image_id"])["image_id"].to_pylist()) for one in sets]
+        sets.append(open_shard_set(str(tmp_path / split)))
+    parts = [set(read.read_columns(one, ["image_id"])["image_id"].to_pylist()) for one in sets]
     assert all(parts) and not parts[0] & parts[1]
     assert parts[0] | parts[1] == {100 + 3 * number for number in range(24)}
     assert sets[0].categories == sets[1].categories and [one.counts["listed_images"] for one in sets] == [len(part) for part in parts]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.tracking.client import connect, open_run
+from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
+from cluster.tracking.run import open_run
 from detector.checkpoint import seal
 from detector.model import RetinaNet
 from pipelines.command_line import run_verb
@@ -97,8 +98,8 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
 
 
 def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypatch):
-    from cluster.tracking import registry
+    from cluster.runs import package as packages
 
-    monkeypatch.setattr(registry, "build_package", lambda *_: pytest.fail("the server is checked first"))
+    monkeypatch.setattr(packages, "build_package", lambda *_: pytest.fail("the server is checked first"))
     code, _, err = type_command(capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1")
     assert code == 1 and "no MLflow server answers at http://127.0.0.1:1" in err

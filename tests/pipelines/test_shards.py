@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.shards import format as shards
-from cluster.shards.format import Category, Row, ShardSet
-from cluster.storage import files as storage
+from cluster.shards import index, quarantine, write
+from cluster.shards.format import Category, Row, shard_name
+from cluster.shards.index import ShardSet
+from cluster.storage import files
 from pipelines.command_line import run_verb
 from pipelines.shards import ShardsConfig, main
 
@@ -33,12 +34,12 @@ def write_set(uri: str) -> ShardSet:
             labels, crowds = [0, 1][: len(boxes)], [False, True][: len(boxes)]
             areas = [256, 800][: len(boxes)]
             rows.append(Row(image_id, f"{image_id}.jpg", sink.getvalue(), 60, 80, boxes, labels, crowds, areas, 0, bytes(32)))
-        written.append(shards.write_shard(uri, shards.shard_name(n, 3), rows, row_group_rows=2))
+        written.append(write.write_shard(uri, shard_name(n, 3), rows, row_group_rows=2))
     counts = {"images": 6, "listed_images": 7, "empty_images": 0, "boxes": 9, "listed_annotations": 9, "crowds": 3, "lost_annotations": 0}
     more = {"repairs": {"boxes clipped": 2}, "sources": [{"name": "one"}], "duplicates": {"counts": {}, "named": []}}
-    shards.write_quarantine(uri, [{"what": "image", "where": "9.jpg", "why": "it is empty (0 bytes)", "raw": "{}"}])
+    quarantine.write_quarantine(uri, [{"what": "image", "where": "9.jpg", "why": "it is empty (0 bytes)", "raw": "{}"}])
     categories = [Category(0, 1, "cat"), Category(1, 2, "dog")]
-    return shards.write_index(uri, categories=categories, shards=written, counts=counts, source_digest="", **more)
+    return index.write_index(uri, categories=categories, shards=written, counts=counts, source_digest="", **more)
 
 
 def look(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -50,7 +51,7 @@ def look(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_it_prints_what_the_set_holds(tmp_path, capsys):
     opened = write_set(str(tmp_path))
-    before = storage.list_files(str(tmp_path))
+    before = files.list_files(str(tmp_path))
     code, said, wrong = look(capsys, "--data", str(tmp_path))
     assert code == 0 and wrong == ""
     mib = sum(shard.bytes for shard in opened.shards) / 2**20
@@ -63,7 +64,7 @@ def test_it_prints_what_the_set_holds(tmp_path, capsys):
         "repaired    2 x boxes clipped",
         "left out    1 x it is empty (such as 9.jpg)",
     ]
-    assert storage.list_files(str(tmp_path)) == before
+    assert files.list_files(str(tmp_path)) == before
 
 
 def test_a_sound_set_is_verified_in_a_bucket_too(bucket, capsys):
@@ -105,7 +106,7 @@ def test_more_pictures_than_there_are(tmp_path, bucket, capsys):
     write_set(str(tmp_path))
     code, said, _ = look(capsys, "--data", str(tmp_path), "--samples", "50", "--output", f"{bucket}/look")
     assert code == 0 and f"drawn       6 pictures in {bucket}/look" in said
-    assert [uri for uri, _ in storage.list_files(f"{bucket}/look")] == [f"{bucket}/look/{n}.png" for n in range(6)]
+    assert [uri for uri, _ in files.list_files(f"{bucket}/look")] == [f"{bucket}/look/{n}.png" for n in range(6)]
 
 
 def test_a_shard_that_cannot_be_read_is_told_plainly(tmp_path, capsys):

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError
-from cluster.prepare import plan as ingest
-from cluster.runs import folder as run_folder
+from cluster.prepare.plan import prepare
+from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
-from cluster.storage import files as storage
+from cluster.storage import files
 from cluster.tracking.client import connect
 from cluster.tracking.config import TrackingConfig, tracking_uri
 from detector.config import CanvasConfig
@@ -41,7 +41,7 @@ def data(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFa
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
         places = {"annotations": f"{small_coco}/annotations/instances_{split}.json", "images": f"{small_coco}/images/{split}"}
-        ingest.prepare(**places, output=str(root / split), row_group_rows=4, say=lambda _: None)
+        prepare(**places, output=str(root / split), row_group_rows=4, say=lambda _: None)
     return {split: str(root / split) for split in ("train", "val")}
 
 
@@ -114,9 +114,9 @@ def test_a_failing_trial_costs_that_trial_and_an_interrupted_sweep_goes_on(
             "run": run,
             "reason": "",
         }
-        storage.write_json(f"{run}/trial.json", record)
-    storage.write_json(f"{run}/config.json", {"identity": {"seed": "another one"}, "config": {}})
-    storage.write_json(f"{run_folder.checkpoint_uri(run, 8)}/state.json", {})  # a name is taken by its first checkpoint
+        files.write_json(f"{run}/trial.json", record)
+    files.write_json(f"{run}/config.json", {"identity": {"seed": "another one"}, "config": {}})
+    files.write_json(f"{run_folder.checkpoint_uri(run, 8)}/state.json", {})  # a name is taken by its first checkpoint
     found = verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
     said = capsys.readouterr().out
     assert "1 of 3 trials are there from a sweep that did not finish; kept" in said and "trials   3, of which 1 failed" in said

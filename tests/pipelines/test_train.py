@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 
 from cluster.compute.session import RayConfig
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
+from cluster.runs import evaluations, run_folder
 from cluster.runs.config import TrainConfig
-from cluster.shards.format import Category, Row, write_index, write_shard
-from cluster.storage import files as storage
+from cluster.shards.format import Category, Row
+from cluster.shards.index import write_index
+from cluster.shards.write import write_shard
+from cluster.storage import files
 from cluster.tracking.config import TrackingConfig
-from cluster.training import background_evaluation as evaluator
-from cluster.training import launch
+from cluster.training import background_evaluation, launch, placement, preflight
 from detector.metrics import SUMMARY_NAMES
 from detector.model import RetinaNet
 
@@ -77,11 +77,11 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str,
     run = trained["config"].run_uri
     # 24 train images, two epochs, a checkpoint after each.
     assert run_folder.checkpoints(run) == [f"{run}/checkpoints/images-{n:012d}" for n in (24, 48)]
-    names = {os.path.basename(uri) for uri, _ in storage.list_files(f"{run}/checkpoints/images-000000000048")}
+    names = {os.path.basename(uri) for uri, _ in files.list_files(f"{run}/checkpoints/images-000000000048")}
     assert names == {"model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
     # Which of the two is the better one after so short a training is a matter of the last bits, and of the machine.
-    over = verdicts.evaluations(run)
-    assert [one["images_seen"] for one in over] == [24, 48] and trained["best"] == verdicts.best_of(over)
+    over = evaluations.evaluations(run)
+    assert [one["images_seen"] for one in over] == [24, 48] and trained["best"] == evaluations.best_of(over)
     assert trained["best"]["AP"] == max(one["AP"] for one in over) and trained["best"]["weights"] == "ema"
     assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
@@ -98,7 +98,7 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str,
     assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "val/AP")
     assert [m.step for m in history] == [24, 48]
-    assert [m.value for m in history] == [verdict["AP"] for verdict in verdicts.evaluations(run)]
+    assert [m.value for m in history] == [verdict["AP"] for verdict in evaluations.evaluations(run)]
 
 
 def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) -> None:
@@ -108,29 +108,29 @@ def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) 
 def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same_numbers(trained: dict[str, Any], shards: dict[str, str]) -> None:
     """A driver that was killed after its training's end: the next one evaluates, in two shares instead of one, and a single process agrees."""
     run = trained["config"].run_uri
-    before = verdicts.evaluations(run)
-    storage.delete_file(f"{run}/{verdicts.EVALUATIONS}")
+    before = evaluations.evaluations(run)
+    files.delete_file(f"{run}/{evaluations.EVALUATIONS}")
     for one in before:
-        verdicts.request(run, one["checkpoint"], one["images_seen"], one["epoch"])
+        evaluations.request(run, one["checkpoint"], one["images_seen"], one["epoch"])
     events: list[dict[str, Any]] = []
     assert launch.launch(trained["config"], on_event=events.append) == trained["best"]
-    assert verdicts.evaluations(run) == before and verdicts.waiting(run) == []
+    assert evaluations.evaluations(run) == before and evaluations.waiting(run) == []
     assert [(e["kind"], e["images_seen"], e["epoch"]) for e in events] == [
         (kind, seen, epoch) for seen, epoch in ((24, 1), (48, 2)) for kind in ("evaluating", "evaluation")
     ]
-    alone = evaluator.table_of(before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
+    alone = background_evaluation.table_of(before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
     assert {name: before[1][name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
 
 
 def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
     trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "LOOK_EVERY_S", 0.05)
-    run, checkpoint = str(tmp_path / "run"), verdicts.evaluations(trained["config"].run_uri)[1]["checkpoint"]
-    verdicts.request(run, checkpoint, 48, 2)
+    monkeypatch.setattr(background_evaluation, "LOOK_EVERY_S", 0.05)
+    run, checkpoint = str(tmp_path / "run"), evaluations.evaluations(trained["config"].run_uri)[1]["checkpoint"]
+    evaluations.request(run, checkpoint, 48, 2)
     events: list[str] = []
     share = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
-    beside = evaluator.Evaluator(run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind))
+    beside = background_evaluation.Evaluator(run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind))
     with pytest.raises(RuntimeError, match="a worker"), beside:
         while beside.running is None:
             time.sleep(0.01)
@@ -139,7 +139,7 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(scorer.table.remote({}, "", {}))
     assert not beside.thread.is_alive() and events == ["evaluating"]
-    assert len(verdicts.waiting(run)) == 1 and verdicts.evaluations(run) == []
+    assert len(evaluations.waiting(run)) == 1 and evaluations.evaluations(run) == []
 
 
 def test_another_configuration_under_the_same_name_is_refused(trained: dict[str, Any], shards: dict[str, str]) -> None:
@@ -162,10 +162,10 @@ def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[s
     evaluated = f"{shards['bucket']}/evaluation"
     resources = {"workers": 1, "cpus_per_worker": 1.0}
     evaluate.main(evaluate.EvaluateConfig(run=run, data=shards["val"], output=evaluated, overlays=2, **resources))
-    table = storage.read_json(f"{evaluated}/metrics.json")
+    table = files.read_json(f"{evaluated}/metrics.json")
     assert table["images"] == 8
     assert table["AP"] == trained["best"]["AP"]
-    written = {os.path.relpath(uri, evaluated) for uri, _ in storage.list_files(evaluated)}
+    written = {os.path.relpath(uri, evaluated) for uri, _ in files.list_files(evaluated)}
     assert {"metrics.json", "table.txt", "precision_recall.png"} <= written
     assert len([name for name in written if name.startswith("overlays/")]) == 2
 
@@ -187,7 +187,7 @@ def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[s
         **resources,
     )
     predict.main(chosen)
-    summary = storage.read_json(f"{output}/summary.json")
+    summary = files.read_json(f"{output}/summary.json")
     assert (summary["model_version"], summary["images"], summary["ok"], summary["errors"]) == ("models:/cells/1", 9, 8, 1)
     rows = read_parquet(f"{output}/predictions.parquet")
     assert [Path(row["uri"]).name for row in rows] == sorted(path.name for path in pictures.iterdir())
@@ -242,7 +242,7 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
         launch.launch(lasting, on_event=events.append)
     assert [event["kind"] for event in events].count("start") == 1
     (weights,) = [event for event in events if event["kind"] == "weights"]
-    assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and storage.read_bytes(weights["uri"]) == path.read_bytes()
+    assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and files.read_bytes(weights["uri"]) == path.read_bytes()
 
 
 @pytest.mark.integration
@@ -291,7 +291,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
 )
 def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        launch.check(config(shards, **{"name": "refused", **changes}))
+        preflight.check(config(shards, **{"name": "refused", **changes}))
 
 
 CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}}
@@ -313,7 +313,7 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert launch.decode_place(choice, gpus_per_worker=gpus) == place
+    assert placement.decode_place(choice, gpus_per_worker=gpus) == place
 
 
 @pytest.mark.parametrize(
@@ -341,16 +341,16 @@ def test_checkpoints_are_scored_beside_training_where_there_is_room(
 ) -> None:
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: dict(enumerate(free if isinstance(free, list) else [free])))
     chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
-    assert launch.evaluation_place(chosen) == place
+    assert placement.evaluation_place(chosen) == place
 
 
 def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
     chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}})
-    assert launch.needs(chosen) == [{"CPU": 0.75}]
-    assert launch.needs(chosen, workers=2) == [{"CPU": 0.75}] * 2
-    assert launch.needs(chosen, workers=2, evaluation="beside") == [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}]
+    assert placement.needs(chosen) == [{"CPU": 0.75}]
+    assert placement.needs(chosen, workers=2) == [{"CPU": 0.75}] * 2
+    assert placement.needs(chosen, workers=2, evaluation="beside") == [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}]
     chosen = TrainConfig.model_validate({**chosen.model_dump(), "training": {**TINY["training"], "decode": "tasks", "gpus_per_worker": 1}})
-    assert launch.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
+    assert placement.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.compute import session
-from cluster.compute.session import unplaced
+from cluster.compute.resources import check_resources, unplaced
 from cluster.errors import UsageError
 
 
@@ -17,13 +16,13 @@ def test_processes_that_no_node_holds_are_refused_before_machines_are_spent(monk
     monkeypatch.setattr("ray.nodes", lambda: nodes)
     said = r"^w: 2 of 2 processes find no node, one needs 3 CPUs on one node and the 4 nodes have 2 CPUs; ask for less a process"
     with pytest.raises(UsageError, match=said):
-        session.check_resources([{"CPU": 3.0}] * 2, what="w")
-    session.check_resources([{"CPU": 3.0}] * 2, what="w", autoscaling=True)
-    session.check_resources([{"CPU": 1.0}] * 8, what="w")
+        check_resources([{"CPU": 3.0}] * 2, what="w")
+    check_resources([{"CPU": 3.0}] * 2, what="w", autoscaling=True)
+    check_resources([{"CPU": 1.0}] * 8, what="w")
     with pytest.raises(UsageError, match="w needs 10 CPUs, the cluster has 8"):
-        session.check_resources([{"CPU": 1.0}] * 10, what="w")
+        check_resources([{"CPU": 1.0}] * 10, what="w")
     with pytest.raises(UsageError, match="w needs 1 GPUs, the cluster has 0"):
-        session.check_resources([{"CPU": 1.0, "GPU": 1.0}], what="w")
+        check_resources([{"CPU": 1.0, "GPU": 1.0}], what="w")
 
 
 @given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=6), more=st.lists(st.integers(1, 8), min_size=1, max_size=4), count=st.integers(1, 12))

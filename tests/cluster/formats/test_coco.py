@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
-from cluster.formats import annotations as records
-from cluster.formats import coco
+from cluster.formats import coco, names
+from cluster.formats.annotations import Annotation, ImageRecord, clip_annotations
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
 
 IMAGE = {"id": 5, "file_name": "a.jpg", "height": 100, "width": 200}
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
@@ -38,13 +38,13 @@ def test_a_good_file(tmp_path: Path) -> None:
     # Labels count by ascending id: 3 comes first although it is listed second.
     assert source.categories == (Category(0, 3, "cat"), Category(1, 7, "dog"))
     # 10 + 30 = 40, 20 + 40 = 60.
-    assert tuple(source.images) == (records.ImageRecord(5, "a.jpg", 100, 200, (records.Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, 900.5),)),)
+    assert tuple(source.images) == (ImageRecord(5, "a.jpg", 100, 200, (Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, 900.5),)),)
     assert source.quarantined == () and source.repairs == {} and source.listed == 1
 
 
 def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: str) -> None:
     local = read(tmp_path)
-    storage.write_bytes(f"{bucket}/coco.json", (tmp_path / "coco.json").read_bytes())
+    files.write_bytes(f"{bucket}/coco.json", (tmp_path / "coco.json").read_bytes())
     remote = coco.read_coco(f"{bucket}/coco.json")
     assert tuple(remote.images) == tuple(local.images) and replace(remote, images=local.images) == local
 
@@ -159,9 +159,9 @@ def test_a_bad_image_record_costs_that_image(tmp_path: Path, change: dict[str, A
 
 
 def test_names_are_made_plain_and_stay_inside(tmp_path: Path) -> None:
-    assert records.inside_folder("./sub/../sub/a.jpg") == "sub/a.jpg"
-    assert records.inside_folder("sub\\a.jpg") == "sub/a.jpg"
-    assert records.inside_folder("..hidden/a.jpg") == "..hidden/a.jpg"
+    assert names.inside_folder("./sub/../sub/a.jpg") == "sub/a.jpg"
+    assert names.inside_folder("sub\\a.jpg") == "sub/a.jpg"
+    assert names.inside_folder("..hidden/a.jpg") == "..hidden/a.jpg"
 
 
 def test_what_is_missing_is_filled_and_counted(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_annotation_id_zero_is_an_id_like_others(tmp_path: Path) -> None:
     assert read(tmp_path, annotations=({**BOX, "id": 0},)).images[0].annotations[0].id == 0
 
 
-def annotation(id_: int, *box: float, area: float | None = None) -> records.Annotation:
-    return records.Annotation(id_, 0, box, False, area)
+def annotation(id_: int, *box: float, area: float | None = None) -> Annotation:
+    return Annotation(id_, 0, box, False, area)
 
 
 def test_clipping() -> None:
-    kept, dropped, cut = records.clip_annotations(
+    kept, dropped, cut = clip_annotations(
         [
             annotation(1, 10, 10, 30, 50, area=7.0),
             annotation(2, -5, 90, 20, 130),
@@ -202,7 +202,7 @@ def test_clipping() -> None:
         ],
         height=100,
         width=200,
-        image=records.ImageRecord(8, "a.jpg", 100, 200, ()),
+        image=ImageRecord(8, "a.jpg", 100, 200, ()),
         category_ids=(18,),
     )
     # 1 is untouched. 2 becomes 0..20 x 90..100: area 20 * 10 = 200. 7 is exactly 1 px a side: kept.

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
-from cluster.formats import annotations as records
-from cluster.formats import read as sources
-from cluster.formats.read import SourcePaths
+from cluster.formats.annotations import Annotation, ImageRecord, collect
+from cluster.formats.read import SourcePaths, in_val, read_sources
 from cluster.shards.format import Category
 
 names = st.text(min_size=1, max_size=20)
@@ -30,7 +29,7 @@ def write(folder: Path, name: str, images: list[tuple[int, str]], boxes: list[tu
 
 def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
     place = write(tmp_path, "one", [(7, "a.jpg"), (0, "b.jpg")], [(7, 3)], {3: "cat", 90: "dog"})
-    united = sources.read_sources([place])
+    united = read_sources([place])
     assert [image.image_id for image in united.source.images] == [0, 7]
     assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"))
     assert united.about == ({"name": "one", "format": "coco", "digest": united.source.digest, "image_id_offset": 0, "category_ids": {}},)
@@ -39,7 +38,7 @@ def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
 def test_several_sources_become_one(tmp_path: Path) -> None:
     first = write(tmp_path, "first", [(7, "a.jpg"), (2, "b.jpg")], [(7, 3), (2, 90)], {90: "dog", 3: "cat"})
     second = write(tmp_path, "second", [(7, "a.jpg"), (0, "c.jpg")], [(7, 1), (7, 3), (0, 2)], {1: "dog", 2: "fox", 3: "owl"})
-    united = sources.read_sources([first, second])
+    united = read_sources([first, second])
     # The first source's classes by id; then fox, whose id 2 is free, and owl, whose 3 is taken: 90 + 1.
     assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"), Category(2, 2, "fox"), Category(3, 91, "owl"))
     # 7 is the largest id of the first source: the second's move up by 8.
@@ -63,7 +62,7 @@ def test_sources_of_three_formats(tmp_path: Path) -> None:
     (tmp_path / "voc/b.xml").write_text(f"<annotation><filename>b.jpg</filename>{box}</annotation>")
     second = SourcePaths("second", "voc", str(tmp_path / "voc"), str(tmp_path / "images"))
     third = SourcePaths("third", "yolo", str(tmp_path / "labels"), str(tmp_path / "images"))
-    united = sources.read_sources([first, second, third])
+    united = read_sources([first, second, third])
     found = [(image.image_id, image.source, image.normalised, [one.label for one in image.annotations]) for image in united.source.images]
     assert found == [(1, 0, False, [0]), (3, 1, False, [0]), (5, 2, True, [1])]
 
@@ -72,8 +71,8 @@ def test_an_image_keeps_its_id_in_every_split(tmp_path: Path) -> None:
     """The offset counts all images of a source, not only those of the split."""
     images = [(number, f"{number}.jpg") for number in range(40)]
     places = [write(tmp_path, name, images, [], {1: "cat"}) for name in ("first", "second")]
-    whole = {(image.source, image.file_name): image.image_id for image in sources.read_sources(places).source.images}
-    parts = [sources.read_sources(places, split=split, val_share=0.3).source.images for split in ("train", "val")]
+    whole = {(image.source, image.file_name): image.image_id for image in read_sources(places).source.images}
+    parts = [read_sources(places, split=split, val_share=0.3).source.images for split in ("train", "val")]
     assert {(image.source, image.file_name): image.image_id for part in parts for image in part} == whole
     assert sum(map(len, parts)) == 80 and all(parts)
 
@@ -84,28 +83,28 @@ def test_what_cannot_be_united(tmp_path: Path) -> None:
     # Alone too: AP by class goes by name, and one of the two would be gone.
     for places in ([good, twice], [twice]):
         with pytest.raises(DataError, match=r"twice.json: 2 categories are named 'dog' \(ids 1, 2\); classes go by name: rename or merge them"):
-            sources.read_sources(places)
+            read_sources(places)
     huge = write(tmp_path, "huge", [(2**63 - 1, "a.jpg")], [], {1: "cat"})
     with pytest.raises(DataError, match="image ids beyond 2\\^63"):
-        sources.read_sources([huge, good])
+        read_sources([huge, good])
     with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo"):
-        sources.read_sources([good._replace(format="xml")])
+        read_sources([good._replace(format="xml")])
     with pytest.raises(UsageError, match="nowhere.json: there is no such annotation file"):
-        sources.read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
+        read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
 
 
 @given(names=st.lists(names, unique=True), more=st.lists(names, unique=True), share=st.floats(0.01, 0.99))
 def test_splits_are_disjoint_exhaustive_and_stable(names: list[str], more: list[str], share: float) -> None:
-    val = {name for name in names if sources.in_val(name, share)}
-    assert {name for name in [*names, *more] if sources.in_val(name, share)} >= val
+    val = {name for name in names if in_val(name, share)}
+    assert {name for name in [*names, *more] if in_val(name, share)} >= val
     # A larger share only adds.
-    assert {name for name in names if sources.in_val(name, min(share + 0.2, 1.0))} >= val
-    assert not any(sources.in_val(name, 0.0) for name in names) and all(sources.in_val(name, 1.0) for name in names)
+    assert {name for name in names if in_val(name, min(share + 0.2, 1.0))} >= val
+    assert not any(in_val(name, 0.0) for name in names) and all(in_val(name, 1.0) for name in names)
 
 
 def test_the_share_is_that_of_many_names() -> None:
     # Of 4000 independent draws of 0.1, 400 +- 4 standard deviations of 19.
-    assert 324 <= sum(sources.in_val(f"{number:012d}.jpg", 0.1) for number in range(4000)) <= 476
+    assert 324 <= sum(in_val(f"{number:012d}.jpg", 0.1) for number in range(4000)) <= 476
 
 
 def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path)
     content["annotations"] += [{"id": 100 + n, "image_id": n, "category_id": 1, "bbox": None} for n in range(50)]
     content["annotations"] += [{"id": 200, "image_id": 99, "category_id": 1, "bbox": [0, 0, 5, 5]}]
     Path(place.annotations).write_text(json.dumps(content))
-    parts = {split: sources.read_sources([place], split=split, val_share=0.3).source for split in ("train", "val", "all")}
+    parts = {split: read_sources([place], split=split, val_share=0.3).source for split in ("train", "val", "all")}
     for split, part in parts.items():
         ids = {image.image_id for image in part.images}
         assert {int(one.where) - 100 for one in part.quarantined} == ids | {100}, split
@@ -124,7 +123,7 @@ def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path)
         assert all(len(image.annotations) == 1 for image in part.images)
     assert {image.image_id for image in parts["train"].images} ^ {image.image_id for image in parts["val"].images} == set(range(50))
     with pytest.raises(DataError, match="none of its images falls into --split val with --val_share 1e-06"):
-        sources.read_sources([place], split="val", val_share=1e-6)
+        read_sources([place], split="val", val_share=1e-6)
 
 
 @settings(deadline=None)
@@ -135,13 +134,13 @@ def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path)
 )
 def test_columns_give_back_the_records(content: list[tuple[int, list[tuple[int, float | None]]]]) -> None:
     made = [
-        records.ImageRecord(
+        ImageRecord(
             image_id,
             f"{image_id}.jpg",
             None,
             5,
-            tuple(records.Annotation(n, label, (0, 1, 2, n), n % 2 == 0, area) for n, (label, area) in enumerate(boxes)),
+            tuple(Annotation(n, label, (0, 1, 2, n), n % 2 == 0, area) for n, (label, area) in enumerate(boxes)),
         )
         for image_id, boxes in content
     ]
-    assert list(records.collect(made)) == sorted(made)
+    assert list(collect(made)) == sorted(made)

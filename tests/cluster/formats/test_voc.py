@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError
-from cluster.formats import annotations as records
 from cluster.formats import voc
+from cluster.formats.annotations import Annotation, ImageRecord, Source
 from cluster.shards.format import Category
-from cluster.storage import files as storage
+from cluster.storage import files
 
 
 def thing(name: str = "dog", box: tuple[object, ...] = (11, 21, 40, 60), more: str = "") -> str:
@@ -26,7 +26,7 @@ def write(folder: Path, **files: str) -> str:
     return str(folder)
 
 
-def reasons(source: records.Source) -> list[tuple[str, str, str]]:
+def reasons(source: Source) -> list[tuple[str, str, str]]:
     return [(record.what, record.where, record.why) for record in source.quarantined]
 
 
@@ -35,13 +35,13 @@ def test_boxes_count_from_zero_and_end_behind_the_last_pixel(tmp_path: Path) -> 
     # Sorted names; ids from 1. Pixels 11..40 of 1..200 are 10..40 half-open; the whole picture is 0, 0, 200, 100.
     assert source.categories == (Category(0, 1, "cat"), Category(1, 2, "dog"))
     assert tuple(source.images) == (
-        records.ImageRecord(1, "a.jpg", 100, 200, ()),
-        records.ImageRecord(
+        ImageRecord(1, "a.jpg", 100, 200, ()),
+        ImageRecord(
             2,
             "b.jpg",
             100,
             200,
-            (records.Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, None), records.Annotation(2, 0, (0.0, 0.0, 200.0, 100.0), False, None)),
+            (Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, None), Annotation(2, 0, (0.0, 0.0, 200.0, 100.0), False, None)),
         ),
     )
     assert (source.listed, source.annotated, source.lost, source.quarantined, source.repairs) == (2, 2, 0, (), {})
@@ -133,7 +133,7 @@ def test_a_split_keeps_ids_and_classes(tmp_path: Path) -> None:
 
 def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(tmp_path: Path, bucket: str) -> None:
     local = voc.read_voc(write(tmp_path, a=thing()))
-    storage.upload_folder(str(tmp_path), f"{bucket}/voc")
+    files.upload_folder(str(tmp_path), f"{bucket}/voc")
     assert voc.read_voc(f"{bucket}/voc").digest == local.digest
     assert voc.read_voc(write(tmp_path, a=thing() + thing())).digest != local.digest
     assert voc.parse_voc(b"<a/>").sha256 == hashlib.sha256(b"<a/>").hexdigest()

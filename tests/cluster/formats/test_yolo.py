@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cluster.errors import DataError
-from cluster.formats import annotations as records
 from cluster.formats import yolo
-from cluster.formats.annotations import Findings
+from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source
 from cluster.prepare import image as intake
 from cluster.shards.format import Category
 
@@ -37,7 +36,7 @@ def write(folder: Path, *, pictures: tuple[str, ...] = ("a.jpg",), names: str = 
     return str(folder / "labels"), str(folder / "images")
 
 
-def reasons(source: records.Source) -> list[tuple[str, str, str]]:
+def reasons(source: Source) -> list[tuple[str, str, str]]:
     return [(record.what, record.where, record.why) for record in source.quarantined]
 
 
@@ -48,7 +47,7 @@ def test_a_good_set(tmp_path: Path) -> None:
     first, second = source.images[0].annotations
     assert (first.id, first.label, first.crowd, first.area) == (1, 1, False, None) and first.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
     assert (second.id, second.label) == (3, 0) and second.box == pytest.approx((0.0, 0.0, 0.5, 1.0))
-    assert source.images[0].normalised and source.images[1] == records.ImageRecord(2, "b.png", None, None, (), 0, True)
+    assert source.images[0].normalised and source.images[1] == ImageRecord(2, "b.png", None, None, (), 0, True)
     assert (source.listed, source.annotated, source.lost, source.quarantined) == (2, 2, 0, ())
 
 
@@ -64,7 +63,7 @@ def test_what_is_written_as_centre_and_size_is_read_as_corners(corners: tuple[fl
 
 
 def test_shares_become_pixels_of_the_upright_picture() -> None:
-    record = records.ImageRecord(1, "a.jpg", None, None, (records.Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True)
+    record = ImageRecord(1, "a.jpg", None, None, (Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True)
     row, _, _ = intake.ingest_image(record, picture(), max_pixels=10**6, category_ids=(1, 2, 3))
     # 30 x 20 px: 0.5 * 30 = 15, 0.1 * 20 = 2, a little over 30 is cut, 0.9 * 20 = 18.
     assert row is not None and row.boxes_N4.tolist() == [[15, 2, 30, 18]] and row.area_N == [15.0 * 16]

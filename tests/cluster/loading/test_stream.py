@@ -14,10 +14,15 @@ import pytest
 import torch
 
 from cluster.errors import DataError
-from cluster.loading import epoch_plan as plan
-from cluster.loading.stream import Ahead, Stream, evaluation_batches, in_order, ordered_map
-from cluster.prepare import plan as ingest
-from cluster.shards.format import Row, ShardSet, open_shard_set, read_rows, shard_name, write_index, write_shard
+from cluster.loading import epoch_plan
+from cluster.loading.evaluation_batches import evaluation_batches
+from cluster.loading.prefetch import Ahead, in_order, ordered_map
+from cluster.loading.stream import Stream
+from cluster.prepare.plan import prepare
+from cluster.shards.format import Row, shard_name
+from cluster.shards.index import ShardSet, open_shard_set, write_index
+from cluster.shards.read import read_rows
+from cluster.shards.write import write_shard
 from detector.image import open_image
 from detector.predict import Predictor
 
@@ -30,7 +35,7 @@ def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempP
     """24 images in row groups of 5: 5 groups, the last one of 4."""
     output = str(tmp_path_factory.mktemp("shards") / "train")
     places = {"annotations": f"{small_coco}/annotations/instances_train.json", "images": f"{small_coco}/images/train"}
-    ingest.prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
+    prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
     return open_shard_set(output)
 
 
@@ -55,7 +60,7 @@ def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: i
 def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:
     """Two ranks make two of their steps; then one rank does the rest."""
     before = [i for rank in range(2) for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2] for i in batch]
-    left = plan.advance([(0, 24)], batches=[4, 4], done=2)
+    left = epoch_plan.advance([(0, 24)], batches=[4, 4], done=2)
     after = [i for batch in ids(stream(shard_set, 0, 1).epoch(3, left)) for i in batch]
     assert len(before) == 16
     assert len(after) == 8
@@ -105,11 +110,11 @@ def test_tasks_of_ray_data_make_the_pixels_that_threads_make(shard_set: ShardSet
 
 
 def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_images(shard_set: ShardSet) -> None:
-    from cluster.scoring.detect import read_truths
+    from cluster.scoring.truths import read_truths
 
     truths = read_truths(shard_set)
     labels = [t.labels_N[~t.crowd_N].tolist() for t in truths]
-    factors = plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
+    factors = epoch_plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
     assert factors.max() > 1
     weighted = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
     assert weighted[0].places == round(factors.sum())
@@ -158,7 +163,7 @@ def test_the_next_epoch_is_begun_before_this_one_ends_and_is_the_same(shard_set:
 def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
 
-    def begin(own: Stream, epoch: int, left: plan.Intervals) -> Ahead:
+    def begin(own: Stream, epoch: int, left: epoch_plan.Intervals) -> Ahead:
         begun.append(epoch)
         return Ahead((number for number in range(2)), depth=2)
 
@@ -175,7 +180,7 @@ def test_the_next_epoch_is_begun_a_second_before_this_one_ends(monkeypatch: pyte
     """Of ten batches so many are left then, by a clock that only the consumer moves; the very first says nothing about the pace."""
     clock, begun = [0.0], []
 
-    def begin(own: Stream, epoch: int, intervals: plan.Intervals) -> Ahead:
+    def begin(own: Stream, epoch: int, intervals: epoch_plan.Intervals) -> Ahead:
         begun.append((epoch, taken))
         return Ahead((number for number in range(10)), depth=2)
 
@@ -247,7 +252,7 @@ def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
 
 
 def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) -> None:
-    from cluster.scoring.detect import read_truths
+    from cluster.scoring.truths import read_truths
 
     sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
     found: dict[int, tuple[int, int]] = {}
@@ -281,7 +286,7 @@ def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> N
 
 
 def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
-    from cluster.scoring.detect import read_truths
+    from cluster.scoring.truths import read_truths
 
     crowds = {t.image_id for t in read_truths(shard_set) if t.crowd_N.any()}
     assert crowds
@@ -293,7 +298,7 @@ def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
 
 
 def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: ShardSet) -> None:
-    from cluster.scoring.detect import read_truths
+    from cluster.scoring.truths import read_truths
 
     canvases = [(64, 96), (96, 64)]
     upright = {t.image_id for t in read_truths(shard_set) if t.height > t.width}
@@ -385,7 +390,7 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
     for actor in actors:
         ray.kill(actor)
     # What the others read ahead or even used of the second step does not count: no update was made of it.
-    left = plan.advance([(0, 24)], batches=[4, 4, 4], done=1)
+    left = epoch_plan.advance([(0, 24)], batches=[4, 4, 4], done=1)
     for batch in stream(shard_set, 0, 1).epoch(2, left):
         seen.update(i for i in batch.image_ids.tolist() if i >= 0)
         pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}

@@ -132,9 +132,9 @@ def test_data_behind_a_dead_endpoint_is_told_before_anything_is_read(
 
 
 def test_a_ray_address_that_does_not_answer(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.compute import session
+    from cluster.compute.session import check_answers
     from cluster.errors import PlainError
 
     with pytest.raises(PlainError, match="nothing answers there") as raised:
-        session.check_answers(places["dead"])
+        check_answers(places["dead"])
     assert raised.value.exit_code == 1

@@ -21,10 +21,9 @@ from PIL import Image
 from cluster.errors import DataError, on_one_line
 from cluster.formats.read import SourcePaths
 from cluster.prepare import plan as ingest
-from cluster.prepare import tasks as shard_jobs
-from cluster.reports import data_report as report
-from cluster.shards import format as shards
-from cluster.shards import statistics as survey
+from cluster.prepare.tasks import run_job
+from cluster.reports.summary import summary_lines
+from cluster.shards import quarantine, read, verify
 from detector.image import decode_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -216,12 +215,12 @@ def prepare(place: SourcePaths, output: Path, **options: Any) -> ingest.Prepared
     allowed = {"max_quarantined": 0.5, "max_quarantined_annotations": 1.0, "max_pixels": 10**6}
     plan = ingest.plan_shards([place], output=str(output), **{**allowed, **options})
     for number in range(len(plan.cuts)):
-        shard_jobs.run_job(plan.job(number))
+        run_job(plan.job(number))
     return ingest.write_shards(plan, say=lambda line: None)
 
 
 def lines(prepared: ingest.Prepared) -> list[str]:
-    return report.summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+    return summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
 
 
 # Pillow warns of pictures whose transparency it could show better; colour is all that is asked for.
@@ -239,8 +238,8 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
         assert "repaired" not in told and "left out" not in told
 
     assert prepared.shard_set is not None
-    survey.verify_shard_set(prepared.shard_set)
-    group = [shards.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
+    verify.verify_shard_set(prepared.shard_set)
+    group = [read.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
     rows = {row["image_id"]: row for table in group for row in table.to_pylist()}
     # The image that nothing is wrong with is always there, whole.
     assert rows[1]["boxes"][:1] == [STORED] and rows[1]["labels"][:1] == [0] and rows[1]["image"] == encoded(PIXELS + 1)
@@ -269,7 +268,7 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
     counts = prepared.index["counts"]
     assert counts["listed_images"] == 2 == counts["images"] + counts["quarantined_images"]
     assert counts["listed_annotations"] == 2 == counts["boxes"] + counts["quarantined_annotations"] + counts["lost_annotations"]
-    assert len(shards.read_quarantine(str(tmp_path / "out"))) == counts["quarantined"]
+    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == counts["quarantined"]
 
 
 def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

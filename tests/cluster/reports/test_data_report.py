@@ -14,9 +14,12 @@ from PIL import Image
 from cluster.errors import DataError
 from cluster.reports import data_report as report
 from cluster.reports.html import Bar, chart, round_up
-from cluster.shards import format as shards
-from cluster.shards.format import Category, Row, ShardSet
-from cluster.storage import files as storage
+from cluster.reports.summary import summary_lines
+from cluster.shards import index, write
+from cluster.shards.format import Category, Row, shard_name
+from cluster.shards.index import ShardSet
+from cluster.storage import files
+from cluster.storage.uris import join
 
 NASTY = '<script>alert("x")</script>&\'ä'
 
@@ -36,15 +39,15 @@ def row(image_id: int, boxes: list[list[float]], labels: list[int], *, crowd: tu
 
 
 def write_set(uri: str, rows: list[Row], *, names: list[str]) -> ShardSet:
-    shard = shards.write_shard(uri, shards.shard_name(0, 1), rows, row_group_rows=4)
+    shard = write.write_shard(uri, shard_name(0, 1), rows, row_group_rows=4)
     categories = [Category(k, k + 1, name) for k, name in enumerate(names)]
-    return shards.write_index(uri, categories=categories, shards=[shard], counts={}, source_digest="")
+    return index.write_index(uri, categories=categories, shards=[shard], counts={}, source_digest="")
 
 
 def write_page(shard_set: ShardSet, quarantined: list[dict[str, str]] | None = None, **more) -> str:
     uri = report.write_report(shard_set, quarantined or [], **{"repairs": {}} | more)
-    assert uri == storage.join(shard_set.uri, "report.html")
-    return storage.read_bytes(uri).decode()
+    assert uri == join(shard_set.uri, "report.html")
+    return files.read_bytes(uri).decode()
 
 
 class Reader(HTMLParser):
@@ -133,7 +136,7 @@ def test_the_same_set_gives_the_same_bytes(tmp_path):
     opened = write_set(str(tmp_path), [row(n, [[8, 8, 24 + n, 24]], [n % 2]) for n in range(20)], names=["cat", "dog"])
     first = write_page(opened)
     # prepare writes the index last.
-    storage.delete_file(str(tmp_path / "index.json"))
+    files.delete_file(str(tmp_path / "index.json"))
     assert write_page(opened) == first
 
 
@@ -190,7 +193,7 @@ def test_sizes_beyond_the_usual_have_bars(tmp_path):
 
 def test_a_set_without_objects_or_images(tmp_path):
     assert "0 objects" in words(write_page(write_set(str(tmp_path / "empty"), [row(1, [], [])], names=["cat"])))
-    assert "No image." in words(write_page(shards.write_index(str(tmp_path), categories=[], shards=[], counts={}, source_digest="")))
+    assert "No image." in words(write_page(index.write_index(str(tmp_path), categories=[], shards=[], counts={}, source_digest="")))
 
 
 def test_in_a_bucket(bucket):
@@ -214,7 +217,7 @@ def test_lines_for_the_terminal():
         "shards": [{"bytes": 1 << 20}, {"bytes": 1 << 19}],
     }
     left_out = [{"what": "image", "where": name, "why": f"it is truncated ({name})", "raw": ""} for name in ("b.jpg", "a.jpg")]
-    assert report.summary_lines(index, left_out) == [
+    assert summary_lines(index, left_out) == [
         "shards      2, 1.5 MiB",
         "images      9 of 11 listed, of which 2 without objects",
         "boxes       30 of 37 listed, of 2 classes, of which 1 crowds",

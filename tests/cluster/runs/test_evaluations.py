@@ -9,51 +9,50 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError, PlainError
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
+from cluster.runs import evaluations, run_folder
 from cluster.runs.config import TrainConfig
-from cluster.training import background_evaluation as evaluator
+from cluster.training import background_evaluation
 from cluster.training.background_evaluation import Evaluator
 
 SHARE = {"workers": 1, "cpus_per_worker": 0.75, "gpus_per_worker": 0}
 DATA = {"data": {"train": "/t", "val": "/v"}}
 
 
-def scored(run: str, images_seen: int, ap: float) -> verdicts.Verdict:
+def scored(run: str, images_seen: int, ap: float) -> evaluations.Verdict:
     uri, numbers = run_folder.checkpoint_uri(run, images_seen), {"AP": ap, "AP50": ap, "AP75": ap, "per_class": {"cat": ap}}
     return {"checkpoint": uri, "images_seen": images_seen, "epoch": images_seen // 100, "weights": "ema", **numbers}
 
 
-def best(run: str, images_seen: int, ap: float) -> verdicts.Verdict:
+def best(run: str, images_seen: int, ap: float) -> evaluations.Verdict:
     return {name: value for name, value in scored(run, images_seen, ap).items() if name != "per_class"}
 
 
 def ask(run: str, *images_seen: int) -> list[str]:
     for seen in images_seen:
-        verdicts.request(run, run_folder.checkpoint_uri(run, seen), seen, seen // 100)
+        evaluations.request(run, run_folder.checkpoint_uri(run, seen), seen, seen // 100)
     return [run_folder.checkpoint_uri(run, seen) for seen in images_seen]
 
 
 def test_what_was_asked_for_waits_by_images_seen_until_it_is_settled(tmp_path: Path) -> None:
     run = str(tmp_path)
-    assert verdicts.waiting(run) == [] and verdicts.evaluations(run) == []
+    assert evaluations.waiting(run) == [] and evaluations.evaluations(run) == []
     later, first = ask(run, 1000, 200)
-    assert verdicts.waiting(run) == [first, later]
-    assert verdicts.asked(run, later) == {"checkpoint": later, "images_seen": 1000, "epoch": 10}
-    verdicts.settle(run, scored(run, 200, 0.25))
-    assert verdicts.waiting(run) == [later] and verdicts.known(verdicts.evaluations(run), 1000) is None
-    assert verdicts.known(verdicts.evaluations(run), 200) == scored(run, 200, 0.25)
+    assert evaluations.waiting(run) == [first, later]
+    assert evaluations.asked(run, later) == {"checkpoint": later, "images_seen": 1000, "epoch": 10}
+    evaluations.settle(run, scored(run, 200, 0.25))
+    assert evaluations.waiting(run) == [later] and evaluations.known(evaluations.evaluations(run), 1000) is None
+    assert evaluations.known(evaluations.evaluations(run), 200) == scored(run, 200, 0.25)
 
 
 def test_the_best_is_the_highest_ap_and_of_equals_the_newest(tmp_path: Path) -> None:
     run = str(tmp_path)
     # An evaluation that is made late finds its place; one that is made again replaces the first.
     for verdict in (scored(run, 100, 0.5), scored(run, 300, 0.5), scored(run, 200, 0.5), scored(run, 400, 0.75), scored(run, 400, 0.25)):
-        verdicts.settle(run, verdict)
-    verdicts.settle(run, {"checkpoint": "lost", "images_seen": 500, "epoch": 5, "error": "the machine is gone"})
-    assert [one["images_seen"] for one in verdicts.evaluations(run)] == [100, 200, 300, 400, 500]
+        evaluations.settle(run, verdict)
+    evaluations.settle(run, {"checkpoint": "lost", "images_seen": 500, "epoch": 5, "error": "the machine is gone"})
+    assert [one["images_seen"] for one in evaluations.evaluations(run)] == [100, 200, 300, 400, 500]
     assert run_folder.best_checkpoint(run) == best(run, 300, 0.5)
-    assert verdicts.known(verdicts.evaluations(run), 500) is None
+    assert evaluations.known(evaluations.evaluations(run), 500) is None
 
 
 @pytest.mark.parametrize(
@@ -75,15 +74,15 @@ def test_the_best_is_the_highest_ap_and_of_equals_the_newest(tmp_path: Path) -> 
 )
 def test_patience_counts_evaluations_since_the_last_that_was_better(aps: list[float], patience: int, rise: float, stops: bool) -> None:
     over = [scored("", 100 * number, ap) for number, ap in enumerate(aps, start=1)]
-    assert (verdicts.reason_to_stop(over, patience=patience, min_improvement=rise) is not None) == stops
+    assert (evaluations.reason_to_stop(over, patience=patience, min_improvement=rise) is not None) == stops
 
 
 def test_a_missing_evaluation_neither_helps_nor_harms() -> None:
     lost = {"checkpoint": "lost", "images_seen": 250, "epoch": 2, "error": "the machine is gone"}
     over = [scored("", 100, 0.5), scored("", 200, 0.25), lost]
-    assert verdicts.reason_to_stop(over, patience=2, min_improvement=0) is None
+    assert evaluations.reason_to_stop(over, patience=2, min_improvement=0) is None
     over.append(scored("", 300, 0.5))
-    reason = verdicts.reason_to_stop(over, patience=2, min_improvement=0.125)
+    reason = evaluations.reason_to_stop(over, patience=2, min_improvement=0.125)
     assert reason == "AP has not risen by more than 0.125 in 2 evaluations, from 0.5000 after epoch 1"
 
 
@@ -95,7 +94,7 @@ class Scores(Evaluator):
         self.laid_down = {int(seen.removeprefix("at")): list(values) for seen, values in laid_down.items()}
         super().__init__(run, "/val", weights="ema", share=SHARE, tell=lambda kind, **values: self.events.append((kind, *values.values())))
 
-    def start(self, asked: verdicts.Verdict) -> dict[str, Any]:
+    def start(self, asked: evaluations.Verdict) -> dict[str, Any]:
         value = self.laid_down[asked["images_seen"]].pop(0)
         if isinstance(value, Exception):
             raise value
@@ -110,8 +109,8 @@ def test_all_that_wait_are_evaluated_in_order(tmp_path: Path) -> None:
     assert [event[:4] for event in judge.events if event[0] == "evaluating"] == [
         ("evaluating", 100, 1, 2), ("evaluating", 200, 2, 1), ("evaluating", 300, 3, 0)
     ]  # fmt: skip
-    assert verdicts.evaluations(run) == [scored(run, 100, 0.5), scored(run, 200, 0.75), scored(run, 300, 0.25)]
-    assert run_folder.best_checkpoint(run) == best(run, 200, 0.75) and verdicts.waiting(run) == []
+    assert evaluations.evaluations(run) == [scored(run, 100, 0.5), scored(run, 200, 0.75), scored(run, 300, 0.25)]
+    assert run_folder.best_checkpoint(run) == best(run, 200, 0.75) and evaluations.waiting(run) == []
 
 
 def test_a_failing_evaluation_is_tried_once_more_and_then_missing(tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ def test_a_failing_evaluation_is_tried_once_more_and_then_missing(tmp_path: Path
     gone = RuntimeError("Traceback\n  somewhere\nOSError: the node is gone\n")
     judge = Scores(run, at100=[gone, 0.5], at200=[gone, gone], at300=[0.25])
     judge.finish(SHARE)
-    assert [(one["images_seen"], one.get("AP"), one.get("error")) for one in verdicts.evaluations(run)] == [
+    assert [(one["images_seen"], one.get("AP"), one.get("error")) for one in evaluations.evaluations(run)] == [
         (100, 0.5, None), (200, None, "OSError: the node is gone"), (300, 0.25, None)
     ]  # fmt: skip
     what = "evaluation of the checkpoint at {} images"
@@ -138,43 +137,43 @@ def test_the_last_evaluation_must_come_to_numbers(tmp_path: Path) -> None:
     damaged = DataError("shard-00000: its sha256 is another one")
     beside = Scores(run, at300=[damaged, damaged, damaged, damaged])
     beside.evaluate([last], must=False)
-    assert verdicts.evaluations(run)[0]["error"] == str(damaged)
+    assert evaluations.evaluations(run)[0]["error"] == str(damaged)
     with pytest.raises(DataError, match="^the evaluation of .*images-000000000300 failed: shard-00000: its sha256 is another one; training is"):
         beside.finish(SHARE)
-    assert verdicts.waiting(run) == [last]
+    assert evaluations.waiting(run) == [last]
     Scores(run, at300=[0.5]).finish(SHARE)
-    assert run_folder.best_checkpoint(run) == best(run, 300, 0.5) and verdicts.waiting(run) == []
+    assert run_folder.best_checkpoint(run) == best(run, 300, 0.5) and evaluations.waiting(run) == []
 
 
 def test_the_thread_beside_training_outlives_its_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, done = str(tmp_path), threading.Event()
     ask(run, 100)
-    monkeypatch.setattr(evaluator, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(background_evaluation, "LOOK_EVERY_S", 0.01)
     listings = iter([PlainError("s3://runs: does not answer")])
 
-    def waiting(run: str, original: Any = verdicts.waiting) -> list[str]:
+    def waiting(run: str, original: Any = evaluations.waiting) -> list[str]:
         for error in listings:
             raise error
         return original(run)
 
-    monkeypatch.setattr(verdicts, "waiting", waiting)
+    monkeypatch.setattr(evaluations, "waiting", waiting)
     judge = Scores(run, at100=[0.5])
     tell = judge.tell
     judge.tell = lambda kind, **values: (tell(kind, **values), done.set() if kind == "evaluation" else None)
     with judge:
         assert done.wait(10)
     assert judge.events[0] == ("evaluation_failed", "evaluating beside training", "s3://runs: does not answer", "tried again")
-    assert verdicts.evaluations(run) == [scored(run, 100, 0.5)]
+    assert evaluations.evaluations(run) == [scored(run, 100, 0.5)]
 
 
 def test_where_training_failed_its_evaluation_waits_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = str(tmp_path)
     ask(run, 100, 200)
-    monkeypatch.setattr(evaluator, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(background_evaluation, "LOOK_EVERY_S", 0.01)
     begun, ended = threading.Event(), threading.Event()
 
     class Cancelled(Scores):
-        def start(self, asked: verdicts.Verdict) -> dict[str, Any]:
+        def start(self, asked: evaluations.Verdict) -> dict[str, Any]:
             begun.set()
             assert ended.wait(10)
             raise RuntimeError("the task was cancelled")
@@ -187,7 +186,7 @@ def test_where_training_failed_its_evaluation_waits_for_the_next_start(tmp_path:
         raise KeyboardInterrupt
     assert not judge.thread.is_alive()
     assert [event[0] for event in judge.events] == ["evaluating"]
-    assert len(verdicts.waiting(run)) == 2 and verdicts.evaluations(run) == []
+    assert len(evaluations.waiting(run)) == 2 and evaluations.evaluations(run) == []
 
 
 @pytest.mark.parametrize(

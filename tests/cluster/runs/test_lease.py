@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from cluster.errors import UsageError
-from cluster.runs import folder as run_folder
-from cluster.runs import lease
+from cluster.runs import lease, run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.lease import DRIVER, Lease, refuse_held, this_process
-from cluster.storage import files as storage
-from cluster.training import launch
+from cluster.storage import files
+from cluster.training import launch, preflight
 
 
 def ignore(reason: str) -> None:
@@ -131,12 +130,12 @@ def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Pa
     checked = []
     for config in configs:
         identity = {"loss": {"gamma": config.loss.gamma}}
-        checked.append(launch.Checked(None, identity, False, run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False)))
+        checked.append(preflight.Checked(None, identity, False, run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False)))
     held = launch.held(configs[0], checked[0])
     found = run_folder.read(run, run_folder.CONFIG)
     assert found["identity"] == checked[0].identity and found["born"] == held.born != checked[1].born and not held.begun
     # Once there is a checkpoint, one that comes late finds another's run.
-    storage.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
+    files.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
     assert launch.held(configs[0], checked[0]).begun
     with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
         launch.held(configs[1], checked[1])

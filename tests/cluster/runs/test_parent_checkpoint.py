@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.runs import folder as run_folder
-from cluster.runs import parent_checkpoint as warm_start
+from cluster.runs import parent_checkpoint, run_folder
 from cluster.runs.config import TrainConfig, package_of
 from cluster.shards.format import Category
-from cluster.storage import files as storage
-from cluster.training import launch
+from cluster.storage import files
+from cluster.storage.uris import join
+from cluster.training import launch, preflight
 from detector.checkpoint import Snapshot, write_checkpoint
 
 CATEGORIES = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
@@ -48,40 +48,40 @@ def parent(tmp_path: Path, configure: Callable[..., TrainConfig]) -> str:
 
 
 def test_a_run_is_known_by_the_content_of_its_checkpoint(parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
-    first = launch.check(configure(from_checkpoint=parent))
-    assert first.identity["from_checkpoint"] == warm_start.digest(parent) and first.identity["pretrained"] is None
+    first = preflight.check(configure(from_checkpoint=parent))
+    assert first.identity["from_checkpoint"] == parent_checkpoint.digest(parent) and first.identity["pretrained"] is None
     moved = str(tmp_path / "moved")
     os.rename(parent, moved)
-    assert launch.check(configure(from_checkpoint=moved)).identity == first.identity
-    assert launch.check(configure(from_checkpoint=moved, from_state="full")).identity != first.identity
-    assert launch.check(configure()).identity["from_checkpoint"] is None
+    assert preflight.check(configure(from_checkpoint=moved)).identity == first.identity
+    assert preflight.check(configure(from_checkpoint=moved, from_state="full")).identity != first.identity
+    assert preflight.check(configure()).identity["from_checkpoint"] is None
 
 
 def test_a_run_that_has_begun_needs_its_checkpoint_no_more(parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
     config = configure(from_checkpoint=parent)
-    before = launch.check(config)
-    storage.write_json(storage.join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
+    before = preflight.check(config)
+    files.write_json(join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
     os.rename(parent, tmp_path / "moved")
-    assert launch.check(config) == dataclasses.replace(before, begun=True)
+    assert preflight.check(config) == dataclasses.replace(before, begun=True)
     with pytest.raises(UsageError, match="from_checkpoint was '.*', is None"):
-        launch.check(configure())
+        preflight.check(configure())
 
 
 def test_the_checkpoint_lies_where_every_node_sees_it(parent: str, tmp_path: Path, bucket: str) -> None:
-    root, run, name = f"{bucket}/store", f"{bucket}/store/runs/second", warm_start.digest(parent)
-    copy = warm_start.publish(parent, run, name=name, root=root)
-    assert copy == f"{run}/start/{name[:12]}-images-000000000014" and warm_start.digest(copy) == name
-    assert warm_start.publish(copy, str(tmp_path), name=name, root=str(tmp_path)) == copy
-    assert warm_start.publish(parent, run, name=name, root=str(tmp_path / "store")) == parent
+    root, run, name = f"{bucket}/store", f"{bucket}/store/runs/second", parent_checkpoint.digest(parent)
+    copy = parent_checkpoint.publish(parent, run, name=name, root=root)
+    assert copy == f"{run}/start/{name[:12]}-images-000000000014" and parent_checkpoint.digest(copy) == name
+    assert parent_checkpoint.publish(copy, str(tmp_path), name=name, root=str(tmp_path)) == copy
+    assert parent_checkpoint.publish(parent, run, name=name, root=str(tmp_path / "store")) == parent
 
 
 def test_a_checkpoint_in_a_bucket_is_verified_too(parent: str, bucket: str, configure: Callable[..., TrainConfig]) -> None:
     uri = f"{bucket}/first/checkpoints/images-000000000014"
-    storage.upload_folder(parent, uri)
-    assert warm_start.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES)) == warm_start.digest(parent)
-    storage.write_bytes(f"{uri}/optimizer.pt", b"torn")
+    files.upload_folder(parent, uri)
+    assert parent_checkpoint.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES)) == parent_checkpoint.digest(parent)
+    files.write_bytes(f"{uri}/optimizer.pt", b"torn")
     with pytest.raises(DataError, match=r"images-000000000014: is damaged \(optimizer.pt: has 4 bytes of"):
-        warm_start.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES))
+        parent_checkpoint.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES))
 
 
 def full(**changes: Any) -> dict[str, Any]:
@@ -102,25 +102,25 @@ def full(**changes: Any) -> dict[str, Any]:
 )
 def test_what_does_not_fit_is_named(parent: str, configure: Callable[..., TrainConfig], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as raised:
-        launch.check(configure(from_checkpoint=parent, **changes))
+        preflight.check(configure(from_checkpoint=parent, **changes))
     assert str(raised.value).startswith(f"from_checkpoint {parent}: ") and said in str(raised.value)
     # The name stays free.
     assert run_folder.read(configure().run_uri, run_folder.CONFIG) is None
 
 
 def test_what_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> None:
-    launch.check(configure(from_checkpoint=parent, optimizer={"name": "adamw"}, training={"seed": 1}))
-    launch.check(configure(from_checkpoint=parent, model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}))
-    launch.check(configure(from_checkpoint=parent, from_state="full", optimizer={"learning_rate": 0.5}, training={"epochs": 2, "batch_size": 8}))
+    preflight.check(configure(from_checkpoint=parent, optimizer={"name": "adamw"}, training={"seed": 1}))
+    preflight.check(configure(from_checkpoint=parent, model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}))
+    preflight.check(configure(from_checkpoint=parent, from_state="full", optimizer={"learning_rate": 0.5}, training={"epochs": 2, "batch_size": 8}))
 
 
 def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
     config = configure(from_checkpoint=parent)
-    warm_start.check(config, shard_set(*CATEGORIES, digest="e" * 64))
+    parent_checkpoint.check(config, shard_set(*CATEGORIES, digest="e" * 64))
     with pytest.raises(UsageError, match="its 2 classes .'cell', 'platelet'. are not the 1 of data.train .'cell'.; --pretrained .*model.safetensors"):
-        warm_start.check(config, shard_set(CATEGORIES[0]))
+        parent_checkpoint.check(config, shard_set(CATEGORIES[0]))
     with pytest.raises(UsageError, match="cannot be gone on from .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here"):
-        warm_start.check(configure(from_checkpoint=parent, from_state="full"), shard_set(*CATEGORIES, digest="e" * 64))
+        parent_checkpoint.check(configure(from_checkpoint=parent, from_state="full"), shard_set(*CATEGORIES, digest="e" * 64))
 
 
 def test_what_is_no_checkpoint(parent: str, tmp_path: Path, bucket: str, configure: Callable[..., TrainConfig]) -> None:
@@ -135,7 +135,7 @@ def test_what_is_no_checkpoint(parent: str, tmp_path: Path, bucket: str, configu
         (parent, "is damaged (model.safetensors: has 4 bytes of "),
     ):
         with pytest.raises(PlainError) as raised:
-            launch.check(configure(from_checkpoint=uri))
+            preflight.check(configure(from_checkpoint=uri))
         assert said in str(raised.value)
 
 

@@ -20,13 +20,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cluster.errors import UsageError
-from cluster.runs import folder as run_folder
-from cluster.runs import weight_file as pretrained
+from cluster.runs import run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.shards.format import Category
-from cluster.storage import files as storage
-from cluster.training import launch
-from cluster.training.console import Progress, track
+from cluster.storage import files
+from cluster.storage.uris import join
+from cluster.tracking.training_run import track
+from cluster.training import launch, preflight
+from cluster.training.console import Progress
 from detector.model import RetinaNet
 from detector.weights import PretrainedReport
 
@@ -52,20 +53,20 @@ def own_file(path: Path, **changed: Any) -> Path:
 def test_a_local_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    with pretrained.local_file("model.safetensors") as path:
+    with weight_file.local_file("model.safetensors") as path:
         assert path == str(tmp_path / "model.safetensors")
 
 
 def test_an_object_of_a_bucket_is_copied_and_the_copy_removed(bucket: str) -> None:
     uri = f"{bucket}/zoo/model_final.pkl"
-    storage.write_bytes(uri, b"weights")
-    with pretrained.local_file(uri) as path:
+    files.write_bytes(uri, b"weights")
+    with weight_file.local_file(uri) as path:
         assert path.endswith("/model_final.pkl") and Path(path).read_bytes() == b"weights"
     assert not os.path.exists(path)
     with pytest.raises(UsageError, match="zoo: is a folder"):
-        pretrained.check(f"{bucket}/zoo", None)
+        weight_file.check(f"{bucket}/zoo", None)
     with pytest.raises(UsageError, match="none.pkl"):
-        pretrained.check(f"{bucket}/zoo/none.pkl", None)
+        weight_file.check(f"{bucket}/zoo/none.pkl", None)
 
 
 def test_a_url_is_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +79,12 @@ def test_a_url_is_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: io.BytesIO())
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
-        with pretrained.local_file(URL) as path:
+        with weight_file.local_file(URL) as path:
             assert path == str(hub / "resnet50-0676ba61.pth") and Path(path).read_bytes() == b"weights"
     # The digest in the name goes along, so that torch checks the content.
     assert asked == [(URL, "0676ba61")]
     # Names without a digest are many files' names.
-    paths = {pretrained.cache_path(f"https://weights.example.org/{number}/model_final.pkl") for number in (1, 2)}
+    paths = {weight_file.cache_path(f"https://weights.example.org/{number}/model_final.pkl") for number in (1, 2)}
     assert len(paths) == 2 and {os.path.basename(path) for path in paths} == {"model_final.pkl"}
 
 
@@ -94,58 +95,58 @@ def test_a_url_that_fails_is_one_plain_line(hub: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(UsageError, match="0676ba61.pth: cannot be fetched .*404.*give its path"):
-        pretrained.check(URL, None)
+        weight_file.check(URL, None)
 
     def damaged(*_: object, **__: object) -> None:
         raise RuntimeError("invalid hash value")
 
     monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: io.BytesIO())
     monkeypatch.setattr(torch.hub, "download_url_to_file", damaged)
-    with pytest.raises(UsageError, match="invalid hash value"), pretrained.local_file(URL):
+    with pytest.raises(UsageError, match="invalid hash value"), weight_file.local_file(URL):
         pass
 
 
 @pytest.mark.parametrize("url", ["https://me:sesame@host/a.pth", "https://host/a.pth?signature=sesame", "https://host/", "http://host/a.pth"])
 def test_urls_that_are_refused_show_no_secret(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        pretrained.check(url, None)
+        weight_file.check(url, None)
     assert "sesame" not in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="none.pth: there is no such file"):
-        pretrained.check(str(tmp_path / "none.pth"), NETWORK)
+        weight_file.check(str(tmp_path / "none.pth"), NETWORK)
     with pytest.raises(UsageError, match="is a folder"):
-        pretrained.check(str(tmp_path), NETWORK)
+        weight_file.check(str(tmp_path), NETWORK)
 
 
 def test_a_file_that_does_not_fit_is_refused_by_the_command_itself(tmp_path: Path, bucket: str) -> None:
     path = own_file(tmp_path / "model.safetensors")
-    assert pretrained.check(str(path), NETWORK) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert weight_file.check(str(path), NETWORK) == hashlib.sha256(path.read_bytes()).hexdigest()
     # Other classes are no misfit.
-    pretrained.check(str(path), NETWORK | {"classes": 7})
+    weight_file.check(str(path), NETWORK | {"classes": 7})
     with pytest.raises(UsageError, match="model.safetensors: .* another architecture .*set model.backbone resnet18"):
-        pretrained.check(str(path), NETWORK | {"backbone": "resnet34"})
+        weight_file.check(str(path), NETWORK | {"backbone": "resnet34"})
     damaged = f"{bucket}/damaged.safetensors"
-    storage.write_bytes(damaged, path.read_bytes()[:-1000])
+    files.write_bytes(damaged, path.read_bytes()[:-1000])
     with pytest.raises(UsageError, match=f"^pretrained {damaged}: cannot be read"):
-        pretrained.check(damaged, NETWORK)
+        weight_file.check(damaged, NETWORK)
 
 
 def test_the_file_lies_where_every_node_sees_it(tmp_path: Path, bucket: str) -> None:
     path, run = tmp_path / "elsewhere/model.safetensors", f"{bucket}/store/runs/cells"
     path.parent.mkdir()
     path.write_bytes(b"weights")
-    digest = pretrained.check(str(path), None)
-    copy = pretrained.publish(str(path), run, digest=digest, root=f"{bucket}/store")
-    assert copy == f"{run}/pretrained/{digest[:12]}-model.safetensors" and storage.read_bytes(copy) == b"weights"
+    digest = weight_file.check(str(path), None)
+    copy = weight_file.publish(str(path), run, digest=digest, root=f"{bucket}/store")
+    assert copy == f"{run}/pretrained/{digest[:12]}-model.safetensors" and files.read_bytes(copy) == b"weights"
     # It is a part of the run from then on.
     path.unlink()
-    assert pretrained.publish(str(path), run, digest=digest, root=f"{bucket}/store") == copy
+    assert weight_file.publish(str(path), run, digest=digest, root=f"{bucket}/store") == copy
     # What nodes see already stays where it is: S3, and whatever is under the storage root.
-    assert pretrained.publish(copy, str(tmp_path / "run"), digest=digest, root=str(tmp_path)) == copy
+    assert weight_file.publish(copy, str(tmp_path / "run"), digest=digest, root=str(tmp_path)) == copy
     under = str(tmp_path / "store/sweeps/a/pretrained/w.pth")
-    assert pretrained.publish(under, str(tmp_path / "run"), digest=digest, root=str(tmp_path / "store")) == under
+    assert weight_file.publish(under, str(tmp_path / "run"), digest=digest, root=str(tmp_path / "store")) == under
 
 
 @pytest.fixture
@@ -161,19 +162,19 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def test_a_run_is_known_by_the_content_of_its_file(tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
     path, moved = own_file(tmp_path / "model.safetensors"), tmp_path / "moved.safetensors"
-    first = launch.check(configure(pretrained=str(path)))
+    first = preflight.check(configure(pretrained=str(path)))
     assert first.identity["pretrained"] == hashlib.sha256(path.read_bytes()).hexdigest() and not first.begun
-    assert launch.check(configure()).identity["pretrained"] is None
+    assert preflight.check(configure()).identity["pretrained"] is None
     moved.write_bytes(path.read_bytes())
-    assert launch.check(configure(pretrained=str(moved))).identity == first.identity
+    assert preflight.check(configure(pretrained=str(moved))).identity == first.identity
     own_file(path, prior=0.5)
-    assert launch.check(configure(pretrained=str(path))).identity != first.identity
+    assert preflight.check(configure(pretrained=str(path))).identity != first.identity
 
 
 def test_a_misfit_is_found_before_a_run_begins(tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
     config = configure(pretrained=str(own_file(tmp_path / "model.safetensors", backbone="resnet34")))
     with pytest.raises(UsageError, match="model.backbone is resnet18 here, resnet34 in the file"):
-        launch.check(config)
+        preflight.check(config)
     # The name stays free: nothing was written under it.
     assert run_folder.read(config.run_uri, run_folder.CONFIG) is None
 
@@ -182,28 +183,28 @@ def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(tmp_pat
     path = tmp_path / "model.safetensors"
     config = configure(pretrained=str(path))
     with pytest.raises(UsageError, match="model.safetensors: there is no such file"):
-        launch.check(config)
+        preflight.check(config)
     own_file(path)
-    before = launch.check(config)
-    storage.write_json(storage.join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
+    before = preflight.check(config)
+    files.write_json(join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
     path.unlink()
-    assert launch.check(config) == dataclasses.replace(before, begun=True)
+    assert preflight.check(config) == dataclasses.replace(before, begun=True)
     own_file(path, prior=0.5)
     with pytest.raises(UsageError, match="another configuration .pretrained was "):
-        launch.check(config)
+        preflight.check(config)
     with pytest.raises(UsageError, match="pretrained was"):
-        launch.check(configure())
+        preflight.check(configure())
     with pytest.raises(UsageError, match="none.pth: there is no such file"):
-        launch.check(configure(pretrained=str(tmp_path / "none.pth")))
+        preflight.check(configure(pretrained=str(tmp_path / "none.pth")))
 
 
 def test_what_was_checked_is_not_checked_again(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure()
-    checked = launch.check(config)
+    checked = preflight.check(config)
     best = {"checkpoint": "there", "AP": 0.5}
     for name, content in ((run_folder.FINISHED, {}), (run_folder.BEST, best)):
         run_folder.write(config.run_uri, name, content)
-    monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))
+    monkeypatch.setattr(preflight, "check", lambda config: pytest.fail("checked twice"))
     assert launch.launch(config, checked=checked) == best
 
 

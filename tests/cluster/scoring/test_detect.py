@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cluster.scoring.detect import FOUND, Scorer
+from cluster.scoring.actors import FOUND, Scorer
 from cluster.scoring.evaluate import keep_detections
 from detector.batch import Batch
 from detector.decode import Detections

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.shards import format as shards
-from cluster.shards.format import Category, Place, Row, RowGroup, Shard, ShardSet
-from cluster.storage import files as storage
+from cluster.shards import index, quarantine, write
+from cluster.shards.format import SCHEMA, Category, Place, Row, RowGroup, Shard, shard_name
+from cluster.shards.index import ShardSet
+from cluster.shards.read import read_annotations, read_columns, read_footer, read_row_group, read_rows
+from cluster.storage import files
+from cluster.storage.uris import join
 
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
 
@@ -34,9 +37,9 @@ def row(image_id: int, boxes: int) -> Row:
 
 
 def write_set(uri: str, groups: list[list[Row]], *, row_group_rows: int = 2) -> ShardSet:
-    written = [shards.write_shard(uri, shards.shard_name(n, len(groups)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(groups)]
+    written = [write.write_shard(uri, shard_name(n, len(groups)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(groups)]
     counts = {"images": sum(len(rows) for rows in groups)}
-    return shards.write_index(uri, categories=CATEGORIES, shards=written, counts=counts, source_digest="0" * 64)
+    return index.write_index(uri, categories=CATEGORIES, shards=written, counts=counts, source_digest="0" * 64)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -46,12 +49,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_what_is_written_is_read(root: str) -> None:
     written = write_set(root, [[row(1, 2), row(2, 0), row(3, 1)], [row(4, 3)]])
-    opened = shards.open_shard_set(root)
+    opened = index.open_shard_set(root)
     assert opened == written
     assert opened.num_rows == 4 and opened.rows_per_group == [2, 1, 1]
     assert opened.class_names == ["cat", "dog"] and opened.counts == {"images": 4}
-    table = shards.read_row_group(opened.locate_group(0))
-    assert table.schema == shards.SCHEMA
+    table = read_row_group(opened.locate_group(0))
+    assert table.schema == SCHEMA
     assert table.to_pylist() == [
         {
             "image_id": 1,
@@ -69,18 +72,18 @@ def test_what_is_written_is_read(root: str) -> None:
         {"image_id": 2, "file_name": "2.jpg", "image": b"\x02" * 10, "height": 20, "width": 30, "boxes": [], "labels": [], "crowd": [], "area": []}
         | {"source": 0, "sha256": b"\x02" * 32},
     ]
-    assert shards.read_row_group(opened.locate_group(2))["image_id"].to_pylist() == [4]
-    chosen = shards.read_rows([opened.locate_group(2), opened.locate_group(0)], [(1, 1), (0, 0), (1, 0), (0, 0)])
+    assert read_row_group(opened.locate_group(2))["image_id"].to_pylist() == [4]
+    chosen = read_rows([opened.locate_group(2), opened.locate_group(0)], [(1, 1), (0, 0), (1, 0), (0, 0)])
     assert chosen["image_id"].to_pylist() == [2, 4, 1, 4]
 
 
 def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
     write_set(root, [[row(4, 1), row(2, 0)], [row(9, 1)]])
-    table = shards.read_annotations(shards.open_shard_set(root))
+    table = read_annotations(index.open_shard_set(root))
     assert table.column_names == ["image_id", "file_name", "height", "width", "boxes", "labels", "crowd", "area", "source", "sha256"]
     assert table["image_id"].to_pylist() == [4, 2, 9]
     assert table["boxes"].to_pylist() == [[[4.0, 5.0, 6.0, 7.0]], [], [[9.0, 10.0, 11.0, 12.0]]]
-    sizes = shards.read_columns(shards.open_shard_set(root), ["height", "image_id"])
+    sizes = read_columns(index.open_shard_set(root), ["height", "image_id"])
     assert sizes.to_pydict() == {"height": table["height"].to_pylist(), "image_id": [4, 2, 9]}
 
 
@@ -102,30 +105,30 @@ def test_groups_are_numbered_over_the_shards() -> None:
 
 def test_the_same_rows_give_the_same_bytes_and_other_rows_others() -> None:
     rows = [row(1, 2), row(2, 0), row(3, 1)]
-    first = shards.encode_shard(rows, row_group_rows=2)
-    assert shards.encode_shard(list(rows), row_group_rows=2).to_pybytes() == first.to_pybytes()
-    assert shards.encode_shard(rows[::-1], row_group_rows=2).to_pybytes() != first.to_pybytes()
+    first = write.encode_shard(rows, row_group_rows=2)
+    assert write.encode_shard(list(rows), row_group_rows=2).to_pybytes() == first.to_pybytes()
+    assert write.encode_shard(rows[::-1], row_group_rows=2).to_pybytes() != first.to_pybytes()
 
 
 def test_a_row_group_is_cut_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # Ten bytes an image and 25 bytes allowed: two and two and one.
-    monkeypatch.setattr(shards, "MAX_GROUP_BYTES", 25)
-    assert [len(group) for group in shards.cut_groups([row(n, 0) for n in range(5)], 100)] == [2, 2, 1]
+    monkeypatch.setattr(write, "MAX_GROUP_BYTES", 25)
+    assert [len(group) for group in write.cut_groups([row(n, 0) for n in range(5)], 100)] == [2, 2, 1]
 
 
 def test_the_digest_covers_version_categories_and_shards_in_order() -> None:
     a, b = Shard("a", 1, 1, "aa", (), ""), Shard("b", 1, 1, "bb", (), "")
     identity = json.dumps([2, [[0, 3, "cat"], [1, 18, "dog"]], ["aa", "bb"]])
-    digest = shards.set_digest(CATEGORIES, [a, b])
+    digest = index.set_digest(CATEGORIES, [a, b])
     assert digest == hashlib.sha256(identity.encode()).hexdigest()
-    assert shards.set_digest(CATEGORIES, [b, a]) != digest
-    assert shards.set_digest(CATEGORIES[:1], [a, b]) != digest
+    assert index.set_digest(CATEGORIES, [b, a]) != digest
+    assert index.set_digest(CATEGORIES[:1], [a, b]) != digest
 
 
 def test_no_index_no_data_set(root: str) -> None:
-    shards.write_shard(root, shards.shard_name(0, 1), [row(1, 1)], row_group_rows=2)
+    write.write_shard(root, shard_name(0, 1), [row(1, 1)], row_group_rows=2)
     with pytest.raises(UsageError, match=r"not a shard set, or its prepare was not finished \(no index.json\)"):
-        shards.open_shard_set(root)
+        index.open_shard_set(root)
 
 
 def test_an_index_of_another_kind(tmp_path: Path) -> None:
@@ -137,24 +140,24 @@ def test_an_index_of_another_kind(tmp_path: Path) -> None:
         ({"schema_version": None}, "holds no schema_version"),
         ({"shards": [{"name": "a"}]}, "is damaged"),
     ):
-        storage.write_json(str(tmp_path / "index.json"), index | change)
+        files.write_json(str(tmp_path / "index.json"), index | change)
         with pytest.raises(DataError, match=message):
-            shards.open_shard_set(str(tmp_path))
+            index.open_shard_set(str(tmp_path))
 
 
 @pytest.mark.parametrize("where", ["first group", "last group", "footer"])
 def test_a_shard_that_is_not_the_one_of_the_index_is_refused_by_name(root: str, where: str) -> None:
     opened = write_set(root, [[row(1, 2), row(2, 1), row(3, 1)]])
-    uri = storage.join(root, opened.shards[0].name)
-    data = bytearray(storage.read_bytes(uri))
+    uri = join(root, opened.shards[0].name)
+    data = bytearray(files.read_bytes(uri))
     places = [opened.locate_group(group) for group in range(2)]
     data[{"first group": places[0].start, "last group": places[1].start + places[1].bytes - 1, "footer": places[1].footer_start}[where]] ^= 1
-    storage.write_bytes(uri, bytes(data))
-    shards.read_footer.cache_clear()
+    files.write_bytes(uri, bytes(data))
+    read_footer.cache_clear()
     refused = []
     for place in places:
         try:
-            shards.read_row_group(place)
+            read_row_group(place)
         except DataError as error:
             assert f"{uri}: is not the shard of the index" in str(error) and "run prepare with --overwrite true" in str(error)
             refused.append(place.number)
@@ -163,33 +166,33 @@ def test_a_shard_that_is_not_the_one_of_the_index_is_refused_by_name(root: str, 
 
 def test_a_valid_shard_of_another_set_is_refused(root: str) -> None:
     opened = write_set(root, [[row(1, 2), row(2, 1)]])
-    shards.write_shard(root, opened.shards[0].name, [row(7, 2), row(8, 1)], row_group_rows=2)
-    shards.read_footer.cache_clear()
+    write.write_shard(root, opened.shards[0].name, [row(7, 2), row(8, 1)], row_group_rows=2)
+    read_footer.cache_clear()
     with pytest.raises(DataError, match="is not the shard of the index"):
-        shards.read_row_group(opened.locate_group(0))
+        read_row_group(opened.locate_group(0))
 
 
 def test_a_damaged_page_of_annotations_is_noticed_without_reading_pixels(root: str) -> None:
     opened = write_set(root, [[row(1, 2), row(2, 1)]])
-    uri = storage.join(root, opened.shards[0].name)
-    data = bytearray(storage.read_bytes(uri))
+    uri = join(root, opened.shards[0].name)
+    data = bytearray(files.read_bytes(uri))
     # The last byte of the last column, area, of the only row group.
     data[opened.locate_group(0).footer_start - 1] ^= 1
-    storage.write_bytes(uri, bytes(data))
+    files.write_bytes(uri, bytes(data))
     with pytest.raises(DataError, match="shard-00000-of-00001.parquet: is damaged"):
-        shards.read_annotations(opened)
+        read_annotations(opened)
 
 
 def test_whatever_byte_is_damaged_annotations_are_right_or_refused(tmp_path: Path) -> None:
     opened = write_set(str(tmp_path), [[row(1, 2), row(2, 1), row(3, 0)]])
     file = tmp_path / opened.shards[0].name
-    whole, expected = file.read_bytes(), shards.read_annotations(opened)
+    whole, expected = file.read_bytes(), read_annotations(opened)
     refused = 0
     for place in range(0, len(whole), 7):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        shards.read_footer.cache_clear()
+        read_footer.cache_clear()
         try:
-            assert shards.read_annotations(opened).equals(expected)  # what was hit is in the pixels or a checksum of theirs
+            assert read_annotations(opened).equals(expected)  # what was hit is in the pixels or a checksum of theirs
         except DataError as error:
             assert file.name in str(error) and "run prepare with --overwrite true" in str(error)
             refused += 1
@@ -198,10 +201,10 @@ def test_whatever_byte_is_damaged_annotations_are_right_or_refused(tmp_path: Pat
 
 def test_annotations_of_a_valid_shard_of_another_set_are_refused(root: str) -> None:
     opened = write_set(root, [[row(1, 2), row(2, 1)]])
-    shards.write_shard(root, opened.shards[0].name, [row(7, 2), row(8, 3)], row_group_rows=2)
-    shards.read_footer.cache_clear()
+    write.write_shard(root, opened.shards[0].name, [row(7, 2), row(8, 3)], row_group_rows=2)
+    read_footer.cache_clear()
     with pytest.raises(DataError, match="is not the shard of the index"):
-        shards.read_annotations(opened)
+        read_annotations(opened)
 
 
 def test_a_disk_that_fails_is_not_a_damaged_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,39 +213,39 @@ def test_a_disk_that_fails_is_not_a_damaged_shard(tmp_path: Path, monkeypatch: p
     def broken(uri: str, *place: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    shards.read_footer.cache_clear()
+    read_footer.cache_clear()
     for name in ("read_range", "read_bytes"):
-        monkeypatch.setattr(storage, name, broken)
+        monkeypatch.setattr(files, name, broken)
     place = opened.locate_group(0)
-    for read, what in ((shards.read_row_group, place), (shards.read_annotations, opened), (shards.read_quarantine, str(tmp_path))):
+    for reader, what in ((read_row_group, place), (read_annotations, opened), (quarantine.read_quarantine, str(tmp_path))):
         with pytest.raises(PlainError, match=r"cannot be read \(.*Input/output error\); check the storage") as caught:
-            read(what)
+            reader(what)
         assert not isinstance(caught.value, DataError)
 
 
 def test_a_missing_or_damaged_quarantine_is_told_plainly(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"quarantine.parquet: is not in the folder of its set; run prepare"):
-        shards.read_quarantine(str(tmp_path))
-    shards.write_quarantine(str(tmp_path), [{"what": "image", "where": "ä.jpg", "why": "it is empty", "raw": "{}"}])
+        quarantine.read_quarantine(str(tmp_path))
+    quarantine.write_quarantine(str(tmp_path), [{"what": "image", "where": "ä.jpg", "why": "it is empty", "raw": "{}"}])
     whole = (tmp_path / "quarantine.parquet").read_bytes()
     for place in range(0, len(whole), 7):
         (tmp_path / "quarantine.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         with contextlib.suppress(DataError):
-            shards.read_quarantine(str(tmp_path))
+            quarantine.read_quarantine(str(tmp_path))
     (tmp_path / "quarantine.parquet").write_bytes(whole[:-20])
     with pytest.raises(DataError, match=r"quarantine.parquet: is damaged \(.*\); run prepare"):
-        shards.read_quarantine(str(tmp_path))
+        quarantine.read_quarantine(str(tmp_path))
 
 
 def test_quarantine_round_trip(root: str) -> None:
     records = [{"what": "image", "where": "ä.jpg", "why": "it is empty", "raw": '{"id": 1}'}]
-    shards.write_quarantine(root, records)
-    assert shards.read_quarantine(root) == records
-    shards.write_quarantine(root, [])
-    assert shards.read_quarantine(root) == []
+    quarantine.write_quarantine(root, records)
+    assert quarantine.read_quarantine(root) == records
+    quarantine.write_quarantine(root, [])
+    assert quarantine.read_quarantine(root) == []
 
 
 def test_stored_columns_are_the_published_ones() -> None:
     boxes = pa.list_(pa.list_(pa.float32(), 4))
-    assert shards.SCHEMA.names == ["image_id", "file_name", "image", "height", "width", "boxes", "labels", "crowd", "area", "source", "sha256"]
-    assert shards.SCHEMA.field("boxes").type == boxes and shards.SCHEMA.field("image_id").type == pa.int64()
+    assert SCHEMA.names == ["image_id", "file_name", "image", "height", "width", "boxes", "labels", "crowd", "area", "source", "sha256"]
+    assert SCHEMA.field("boxes").type == boxes and SCHEMA.field("image_id").type == pa.int64()

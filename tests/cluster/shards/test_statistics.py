@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from cluster.shards import format as shards
+from cluster.shards import index, verify, write
 from cluster.shards import statistics as survey
-from cluster.shards.format import Category, Row, ShardSet
+from cluster.shards.format import Category, Row, shard_name
+from cluster.shards.index import ShardSet
 from cluster.shards.statistics import Annotations
-from cluster.storage import files as storage
+from cluster.storage import files
+from cluster.storage.uris import join
 from detector.augment import fit_scale, place
 
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
@@ -29,8 +31,8 @@ def row(image_id: int, *objects: tuple[int, float, bool], height: int = 200, wid
 
 
 def write_set(uri: str, *parts: list[Row], row_group_rows: int = 2) -> ShardSet:
-    written = [shards.write_shard(uri, shards.shard_name(n, len(parts)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(parts)]
-    return shards.write_index(uri, categories=CATEGORIES, shards=written, counts={}, source_digest="")
+    written = [write.write_shard(uri, shard_name(n, len(parts)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(parts)]
+    return index.write_index(uri, categories=CATEGORIES, shards=written, counts={}, source_digest="")
 
 
 def test_flat_is_the_rows_in_order(tmp_path):
@@ -124,18 +126,18 @@ def test_verify_names_every_changed_and_missing_shard(where, tmp_path, request):
     root = str(tmp_path) if where == "local" else request.getfixturevalue("bucket")
     opened = write_set(root, *[[row(n, (0, 8, False))] for n in range(5)])
     said: list[str] = []
-    survey.verify_shard_set(opened, say=said.append)
+    verify.verify_shard_set(opened, say=said.append)
     assert said == []
     names = [shard.name for shard in opened.shards]
-    storage.delete_file(storage.join(root, names[0]))
+    files.delete_file(join(root, names[0]))
     # One bit turned; the last byte cut off.
-    data = bytearray(storage.read_bytes(storage.join(root, names[1])))
+    data = bytearray(files.read_bytes(join(root, names[1])))
     data[6] ^= 1
-    storage.write_bytes(storage.join(root, names[1]), bytes(data))
-    storage.write_bytes(storage.join(root, names[3]), storage.read_bytes(storage.join(root, names[3]))[:-1])
+    files.write_bytes(join(root, names[1]), bytes(data))
+    files.write_bytes(join(root, names[3]), files.read_bytes(join(root, names[3]))[:-1])
     words = rf"3 of 5 shards are not as index.json has them: {names[0]}, {names[1]}, {names[3]}; run prepare with --overwrite true"
     with pytest.raises(DataError, match=words):
-        survey.verify_shard_set(opened, say=said.append)
+        verify.verify_shard_set(opened, say=said.append)
     found = hashlib.sha256(data).hexdigest()
     assert said[0] == f"{names[0]} is in the index but not in the folder"
     assert said[1] == f"{names[1]} has sha256 {found[:12]}..., the index names {opened.shards[1].sha256[:12]}..."
@@ -144,11 +146,11 @@ def test_verify_names_every_changed_and_missing_shard(where, tmp_path, request):
 
 def test_verify_reads_in_pieces(tmp_path, monkeypatch):
     opened = write_set(str(tmp_path), [row(n, (0, 8, False)) for n in range(9)])
-    monkeypatch.setattr(survey, "PIECE_BYTES", 7)
-    survey.verify_shard_set(opened)
+    monkeypatch.setattr(verify, "PIECE_BYTES", 7)
+    verify.verify_shard_set(opened)
 
 
 def test_verify_looks_at_the_index_itself(tmp_path):
     opened = write_set(str(tmp_path), [row(1)])
     with pytest.raises(DataError, match="the set digest does not fit its shards"):
-        survey.verify_shard_set(replace(opened, categories=CATEGORIES[:1]))
+        verify.verify_shard_set(replace(opened, categories=CATEGORIES[:1]))

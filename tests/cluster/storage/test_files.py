@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.storage import files as storage
+from cluster.storage import files, preflight, uris
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -18,14 +18,14 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_read(root: str) -> None:
-    uri = storage.join(root, "a", "b.bin")
-    assert not storage.exists(uri)
-    storage.write_bytes(uri, b"\x00one")
-    storage.write_bytes(uri, b"two")
-    assert storage.exists(uri)
-    assert storage.exists(storage.join(root, "a"))
-    assert storage.read_bytes(uri) == b"two"
-    with storage.open_input(uri) as file:
+    uri = uris.join(root, "a", "b.bin")
+    assert not files.exists(uri)
+    files.write_bytes(uri, b"\x00one")
+    files.write_bytes(uri, b"two")
+    assert files.exists(uri)
+    assert files.exists(uris.join(root, "a"))
+    assert files.read_bytes(uri) == b"two"
+    with files.open_input(uri) as file:
         file.seek(1)
         assert file.read(2) == b"wo"
 
@@ -33,134 +33,134 @@ def test_what_is_written_is_read(root: str) -> None:
 def test_large_file(root: str) -> None:
     # Above 10 MiB an S3 upload goes in parts.
     data = bytes(range(256)) * (48 << 10)
-    storage.write_bytes(storage.join(root, "large"), data)
-    assert storage.read_bytes(storage.join(root, "large")) == data
+    files.write_bytes(uris.join(root, "large"), data)
+    assert files.read_bytes(uris.join(root, "large")) == data
 
 
 def test_listing_is_recursive_sorted_and_filtered(root: str) -> None:
     for name, size in (("b.JPG", 2), ("a/c.png", 3), ("a/b/d.txt", 0)):
-        storage.write_bytes(storage.join(root, name), b"x" * size)
-    assert storage.list_files(root) == [(f"{root}/a/b/d.txt", 0), (f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
-    assert storage.list_files(root, suffixes=(".jpg", ".png")) == [(f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
-    assert storage.list_files(storage.join(root, "nothing")) == []
+        files.write_bytes(uris.join(root, name), b"x" * size)
+    assert files.list_files(root) == [(f"{root}/a/b/d.txt", 0), (f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
+    assert files.list_files(root, suffixes=(".jpg", ".png")) == [(f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
+    assert files.list_files(uris.join(root, "nothing")) == []
 
 
 def test_missing_file(root: str) -> None:
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(storage.join(root, "nothing"))
-    storage.delete_file(storage.join(root, "nothing"))
+        files.read_bytes(uris.join(root, "nothing"))
+    files.delete_file(uris.join(root, "nothing"))
 
 
 def test_json_round_trip_and_position_of_the_fault(root: str) -> None:
-    uri = storage.join(root, "x.json")
-    storage.write_json(uri, {"name": "Zürich", "sizes": [1, 2.5]})
-    assert storage.read_json(uri) == {"name": "Zürich", "sizes": [1, 2.5]}
-    storage.write_bytes(uri, b'\xef\xbb\xbf{"bom": true}')
-    assert storage.read_json(uri) == {"bom": True}
+    uri = uris.join(root, "x.json")
+    files.write_json(uri, {"name": "Zürich", "sizes": [1, 2.5]})
+    assert files.read_json(uri) == {"name": "Zürich", "sizes": [1, 2.5]}
+    files.write_bytes(uri, b'\xef\xbb\xbf{"bom": true}')
+    assert files.read_json(uri) == {"bom": True}
     # The } stands where a value should: second line, after `_"b":_`, six characters, so column 7.
-    storage.write_bytes(uri, b'{"a": 1,\n "b": }')
+    files.write_bytes(uri, b'{"a": 1,\n "b": }')
     with pytest.raises(DataError, match=r"x\.json: not valid JSON at line 2, column 7"):
-        storage.read_json(uri)
-    storage.write_bytes(uri, b'{"a": "\xff"}')
+        files.read_json(uri)
+    files.write_bytes(uri, b'{"a": "\xff"}')
     with pytest.raises(DataError, match="byte 7 is not UTF-8"):
-        storage.read_json(uri)
+        files.read_json(uri)
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path / "file")
-    storage.write_bytes(uri, b"old")
+    files.write_bytes(uri, b"old")
 
     def no_space(*_: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(PlainError, match="cannot be written .*No space left"):
-        storage.write_bytes(uri, b"new")
-    assert storage.read_bytes(uri) == b"old"
+        files.write_bytes(uri, b"new")
+    assert files.read_bytes(uri) == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_folders_go_up_and_down(root: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     for name in ("index.json", "z.bin", "sub/a.bin"):
-        storage.write_bytes(str(source / name), name.encode())
-    storage.upload_folder(str(source), storage.join(root, "up"), last="index.json")
-    storage.download_folder(storage.join(root, "up"), str(tmp_path / "down"))
-    names = [os.path.relpath(uri, tmp_path / "down") for uri, _ in storage.list_files(str(tmp_path / "down"))]
+        files.write_bytes(str(source / name), name.encode())
+    files.upload_folder(str(source), uris.join(root, "up"), last="index.json")
+    files.download_folder(uris.join(root, "up"), str(tmp_path / "down"))
+    names = [os.path.relpath(uri, tmp_path / "down") for uri, _ in files.list_files(str(tmp_path / "down"))]
     assert names == ["index.json", "sub/a.bin", "z.bin"]
     assert (tmp_path / "down/sub/a.bin").read_bytes() == b"sub/a.bin"
     with pytest.raises(UsageError, match="no such folder or it is empty"):
-        storage.download_folder(storage.join(root, "other"), str(tmp_path / "down"))
+        files.download_folder(uris.join(root, "other"), str(tmp_path / "down"))
 
 
 def test_the_completing_file_goes_up_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "index.json", "z"):
         (tmp_path / name).write_bytes(b"")
     order: list[str] = []
-    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: order.append(uri))
-    storage.upload_folder(str(tmp_path), "/target", last="index.json")
+    monkeypatch.setattr(files, "write_bytes", lambda uri, data: order.append(uri))
+    files.upload_folder(str(tmp_path), "/target", last="index.json")
     assert sorted(order[:2]) == ["/target/a", "/target/z"]
     assert order[2:] == ["/target/index.json"]
 
 
 def test_delete_folder_takes_that_folder_alone(root: str) -> None:
     for name in ("gone/a", "gone/b/c", "gone-not/a"):
-        storage.write_bytes(storage.join(root, name), b"x")
-    storage.delete_folder(storage.join(root, "gone"))
-    storage.delete_folder(storage.join(root, "gone"))
-    assert storage.list_files(root) == [(f"{root}/gone-not/a", 1)]
+        files.write_bytes(uris.join(root, name), b"x")
+    files.delete_folder(uris.join(root, "gone"))
+    files.delete_folder(uris.join(root, "gone"))
+    assert files.list_files(root) == [(f"{root}/gone-not/a", 1)]
     with pytest.raises(UsageError, match="not deleted"):
-        storage.delete_folder("s3://whole-bucket")
+        files.delete_folder("s3://whole-bucket")
     with pytest.raises(UsageError, match="not deleted"):
-        storage.delete_folder("/tmp")
+        files.delete_folder("/tmp")
 
 
 def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    assert storage.absolute("a/../b") == f"{tmp_path}/b"
-    assert storage.absolute("~/x") == "/home/me/x"
-    assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
+    assert uris.absolute("a/../b") == f"{tmp_path}/b"
+    assert uris.absolute("~/x") == "/home/me/x"
+    assert uris.absolute("s3://bucket/key/") == "s3://bucket/key"
     for bad in ("", "gs://bucket/key", "s3://", "s3:///key"):
         with pytest.raises(UsageError, match="s3://bucket/key"):
-            storage.absolute(bad)
+            uris.absolute(bad)
 
 
 def test_a_secret_in_a_uri_is_refused_and_not_repeated() -> None:
     with pytest.raises(UsageError) as caught:
-        storage.resolve("s3://AKIAKEY:verysecret@bucket/key")
+        files.resolve("s3://AKIAKEY:verysecret@bucket/key")
     assert "environment" in str(caught.value)
     assert "verysecret" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
 
 
 def test_one_client_per_environment(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = storage.resolve("s3://one/key")
-    assert storage.resolve("s3://two/key")[0] is first
+    first, _ = files.resolve("s3://one/key")
+    assert files.resolve("s3://two/key")[0] is first
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    assert storage.resolve("s3://one/key")[0] is not first
+    assert files.resolve("s3://one/key")[0] is not first
 
 
 def test_preflights_pass_and_leave_nothing(root: str) -> None:
-    storage.write_bytes(storage.join(root, "folder/file"), b"x")
-    storage.check_readable(root)
-    storage.check_readable(storage.join(root, "folder"))
-    storage.check_readable(storage.join(root, "folder/file"))
-    storage.check_writable(storage.join(root, "new/deep"))
-    assert storage.list_files(root) == [(f"{root}/folder/file", 1)]
+    files.write_bytes(uris.join(root, "folder/file"), b"x")
+    preflight.check_readable(root)
+    preflight.check_readable(uris.join(root, "folder"))
+    preflight.check_readable(uris.join(root, "folder/file"))
+    preflight.check_writable(uris.join(root, "new/deep"))
+    assert files.list_files(root) == [(f"{root}/folder/file", 1)]
 
 
 def test_preflight_names_a_missing_folder(root: str) -> None:
     with pytest.raises(UsageError, match=r"/nothing: .*(no such file|is not; check the key)"):
-        storage.check_readable(storage.join(root, "nothing"))
+        preflight.check_readable(uris.join(root, "nothing"))
 
 
 def test_preflight_refuses_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=r"file is a file, a folder is needed"):
-        storage.check_writable(str(tmp_path / "file" / "folder"))
+        preflight.check_writable(str(tmp_path / "file" / "folder"))
 
 
-PREFLIGHTS = pytest.mark.parametrize("check", [storage.check_readable, storage.check_writable])
+PREFLIGHTS = pytest.mark.parametrize("check", [preflight.check_readable, preflight.check_writable])
 
 
 @PREFLIGHTS
@@ -206,4 +206,4 @@ def test_preflight_names_an_endpoint_that_does_not_answer(bucket: str, check: Ca
 
 def test_a_bucket_that_is_not_there_is_no_surprise_later(s3: str) -> None:
     with pytest.raises(PlainError, match="s3://never-made/key: cannot be written"):
-        storage.write_bytes("s3://never-made/key", b"x")
+        files.write_bytes("s3://never-made/key", b"x")

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import PlainError, UsageError
-from cluster.storage import files as storage
-from cluster.storage import s3
+from cluster.storage import files, preflight, s3
 from tests.support.faulty_s3 import FaultyS3, Rule
 
 CONTENT = bytes(range(251)) * 40
@@ -61,10 +60,10 @@ WRITE_FAULTS = ("answer", "reset", "lost")
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
 def test_a_read_is_whole_whatever_happens_on_the_way(bucket: str, behind: Behind, fault: str) -> None:
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     rule = Rule(fault, method="GET", path="/key", times=2)
     behind(rule)
-    assert storage.read_bytes(f"{bucket}/key") == CONTENT
+    assert files.read_bytes(f"{bucket}/key") == CONTENT
     assert rule.fired == 2
 
 
@@ -73,10 +72,10 @@ def test_a_range_is_whole_whatever_happens_on_the_way(bucket: str, behind: Behin
     table = pa.table({"a": list(range(1000)), "b": [bytes([i % 256]) * 100 for i in range(1000)]})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=250, compression="none")
-    storage.write_bytes(f"{bucket}/key", sink.getvalue())
+    files.write_bytes(f"{bucket}/key", sink.getvalue())
     rule = Rule(fault, method="GET", path="/key", times=3)
     behind(rule)
-    with storage.open_input(f"{bucket}/key") as file:
+    with files.open_input(f"{bucket}/key") as file:
         assert pq.ParquetFile(file, pre_buffer=True).read_row_group(2).equals(table.slice(500, 250))
     assert rule.fired == 3
 
@@ -87,64 +86,64 @@ def test_an_upload_arrives_whole(bucket: str, behind: Behind, fault: str, size: 
     data = (CONTENT * (size // len(CONTENT) + 1))[:size]
     rules = [Rule(fault, method="PUT"), Rule(fault, method="POST", path="uploadId")]
     behind(*rules)
-    storage.write_bytes(f"{bucket}/key", data)
-    assert storage.read_bytes(f"{bucket}/key") == data
+    files.write_bytes(f"{bucket}/key", data)
+    assert files.read_bytes(f"{bucket}/key") == data
     assert [rule.fired for rule in rules] == [1, int(size > 1000)]
 
 
 @pytest.mark.parametrize("fault", (*READ_FAULTS, "gateway"))
 def test_a_listing_is_whole(bucket: str, behind: Behind, fault: str) -> None:
-    storage.write_bytes(f"{bucket}/a/b", b"x")
+    files.write_bytes(f"{bucket}/a/b", b"x")
     # A gateway's 502 with an S3 error document is one that pyarrow's client does not try again.
     rule = Rule("answer", **LIST, status=502, code="BadGateway") if fault == "gateway" else Rule(fault, **LIST, times=2)
     behind(rule)
-    assert storage.list_files(f"{bucket}/a") == [(f"{bucket}/a/b", 1)]
+    assert files.list_files(f"{bucket}/a") == [(f"{bucket}/a/b", 1)]
     assert rule.fired == rule.times
 
 
 @pytest.mark.parametrize("fault", WRITE_FAULTS)
 def test_a_deletion_whose_answer_is_lost_is_done(bucket: str, behind: Behind, fault: str) -> None:
     for name in ("a", "folder/b", "folder/c"):
-        storage.write_bytes(f"{bucket}/{name}", b"x")
+        files.write_bytes(f"{bucket}/{name}", b"x")
     rules = [Rule(fault, method="DELETE"), Rule(fault, method="POST", path="delete")]
     behind(*rules)
-    storage.delete_file(f"{bucket}/a")
-    storage.delete_folder(f"{bucket}/folder")
-    assert storage.list_files(bucket) == []
+    files.delete_file(f"{bucket}/a")
+    files.delete_folder(f"{bucket}/folder")
+    assert files.list_files(bucket) == []
     assert [rule.fired for rule in rules] == [1, 1]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_folders_go_up_and_down_through_one_fault_in_five(bucket: str, behind: Behind, tmp_path, seed: int) -> None:
     for number in range(20):
-        storage.write_bytes(f"{tmp_path}/up/{number}", CONTENT[number:])
+        files.write_bytes(f"{tmp_path}/up/{number}", CONTENT[number:])
     proxy = behind(errors=0.2, seed=seed, random_faults=("answer", "reset", "lost", "reset body", "short"))
-    storage.upload_folder(f"{tmp_path}/up", f"{bucket}/up", last="7")
-    storage.download_folder(f"{bucket}/up", f"{tmp_path}/down")
+    files.upload_folder(f"{tmp_path}/up", f"{bucket}/up", last="7")
+    files.download_folder(f"{bucket}/up", f"{tmp_path}/down")
     for number in range(20):
-        assert storage.read_bytes(f"{tmp_path}/down/{number}") == CONTENT[number:]
+        assert files.read_bytes(f"{tmp_path}/down/{number}") == CONTENT[number:]
     assert proxy.faults > 5
 
 
 def test_the_client_tries_again_by_itself(bucket: str, behind: Behind, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PATIENT", QUICK._replace(attempts=3))
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     behind(Rule("reset", method="GET", path="/key"))
-    assert storage.read_bytes(f"{bucket}/key") == CONTENT
+    assert files.read_bytes(f"{bucket}/key") == CONTENT
     assert clock == []
 
 
 def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> None:
-    storage.write_bytes(f"{bucket}/before", CONTENT)
-    storage.write_bytes(f"{bucket}/within", CONTENT)
+    files.write_bytes(f"{bucket}/before", CONTENT)
+    files.write_bytes(f"{bucket}/within", CONTENT)
     rules = [Rule("stall", method="GET", path="/before"), Rule("stall body", method="GET", path="/within"), Rule("stall", method="PUT", path="/up")]
     behind(*rules)
     # At once, because each waits for seconds.
     with ThreadPoolExecutor(3) as pool:
-        upload = pool.submit(storage.write_bytes, f"{bucket}/up", CONTENT)
-        before, within = pool.map(storage.read_bytes, (f"{bucket}/before", f"{bucket}/within"))
+        upload = pool.submit(files.write_bytes, f"{bucket}/up", CONTENT)
+        before, within = pool.map(files.read_bytes, (f"{bucket}/before", f"{bucket}/within"))
         upload.result()
-    assert before == within == storage.read_bytes(f"{bucket}/up") == CONTENT
+    assert before == within == files.read_bytes(f"{bucket}/up") == CONTENT
     assert [rule.fired for rule in rules] == [1, 1, 1]
     # By the client, which waits for stall_seconds and the 6 s over which curl takes its mean, and not by the proxy, which says nothing for 30.
     assert not any(rule.ended_stall for rule in rules)
@@ -165,23 +164,23 @@ def test_a_range_is_what_a_slice_is(start: int, count: int, last: int) -> None:
 @pytest.mark.parametrize(("last", "requests"), [(0, 1), (s3.MARKS[0], 2), (s3.MARKS[1], 1)])
 def test_a_last_byte_that_is_the_mark_costs_one_more_request(bucket: str, behind: Behind, last: int, requests: int) -> None:
     content = CONTENT + bytes([last])
-    storage.write_bytes(f"{bucket}/key", content)
+    files.write_bytes(f"{bucket}/key", content)
     proxy = behind()
-    assert storage.read_bytes(f"{bucket}/key") == content
+    assert files.read_bytes(f"{bucket}/key") == content
     assert [method for method, _ in proxy.requests] == ["HEAD"] + ["GET"] * requests
 
 
 def test_answers_that_stay_incomplete_end_in_an_error(bucket: str, behind: Behind, clock: list[float]) -> None:
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     proxy = behind(Rule("truncate", method="GET", path="/key", times=math.inf))
     with pytest.raises(PlainError, match=rf"^{bucket}/key: cannot be read: {proxy.url} or a proxy before it sends incomplete answers \(.*10040"):
-        storage.read_bytes(f"{bucket}/key")
+        files.read_bytes(f"{bucket}/key")
 
 
 def test_patience_ends_with_one_line_that_names_the_place_and_the_cause(bucket: str, behind: Behind, clock: list[float]) -> None:
     proxy = behind(Rule("answer", times=math.inf))
     with pytest.raises(PlainError) as caught:
-        storage.write_bytes(f"{bucket}/key", CONTENT)
+        files.write_bytes(f"{bucket}/key", CONTENT)
     assert str(caught.value).startswith(f"{bucket}/key: cannot be written: {proxy.url} is overloaded or ill (")
     assert "SLOW_DOWN" in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, UsageError)
@@ -195,7 +194,7 @@ def test_patience_ends_with_one_line_that_names_the_place_and_the_cause(bucket: 
 def test_what_will_not_pass_is_not_tried_again(bucket: str, behind: Behind, clock: list[float]) -> None:
     behind(Rule("answer", method="PUT", times=math.inf, status=403, code="AccessDenied"))
     with pytest.raises(PlainError, match="cannot be written: .* denies access; check the AWS_ credentials and their rights"):
-        storage.write_bytes(f"{bucket}/key", CONTENT)
+        files.write_bytes(f"{bucket}/key", CONTENT)
     assert clock == []
 
 
@@ -228,7 +227,7 @@ PAGES = [
     (400, PAGE),
     (200, b"<!doctype html><meta charset=utf-8><title>MLflow"),
 ]
-PREFLIGHTS = pytest.mark.parametrize("check", [storage.check_readable, storage.check_writable])
+PREFLIGHTS = pytest.mark.parametrize("check", [preflight.check_readable, preflight.check_writable])
 
 
 @PREFLIGHTS
@@ -268,23 +267,23 @@ def test_preflights_know_an_endpoint_without_tls(bucket: str, behind: Behind, ch
 )
 def test_preflight_tries_a_write_and_says_why_not(bucket: str, behind: Behind, status: int, code: str, line: str) -> None:
     behind(Rule("answer", method="PUT", times=math.inf, status=status, code=code))
-    storage.check_readable(bucket)
+    preflight.check_readable(bucket)
     with pytest.raises(UsageError, match=f"^{bucket}/new: the bucket can be listed but not written: .*{line}"):
-        storage.check_writable(f"{bucket}/new")
+        preflight.check_writable(f"{bucket}/new")
 
 
 OPERATIONS: dict[str, Callable[[str], object]] = {
-    "read": storage.read_bytes,
-    "written": lambda uri: storage.write_bytes(uri, b"x"),
-    "looked up": storage.exists,
-    "listed": storage.list_files,
-    "deleted": storage.delete_file,
+    "read": files.read_bytes,
+    "written": lambda uri: files.write_bytes(uri, b"x"),
+    "looked up": files.exists,
+    "listed": files.list_files,
+    "deleted": files.delete_file,
 }
 
 
 @pytest.mark.parametrize("verb", OPERATIONS)
 def test_credentials_that_expire_meanwhile_are_named(bucket: str, behind: Behind, verb: str) -> None:
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     behind(Rule("answer", times=math.inf, status=400, code="ExpiredToken"))
     with pytest.raises(PlainError, match=f"^{bucket}/key: cannot be {verb}: the credentials have expired; renew .*; then run the command again$"):
         OPERATIONS[verb](f"{bucket}/key")
@@ -293,20 +292,20 @@ def test_credentials_that_expire_meanwhile_are_named(bucket: str, behind: Behind
 def test_credentials_that_expire_in_an_open_file_are_named(bucket: str, behind: Behind) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": list(range(1000))}), sink)
-    storage.write_bytes(f"{bucket}/key", sink.getvalue())
+    files.write_bytes(f"{bucket}/key", sink.getvalue())
     # The footer is read, the rows are not any more.
     behind(Rule("answer", method="GET", skip=1, times=math.inf, status=400, code="ExpiredToken"))
-    with storage.open_input(f"{bucket}/key") as file:
+    with files.open_input(f"{bucket}/key") as file:
         parquet = pq.ParquetFile(file, pre_buffer=True)
         with pytest.raises(PlainError, match="^s3://.*/key: cannot be read: the credentials have expired"):
             parquet.read_row_group(0)
 
 
 def test_an_object_deleted_while_it_is_open_is_missing(bucket: str, behind: Behind) -> None:
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     behind()
-    with storage.open_input(f"{bucket}/key") as file:
-        storage.delete_file(f"{bucket}/key")
+    with files.open_input(f"{bucket}/key") as file:
+        files.delete_file(f"{bucket}/key")
         with pytest.raises(FileNotFoundError, match="deleted while it was open"):
             file.read()
 
@@ -314,10 +313,10 @@ def test_an_object_deleted_while_it_is_open_is_missing(bucket: str, behind: Behi
 def test_uploads_are_as_every_server_takes_them(bucket: str, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
     behind()
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
-    storage.write_bytes(f"{bucket}/key", CONTENT)
+    files.write_bytes(f"{bucket}/key", CONTENT)
     assert os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_supported"
     # AWS itself takes the newer way.
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")

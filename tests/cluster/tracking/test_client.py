@@ -13,9 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.errors import PlainError, UsageError
-from cluster.tracking import client as tracking
-from cluster.tracking.client import attach_run, connect, metric_name, open_run
+from cluster.tracking import run as tracking_run
+from cluster.tracking.client import connect
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.tracking.run import attach_run, metric_name, open_run
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def store(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_background(monkeypatch):
     # The thread only calls flush() every two seconds; the tests call it themselves, so that they are the same every time.
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 1e6)
+    monkeypatch.setattr(tracking_run, "SEND_EVERY_S", 1e6)
 
 
 def start(store, **kwargs):
@@ -272,7 +273,7 @@ def test_a_run_or_experiment_that_was_deleted(store, capsys):
 
 
 def test_the_thread_sends_without_being_asked(store, monkeypatch):
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(tracking_run, "SEND_EVERY_S", 0.0)
     run = start(store)
     sent = threading.Event()
     send = run.client.log_batch

@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.tracking import registry
-from cluster.tracking.client import connect, open_run
+from cluster.runs.package import PACKAGE_FILES, build_package, package_digest
+from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
-from cluster.tracking.registry import Version, aliases, build_package, download_package, find_package, package_digest, promote, resolve
+from cluster.tracking.registry import DIGEST_TAG, Version, aliases, download_package, find_package, log_package, promote, register, resolve
+from cluster.tracking.run import open_run
 from detector.checkpoint import seal
 from detector.model import RetinaNet
 from detector.predict import Predictor
@@ -58,7 +59,7 @@ def logged(root, tracking, package):
     """(URI of the logged model, id of its MLflow run)"""
     run = open_run(tracking, experiment="tests", storage=root, name="trained")
     run.log_metrics({"AP": 0.5}, 300)
-    model_uri = registry.log_package(run, package, step=300)
+    model_uri = log_package(run, package, step=300)
     run.finish("FINISHED")
     return model_uri, run.run_id
 
@@ -185,9 +186,9 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
 
 
 def test_versions_aliases_promotion_and_the_way_back(tracking, logged):
-    one = registry.register(logged[0], "cells", tracking=tracking, tags={"AP": 0.5, registry.DIGEST_TAG: "aaa"})
+    one = register(logged[0], "cells", tracking=tracking, tags={"AP": 0.5, DIGEST_TAG: "aaa"})
     assert one == Version("cells", 1) and aliases(one, tracking=tracking) == ["challenger", "champion"]
-    two = registry.register(logged[0], "cells", tracking=tracking, tags={registry.DIGEST_TAG: "bbb"})
+    two = register(logged[0], "cells", tracking=tracking, tags={DIGEST_TAG: "bbb"})
     assert aliases(one, tracking=tracking) == ["champion"] and aliases(two, tracking=tracking) == ["challenger"]
     client = connect(tracking)
     stored = client.get_model_version("cells", "1")
@@ -212,7 +213,7 @@ def test_versions_aliases_promotion_and_the_way_back(tracking, logged):
 
 
 def test_unknown_names_aliases_and_versions_say_what_there_is(tracking, logged):
-    version = registry.register(logged[0], "known", tracking=tracking)
+    version = register(logged[0], "known", tracking=tracking)
     assert resolve("models:/known/1", tracking=tracking) == version
     for uri, said in (
         ("models:/unknown@champion", "no model 'unknown' .*there are .*known"),
@@ -228,9 +229,9 @@ def test_unknown_names_aliases_and_versions_say_what_there_is(tracking, logged):
 
 
 def test_download_gives_the_package_that_was_logged(tracking, logged, package, tmp_path):
-    version = registry.register(logged[0], "served", tracking=tracking)
+    version = register(logged[0], "served", tracking=tracking)
     folder = download_package(version, tracking=tracking, folder=str(tmp_path))
-    assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(registry.PACKAGE_FILES)
+    assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(PACKAGE_FILES)
     assert package_digest(folder) == package_digest(package)
 
 
@@ -248,6 +249,6 @@ def test_the_tracking_address_of_the_process_stays_as_it_was(tracking, logged, m
 
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
-        assert aliases(registry.register(logged[0], "quiet", tracking=tracking), tracking=tracking)
+        assert aliases(register(logged[0], "quiet", tracking=tracking), tracking=tracking)
         assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == "http://elsewhere:5000"
     mlflow.set_tracking_uri(None)

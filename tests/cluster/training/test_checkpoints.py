@@ -18,10 +18,8 @@ from ray.train import PreemptionInfo
 from safetensors.torch import load_file
 
 from cluster.errors import DataError, DiskFull, PlainError, UsageError
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
-from cluster.storage import s3
+from cluster.runs import evaluations, run_folder
+from cluster.storage import files, s3
 from cluster.training import checkpoints
 from cluster.training.checkpoints import NOTICE_STEPS, Checkpoints
 from detector.checkpoint import Snapshot, take_snapshot
@@ -114,9 +112,9 @@ def test_a_checkpoint_that_becomes_the_best_while_others_are_deleted_is_kept(tmp
     run = Run(str(tmp_path), tmp_path / "disk", keep_checkpoints=1)
     first = run.save(100)
     run.settle()
-    verdicts.request(run.uri, first, 100, 1)
+    evaluations.request(run.uri, first, 100, 1)
     verdict = {"checkpoint": first, "weights": "ema", "images_seen": 100, "epoch": 1, "AP": 0.5, "AP50": 0.7, "AP75": 0.6}
-    left = [lambda: verdicts.settle(run.uri, verdict)]
+    left = [lambda: evaluations.settle(run.uri, verdict)]
 
     def then_settle(read: Callable) -> Callable:
         """`read`, and the scorer's verdict as soon as the first of the reads has answered."""
@@ -129,11 +127,11 @@ def test_a_checkpoint_that_becomes_the_best_while_others_are_deleted_is_kept(tmp
 
         return both
 
-    run.checkpoints.protected = then_settle(lambda: set(verdicts.waiting(run.uri)))
+    run.checkpoints.protected = then_settle(lambda: set(evaluations.waiting(run.uri)))
     monkeypatch.setattr(run_folder, "read", then_settle(run_folder.read))
     run.save(200)
     run.checkpoints.close()
-    assert left == [] and verdicts.waiting(run.uri) == []
+    assert left == [] and evaluations.waiting(run.uri) == []
     assert run.stored == [100, 200]
 
 
@@ -149,7 +147,7 @@ def test_training_goes_on_while_storage_is_away_and_the_next_one_arrives(bucket:
     run.checkpoints.close()
     # The first is superseded: the newest is what a restart needs.
     assert (run.stored, len(run.warnings), proxy.faults) == ([200], 1, 1)
-    assert not storage.exists(f"{first}/state.json")
+    assert not files.exists(f"{first}/state.json")
 
 
 def test_what_passes_within_the_patience_is_not_noticed(bucket: str, behind: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +345,7 @@ def test_a_disk_without_room_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
 
 def test_a_disk_with_room_for_one_waits_until_the_one_before_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, looked = Run(str(tmp_path), tmp_path / "disk"), threading.Event()
-    usage, upload = shutil.disk_usage(tmp_path), storage.upload_folder
+    usage, upload = shutil.disk_usage(tmp_path), files.upload_folder
 
     def disk_usage(path: str) -> Any:
         free = 1000 if run.checkpoints.waiting() else usage.free
@@ -360,7 +358,7 @@ def test_a_disk_with_room_for_one_waits_until_the_one_before_is_uploaded(tmp_pat
         upload(*given, **settings)
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", disk_usage)
-    monkeypatch.setattr(storage, "upload_folder", upload_folder)
+    monkeypatch.setattr(files, "upload_folder", upload_folder)
     run.save(100)
     run.save(200)
     run.checkpoints.close()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import PlainError
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import evaluations, run_folder
+from cluster.storage import files
 from cluster.tracking import client as tracking
+from cluster.tracking import run
 from cluster.tracking.config import tracking_uri
-from cluster.training.console import STEP_METRICS, Tracker
+from cluster.tracking.training_run import STEP_METRICS, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def sends_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 1e6)
+    monkeypatch.setattr(run, "SEND_EVERY_S", 1e6)
 
 
 def driver(root: Path, name: str) -> Tracker:
@@ -43,13 +43,13 @@ def evaluation(images_seen: int, ap: float) -> dict[str, Any]:
 
 def checkpoint(root: Path, name: str, images_seen: int, told: list[dict[str, Any]]) -> str:
     uri = run_folder.checkpoint_uri(f"{root}/runs/{name}", images_seen)
-    storage.write_json(f"{uri}/{run_folder.STATE_FILE}", {"told": told})
+    files.write_json(f"{uri}/{run_folder.STATE_FILE}", {"told": told})
     return uri
 
 
 def settle(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
-    numbers = verdicts.numbers(evaluation(images_seen, ap)["table"])
-    verdicts.settle(f"{root}/runs/{name}", {"checkpoint": uri, "images_seen": images_seen, "epoch": 1, "weights": "ema", **numbers})
+    numbers = evaluations.numbers(evaluation(images_seen, ap)["table"])
+    evaluations.settle(f"{root}/runs/{name}", {"checkpoint": uri, "images_seen": images_seen, "epoch": 1, "weights": "ema", **numbers})
 
 
 def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -124,7 +124,7 @@ def test_storage_that_fails_costs_what_it_holds_and_no_more(root: Path, monkeypa
     def away(_: str) -> None:
         raise PlainError("s3://bucket: storage is away")
 
-    monkeypatch.setattr(verdicts, "evaluations", away)
+    monkeypatch.setattr(evaluations, "evaluations", away)
     tracker({"kind": "step", **step(8, 8.0)})
     tracker.finish("FINISHED")
     assert "warning: MLflow gets no metrics from before this start: s3://bucket: storage is away" in capsys.readouterr().err

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.tracking.training_run import track
 from cluster.training import stragglers
-from cluster.training.console import Progress, track
+from cluster.training.console import Progress
 from cluster.training.stragglers import Stragglers
 
 START = {

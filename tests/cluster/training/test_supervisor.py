@@ -19,8 +19,8 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.runs import folder as run_folder
-from cluster.storage import files as storage
+from cluster.runs import run_folder
+from cluster.storage import files
 from cluster.training import failures, supervisor
 from cluster.training.failures import RetriesSpent, culprit, plain_failure, what_happened
 from cluster.training.supervisor import Retries, Supervisor, is_of_the_start
@@ -103,7 +103,7 @@ def failed(**errors: Exception) -> WorkerGroupPollStatus:
 
 
 def checkpointed(run: Path, images_seen: int) -> None:
-    storage.write_json(f"{run_folder.checkpoint_uri(str(run), images_seen)}/{run_folder.STATE_FILE}", {})
+    files.write_json(f"{run_folder.checkpoint_uri(str(run), images_seen)}/{run_folder.STATE_FILE}", {})
 
 
 def test_who_is_where_and_what_went_wrong_is_told_and_kept(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_who_is_where_and_what_went_wrong_is_told_and_kept(tmp_path: Path) -> No
     assert [failure[name] for name in ("rank", "node", "pid", "reason", "then")] == [
         1, "10.0.0.1", 101, "ValueError: a bug", "restart 1 of 1 since the newest checkpoint",
     ]  # fmt: skip
-    assert storage.read_bytes(failure["details"]) == b"Traceback of rank1\na bug"
+    assert files.read_bytes(failure["details"]) == b"Traceback of rank1\na bug"
 
 
 def test_failures_are_counted_from_checkpoint_to_checkpoint(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_start_that_fails_counts_and_one_without_room_waits(tmp_path: Path, mo
     watch.after_controller_state_update(started, ReschedulingState(ControllerError(died)))
     (failure,) = told[1:]
     assert failure["reason"] == "its process ended (killed, or out of memory)" and failure["then"] == "restart 1 of 2 since the newest checkpoint"
-    assert b"worker process has died" in storage.read_bytes(failure["details"])
+    assert b"worker process has died" in files.read_bytes(failure["details"])
     # The same count as of those that fail in training.
     watch.after_worker_group_poll_status(failed(rank0=DIED))
     with pytest.raises(RetriesSpent, match="^failed after 2 retries: a worker that started: its process ended"):

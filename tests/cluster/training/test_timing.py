@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from cluster.errors import PlainError
 from cluster.runs.config import EXECUTION, PROFILE_AFTER, TrainingConfig
 from cluster.training import timing
-from cluster.training.timing import Timing, publish_profile, shares, system_metrics
+from cluster.training.profile import publish_profile
+from cluster.training.system_metrics import system_metrics
+from cluster.training.timing import Timing, shares
 
 CPU = torch.device("cpu")
 

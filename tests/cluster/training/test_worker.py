@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import PlainError
-from cluster.runs import evaluations as verdicts
-from cluster.runs import folder as run_folder
+from cluster.runs import evaluations, run_folder
 from cluster.runs.config import compiles
 from cluster.training import timing, worker
 from cluster.training.step_reports import StepReports
@@ -82,7 +81,7 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         network=torch.nn.Identity(),
         timing=Timing(torch.device("cpu")),
         resumed_from=None,
-        over=verdicts.evaluations(run),
+        over=evaluations.evaluations(run),
         window=[],
         told=[],
         step=step,
@@ -253,8 +252,8 @@ def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> 
         numbers = dict.fromkeys(("AP", "AP50", "AP75"), next(aps))
         verdict = {"checkpoint": uri, "images_seen": loop.images_seen, "epoch": loop.epoch + 1, "weights": "model", **numbers}
         if place == "beside":
-            return verdicts.settle(run, verdict)
-        loop.over = verdicts.including(loop.over, verdict)
+            return evaluations.settle(run, verdict)
+        loop.over = evaluations.including(loop.over, verdict)
 
     loop, told = loop_of(Clock(), run, training={"patience": 2}, epochs=9, evaluate=evaluate)
     loop.job["evaluation"] = place
@@ -272,12 +271,12 @@ def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: 
     first, second = (run_folder.checkpoint_uri(run, images_seen) for images_seen in (8, 16))
     if known:
         numbers = dict.fromkeys(("AP", "AP50", "AP75"), 0.5)
-        verdicts.settle(run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers})
+        evaluations.settle(run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers})
     loop, _ = loop_of(Clock(), run, training={}, images_seen=8, left=[], resumed_from=first)
     loop.job["evaluation"] = "beside"
     loop.train()
-    assert verdicts.waiting(run) == ([] if known else [first]) + [second]
-    assert verdicts.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}
+    assert evaluations.waiting(run) == ([] if known else [first]) + [second]
+    assert evaluations.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}
 
 
 @pytest.mark.parametrize(

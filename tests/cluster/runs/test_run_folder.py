@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UsageError
-from cluster.runs import folder as run_folder
+from cluster.runs import run_folder
 from detector import checkpoint
 
 

@@ -16,7 +16,8 @@ import uuid
 from typing import Any
 
 from cluster.errors import UsageError
-from cluster.storage import files as storage
+from cluster.storage import files
+from cluster.storage.uris import join
 
 # The last file of a checkpoint; detector.checkpoint has the same name, and importing it would bring torch into every command line.
 STATE_FILE = "state.json"
@@ -26,13 +27,13 @@ CONFIG, TRACKING, BEST, FINISHED, CHECKPOINTS = "config.json", "tracking.json", 
 def read(run: str, name: str) -> dict[str, Any] | None:
     """One of the run's JSON files, or None where it is not there (yet)."""
     try:
-        return storage.read_json(storage.join(run, name))
+        return files.read_json(join(run, name))
     except FileNotFoundError:
         return None
 
 
 def write(run: str, name: str, content: dict[str, Any]) -> None:
-    storage.write_json(storage.join(run, name), content)
+    files.write_json(join(run, name), content)
 
 
 def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: bool) -> str:
@@ -72,16 +73,16 @@ def checkpoints(run: str) -> list[str]:
 
 def checkpoint_folders(run: str) -> dict[str, bool]:
     """URI -> whether its last file is there, oldest first: names carry the images seen with leading zeros."""
-    folder = storage.join(run, CHECKPOINTS)
+    folder = join(run, CHECKPOINTS)
     found: dict[str, bool] = {}
-    for uri, _ in storage.list_files(folder) if storage.exists(folder) else ():
+    for uri, _ in files.list_files(folder) if files.exists(folder) else ():
         parent, name = os.path.split(uri)
         found[parent] = found.get(parent, False) or name == STATE_FILE
     return dict(sorted(found.items()))
 
 
 def checkpoint_uri(run: str, images_seen: int) -> str:
-    return storage.join(run, CHECKPOINTS, f"images-{images_seen:012d}")
+    return join(run, CHECKPOINTS, f"images-{images_seen:012d}")
 
 
 def best_checkpoint(run: str) -> dict[str, Any]:

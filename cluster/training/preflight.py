@@ -1,0 +1,82 @@
+"""Everything that can be wrong with a training before a machine is spent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import UsageError
+from cluster.runs import lease, parent_checkpoint, run_folder, weight_file
+from cluster.runs.config import PROFILE_AFTER, SamplingConfig, TrainConfig, package_of
+from cluster.runs.identity import identity
+from cluster.shards.index import ShardSet, open_shard_set
+from cluster.storage.preflight import check_reachable, check_writable
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration that may be launched: what `check` opened and read on the way."""
+
+    train_set: ShardSet
+    identity: dict[str, Any]
+    begun: bool
+    """Whether the run has a checkpoint to go on from."""
+    born: str
+    """See `run_folder.claim`."""
+
+
+def check(config: TrainConfig) -> Checked:
+    """Everything that can be wrong before a machine is spent: the data, the storage, the weight file, the run's name."""
+    for uri in (config.data.train, config.data.val):
+        check_reachable(uri)
+    train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
+    if not train_set.num_rows or not val_set.num_rows:
+        empty = "data.train" if not train_set.num_rows else "data.val"
+        raise UsageError(f"{empty}: holds no images; prepare it from a JSON that lists some")
+    if train_set.categories != val_set.categories:
+        raise UsageError(
+            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
+            "prepare both from JSON files with the same categories"
+        )
+    unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
+    if unknown:
+        known = ", ".join(train_set.source_names)
+        raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
+    check_profile(config, train_set)
+    check_writable(config.run_uri)
+    lease.refuse_held(config.run_uri)
+    begun = bool(run_folder.checkpoints(config.run_uri))
+    weights = weights_digest(config, train_set, begun=begun)
+    same = identity(config, train_set, val_set, weights=weights)
+    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    return Checked(train_set, same, begun, born)
+
+
+def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
+    training = config.training
+    steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
+    # With another sampling an epoch has another number of images, which only workers count.
+    if config.sampling == SamplingConfig() and 0 < training.profile_steps and steps < PROFILE_AFTER + training.profile_steps:
+        raise UsageError(
+            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and the first {PROFILE_AFTER} are not recorded; "
+            f"take {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more epochs"
+        )
+
+
+def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
+    """Digest of the weight file or the checkpoint that the run starts from, which must be there and fit until the run has `begun`; after that it may
+    be gone, but not be another one.
+    """
+    name = "pretrained" if config.pretrained is not None else "from_checkpoint"
+    if getattr(config, name) is None:
+        return None
+    try:
+        if name == "pretrained":
+            return weight_file.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
+        return parent_checkpoint.digest(config.from_checkpoint) if begun else parent_checkpoint.check(config, train_set)
+    except UsageError:
+        before = run_folder.read(config.run_uri, run_folder.CONFIG)
+        if not begun or before is None or before["config"].get(name) != getattr(config, name):
+            raise
+        return before["identity"][name]
