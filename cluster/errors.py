@@ -1,14 +1,17 @@
 """What goes wrong in a way the user can mend: one plain line and the exit code that belongs to it.
 
-Every message names the thing, its value, the rule it breaks and the remedy. The entry points print the message alone;
-a traceback is for bugs. Each class carries only a message, so that it survives the pickling between Ray processes.
+Every message names the thing, its value, the rule it breaks and the remedy. The entry points print
+the message alone; a traceback is for bugs. Each class carries only a message, so that it survives
+the pickling between Ray processes.
 """
 
 from __future__ import annotations
 
 
 class PlainError(Exception):
-    """An error whose message is meant for the person who typed the command. Infrastructure that failed is exit code 1."""
+    """An error whose message is meant for the person who typed the command. Infrastructure that
+    failed is exit code 1.
+    """
 
     exit_code = 1
 
@@ -26,7 +29,9 @@ class DataError(PlainError):
 
 
 class DiskFull(PlainError):
-    """A node's disk has no room for a checkpoint; a worker that is started again there would meet it again."""
+    """A node's disk has no room for a checkpoint; a worker that is started again there would meet
+    it again.
+    """
 
 
 class GateError(PlainError):
@@ -42,5 +47,10 @@ class InterruptedRun(PlainError):
 
 
 def on_one_line(value: str) -> str:
-    """`value` for a terminal: what would move its cursor, colour it or break the line is escaped. File names and categories may hold any of it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in value)
+    """`value` for a terminal: what would move its cursor, colour it or break the line is escaped.
+    File names and categories may hold any of it.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in value
+    )

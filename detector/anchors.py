@@ -1,5 +1,5 @@
-"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors, G ground-truth slots,
-S anchors a position, N boxes, n those of a chunk.
+"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors,
+G ground-truth slots, S anchors a position, N boxes, n those of a chunk.
 """
 
 from __future__ import annotations
@@ -16,29 +16,41 @@ BACKGROUND = -1
 IGNORED = -2
 
 CHUNK_BOXES = 1 << 16
-"""Boxes that `best_iou` compares at a time: about 40 MB of temporary values for nine anchors a position."""
+"""Boxes that `best_iou` compares at a time: about 40 MB of temporary values for nine anchors a
+position.
+"""
 
 CHUNK_PAIRS = 1 << 22
-"""Pairs of an anchor and a slot that `match` compares at a time, 16 MiB for each of four tensors: two images of 120,087 anchors (800x800) and 16
-slots. All 16 images of a batch at once would take 470 MiB, with 64 slots 1.8 GiB. One image that has more pairs is matched whole.
+"""Pairs of an anchor and a slot that `match` compares at a time, 16 MiB for each of four tensors:
+two images of 120,087 anchors (800x800) and 16 slots. All 16 images of a batch at once would take
+470 MiB, with 64 slots 1.8 GiB. One image that has more pairs is matched whole.
 """
 
 
-def level_shapes(height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)) -> list[tuple[int, int]]:
-    """Rows and columns of the pyramid's levels on a canvas: every stride-2 convolution with padding 1 halves and rounds up.
+def level_shapes(
+    height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)
+) -> list[tuple[int, int]]:
+    """Rows and columns of the pyramid's levels on a canvas: every stride-2 convolution with padding
+    1 halves and rounds up.
 
-    `ValueError` where a side is not a multiple of the coarsest stride up to 32: a level is then not twice its neighbour and cannot be added to it.
+    `ValueError` where a side is not a multiple of the coarsest stride up to 32: a level is then not
+    twice its neighbour and cannot be added to it.
     """
     coarsest = max(stride for stride in strides if stride <= 32)
     for name, side in (("height", height), ("width", width)):
         if side % coarsest:
             fits = -(-side // coarsest) * coarsest
-            raise ValueError(f"canvas {name} {side}: must be a multiple of {coarsest}, the stride of the coarsest feature; {fits} holds it")
+            raise ValueError(
+                f"canvas {name} {side}: must be a multiple of {coarsest}, the stride of the"
+                f" coarsest feature; {fits} holds it"
+            )
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 class Level(NamedTuple):
-    """A level of the pyramid on a canvas. Position (row, column) sits at (row * apart_y, column * apart_x) px."""
+    """A level of the pyramid on a canvas. Position (row, column) sits at (row * apart_y, column *
+    apart_x) px.
+    """
 
     rows: int
     columns: int
@@ -60,17 +72,27 @@ def anchor_levels(
 ) -> list[Level]:
     """Positions and shapes of the anchors of each level on the canvas of `height` x `width` px.
 
-    An anchor of size s and ratio r (height / width) has area s^2, and positions are `stride` px apart. `convention` "exact" is the paper's and
-    detectron2's. "torchvision", for its weights: sizes are cut to whole pixels, shapes rounded around the position, and where a side is no multiple
-    of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its weights were trained.
+    An anchor of size s and ratio r (height / width) has area s^2, and positions are `stride` px
+    apart. `convention` "exact" is the paper's and detectron2's. "torchvision", for its weights:
+    sizes are cut to whole pixels, shapes rounded around the position, and where a side is no
+    multiple of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its
+    weights were trained.
     """
     if convention not in ("exact", "torchvision"):
-        raise ValueError(f"convention {convention!r}: must be exact (the paper) or torchvision; exact unless its weights are loaded")
+        raise ValueError(
+            f"convention {convention!r}: must be exact (the paper) or torchvision; exact unless its"
+            " weights are loaded"
+        )
     whole_pixels = convention == "torchvision"
     root = torch.tensor(ratios, dtype=torch.float32).sqrt()
     levels = []
-    for (rows, columns), stride, base in zip(level_shapes(height, width, strides=strides), strides, base_sizes, strict=True):
-        sizes = torch.tensor([int(base * scale) if whole_pixels else base * scale for scale in scales], dtype=torch.float32)
+    for (rows, columns), stride, base in zip(
+        level_shapes(height, width, strides=strides), strides, base_sizes, strict=True
+    ):
+        sizes = torch.tensor(
+            [int(base * scale) if whole_pixels else base * scale for scale in scales],
+            dtype=torch.float32,
+        )
         widths = (1 / root[:, None] * sizes[None, :]).flatten()
         heights = (root[:, None] * sizes[None, :]).flatten()
         shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
@@ -82,24 +104,32 @@ def anchor_levels(
 
 
 def anchor_grid(height: int, width: int, **anchors: Any) -> list[Tensor]:
-    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY px; position-major, then ratio, then scale.
+    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY
+    px; position-major, then ratio, then scale.
 
     `anchors`: see `anchor_levels`.
     """
     grids = []
     for level in anchor_levels(height, width, **anchors):
-        y, x = torch.meshgrid(torch.arange(level.rows) * level.apart_y, torch.arange(level.columns) * level.apart_x, indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(level.rows) * level.apart_y,
+            torch.arange(level.columns) * level.apart_x,
+            indexing="ij",
+        )
         positions = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         grids.append((positions + level.shapes_S4[None]).reshape(-1, 4))
     return grids
 
 
 def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tensor:
-    """The highest IoU of each box (XYXY px on the canvas) with any anchor of the grid, float32 (N,). `anchors`: see `anchor_levels`.
+    """The highest IoU of each box (XYXY px on the canvas) with any anchor of the grid, float32
+    (N,). `anchors`: see `anchor_levels`.
 
-    Exact without the grid: the overlap with an anchor of one shape is the product of two functions that fall with the distance of the centres in x
-    and in y, so the position whose row and whose column are nearest to the box's centre is the best one of a level, whatever the shape. The share of
-    boxes above an IoU is the best recall that matching at this IoU can have without low-quality matches.
+    Exact without the grid: the overlap with an anchor of one shape is the product of two functions
+    that fall with the distance of the centres in x and in y, so the position whose row and whose
+    column are nearest to the box's centre is the best one of a level, whatever the shape. The share
+    of boxes above an IoU is the best recall that matching at this IoU can have without low-quality
+    matches.
     """
     levels = anchor_levels(height, width, **anchors)
     result = []
@@ -107,7 +137,9 @@ def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tenso
         _, centres_n2 = sides_and_centres(boxes_n4)
         best_n = torch.zeros(len(boxes_n4))
         for level in levels:
-            x = (centres_n2[:, 0] / level.apart_x).round().clamp(0, level.columns - 1) * level.apart_x
+            x = (centres_n2[:, 0] / level.apart_x).round().clamp(
+                0, level.columns - 1
+            ) * level.apart_x
             y = (centres_n2[:, 1] / level.apart_y).round().clamp(0, level.rows - 1) * level.apart_y
             # (n, 1, 4) + (S, 4) -> (n, S, 4), each box against its own anchors
             nearest_nS4 = torch.stack([x, y, x, y], dim=1)[:, None] + level.shapes_S4
@@ -117,26 +149,37 @@ def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tenso
 
 
 def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, **thresholds: float) -> Tensor:
-    """`match_at_once`, which says what it means, for as many images at a time as `CHUNK_PAIRS` allows."""
+    """`match_at_once`, which says what it means, for as many images at a time as `CHUNK_PAIRS`
+    allows.
+    """
     images = max(1, CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
     chunks = zip(boxes_BG4.split(images), labels_BG.split(images), strict=True)
     return torch.cat([match_at_once(anchors_A4, *chunk, **thresholds) for chunk in chunks])
 
 
 def match_at_once(
-    anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, *, high: float = 0.5, low: float = 0.4, ignore_overlap: float = 0.5
+    anchors_A4: Tensor,
+    boxes_BG4: Tensor,
+    labels_BG: Tensor,
+    *,
+    high: float = 0.5,
+    low: float = 0.4,
+    ignore_overlap: float = 0.5,
 ) -> Tensor:
-    """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background, between them ignored.
+    """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background,
+    between them ignored.
 
-    Every object also gets the anchors that tie for its highest IoU, each towards the object that anchor overlaps most (torchvision's low-quality
-    matches).
-    A slot with label -1 is padding, or with an area an ignore region (a crowd): background anchors of which it covers more than `ignore_overlap`
-    are ignored.
+    Every object also gets the anchors that tie for its highest IoU, each towards the object that
+    anchor overlaps most (torchvision's low-quality matches). A slot with label -1 is padding, or
+    with an area an ignore region (a crowd): background anchors of which it covers more than
+    `ignore_overlap` are ignored.
 
-    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where there is none.
+    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where
+    there is none.
 
-    Four tensors of (B, G, A) are there at a time, unless it is compiled. Anchors are the last axis: best slots are then maxima over whole rows, three
-    to four times as fast on two CPU cores as maxima within each short row of slots.
+    Four tensors of (B, G, A) are there at a time, unless it is compiled. Anchors are the last axis:
+    best slots are then maxima over whole rows, three to four times as fast on two CPU cores as
+    maxima within each short row of slots.
     """
     valid_BG1 = labels_BG[..., None] >= 0
     anchor_area_A = area(anchors_A4)
@@ -147,6 +190,8 @@ def match_at_once(
     best_BA, slot_BA = iou_BGA.max(dim=1)
     best_BG1 = iou_BGA.amax(dim=2, keepdim=True)
     ties_BA = (iou_BGA == torch.where(best_BG1 > 0, best_BG1, 2.0)).any(dim=1)
-    result_BA = torch.where(best_BA >= high, slot_BA, torch.where(best_BA < low, BACKGROUND, IGNORED))
+    result_BA = torch.where(
+        best_BA >= high, slot_BA, torch.where(best_BA < low, BACKGROUND, IGNORED)
+    )
     result_BA = torch.where(ties_BA, slot_BA, result_BA)
     return torch.where((result_BA == BACKGROUND) & covered_BA, IGNORED, result_BA)

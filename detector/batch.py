@@ -1,4 +1,6 @@
-"""Samples -> one Batch of fixed shapes. Shapes: B batch, G ground-truth slots, M objects of all samples, H W the canvas."""
+"""Samples -> one Batch of fixed shapes. Shapes: B batch, G ground-truth slots, M objects of all
+samples, H W the canvas.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SLOT_STEP = 16
 """Slots are padded to a multiple of this, so that compiled code sees few shapes."""
 
 EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
-"""An ignore region that covers every anchor: those of P7 reach far beyond the edges of a small canvas."""
+"""An ignore region that covers every anchor: those of P7 reach far beyond the edges of a small
+canvas.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Batch:
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on `device`. On a GPU each is copied from pinned memory in a stream of its own while the one before it is used."""
+    """The same batches on `device`. On a GPU each is copied from pinned memory in a stream of its
+    own while the one before it is used.
+    """
     if device.type != "cuda":
         yield from batches
         return
@@ -75,12 +81,16 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def unmirrored(batch: Batch) -> Batch:
-    """The batch with the pictures of `mirrored_B` flipped, each within its own part of the canvas: one pass, no wait for the device."""
+    """The batch with the pictures of `mirrored_B` flipped, each within its own part of the canvas:
+    one pass, no wait for the device.
+    """
     column_W = torch.arange(batch.images.shape[3], device=batch.images.device)
     width_B1 = batch.sizes_B2[:, 1:].long()
     turned_BW = batch.mirrored_B[:, None] & (column_W < width_B1)
     source_BW = torch.where(turned_BW, width_B1 - 1 - column_W, column_W)
-    images = batch.images.gather(3, source_BW[:, None, None].expand_as(batch.images)).contiguous(memory_format=torch.channels_last)
+    images = batch.images.gather(3, source_BW[:, None, None].expand_as(batch.images)).contiguous(
+        memory_format=torch.channels_last
+    )
     return replace(batch, images=images, mirrored_B=torch.zeros_like(batch.mirrored_B))
 
 
@@ -91,31 +101,54 @@ def hand_over(batch: Batch, copied: torch.cuda.Event, used: torch.cuda.Stream) -
     return batch.each(lambda column: column.record_stream(used) or column)
 
 
-def check_objects(boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, classes: int | None = None) -> None:
-    """`ValueError` for coordinates that are not finite and labels outside -1..classes - 1 (without `classes` there is no upper bound)."""
+def check_objects(
+    boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, classes: int | None = None
+) -> None:
+    """`ValueError` for coordinates that are not finite and labels outside -1..classes - 1 (without
+    `classes` there is no upper bound).
+    """
     if not np.isfinite(boxes_N4).all():
         bad = boxes_N4[~np.isfinite(boxes_N4).all(axis=1)][0].tolist()
-        raise ValueError(f"boxes of image_id {image_id}, {bad}: coordinates must be finite numbers of px; prepare the data set again")
+        raise ValueError(
+            f"boxes of image_id {image_id}, {bad}: coordinates must be finite numbers of px;"
+            " prepare the data set again"
+        )
     most = np.inf if classes is None else classes - 1
     if len(labels_N) and (labels_N.min() < -1 or labels_N.max() > most):
         bad = labels_N[(labels_N < -1) | (labels_N > most)][0]
-        rule = "at least -1" if classes is None else f"within 0..{classes - 1}, or -1 for an ignore region"
-        raise ValueError(f"labels of image_id {image_id}, {bad}: must be {rule}; prepare the data set again, with the categories of the model")
+        rule = (
+            "at least -1"
+            if classes is None
+            else f"within 0..{classes - 1}, or -1 for an ignore region"
+        )
+        raise ValueError(
+            f"labels of image_id {image_id}, {bad}: must be {rule}; prepare the data set again,"
+            " with the categories of the model"
+        )
 
 
 def empty_canvases(count: int, canvas: tuple[int, int]) -> Tensor:
-    """uint8 (count, 3, H, W), channels-last, of no certain content. Numpy asks for large pages where a batch is large enough, torch does not."""
+    """uint8 (count, 3, H, W), channels-last, of no certain content. Numpy asks for large pages
+    where a batch is large enough, torch does not.
+    """
     return torch.from_numpy(np.empty((count, *canvas, 3), np.uint8)).permute(0, 3, 1, 2)
 
 
-def collate(samples: Sequence[Sample], *, classes: int | None = None, images: Tensor | None = None) -> Batch:
-    """Stack samples that share a canvas; the objects of a filler become nothing and its whole picture an ignore region.
+def collate(
+    samples: Sequence[Sample], *, classes: int | None = None, images: Tensor | None = None
+) -> Batch:
+    """Stack samples that share a canvas; the objects of a filler become nothing and its whole
+    picture an ignore region.
 
-    `images` are the batch's `empty_canvases`, on which pictures may be drawn already: one whose sample lies there in its own place is not copied.
-    `ValueError` for what `check_objects` finds, here because it is the last place where the numbers are on the CPU: in the loss a label too large is
-    an index out of bounds, on a GPU an assertion that ends the process.
+    `images` are the batch's `empty_canvases`, on which pictures may be drawn already: one whose
+    sample lies there in its own place is not copied. `ValueError` for what `check_objects` finds,
+    here because it is the last place where the numbers are on the CPU: in the loss a label too
+    large is an index out of bounds, on a GPU an assertion that ends the process.
     """
-    boxes_M4, labels_M = np.concatenate([sample.boxes_N4 for sample in samples]), np.concatenate([sample.labels_N for sample in samples])
+    boxes_M4, labels_M = (
+        np.concatenate([sample.boxes_N4 for sample in samples]),
+        np.concatenate([sample.labels_N for sample in samples]),
+    )
     try:
         check_objects(boxes_M4, labels_M, -1, classes=classes)
     except ValueError:
@@ -128,7 +161,10 @@ def collate(samples: Sequence[Sample], *, classes: int | None = None, images: Te
     for place, sample in zip(images, samples, strict=True):
         if place.data_ptr() != sample.image.data_ptr():
             place[:] = sample.image
-    real, counts = np.array([sample.image_id >= 0 for sample in samples]), np.array([len(sample.labels_N) for sample in samples])
+    real, counts = (
+        np.array([sample.image_id >= 0 for sample in samples]),
+        np.array([len(sample.labels_N) for sample in samples]),
+    )
     slots = -(-max(1, counts.max()) // SLOT_STEP) * SLOT_STEP
     held_BG, held_M = np.arange(slots) < (counts * real)[:, None], real.repeat(counts)
     boxes, labels = np.zeros((*held_BG.shape, 4), np.float32), np.full(held_BG.shape, -1, np.int64)
@@ -144,10 +180,14 @@ def collate(samples: Sequence[Sample], *, classes: int | None = None, images: Te
     )
 
 
-def collate_by_canvas(pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
-    """Every sample once, in batches of `size` that share a canvas, as they fill; what is left at the end in shorter ones.
+def collate_by_canvas(
+    pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int
+) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    """Every sample once, in batches of `size` that share a canvas, as they fill; what is left at
+    the end in shorter ones.
 
-    `pairs` are samples with the original (height, width) px of their pictures, which come back beside each batch.
+    `pairs` are samples with the original (height, width) px of their pictures, which come back
+    beside each batch.
     """
     waiting: dict[torch.Size, list[tuple[Sample, tuple[int, int]]]] = {}
     for sample, original in pairs:

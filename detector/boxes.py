@@ -1,4 +1,6 @@
-"""Boxes are XYXY in absolute pixels, half-open, x to the right and y down. Shape legend: B batch, A anchors, G ground-truth slots, N and M any."""
+"""Boxes are XYXY in absolute pixels, half-open, x to the right and y down. Shape legend: B batch, A
+anchors, G ground-truth slots, N and M any.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import torch
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""Largest predicted log size ratio: exp() of an untrained network must not overflow (the bound of Detectron and torchvision)."""
+"""Largest predicted log size ratio: exp() of an untrained network must not overflow (the bound of
+Detectron and torchvision).
+"""
 
 
 def area(boxes_N4: Tensor) -> Tensor:
@@ -17,11 +21,21 @@ def area(boxes_N4: Tensor) -> Tensor:
 
 
 def clip(boxes_N4: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
-    """Boxes cut to [0, width] x [0, height]; sizes are numbers or tensors that broadcast against (...,)."""
+    """Boxes cut to [0, width] x [0, height]; sizes are numbers or tensors that broadcast against
+    (...,).
+    """
     x1, y1, x2, y2 = boxes_N4.unbind(-1)
     width, height = torch.as_tensor(width).to(x1), torch.as_tensor(height).to(x1)
     zero = torch.zeros((), dtype=x1.dtype, device=x1.device)
-    return torch.stack([x1.clamp(zero, width), y1.clamp(zero, height), x2.clamp(zero, width), y2.clamp(zero, height)], dim=-1)
+    return torch.stack(
+        [
+            x1.clamp(zero, width),
+            y1.clamp(zero, height),
+            x2.clamp(zero, width),
+            y2.clamp(zero, height),
+        ],
+        dim=-1,
+    )
 
 
 def intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
@@ -34,21 +48,29 @@ def intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
 
 
 def iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
-    """Pairwise intersection over union in [0, 1]: (..., N, 4) and (..., M, 4) -> (..., N, M). Two boxes without area have 0."""
+    """Pairwise intersection over union in [0, 1]: (..., N, 4) and (..., M, 4) -> (..., N, M). Two
+    boxes without area have 0.
+    """
     overlap = intersection(boxes_N4, boxes_M4)
     union = area(boxes_N4)[..., :, None] + area(boxes_M4)[..., None, :] - overlap
     return torch.where(overlap > 0, overlap / union, torch.zeros_like(overlap))
 
 
 def encode(boxes_A4: Tensor, anchors_A4: Tensor) -> Tensor:
-    """Offsets of boxes against anchors, (..., 4) as (dx, dy, log dw, log dh): centre shift in anchor sides, log size ratio (R-CNN, appendix C)."""
+    """Offsets of boxes against anchors, (..., 4) as (dx, dy, log dw, log dh): centre shift in
+    anchor sides, log size ratio (R-CNN, appendix C).
+    """
     anchor_sides, anchor_centres = sides_and_centres(anchors_A4)
     box_sides, box_centres = sides_and_centres(boxes_A4)
-    return torch.cat([(box_centres - anchor_centres) / anchor_sides, torch.log(box_sides / anchor_sides)], dim=-1)
+    return torch.cat(
+        [(box_centres - anchor_centres) / anchor_sides, torch.log(box_sides / anchor_sides)], dim=-1
+    )
 
 
 def decode(deltas_A4: Tensor, anchors_A4: Tensor) -> Tensor:
-    """The boxes that `encode` would turn into these offsets; log size ratios are bounded by `MAX_LOG_SCALE`."""
+    """The boxes that `encode` would turn into these offsets; log size ratios are bounded by
+    `MAX_LOG_SCALE`.
+    """
     anchor_sides, anchor_centres = sides_and_centres(anchors_A4)
     centres = deltas_A4[..., :2] * anchor_sides + anchor_centres
     half = torch.exp(deltas_A4[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_sides * 0.5

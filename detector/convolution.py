@@ -1,4 +1,6 @@
-"""A convolution whose weight gradient is made of matrix products, where oneDNN's own kernel is slow. Shapes: B batch, C and O channels in and out."""
+"""A convolution whose weight gradient is made of matrix products, where oneDNN's own kernel is
+slow. Shapes: B batch, C and O channels in and out.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SLOW_WEIGHT_GRADIENT = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""Where a CPU has AVX2 and not AVX-512, oneDNN computes the weight gradient of channels-last float32 at a half of the rate of its forward pass or
-less; products of matrices reach two thirds and more (docs/benchmarks.md). Elsewhere it was not measured, and oneDNN does it.
+"""Where a CPU has AVX2 and not AVX-512, oneDNN computes the weight gradient of channels-last
+float32 at a half of the rate of its forward pass or less; products of matrices reach two thirds and
+more (docs/benchmarks.md). Elsewhere it was not measured, and oneDNN does it.
 """
 
 
@@ -19,16 +22,26 @@ class Convolution(nn.Conv2d):
     """`nn.Conv2d` with another way to the same weight gradient; see `take_products`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self.weight.requires_grad)
+        plain = (
+            torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or not (torch.is_grad_enabled() and self.weight.requires_grad)
+        )
         if plain or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
         return ProductGradient.apply(x, self.weight, self.bias)
 
 
 def take_products(network: nn.Module) -> None:
-    """Let every convolution of stride 1 that keeps the size of the picture take its weight gradient from products, where that pays."""
+    """Let every convolution of stride 1 that keeps the size of the picture take its weight gradient
+    from products, where that pays.
+    """
     for module in network.modules():
-        if SLOW_WEIGHT_GRADIENT and type(module) is nn.Conv2d and (module.stride, module.groups, module.dilation) == ((1, 1), 1, (1, 1)):
+        if (
+            SLOW_WEIGHT_GRADIENT
+            and type(module) is nn.Conv2d
+            and (module.stride, module.groups, module.dilation) == ((1, 1), 1, (1, 1))
+        ):
             rows, columns = module.kernel_size
             if rows == columns and module.padding == (rows // 2, rows // 2) and rows % 2:
                 # The same parameters, names and settings: torchvision builds most of these.
@@ -50,20 +63,29 @@ class ProductGradient(torch.autograd.Function):
         x_gradient, pad = None, weight.shape[2] // 2
         if ctx.needs_input_grad[0]:
             one, edge, mask = [1, 1], [pad, pad], [True, False, False]
-            x_gradient = torch.ops.aten.convolution_backward(outer, x, weight, None, one, edge, one, False, [0, 0], 1, mask)[0]
+            x_gradient = torch.ops.aten.convolution_backward(
+                outer, x, weight, None, one, edge, one, False, [0, 0], 1, mask
+            )[0]
         bias_gradient = outer.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
         return x_gradient, weight_gradient(x, outer, weight.shape[2]), bias_gradient
 
 
 def weight_gradient(x: Tensor, outer: Tensor, kernel: int) -> Tensor:
-    """Sum over pictures and positions of outer(y, x) * input(y + i, x + j): (B, C, H, W) and (B, O, H, W) -> (O, C, kernel, kernel), channels-last.
+    """Sum over pictures and positions of outer(y, x) * input(y + i, x + j): (B, C, H, W) and (B, O,
+    H, W) -> (O, C, kernel, kernel), channels-last.
 
-    Both are laid out as rows of positions with the same border, so that a shift by (i, j) is one by i * width + j rows, and the sum a product.
+    Both are laid out as rows of positions with the same border, so that a shift by (i, j) is one by
+    i * width + j rows, and the sum a product.
     """
     border, width = kernel - 1, x.shape[3] + kernel - 1
-    # (B, H, W, C) -> (B * (H + border) * width, C); the picture in the middle, its gradient at the top left
-    x_rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, border // 2, border // 2, border // 2, border // 2)).reshape(-1, x.shape[1])
-    outer_rows = F.pad(outer.permute(0, 2, 3, 1), (0, 0, 0, border, 0, border)).reshape(-1, outer.shape[1])
+    # (B, H, W, C) -> (B * (H + border) * width, C); the picture in the middle, its gradient at the
+    # top left
+    x_rows = F.pad(
+        x.permute(0, 2, 3, 1), (0, 0, border // 2, border // 2, border // 2, border // 2)
+    ).reshape(-1, x.shape[1])
+    outer_rows = F.pad(outer.permute(0, 2, 3, 1), (0, 0, 0, border, 0, border)).reshape(
+        -1, outer.shape[1]
+    )
     length = len(x_rows) - border * (width + 1)
     outer_columns = outer_rows[:length].t()
     gradient = x.new_empty(outer.shape[1], kernel, kernel, x.shape[1])

@@ -1,4 +1,6 @@
-"""Logits and offsets -> scored boxes: threshold, top-k a level, per-class NMS, batched over images (section 4.1, Inference)."""
+"""Logits and offsets -> scored boxes: threshold, top-k a level, per-class NMS, batched over images
+(section 4.1, Inference).
+"""
 
 from __future__ import annotations
 
@@ -39,43 +41,95 @@ def decode_detections(
     nms_threshold: float = 0.5,
     max_detections: int = 100,
 ) -> list[Detections]:
-    """Detections of each image in the frame of the canvas, cut to the picture's (height, width) on it.
+    """Detections of each image in the frame of the canvas, cut to the picture's (height, width) on
+    it.
 
     Equal scores are ordered by anchor, so the result does not depend on the device's sort.
     """
     batch, _, classes = logits_BAK.shape
-    # Few pass the threshold: they alone become scores, and only they are sorted (sorting all of a level took nine tenths of the time: 80 classes,
-    # 512 px, CPU). The limit on logits is a little low and the exact one, on scores, comes below.
-    limit = math.log(score_threshold / (1 - score_threshold)) - 0.01 if score_threshold > 0 else -math.inf
+    # Few pass the threshold: they alone become scores, and only they are sorted (sorting all of a
+    # level took nine tenths of the time: 80 classes, 512 px, CPU). The limit on logits is a little
+    # low and the exact one, on scores, comes below.
+    limit = (
+        math.log(score_threshold / (1 - score_threshold)) - 0.01
+        if score_threshold > 0
+        else -math.inf
+    )
     image_M, anchor_M, label_M = torch.nonzero(logits_BAK > limit, as_tuple=True)
     scores_M = logits_BAK[image_M, anchor_M, label_M].float().sigmoid()
     ends = torch.tensor([len(level_A4) for level_A4 in anchors], device=anchor_M.device).cumsum(0)
     level_M = torch.bucketize(anchor_M, ends, right=True)
     groups = batch * len(anchors)
-    best_M, _ = best_of_each(image_M * len(anchors) + level_M, scores_M, groups=groups, most=top_per_level, above=score_threshold)
-    image_M, anchor_M, label_M, scores_M = (column[best_M] for column in (image_M, anchor_M, label_M, scores_M))
+    best_M, _ = best_of_each(
+        image_M * len(anchors) + level_M,
+        scores_M,
+        groups=groups,
+        most=top_per_level,
+        above=score_threshold,
+    )
+    image_M, anchor_M, label_M, scores_M = (
+        column[best_M] for column in (image_M, anchor_M, label_M, scores_M)
+    )
     boxes_M4 = decode(deltas_BA4[image_M, anchor_M].float(), torch.cat(list(anchors))[anchor_M])
     boxes_M4 = clip(boxes_M4, sizes_B2[image_M, 0], sizes_B2[image_M, 1])
-    kept_M = suppress(boxes_M4, scores_M, label_M, image_M, images=batch, classes=classes, threshold=nms_threshold)
-    best_M, counts_B = best_of_each(image_M[kept_M], scores_M[kept_M], groups=batch, most=max_detections)
+    kept_M = suppress(
+        boxes_M4, scores_M, label_M, image_M, images=batch, classes=classes, threshold=nms_threshold
+    )
+    best_M, counts_B = best_of_each(
+        image_M[kept_M], scores_M[kept_M], groups=batch, most=max_detections
+    )
     columns = [column[kept_M[best_M]].cpu().numpy() for column in (boxes_M4, scores_M, label_M)]
     ends = counts_B.cumsum(0).tolist()
-    return [Detections(*(column[start:end] for column in columns)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [
+        Detections(*(column[start:end] for column in columns))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
 
 
-def suppress(boxes_M4: Tensor, scores_M: Tensor, label_M: Tensor, image_M: Tensor, *, images: int, classes: int, threshold: float) -> Tensor:
-    """Which candidates NMS keeps among those of their image and class; of equal scores in the order given. `image_M` must not fall."""
+def suppress(
+    boxes_M4: Tensor,
+    scores_M: Tensor,
+    label_M: Tensor,
+    image_M: Tensor,
+    *,
+    images: int,
+    classes: int,
+    threshold: float,
+) -> Tensor:
+    """Which candidates NMS keeps among those of their image and class; of equal scores in the order
+    given. `image_M` must not fall.
+    """
     if boxes_M4.device.type != "cpu":
-        return suppress_at_once(boxes_M4, scores_M, label_M, image_M, images=images, classes=classes, threshold=threshold)
-    # Images and classes are moved apart so that one call serves them all: in float64, because the move costs float32 boxes up to 0.06 px (80 classes,
-    # 1000 px) and here they lie thousands of classes off.
+        return suppress_at_once(
+            boxes_M4,
+            scores_M,
+            label_M,
+            image_M,
+            images=images,
+            classes=classes,
+            threshold=threshold,
+        )
+    # Images and classes are moved apart so that one call serves them all: in float64, because the
+    # move costs float32 boxes up to 0.06 px (80 classes, 1000 px) and here they lie thousands of
+    # classes off.
     apart = boxes_M4.amax().double() + 1 if len(boxes_M4) else 0.0
     shifted_M4 = boxes_M4.double() + ((image_M * classes + label_M) * apart)[:, None]
     scores_M = scores_M.double()
-    # The cost is quadratic in the candidates of a call, and a CPU does not mind several: at worst, 40,000 of 8 images, they save 1.7 s of a core.
+    # The cost is quadratic in the candidates of a call, and a CPU does not mind several: at worst,
+    # 40,000 of 8 images, they save 1.7 s of a core.
     counts = torch.bincount(image_M, minlength=images).tolist()
-    parts = zip(itertools.accumulate(counts, initial=0), shifted_M4.split(counts), scores_M.split(counts), strict=False)
-    return torch.cat([start + torchvision.ops.nms(boxes_m4, scores_m, threshold) for start, boxes_m4, scores_m in parts])
+    parts = zip(
+        itertools.accumulate(counts, initial=0),
+        shifted_M4.split(counts),
+        scores_M.split(counts),
+        strict=False,
+    )
+    return torch.cat(
+        [
+            start + torchvision.ops.nms(boxes_m4, scores_m, threshold)
+            for start, boxes_m4, scores_m in parts
+        ]
+    )
 
 
 PAIRS_AT_ONCE = 1 << 26
@@ -83,14 +137,24 @@ PAIRS_AT_ONCE = 1 << 26
 
 
 def suppress_at_once(
-    boxes_M4: Tensor, scores_M: Tensor, label_M: Tensor, image_M: Tensor, *, images: int, classes: int, threshold: float
+    boxes_M4: Tensor,
+    scores_M: Tensor,
+    label_M: Tensor,
+    image_M: Tensor,
+    *,
+    images: int,
+    classes: int,
+    threshold: float,
 ) -> Tensor:
-    """`suppress` for a device that is fast at many pairs and slow at one after the other: over all images, or over all classes of all images, in
-    parallel, whichever compares fewer pairs. G: these groups, g those of a chunk; N: the most candidates of one.
+    """`suppress` for a device that is fast at many pairs and slow at one after the other: over all
+    images, or over all classes of all images, in parallel, whichever compares fewer pairs. G: these
+    groups, g those of a chunk; N: the most candidates of one.
 
-    Greedy NMS is the one set that keeps exactly those candidates that no better kept one overlaps. Starting from all, each pass drops what the last
-    pass's set suppresses: after pass n the n best of each group are settled, so the set that no pass changes is that one. Few passes are needed,
-    one more than the longest chain of candidates of which each suppresses the next; torchvision's kernel takes 0.3 us a candidate, one by one.
+    Greedy NMS is the one set that keeps exactly those candidates that no better kept one overlaps.
+    Starting from all, each pass drops what the last pass's set suppresses: after pass n the n best
+    of each group are settled, so the set that no pass changes is that one. Few passes are needed,
+    one more than the longest chain of candidates of which each suppresses the next; torchvision's
+    kernel takes 0.3 us a candidate, one by one.
     """
     kept_M = torch.zeros_like(image_M, dtype=torch.bool)
     if not len(kept_M):
@@ -98,14 +162,20 @@ def suppress_at_once(
     ways = ((image_M, images), (image_M * classes + label_M, images * classes))
     sizes = [torch.bincount(group_M, minlength=groups) for group_M, groups in ways]
     mosts = torch.stack([counts.amax() for counts in sizes]).tolist()
-    (group_M, groups), counts_G, most = min(zip(ways, sizes, mosts, strict=True), key=lambda way: way[0][1] * way[2] ** 2)
+    (group_M, groups), counts_G, most = min(
+        zip(ways, sizes, mosts, strict=True), key=lambda way: way[0][1] * way[2] ** 2
+    )
     order_M = torch.sort(scores_M, descending=True, stable=True)[1]
     order_M = order_M[torch.sort(group_M[order_M], stable=True)[1]]
     place_GN = torch.arange(most, device=image_M.device).expand(groups, -1)
     there_GN = place_GN < counts_G[:, None]
-    candidate_GN = order_M[((counts_G.cumsum(0) - counts_G)[:, None] + place_GN).clamp(max=len(order_M) - 1)]
+    candidate_GN = order_M[
+        ((counts_G.cumsum(0) - counts_G)[:, None] + place_GN).clamp(max=len(order_M) - 1)
+    ]
     at_once = max(1, PAIRS_AT_ONCE // most**2)
-    for there_gN, candidate_gN in zip(there_GN.split(at_once), candidate_GN.split(at_once), strict=True):
+    for there_gN, candidate_gN in zip(
+        there_GN.split(at_once), candidate_GN.split(at_once), strict=True
+    ):
         boxes_gN4, label_gN = boxes_M4[candidate_gN].double(), label_M[candidate_gN]
         shared_gNN = intersection(boxes_gN4, boxes_gN4)
         area_gN = area(boxes_gN4)
@@ -119,12 +189,18 @@ def suppress_at_once(
     return kept_M.nonzero()[:, 0]
 
 
-def best_of_each(group_M: Tensor, scores_M: Tensor, *, groups: int, most: int, above: float = -math.inf) -> tuple[Tensor, Tensor]:
-    """Where the best scores of each group are, at most `most` of it and only those `above`: group by group, best first, equal scores in the order
-    given. And how many of each, (groups,), without regard to `above`.
+def best_of_each(
+    group_M: Tensor, scores_M: Tensor, *, groups: int, most: int, above: float = -math.inf
+) -> tuple[Tensor, Tensor]:
+    """Where the best scores of each group are, at most `most` of it and only those `above`: group
+    by group, best first, equal scores in the order given. And how many of each, (groups,), without
+    regard to `above`.
     """
     order_M = torch.sort(scores_M, descending=True, stable=True)[1]
     order_M = order_M[torch.sort(group_M[order_M], stable=True)[1]]
     counts = torch.bincount(group_M, minlength=groups)
-    place_M = torch.arange(len(order_M), device=order_M.device) - (counts.cumsum(0) - counts)[group_M[order_M]]
+    place_M = (
+        torch.arange(len(order_M), device=order_M.device)
+        - (counts.cumsum(0) - counts)[group_M[order_M]]
+    )
     return order_M[(place_M < most) & (scores_M[order_M] > above)], counts.clamp(max=most)

@@ -1,4 +1,6 @@
-"""The dense network as a program of its own: torch.export, and ONNX for other runtimes. One file serves any batch size and canvas."""
+"""The dense network as a program of its own: torch.export, and ONNX for other runtimes. One file
+serves any batch size and canvas.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,19 @@ from detector.backbone import DEEPEST_STRIDE
 from detector.model import RetinaNet
 
 SMALLEST_SIDE = 160
-"""px. From here on P7 has two cells a side; torch.export treats an extent of one as a special case and will not vary it."""
+"""px. From here on P7 has two cells a side; torch.export treats an extent of one as a special case
+and will not vary it.
+"""
 
 
 def export_program(model: RetinaNet) -> ExportedProgram:
-    """The network in evaluation mode as a graph: uint8 (B, 3, H, W) RGB pixels -> logits (B, A, K), offsets (B, A, 4), both float32.
+    """The network in evaluation mode as a graph: uint8 (B, 3, H, W) RGB pixels -> logits (B, A, K),
+    offsets (B, A, 4), both float32.
 
-    Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. Pixels are normalised inside; anchors and decoding stay outside:
-    `model.anchors(H, W)` are the boxes that the A outputs belong to, `decode_detections` makes detections of them. The model is left as it is.
+    Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. Pixels are
+    normalised inside; anchors and decoding stay outside: `model.anchors(H, W)` are the boxes that
+    the A outputs belong to, `decode_detections` makes detections of them. The model is left as it
+    is.
     """
     network, images, shapes = what_to_export(model)
     with torch.no_grad():
@@ -30,13 +37,17 @@ def export_program(model: RetinaNet) -> ExportedProgram:
 
 
 def export_onnx(model: RetinaNet, path: str | Path) -> None:
-    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, with the meaning and the sizes of `export_program`.
+    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, with the
+    meaning and the sizes of `export_program`.
 
     Raises `ValueError` where the packages that write ONNX are missing.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"export to {path}: package {' and '.join(missing)} missing; torch writes ONNX with them: pip install onnx onnxscript")
+        raise ValueError(
+            f"export to {path}: package {' and '.join(missing)} missing; torch writes ONNX with"
+            " them: pip install onnx onnxscript"
+        )
     network, images, shapes = what_to_export(model)
     with torch.no_grad():
         torch.onnx.export(
@@ -53,11 +64,28 @@ def export_onnx(model: RetinaNet, path: str | Path) -> None:
 
 
 def what_to_export(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
-    """A copy of the network in evaluation mode, example images on its device, and which of their extents may vary. `ValueError` for a baseline."""
+    """A copy of the network in evaluation mode, example images on its device, and which of their
+    extents may vary. `ValueError` for a baseline.
+    """
     if not isinstance(model, RetinaNet):
-        raise ValueError(f"export of a {type(model).__name__}: only retinanet has outputs of one size; export a model of that architecture")
+        raise ValueError(
+            f"export of a {type(model).__name__}: only retinanet has outputs of one size; export a"
+            " model of that architecture"
+        )
     network = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
-    # Two images and two different sides: equal extents, or an extent of one, could be taken for a rule.
-    images = torch.zeros((2, 3, 6 * DEEPEST_STRIDE, 8 * DEEPEST_STRIDE), dtype=torch.uint8, device=next(network.parameters()).device)
-    rows, columns = (Dim(name, min=SMALLEST_SIDE // DEEPEST_STRIDE, max=8192 // DEEPEST_STRIDE) for name in ("rows", "columns"))
-    return network, images, ({0: Dim("batch", min=1), 2: DEEPEST_STRIDE * rows, 3: DEEPEST_STRIDE * columns},)
+    # Two images and two different sides: equal extents, or an extent of one, could be taken for a
+    # rule.
+    images = torch.zeros(
+        (2, 3, 6 * DEEPEST_STRIDE, 8 * DEEPEST_STRIDE),
+        dtype=torch.uint8,
+        device=next(network.parameters()).device,
+    )
+    rows, columns = (
+        Dim(name, min=SMALLEST_SIDE // DEEPEST_STRIDE, max=8192 // DEEPEST_STRIDE)
+        for name in ("rows", "columns")
+    )
+    return (
+        network,
+        images,
+        ({0: Dim("batch", min=1), 2: DEEPEST_STRIDE * rows, 3: DEEPEST_STRIDE * columns},),
+    )

@@ -1,5 +1,5 @@
-"""What a network that only detects can leave out: batch normalisation is folded into the convolutions before it, and a GPU applies ReLU and adds
-shortcuts within the convolution.
+"""What a network that only detects can leave out: batch normalisation is folded into the
+convolutions before it, and a GPU applies ReLU and adds shortcuts within the convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from detector.precision import autocast_dtype
 
 
 def for_detecting(network: nn.Module, device: torch.device | str, *, amp: bool) -> nn.Module:
-    """The network, folded and fused in place, on its device in evaluation mode; it cannot be trained after it."""
+    """The network, folded and fused in place, on its device in evaluation mode; it cannot be
+    trained after it.
+    """
     network = fold_batch_norm(network).to(device, memory_format=torch.channels_last).eval()
     device = torch.device(device)
     dtype = autocast_dtype(device, amp=amp)
@@ -26,7 +28,9 @@ def for_detecting(network: nn.Module, device: torch.device | str, *, amp: bool) 
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What the normalisation does to each channel in evaluation mode, y = x * scale + shift, float64 (C,)."""
+    """What the normalisation does to each channel in evaluation mode, y = x * scale + shift,
+    float64 (C,).
+    """
     if isinstance(norm, FrozenBatchNorm):
         return norm.scale.double(), norm.bias.double()
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -35,29 +39,35 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold each batch normalisation that follows a convolution in its module into that one, in place and in float64. Returns the network.
+    """Fold each batch normalisation that follows a convolution in its module into that one, in
+    place and in float64. Returns the network.
 
-    Same outputs in evaluation mode, up to rounding; other names in its state, and no training after it. Group normalisation, whose statistics are of
-    each picture, stays.
+    Same outputs in evaluation mode, up to rounding; other names in its state, and no training after
+    it. Group normalisation, whose statistics are of each picture, stays.
     """
     for module in list(network.modules()):
         for (_, convolution), (name, norm) in pairwise(list(module.named_children())):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm | FrozenBatchNorm):
+            if isinstance(convolution, nn.Conv2d) and isinstance(
+                norm, _BatchNorm | FrozenBatchNorm
+            ):
                 scale, shift = scale_and_shift(norm)
                 weight = convolution.weight * scale.view(-1, 1, 1, 1)
                 if convolution.bias is not None:
                     shift = shift + convolution.bias * scale
                 convolution.weight.copy_(weight)
-                convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype), requires_grad=False)
+                convolution.bias = nn.Parameter(
+                    shift.to(convolution.weight.dtype), requires_grad=False
+                )
                 setattr(module, name, nn.Identity())
     return network
 
 
 class ConvolutionRelu(nn.Conv2d):
-    """relu(convolution + bias), or relu(convolution + bias + a tensor of its output's shape): on a GPU one cuDNN kernel.
+    """relu(convolution + bias), or relu(convolution + bias + a tensor of its output's shape): on a
+    GPU one cuDNN kernel.
 
-    Apart they are two to three: on an H200 3x3 with 256 channels at 16 x 100x100 takes 0.24 instead of 0.41 ms, 1x1 from 64 to 256 channels at
-    200x200 with a shortcut 0.33 instead of over 0.74.
+    Apart they are two to three: on an H200 3x3 with 256 channels at 16 x 100x100 takes 0.24 instead
+    of 0.41 ms, 1x1 from 64 to 256 channels at 200x200 with a shortcut 0.33 instead of over 0.74.
     """
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -88,7 +98,8 @@ FUSED_BLOCKS = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
 
 @torch.no_grad()
 def fuse_relu(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Let every ReLU that follows a folded convolution be part of it, in place, and hold all weights of convolutions in `dtype`.
+    """Let every ReLU that follows a folded convolution be part of it, in place, and hold all
+    weights of convolutions in `dtype`.
 
     Where group normalisation stands between the two they stay apart.
     """
@@ -97,7 +108,11 @@ def fuse_relu(network: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.to(dtype)
         if type(module) is nn.Sequential:
             # conv, relu; or conv, what was a normalisation, relu
-            children = [(name, child) for name, child in module.named_children() if not isinstance(child, nn.Identity)]
+            children = [
+                (name, child)
+                for name, child in module.named_children()
+                if not isinstance(child, nn.Identity)
+            ]
             for (_, convolution), (name, relu) in pairwise(children):
                 if isinstance(convolution, nn.Conv2d) and isinstance(relu, nn.ReLU):
                     convolution.__class__ = ConvolutionRelu

@@ -1,10 +1,12 @@
-"""Detections + truth -> the COCO table, number for number what pycocotools says. Boxes are XYXY px of the original image; labels 0..K-1.
+"""Detections + truth -> the COCO table, number for number what pycocotools says. Boxes are XYXY px
+of the original image; labels 0..K-1.
 
-hotcoco scores: of the libraries compared in tests/benchmarks/scoring.py it is one of the two whose precision and recall are pycocotools' own to the
-last bit, and the one that takes columns; 5,000 images with 100 detections each take it 1 % of pycocotools' time.
+hotcoco scores: of the libraries compared in tests/benchmarks/scoring.py it is one of the two whose
+precision and recall are pycocotools' own to the last bit, and the one that takes columns; 5,000
+images with 100 detections each take it 1 % of pycocotools' time.
 
-Shapes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium, large), M limits on the detections of an image and class; N objects
-or detections.
+Shapes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium, large), M limits
+on the detections of an image and class; N objects or detections.
 """
 
 from __future__ import annotations
@@ -18,9 +20,31 @@ from hotcoco import COCO, COCOeval
 from detector.decode import Detections
 
 SIZES = ("small", "medium", "large")
-SUMMARY_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
-"""COCO's twelve numbers, in COCOeval's order; -1 where there is no such truth. AR<n> is the recall of the n best detections of an image and class."""
-COLUMNS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "small": "AP_small", "medium": "AP_medium", "large": "AP_large"}
+SUMMARY_NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+"""COCO's twelve numbers, in COCOeval's order; -1 where there is no such truth. AR<n> is the recall
+of the n best detections of an image and class.
+"""
+COLUMNS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "small": "AP_small",
+    "medium": "AP_medium",
+    "large": "AP_large",
+}
 """Heads of the table's columns -> the number of a class that stands there."""
 
 
@@ -42,28 +66,44 @@ class Truth:
 @dataclass(frozen=True)
 class CocoTable:
     summary: dict[str, float]
-    """The twelve COCO numbers by `SUMMARY_NAMES`, or one AR for each limit asked for; and what `with_voc` adds."""
+    """The twelve COCO numbers by `SUMMARY_NAMES`, or one AR for each limit asked for; and what
+    `with_voc` adds.
+    """
     per_class: dict[str, dict[str, float]]
-    """Class name -> objects, AP, AP50, AP75, AP_small .. AP_large, AR, AR_small .. AR_large: the summary's numbers of this class alone, AR at the
-    largest limit.
+    """Class name -> objects, AP, AP50, AP75, AP_small .. AP_large, AR, AR_small .. AR_large: the
+    summary's numbers of this class alone, AR at the largest limit.
     """
     precision_RK: np.ndarray
-    """Precision at IoU 0.5 over 101 recall points for each class, (101, K); -1 for a class without truth."""
+    """Precision at IoU 0.5 over 101 recall points for each class, (101, K); -1 for a class without
+    truth.
+    """
     images: int
     detections: int
 
     def as_dict(self) -> dict:
-        return {"images": self.images, "detections": self.detections, **self.summary, "per_class": self.per_class}
+        return {
+            "images": self.images,
+            "detections": self.detections,
+            **self.summary,
+            "per_class": self.per_class,
+        }
 
     def as_text(self) -> str:
         """For people: a dash is a number that does not exist, for want of such objects."""
         lines = [f"{self.images} images, {self.detections} detections"]
         lines += [f"  {name:<10} {shown(value)}" for name, value in self.summary.items()]
         width = max([len(name) for name in self.per_class] + [5])
-        columns = {head: name for head, name in {**COLUMNS, "AR": "AR"}.items() if all(name in row for row in self.per_class.values())}
+        columns = {
+            head: name
+            for head, name in {**COLUMNS, "AR": "AR"}.items()
+            if all(name in row for row in self.per_class.values())
+        }
         lines.append(f"  {'class':<{width}}  objects " + " ".join(f"{head:>7}" for head in columns))
         for name, row in self.per_class.items():
-            lines.append(f"  {name:<{width}}  {int(row['objects']):7d} " + " ".join(shown(row[column]) for column in columns.values()))
+            lines.append(
+                f"  {name:<{width}}  {int(row['objects']):7d} "
+                + " ".join(shown(row[column]) for column in columns.values())
+            )
         return "\n".join(lines)
 
 
@@ -72,13 +112,19 @@ def shown(value: float) -> str:
 
 
 def coco_table(
-    truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str], *, max_detections: Sequence[int] = (1, 10, 100)
+    truths: Sequence[Truth],
+    detections: Mapping[int, Detections],
+    class_names: Sequence[str],
+    *,
+    max_detections: Sequence[int] = (1, 10, 100),
 ) -> CocoTable:
-    """Score detections (by image id) against the truth of every image, exactly as pycocotools does, in whatever order they come.
+    """Score detections (by image id) against the truth of every image, exactly as pycocotools does,
+    in whatever order they come.
 
-    `max_detections`: limits on the detections of an image and class, each with its AR; everything else is read at the largest.
-    Equal scores are ordered by image id, then by rank within the image.
-    Raises `ValueError` for detections of an image without truth record, and for a label out of range: both would be dropped silently.
+    `max_detections`: limits on the detections of an image and class, each with its AR; everything
+    else is read at the largest. Equal scores are ordered by image id, then by rank within the
+    image. Raises `ValueError` for detections of an image without truth record, and for a label out
+    of range: both would be dropped silently.
     """
     truths = sorted(truths, key=lambda t: t.image_id)
     limits = sorted(set(max_detections))
@@ -86,19 +132,36 @@ def coco_table(
     precision_TRKSM, recall_TKSM = curves(coco_index(truths, class_names), found, limits)
     summary = average_precisions(precision_TRKSM[..., -1])
     summary |= {f"AR{limit}": mean(recall_TKSM[:, :, 0, m]) for m, limit in enumerate(limits)}
-    summary |= {f"AR_{size}": mean(recall_TKSM[:, :, s, -1]) for s, size in enumerate(SIZES, start=1)}
+    summary |= {
+        f"AR_{size}": mean(recall_TKSM[:, :, s, -1]) for s, size in enumerate(SIZES, start=1)
+    }
     labels = np.concatenate([t.labels_N[~t.crowd_N] for t in truths] or [np.zeros(0, np.int64)])
     objects = np.bincount(labels, minlength=len(class_names))
     per_class = {}
     for k, name in enumerate(class_names):
-        recalls = {"AR" if s == 0 else f"AR_{SIZES[s - 1]}": mean(recall_TKSM[:, k, s, -1]) for s in range(4)}
-        per_class[name] = {"objects": float(objects[k]), **average_precisions(precision_TRKSM[:, :, k : k + 1, :, -1]), **recalls}
-    return CocoTable(summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(found["scores"]))
+        recalls = {
+            "AR" if s == 0 else f"AR_{SIZES[s - 1]}": mean(recall_TKSM[:, k, s, -1])
+            for s in range(4)
+        }
+        per_class[name] = {
+            "objects": float(objects[k]),
+            **average_precisions(precision_TRKSM[:, :, k : k + 1, :, -1]),
+            **recalls,
+        }
+    return CocoTable(
+        summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(found["scores"])
+    )
 
 
-def curves(truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M), -1 where there is no truth."""
-    rows = np.column_stack([found["images"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]).astype(np.float64)
+def curves(
+    truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M), -1 where there is no
+    truth.
+    """
+    rows = np.column_stack(
+        [found["images"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]
+    ).astype(np.float64)
     evaluation = COCOeval(truth_index, truth_index.loadRes(rows), "bbox")
     evaluation.params.maxDets = list(limits)
     evaluation.evaluate()
@@ -108,20 +171,30 @@ def curves(truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int
 
 def average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
     # The thresholds are 0.50, 0.55, ... 0.95: AP75 is the sixth.
-    of_all = {"AP": mean(precision_TRKS[..., 0]), "AP50": mean(precision_TRKS[:1, ..., 0]), "AP75": mean(precision_TRKS[5:6, ..., 0])}
-    return of_all | {f"AP_{size}": mean(precision_TRKS[..., s]) for s, size in enumerate(SIZES, start=1)}
+    of_all = {
+        "AP": mean(precision_TRKS[..., 0]),
+        "AP50": mean(precision_TRKS[:1, ..., 0]),
+        "AP75": mean(precision_TRKS[5:6, ..., 0]),
+    }
+    return of_all | {
+        f"AP_{size}": mean(precision_TRKS[..., s]) for s, size in enumerate(SIZES, start=1)
+    }
 
 
 def mean(values: np.ndarray) -> float:
-    """Of what exists, added up in the order in which pycocotools adds, so that the last digit is its own. -1 for nothing."""
+    """Of what exists, added up in the order in which pycocotools adds, so that the last digit is
+    its own. -1 for nothing.
+    """
     valid = values[values > -1]
     return float(np.mean(valid)) if valid.size else -1.0
 
 
 def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
-    """The truth, indexed, with category ids label + 1 and annotation ids from 1: COCO's evaluation takes id 0 for "no match".
+    """The truth, indexed, with category ids label + 1 and annotation ids from 1: COCO's evaluation
+    takes id 0 for "no match".
 
-    An image's id is its place in the list: detections are handed over as float64, in which ids of 2^53 and more would not come through.
+    An image's id is its place in the list: detections are handed over as float64, in which ids of
+    2^53 and more would not come through.
     """
     objects = joined_truths(truths)
     return COCO.from_arrays(
@@ -137,30 +210,40 @@ def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
 
 
 def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
-    """Columns over the objects of all images: images (places in the list), boxes (XYXY, float64), labels, crowd, area."""
+    """Columns over the objects of all images: images (places in the list), boxes (XYXY, float64),
+    labels, crowd, area.
+    """
     return {
         "images": np.repeat(np.arange(len(truths)), [len(t.labels_N) for t in truths]),
-        "boxes": np.concatenate([np.zeros((0, 4)), *(t.boxes_N4 for t in truths)]).astype(np.float64),
+        "boxes": (
+            np.concatenate([np.zeros((0, 4)), *(t.boxes_N4 for t in truths)]).astype(np.float64)
+        ),
         "labels": np.concatenate([np.zeros(0, np.int64), *(t.labels_N for t in truths)]),
         "crowd": np.concatenate([np.zeros(0, bool), *(t.crowd_N for t in truths)]),
         "area": np.concatenate([np.zeros(0), *(t.area_N for t in truths)]).astype(np.float64),
     }
 
 
-def joined_detections(truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns over the detections of all images, in the order of the truths: images (places in the list of truths), boxes (XYXY, float64), scores,
-    labels. `ValueError` for what would not be scored.
+def joined_detections(
+    truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Columns over the detections of all images, in the order of the truths: images (places in the
+    list of truths), boxes (XYXY, float64), scores, labels. `ValueError` for what would not be
+    scored.
     """
     unknown = set(detections) - {t.image_id for t in truths}
     if unknown:
         raise ValueError(
-            f"detections of {len(unknown)} images that are not in the truth, the first is image_id {min(unknown)}; score the set they come from"
+            f"detections of {len(unknown)} images that are not in the truth, the first is image_id"
+            f" {min(unknown)}; score the set they come from"
         )
     places = [place for place, t in enumerate(truths) if t.image_id in detections]
     found = [detections[truths[place].image_id] for place in places]
     columns = {
         "images": np.repeat(np.array(places, np.int64), [len(d.scores_N) for d in found]),
-        "boxes": np.concatenate([np.zeros((0, 4)), *(d.boxes_N4 for d in found)]).astype(np.float64),
+        "boxes": (
+            np.concatenate([np.zeros((0, 4)), *(d.boxes_N4 for d in found)]).astype(np.float64)
+        ),
         "scores": np.concatenate([np.zeros(0), *(d.scores_N for d in found)]),
         "labels": np.concatenate([np.zeros(0, np.int64), *(d.labels_N for d in found)]),
     }
@@ -168,7 +251,10 @@ def joined_detections(truths: Sequence[Truth], detections: Mapping[int, Detectio
     if wrong.any():
         place = columns["images"][wrong][0]
         labels = np.unique(columns["labels"][columns["images"] == place])
-        raise ValueError(f"image_id {truths[place].image_id}: labels {labels} are not all in 0..{len(class_names) - 1}")
+        raise ValueError(
+            f"image_id {truths[place].image_id}: labels {labels} are not all in"
+            f" 0..{len(class_names) - 1}"
+        )
     return columns
 
 

@@ -1,4 +1,6 @@
-"""Parameter groups, the learning rate as a pure function of images seen, and the moving average of the weights."""
+"""Parameter groups, the learning rate as a pure function of images seen, and the moving average of
+the weights.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,38 @@ import torch
 from torch import nn
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-"""Where torch (2.11 and later) has one kernel for the whole update; elsewhere it refuses to be asked for one."""
+"""Where torch (2.11 and later) has one kernel for the whole update; elsewhere it refuses to be
+asked for one.
+"""
 
 
-def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over what is not frozen, in two groups: matrices and filters decay, vectors (norms, biases) do not.
+def build_optimizer(
+    model: nn.Module, *, name: str, learning_rate: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over what is not frozen, in two groups: matrices and filters
+    decay, vectors (norms, biases) do not.
 
-    `momentum` is AdamW's first beta. Fused kernels where the device has them. Raises `ValueError` when every parameter is frozen.
+    `momentum` is AdamW's first beta. Fused kernels where the device has them. Raises `ValueError`
+    when every parameter is frozen.
 
-    SGD's momentum is there from the start, as zeros: a first update that is left out would leave memory behind that nobody wrote.
+    SGD's momentum is there from the start, as zeros: a first update that is left out would leave
+    memory behind that nobody wrote.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise ValueError(f"{type(model).__name__}: all {sum(1 for _ in model.parameters())} parameters are frozen; leave some to be trained")
+        raise ValueError(
+            f"{type(model).__name__}: all {sum(1 for _ in model.parameters())} parameters are"
+            " frozen; leave some to be trained"
+        )
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = True if all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained) else None
+    fused = (
+        True
+        if all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained)
+        else None
+    )
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=fused)
     optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
@@ -36,10 +52,19 @@ def build_optimizer(model: nn.Module, *, name: str, learning_rate: float, weight
     return optimizer
 
 
-def learning_rate_factor(images_seen: float, images_total: float, *, schedule: str, warmup: float, milestones: Sequence[float]) -> float:
-    """The share of the peak rate at this point: linear warm-up from 1/1000 over the first `warmup` of all images, then the schedule.
+def learning_rate_factor(
+    images_seen: float,
+    images_total: float,
+    *,
+    schedule: str,
+    warmup: float,
+    milestones: Sequence[float],
+) -> float:
+    """The share of the peak rate at this point: linear warm-up from 1/1000 over the first `warmup`
+    of all images, then the schedule.
 
-    "cosine" falls to 1/100, "steps" to a tenth at each milestone (a share of all images), "constant" stays.
+    "cosine" falls to 1/100, "steps" to a tenth at each milestone (a share of all images),
+    "constant" stays.
     """
     progress = min(images_seen / images_total, 1.0)
     rise = 1.0 if progress >= warmup else 0.001 + 0.999 * progress / warmup
@@ -52,16 +77,17 @@ def learning_rate_factor(images_seen: float, images_total: float, *, schedule: s
 
 
 def batch_factor(batch: int, configured: int, *, name: str) -> float:
-    """What the learning rate of the `configured` global batch is multiplied by where a step sees `batch` images instead: their ratio for "sgd" (Goyal
-    et al. 2017, section 2.1), its square root for "adamw" (Malladi et al. 2022, section 4).
+    """What the learning rate of the `configured` global batch is multiplied by where a step sees
+    `batch` images instead: their ratio for "sgd" (Goyal et al. 2017, section 2.1), its square root
+    for "adamw" (Malladi et al. 2022, section 4).
     """
     ratio = batch / configured
     return math.sqrt(ratio) if name == "adamw" else ratio
 
 
 class MovingAverage:
-    """Exponential moving average of all weights and running statistics, with a time constant in images, so that it means the same at any batch
-    size.
+    """Exponential moving average of all weights and running statistics, with a time constant in
+    images, so that it means the same at any batch size.
     """
 
     def __init__(self, model: nn.Module, *, images: float):
@@ -71,14 +97,16 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, batch_images: int) -> None:
-        """Move towards the model by what `batch_images` more images are worth. Young averages follow faster: the constant is at most a fifth of
-        what was seen.
+        """Move towards the model by what `batch_images` more images are worth. Young averages
+        follow faster: the constant is at most a fifth of what was seen.
         """
         self.seen += batch_images
         keep = math.exp(-batch_images / min(self.images, max(self.seen / 5, 1.0)))
         now = model.state_dict()
         floating = [k for k, v in self.state.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.state[k] for k in floating], [now[k].detach() for k in floating], 1 - keep)
+        torch._foreach_lerp_(
+            [self.state[k] for k in floating], [now[k].detach() for k in floating], 1 - keep
+        )
         for k, v in self.state.items():
             if not v.is_floating_point():
                 v.copy_(now[k])

@@ -1,4 +1,6 @@
-"""Pictures for people: PR curves, detections and annotations drawn on images. Matplotlib figures and nothing else."""
+"""Pictures for people: PR curves, detections and annotations drawn on images. Matplotlib figures
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,24 @@ from matplotlib.figure import Figure
 from detector.decode import Detections
 from detector.metrics import CocoTable
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
+COLOURS = (
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+    "#000075",
+    "#f032e6",
+)
 
 
 def precision_recall_figure(table: CocoTable) -> Figure:
-    """Precision over recall at IoU 0.5, one line a class (the ten classes with most objects where there are more)."""
+    """Precision over recall at IoU 0.5, one line a class (the ten classes with most objects where
+    there are more).
+    """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
@@ -26,7 +41,10 @@ def precision_recall_figure(table: CocoTable) -> Figure:
         name, row = rows[k]
         if row["AP50"] >= 0:
             axes.plot(
-                recall, table.precision_RK[:, k], color=COLOURS[place], label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)"
+                recall,
+                table.precision_RK[:, k],
+                color=COLOURS[place],
+                label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)",
             )
     axes.set(
         xlabel="recall",
@@ -50,7 +68,9 @@ def overlay_figure(
     score_threshold: float = 0.4,
     title: str = "",
 ) -> Figure:
-    """Detections above the threshold in their class's colour; the truth, where given, as thin white dashes beneath."""
+    """Detections above the threshold in their class's colour; the truth, where given, as thin white
+    dashes beneath.
+    """
     figure, axes = picture_figure(image_HW3, title)
     for box in [] if truth_N4 is None else truth_N4:
         outline(axes, box, color="black", linewidth=1.6)
@@ -58,17 +78,36 @@ def overlay_figure(
     for box, score, label in zip(found.boxes_N4, found.scores_N, found.labels_N, strict=True):
         if score >= score_threshold:
             outline(axes, box, color=COLOURS[int(label) % len(COLOURS)], linewidth=1.8)
-            write_above(axes, box, f"{class_names[int(label)]} {score:.2f}", COLOURS[int(label) % len(COLOURS)])
+            write_above(
+                axes,
+                box,
+                f"{class_names[int(label)]} {score:.2f}",
+                COLOURS[int(label) % len(COLOURS)],
+            )
     return figure
 
 
 def annotation_figure(
-    image_HW3: np.ndarray, boxes_N4: np.ndarray, labels_N: Sequence[int], crowd_N: Sequence[bool], class_names: Sequence[str], *, title: str = ""
+    image_HW3: np.ndarray,
+    boxes_N4: np.ndarray,
+    labels_N: Sequence[int],
+    crowd_N: Sequence[bool],
+    class_names: Sequence[str],
+    *,
+    title: str = "",
 ) -> Figure:
-    """Annotated boxes (XYXY px of the picture) in their class's colour, with its name; crowds dashed."""
+    """Annotated boxes (XYXY px of the picture) in their class's colour, with its name; crowds
+    dashed.
+    """
     figure, axes = picture_figure(image_HW3, title)
     for box, label, crowd in zip(boxes_N4, labels_N, crowd_N, strict=True):
-        outline(axes, box, color=COLOURS[label % len(COLOURS)], linewidth=1.8, linestyle="--" if crowd else "-")
+        outline(
+            axes,
+            box,
+            color=COLOURS[label % len(COLOURS)],
+            linewidth=1.8,
+            linestyle="--" if crowd else "-",
+        )
         write_above(axes, box, class_names[label], COLOURS[label % len(COLOURS)])
     return figure
 
@@ -92,4 +131,13 @@ def outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
 
 def write_above(axes: Axes, box: np.ndarray, text: str, colour: str) -> None:
     ground = dict(facecolor=colour, pad=0.8, linewidth=0)
-    axes.text(box[0], max(box[1], 0), text, color="white", fontsize=7, va="bottom", bbox=ground, parse_math=False)
+    axes.text(
+        box[0],
+        max(box[1], 0),
+        text,
+        color="white",
+        fontsize=7,
+        va="bottom",
+        bbox=ground,
+        parse_math=False,
+    )

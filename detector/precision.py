@@ -8,14 +8,19 @@ import torch
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device gains by bfloat16 arithmetic. Where it has none torch answers all the same, slowly: on a CPU without AVX-512 convolutions
-    leave oneDNN and a step takes six times as long as in float32 (ResNet-18, 2 x 96x128, one core: 1.8 s and 0.3 s); GPUs before Ampere emulate it.
+    """Whether the device gains by bfloat16 arithmetic. Where it has none torch answers all the
+    same, slowly: on a CPU without AVX-512 convolutions leave oneDNN and a step takes six times as
+    long as in float32 (ResNet-18, 2 x 96x128, one core: 1.8 s and 0.3 s); GPUs before Ampere
+    emulate it.
 
-    Intel's CPUs gain by their tiles (AMX) alone, which a virtual machine may hide: by AVX-512 a convolution ran at 0.17 TFLOP/s in bfloat16 and 0.33
-    in float32 on two cores, and a whole step made 1.34 instead of 2.08 images/s (ResNet-18, 4 x 320x320).
+    Intel's CPUs gain by their tiles (AMX) alone, which a virtual machine may hide: by AVX-512 a
+    convolution ran at 0.17 TFLOP/s in bfloat16 and 0.33 in float32 on two cores, and a whole step
+    made 1.34 instead of 2.08 images/s (ResNet-18, 4 x 320x320).
     """
     if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (torch.cpu._is_amx_tile_supported() or not is_intel())
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+            torch.cpu._is_amx_tile_supported() or not is_intel()
+        )
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 

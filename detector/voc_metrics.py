@@ -1,10 +1,13 @@
-"""PASCAL VOC's average precision at IoU 0.5, by the rule of VOC2007 (11 points) and of 2010 and later (the whole curve).
+"""PASCAL VOC's average precision at IoU 0.5, by the rule of VOC2007 (11 points) and of 2010 and
+later (the whole curve).
 
-Unlike COCO's: a detection goes to the object it overlaps most, taken or not; one that goes to a taken object is a false alarm; and one that goes to a
-difficult object (stored as a crowd) counts neither for nor against. (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010, 4.2.)
+Unlike COCO's: a detection goes to the object it overlaps most, taken or not; one that goes to a
+taken object is a false alarm; and one that goes to a difficult object (stored as a crowd) counts
+neither for nor against. (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010,
+4.2.)
 
-Boxes are half-open, which is what the devkit's "+ 1" makes of VOC's inclusive pixels. D detections, G objects, P pairs of both of one image and
-class.
+Boxes are half-open, which is what the devkit's "+ 1" makes of VOC's inclusive pixels. D detections,
+G objects, P pairs of both of one image and class.
 """
 
 from __future__ import annotations
@@ -20,18 +23,32 @@ from detector.metrics import CocoTable, Truth, joined_detections, joined_truths,
 NAMES = ("VOC_AP50", "VOC07_AP50")
 
 
-def with_voc(table: CocoTable, truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]) -> CocoTable:
-    """The table with `NAMES` added to its summary, as means over the classes with objects, and to each class; -1 where there is none."""
+def with_voc(
+    table: CocoTable,
+    truths: Sequence[Truth],
+    detections: Mapping[int, Detections],
+    class_names: Sequence[str],
+) -> CocoTable:
+    """The table with `NAMES` added to its summary, as means over the classes with objects, and to
+    each class; -1 where there is none.
+    """
     precisions_K2 = voc_average_precisions(truths, detections, class_names)
-    summary = table.summary | {name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)}
+    summary = table.summary | {
+        name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)
+    }
     per_class = {
-        name: row | dict(zip(NAMES, row_2.tolist(), strict=True)) for (name, row), row_2 in zip(table.per_class.items(), precisions_K2, strict=True)
+        name: row | dict(zip(NAMES, row_2.tolist(), strict=True))
+        for (name, row), row_2 in zip(table.per_class.items(), precisions_K2, strict=True)
     }
     return dataclasses.replace(table, summary=summary, per_class=per_class)
 
 
-def voc_average_precisions(truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]) -> np.ndarray:
-    """(K, 2): of the whole curve and of 11 points. Equal scores are ordered by image id, then by rank within the image."""
+def voc_average_precisions(
+    truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]
+) -> np.ndarray:
+    """(K, 2): of the whole curve and of 11 points. Equal scores are ordered by image id, then by
+    rank within the image.
+    """
     truths = sorted(truths, key=lambda t: t.image_id)
     objects, found = joined_truths(truths), joined_detections(truths, detections, class_names)
     best_first = np.argsort(-found["scores"], kind="stable")
@@ -50,15 +67,27 @@ def voc_average_precisions(truths: Sequence[Truth], detections: Mapping[int, Det
     return result
 
 
-def nearest_objects(objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, classes: int, threshold: float = 0.5) -> np.ndarray:
-    """int (D,): the object of its image and class that each detection overlaps most, the first of equals; -1 where IoU is below the threshold."""
-    cell_G, cell_D = (columns["images"] * classes + columns["labels"] for columns in (objects, found))
+def nearest_objects(
+    objects: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+    *,
+    classes: int,
+    threshold: float = 0.5,
+) -> np.ndarray:
+    """int (D,): the object of its image and class that each detection overlaps most, the first of
+    equals; -1 where IoU is below the threshold.
+    """
+    cell_G, cell_D = (
+        columns["images"] * classes + columns["labels"] for columns in (objects, found)
+    )
     order_G = np.argsort(cell_G, kind="stable")
     start_D, end_D = (np.searchsorted(cell_G[order_G], cell_D, side) for side in ("left", "right"))
     pairs_D = end_D - start_D
     # (P,): the pairs of a detection stand together, in the order of the objects.
     of_P = np.repeat(np.arange(len(cell_D)), pairs_D)
-    object_P = order_G[np.arange(len(of_P)) - np.repeat(np.cumsum(pairs_D) - pairs_D - start_D, pairs_D)]
+    object_P = order_G[
+        np.arange(len(of_P)) - np.repeat(np.cumsum(pairs_D) - pairs_D - start_D, pairs_D)
+    ]
     one, other = found["boxes"][of_P], objects["boxes"][object_P]
     sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
     shared_P = np.clip(sides, 0, None).prod(axis=1)
@@ -79,7 +108,8 @@ def average_precisions(right_D: np.ndarray, objects: int) -> tuple[float, float]
     hits_D = np.cumsum(right_D)
     # The precision at a recall is the best at that recall or beyond.
     precision_D = np.maximum.accumulate((hits_D / np.arange(1, len(hits_D) + 1))[::-1])[::-1]
-    # Recall k / 10 is reached where 10 x hits >= k x objects: in integers, so that no rounding decides.
+    # Recall k / 10 is reached where 10 x hits >= k x objects: in integers, so that no rounding
+    # decides.
     reached = np.searchsorted(10 * hits_D, np.arange(11) * objects)
     eleven = np.append(precision_D, 0.0)[reached]
     return float(precision_D[right_D].sum() / objects), float(eleven.mean())

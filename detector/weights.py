@@ -1,4 +1,6 @@
-"""Weight files, others' and our own, into a RetinaNet: names are translated, batch normalisation is folded, what does not belong is refused."""
+"""Weight files, others' and our own, into a RetinaNet: names are translated, batch normalisation is
+folded, what does not belong is refused.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from detector.model import PIXEL_STD, RetinaNet
 
 EPSILON = 1e-5
 """What torch and detectron2 add to a variance before its root."""
-OWN, TORCHVISION, CLASSIFIER, DETECTRON2 = "RetinaRay", "torchvision RetinaNet", "torchvision classifier", "detectron2 RetinaNet"
+OWN, TORCHVISION, CLASSIFIER, DETECTRON2 = (
+    "RetinaRay",
+    "torchvision RetinaNet",
+    "torchvision classifier",
+    "detectron2 RetinaNet",
+)
 SIGNS = {
     OWN: "class_head.output.weight",
     TORCHVISION: "head.classification_head.cls_logits.weight",
@@ -38,7 +45,9 @@ BACKBONES = {
     (3, 4, 23, 3, 256, 8, True): "resnext101_32x8d",
     (3, 4, 23, 3, 256, 4, True): "resnext101_64x4d",
 }
-"""Blocks of the four layers, output and input channels of the first block's second convolution, whether there is a third."""
+"""Blocks of the four layers, output and input channels of the first block's second convolution,
+whether there is a third.
+"""
 CLASS_LAYER = ("class_head.output.weight", "class_head.output.bias")
 
 State = dict[str, Tensor]
@@ -54,9 +63,13 @@ class PretrainedReport:
     loaded: int
     """Tensors of the model that now hold the file's values."""
     reinitialised: tuple[str, ...]
-    """The class layer, where the file has another number of classes: it keeps the model's own start."""
+    """The class layer, where the file has another number of classes: it keeps the model's own
+    start.
+    """
     missing: tuple[str, ...]
-    """Names of the model that the file has nothing for, such as pyramid and heads after a classifier's file."""
+    """Names of the model that the file has nothing for, such as pyramid and heads after a
+    classifier's file.
+    """
     unused: tuple[str, ...]
     """Names of the file that the model has no place for."""
     notes: tuple[str, ...]
@@ -64,7 +77,9 @@ class PretrainedReport:
 
 
 def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
-    """Put the weights of a file into the model, in place. What is read, turned and refused: see `fitting`."""
+    """Put the weights of a file into the model, in place. What is read, turned and refused: see
+    `fitting`.
+    """
     state, report = fitting(model, path)
     model.load_state_dict(state, strict=False)
     return report
@@ -72,19 +87,22 @@ def load_pretrained(model: RetinaNet, path: str) -> PretrainedReport:
 
 @torch.no_grad()
 def fitting(model: RetinaNet, path: str) -> tuple[State, PretrainedReport]:
-    """What a file holds for the model, under the model's names. Nothing is put into it, so it may lie on the meta device, which costs no memory.
+    """What a file holds for the model, under the model's names. Nothing is put into it, so it may
+    lie on the meta device, which costs no memory.
 
-    Read are .safetensors, torch's own format (tensors only) and detectron2's .pkl (numpy arrays only); recognised by their names are our own files,
-    torchvision's `retinanet_resnet50_fpn` (both generations of names) and `_v2`, its residual classifiers, and detectron2's RetinaNet, whose BGR
-    input, pixel spread and anchor order are turned into ours. Where the model's normalisation is frozen, batch normalisation is folded into it.
-    Another number of classes re-initialises the class layer alone. `ValueError` where the file is of another architecture.
+    Read are .safetensors, torch's own format (tensors only) and detectron2's .pkl (numpy arrays
+    only); recognised by their names are our own files, torchvision's `retinanet_resnet50_fpn` (both
+    generations of names) and `_v2`, its residual classifiers, and detectron2's RetinaNet, whose BGR
+    input, pixel spread and anchor order are turned into ours. Where the model's normalisation is
+    frozen, batch normalisation is folded into it. Another number of classes re-initialises the
+    class layer alone. `ValueError` where the file is of another architecture.
     """
     file = read_tensors(path)
     source = next((name for name, sign in SIGNS.items() if sign in file), None)
     if source is None:
         raise ValueError(
-            f"pretrained {path}: the names in it ({', '.join(list(file)[:3])}, ...) are not known; it must be a file of {', '.join(SIGNS)}; "
-            "give one of those"
+            f"pretrained {path}: the names in it ({', '.join(list(file)[:3])}, ...) are not known;"
+            f" it must be a file of {', '.join(SIGNS)}; give one of those"
         )
     rules = renaming(file, source, finer=model.anchor_shapes["strides"][0] == 4)
     names = {renamed(name, rules): name for name in file}
@@ -98,10 +116,23 @@ def fitting(model: RetinaNet, path: str) -> tuple[State, PretrainedReport]:
         from_detectron2(state, model)
 
     own = model.state_dict()
-    rows, a_position = (len(state.get(CLASS_LAYER[0], ())), len(own[CLASS_LAYER[0]]) // model.classes)
-    reinitialised = CLASS_LAYER if rows != model.classes * a_position and rows % a_position == 0 and rows else ()
+    rows, a_position = (
+        len(state.get(CLASS_LAYER[0], ())),
+        len(own[CLASS_LAYER[0]]) // model.classes,
+    )
+    reinitialised = (
+        CLASS_LAYER
+        if rows != model.classes * a_position and rows % a_position == 0 and rows
+        else ()
+    )
     state = {name: value for name, value in state.items() if name not in reinitialised}
-    missing = [name for name in own if name not in state and name not in reinitialised and not name.endswith("num_batches_tracked")]
+    missing = [
+        name
+        for name in own
+        if name not in state
+        and name not in reinitialised
+        and not name.endswith("num_batches_tracked")
+    ]
     unused = [name for name in state if name not in own]
     refuse_differences(path, source, state, model, missing, unused)
     report = PretrainedReport(
@@ -116,7 +147,9 @@ def fitting(model: RetinaNet, path: str) -> tuple[State, PretrainedReport]:
 
 
 def read_tensors(path: str) -> State:
-    """Every tensor of the file by its name. Nothing but tensors and arrays is built of what the file says, whatever it says."""
+    """Every tensor of the file by its name. Nothing but tensors and arrays is built of what the
+    file says, whatever it says.
+    """
     if not os.path.isfile(path):
         raise ValueError(f"pretrained {path}: there is no such file; check the path")
     try:
@@ -129,13 +162,26 @@ def read_tensors(path: str) -> State:
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # what a damaged or foreign file raises is not a closed list
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"pretrained {path}: cannot be read ({reason}); it must hold tensors alone, complete; download or save it again") from error
+        raise ValueError(
+            f"pretrained {path}: cannot be read ({reason}); it must hold tensors alone, complete;"
+            " download or save it again"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise ValueError(f"pretrained {path}: holds a {type(content).__name__}; it must be a dictionary of names and tensors; save a state_dict()")
-    arrays = {name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype != object else value for name, value in content.items()}
+        raise ValueError(
+            f"pretrained {path}: holds a {type(content).__name__}; it must be a dictionary of names"
+            " and tensors; save a state_dict()"
+        )
+    arrays = {
+        name: (
+            torch.from_numpy(value)
+            if isinstance(value, np.ndarray) and value.dtype != object
+            else value
+        )
+        for name, value in content.items()
+    }
     return {name: value for name, value in arrays.items() if isinstance(value, Tensor)}
 
 
@@ -153,7 +199,9 @@ ADMITTED: dict[tuple[str, str], Any] = {
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, text and numpy arrays. A pickle may name any function to be called; all but `ADMITTED` are refused."""
+    """Unpickles containers, numbers, text and numpy arrays. A pickle may name any function to be
+    called; all but `ADMITTED` are refused.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ADMITTED:
@@ -162,8 +210,13 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def renaming(file: State, source: str, *, finer: bool) -> Rules:
-    """How a family's names become ours: patterns and replacements, applied one after the other. `finer`: our first lateral is C2's, theirs C3's."""
-    stem: Rules = [(r"^backbone\.conv1\.", "backbone.stem.0."), (r"^backbone\.bn1\.", "backbone.stem.1.")]
+    """How a family's names become ours: patterns and replacements, applied one after the other.
+    `finer`: our first lateral is C2's, theirs C3's.
+    """
+    stem: Rules = [
+        (r"^backbone\.conv1\.", "backbone.stem.0."),
+        (r"^backbone\.bn1\.", "backbone.stem.1."),
+    ]
     if source == OWN:
         return []
     if source == CLASSIFIER:
@@ -175,12 +228,22 @@ def renaming(file: State, source: str, *, finer: bool) -> Rules:
             (r"^backbone\.body\.", "backbone."),
             *stem,
             (r"^backbone\.fpn\.extra_blocks\.", "pyramid."),
-            # Older files have neither the block around a lateral nor the one around a tower's convolution.
-            (r"^backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(?=\w+$)", lambda m: f"pyramid.lateral.{int(m[1]) + finer}."),
-            (r"^backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(?=\w+$)", lambda m: f"pyramid.output.{int(m[1]) + finer}."),
+            # Older files have neither the block around a lateral nor the one around a tower's
+            # convolution.
+            (
+                r"^backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(?=\w+$)",
+                lambda m: f"pyramid.lateral.{int(m[1]) + finer}.",
+            ),
+            (
+                r"^backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(?=\w+$)",
+                lambda m: f"pyramid.output.{int(m[1]) + finer}.",
+            ),
             (r"^head\.classification_head\.", "class_head."),
             (r"^head\.regression_head\.", "box_head."),
-            (r"_head\.conv\.(\d)\.(\d)\.", lambda m: f"_head.tower.{step * int(m[1]) + int(m[2])}."),
+            (
+                r"_head\.conv\.(\d)\.(\d)\.",
+                lambda m: f"_head.tower.{step * int(m[1]) + int(m[2])}.",
+            ),
             (r"_head\.conv\.", "_head.tower."),
             (r"_head\.(cls_logits|bbox_reg)\.", "_head.output."),
         ]
@@ -191,7 +254,10 @@ def renaming(file: State, source: str, *, finer: bool) -> Rules:
         (r"\.conv(\d)\.norm\.", r".bn\1."),
         (r"\.shortcut\.norm\.", ".downsample.1."),
         (r"\.shortcut\.", ".downsample.0."),
-        (r"^backbone\.fpn_(lateral|output)(\d)\.", lambda m: f"pyramid.{m[1]}.{int(m[2]) - 3 + finer}."),
+        (
+            r"^backbone\.fpn_(lateral|output)(\d)\.",
+            lambda m: f"pyramid.{m[1]}.{int(m[2]) - 3 + finer}.",
+        ),
         (r"^backbone\.top_block\.", "pyramid."),
         (r"^head\.(cls_subnet|cls_score)\.", r"class_head.\1."),
         (r"^head\.(bbox_subnet|bbox_pred)\.", r"box_head.\1."),
@@ -207,19 +273,26 @@ def renamed(name: str, rules: Rules) -> str:
 
 
 def trained_without_epsilon(file: State, source: str) -> bool:
-    """torchvision's first RetinaNet was trained with frozen normalisation of epsilon 0, and frozen normalisation has no count of batches."""
+    """torchvision's first RetinaNet was trained with frozen normalisation of epsilon 0, and frozen
+    normalisation has no count of batches.
+    """
     return source == TORCHVISION and not any(name.endswith("num_batches_tracked") for name in file)
 
 
 def fold(state: State, epsilon: float) -> State:
-    """Batch normalisation's four vectors -> scale and bias: w (x - mean) / sqrt(var + epsilon) + b. In float64, rounded once."""
+    """Batch normalisation's four vectors -> scale and bias: w (x - mean) / sqrt(var + epsilon) + b.
+    In float64, rounded once.
+    """
     folded = dict(state)
     for name in state:
         if name.startswith("backbone.") and name.endswith(".running_var"):
             norm = name.removesuffix("running_var")
             if any(norm + part not in folded for part in ("weight", "bias", "running_mean")):
                 continue  # an incomplete file, which is refused for what it lacks
-            weight, bias, mean, variance = (folded.pop(norm + part).double() for part in ("weight", "bias", "running_mean", "running_var"))
+            weight, bias, mean, variance = (
+                folded.pop(norm + part).double()
+                for part in ("weight", "bias", "running_mean", "running_var")
+            )
             folded.pop(norm + "num_batches_tracked", None)
             scale = weight / (variance + epsilon).sqrt()
             folded |= {norm + "scale": scale.float(), norm + "bias": (bias - mean * scale).float()}
@@ -227,7 +300,9 @@ def fold(state: State, epsilon: float) -> State:
 
 
 def from_detectron2(state: State, model: RetinaNet) -> None:
-    """Turn, in place, BGR pixels less their mean into RGB divided by our spread, and scale-major anchors into ratio-major ones."""
+    """Turn, in place, BGR pixels less their mean into RGB divided by our spread, and scale-major
+    anchors into ratio-major ones.
+    """
     theirs = state["pixel_std"].float().flatten().flip(0) if "pixel_std" in state else torch.ones(3)
     stem = "backbone.stem.0.weight"
     if stem in state:
@@ -235,14 +310,20 @@ def from_detectron2(state: State, model: RetinaNet) -> None:
     scales, ratios = (len(model.anchor_shapes[name]) for name in ("scales", "ratios"))
     for name in (*CLASS_LAYER, "box_head.output.weight", "box_head.output.bias"):
         if name in state and len(state[name]) % (scales * ratios) == 0:
-            # (scales * ratios * outputs, ...) -> (scales, ratios, outputs, ...) -> (ratios, scales, outputs, ...) -> (ratios * scales * outputs, ...)
+            # (scales * ratios * outputs, ...) -> (scales, ratios, outputs, ...) -> (ratios, scales,
+            # outputs, ...) -> (ratios * scales * outputs, ...)
             apart = state[name].view(scales, ratios, -1, *state[name].shape[1:])
             state[name] = apart.transpose(0, 1).reshape(state[name].shape)
 
 
 def parts_of(state: State, source: str) -> dict[str, Any]:
-    """What a file, under our names, tells of the settings in `RetinaNet.parts` that it was made with; None where it does not tell."""
-    depths = tuple(len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")}) for i in range(1, 5))
+    """What a file, under our names, tells of the settings in `RetinaNet.parts` that it was made
+    with; None where it does not tell.
+    """
+    depths = tuple(
+        len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")})
+        for i in range(1, 5)
+    )
     second = state.get("backbone.layer1.0.conv2.weight", torch.empty(0, 0))
     bottleneck = "backbone.layer1.0.conv3.weight" in state
     parts: dict[str, Any] = {"backbone": BACKBONES.get((*depths, *second.shape[:2], bottleneck))}
@@ -256,19 +337,29 @@ def parts_of(state: State, source: str) -> dict[str, Any]:
         parts["width"] = state[CLASS_LAYER[0]].shape[1]
         parts["head_norm"] = "group" if "class_head.tower.1.weight" in state else "none"
         if "pyramid.p6.weight" in state:
-            parts["p6_from"] = "p5" if state["pyramid.p6.weight"].shape[1] == parts["width"] else "c5"
+            parts["p6_from"] = (
+                "p5" if state["pyramid.p6.weight"].shape[1] == parts["width"] else "c5"
+            )
     return {name: value for name, value in parts.items() if value is not None}
 
 
 def trained_anchors(path: str, source: str) -> dict[str, Any]:
-    """What is known of the `anchor_shapes` that a file's heads were trained with: ours say it, of other families' files the convention is known."""
+    """What is known of the `anchor_shapes` that a file's heads were trained with: ours say it, of
+    other families' files the convention is known.
+    """
     if source == OWN and path.endswith(".safetensors"):
         return anchors_in(path)
-    return {TORCHVISION: {"convention": "torchvision"}, DETECTRON2: {"convention": "exact"}}.get(source, {})
+    return {TORCHVISION: {"convention": "torchvision"}, DETECTRON2: {"convention": "exact"}}.get(
+        source, {}
+    )
 
 
-def refuse_misfits(path: str, source: str, state: State, model: RetinaNet, anchors: dict[str, Any]) -> None:
-    """`ValueError` where settings of the model contradict what the file shows, naming the settings that fit."""
+def refuse_misfits(
+    path: str, source: str, state: State, model: RetinaNet, anchors: dict[str, Any]
+) -> None:
+    """`ValueError` where settings of the model contradict what the file shows, naming the settings
+    that fit.
+    """
     theirs, ours = parts_of(state, source), dict(model.parts)
     if theirs["norm"] == "batch" and ours["norm"] in ("batch", "sync", "frozen"):
         theirs["norm"] = ours["norm"]
@@ -276,28 +367,58 @@ def refuse_misfits(path: str, source: str, state: State, model: RetinaNet, ancho
         theirs["norm"] = "frozen"
     if model.pyramid.p6 is None:
         theirs.pop("p6_from", None)
-    wrong = [(f"model.{name}", ours[name], value) for name, value in theirs.items() if ours[name] != value]
+    wrong = [
+        (f"model.{name}", ours[name], value)
+        for name, value in theirs.items()
+        if ours[name] != value
+    ]
     if anchors.get("strides", model.anchor_shapes["strides"]) != model.anchor_shapes["strides"]:
-        wrong += [("model.anchors.strides", *(",".join(map(str, shapes["strides"])) for shapes in (model.anchor_shapes, anchors)))]
+        wrong += [
+            (
+                "model.anchors.strides",
+                *(
+                    ",".join(map(str, shapes["strides"]))
+                    for shapes in (model.anchor_shapes, anchors)
+                ),
+            )
+        ]
     if "box_head.output.weight" in state:
         found = state["box_head.output.weight"].shape[0] // 4
         own = len(model.anchor_shapes["scales"]) * len(model.anchor_shapes["ratios"])
         wrong += [("model.anchors with scales x ratios", own, found)] if found != own else []
     if wrong:
         raise ValueError(
-            f"pretrained {path}: a {source} file of another architecture ({'; '.join(f'{n} is {a} here, {b} in the file' for n, a, b in wrong)}); "
-            f"weights fit only what they were trained in; set {', '.join(f'{name} {value}' for name, _, value in wrong)}, or give another file"
+            f"pretrained {path}: a {source} file of another architecture"
+            f" ({'; '.join(f'{n} is {a} here, {b} in the file' for n, a, b in wrong)}); weights fit"
+            " only what they were trained in; set"
+            f" {', '.join(f'{name} {value}' for name, _, value in wrong)}, or give another file"
         )
 
 
-def refuse_differences(path: str, source: str, state: State, model: RetinaNet, missing: list[str], unused: list[str]) -> None:
-    """`ValueError` where a shape differs, the file has residual blocks too many or too few, or a detector's file lacks a part of a detector."""
+def refuse_differences(
+    path: str, source: str, state: State, model: RetinaNet, missing: list[str], unused: list[str]
+) -> None:
+    """`ValueError` where a shape differs, the file has residual blocks too many or too few, or a
+    detector's file lacks a part of a detector.
+    """
     own = model.state_dict()
-    finest = ("pyramid.lateral.0.", "pyramid.output.0.") if model.anchor_shapes["strides"][0] == 4 and source != OWN else ()
-    lacking = [name for name in missing if name.startswith("backbone.") or (source != CLASSIFIER and not name.startswith(finest))]
+    finest = (
+        ("pyramid.lateral.0.", "pyramid.output.0.")
+        if model.anchor_shapes["strides"][0] == 4 and source != OWN
+        else ()
+    )
+    lacking = [
+        name
+        for name in missing
+        if name.startswith("backbone.") or (source != CLASSIFIER and not name.startswith(finest))
+    ]
     layers = {name.split(".")[1] for name in own if name.startswith("backbone.")}
     wrong = [f"{name} is missing" for name in lacking]
-    wrong += [f"{name} is unknown" for name in unused if name.startswith("backbone.") and name.split(".")[1] in layers]
+    wrong += [
+        f"{name} is unknown"
+        for name in unused
+        if name.startswith("backbone.") and name.split(".")[1] in layers
+    ]
     wrong += [
         f"{name} is {tuple(value.shape)} where the model has {tuple(own[name].shape)}"
         for name, value in state.items()
@@ -305,8 +426,9 @@ def refuse_differences(path: str, source: str, state: State, model: RetinaNet, m
     ]
     if wrong:
         raise ValueError(
-            f"pretrained {path}: a {source} file of another architecture ({'; '.join(wrong[:3])}; {len(wrong)} differences); weights fit only what "
-            "they were trained in; use the model settings of that training, or give another file"
+            f"pretrained {path}: a {source} file of another architecture ({'; '.join(wrong[:3])};"
+            f" {len(wrong)} differences); weights fit only what they were trained in; use the model"
+            " settings of that training, or give another file"
         )
 
 
@@ -314,8 +436,14 @@ def notes(anchors: dict[str, Any], model: RetinaNet, epsilon: float) -> list[str
     found = []
     for name, value in anchors.items():
         if model.anchor_shapes.get(name) != value:
-            shown = ",".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else value
-            found.append(f"model.anchors.{name} {shown} makes the anchors that this file was trained with")
+            shown = (
+                ",".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else value
+            )
+            found.append(
+                f"model.anchors.{name} {shown} makes the anchors that this file was trained with"
+            )
     if epsilon == 0 and model.parts["norm"] != "frozen":
-        found.append("model.norm frozen reproduces this file exactly, it was trained with an epsilon of 0")
+        found.append(
+            "model.norm frozen reproduces this file exactly, it was trained with an epsilon of 0"
+        )
     return found

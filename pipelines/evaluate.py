@@ -1,7 +1,7 @@
 """Score a training run's best checkpoint, or a registered model, on a shard set.
 
-python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
-python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val --output s3://bucket/evaluation
+python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val python -m pipelines.evaluate
+--model models:/cells@champion --data s3://bucket/data/val --output s3://bucket/evaluation
 """
 
 from __future__ import annotations
@@ -17,13 +17,34 @@ from pipelines.command_line import run_verb
 class EvaluateConfig(Section):
     """Evaluate a detector."""
 
-    run: str | None = Field(None, description="folder of a training run, <storage>/runs/<name>: its best checkpoint is scored")
-    model: str | None = Field(None, description="or a registered model: models:/NAME@champion or models:/NAME/3")
+    run: str | None = Field(
+        None,
+        description=(
+            "folder of a training run, <storage>/runs/<name>: its best checkpoint is scored"
+        ),
+    )
+    model: str | None = Field(
+        None, description="or a registered model: models:/NAME@champion or models:/NAME/3"
+    )
     data: str = Field(description="shard set to score on, a local folder or s3://bucket/key")
-    output: str | None = Field(None, description="folder for table and pictures; unset: <run>/evaluation/<first 12 characters of the data's digest>")
-    storage: str = Field("runs", description="storage root, where the embedded MLflow lies; only used with --model")
+    output: str | None = Field(
+        None,
+        description=(
+            "folder for table and pictures; unset: <run>/evaluation/<first 12 characters of the"
+            " data's digest>"
+        ),
+    )
+    storage: str = Field(
+        "runs", description="storage root, where the embedded MLflow lies; only used with --model"
+    )
     max_detections: int | None = Field(
-        None, ge=1, le=10_000, description="best detections kept an image, for AP, and for AR beside 1 and 10; unset: the model's own, scored at 100"
+        None,
+        ge=1,
+        le=10_000,
+        description=(
+            "best detections kept an image, for AP, and for AR beside 1 and 10; unset: the model's"
+            " own, scored at 100"
+        ),
     )
     overlays: int = Field(8, ge=0, le=1000, description="pictures drawn with detections and truth")
     workers: int = Field(2, ge=1, le=4096, description="model replicas")
@@ -68,14 +89,28 @@ def main(config: EvaluateConfig) -> None:
             version = resolve(config.model, tracking=uri)
             package, scored = download_package(version, tracking=uri, folder=scratch), str(version)
         session.connect(config.ray.address, num_cpus=config.ray.num_cpus, logs=config.ray.logs)
-        what = f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for reading"
-        processes = [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers + [{"CPU": 0.25}]
+        what = (
+            f"workers {config.workers} x cpus_per_worker {config.cpus_per_worker:g} + 0.25 for"
+            " reading"
+        )
+        processes = [
+            {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+        ] * config.workers + [{"CPU": 0.25}]
         resources.check_resources(processes, what=what, autoscaling=config.ray.autoscaling)
-        resources = dict(workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpus_per_worker=config.gpus_per_worker)
-        folder, asked = f"{scratch}/evaluation", dict(overlays=config.overlays, max_detections=config.max_detections)
+        resources = dict(
+            workers=config.workers,
+            cpus_per_worker=config.cpus_per_worker,
+            gpus_per_worker=config.gpus_per_worker,
+        )
+        folder, asked = (
+            f"{scratch}/evaluation",
+            dict(overlays=config.overlays, max_detections=config.max_detections),
+        )
         table = evaluate(package, shard_set, folder, scored=scored, **asked, **resources)
         files.upload_folder(folder, output, last="metrics.json")
-        recorded = run_folder.read(uris.absolute(config.run), run_folder.TRACKING) if config.run else None
+        recorded = (
+            run_folder.read(uris.absolute(config.run), run_folder.TRACKING) if config.run else None
+        )
         if recorded is not None:
             record(recorded, folder, step=best["images_seen"])
     print(table.as_text())
@@ -84,4 +119,11 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(EvaluateConfig, main, description="Score a run's best checkpoint or a registered model: COCO table, per-class AP, PR curves, overlays.")
+    run_verb(
+        EvaluateConfig,
+        main,
+        description=(
+            "Score a run's best checkpoint or a registered model: COCO table, per-class AP, PR"
+            " curves, overlays."
+        ),
+    )

@@ -16,12 +16,23 @@ class RegisterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(min_length=1, description="folder of a training run, <storage>/runs/<run name>: a local path or s3://bucket/key")
+    run: str = Field(
+        min_length=1,
+        description=(
+            "folder of a training run, <storage>/runs/<run name>: a local path or s3://bucket/key"
+        ),
+    )
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="registered model that gets the version, created when new: at most 100 letters, digits, . _ -",
+        description=(
+            "registered model that gets the version, created when new: at most 100 letters, digits,"
+            " . _ -"
+        ),
     )
-    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow; without a uri the one that the training run used (its tracking.json)")
+    tracking: TrackingConfig = Field(
+        TrackingConfig(),
+        description="MLflow; without a uri the one that the training run used (its tracking.json)",
+    )
 
 
 def main(config: RegisterConfig) -> str:
@@ -41,7 +52,10 @@ def main(config: RegisterConfig) -> str:
     best = run_folder.best_checkpoint(folder)
     recorded = run_folder.read(folder, run_folder.TRACKING)
     if recorded is None:
-        raise UsageError(f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train command, it writes this file")
+        raise UsageError(
+            f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train"
+            " command, it writes this file"
+        )
     uri = config.tracking.uri or recorded["uri"]
     check_server(uri)
 
@@ -58,11 +72,16 @@ def main(config: RegisterConfig) -> str:
                 model_uri = registry.log_package(run, package, step=best["images_seen"])
             finally:
                 run.close()
-            tags = {registry.DIGEST_TAG: digest, "run_folder": folder} | {key: best[key] for key in ("checkpoint", "images_seen", "AP", "AP50")}
+            tags = {registry.DIGEST_TAG: digest, "run_folder": folder} | {
+                key: best[key] for key in ("checkpoint", "images_seen", "AP", "AP50")
+            }
             version = registry.register(model_uri, config.name, tracking=uri, tags=tags)
 
     aliases = registry.aliases(version, tracking=uri)
-    print(f"model    {version}   AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} at {best['images_seen']} images")
+    print(
+        f"model    {version}   AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} at"
+        f" {best['images_seen']} images"
+    )
     if run_folder.read(folder, run_folder.FINISHED) is None:
         print("note     training is not finished; this is its best checkpoint so far")
     print(f"aliases  {', '.join(aliases) or 'none'}")
@@ -71,4 +90,8 @@ def main(config: RegisterConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_verb(RegisterConfig, main, description="Register the best checkpoint of a training run in MLflow.")
+    run_verb(
+        RegisterConfig,
+        main,
+        description="Register the best checkpoint of a training run in MLflow.",
+    )

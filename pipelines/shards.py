@@ -1,7 +1,8 @@
-"""Look at a shard set: what it holds, whether its bytes are those that were written, and how its boxes lie on the pictures.
+"""Look at a shard set: what it holds, whether its bytes are those that were written, and how its
+boxes lie on the pictures.
 
-python -m pipelines.shards --data runs/data/train
-python -m pipelines.shards --data s3://bucket/data/train --verify true --samples 8 --output runs/look
+python -m pipelines.shards --data runs/data/train python -m pipelines.shards --data
+s3://bucket/data/train --verify true --samples 8 --output runs/look
 """
 
 from __future__ import annotations
@@ -16,16 +17,33 @@ class ShardsConfig(Section):
     """Look at a shard set."""
 
     data: str = Field(min_length=1, description="the shard set, a local folder or s3://bucket/key")
-    verify: bool = Field(False, description="read every shard again and compare its sha256 with the index; exit code 3 where one differs")
-    samples: int = Field(0, ge=0, le=1000, description="pictures drawn with their boxes, chosen to show many classes at many sizes")
-    output: str | None = Field(None, description="folder for these pictures, <image id>.png: a local path or s3://bucket/key")
+    verify: bool = Field(
+        False,
+        description=(
+            "read every shard again and compare its sha256 with the index; exit code 3 where one"
+            " differs"
+        ),
+    )
+    samples: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="pictures drawn with their boxes, chosen to show many classes at many sizes",
+    )
+    output: str | None = Field(
+        None,
+        description="folder for these pictures, <image id>.png: a local path or s3://bucket/key",
+    )
 
     @model_validator(mode="after")
     def pictures_have_a_place(self) -> ShardsConfig:
         if self.samples and not self.output:
             raise ValueError(f"samples {self.samples}: needs --output, the folder for the pictures")
         if self.output and not self.samples:
-            raise ValueError(f"output {self.output}: only pictures are written there; say how many, such as --samples 8")
+            raise ValueError(
+                f"output {self.output}: only pictures are written there; say how many, such as"
+                " --samples 8"
+            )
         return self
 
 
@@ -40,14 +58,30 @@ def main(config: ShardsConfig) -> None:
     if output:
         preflight.check_writable(output)
     print(f"set         {shard_set.uri}")
-    for line in summary.summary_lines(index.read_index(shard_set.uri), quarantine.read_quarantine(shard_set.uri)):
+    for line in summary.summary_lines(
+        index.read_index(shard_set.uri), quarantine.read_quarantine(shard_set.uri)
+    ):
         print(line, flush=True)
     if config.verify:
-        verify.verify_shard_set(shard_set, say=lambda line: print(f"damaged     {line}", flush=True))
-        print(f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte is as index.json has it")
+        verify.verify_shard_set(
+            shard_set, say=lambda line: print(f"damaged     {line}", flush=True)
+        )
+        print(
+            f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte is"
+            " as index.json has it"
+        )
     if config.samples:
-        print(f"drawn       {pictures.draw_samples(shard_set, output, count=config.samples)} pictures in {output}")
+        print(
+            f"drawn       {pictures.draw_samples(shard_set, output, count=config.samples)} pictures"
+            f" in {output}"
+        )
 
 
 if __name__ == "__main__":
-    run_verb(ShardsConfig, main, description="Look at a shard set: print what it holds, verify its bytes, draw sample pictures.")
+    run_verb(
+        ShardsConfig,
+        main,
+        description=(
+            "Look at a shard set: print what it holds, verify its bytes, draw sample pictures."
+        ),
+    )

@@ -1,6 +1,7 @@
 """Train a detector on a shard set.
 
-    python -m pipelines.train --config pipelines/recipes/small_r18.yaml --data.train runs/data/train --data.val runs/data/val --name cells
+    python -m pipelines.train --config pipelines/recipes/small_r18.yaml --data.train runs/data/train
+    --data.val runs/data/val --name cells
 
 Repeating the command continues the run from its newest checkpoint, in the same MLflow run.
 """
@@ -42,10 +43,20 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     checked = preflight.check(config)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     training = config.training
-    workers = f"workers {training.workers}" if training.min_workers is None else f"min_workers {training.min_workers}"
-    what = f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} + {launch.READ_CPUS:g} for reading)"
+    workers = (
+        f"workers {training.workers}"
+        if training.min_workers is None
+        else f"min_workers {training.min_workers}"
+    )
+    what = (
+        f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} +"
+        f" {launch.READ_CPUS:g} for reading)"
+    )
     if training.evaluation == "beside":
-        what += f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} + {launch.READ_CPUS:g}) of training.evaluation"
+        what += (
+            f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} +"
+            f" {launch.READ_CPUS:g}) of training.evaluation"
+        )
     resources.check_resources(placement.needs(config), what=what, autoscaling=ray.autoscaling)
 
     progress = Progress(config.name, interval=config.training.log_seconds)
@@ -75,10 +86,19 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
     finally:
         tracker.finish(status)
     print(f"run      {config.run_uri}")
-    print(f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs, {best['checkpoint']}")
+    print(
+        f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs,"
+        f" {best['checkpoint']}"
+    )
     print(f"see it   {ui_command(uri)}")
     return best
 
 
 if __name__ == "__main__":
-    run_verb(TrainVerb, main, description="Train RetinaNet on a shard set; the same command continues an interrupted run.")
+    run_verb(
+        TrainVerb,
+        main,
+        description=(
+            "Train RetinaNet on a shard set; the same command continues an interrupted run."
+        ),
+    )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples every time: a run says something about the code and not about the day. `--hypothesis-profile default` looks further.
+# The same examples every time: a run says something about the code and not about the day.
+# `--hypothesis-profile default` looks further.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
@@ -35,15 +36,20 @@ S3_BUCKETS = itertools.count()
 
 def pytest_configure(config: pytest.Config) -> None:
     # Ray drops the handles of its own processes at shutdown without waiting for them.
-    config.addinivalue_line("filterwarnings", r"ignore:subprocess \d+ is still running:ResourceWarning")
+    config.addinivalue_line(
+        "filterwarnings", r"ignore:subprocess \d+ is still running:ResourceWarning"
+    )
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The endpoint of an S3 server in this process. AWS_* is set for this process and for what it starts."""
+    """The endpoint of an S3 server in this process. AWS_* is set for this process and for what it
+    starts.
+    """
     from moto.server import ThreadedMotoServer
 
-    # Its request log goes to whatever stderr a test had captured when the first request came, which is closed by the next one.
+    # Its request log goes to whatever stderr a test had captured when the first request came, which
+    # is closed by the next one.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -78,16 +84,26 @@ def bucket(s3: str) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: str) -> Iterator[str]:
-    """The address of a Ray cluster of 4 CPUs that this process is connected to. Its workers see the S3 server."""
+    """The address of a Ray cluster of 4 CPUs that this process is connected to. Its workers see the
+    S3 server.
+    """
     import ray
 
-    passed_on = QUIET | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    passed_on = QUIET | {
+        name: value for name, value in os.environ.items() if name.startswith("AWS_")
+    }
     # Four CPUs on whatever machine: with two, two workers would leave the data tasks none.
-    options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 300_000_000, "logging_level": "WARNING"}
+    options = {
+        "num_cpus": 4,
+        "include_dashboard": False,
+        "object_store_memory": 300_000_000,
+        "logging_level": "WARNING",
+    }
     try:
         context = ray.init(**options, runtime_env={"env_vars": passed_on})
     except Exception as error:
-        # Ray gives its own agents a fixed 15 s to start, which two busy cores do not always manage with a cold file cache.
+        # Ray gives its own agents a fixed 15 s to start, which two busy cores do not always manage
+        # with a cold file cache.
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
@@ -98,7 +114,9 @@ def ray_cluster(s3: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def small_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images/{train,val} and annotations/instances_{train,val}.json: 24 and 8 synthetic images. Not to be written to."""
+    """A folder with images/{train,val} and annotations/instances_{train,val}.json: 24 and 8
+    synthetic images. Not to be written to.
+    """
     from cluster.prepare.synthetic import make_coco
 
     folder = tmp_path_factory.mktemp("coco")

@@ -1,4 +1,6 @@
-"""Benchmarks are run by hand and seldom; here each is imported, and what it calls of the project is held against the signatures of today."""
+"""Benchmarks are run by hand and seldom; here each is imported, and what it calls of the project is
+held against the signatures of today.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,21 @@ import pytest
 # Names as torch 2.11 and its CUDA libraries give them.
 OPERATIONS = {
     "aten::mkldnn_convolution": "convolutions",
-    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1": "convolutions",
-    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_256x128_32x3_nhwc_align8>": "convolutions",
+    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1": (
+        "convolutions"
+    ),
+    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_256x128_32x3_nhwc_align8>": (
+        "convolutions"
+    ),
     "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT": "matrix products",
     "triton_poi_fused__native_batch_norm_legit_functional_relu_5": "compiled elementwise work",
     "aten::native_batch_norm_backward": "normalisation",
     "aten::_foreach_norm": "optimiser and clipping",
     "aten::linalg_vector_norm": "optimiser and clipping",
     "aten::_foreach_mul_": "optimiser and clipping",
-    "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimiser and clipping",
+    "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>": (
+        "optimiser and clipping"
+    ),
     "Memcpy DtoD (Device -> Device)": "copies, casts, layouts",
     "aten::sigmoid": "rest",
 }
@@ -38,7 +46,9 @@ def ours(thing: Any) -> bool:
 
 
 def names_of(tree: ast.Module, module: ModuleType) -> dict[str, Any]:
-    """The module's names and those that its functions import; what a function gives a value of its own is left out."""
+    """The module's names and those that its functions import; what a function gives a value of its
+    own is left out.
+    """
     found = dict(vars(module))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in FLOORS:
@@ -51,20 +61,28 @@ def names_of(tree: ast.Module, module: ModuleType) -> dict[str, Any]:
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             found.pop(node.arg, None)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and not node.id.isupper():
+        elif (
+            isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and not node.id.isupper()
+        ):
             found.pop(node.id, None)
     return found
 
 
 def uses(tree: ast.Module, names: dict[str, Any]) -> Iterator[tuple[Callable[..., Any], ast.Call]]:
-    """Every call of something of ours that is named by the module. An attribute that a module of ours does not have is an AttributeError."""
+    """Every call of something of ours that is named by the module. An attribute that a module of
+    ours does not have is an AttributeError.
+    """
 
     def thing(node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
             return names.get(node.id)
         if isinstance(node, ast.Attribute):
             owner = thing(node.value)
-            return getattr(owner, node.attr) if (isinstance(owner, ModuleType | type)) and ours(owner) else None
+            return (
+                getattr(owner, node.attr)
+                if (isinstance(owner, ModuleType | type)) and ours(owner)
+                else None
+            )
         return None
 
     for node in ast.walk(tree):
@@ -75,25 +93,33 @@ def uses(tree: ast.Module, names: dict[str, Any]) -> Iterator[tuple[Callable[...
 
 
 def check(path: Path, module: ModuleType) -> int:
-    """The number of calls that were held against their signatures; `TypeError` or `AttributeError` for one that would fail."""
+    """The number of calls that were held against their signatures; `TypeError` or `AttributeError`
+    for one that would fail.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     count = 0
     for called, node in uses(tree, names_of(tree, module)):
-        open_ended = any(isinstance(value, ast.Starred) for value in node.args) or any(word.arg is None for word in node.keywords)
+        open_ended = any(isinstance(value, ast.Starred) for value in node.args) or any(
+            word.arg is None for word in node.keywords
+        )
         signature = inspect.signature(called)
         try:
             (signature.bind_partial if open_ended else signature.bind)(
-                *(value for value in node.args if not isinstance(value, ast.Starred)), **{word.arg: word for word in node.keywords if word.arg}
+                *(value for value in node.args if not isinstance(value, ast.Starred)),
+                **{word.arg: word for word in node.keywords if word.arg},
             )
         except TypeError as error:
-            raise TypeError(f"{path.name}:{node.lineno}: {ast.unparse(node)[:80]}: {error}") from None
+            raise TypeError(
+                f"{path.name}:{node.lineno}: {ast.unparse(node)[:80]}: {error}"
+            ) from None
         count += 1
     return count
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_calls_what_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One benchmark may take another's functions by its bare name, as when it is started as a script.
+    # One benchmark may take another's functions by its bare name, as when it is started as a
+    # script.
     monkeypatch.syspath_prepend(str(path.parent))
     assert check(path, importlib.import_module(f"tests.benchmarks.{path.stem}")) > 0
 

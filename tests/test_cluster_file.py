@@ -20,7 +20,9 @@ def test_ray_accepts_the_file(cluster: dict[str, Any]) -> None:
     validate_config(prepare_config(cluster))
 
 
-def test_the_head_trains_nothing_and_every_node_type_states_its_resources(cluster: dict[str, Any]) -> None:
+def test_the_head_trains_nothing_and_every_node_type_states_its_resources(
+    cluster: dict[str, Any],
+) -> None:
     types = cluster["available_node_types"]
     assert types[cluster["head_node_type"]]["resources"] == {"CPU": 0}
     assert all(kind["resources"] for kind in types.values())
@@ -29,7 +31,11 @@ def test_the_head_trains_nothing_and_every_node_type_states_its_resources(cluste
 
 def test_the_image_is_of_the_locked_ray(cluster: dict[str, Any]) -> None:
     lock = (CLUSTER.parent / "requirements.lock").read_text()
-    version = next(line for line in lock.splitlines() if line.startswith("ray==")).split("==")[1].split()[0]
+    version = (
+        next(line for line in lock.splitlines() if line.startswith("ray=="))
+        .split("==")[1]
+        .split()[0]
+    )
     assert cluster["docker"]["image"].startswith(f"rayproject/ray:{version}-py311")
 
 

@@ -41,7 +41,9 @@ def test_a_ring_moves_every_byte_almost_twice() -> None:
 
 
 def test_every_bucket_waits_for_every_hop() -> None:
-    slow = replace(ROUND, nvlink=math.inf, network=math.inf, nvlink_latency=0.001, network_latency=0.01)
+    slow = replace(
+        ROUND, nvlink=math.inf, network=math.inf, nvlink_latency=0.001, network_latency=0.01
+    )
     # 4 buckets x (2 x 3 hops in the node + 2 x 1 between the two).
     assert exchange_seconds(slow, 8) == pytest.approx(4 * (6 * 0.001 + 2 * 0.01))
 
@@ -59,7 +61,8 @@ def test_the_backward_pass_hides_all_but_the_last_bucket() -> None:
 
 
 def test_a_step_is_as_slow_as_its_slowest_rank() -> None:
-    # Expected greatest of 2 standard normals: 1 / sqrt(pi) = 0.564; of 8: 1.424 (tables of order statistics).
+    # Expected greatest of 2 standard normals: 1 / sqrt(pi) = 0.564; of 8: 1.424 (tables of order
+    # statistics).
     assert slowest(2) == pytest.approx(0.564, abs=0.03)
     assert slowest(8) == pytest.approx(1.424, abs=0.02)
     spread = replace(ROUND, nvlink=math.inf, spread=0.01)

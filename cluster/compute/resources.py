@@ -10,9 +10,11 @@ Resources = Mapping[str, float]
 """CPU and GPU by Ray's names: what a process books or a node has."""
 
 
-def check_resources(processes: Sequence[Resources], *, what: str, autoscaling: bool = False) -> None:
-    """Raise `UsageError` when the cluster, empty, could not hold these processes, each of which needs what it books on one node; `what` names the
-    request and its fields."""
+def check_resources(
+    processes: Sequence[Resources], *, what: str, autoscaling: bool = False
+) -> None:
+    """Raise `UsageError` when the cluster, empty, could not hold these processes, each of which
+    needs what it books on one node; `what` names the request and its fields."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -26,20 +28,32 @@ def check_resources(processes: Sequence[Resources], *, what: str, autoscaling: b
                 "ask for less, add nodes, or say --ray.autoscaling true if it grows by itself"
             )
     if left := unplaced(processes, nodes):
-        needs, sizes = shown(left[0]), "; ".join(sorted({shown(node) for node in nodes}, reverse=True)[:4])
+        needs, sizes = (
+            shown(left[0]),
+            "; ".join(sorted({shown(node) for node in nodes}, reverse=True)[:4]),
+        )
         raise UsageError(
-            f"{what}: {len(left)} of {len(processes)} processes find no node, one needs {needs} on one node and the {len(nodes)} nodes have {sizes}; "
-            "ask for less a process, add nodes, or say --ray.autoscaling true if the cluster grows by itself"
+            f"{what}: {len(left)} of {len(processes)} processes find no node, one needs {needs} on"
+            f" one node and the {len(nodes)} nodes have {sizes}; ask for less a process, add nodes,"
+            " or say --ray.autoscaling true if the cluster grows by itself"
         )
 
 
 def unplaced(processes: Sequence[Resources], nodes: Sequence[Resources]) -> list[Resources]:
-    """The processes that are left when the others have their share of a node: the largest first, each on the first node that has room, those
-    without a GPU on nodes without any while there is one."""
+    """The processes that are left when the others have their share of a node: the largest first,
+    each on the first node that has room, those without a GPU on nodes without any while there is
+    one."""
     free = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0.0))]
     left = []
     for needs in sorted(processes, key=lambda one: (-one.get("GPU", 0.0), -one.get("CPU", 0.0))):
-        node = next((node for node in free if all(node.get(name, 0.0) + 1e-6 >= asked for name, asked in needs.items())), None)
+        node = next(
+            (
+                node
+                for node in free
+                if all(node.get(name, 0.0) + 1e-6 >= asked for name, asked in needs.items())
+            ),
+            None,
+        )
         if node is None:
             left.append(needs)
             continue
@@ -53,7 +67,10 @@ def total(every: Sequence[Resources]) -> dict[str, float]:
 
 
 def shown(held: Resources) -> str:
-    return " and ".join(f"{held[name]:g} {name}s" for name in ("CPU", "GPU") if held.get(name)) or "nothing"
+    return (
+        " and ".join(f"{held[name]:g} {name}s" for name in ("CPU", "GPU") if held.get(name))
+        or "nothing"
+    )
 
 
 READ_CPUS = 0.25

@@ -1,4 +1,6 @@
-"""The lists of a large JSON object, one record after the other: of the text only a few MB are in memory at a time, of the records one."""
+"""The lists of a large JSON object, one record after the other: of the text only a few MB are in
+memory at a time, of the records one.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,22 @@ from typing import Any, BinaryIO
 from cluster.errors import DataError
 
 CHUNK = 4 << 20
-# No record of an annotation file comes near; it bounds what is read to find out that a quotation mark is missing.
+# No record of an annotation file comes near; it bounds what is read to find out that a quotation
+# mark is missing.
 MAX_VALUE = 256 << 20
 BLANKS = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()
 
 
-def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]], *, chunk: int = CHUNK) -> tuple[set[str], str]:
-    """Call `take[name]` with each record of each top-level list of that name, in the order of the file.
+def read_lists(
+    file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]], *, chunk: int = CHUNK
+) -> tuple[set[str], str]:
+    """Call `take[name]` with each record of each top-level list of that name, in the order of the
+    file.
 
-    Returns the names of all lists met and the sha256 of the file, which is read `chunk` bytes at a time; no names when it holds no object. NaN
-    and Infinity are read, as Python writes them. `DataError` with line and column where the text is not JSON, and for a list that comes twice.
+    Returns the names of all lists met and the sha256 of the file, which is read `chunk` bytes at a
+    time; no names when it holds no object. NaN and Infinity are read, as Python writes them.
+    `DataError` with line and column where the text is not JSON, and for a list that comes twice.
     """
     window = Window(file, uri, chunk)
     met: set[str] = set()
@@ -53,7 +60,9 @@ def read_lists(file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None
 
 
 class Window:
-    """The part of a file's text that is being read: `text` from `at` on. `line` and `column`, from 1 on, are those of text[0]."""
+    """The part of a file's text that is being read: `text` from `at` on. `line` and `column`, from
+    1 on, are those of text[0].
+    """
 
     def __init__(self, file: BinaryIO, uri: str, chunk: int):
         self.file, self.uri, self.chunk = file, uri, chunk
@@ -62,14 +71,18 @@ class Window:
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
     def more(self, size: int) -> bool:
-        """Drop what was read and append the next `size` bytes of the file. False, and nothing changes, at its end."""
+        """Drop what was read and append the next `size` bytes of the file. False, and nothing
+        changes, at its end.
+        """
         data = self.file.read(size)
         waiting = len(self.decoder.getstate()[0])
         try:
             text = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             place = self.bytes_read - waiting + error.start
-            raise DataError(f"{self.uri}: not valid JSON: byte {place} is not UTF-8; write or download it again") from error
+            raise DataError(
+                f"{self.uri}: not valid JSON: byte {place} is not UTF-8; write or download it again"
+            ) from error
         if not data:
             return False
         self.digest.update(data)
@@ -88,13 +101,16 @@ class Window:
                 return ""
 
     def value(self) -> Any:
-        """The value that begins here. Where the window ends inside it, the window grows, twice as much each time."""
+        """The value that begins here. Where the window ends inside it, the window grows, twice as
+        much each time.
+        """
         self.peek()
         size = self.chunk
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
-                # A number at the end may go on: behind it stand more digits, or a "." or "e-" that alone mean nothing.
+                # A number at the end may go on: behind it stand more digits, or a "." or "e-" that
+                # alone mean nothing.
                 if len(self.text) - end > 2 or not self.more(size):
                     self.at = end
                     return value
@@ -102,11 +118,15 @@ class Window:
                 if len(self.text) - self.at > MAX_VALUE or not self.more(size):
                     raise self.error(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:
-                raise self.error("a number of too many digits or too many brackets in each other", self.at) from error
+                raise self.error(
+                    "a number of too many digits or too many brackets in each other", self.at
+                ) from error
             size *= 2
 
     def items(self, close: str) -> Iterator[None]:
-        """From an opening bracket to `close`, one turn at the start of every item; the caller reads the item."""
+        """From an opening bracket to `close`, one turn at the start of every item; the caller reads
+        the item.
+        """
         self.at += 1
         if self.peek() == close:
             self.at += 1
@@ -123,8 +143,13 @@ class Window:
     def position(self, place: int) -> tuple[int, int]:
         """Line and column of text[place]."""
         lines = self.text.count("\n", 0, place)
-        return self.line + lines, place - self.text.rfind("\n", 0, place) if lines else self.column + place
+        return self.line + lines, (
+            place - self.text.rfind("\n", 0, place) if lines else self.column + place
+        )
 
     def error(self, message: str, place: int) -> DataError:
         line, column = self.position(place)
-        return DataError(f"{self.uri}: not valid JSON at line {line}, column {column}: {message}; write or download it again")
+        return DataError(
+            f"{self.uri}: not valid JSON at line {line}, column {column}: {message}; write or"
+            " download it again"
+        )

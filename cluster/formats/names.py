@@ -8,9 +8,16 @@ from typing import Any
 
 
 def inside_folder(name: str) -> str | None:
-    """`name` without `.` and `..` steps, or None when it does not stay below the folder it is relative to."""
+    """`name` without `.` and `..` steps, or None when it does not stay below the folder it is
+    relative to.
+    """
     path = posixpath.normpath(name.replace("\\", "/"))
-    outside = path.startswith(("/", "../")) or path in ("..", ".") or ":" in path.split("/")[0] or "\0" in path
+    outside = (
+        path.startswith(("/", "../"))
+        or path in ("..", ".")
+        or ":" in path.split("/")[0]
+        or "\0" in path
+    )
     return None if outside else path
 
 
@@ -24,12 +31,16 @@ def fault_of_name(name: Any) -> str | None:
 
 
 def composed(name: str) -> str:
-    """`name` in Unicode's composed form: macOS writes the ä of a file name as two characters, most annotation tools as one."""
+    """`name` in Unicode's composed form: macOS writes the ä of a file name as two characters, most
+    annotation tools as one.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def is_text(value: Any) -> bool:
-    """JSON can hold halves of surrogate pairs, which no file name, Parquet column or terminal takes."""
+    """JSON can hold halves of surrogate pairs, which no file name, Parquet column or terminal
+    takes.
+    """
     return isinstance(value, str) and text(value) == value
 
 

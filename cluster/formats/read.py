@@ -1,7 +1,9 @@
-"""One or several annotated sources, of COCO, VOC or YOLO format, whole or one split of them -> one list of images with one list of classes.
+"""One or several annotated sources, of COCO, VOC or YOLO format, whole or one split of them -> one
+list of images with one list of classes.
 
-Classes of several sources are one where their names are the same: those of the first source in its order, then the new ones of the others. A class
-keeps the id of the first source that has it, or gets the next free one where that id is taken. Image ids of the first source stay; those of every
+Classes of several sources are one where their names are the same: those of the first source in its
+order, then the new ones of the others. A class keeps the id of the first source that has it, or
+gets the next free one where that id is taken. Image ids of the first source stay; those of every
 other are moved up by one more than the largest id before it, so that no two are equal.
 """
 
@@ -29,7 +31,9 @@ PARTS = 1_000_000
 
 
 class SourcePaths(NamedTuple):
-    """Where a source is. `annotations` is a COCO JSON, a folder of VOC XML files or one of YOLO labels; file names are relative to `images`."""
+    """Where a source is. `annotations` is a COCO JSON, a folder of VOC XML files or one of YOLO
+    labels; file names are relative to `images`.
+    """
 
     name: str
     format: str
@@ -39,15 +43,20 @@ class SourcePaths(NamedTuple):
 
 @dataclass(frozen=True)
 class United:
-    """All sources as one. `about` says of each, in order, what the index keeps: name, format, digest, image_id_offset and category_ids (the ids of
-    its own by class name, where they are others)."""
+    """All sources as one. `about` says of each, in order, what the index keeps: name, format,
+    digest, image_id_offset and category_ids (the ids of its own by class name, where they are
+    others)."""
 
     source: Source
     about: tuple[dict[str, Any], ...]
 
 
-def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1) -> United:
-    """Read every source. `UsageError` where the annotations are not there, `DataError` where they cannot be used."""
+def read_sources(
+    places: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1
+) -> United:
+    """Read every source. `UsageError` where the annotations are not there, `DataError` where they
+    cannot be used.
+    """
 
     def keep(name: str) -> bool:
         return split == "all" or in_val(name, val_share) == (split == "val")
@@ -56,19 +65,34 @@ def read_sources(places: Sequence[SourcePaths], *, split: str = "all", val_share
     for place, source in zip(places, sources, strict=True):
         check_names(place, source)
         if not source.listed:
-            raise DataError(f"{place.annotations}: none of its images falls into --split {split} with --val_share {val_share:g}; change one of them")
+            raise DataError(
+                f"{place.annotations}: none of its images falls into --split {split} with"
+                f" --val_share {val_share:g}; change one of them"
+            )
     return unite(places, sources)
 
 
 def check_place(place: SourcePaths) -> None:
-    """`UsageError` where annotations or images are not there, or are a file where a folder is needed and the other way round."""
+    """`UsageError` where annotations or images are not there, or are a file where a folder is
+    needed and the other way round.
+    """
     for flag, uri in (("annotations", place.annotations), ("images", place.images)):
         check_readable(uri)
-        a_file, needs_file = files.size(uri) is not None, (flag, place.format) == ("annotations", "coco")
+        a_file, needs_file = (
+            files.size(uri) is not None,
+            (flag, place.format) == ("annotations", "coco"),
+        )
         if needs_file and not a_file:
-            raise UsageError(f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or say --format voc or yolo")
+            raise UsageError(
+                f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or"
+                " say --format voc or yolo"
+            )
         if a_file and not needs_file:
-            what = "the images are in a folder" if flag == "images" else f"annotations of format {place.format} are in a folder"
+            what = (
+                "the images are in a folder"
+                if flag == "images"
+                else f"annotations of format {place.format} are in a folder"
+            )
             raise UsageError(f"--{flag} {uri}: is a file, {what}; name that")
 
 
@@ -78,8 +102,13 @@ def check_names(place: SourcePaths, source: Source) -> None:
     for twice, times in names.items():
         if times == 1:
             continue
-        ids = ", ".join(str(category.id) for category in source.categories if category.name == twice)
-        raise DataError(f"{place.annotations}: {times} categories are named {twice!r} (ids {ids}); classes go by name: rename or merge them")
+        ids = ", ".join(
+            str(category.id) for category in source.categories if category.name == twice
+        )
+        raise DataError(
+            f"{place.annotations}: {times} categories are named {twice!r} (ids {ids}); classes go"
+            " by name: rename or merge them"
+        )
 
 
 def read_source(place: SourcePaths, keep: Callable[[str], bool]) -> Source:
@@ -93,7 +122,9 @@ def read_source(place: SourcePaths, keep: Callable[[str], bool]) -> Source:
 
 
 def in_val(file_name: str, val_share: float) -> bool:
-    """Whether an image belongs to the val split: by the sha256 of its name alone, so that it stays where it is when others come and go."""
+    """Whether an image belongs to the val split: by the sha256 of its name alone, so that it stays
+    where it is when others come and go.
+    """
     digest = hashlib.sha256(composed(file_name).encode("utf-8", "backslashreplace")).digest()
     return int.from_bytes(digest[:8], "big") % PARTS < round(val_share * PARTS)
 
@@ -105,12 +136,29 @@ def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
         largest = offset + source.largest_id
         if largest > MAX_ID:
-            raise DataError(f"{place.annotations}: image ids beyond 2^63 when united with the other sources; renumber its images")
-        other_ids = {one.name: one.id for one in source.categories if len(sources) > 1 and one.id != united[one.name].id}
-        about.append({"name": place.name, "format": place.format, "digest": source.digest, "image_id_offset": offset, "category_ids": other_ids})
+            raise DataError(
+                f"{place.annotations}: image ids beyond 2^63 when united with the other sources;"
+                " renumber its images"
+            )
+        other_ids = {
+            one.name: one.id
+            for one in source.categories
+            if len(sources) > 1 and one.id != united[one.name].id
+        }
+        about.append(
+            {
+                "name": place.name,
+                "format": place.format,
+                "digest": source.digest,
+                "image_id_offset": offset,
+                "category_ids": other_ids,
+            }
+        )
         parts.append(source.images)
         if len(sources) > 1:
-            labels = np.array([united[category.name].label for category in source.categories], np.int32)
+            labels = np.array(
+                [united[category.name].label for category in source.categories], np.int32
+            )
             parts[-1] = replace(
                 source.images,
                 ids_I=source.images.ids_I + offset,
@@ -118,7 +166,11 @@ def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
                 labels_N=labels[source.images.labels_N],
             )
         offset = largest + 1
-    repairs = {what: sum(source.repairs.get(what, 0) for source in sources) for source in sources for what in source.repairs}
+    repairs = {
+        what: sum(source.repairs.get(what, 0) for source in sources)
+        for source in sources
+        for what in source.repairs
+    }
     source = Source(
         categories=categories,
         images=join_images(parts),
@@ -128,7 +180,11 @@ def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
         annotated=sum(source.annotated for source in sources),
         lost=sum(source.lost for source in sources),
         largest_id=offset - 1,
-        digest=sources[0].digest if len(sources) == 1 else hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest(),
+        digest=(
+            sources[0].digest
+            if len(sources) == 1
+            else hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
+        ),
     )
     return United(source, tuple(about))
 
@@ -148,6 +204,14 @@ def unite_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
 def join_images(parts: Sequence[Images]) -> Images:
     if len(parts) == 1:
         return parts[0]
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name not in ("names", "first_I1")}
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in vars(parts[0])
+        if name not in ("names", "first_I1")
+    }
     counts_I = np.concatenate([np.diff(part.first_I1) for part in parts])
-    return Images(names=[name for part in parts for name in part.names], first_I1=np.concatenate([[0], np.cumsum(counts_I)]), **columns)
+    return Images(
+        names=[name for part in parts for name in part.names],
+        first_I1=np.concatenate([[0], np.cumsum(counts_I)]),
+        **columns,
+    )

@@ -1,9 +1,11 @@
-"""Read YOLO labels: a text file an image, `class cx cy width height` a line in shares of the picture. A bad line costs itself.
+"""Read YOLO labels: a text file an image, `class cx cy width height` a line in shares of the
+picture. A bad line costs itself.
 
-The labels of images/a/b.jpg are labels/a/b.txt; an image without such a file has no objects. A line with more than five numbers is a polygon, as in
-YOLO's segmentation sets, and its bounding box is taken. Class names come from data.yaml (`names`) or classes.txt, in the labels folder or up to two
-folders above it. Class numbers are the category ids; image ids count from 1 in the order of the file names. The sizes of the pictures are not known
-here: the boxes are scaled when the pixels are.
+The labels of images/a/b.jpg are labels/a/b.txt; an image without such a file has no objects. A line
+with more than five numbers is a polygon, as in YOLO's segmentation sets, and its bounding box is
+taken. Class names come from data.yaml (`names`) or classes.txt, in the labels folder or up to two
+folders above it. Class numbers are the category ids; image ids count from 1 in the order of the
+file names. The sizes of the pictures are not known here: the boxes are scaled when the pixels are.
 """
 
 from __future__ import annotations
@@ -28,27 +30,45 @@ from cluster.storage.uris import join
 
 DATA = "data.yaml"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-# Rounding takes shares a little over the edge; the boxes are cut to the picture later. What is far over it is no share.
+# Rounding takes shares a little over the edge; the boxes are cut to the picture later. What is far
+# over it is no share.
 MARGIN = 0.01
 REPAIR = "polygons, stored as their bounding boxes"
-SAME_STEM = "another image has its name but for the suffix, and whose the label file is cannot be told"
+SAME_STEM = (
+    "another image has its name but for the suffix, and whose the label file is cannot be told"
+)
 
 
 def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: True) -> Source:
-    """Read the labels folder `uri` of the folder `images`. `DataError` when there are no labels, no images or no class names.
+    """Read the labels folder `uri` of the folder `images`. `DataError` when there are no labels, no
+    images or no class names.
 
-    Label files without an image go to the quarantine. Images whose file name `keep` turns down belong to another split, as if not listed.
+    Label files without an image go to the quarantine. Images whose file name `keep` turns down
+    belong to another split, as if not listed.
     """
     classes = read_classes(uri)
-    names = {stem(name[len(uri) + 1 :]): name for name, _ in files.list_files(uri, [".txt"]) if name != join(uri, CLASSES)}
+    names = {
+        stem(name[len(uri) + 1 :]): name
+        for name, _ in files.list_files(uri, [".txt"])
+        if name != join(uri, CLASSES)
+    }
     pictures = [name[len(images) + 1 :] for name, _ in files.list_files(images, IMAGE_SUFFIXES)]
     if not names:
-        raise DataError(f"{uri}: no .txt file below it; YOLO data needs the folder of its labels; check --annotations")
+        raise DataError(
+            f"{uri}: no .txt file below it; YOLO data needs the folder of its labels; check"
+            " --annotations"
+        )
     if not pictures:
-        raise DataError(f"{images}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images")
+        raise DataError(
+            f"{images}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images"
+        )
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
         labels = dict(zip(names, pool.map(files.read_bytes, names.values()), strict=True))
-    identity = [classes, pictures, *((name, hashlib.sha256(data).hexdigest()) for name, data in labels.items())]
+    identity = [
+        classes,
+        pictures,
+        *((name, hashlib.sha256(data).hexdigest()) for name, data in labels.items()),
+    ]
 
     findings, records, listed, lost = Findings(), [], 0, 0
     images_of = Counter(map(stem, pictures))
@@ -71,9 +91,18 @@ def read_yolo(uri: str, images: str, keep: Callable[[str], bool] = lambda name: 
             listed += 1
             lines = count_lines(labels[alone])
             lost += lines
-            findings.reject("image", f"{alone}.txt", "there is no image for this label file", {"labels": f"{alone}.txt", "annotations": lines})
+            findings.reject(
+                "image",
+                f"{alone}.txt",
+                "there is no image for this label file",
+                {"labels": f"{alone}.txt", "annotations": lines},
+            )
     categories = tuple(Category(label, label, name) for label, name in enumerate(classes))
-    annotated = sum(len(record.annotations) for record in records) + lost + sum(one.what == "annotation" for one in findings.quarantined)
+    annotated = (
+        sum(len(record.annotations) for record in records)
+        + lost
+        + sum(one.what == "annotation" for one in findings.quarantined)
+    )
     return Source(
         categories=categories,
         images=collect(records, normalised=True),
@@ -98,7 +127,9 @@ def stem(name: str) -> str:
 
 
 def read_classes(uri: str) -> list[str]:
-    """The class names in the order of their numbers. `DataError` when there is no such file or it does not name every number from 0 on."""
+    """The class names in the order of their numbers. `DataError` when there is no such file or it
+    does not name every number from 0 on.
+    """
     folders = [uri, posixpath.dirname(uri), posixpath.dirname(posixpath.dirname(uri))]
     for name in (DATA, CLASSES):
         for folder in (folder for folder in folders if folder.strip("/") not in ("", "s3:")):
@@ -108,7 +139,10 @@ def read_classes(uri: str) -> list[str]:
                 if not classes:
                     raise DataError(f"{place}: names no class; a detector needs at least one")
                 return classes
-    raise DataError(f"{uri}: no {DATA} and no {CLASSES} there or up to two folders above; YOLO labels are numbers and need the names of the classes")
+    raise DataError(
+        f"{uri}: no {DATA} and no {CLASSES} there or up to two folders above; YOLO labels are"
+        " numbers and need the names of the classes"
+    )
 
 
 def read_names(uri: str) -> list[str]:
@@ -119,14 +153,29 @@ def read_names(uri: str) -> list[str]:
         raise DataError(f"{uri}: not valid YAML: {' '.join(str(error).split())}") from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        names = [names[number] for number in range(len(names))] if set(names) == set(range(len(names))) else None
-    if not isinstance(names, list) or not all(is_text(name) for name in names) or len(set(names)) < len(names):
-        raise DataError(f"{uri}: its `names` must be a list of different texts, or give one for each number from 0 on")
+        names = (
+            [names[number] for number in range(len(names))]
+            if set(names) == set(range(len(names)))
+            else None
+        )
+    if (
+        not isinstance(names, list)
+        or not all(is_text(name) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise DataError(
+            f"{uri}: its `names` must be a list of different texts, or give one for each number"
+            " from 0 on"
+        )
     return names
 
 
-def read_labels(data: bytes, file_name: str, classes: int, findings: Findings) -> tuple[Annotation, ...]:
-    """The boxes of one label file, XYXY in shares of the picture; `id` is the number of the line, from 1."""
+def read_labels(
+    data: bytes, file_name: str, classes: int, findings: Findings
+) -> tuple[Annotation, ...]:
+    """The boxes of one label file, XYXY in shares of the picture; `id` is the number of the line,
+    from 1.
+    """
     found = []
     for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
         if not (words := line.split()):
@@ -150,5 +199,10 @@ def read_labels(data: bytes, file_name: str, classes: int, findings: Findings) -
                 box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             found.append(Annotation(number, int(label), box, False, None))
             continue
-        findings.reject("annotation", f"{number} of {file_name}", fault, {"file_name": file_name, "line": line[:1000]})
+        findings.reject(
+            "annotation",
+            f"{number} of {file_name}",
+            fault,
+            {"file_name": file_name, "line": line[:1000]},
+        )
     return tuple(found)

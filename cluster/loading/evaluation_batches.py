@@ -18,22 +18,38 @@ from detector.batch import Batch, Sample, collate_by_canvas
 from detector.image import open_image
 
 
-def preferred_canvases(shard_set: ShardSet, canvases: Sequence[tuple[int, int]], *, long_side: int | None) -> np.ndarray:
-    """int64 (N,): the number of the canvas that each row prefers. Heights and widths are read only where there is a choice."""
+def preferred_canvases(
+    shard_set: ShardSet, canvases: Sequence[tuple[int, int]], *, long_side: int | None
+) -> np.ndarray:
+    """int64 (N,): the number of the canvas that each row prefers. Heights and widths are read only
+    where there is a choice.
+    """
     if len(canvases) == 1:
         return np.zeros(shard_set.num_rows, np.int64)
     sizes = read_columns(shard_set, ["height", "width"])
     pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
-    return np.array([preferred_canvas(height, width, canvases, long_side=long_side) for height, width in pairs], np.int64)
+    return np.array(
+        [preferred_canvas(height, width, canvases, long_side=long_side) for height, width in pairs],
+        np.int64,
+    )
 
 
 def evaluation_batches(
-    shard_set: ShardSet, *, rank: int, ranks: int, batch: int, canvases: Sequence[tuple[int, int]], long_side: int | None = None, threads: int = 1
+    shard_set: ShardSet,
+    *,
+    rank: int,
+    ranks: int,
+    batch: int,
+    canvases: Sequence[tuple[int, int]],
+    long_side: int | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
-    """This rank's share of every row exactly once, with the original (height, width) px of each image.
+    """This rank's share of every row exactly once, with the original (height, width) px of each
+    image.
 
-    Batches hold the images of one preferred canvas, in stored order; the last one of each canvas is short. They are the same for any number of
-    ranks: a convolution of 3 images in float32 rounds otherwise than one of 8.
+    Batches hold the images of one preferred canvas, in stored order; the last one of each canvas is
+    short. They are the same for any number of ranks: a convolution of 3 images in float32 rounds
+    otherwise than one of 8.
     """
     preferred = preferred_canvases(shard_set, canvases, long_side=long_side)
     share = epoch_plan.evaluation_share(preferred, rank=rank, ranks=ranks, batch=batch)
@@ -43,8 +59,13 @@ def evaluation_batches(
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
         with named(row):
             image = open_image(row["image"])
-            return evaluation_sample(image, row["image_id"], canvases=canvases, long_side=long_side), image.shape[:2]
+            return evaluation_sample(
+                image, row["image_id"], canvases=canvases, long_side=long_side
+            ), image.shape[:2]
 
     rows = iterate(planned_rows(shard_set, epoch_plan.units(share, shard_set.rows_per_group)))
-    with Ahead(collate_by_canvas(ordered_map(load, rows, threads=threads), batch), depth=WHOLE_BATCHES_AHEAD) as batches:
+    with Ahead(
+        collate_by_canvas(ordered_map(load, rows, threads=threads), batch),
+        depth=WHOLE_BATCHES_AHEAD,
+    ) as batches:
         yield from batches

@@ -13,7 +13,9 @@ from threadpoolctl import threadpool_limits
 
 
 def in_order(keys: Iterable[Any], arriving: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
-    """The values of these keys, from (key, value) pairs of the same keys that arrive in another order."""
+    """The values of these keys, from (key, value) pairs of the same keys that arrive in another
+    order.
+    """
     waiting: dict[Any, Any] = {}
     for key in keys:
         while key not in waiting:
@@ -25,7 +27,9 @@ def in_order(keys: Iterable[Any], arriving: Iterator[tuple[Any, Any]]) -> Iterat
         raise ValueError(f"{found}: arrived and was not asked for")
 
 
-def ordered_map(function: Callable[[Any], Any], items: Iterator[Any], *, threads: int) -> Iterator[Any]:
+def ordered_map(
+    function: Callable[[Any], Any], items: Iterator[Any], *, threads: int
+) -> Iterator[Any]:
     """`map` on a few threads, in order, with at most four items a thread under way."""
     with ThreadPoolExecutor(threads, initializer=alone) as pool:
         pending = []
@@ -38,12 +42,15 @@ def ordered_map(function: Callable[[Any], Any], items: Iterator[Any], *, threads
 
 
 def alone() -> None:
-    """Keep torch's operations in this thread to this thread; `torch.set_num_threads` would take the model's threads from it too.
+    """Keep torch's operations in this thread to this thread; `torch.set_num_threads` would take the
+    model's threads from it too.
 
-    A team of threads for a resize makes more threads than cores, and OpenMP's then sleep at every barrier instead of spinning: a training step beside
-    the stream took 12 % longer by the clock with the same CPU time (2 cores; 30,000 sleeps instead of 500 in 12 steps).
+    A team of threads for a resize makes more threads than cores, and OpenMP's then sleep at every
+    barrier instead of spinning: a training step beside the stream took 12 % longer by the clock
+    with the same CPU time (2 cores; 30,000 sleeps instead of 500 in 12 steps).
     """
-    # The first question settles the number that the limit then replaces; asked later, it would replace the limit.
+    # The first question settles the number that the limit then replaces; asked later, it would
+    # replace the limit.
     torch.get_num_threads()
     threadpool_limits(1, user_api="openmp")
 
@@ -60,7 +67,9 @@ def chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 class Ahead:
-    """The same items, made by a thread that starts at once and stays up to `depth` ahead. An error in the thread is raised where they are used."""
+    """The same items, made by a thread that starts at once and stays up to `depth` ahead. An error
+    in the thread is raised where they are used.
+    """
 
     def __init__(self, items: Generator[Any], *, depth: int):
         self.items = items

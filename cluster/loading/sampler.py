@@ -1,4 +1,6 @@
-"""A row of a shard -> a training sample, in whichever process it is made: a thread beside the trainer or a task of Ray Data."""
+"""A row of a shard -> a training sample, in whichever process it is made: a thread beside the
+trainer or a task of Ray Data.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,19 @@ SAMPLES = pa.schema(
         ("mirrored", pa.bool_()),
     ]
 )
-"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the picture on it."""
+"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the
+picture on it.
+"""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How rows of one set become samples in one epoch. A row is one of a shard with two columns more: `copy` and `canvas`.
+    """How rows of one set become samples in one epoch. A row is one of a shard with two columns
+    more: `copy` and `canvas`.
 
-    The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch holds it more than once, on the number of the copy.
-    Mosaic and mixup show its neighbours in the batch too, and those change where a failure leaves another number of ranks.
+    The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch holds
+    it more than once, on the number of the copy. Mosaic and mixup show its neighbours in the batch
+    too, and those change where a failure leaves another number of ranks.
     """
 
     canvases: Sequence[tuple[int, int]]
@@ -52,12 +58,16 @@ class Sampler:
     seed: int
     epoch: int
     augmentation: dict[str, Any]
-    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of `detector.augment.mix`."""
+    """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of
+    `detector.augment.mix`.
+    """
     mirror_later: bool = False
     """Flips are left to the GPU, except where pictures are mixed before."""
 
     def sample(self, row: dict[str, Any], out: Tensor | None = None) -> Sample:
-        """The picture is drawn on `out`, a place of its canvas in a batch, if one is given. `DataError` names a picture that cannot be decoded."""
+        """The picture is drawn on `out`, a place of its canvas in a batch, if one is given.
+        `DataError` names a picture that cannot be decoded.
+        """
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
         with named(row):
@@ -75,18 +85,32 @@ class Sampler:
             )
 
     def generator(self, image_id: int, copy: int) -> np.random.Generator:
-        # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an image that is there once.
-        return np.random.default_rng((self.seed, self.epoch, image_id % 2**63, *([copy] if copy else [])))
+        # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an
+        # image that is there once.
+        return np.random.default_rng(
+            (self.seed, self.epoch, image_id % 2**63, *([copy] if copy else []))
+        )
 
     @property
     def mixing(self) -> bool:
         return any(self.augmentation.get(name) for name in MIXING)
 
-    def batch(self, samples: Sequence[Sample], copies: Sequence[int], images: Tensor | None = None) -> Batch:
-        """Samples of one canvas, with the number of the copy that each is, mixed where that is asked for and stacked; `images` as of `collate`."""
+    def batch(
+        self, samples: Sequence[Sample], copies: Sequence[int], images: Tensor | None = None
+    ) -> Batch:
+        """Samples of one canvas, with the number of the copy that each is, mixed where that is
+        asked for and stacked; `images` as of `collate`.
+        """
         if self.mixing:
-            settings = {name: value for name, value in self.augmentation.items() if name in (*MIXING, "min_visible")}
-            generators = [self.generator(sample.image_id, copy) for sample, copy in zip(samples, copies, strict=True)]
+            settings = {
+                name: value
+                for name, value in self.augmentation.items()
+                if name in (*MIXING, "min_visible")
+            }
+            generators = [
+                self.generator(sample.image_id, copy)
+                for sample, copy in zip(samples, copies, strict=True)
+            ]
             samples = mix(samples, generators=generators, **settings)
         return collate(samples, classes=self.classes, images=images)
 
@@ -110,8 +134,12 @@ class Sampler:
     def received(self, row: dict[str, Any], out: Tensor) -> Sample:
         """The sample of a row of `SAMPLES`, its picture copied to `out`."""
         boxes, labels = row_boxes(row)
-        out.permute(1, 2, 0).numpy()[:] = np.frombuffer(row["pixels"], np.uint8).reshape(*self.canvases[row["canvas"]], 3)
-        return Sample(out, boxes, labels, (row["height"], row["width"]), row["image_id"], row["mirrored"])
+        out.permute(1, 2, 0).numpy()[:] = np.frombuffer(row["pixels"], np.uint8).reshape(
+            *self.canvases[row["canvas"]], 3
+        )
+        return Sample(
+            out, boxes, labels, (row["height"], row["width"]), row["image_id"], row["mirrored"]
+        )
 
 
 @contextmanager
@@ -120,7 +148,9 @@ def named(row: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise DataError(f"{row['file_name']} (image_id {row['image_id']}): {error}; prepare the data set again") from error
+        raise DataError(
+            f"{row['file_name']} (image_id {row['image_id']}): {error}; prepare the data set again"
+        ) from error
 
 
 def row_boxes(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,6 @@
-"""The same picture twice, by the sha256 of the file: in one set, or in the set that is trained on and the one that judges (a leak)."""
+"""The same picture twice, by the sha256 of the file: in one set, or in the set that is trained on
+and the one that judges (a leak).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ NAMED = 1000
 
 
 class Duplicate(NamedTuple):
-    """`picture` is the same as `same_as`, which is in the set `uri`, or earlier in its own set where that is ""."""
+    """`picture` is the same as `same_as`, which is in the set `uri`, or earlier in its own set
+    where that is "".
+    """
 
     picture: Picture
     same_as: str
@@ -27,17 +31,25 @@ class Duplicate(NamedTuple):
 
 
 def known_pictures(uris: Sequence[str]) -> dict[bytes, tuple[str, str]]:
-    """sha256 -> (shard set, file name) of every image of the sets; the first set counts. Errors: see `index.open_shard_set`."""
+    """sha256 -> (shard set, file name) of every image of the sets; the first set counts. Errors:
+    see `index.open_shard_set`.
+    """
     known: dict[bytes, tuple[str, str]] = {}
     for uri in uris:
         table = read.read_columns(index.open_shard_set(uri), ["sha256", "file_name"])
-        for digest, name in zip(table["sha256"].to_pylist(), table["file_name"].to_pylist(), strict=True):
+        for digest, name in zip(
+            table["sha256"].to_pylist(), table["file_name"].to_pylist(), strict=True
+        ):
             known.setdefault(digest, (uri, name))
     return known
 
 
-def find_duplicates(pictures: Iterable[Picture], known: dict[bytes, tuple[str, str]]) -> list[Duplicate]:
-    """Pictures that other sets hold, and all but the one of the lowest image id among those of one content, by ascending image id."""
+def find_duplicates(
+    pictures: Iterable[Picture], known: dict[bytes, tuple[str, str]]
+) -> list[Duplicate]:
+    """Pictures that other sets hold, and all but the one of the lowest image id among those of one
+    content, by ascending image id.
+    """
     found = []
     seen: dict[str, str] = {}
     for picture in sorted(pictures):
@@ -52,7 +64,10 @@ def find_duplicates(pictures: Iterable[Picture], known: dict[bytes, tuple[str, s
 
 def describe(duplicates: Sequence[Duplicate]) -> dict[str, Any]:
     """What the index says: how many by set ("" is the set itself), and the first of them by name."""
-    named = [{"file_name": one.picture.file_name, "same_as": one.same_as, "set": one.uri} for one in duplicates[:NAMED]]
+    named = [
+        {"file_name": one.picture.file_name, "same_as": one.same_as, "set": one.uri}
+        for one in duplicates[:NAMED]
+    ]
     return {"counts": dict(sorted(Counter(one.uri for one in duplicates).items())), "named": named}
 
 
@@ -60,11 +75,27 @@ def sentences(described: dict[str, Any]) -> list[tuple[str, str]]:
     """(leak or duplicate, what a person is told), one for every set of `describe`."""
     found = []
     for uri, times in described["counts"].items():
-        example = next((f" (such as {one['file_name']} = {one['same_as']})" for one in described["named"] if one["set"] == uri), "")
-        what = ("leak", f"{times} x a picture that is also in {uri}") if uri else ("duplicate", f"{times} x the picture of another image")
+        example = next(
+            (
+                f" (such as {one['file_name']} = {one['same_as']})"
+                for one in described["named"]
+                if one["set"] == uri
+            ),
+            "",
+        )
+        what = (
+            ("leak", f"{times} x a picture that is also in {uri}")
+            if uri
+            else ("duplicate", f"{times} x the picture of another image")
+        )
         found.append((what[0], what[1] + example))
     return found
 
 
 def to_quarantine(duplicates: Sequence[Duplicate]) -> list[Quarantined]:
-    return [Quarantined("duplicate", one.picture.file_name, one.why, f'{{"id": {one.picture.image_id}}}') for one in duplicates]
+    return [
+        Quarantined(
+            "duplicate", one.picture.file_name, one.why, f'{{"id": {one.picture.image_id}}}'
+        )
+        for one in duplicates
+    ]

@@ -1,7 +1,9 @@
-"""Annotated sources -> a shard set: planned on the driver, carried out by one Ray task a shard (`shard_jobs`).
+"""Annotated sources -> a shard set: planned on the driver, carried out by one Ray task a shard
+(`shard_jobs`).
 
-A killed run leaves finished shards, a note beside each under `.progress/`, and no index.json; the same call picks the shards up again.
-The plan depends on the sources and the options alone, so any number of workers writes the same bytes.
+A killed run leaves finished shards, a note beside each under `.progress/`, and no index.json; the
+same call picks the shards up again. The plan depends on the sources and the options alone, so any
+number of workers writes the same bytes.
 """
 
 from __future__ import annotations
@@ -25,8 +27,21 @@ from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
 from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
 from cluster.shards.format import REPORT, SCHEMA_VERSION, Shard, shard_name
-from cluster.shards.index import INDEX, ShardSet, open_shard_set, read_index, set_digest, write_index
-from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason, read_quarantine, write_quarantine
+from cluster.shards.index import (
+    INDEX,
+    ShardSet,
+    open_shard_set,
+    read_index,
+    set_digest,
+    write_index,
+)
+from cluster.shards.quarantine import (
+    QUARANTINE,
+    Quarantined,
+    by_reason,
+    read_quarantine,
+    write_quarantine,
+)
 from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
@@ -37,10 +52,12 @@ RENAMED = "file names in another Unicode form than the files, taken as the files
 
 @dataclass(frozen=True)
 class Options:
-    """What the bytes depend on besides the sources (the first four), and what decides whether the set is good enough.
+    """What the bytes depend on besides the sources (the first four), and what decides whether the
+    set is good enough.
 
-    `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the annotations listed. `drop_duplicates` leaves out
-    pictures that come twice or are in one of the shard sets `against`; without it they are only named.
+    `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the
+    annotations listed. `drop_duplicates` leaves out pictures that come twice or are in one of the
+    shard sets `against`; without it they are only named.
     """
 
     seed: int = 0
@@ -55,7 +72,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """Checked sources, cut into shards; nothing is written yet. Without `output` nothing ever is. `finished` is a set that is there already."""
+    """Checked sources, cut into shards; nothing is written yet. Without `output` nothing ever is.
+    `finished` is a set that is there already.
+    """
 
     united: United
     images: Images
@@ -74,16 +93,33 @@ class Plan:
     def job(self, number: int) -> ShardJob:
         name = shard_name(number, len(self.cuts))
         cut = tuple(self.images[place] for place in self.cuts[number])
-        # With the time of the last change: a file of other content and the same size is another input.
-        inputs = [(image, int(self.sizes_I[place]), int(self.changed_I[place])) for image, place in zip(cut, self.cuts[number], strict=True)]
-        mark = digest_of(SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels)
+        # With the time of the last change: a file of other content and the same size is another
+        # input.
+        inputs = [
+            (image, int(self.sizes_I[place]), int(self.changed_I[place]))
+            for image, place in zip(cut, self.cuts[number], strict=True)
+        ]
+        mark = digest_of(
+            SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels
+        )
         ids = self.united.source.category_ids
-        return ShardJob(name, cut, self.folders, self.output, self.options.row_group_rows, self.options.max_pixels, ids, mark)
+        return ShardJob(
+            name,
+            cut,
+            self.folders,
+            self.output,
+            self.options.row_group_rows,
+            self.options.max_pixels,
+            ids,
+            mark,
+        )
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What came of a plan: the content of index.json, without shards and digest where nothing was written; what was left out; the set."""
+    """What came of a plan: the content of index.json, without shards and digest where nothing was
+    written; what was left out; the set.
+    """
 
     index: dict[str, Any]
     quarantined: Sequence[Quarantined]
@@ -91,12 +127,20 @@ class Prepared:
 
 
 def prepare(
-    *, annotations: str, images: str, output: str, overwrite: bool = False, say: Callable[[str], None] = print, **options: Any
+    *,
+    annotations: str,
+    images: str,
+    output: str,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    **options: Any,
 ) -> ShardSet:
-    """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the set is there already. `options` are fields of
-    `Options`. Ray must be connected."""
+    """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the
+    set is there already. `options` are fields of `Options`. Ray must be connected."""
     place = SourcePaths(source_name(annotations), "coco", annotations, images)
-    prepared = write_shards(plan_shards([place], output=output, overwrite=overwrite, **options), say=say)
+    prepared = write_shards(
+        plan_shards([place], output=output, overwrite=overwrite, **options), say=say
+    )
     assert prepared.shard_set is not None
     return prepared.shard_set
 
@@ -107,16 +151,29 @@ def source_name(annotations: str) -> str:
 
 
 def plan_shards(
-    places: Sequence[SourcePaths], *, output: str | None, split: str = "all", val_share: float = 0.1, overwrite: bool = False, **options: Any
+    places: Sequence[SourcePaths],
+    *,
+    output: str | None,
+    split: str = "all",
+    val_share: float = 0.1,
+    overwrite: bool = False,
+    **options: Any,
 ) -> Plan:
-    """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads no image. `options` are fields of `Options`.
+    """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads
+    no image. `options` are fields of `Options`.
 
-    Raises `UsageError` for what is not there or a finished set of another source or other options at `output`, `DataError` for a source that
-    cannot be used or of which more than allowed would be left out already.
+    Raises `UsageError` for what is not there or a finished set of another source or other options
+    at `output`, `DataError` for a source that cannot be used or of which more than allowed would be
+    left out already.
     """
     chosen = Options(**options)
     chosen = replace(chosen, against=tuple(map(uris.absolute, chosen.against)))
-    places = [place._replace(annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)) for place in places]
+    places = [
+        place._replace(
+            annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
+        )
+        for place in places
+    ]
     if output is not None:
         output = uris.absolute(output)
         refuse_sources(output, places, chosen.against)
@@ -131,15 +188,28 @@ def plan_shards(
     source, counts_I = united.source, np.diff(united.source.images.first_I1)
     folders = tuple(place.images for place in places)
     images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source, folders)
-    listing = [(int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable]
-    identity = (chosen.seed, chosen.shard_bytes, chosen.row_group_rows, chosen.max_pixels, chosen.drop_duplicates, split, val_share)
+    listing = [
+        (int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable
+    ]
+    identity = (
+        chosen.seed,
+        chosen.shard_bytes,
+        chosen.row_group_rows,
+        chosen.max_pixels,
+        chosen.drop_duplicates,
+        split,
+        val_share,
+    )
     fingerprint = digest_of(SCHEMA_VERSION, united.about, listing, identity, others)
     plan = Plan(
         united=united,
         images=images,
         sizes_I=sizes_I,
         changed_I=changed_I,
-        cuts=tuple(usable[cut] for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)),
+        cuts=tuple(
+            usable[cut]
+            for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)
+        ),
         folders=folders,
         output=output,
         options=chosen,
@@ -147,7 +217,9 @@ def plan_shards(
         repairs=source.repairs | ({RENAMED: renamed} if renamed else {}),
         lost=source.lost + int(counts_I.sum() - counts_I[usable].sum()),
         fingerprint=fingerprint,
-        finished=find_finished(output, fingerprint, overwrite=overwrite) if output is not None else None,
+        finished=(
+            find_finished(output, fingerprint, overwrite=overwrite) if output is not None else None
+        ),
     )
     if plan.finished is None and output is not None:
         check_shares(plan, plan.quarantined)
@@ -155,15 +227,23 @@ def plan_shards(
 
 
 def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence[str]) -> None:
-    """`UsageError` where a set written to `output` would change what is only to be read: see `is_written`, and by whatever name it is called."""
+    """`UsageError` where a set written to `output` would change what is only to be read: see
+    `is_written`, and by whatever name it is called.
+    """
     target = real(output)
     for place in places:
         for flag, uri in (("images", place.images), ("annotations", place.annotations)):
             source = real(uri)
             if source == target or target.startswith(source + "/"):
-                raise UsageError(f"--output {output}: is --{flag} {uri} or lies in it; the source is never written to, give another folder")
+                raise UsageError(
+                    f"--output {output}: is --{flag} {uri} or lies in it; the source is never"
+                    " written to, give another folder"
+                )
             if source.startswith(target + "/") and is_written(source[len(target) + 1 :]):
-                raise UsageError(f"--output {output}: --{flag} {uri} has the name of a file that is written there; give another folder")
+                raise UsageError(
+                    f"--output {output}: --{flag} {uri} has the name of a file that is written"
+                    " there; give another folder"
+                )
     for uri in against:
         if real(uri) == target:
             raise UsageError(f"--against {uri}: is the output itself; name the other shard sets")
@@ -182,19 +262,32 @@ def is_shard(name: str) -> bool:
     return re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) is not None
 
 
-def check_listed(source: Source, folders: Sequence[str]) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
-    """The images under the names that their files have; the size of each file, B; when it was changed, ns; the positions of those that can be used;
-    the others in the quarantine; how many names were found in another Unicode form."""
+def check_listed(
+    source: Source, folders: Sequence[str]
+) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
+    """The images under the names that their files have; the size of each file, B; when it was
+    changed, ns; the positions of those that can be used; the others in the quarantine; how many
+    names were found in another Unicode form."""
     images, category_ids = source.images, source.category_ids
     found: list[dict[str, tuple[int, int]]] = []
     spellings: list[dict[str, str]] = []
     for folder in folders:
-        found.append({uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)})
+        found.append(
+            {
+                uri[len(folder) + 1 :]: (size, changed)
+                for uri, size, changed in files.list_changes(folder)
+            }
+        )
         spellings.append({composed(name): name for name in found[-1] if not name.isascii()})
     names, usable, quarantined, renamed = [], [], [], 0
     sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    for place, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        if name not in found[number] and (spelling := spellings[number].get(composed(name))) is not None:
+    for place, (name, number) in enumerate(
+        zip(images.names, images.sources_I.tolist(), strict=True)
+    ):
+        if (
+            name not in found[number]
+            and (spelling := spellings[number].get(composed(name))) is not None
+        ):
             name, renamed = spelling, renamed + 1
         names.append(name)
         size, changed = found[number].get(name, (None, 0))
@@ -206,11 +299,22 @@ def check_listed(source: Source, folders: Sequence[str]) -> tuple[Images, np.nda
         else:
             sizes_I[place], changed_I[place] = size, changed
             usable.append(place)
-    return replace(images, names=names), sizes_I, changed_I, np.array(usable, np.int64), quarantined, renamed
+    return (
+        replace(images, names=names),
+        sizes_I,
+        changed_I,
+        np.array(usable, np.int64),
+        quarantined,
+        renamed,
+    )
 
 
-def cut_shards(sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int) -> list[list[int]]:
-    """Positions in a seeded order, cut where the next one would take a shard over `shard_bytes`. Every position once; no shard is empty."""
+def cut_shards(
+    sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int
+) -> list[list[int]]:
+    """Positions in a seeded order, cut where the next one would take a shard over `shard_bytes`.
+    Every position once; no shard is empty.
+    """
     cuts: list[list[int]] = []
     filled = 0
     for place in np.random.default_rng(seed).permutation(len(sizes)).tolist():
@@ -231,12 +335,16 @@ def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> ShardSet
     if overwrite or not files.exists(uris.join(output, INDEX)):
         return None
     if read_index(output).get("fingerprint") != fingerprint:
-        raise UsageError(f"--output {output}: holds a shard set of another source or other options; give another folder or say --overwrite true")
+        raise UsageError(
+            f"--output {output}: holds a shard set of another source or other options; give another"
+            " folder or say --overwrite true"
+        )
     return open_shard_set(output)
 
 
 def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
-    """Carry a plan out on the connected Ray cluster and publish the index last; without an output, look at every image and write nothing.
+    """Carry a plan out on the connected Ray cluster and publish the index last; without an output,
+    look at every image and write nothing.
 
     `DataError` when too much had to be left out; the quarantine is written before, for reading.
     """
@@ -248,7 +356,9 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     if plan.output is not None:
         files.delete_file(uris.join(plan.output, INDEX))
     reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
-    found = duplicates.find_duplicates((picture for report in reports for picture in report.pictures), known)
+    found = duplicates.find_duplicates(
+        (picture for report in reports for picture in report.pictures), known
+    )
     drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
     reports = drop_images(plan.job, reports, drop, say=say)
 
@@ -256,10 +366,17 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     quarantined = [*left_out, *(duplicates.to_quarantine(found) if drop else [])]
     index, categories = summarise(plan, reports, left_out, found), plan.united.source.categories
     if plan.output is None:
-        return Prepared(index | {"categories": [category._asdict() for category in categories]}, quarantined, None)
+        return Prepared(
+            index | {"categories": [category._asdict() for category in categories]},
+            quarantined,
+            None,
+        )
     check_shares(plan, left_out)
     if not index["counts"]["images"]:
-        raise DataError(f"none of the {plan.united.source.listed} images is left: all are in {', '.join(plan.options.against)}; prepare other images")
+        raise DataError(
+            f"none of the {plan.united.source.listed} images is left: all are in"
+            f" {', '.join(plan.options.against)}; prepare other images"
+        )
     kept = [report.shard for report in reports if report.shard is not None]
     remove_strays(plan.output, {shard.name for shard in kept})
     publish_findings(plan, kept, index, [asdict(record) for record in quarantined])
@@ -268,40 +385,63 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     return Prepared(read_index(plan.output), quarantined, shard_set)
 
 
-def publish_findings(plan: Plan, kept: Sequence[Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]) -> None:
+def publish_findings(
+    plan: Plan, kept: Sequence[Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]
+) -> None:
     """quarantine.parquet and report.html of shards that have no index yet."""
     # It imports torch, which nothing before needs.
     from cluster.reports.data_report import write_report
 
     assert plan.output is not None
     write_quarantine(plan.output, quarantined)
-    categories, names = plan.united.source.categories, tuple(source["name"] for source in index["sources"])
-    shard_set = ShardSet(plan.output, categories, tuple(kept), set_digest(categories, kept), index["counts"], names)
+    categories, names = (
+        plan.united.source.categories,
+        tuple(source["name"] for source in index["sources"]),
+    )
+    shard_set = ShardSet(
+        plan.output, categories, tuple(kept), set_digest(categories, kept), index["counts"], names
+    )
     notes = [sentence for _, sentence in duplicates.sentences(index["duplicates"])]
     write_report(shard_set, quarantined, repairs=index["repairs"], notes=notes)
 
 
-def summarise(plan: Plan, reports: Sequence[ShardReport], left_out: Sequence[Quarantined], found: Sequence[duplicates.Duplicate]) -> dict[str, Any]:
-    """What index.json says besides shards and categories. Of the images and the annotations listed each is in one of `counts`: stored (`images`;
-    `boxes`, crowds among them), left out itself (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image (`lost_annotations`)."""
+def summarise(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    left_out: Sequence[Quarantined],
+    found: Sequence[duplicates.Duplicate],
+) -> dict[str, Any]:
+    """What index.json says besides shards and categories. Of the images and the annotations listed
+    each is in one of `counts`: stored (`images`; `boxes`, crowds among them), left out itself
+    (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image
+    (`lost_annotations`)."""
     counts = sum((Counter(report.counts) for report in reports), Counter())
     dropped = {id_ for report in reports for id_ in report.drop}
-    stored = Counter(picture.source for report in reports for picture in report.pictures if picture.image_id not in dropped)
+    stored = Counter(
+        picture.source
+        for report in reports
+        for picture in report.pictures
+        if picture.image_id not in dropped
+    )
     whats = Counter(record.what for record in left_out)
     repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
     return {
-        "counts": {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
-        | {
-            "quarantined": len(left_out),
-            "quarantined_images": whats["image"],
-            "quarantined_annotations": whats["annotation"],
-            "lost_annotations": plan.lost + counts["lost"],
-            "dropped_images": len(dropped),
-            "listed_images": plan.united.source.listed,
-            "listed_annotations": plan.united.source.annotated,
-        },
+        "counts": (
+            {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
+            | {
+                "quarantined": len(left_out),
+                "quarantined_images": whats["image"],
+                "quarantined_annotations": whats["annotation"],
+                "lost_annotations": plan.lost + counts["lost"],
+                "dropped_images": len(dropped),
+                "listed_images": plan.united.source.listed,
+                "listed_annotations": plan.united.source.annotated,
+            }
+        ),
         "source_digest": plan.united.source.digest,
-        "sources": [{**about, "images": stored[number]} for number, about in enumerate(plan.united.about)],
+        "sources": [
+            {**about, "images": stored[number]} for number, about in enumerate(plan.united.about)
+        ],
         "fingerprint": plan.fingerprint,
         "repairs": dict(sorted(repairs.items())),
         "duplicates": duplicates.describe(found),
@@ -309,10 +449,17 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], left_out: Sequence[Qua
 
 
 def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
-    """`DataError` with the top reasons when more images or annotations were left out than allowed; the quarantine is written before, for reading."""
+    """`DataError` with the top reasons when more images or annotations were left out than allowed;
+    the quarantine is written before, for reading.
+    """
     limits = (
         ("image", plan.united.source.listed, "max_quarantined", plan.options.max_quarantined),
-        ("annotation", plan.united.source.annotated, "max_quarantined_annotations", plan.options.max_quarantined_annotations),
+        (
+            "annotation",
+            plan.united.source.annotated,
+            "max_quarantined_annotations",
+            plan.options.max_quarantined_annotations,
+        ),
     )
     for what, listed, option, share in limits:
         records = [record for record in quarantined if record.what == what]
@@ -323,15 +470,22 @@ def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
             continue
         if plan.output is not None:
             write_quarantine(plan.output, [asdict(record) for record in quarantined])
-        top = "; ".join(f"{len(ones)} x {why}, such as {ones[0]['where']}" for why, ones in by_reason(map(asdict, records))[:3])
+        top = "; ".join(
+            f"{len(ones)} x {why}, such as {ones[0]['where']}"
+            for why, ones in by_reason(map(asdict, records))[:3]
+        )
         rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
         remedy = f"see {uris.join(plan.output, QUARANTINE)}, " if plan.output is not None else ""
         remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
-        raise DataError(f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}")
+        raise DataError(
+            f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}"
+        )
 
 
 def remove_strays(output: str, names: set[str]) -> None:
-    """Shards of a former run that cut the source differently. Nothing else in the folder is touched."""
+    """Shards of a former run that cut the source differently. Nothing else in the folder is
+    touched.
+    """
     for uri, _ in files.list_files(output):
         name = uri[len(output) + 1 :]
         if is_shard(name) and name not in names:

@@ -1,4 +1,6 @@
-"""Parts of a page that stands alone: HTML and CSS in one file, no script, nothing to fetch. A `kind` is the name of a colour."""
+"""Parts of a page that stands alone: HTML and CSS in one file, no script, nothing to fetch. A
+`kind` is the name of a colour.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,10 @@ def page(title: str, body: str) -> str:
     """The whole file. `title` and `body` are HTML."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    top = f'<head><meta charset="utf-8">{policy}{view}<title>{title}</title><style>{STYLE}</style></head>'
+    top = (
+        "<head><meta"
+        f' charset="utf-8">{policy}{view}<title>{title}</title><style>{STYLE}</style></head>'
+    )
     return f'<!DOCTYPE html>\n<html lang="en">{top}<body>{body}</body></html>\n'
 
 
@@ -80,7 +85,10 @@ def bullets(items: Iterable[str]) -> str:
 def bar_row(name: str, share: float, numbers: str, kind: str) -> str:
     """A line with a horizontal bar; `share` of its room, 0 to 1."""
     name = escape(name)
-    return f'<div><b title="{name}">{name}</b><span><i class="{kind}" style="width:{100 * share:.2f}%"></i></span><em>{numbers}</em></div>'
+    return (
+        f'<div><b title="{name}">{name}</b><span><i class="{kind}"'
+        f' style="width:{100 * share:.2f}%"></i></span><em>{numbers}</em></div>'
+    )
 
 
 class Bar(NamedTuple):
@@ -91,23 +99,42 @@ class Bar(NamedTuple):
     kind: str
 
 
-def chart(bars: Sequence[Bar], ticks: Iterable[tuple[float, str]], keys: Sequence[tuple[str, str]]) -> str:
-    """A histogram. `ticks` are (share of the width, text), those outside 0..1 left out; `keys` are (kind, words) beneath it."""
+def chart(
+    bars: Sequence[Bar], ticks: Iterable[tuple[float, str]], keys: Sequence[tuple[str, str]]
+) -> str:
+    """A histogram. `ticks` are (share of the width, text), those outside 0..1 left out; `keys` are
+    (kind, words) beneath it.
+    """
     top = round_up(max((bar.count for bar in bars), default=0))
-    drawn = "".join(f'<i class="{bar.kind}" style="height:{100 * bar.count / top:.2f}%" title="{bar.what}: {bar.count:,}"></i>' for bar in bars)
-    below = "".join(f'<span style="left:{100 * place:.2f}%">{text}</span>' for place, text in ticks if -1e-6 <= place <= 1 + 1e-6)
+    drawn = "".join(
+        f'<i class="{bar.kind}" style="height:{100 * bar.count / top:.2f}%" title="{bar.what}:'
+        f' {bar.count:,}"></i>'
+        for bar in bars
+    )
+    below = "".join(
+        f'<span style="left:{100 * place:.2f}%">{text}</span>'
+        for place, text in ticks
+        if -1e-6 <= place <= 1 + 1e-6
+    )
     legend = "".join(f'<span><i class="{kind}"></i>{words}</span>' for kind, words in keys)
     scale = f"<span>{top:,}</span><span>{top // 2:,}</span><span>0</span>"
-    plot = f'<div class="scale">{scale}</div><div class="plot">{drawn}</div><div class="ticks">{below}</div>'
+    plot = (
+        f'<div class="scale">{scale}</div><div class="plot">{drawn}</div><div'
+        f' class="ticks">{below}</div>'
+    )
     return f'<div class="chart">{plot}</div><p class="legend">{legend}</p>'
 
 
 def round_up(count: int) -> int:
-    """The next of 2, 4, 6, 8, 10, 12, 16, 20, 24, 30, 40, 50, 60, 80, 100, 120, ...: its half is a whole number."""
+    """The next of 2, 4, 6, 8, 10, 12, 16, 20, 24, 30, 40, 50, 60, 80, 100, 120, ...: its half is a
+    whole number.
+    """
     if count <= 10:
         return next(top for top in (2, 4, 6, 8, 10) if top >= count)
     step = 10 ** (len(str(count - 1)) - 2)
-    return next(top * step for top in (12, 16, 20, 24, 30, 40, 50, 60, 80, 100) if top * step >= count)
+    return next(
+        top * step for top in (12, 16, 20, 24, 30, 40, 50, 60, 80, 100) if top * step >= count
+    )
 
 
 def clip(text: str, length: int = 120) -> str:

@@ -1,4 +1,5 @@
-"""What a training run is on storage: configuration, folder, lease, evaluations, starting weights. Knows no Ray and no MLflow.
+"""What a training run is on storage: configuration, folder, lease, evaluations, starting weights.
+Knows no Ray and no MLflow.
 
 Imports shards and storage.
 """

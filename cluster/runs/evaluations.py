@@ -1,11 +1,14 @@
-"""What the evaluations say of a run's checkpoints: which still wait, what the others scored, which is the best, whether training goes on.
+"""What the evaluations say of a run's checkpoints: which still wait, what the others scored, which
+is the best, whether training goes on.
 
-waiting/images-000000004100.json   an evaluation that was asked for: {"checkpoint", "images_seen", "epoch"}; deleted when it is over
-evaluations.json                   those that are over, by images seen: the same with "weights" and `numbers`, or with "error"
-best.json                          the one with the highest AP, the newest of equals
+waiting/images-000000004100.json   an evaluation that was asked for: {"checkpoint", "images_seen",
+"epoch"}; deleted when it is over evaluations.json                   those that are over, by images
+seen: the same with "weights" and `numbers`, or with "error" best.json                          the
+one with the highest AP, the newest of equals
 
-All of it lies in the run's folder, so that it outlives the driver and the workers. One process at a time writes the last two: the driver's evaluator
-or, where the workers evaluate between epochs, rank 0.
+All of it lies in the run's folder, so that it outlives the driver and the workers. One process at a
+time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
+0.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ Verdict = dict[str, Any]
 
 def request(run: str, checkpoint: str, images_seen: int, epoch: int) -> None:
     """Ask for the evaluation of a checkpoint that is complete in storage."""
-    files.write_json(place(run, checkpoint), {"checkpoint": checkpoint, "images_seen": images_seen, "epoch": epoch})
+    files.write_json(
+        place(run, checkpoint),
+        {"checkpoint": checkpoint, "images_seen": images_seen, "epoch": epoch},
+    )
 
 
 def place(run: str, checkpoint: str) -> str:
@@ -32,7 +38,9 @@ def place(run: str, checkpoint: str) -> str:
 
 
 def waiting(run: str) -> list[str]:
-    """URIs of the checkpoints whose evaluation was asked for and is not over, by images seen; they must not be deleted."""
+    """URIs of the checkpoints whose evaluation was asked for and is not over, by images seen; they
+    must not be deleted.
+    """
     names = [os.path.basename(uri) for uri, _ in files.list_files(join(run, WAITING), [".json"])]
     return [join(run, run_folder.CHECKPOINTS, name.removesuffix(".json")) for name in sorted(names)]
 
@@ -48,7 +56,9 @@ def evaluations(run: str) -> list[Verdict]:
 
 
 def settle(run: str, verdict: Verdict) -> None:
-    """An evaluation is over: keep it, in the place of an earlier one at the same images seen, and the best of all."""
+    """An evaluation is over: keep it, in the place of an earlier one at the same images seen, and
+    the best of all.
+    """
     over = including(evaluations(run), verdict)
     run_folder.write(run, EVALUATIONS, {"evaluations": over})
     best = best_of(over)
@@ -58,7 +68,9 @@ def settle(run: str, verdict: Verdict) -> None:
 
 
 def numbers(table: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation keeps of `CocoTable.as_dict`: the numbers over all classes, and in `per_class` the AP of each."""
+    """What an evaluation keeps of `CocoTable.as_dict`: the numbers over all classes, and in
+    `per_class` the AP of each.
+    """
     summary = {name: value for name, value in table.items() if isinstance(value, float)}
     return {**summary, "per_class": {name: row["AP"] for name, row in table["per_class"].items()}}
 
@@ -70,7 +82,9 @@ def including(over: Sequence[Verdict], verdict: Verdict) -> list[Verdict]:
 
 def known(over: Sequence[Verdict], images_seen: int) -> Verdict | None:
     """The evaluation at these images seen, where it came to numbers."""
-    return next((one for one in over if one["images_seen"] == images_seen and "error" not in one), None)
+    return next(
+        (one for one in over if one["images_seen"] == images_seen and "error" not in one), None
+    )
 
 
 def best_of(over: Sequence[Verdict]) -> Verdict | None:
@@ -79,13 +93,18 @@ def best_of(over: Sequence[Verdict]) -> Verdict | None:
     if not scored:
         return None
     best = max(reversed(scored), key=lambda one: one["AP"])
-    return {name: best[name] for name in ("checkpoint", "weights", "images_seen", "epoch", "AP", "AP50", "AP75")}
+    return {
+        name: best[name]
+        for name in ("checkpoint", "weights", "images_seen", "epoch", "AP", "AP50", "AP75")
+    }
 
 
 def reason_to_stop(over: Sequence[Verdict], *, patience: int, min_improvement: float) -> str | None:
-    """Why training should stop: the last `patience` evaluations did not raise AP by more than `min_improvement`. 0 is patience without end.
+    """Why training should stop: the last `patience` evaluations did not raise AP by more than
+    `min_improvement`. 0 is patience without end.
 
-    What counts is the rise above the last evaluation that did, so a slow but steady gain goes on. Evaluations without numbers do not count.
+    What counts is the rise above the last evaluation that did, so a slow but steady gain goes on.
+    Evaluations without numbers do not count.
     """
     good: Verdict | None = None
     without = 0
@@ -97,4 +116,7 @@ def reason_to_stop(over: Sequence[Verdict], *, patience: int, min_improvement: f
     if good is None or not patience or without < patience:
         return None
     by = f" by more than {min_improvement:g}" if min_improvement else ""
-    return f"AP has not risen{by} in {without} evaluations, from {good['AP']:.4f} after epoch {good['epoch']}"
+    return (
+        f"AP has not risen{by} in {without} evaluations, from {good['AP']:.4f} after epoch"
+        f" {good['epoch']}"
+    )

@@ -1,4 +1,6 @@
-"""The model package: weights, description and classes that a checkpoint gives and a predictor loads."""
+"""The model package: weights, description and classes that a checkpoint gives and a predictor
+loads.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,18 @@ from cluster.errors import DataError, UsageError
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from detector.checkpoint import STATE_FILE, parse_state
-from detector.predict import CLASSES_FILE, MODEL_FILE, WEIGHTS_FILE, Predictor, check_description, read_json, write_package
+from detector.predict import (
+    CLASSES_FILE,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    Predictor,
+    check_description,
+    read_json,
+    write_package,
+)
 
 PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
 WEIGHTS = {"model": "model.safetensors", "ema": "ema.safetensors"}
-
 
 
 def read_package(folder: str) -> dict[str, bytes]:
@@ -37,7 +46,9 @@ def load_predictor(package: dict[str, bytes], device: str) -> Predictor:
 
 
 def build_package(best: Mapping[str, Any], folder: str) -> None:
-    """Write the three files of a model package from what a run's best.json names: `checkpoint`, and `weights`, "model" (the default) or "ema"."""
+    """Write the three files of a model package from what a run's best.json names: `checkpoint`, and
+    `weights`, "model" (the default) or "ema".
+    """
     checkpoint, weights = absolute(best["checkpoint"]), best.get("weights", "model")
     if weights not in WEIGHTS:
         raise UsageError(f"best.json: weights must be one of {', '.join(WEIGHTS)}, is {weights!r}")
@@ -47,15 +58,31 @@ def build_package(best: Mapping[str, Any], folder: str) -> None:
             state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))
             package, data = state["package"], files.read_bytes(join(checkpoint, WEIGHTS[weights]))
             if hashlib.sha256(data).hexdigest() != state["files"][WEIGHTS[weights]]["sha256"]:
-                raise DataError(f"{checkpoint}/{WEIGHTS[weights]}: is damaged (its sha256 is another); continue the training, or take another run")
+                raise DataError(
+                    f"{checkpoint}/{WEIGHTS[weights]}: is damaged (its sha256 is another); continue"
+                    " the training, or take another run"
+                )
             files.write_bytes(local, data)
-            write_package(folder, weights=local, description=package["description"], classes=package["classes"])
+            write_package(
+                folder,
+                weights=local,
+                description=package["description"],
+                classes=package["classes"],
+            )
         except FileNotFoundError as error:
-            raise UsageError(f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted or moved?") from error
+            raise UsageError(
+                f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted"
+                " or moved?"
+            ) from error
         except KeyError as error:
-            raise UsageError(f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by another version of it") from error
+            raise UsageError(
+                f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by"
+                " another version of it"
+            ) from error
         except ValueError as error:
-            raise DataError(f"{checkpoint}: is damaged ({error}); continue the training, or take another run") from error
+            raise DataError(
+                f"{checkpoint}: is damaged ({error}); continue the training, or take another run"
+            ) from error
     check_version(folder, f"{checkpoint}/{STATE_FILE}")
 
 
@@ -69,7 +96,9 @@ def package_digest(folder: str) -> str:
 
 
 def check_version(package: str, source: str) -> None:
-    """`UsageError` where another version of the code wrote the package in this local folder, before it is sent to workers; `source` is its name."""
+    """`UsageError` where another version of the code wrote the package in this local folder, before
+    it is sent to workers; `source` is its name.
+    """
     try:
         check_description(read_json(package, MODEL_FILE))
     except ValueError as error:

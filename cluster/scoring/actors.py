@@ -27,11 +27,15 @@ FOUND = pa.schema(
         ("names", pa.list_(pa.string())),
     ]
 )
-"""What scoring adds to a row: status ok or error (then the reason), px of the upright image, detections best first in its frame."""
+"""What scoring adds to a row: status ok or error (then the reason), px of the upright image,
+detections best first in its frame.
+"""
 
 
 class Scorer:
-    """A predictor in a Ray actor; the weights arrive through the object store, so that no node needs to see the driver's disk."""
+    """A predictor in a Ray actor; the weights arrive through the object store, so that no node
+    needs to see the driver's disk.
+    """
 
     def __init__(self, package_ref: ray.ObjectRef, threads: int, device: str):
         package: dict[str, bytes] = ray.get(package_ref)
@@ -40,10 +44,12 @@ class Scorer:
         self.names = [entry["name"] for entry in json.loads(package[CLASSES_FILE])]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already, or whose image cannot be decoded, keeps its
-        place.
+        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already,
+        or whose image cannot be decoded, keeps its place.
         """
-        errors: list[str | None] = table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
+        errors: list[str | None] = (
+            table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
+        )
         samples = []
         for place, data in enumerate(table["image"]):
             if errors[place] is None:
@@ -54,7 +60,9 @@ class Scorer:
         found = self.predictor.detect_all(samples)
         sizes = {sample.image_id: size for sample, size in samples}
         scored = [self.row(found.get(i), sizes.get(i), errors[i]) for i in range(table.num_rows)]
-        kept = table.drop_columns([name for name in ("image", "error") if name in table.column_names])
+        kept = table.drop_columns(
+            [name for name in ("image", "error") if name in table.column_names]
+        )
         columns = pa.Table.from_pylist(scored, schema=FOUND)
         for field in FOUND:
             if field.name in kept.column_names:
@@ -62,9 +70,20 @@ class Scorer:
             kept = kept.append_column(field, columns[field.name])
         return kept
 
-    def row(self, found: Detections | None, size: tuple[int, int] | None, error: str | None) -> dict[str, Any]:
+    def row(
+        self, found: Detections | None, size: tuple[int, int] | None, error: str | None
+    ) -> dict[str, Any]:
         if found is None or size is None:
-            return {"status": "error", "error": error, "height": None, "width": None, "boxes": [], "scores": [], "labels": [], "names": []}
+            return {
+                "status": "error",
+                "error": error,
+                "height": None,
+                "width": None,
+                "boxes": [],
+                "scores": [],
+                "labels": [],
+                "names": [],
+            }
         labels = found.labels_N.tolist()
         return {
             "status": "ok",
@@ -78,11 +97,24 @@ class Scorer:
         }
 
 
-def score(images: ray.data.Dataset, package_folder: str, *, workers: int, cpus_per_worker: float, gpus_per_worker: float = 0) -> ray.data.Dataset:
-    """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see `Scorer`. Every row comes out exactly once."""
+def score(
+    images: ray.data.Dataset,
+    package_folder: str,
+    *,
+    workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0,
+) -> ray.data.Dataset:
+    """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see
+    `Scorer`. Every row comes out exactly once.
+    """
     return images.map_batches(
         Scorer,
-        fn_constructor_args=(ray.put(read_package(package_folder)), max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"),
+        fn_constructor_args=(
+            ray.put(read_package(package_folder)),
+            max(1, int(cpus_per_worker)),
+            "cuda" if gpus_per_worker else "cpu",
+        ),
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),

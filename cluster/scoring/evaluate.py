@@ -1,4 +1,6 @@
-"""A model package on a shard set -> the COCO table, the curves and some pictures, in a local folder and on the MLflow run."""
+"""A model package on a shard set -> the COCO table, the curves and some pictures, in a local folder
+and on the MLflow run.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,20 @@ from detector.voc_metrics import with_voc
 
 
 def evaluate(
-    package: str, shard_set: ShardSet, folder: str, *, scored: str, overlays: int, max_detections: int | None = None, **resources: Any
+    package: str,
+    shard_set: ShardSet,
+    folder: str,
+    *,
+    scored: str,
+    overlays: int,
+    max_detections: int | None = None,
+    **resources: Any,
 ) -> CocoTable:
-    """Score every image of the set once and fill `folder`: metrics.json, table.txt, precision_recall.png, overlays/.
+    """Score every image of the set once and fill `folder`: metrics.json, table.txt,
+    precision_recall.png, overlays/.
 
-    `max_detections`: what the model gives an image, in place of what its package says, and what counts; unset, COCO's 100 of an image and class.
-    `resources`: see `detect_set`.
+    `max_detections`: what the model gives an image, in place of what its package says, and what
+    counts; unset, COCO's 100 of an image and class. `resources`: see `detect_set`.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
@@ -44,7 +54,16 @@ def evaluate(
     precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
     draw_overlays(shard_set, found, os.path.join(folder, "overlays"), count=overlays)
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump({"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest, **table.as_dict()}, file, indent=1)
+        json.dump(
+            {
+                "model": scored,
+                "data": shard_set.uri,
+                "data_digest": shard_set.digest,
+                **table.as_dict(),
+            },
+            file,
+            indent=1,
+        )
     return table
 
 
@@ -56,16 +75,26 @@ def keep_detections(package: str, most: int) -> None:
         json.dump(description, file, indent=1)
 
 
-def draw_overlays(shard_set: ShardSet, found: dict[int, Detections], folder: str, *, count: int) -> None:
+def draw_overlays(
+    shard_set: ShardSet, found: dict[int, Detections], folder: str, *, count: int
+) -> None:
     """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
     drawn = 0
     for group, held in enumerate(shard_set.rows_per_group):
         wanted = min(held, count - drawn)
         if wanted <= 0:
             return
-        for row in read_rows([shard_set.locate_group(group)], [(0, i) for i in range(wanted)]).to_pylist():
+        for row in read_rows(
+            [shard_set.locate_group(group)], [(0, i) for i in range(wanted)]
+        ).to_pylist():
             truth = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-            figure = overlay_figure(decode_image(row["image"]), found[row["image_id"]], shard_set.class_names, truth_N4=truth, title=row["file_name"])
+            figure = overlay_figure(
+                decode_image(row["image"]),
+                found[row["image_id"]],
+                shard_set.class_names,
+                truth_N4=truth,
+                title=row["file_name"],
+            )
             figure.savefig(os.path.join(folder, f"{row['image_id']}.png"), dpi=90)
         drawn += wanted
 
@@ -75,7 +104,9 @@ def record(recorded: dict[str, str], folder: str, *, step: int) -> None:
     run = attach_run(recorded["uri"], recorded["run_id"])
     with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
         metrics = json.load(file)
-    run.log_metrics({f"evaluation/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step)
+    run.log_metrics(
+        {f"evaluation/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step
+    )
     for name in ("metrics.json", "table.txt", "precision_recall.png"):
         run.log_artifact(os.path.join(folder, name), "evaluation")
     for name in sorted(os.listdir(os.path.join(folder, "overlays"))):

@@ -1,3 +1,5 @@
-"""The shard set, the form in which the project keeps its data: format, index, writing, reading, statistics. Imports storage."""
+"""The shard set, the form in which the project keeps its data: format, index, writing, reading,
+statistics. Imports storage.
+"""
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
-"""The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes them a data set.
+"""The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes
+them a data set.
 
-    shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height int32, width int32, boxes list<float[4]>
-                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd list<bool>, area list<float> px^2,
-                                   source int32 (place in the index's `sources`), sha256 binary[32] (of the source file, before any turning)
-    quarantine.parquet             what was left out: what (image | annotation | duplicate), where (file name or id), why, raw (JSON)
-    index.json                     written last; without it there is no data set
+    shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height
+    int32, width int32, boxes list<float[4]>
+                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd
+                                   list<bool>, area list<float> px^2, source int32 (place in the
+                                   index's `sources`), sha256 binary[32] (of the source file, before
+                                   any turning)
+    quarantine.parquet             what was left out: what (image | annotation | duplicate), where
+    (file name or id), why, raw (JSON) index.json                     written last; without it there
+    is no data set
 
-A digest is a sha256 in hex. The set digest covers the schema version, the categories and the digests of the shards, in order,
-so two sets of one digest hold the same bytes in the same order.
+A digest is a sha256 in hex. The set digest covers the schema version, the categories and the
+digests of the shards, in order, so two sets of one digest hold the same bytes in the same order.
 """
 
 from __future__ import annotations
@@ -57,7 +62,9 @@ class RowGroup(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One file: row groups one after another and, from the end of the last one to the end of the file, Parquet's footer."""
+    """One file: row groups one after another and, from the end of the last one to the end of the
+    file, Parquet's footer.
+    """
 
     name: str
     rows: int
@@ -73,11 +80,15 @@ class Shard(NamedTuple):
     @staticmethod
     def of(fields: dict[str, Any]) -> Shard:
         """The shard that `_asdict` gave, also after a round trip through JSON."""
-        return Shard(**{**fields, "row_groups": tuple(RowGroup(*group) for group in fields["row_groups"])})
+        return Shard(
+            **{**fields, "row_groups": tuple(RowGroup(*group) for group in fields["row_groups"])}
+        )
 
 
 class Place(NamedTuple):
-    """All that is needed to read one row group and to know that it is the right one; plain values that travel as JSON."""
+    """All that is needed to read one row group and to know that it is the right one; plain values
+    that travel as JSON.
+    """
 
     uri: str
     number: int
@@ -91,7 +102,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N beside it; sha256 of the source file."""
+    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N
+    beside it; sha256 of the source file.
+    """
 
     image_id: int
     file_name: str

@@ -53,13 +53,30 @@ class ShardSet:
             raise IndexError(f"row group {group} of {self.first_groups[-1]}")
         number = bisect_right(self.first_groups, group) - 1
         shard = self.shards[number]
-        uri, inside, end = join(self.uri, shard.name), group - self.first_groups[number], shard.footer_start
+        uri, inside, end = (
+            join(self.uri, shard.name),
+            group - self.first_groups[number],
+            shard.footer_start,
+        )
         found = shard.row_groups[inside]
-        return Place(uri, inside, found.start, found.bytes, found.sha256, end, shard.bytes - end, shard.footer_sha256)
+        return Place(
+            uri,
+            inside,
+            found.start,
+            found.bytes,
+            found.sha256,
+            end,
+            shard.bytes - end,
+            shard.footer_sha256,
+        )
 
 
 def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
-    identity = [SCHEMA_VERSION, [list(category) for category in categories], [shard.sha256 for shard in shards]]
+    identity = [
+        SCHEMA_VERSION,
+        [list(category) for category in categories],
+        [shard.sha256 for shard in shards],
+    ]
     return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -75,7 +92,8 @@ def write_index(
 ) -> ShardSet:
     """Make the shards a data set. To be called after everything else is written.
 
-    `sources` are what the column `source` counts, each with its `name`. `more` goes into the index as it is.
+    `sources` are what the column `source` counts, each with its `name`. `more` goes into the index
+    as it is.
     """
     digest = set_digest(categories, shards)
     index = {
@@ -89,22 +107,43 @@ def write_index(
         "shards": [shard._asdict() for shard in shards],
     }
     files.write_json(join(folder, INDEX), index)
-    return ShardSet(folder, tuple(categories), tuple(shards), digest, dict(counts), tuple(source["name"] for source in sources))
+    return ShardSet(
+        folder,
+        tuple(categories),
+        tuple(shards),
+        digest,
+        dict(counts),
+        tuple(source["name"] for source in sources),
+    )
 
 
 def read_index(uri: str) -> dict[str, Any]:
-    """The content of index.json. `UsageError` when there is none, `DataError` when it is of another schema version or not an index."""
+    """The content of index.json. `UsageError` when there is none, `DataError` when it is of another
+    schema version or not an index.
+    """
     try:
         index = files.read_json(join(uri, INDEX))
     except FileNotFoundError:
-        raise UsageError(f"{uri}: not a shard set, or its prepare was not finished (no {INDEX}); run `python -m pipelines.prepare` first") from None
+        raise UsageError(
+            f"{uri}: not a shard set, or its prepare was not finished (no {INDEX}); run `python -m"
+            " pipelines.prepare` first"
+        ) from None
     version = index.get("schema_version") if isinstance(index, dict) else None
     if not isinstance(version, int):
-        raise DataError(f"{uri}/{INDEX}: holds no schema_version, so it is not the index of a shard set; check the path")
+        raise DataError(
+            f"{uri}/{INDEX}: holds no schema_version, so it is not the index of a shard set; check"
+            " the path"
+        )
     if version > SCHEMA_VERSION:
-        raise DataError(f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest this program knows; update the program")
+        raise DataError(
+            f"{uri}/{INDEX}: schema version {version} is newer than {SCHEMA_VERSION}, the newest"
+            " this program knows; update the program"
+        )
     if version < SCHEMA_VERSION:
-        raise DataError(f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; run prepare again with --overwrite true")
+        raise DataError(
+            f"{uri}/{INDEX}: schema version {version} lacks the digests of the images; run prepare"
+            " again with --overwrite true"
+        )
     return index
 
 

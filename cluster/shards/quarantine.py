@@ -33,7 +33,9 @@ def read_quarantine(uri: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """`what` image, annotation or duplicate, `where` its file name or id, `why` in a few words, `raw` the record as JSON."""
+    """`what` image, annotation or duplicate, `where` its file name or id, `why` in a few words,
+    `raw` the record as JSON.
+    """
 
     what: str
     where: str
@@ -42,7 +44,9 @@ class Quarantined:
 
 
 def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(why, its records), the most frequent reason first. Details in brackets are not told apart. Records hold what, where, why and raw."""
+    """(why, its records), the most frequent reason first. Details in brackets are not told apart.
+    Records hold what, where, why and raw.
+    """
     whys: dict[str, list[dict[str, str]]] = {}
     for record in quarantined:
         whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record["why"]), []).append(record)

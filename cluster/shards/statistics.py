@@ -1,4 +1,5 @@
-"""A shard set looked over: whether its bytes are those of the index, what its annotations say, which pictures show it.
+"""A shard set looked over: whether its bytes are those of the index, what its annotations say,
+which pictures show it.
 
 Shapes: I images, N boxes; in the choice of pictures C cells, P pairs of an image and a cell in it.
 """
@@ -21,7 +22,9 @@ COCO_SIDES = (32, 96)
 """px, the square roots of the areas between small, medium and large objects in COCO's evaluation."""
 SIZES = ("small", "medium", "large")
 SAMPLE_GROUPS = 4
-"""Row groups that sample pictures are taken from: each is read whole, and four of them hold most classes of most sets."""
+"""Row groups that sample pictures are taken from: each is read whole, and four of them hold most
+classes of most sets.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ class Annotations:
     def objects(self) -> Annotations:
         """The same without crowds."""
         kept_N = ~self.crowd_N
-        of_boxes = [getattr(self, name)[kept_N] for name in ("image_N", "boxes_N4", "labels_N", "crowd_N", "area_N")]
+        of_boxes = [
+            getattr(self, name)[kept_N]
+            for name in ("image_N", "boxes_N4", "labels_N", "crowd_N", "area_N")
+        ]
         return Annotations(self.heights_I, self.widths_I, *of_boxes)
 
 
 def read(shard_set: ShardSet) -> Annotations:
-    """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError` for a shard that is damaged."""
+    """The annotations of all images; no pixel is read, and nothing is done box by box. `DataError`
+    for a shard that is damaged.
+    """
     table = read_columns(shard_set, ["height", "width", "boxes", "labels", "crowd", "area"])
 
     def flat(name: str) -> pa.Array:
@@ -70,36 +78,54 @@ def read(shard_set: ShardSet) -> Annotations:
     )
 
 
-def canvas_factors(heights_I: np.ndarray, widths_I: np.ndarray, *, canvas: tuple[int, int]) -> np.ndarray:
-    """The (y, x) factors from each picture to the canvas (height, width), float64 (I, 2): those of `augment.place` at the scale that fits."""
+def canvas_factors(
+    heights_I: np.ndarray, widths_I: np.ndarray, *, canvas: tuple[int, int]
+) -> np.ndarray:
+    """The (y, x) factors from each picture to the canvas (height, width), float64 (I, 2): those of
+    `augment.place` at the scale that fits.
+    """
     sides_I2 = np.stack([heights_I, widths_I], axis=1)
     scale_I1 = (np.array(canvas) / sides_I2).min(axis=1, keepdims=True)
     return np.maximum(1, np.rint(sides_I2 * scale_I1)) / sides_I2
 
 
 def boxes_on_canvas(annotations: Annotations, *, canvas: tuple[int, int]) -> np.ndarray:
-    """The boxes as the network sees them in evaluation: float32 (N, 4), XYXY px on the canvas (height, width)."""
+    """The boxes as the network sees them in evaluation: float32 (N, 4), XYXY px on the canvas
+    (height, width).
+    """
     factors_I2 = canvas_factors(annotations.heights_I, annotations.widths_I, canvas=canvas)
     # (y, x) -> (x, y, x, y)
-    return (annotations.boxes_N4 * factors_I2[annotations.image_N][:, [1, 0, 1, 0]]).astype(np.float32)
+    return (annotations.boxes_N4 * factors_I2[annotations.image_N][:, [1, 0, 1, 0]]).astype(
+        np.float32
+    )
 
 
-def choose_samples(annotations: Annotations, rows_per_group: Sequence[int], *, count: int) -> list[int]:
-    """Numbers of up to `count` images, ascending, that show many classes and sizes and lie in few row groups.
+def choose_samples(
+    annotations: Annotations, rows_per_group: Sequence[int], *, count: int
+) -> list[int]:
+    """Numbers of up to `count` images, ascending, that show many classes and sizes and lie in few
+    row groups.
 
-    A cell is a class at a size. First the row groups with most cells not seen in those before, then the images in them whose cells were shown least,
-    by the square root of their boxes: a picture that is all boxes shows little.
+    A cell is a class at a size. First the row groups with most cells not seen in those before, then
+    the images in them whose cells were shown least, by the square root of their boxes: a picture
+    that is all boxes shows little.
     """
     group_I = np.repeat(np.arange(len(rows_per_group)), rows_per_group)
     cell_N = annotations.labels_N.astype(np.int64) * len(SIZES) + annotations.size_N
     cells, cell_N = np.unique(cell_N, return_inverse=True)
     # Each cell once an image: two columns, image and cell.
-    image_P, cell_P = np.divmod(np.unique(annotations.image_N * max(1, len(cells)) + cell_N), max(1, len(cells)))
+    image_P, cell_P = np.divmod(
+        np.unique(annotations.image_N * max(1, len(cells)) + cell_N), max(1, len(cells))
+    )
 
-    held_P, held_cell_P = np.divmod(np.unique(group_I[image_P] * max(1, len(cells)) + cell_P), max(1, len(cells)))
+    held_P, held_cell_P = np.divmod(
+        np.unique(group_I[image_P] * max(1, len(cells)) + cell_P), max(1, len(cells))
+    )
     chosen: list[int] = []
     seen_C = np.zeros(len(cells), bool)
-    while len(chosen) < len(rows_per_group) and (len(chosen) < SAMPLE_GROUPS or sum(rows_per_group[group] for group in chosen) < count):
+    while len(chosen) < len(rows_per_group) and (
+        len(chosen) < SAMPLE_GROUPS or sum(rows_per_group[group] for group in chosen) < count
+    ):
         gain = np.bincount(held_P, weights=~seen_C[held_cell_P], minlength=len(rows_per_group))
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
@@ -108,20 +134,29 @@ def choose_samples(annotations: Annotations, rows_per_group: Sequence[int], *, c
     candidates = np.flatnonzero(np.isin(group_I, chosen))
     inside_P = np.isin(image_P, candidates)
     place_P, cell_P = np.searchsorted(candidates, image_P[inside_P]), cell_P[inside_P]
-    crowded = np.sqrt(np.maximum(1, np.bincount(annotations.image_N, minlength=len(group_I))[candidates]))
+    crowded = np.sqrt(
+        np.maximum(1, np.bincount(annotations.image_N, minlength=len(group_I))[candidates])
+    )
     picked: list[int] = []
     shown_C = np.zeros(len(cells))
     while len(picked) < min(count, len(candidates)):
         # A cell that was shown once counts a quarter.
-        gain = np.bincount(place_P, weights=0.25 ** shown_C[cell_P], minlength=len(candidates)) / crowded
+        gain = (
+            np.bincount(place_P, weights=0.25 ** shown_C[cell_P], minlength=len(candidates))
+            / crowded
+        )
         gain[picked] = -1
         picked.append(int(gain.argmax()))
         shown_C[cell_P[place_P == picked[-1]]] += 1
     return sorted(candidates[picked].tolist())
 
 
-def read_samples(shard_set: ShardSet, annotations: Annotations, *, count: int) -> Iterator[dict[str, Any]]:
-    """The rows that `choose_samples` names, as in the shards, one row group in memory at a time. `DataError` for a shard that is damaged."""
+def read_samples(
+    shard_set: ShardSet, annotations: Annotations, *, count: int
+) -> Iterator[dict[str, Any]]:
+    """The rows that `choose_samples` names, as in the shards, one row group in memory at a time.
+    `DataError` for a shard that is damaged.
+    """
     chosen = np.array(choose_samples(annotations, shard_set.rows_per_group, count=count), np.int64)
     starts = epoch_plan.first_rows(shard_set.rows_per_group)
     groups = np.searchsorted(starts, chosen, side="right") - 1

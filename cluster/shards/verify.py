@@ -13,13 +13,19 @@ from cluster.storage import files
 from cluster.storage.uris import join
 
 PIECE_BYTES = 8 << 20
-"""Verifying reads in pieces: large enough to be worth a request each, and whole shards need not fit into memory."""
+"""Verifying reads in pieces: large enough to be worth a request each, and whole shards need not fit
+into memory.
+"""
 
 
-def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None) -> None:
-    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with each bad one.
+def verify_shard_set(
+    shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with
+    each bad one.
 
-    `DataError` naming every shard that is missing or whose bytes are not those of the index, `PlainError` when the storage fails.
+    `DataError` naming every shard that is missing or whose bytes are not those of the index,
+    `PlainError` when the storage fails.
     """
 
     def fault(shard: Shard) -> str:
@@ -31,7 +37,11 @@ def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda
         except FileNotFoundError:
             return "is in the index but not in the folder"
         found = digest.hexdigest()
-        return "" if found == shard.sha256 else f"has sha256 {found[:12]}..., the index names {shard.sha256[:12]}..."
+        return (
+            ""
+            if found == shard.sha256
+            else f"has sha256 {found[:12]}..., the index names {shard.sha256[:12]}..."
+        )
 
     bad = []
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
@@ -40,7 +50,13 @@ def verify_shard_set(shard_set: ShardSet, *, say: Callable[[str], None] = lambda
                 bad.append(shard.name)
                 say(f"{shard.name} {why}")
     if bad:
-        several = f"{len(bad)} of {len(shard_set.shards)} shards are not as {INDEX} has them: {', '.join(bad)}"
+        several = (
+            f"{len(bad)} of {len(shard_set.shards)} shards are not as {INDEX} has them:"
+            f" {', '.join(bad)}"
+        )
         raise DataError(f"{shard_set.uri}: {several}; run prepare with --overwrite true")
     if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
-        raise DataError(f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with --overwrite true")
+        raise DataError(
+            f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with"
+            " --overwrite true"
+        )

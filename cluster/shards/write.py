@@ -16,16 +16,22 @@ from cluster.storage import files
 from cluster.storage.uris import join
 
 MAX_GROUP_BYTES = 4 << 20
-"""A row group is cut before its images pass this, one larger picture being a group of its own: a window of four of them is one block of a stream."""
+"""A row group is cut before its images pass this, one larger picture being a group of its own: a
+window of four of them is one block of a stream.
+"""
 
 
 def encode_shard(rows: Sequence[Row], *, row_group_rows: int) -> pa.Buffer:
-    """The bytes of one shard. The same rows give the same bytes: the options are fixed and nothing tells the time."""
+    """The bytes of one shard. The same rows give the same bytes: the options are fixed and nothing
+    tells the time.
+    """
     sink = pa.BufferOutputStream()
     # Compressing encoded images costs time and saves nothing, and the other columns are small.
-    # Statistics of image bytes would copy whole images into the footer.
-    # Checksums of pages guard what is read of a row group without the whole of it, see `read_columns`.
-    options = dict(compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True)
+    # Statistics of image bytes would copy whole images into the footer. Checksums of pages guard
+    # what is read of a row group without the whole of it, see `read_columns`.
+    options = dict(
+        compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
     with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
         for group in cut_groups(rows, row_group_rows):
             writer.write_table(to_table(group), row_group_size=len(group))
@@ -36,7 +42,11 @@ def cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
     groups: list[list[Row]] = []
     size = 0
     for row in rows:
-        if not groups or len(groups[-1]) == row_group_rows or size + len(row.image) > MAX_GROUP_BYTES:
+        if (
+            not groups
+            or len(groups[-1]) == row_group_rows
+            or size + len(row.image) > MAX_GROUP_BYTES
+        ):
             groups.append([])
             size = 0
         groups[-1].append(row)
@@ -47,7 +57,11 @@ def cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
 def to_table(rows: Sequence[Row]) -> pa.Table:
     offsets = pa.array([0, *itertools.accumulate(len(row.boxes_N4) for row in rows)], pa.int32())
     # (N, 4) of every row -> (4 * all N)
-    corners = np.concatenate([np.asarray(row.boxes_N4, np.float32).reshape(-1) for row in rows]) if rows else np.zeros(0, np.float32)
+    corners = (
+        np.concatenate([np.asarray(row.boxes_N4, np.float32).reshape(-1) for row in rows])
+        if rows
+        else np.zeros(0, np.float32)
+    )
 
     def ragged(values: list[Any], kind: pa.DataType) -> pa.ListArray:
         return pa.ListArray.from_arrays(offsets, pa.array(values, kind))
@@ -58,14 +72,19 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
         pa.array([row.image for row in rows], pa.binary()),
         pa.array([row.height for row in rows], pa.int32()),
         pa.array([row.width for row in rows], pa.int32()),
-        pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(pa.array(corners, pa.float32()), 4)),
+        pa.ListArray.from_arrays(
+            offsets, pa.FixedSizeListArray.from_arrays(pa.array(corners, pa.float32()), 4)
+        ),
         ragged([int(label) for row in rows for label in row.labels_N], pa.int32()),
         ragged([bool(crowd) for row in rows for crowd in row.crowd_N], pa.bool_()),
         ragged([float(area) for row in rows for area in row.area_N], pa.float32()),
         pa.array([row.source for row in rows], pa.int32()),
         pa.array([row.sha256 for row in rows], pa.binary(32)),
     ]
-    return pa.Table.from_arrays([column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.Table.from_arrays(
+        [column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)],
+        schema=SCHEMA,
+    )
 
 
 def write_shard(folder: str, name: str, rows: Sequence[Row], *, row_group_rows: int) -> Shard:
@@ -82,12 +101,23 @@ def describe_shard(name: str, data: pa.Buffer) -> Shard:
     def digest(start: int, stop: int) -> str:
         return hashlib.sha256(content[start:stop]).hexdigest()
 
-    # Columns lie one after another; a row group begins where its first one does, without dictionaries at its first page.
-    starts = [metadata.row_group(number).column(0).data_page_offset for number in range(metadata.num_row_groups)]
+    # Columns lie one after another; a row group begins where its first one does, without
+    # dictionaries at its first page.
+    starts = [
+        metadata.row_group(number).column(0).data_page_offset
+        for number in range(metadata.num_row_groups)
+    ]
     last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
     starts.append(last.data_page_offset + last.total_compressed_size)
     groups = [
         RowGroup(metadata.row_group(number).num_rows, start, stop - start, digest(start, stop))
         for number, (start, stop) in enumerate(itertools.pairwise(starts))
     ]
-    return Shard(name, metadata.num_rows, data.size, digest(0, data.size), tuple(groups), digest(starts[-1], data.size))
+    return Shard(
+        name,
+        metadata.num_rows,
+        data.size,
+        digest(0, data.size),
+        tuple(groups),
+        digest(starts[-1], data.size),
+    )

@@ -1,9 +1,11 @@
-"""Every path and URI the project reads or writes: an absolute local path and s3://bucket/key behave alike.
+"""Every path and URI the project reads or writes: an absolute local path and s3://bucket/key behave
+alike.
 
-The S3 endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ...),
-never from a URI, so that no message and no stored file can carry a secret.
+The S3 endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION,
+AWS_ACCESS_KEY_ID, ...), never from a URI, so that no message and no stored file can carry a secret.
 
-What S3 fails to do for a while is tried again (`s3.Patience`); what it refuses ends in one `PlainError` that says why, a `UsageError` in preflights.
+What S3 fails to do for a while is tried again (`s3.Patience`); what it refuses ends in one
+`PlainError` that says why, a `UsageError` in preflights.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def patiently(uri: str, verb: str, operation: Callable[[], Result]) -> Result:
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     filesystem, path = resolve(uri)
-    return patiently(uri, "looked up", lambda: filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    return patiently(
+        uri, "looked up", lambda: filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    )
 
 
 def size(uri: str) -> int | None:
@@ -55,51 +59,75 @@ def size(uri: str) -> int | None:
 
 
 def open_input(uri: str) -> pa.NativeFile:
-    """A seekable file to read from. `FileNotFoundError` when it is not there; from S3 `PlainError`, now or when it is read, when storage fails."""
+    """A seekable file to read from. `FileNotFoundError` when it is not there; from S3 `PlainError`,
+    now or when it is read, when storage fails.
+    """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem.open_input_file(path)
     file = patiently(uri, "read", lambda: filesystem.open_input_file(path))
-    return fetched_file(file.size(), lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count)))
+    return fetched_file(
+        file.size(),
+        lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count)),
+    )
 
 
 def fetched_file(size: int, fetch: Callable[[int, int], pa.Buffer]) -> pa.NativeFile:
-    """A seekable file of `size` bytes, of which `fetch(start, count)` gives every byte asked for or raises."""
+    """A seekable file of `size` bytes, of which `fetch(start, count)` gives every byte asked for or
+    raises.
+    """
     return pa.PythonFile(s3.FetchedFile(size, fetch), mode="r")
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. `FileNotFoundError` when it is not there; from S3 `PlainError` when storage fails, from elsewhere other `OSError`s."""
+    """The whole file. `FileNotFoundError` when it is not there; from S3 `PlainError` when storage
+    fails, from elsewhere other `OSError`s.
+    """
     with open_input(uri) as file:
         return file.read_buffer().to_pybytes()
 
 
 def read_range(uri: str, start: int, count: int) -> bytes:
-    """`count` bytes from byte `start` on, fewer where the file ends before. Errors: see `read_bytes`."""
+    """`count` bytes from byte `start` on, fewer where the file ends before. Errors: see
+    `read_bytes`.
+    """
     with open_input(uri) as file:
         return file.read_at(count, start)
 
 
 def read_json(uri: str) -> Any:
-    """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not JSON."""
+    """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not
+    JSON.
+    """
     return parse_json(read_bytes(uri), uri)
 
 
 def parse_json(data: bytes, uri: str) -> Any:
-    """The content of the JSON file whose bytes are `data`; `uri` is for the `DataError` that names line and column."""
+    """The content of the JSON file whose bytes are `data`; `uri` is for the `DataError` that names
+    line and column.
+    """
     try:
         return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{uri}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}; write or download it again") from error
+        raise DataError(
+            f"{uri}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg};"
+            " write or download it again"
+        ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{uri}: not valid JSON: byte {error.start} is not UTF-8; write or download it again") from error
+        raise DataError(
+            f"{uri}: not valid JSON: byte {error.start} is not UTF-8; write or download it again"
+        ) from error
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Publish a whole file at once: readers see the old content or the new, never a part of it."""
     filesystem, path = resolve(uri)
     local = isinstance(filesystem, pafs.LocalFileSystem)
-    patiently(uri, "written", lambda: replace_file(path, data) if local else s3.put(filesystem, path, data))
+    patiently(
+        uri,
+        "written",
+        lambda: replace_file(path, data) if local else s3.put(filesystem, path, data),
+    )
 
 
 def replace_file(path: str, data: bytes | pa.Buffer) -> None:
@@ -124,11 +152,14 @@ def current_umask() -> int:
 
 
 def write_json(uri: str, content: Any) -> None:
-    write_bytes(uri, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode())
+    write_bytes(
+        uri, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=False) + "\n").encode()
+    )
 
 
 def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int]]:
-    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder. `suffixes` (".jpg", ...) ignore case.
+    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder.
+    `suffixes` (".jpg", ...) ignore case.
 
     `DataError` where a name is not UTF-8.
     """
@@ -136,7 +167,9 @@ def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[st
 
 
 def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int, int]]:
-    """As `list_files`, with the time of each file's last change: ns since 1970, on S3 whole seconds."""
+    """As `list_files`, with the time of each file's last change: ns since 1970, on S3 whole
+    seconds.
+    """
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     entries = patiently(uri, "listed", lambda: filesystem.get_file_info(selector))
@@ -151,11 +184,15 @@ def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[
             and (wanted is None or entry.path.lower().endswith(wanted))
         )
     except UnicodeDecodeError as error:
-        raise DataError(f"{uri}: holds a file whose name is not UTF-8: {error.object!r}; rename or remove it") from error
+        raise DataError(
+            f"{uri}: holds a file whose name is not UTF-8: {error.object!r}; rename or remove it"
+        ) from error
 
 
 def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:
-    """Copy the files of a local folder to `uri`, the one named `last` (relative to the folder) after all others: it says "complete"."""
+    """Copy the files of a local folder to `uri`, the one named `last` (relative to the folder)
+    after all others: it says "complete".
+    """
     names = [os.path.relpath(path, local).replace(os.sep, "/") for path, _ in list_files(local)]
 
     def copy(name: str) -> None:
@@ -175,7 +212,12 @@ def download_folder(uri: str, local: str) -> None:
     if not files:
         raise UsageError(f"{uri}: there is no such folder or it is empty; check the path")
     with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
-        list(pool.map(lambda file: write_bytes(join(local, file[0][len(uri) + 1 :]), read_bytes(file[0])), files))
+        list(
+            pool.map(
+                lambda file: write_bytes(join(local, file[0][len(uri) + 1 :]), read_bytes(file[0])),
+                files,
+            )
+        )
 
 
 def delete_file(uri: str) -> None:
@@ -186,22 +228,30 @@ def delete_file(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """The folder and everything in it. Nothing happens when it is not there; a whole bucket and / are refused."""
+    """The folder and everything in it. Nothing happens when it is not there; a whole bucket and /
+    are refused.
+    """
     filesystem, path = resolve(uri)
     if "/" not in path.strip("/"):
-        raise UsageError(f"{uri}: a whole bucket or top-level folder is not deleted; name a folder inside it")
+        raise UsageError(
+            f"{uri}: a whole bucket or top-level folder is not deleted; name a folder inside it"
+        )
     with suppress(FileNotFoundError):
         patiently(uri, "deleted", lambda: filesystem.delete_dir(path))
 
 
 def reason(error: Exception) -> str:
-    """The first line of a storage error, short enough for one plain sentence. pyarrow's messages name bucket, key and status, never a secret."""
+    """The first line of a storage error, short enough for one plain sentence. pyarrow's messages
+    name bucket, key and status, never a secret.
+    """
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 @contextmanager
 def plain_errors(uri: str, verb: str) -> Iterator[None]:
-    """A failing storage becomes one plain line (exit code 1); a missing file stays a `FileNotFoundError`, which callers decide about."""
+    """A failing storage becomes one plain line (exit code 1); a missing file stays a
+    `FileNotFoundError`, which callers decide about.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -210,19 +260,30 @@ def plain_errors(uri: str, verb: str) -> Iterator[None]:
         # pyarrow's S3 errors have no number; one that has comes from this machine's disk.
         if uri.startswith(S3) and error.errno is None:
             why = s3.cause(absolute(uri)[len(S3) :], error)
-            raise PlainError(f"{uri}: cannot be {verb}: {why}; then run the command again") from error
-        raise PlainError(f"{uri}: cannot be {verb} ({reason(error)}); check the storage and run the command again") from error
+            raise PlainError(
+                f"{uri}: cannot be {verb}: {why}; then run the command again"
+            ) from error
+        raise PlainError(
+            f"{uri}: cannot be {verb} ({reason(error)}); check the storage and run the command"
+            " again"
+        ) from error
 
 
 @contextmanager
 def content_errors(uri: str, remedy: str) -> Iterator[None]:
-    """For a file that belongs to a set: `DataError` with the remedy when it is missing or damaged, `PlainError` when the storage fails."""
+    """For a file that belongs to a set: `DataError` with the remedy when it is missing or damaged,
+    `PlainError` when the storage fails.
+    """
     try:
         yield
     except FileNotFoundError:
         raise DataError(f"{uri}: is not in the folder of its set; {remedy}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        # What pyarrow says of the content has no number, a disk's fault has one. S3's are a `PlainError` already.
+        # What pyarrow says of the content has no number, a disk's fault has one. S3's are a
+        # `PlainError` already.
         if getattr(error, "errno", None) is not None:
-            raise PlainError(f"{uri}: cannot be read ({reason(error)}); check the storage and run the command again") from error
+            raise PlainError(
+                f"{uri}: cannot be read ({reason(error)}); check the storage and run the command"
+                " again"
+            ) from error
         raise DataError(f"{uri}: is damaged ({reason(error)}); {remedy}") from error

@@ -1,4 +1,6 @@
-"""Before work starts: can a place be reached, read, written? A `UsageError` says what is wrong and the remedy."""
+"""Before work starts: can a place be reached, read, written? A `UsageError` says what is wrong and
+the remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ WRITE_CHECK = ".write-check"
 
 
 def check_reachable(uri: str) -> None:
-    """Preflight: where `uri` is in S3, its endpoint answers and lets these credentials into the bucket. `UsageError` like `check_readable`."""
+    """Preflight: where `uri` is in S3, its endpoint answers and lets these credentials into the
+    bucket. `UsageError` like `check_readable`.
+    """
     uri = absolute(uri)
     if uri.startswith(S3):
         reach_bucket(uri)
 
 
 def check_readable(uri: str) -> None:
-    """Preflight: the file or folder is there and can be read. `UsageError` naming what is wrong and the remedy, within about ten seconds."""
+    """Preflight: the file or folder is there and can be read. `UsageError` naming what is wrong and
+    the remedy, within about ten seconds.
+    """
     uri = absolute(uri)
     if not uri.startswith(S3):
         if not os.path.exists(uri):
@@ -40,18 +46,26 @@ def check_readable(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Preflight: files can be written below the folder, which need not exist yet. `UsageError` like `check_readable`."""
+    """Preflight: files can be written below the folder, which need not exist yet. `UsageError` like
+    `check_readable`.
+    """
     uri = absolute(uri)
     if not uri.startswith(S3):
         nearest = uri
         while not os.path.lexists(nearest):
             nearest = os.path.dirname(nearest)
         if not os.path.exists(nearest):
-            raise UsageError(f"{uri}: {nearest} is a link to {os.readlink(nearest)}, which is not there; mend it or give another path")
+            raise UsageError(
+                f"{uri}: {nearest} is a link to {os.readlink(nearest)}, which is not there; mend it"
+                " or give another path"
+            )
         if not os.path.isdir(nearest):
             raise UsageError(f"{uri}: {nearest} is a file, a folder is needed; give another path")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UsageError(f"{uri}: {nearest} may not be written by this user; change its permissions or give another path")
+            raise UsageError(
+                f"{uri}: {nearest} may not be written by this user; change its permissions or give"
+                " another path"
+            )
         return
     filesystem, path = reach_bucket(uri)
     # The right to list is not the right to write, and that would show only after the work is done.
@@ -61,7 +75,9 @@ def check_writable(uri: str) -> None:
         s3.put(filesystem, probe, b"x")
         filesystem.delete_file(probe)
     except OSError as error:
-        raise UsageError(f"{uri}: the bucket can be listed but not written: {s3.cause(path, error)}") from error
+        raise UsageError(
+            f"{uri}: the bucket can be listed but not written: {s3.cause(path, error)}"
+        ) from error
 
 
 def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -1,6 +1,8 @@
-"""MLflow runs: one per training run, also across retries and resubmissions; a tracking failure never stops training.
+"""MLflow runs: one per training run, also across retries and resubmissions; a tracking failure
+never stops training.
 
-`import mlflow` costs 4 s and 180 MB, so it happens inside functions only; the training workers never come here.
+`import mlflow` costs 4 s and 180 MB, so it happens inside functions only; the training workers
+never come here.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 
 
 # Answers that stay the same however often the call is repeated; everything else may pass.
-REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+REFUSED = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+)
 MLFLOW_DEFAULTS = {
     # MLflow's own patience with a dead server is 7 tries and 120 s each.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -32,7 +39,9 @@ MLFLOW_DEFAULTS = {
 
 
 def import_mlflow() -> Any:
-    """`import mlflow`, patient for seconds and not minutes, and quiet: its INFO lines and SQL tracebacks bury our one plain line."""
+    """`import mlflow`, patient for seconds and not minutes, and quiet: its INFO lines and SQL
+    tracebacks bury our one plain line.
+    """
     for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -53,7 +62,9 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise PlainError(f"MLflow at {uri} failed: {brief(error)}; check the store and run the command again") from error
+        raise PlainError(
+            f"MLflow at {uri} failed: {brief(error)}; check the store and run the command again"
+        ) from error
 
 
 def brief(error: BaseException) -> str:

@@ -1,4 +1,6 @@
-"""Where runs and models are recorded, and whether that can be used: read before a machine is spent, without MLflow."""
+"""Where runs and models are recorded, and whether that can be used: read before a machine is spent,
+without MLflow.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,19 @@ class TrackingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str | None = Field(None, description="MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root, for one machine")
-    experiment: str = Field("retinaray", min_length=1, max_length=200, description="MLflow experiment that the runs belong to")
+    uri: str | None = Field(
+        None,
+        description=(
+            "MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root, for"
+            " one machine"
+        ),
+    )
+    experiment: str = Field(
+        "retinaray",
+        min_length=1,
+        max_length=200,
+        description="MLflow experiment that the runs belong to",
+    )
 
     @field_validator("uri")
     @classmethod
@@ -31,10 +44,17 @@ class TrackingConfig(BaseModel):
         if uri is None:
             return None
         if re.match(r"[^/]*//[^/]*@", uri):
-            # The URI is printed and stored beside checkpoints; this message does not repeat it either.
-            raise ValueError("must not carry credentials; MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN, are their place")
+            # The URI is printed and stored beside checkpoints; this message does not repeat it
+            # either.
+            raise ValueError(
+                "must not carry credentials; MLFLOW_TRACKING_USERNAME and _PASSWORD, or"
+                " MLFLOW_TRACKING_TOKEN, are their place"
+            )
         if not re.match(r"https?://[^/]+|sqlite:////.", uri):
-            raise ValueError(f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for the embedded store")
+            raise ValueError(
+                f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for"
+                " the embedded store"
+            )
         return uri.rstrip("/")
 
 
@@ -44,7 +64,9 @@ def local_root(storage: str) -> str:
 
 
 def tracking_uri(config_uri: str | None, storage: str) -> str:
-    """The URI that MLflow understands: the server that was given, or the embedded SQLite file of this storage root."""
+    """The URI that MLflow understands: the server that was given, or the embedded SQLite file of
+    this storage root.
+    """
     return config_uri or f"sqlite:///{local_root(storage)}/mlflow.db"
 
 
@@ -54,14 +76,20 @@ def ui_command(uri: str) -> str:
         return uri
     mlflow = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "mlflow"))
     mlflow = os.path.abspath(mlflow) if mlflow.startswith("..") else mlflow
-    # The job backend doubles the start time and memory of the server and does nothing for looking at runs.
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(mlflow)} ui --backend-store-uri {shlex.quote(uri)}"
+    # The job backend doubles the start time and memory of the server and does nothing for looking
+    # at runs.
+    return (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(mlflow)} ui --backend-store-uri"
+        f" {shlex.quote(uri)}"
+    )
 
 
 def check_server(uri: str) -> None:
-    """Preflight: an MLflow server answers at `uri`, or its SQLite file can be used; within about four seconds, without importing mlflow.
+    """Preflight: an MLflow server answers at `uri`, or its SQLite file can be used; within about
+    four seconds, without importing mlflow.
 
-    `PlainError` when nothing answers, it is ill, or something else lives there. A demand for credentials counts as an answer.
+    `PlainError` when nothing answers, it is ill, or something else lives there. A demand for
+    credentials counts as an answer.
     """
     if uri.startswith("sqlite:"):
         return check_sqlite(uri)
@@ -72,13 +100,17 @@ def check_server(uri: str) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code >= 500:
-            raise PlainError(f"the MLflow server at {uri} is ill: /health answers {error.code}; {remedy}") from error
+            raise PlainError(
+                f"the MLflow server at {uri} is ill: /health answers {error.code}; {remedy}"
+            ) from error
         healthy = error.code in (401, 403)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise PlainError(f"no MLflow server answers at {uri} ({reason}); {remedy}") from error
     if not healthy:
-        raise PlainError(f"what answers at {uri} is not an MLflow server (its /health does not say OK); {remedy}")
+        raise PlainError(
+            f"what answers at {uri} is not an MLflow server (its /health does not say OK); {remedy}"
+        )
 
 
 def check_sqlite(uri: str) -> None:
@@ -91,8 +123,17 @@ def check_sqlite(uri: str) -> None:
     except FileNotFoundError:
         head = b""
     except OSError as error:
-        raise PlainError(f"the MLflow store {path} cannot be used ({error.strerror}); check its folder or give another storage root") from error
+        raise PlainError(
+            f"the MLflow store {path} cannot be used ({error.strerror}); check its folder or give"
+            " another storage root"
+        ) from error
     if head and head != b"SQLite format 3\0":
-        raise PlainError(f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give another storage root")
+        raise PlainError(
+            f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give"
+            " another storage root"
+        )
     if not os.access(path if head else os.path.dirname(path), os.W_OK):
-        raise PlainError(f"the MLflow store {path} may not be written by this user; change its permissions or give another storage root")
+        raise PlainError(
+            f"the MLflow store {path} may not be written by this user; change its permissions or"
+            " give another storage root"
+        )

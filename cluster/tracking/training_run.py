@@ -1,4 +1,6 @@
-"""What MLflow keeps of a training run: made of the workers' events, and after a kill of the run's folder."""
+"""What MLflow keeps of a training run: made of the workers' events, and after a kill of the run's
+folder.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,45 @@ from cluster.training.console import SHARES
 RETRY_SECONDS = 30.0
 # A run that ends while its server is restarted waits for it this long.
 FINISH_SECONDS = 60.0
-STEP_METRICS = ("classification", "box", "gradient_norm", "positives", "learning_rate", "images_per_second", "epoch", *SHARES)
+STEP_METRICS = (
+    "classification",
+    "box",
+    "gradient_norm",
+    "positives",
+    "learning_rate",
+    "images_per_second",
+    "epoch",
+    *SHARES,
+)
 
 
 class Tracker:
     """The MLflow run of a training run, opened (or found again) at its first step.
 
-    Importing MLflow and creating its store costs 3 CPU seconds and more, which must not delay the first step; and a store that fails must not end a
-    training, so events are kept until it can be opened, which is tried again at most twice a minute. What an earlier driver of the run was told and
-    had not sent when it ended is sent from the run's folder.
+    Importing MLflow and creating its store costs 3 CPU seconds and more, which must not delay the
+    first step; and a store that fails must not end a training, so events are kept until it can be
+    opened, which is tried again at most twice a minute. What an earlier driver of the run was told
+    and had not sent when it ended is sent from the run's folder.
     """
 
-    def __init__(self, *, uri: str, experiment: str, storage: str, run: str, name: str, params: dict[str, Any], config: str):
-        self.uri, self.experiment, self.storage, self.run_folder, self.name = uri, experiment, storage, run, name
+    def __init__(
+        self,
+        *,
+        uri: str,
+        experiment: str,
+        storage: str,
+        run: str,
+        name: str,
+        params: dict[str, Any],
+        config: str,
+    ):
+        self.uri, self.experiment, self.storage, self.run_folder, self.name = (
+            uri,
+            experiment,
+            storage,
+            run,
+            name,
+        )
         self.params, self.config = params, config
         self.run: Run | None = None
         self.pending: list[dict[str, Any]] = []
@@ -38,7 +66,11 @@ class Tracker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.pending.append(event)
-        if self.run is None and event["kind"] not in ("weights", "start", "resume", "warning") and time.monotonic() - self.tried_at >= RETRY_SECONDS:
+        if (
+            self.run is None
+            and event["kind"] not in ("weights", "start", "resume", "warning")
+            and time.monotonic() - self.tried_at >= RETRY_SECONDS
+        ):
             self.open()
         if self.run is not None:
             for waiting in self.pending:
@@ -59,7 +91,10 @@ class Tracker:
             )
             run_folder.write(self.run_folder, run_folder.TRACKING, self.record(run))
         except PlainError as error:
-            print(f"warning: {error}; training goes on, its metrics are kept and sent later", file=sys.stderr)
+            print(
+                f"warning: {error}; training goes on, its metrics are kept and sent later",
+                file=sys.stderr,
+            )
         else:
             run.log_params(self.params)
             run.log_text(self.config, "config.json")
@@ -74,10 +109,16 @@ class Tracker:
         """What the run's folder knows; what MLflow has of it is not sent again."""
         try:
             newest = run_folder.checkpoints(self.run_folder)[-1:]
-            steps = files.read_json(join(newest[0], run_folder.STATE_FILE)).get("told", []) if newest else []
+            steps = (
+                files.read_json(join(newest[0], run_folder.STATE_FILE)).get("told", [])
+                if newest
+                else []
+            )
             over = evaluations.evaluations(self.run_folder)
         except (PlainError, OSError, ValueError) as error:
-            print(f"warning: MLflow gets no metrics from before this start: {error}", file=sys.stderr)
+            print(
+                f"warning: MLflow gets no metrics from before this start: {error}", file=sys.stderr
+            )
             return
         for step in steps:
             run.log_metrics(step_metrics(step), step["images_seen"])
@@ -86,7 +127,9 @@ class Tracker:
                 run.log_metrics(evaluation_metrics(one), one["images_seen"])
 
     def owes(self) -> bool:
-        """Whether the run was trained to its end and an earlier driver was killed, or had no store, before MLflow had all of it."""
+        """Whether the run was trained to its end and an earlier driver was killed, or had no store,
+        before MLflow had all of it.
+        """
         try:
             before = run_folder.read(self.run_folder, run_folder.TRACKING)
             if before is None:
@@ -96,20 +139,32 @@ class Tracker:
         return before["uri"] == self.uri and not before.get("complete")
 
     def finish(self, status: str) -> None:
-        """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a training that did not start."""
+        """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a
+        training that did not start.
+        """
         if self.run is None and (self.pending or (status == "FINISHED" and self.owes())):
             self.open()
         if self.run is not None:
             for waiting in self.pending:
                 track(self.run, waiting)
             # Who interrupts a training waits for nothing.
-            complete = self.run.finish(status, patience_s=10.0 if status == "KILLED" else FINISH_SECONDS)
+            complete = self.run.finish(
+                status, patience_s=10.0 if status == "KILLED" else FINISH_SECONDS
+            )
             if complete and status == "FINISHED":
                 # Without the mark the next start looks again, and sends nothing twice.
                 with contextlib.suppress(PlainError):
-                    run_folder.write(self.run_folder, run_folder.TRACKING, {**self.record(self.run), "complete": True})
+                    run_folder.write(
+                        self.run_folder,
+                        run_folder.TRACKING,
+                        {**self.record(self.run), "complete": True},
+                    )
         elif self.pending:
-            print(f"warning: {len(self.pending)} events of {self.name} are not in MLflow at {self.uri}", file=sys.stderr)
+            print(
+                f"warning: {len(self.pending)} events of {self.name} are not in MLflow at"
+                f" {self.uri}",
+                file=sys.stderr,
+            )
 
 
 def step_metrics(step: dict[str, Any]) -> dict[str, float]:
@@ -120,7 +175,9 @@ def step_metrics(step: dict[str, Any]) -> dict[str, float]:
 def evaluation_metrics(numbers: dict[str, Any]) -> dict[str, float]:
     """Of `evaluations.numbers`, or of a verdict."""
     values = {f"val/{name}": value for name, value in numbers.items() if isinstance(value, float)}
-    return values | {f"val/AP/{name}": value for name, value in numbers.get("per_class", {}).items()}
+    return values | {
+        f"val/AP/{name}": value for name, value in numbers.get("per_class", {}).items()
+    }
 
 
 def track(run: Run, event: dict[str, Any]) -> None:
@@ -128,12 +185,17 @@ def track(run: Run, event: dict[str, Any]) -> None:
     if event["kind"] == "step":
         run.log_metrics(step_metrics(event), event["images_seen"])
     elif event["kind"] == "evaluation":
-        run.log_metrics(evaluation_metrics(evaluations.numbers(event["table"])), event["images_seen"])
+        run.log_metrics(
+            evaluation_metrics(evaluations.numbers(event["table"])), event["images_seen"]
+        )
     elif event["kind"] == "weights":
         # The progress line names three of each kind, this file all.
         run.log_text(json.dumps(event, indent=1), "pretrained.json")
     elif event["kind"] == "timing":
-        run.log_metrics({f"system/{event['node']}/{name}": value for name, value in event["system"].items()}, event["images_seen"])
+        run.log_metrics(
+            {f"system/{event['node']}/{name}": value for name, value in event["system"].items()},
+            event["images_seen"],
+        )
     elif event["kind"] in ("checkpoint", "profile"):
         run.set_tag(event["kind"], event["uri"])
     elif event["kind"] == "stopped":

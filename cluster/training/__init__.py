@@ -1,4 +1,5 @@
-"""Distributed training on Ray Train: launch, worker loop, checkpoints, supervision. Knows no MLflow.
+"""Distributed training on Ray Train: launch, worker loop, checkpoints, supervision. Knows no
+MLflow.
 
 Imports compute, loading, runs, scoring, shards and storage.
 """

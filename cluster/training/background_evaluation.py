@@ -1,4 +1,6 @@
-"""Checkpoints scored beside training: one after the other, by Ray actors with a share of their own, in the order of images seen."""
+"""Checkpoints scored beside training: one after the other, by Ray actors with a share of their own,
+in the order of images seen.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ LOOK_EVERY_S = 5.0
 
 
 class Evaluator:
-    """Runs in the driver. What waits is read from the run's folder, so evaluations that a killed driver left behind are made by the next one.
+    """Runs in the driver. What waits is read from the run's folder, so evaluations that a killed
+    driver left behind are made by the next one.
 
-    While it is entered a thread evaluates beside training, and a failing evaluation costs that evaluation: it is tried once more, then counted as
-    missing. `finish` evaluates what still waits when training is over. `share` is what `detect_set` takes of the machines.
+    While it is entered a thread evaluates beside training, and a failing evaluation costs that
+    evaluation: it is tried once more, then counted as missing. `finish` evaluates what still waits
+    when training is over. `share` is what `detect_set` takes of the machines.
     """
 
-    def __init__(self, run: str, data: str, *, weights: str, share: dict[str, Any], tell: Callable[..., None]):
+    def __init__(
+        self, run: str, data: str, *, weights: str, share: dict[str, Any], tell: Callable[..., None]
+    ):
         self.run, self.data, self.weights, self.share, self.tell = run, data, weights, share, tell
         self.stopped = threading.Event()
         self.abandoned = False
@@ -35,7 +41,9 @@ class Evaluator:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """The evaluation under way is waited for, unless training failed: then it waits for the next start of the run."""
+        """The evaluation under way is waited for, unless training failed: then it waits for the
+        next start of the run.
+        """
         self.abandoned = kind is not None
         self.stopped.set()
         if self.abandoned and (scorer := self.running) is not None:
@@ -49,26 +57,50 @@ class Evaluator:
             try:
                 while not self.stopped.is_set() and (queue := evaluations.waiting(self.run)):
                     self.evaluate(queue, must=False)
-            except Exception as error:  # of the storage, say; what waits still waits, and training goes on
+            except (
+                Exception
+            ) as error:  # of the storage, say; what waits still waits, and training goes on
                 if not self.abandoned:
-                    self.tell("evaluation_failed", what="evaluating beside training", reason=reason_of(error), then="tried again")
+                    self.tell(
+                        "evaluation_failed",
+                        what="evaluating beside training",
+                        reason=reason_of(error),
+                        then="tried again",
+                    )
 
     def finish(self, share: dict[str, Any]) -> None:
-        """Evaluate what still waits, in the share that the workers have left where that is larger. The newest checkpoint must come to numbers.
+        """Evaluate what still waits, in the share that the workers have left where that is larger.
+        The newest checkpoint must come to numbers.
 
         Raises `PlainError` where it does not; then it still waits.
         """
-        self.share = max(self.share, share, key=lambda one: (one["workers"] * one["gpus_per_worker"], one["workers"] * one["cpus_per_worker"]))
+        self.share = max(
+            self.share,
+            share,
+            key=lambda one: (
+                one["workers"] * one["gpus_per_worker"],
+                one["workers"] * one["cpus_per_worker"],
+            ),
+        )
         over = evaluations.evaluations(self.run)
         if over and "error" in over[-1]:
-            evaluations.request(self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch")))
+            evaluations.request(
+                self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch"))
+            )
         while queue := evaluations.waiting(self.run):
             self.evaluate(queue, must=len(queue) == 1)
 
     def evaluate(self, queue: list[str], *, must: bool) -> None:
-        """The first of what waits. Where it `must` come to numbers its failure is raised, else kept as its verdict."""
+        """The first of what waits. Where it `must` come to numbers its failure is raised, else kept
+        as its verdict.
+        """
         asked = evaluations.asked(self.run, queue[0])
-        self.tell("evaluating", images_seen=asked["images_seen"], epoch=asked["epoch"], waiting=len(queue) - 1)
+        self.tell(
+            "evaluating",
+            images_seen=asked["images_seen"],
+            epoch=asked["epoch"],
+            waiting=len(queue) - 1,
+        )
         try:
             table = self.score(asked)
         except Exception as error:  # whatever a task or its machine came to
@@ -77,18 +109,22 @@ class Evaluator:
             if must:
                 kind = type(error) if isinstance(error, PlainError) else PlainError
                 raise kind(
-                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training is finished, the same command evaluates it again"
+                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training"
+                    " is finished, the same command evaluates it again"
                 ) from error
             evaluations.settle(self.run, {**asked, "error": reason_of(error)})
             self.failed(asked, error, then="it stays without AP")
             return
-        evaluations.settle(self.run, {**asked, "weights": self.weights, **evaluations.numbers(table)})
+        evaluations.settle(
+            self.run, {**asked, "weights": self.weights, **evaluations.numbers(table)}
+        )
         self.tell("evaluation", images_seen=asked["images_seen"], epoch=asked["epoch"], table=table)
 
     def score(self, asked: evaluations.Verdict) -> dict[str, Any]:
         try:
             return self.start(asked)
-        except Exception as error:  # a machine that was taken away, a connection that broke: the same again may pass
+        # a machine that was taken away, a connection that broke: the same again may pass
+        except Exception as error:
             if self.abandoned:
                 raise
             self.failed(asked, error, then="tried once more")
@@ -97,20 +133,35 @@ class Evaluator:
     def start(self, asked: evaluations.Verdict) -> dict[str, Any]:
         import ray
 
-        cpus, gpus = self.share["cpus_per_worker"] + READ_CPUS, self.share["gpus_per_worker"] or None
+        cpus, gpus = (
+            self.share["cpus_per_worker"] + READ_CPUS,
+            self.share["gpus_per_worker"] or None,
+        )
         self.running = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus).remote()
         try:
-            return fetch(self.running.table.remote({"checkpoint": asked["checkpoint"], "weights": self.weights}, self.data, self.share))
+            return fetch(
+                self.running.table.remote(
+                    {"checkpoint": asked["checkpoint"], "weights": self.weights},
+                    self.data,
+                    self.share,
+                )
+            )
         finally:
             self.running = None
 
     def failed(self, asked: evaluations.Verdict, error: Exception, *, then: str) -> None:
-        self.tell("evaluation_failed", what=f"evaluation of the checkpoint at {asked['images_seen']} images", reason=reason_of(error), then=then)
+        self.tell(
+            "evaluation_failed",
+            what=f"evaluation of the checkpoint at {asked['images_seen']} images",
+            reason=reason_of(error),
+            then=then,
+        )
 
 
 class Scorer:
-    """`table_of` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60 `ray.cancel` of a task that is just beginning can
-    end the driver ("Check failed: Tried to complete task that was not pending").
+    """`table_of` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60
+    `ray.cancel` of a task that is just beginning can end the driver ("Check failed: Tried to
+    complete task that was not pending").
     """
 
     def table(self, best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +169,9 @@ class Scorer:
 
 
 def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
-    """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself, so that one is all its actor books."""
+    """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself,
+    so that one is all its actor books.
+    """
     from cluster.runs.package import build_package, read_package
     from cluster.scoring.detect import detect_set
     from cluster.scoring.truths import read_truths
@@ -134,6 +187,14 @@ def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: a plain message as it is, else the last line, in which Ray repeats what the task raised."""
+    """One line: a plain message as it is, else the last line, in which Ray repeats what the task
+    raised.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if isinstance(error, PlainError) and lines else lines[-1] if lines else type(error).__name__
+    return (
+        lines[0]
+        if isinstance(error, PlainError) and lines
+        else lines[-1]
+        if lines
+        else type(error).__name__
+    )

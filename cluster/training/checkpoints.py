@@ -1,9 +1,11 @@
-"""A run's checkpoints: when one is due, how it reaches storage without holding up training, and which one a run goes on from.
+"""A run's checkpoints: when one is due, how it reaches storage without holding up training, and
+which one a run goes on from.
 
-The training thread only copies the state. One thread writes the copy into a folder on this node's disk and lets its memory be used again, another
-uploads that folder, state.json last. So in memory there is one copy of weights, average and optimiser; on the local disk there are the folder under
-way, the newest that waits and, while storage is away, as many that wait to be scored as the run keeps. What waits there is found by a worker that
-is started again on this node.
+The training thread only copies the state. One thread writes the copy into a folder on this node's
+disk and lets its memory be used again, another uploads that folder, state.json last. So in memory
+there is one copy of weights, average and optimiser; on the local disk there are the folder under
+way, the newest that waits and, while storage is away, as many that wait to be scored as the run
+keeps. What waits there is found by a worker that is started again on this node.
 """
 
 from __future__ import annotations
@@ -28,13 +30,19 @@ from cluster.storage.uris import join
 from detector.checkpoint import Snapshot, verify_checkpoint, write_checkpoint
 
 NOTICE_STEPS = 8
-"""Steps between questions for a notice that a node will be taken away. Each is a barrier over the ranks; Ray itself looks every 5 s."""
+"""Steps between questions for a notice that a node will be taken away. Each is a barrier over the
+ranks; Ray itself looks every 5 s.
+"""
 PARTIAL = ".partial-"
 SMALL_FILES = 4 << 20
-"""Bytes that a checkpoint takes beside its tensors, generously: state.json and the names of the tensors."""
+"""Bytes that a checkpoint takes beside its tensors, generously: state.json and the names of the
+tensors.
+"""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REQUESTED, TAKEN = threading.Event(), threading.Event()
-"""Of this process: another of its threads asks for a checkpoint, and it is in storage. See `cluster.training.supervisor`."""
+"""Of this process: another of its threads asks for a checkpoint, and it is in storage. See
+`cluster.training.supervisor`.
+"""
 
 
 class Checkpoints:
@@ -51,11 +59,23 @@ class Checkpoints:
         protected: Callable[[], set[str]] = set,
         ask: Callable[[str, int, int], None] = lambda uri, images_seen, epoch: None,
     ):
-        """`born` tells runs apart that had the same URI one after the other; `settings` is `TrainingConfig`, dumped; `tell(kind, **values)` sends an
-        event to the driver. The URIs in `protected()` are not deleted. `ask` has a checkpoint scored that a worker before this one has left.
+        """`born` tells runs apart that had the same URI one after the other; `settings` is
+        `TrainingConfig`, dumped; `tell(kind, **values)` sends an event to the driver. The URIs in
+        `protected()` are not deleted. `ask` has a checkpoint scored that a worker before this one
+        has left.
         """
-        self.run, self.tell, self.writes, self.protected, self.ask = run, tell, writes, protected, ask
-        self.keep, self.every, self.seconds = settings["keep_checkpoints"], settings["checkpoint_images"], 60 * settings["checkpoint_minutes"]
+        self.run, self.tell, self.writes, self.protected, self.ask = (
+            run,
+            tell,
+            writes,
+            protected,
+            ask,
+        )
+        self.keep, self.every, self.seconds = (
+            settings["keep_checkpoints"],
+            settings["checkpoint_images"],
+            60 * settings["checkpoint_minutes"],
+        )
         self.local = local_folder(run, born, settings["checkpoint_folder"])
         self.saved_at, self.steps, self.notice = time.monotonic(), 0, None
         self.memory: Snapshot | None = None
@@ -64,7 +84,10 @@ class Checkpoints:
         self.damaged: set[str] = set()
         self.actions: list[tuple[str, Callable[[], None]]] = []
         self.failure = ""
-        self.disk, self.network = ThreadPoolExecutor(1, "checkpoint-disk"), ThreadPoolExecutor(1, "checkpoint-upload")
+        self.disk, self.network = (
+            ThreadPoolExecutor(1, "checkpoint-disk"),
+            ThreadPoolExecutor(1, "checkpoint-upload"),
+        )
         self.writing: Future[None] | None = None
         self.uploading: Future[None] | None = None
         if writes:
@@ -78,10 +101,14 @@ class Checkpoints:
                     shutil.rmtree(os.path.join(self.local, name))
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
-            raise UsageError(f"{self.local}: {reason}; name another local folder with --training.checkpoint_folder") from error
+            raise UsageError(
+                f"{self.local}: {reason}; name another local folder with"
+                " --training.checkpoint_folder"
+            ) from error
 
     def due(self, before: int, now: int) -> bool:
-        """Whether to save between two steps, the last of which led from `before` to `now` images. All ranks must ask after every step.
+        """Whether to save between two steps, the last of which led from `before` to `now` images.
+        All ranks must ask after every step.
 
         Raises what went wrong with an earlier one on this node's disk.
         """
@@ -91,17 +118,28 @@ class Checkpoints:
             if notice is not None and notice != self.notice:
                 self.notice = notice
                 nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
-                self.tell("warning", text=f"node {nodes} will be taken away; one more checkpoint is taken at {now} images")
+                self.tell(
+                    "warning",
+                    text=(
+                        f"node {nodes} will be taken away; one more checkpoint is taken at {now}"
+                        " images"
+                    ),
+                )
                 return True
         self.raise_failures()
         late = self.seconds and time.monotonic() - self.saved_at >= self.seconds
-        return bool(self.every and before // self.every != now // self.every) or bool(self.writes and (late or REQUESTED.is_set()))
+        return bool(self.every and before // self.every != now // self.every) or bool(
+            self.writes and (late or REQUESTED.is_set())
+        )
 
-    def save(self, images_seen: int, take: Callable[[Snapshot | None], Snapshot], *, scored: bool = False) -> str:
-        """Begin a checkpoint of what `take(memory to use again)` copies, and return the URI at which it will be.
+    def save(
+        self, images_seen: int, take: Callable[[Snapshot | None], Snapshot], *, scored: bool = False
+    ) -> str:
+        """Begin a checkpoint of what `take(memory to use again)` copies, and return the URI at
+        which it will be.
 
-        One that is to be `scored` is uploaded also where a newer one follows. Waits until the one before is on this node's disk. `DiskFull` where
-        this one has no room there.
+        One that is to be `scored` is uploaded also where a newer one follows. Waits until the one
+        before is on this node's disk. `DiskFull` where this one has no room there.
         """
         uri = run_folder.checkpoint_uri(self.run, images_seen)
         self.saved_at = time.monotonic()
@@ -121,14 +159,17 @@ class Checkpoints:
         return uri
 
     def once_stored(self, uri: str, action: Callable[[], None]) -> None:
-        """Call `action` on the upload's thread when the checkpoint is in storage, now if it is there already; never where it does not arrive. One
-        that fails because storage does is called again.
+        """Call `action` on the upload's thread when the checkpoint is in storage, now if it is
+        there already; never where it does not arrive. One that fails because storage does is called
+        again.
         """
         self.actions.append((uri, action))
         self.uploading = self.network.submit(self.upload_waiting)
 
     def close(self) -> None:
-        """Wait until every checkpoint that counts is in storage. `PlainError` where one does not arrive: the run is not finished then."""
+        """Wait until every checkpoint that counts is in storage. `PlainError` where one does not
+        arrive: the run is not finished then.
+        """
         if not self.writes:
             return
         if self.writing is not None:
@@ -144,12 +185,18 @@ class Checkpoints:
                 future.result()
 
     def check_room(self, size: int) -> None:
-        """`DiskFull` where the disk has no room for a checkpoint; what is being uploaded is waited for first, it makes room when it has arrived."""
+        """`DiskFull` where the disk has no room for a checkpoint; what is being uploaded is waited
+        for first, it makes room when it has arrived.
+        """
         if shutil.disk_usage(self.local).free < size + SMALL_FILES and self.uploading is not None:
             self.uploading.result()
         free = shutil.disk_usage(self.local).free
         if free < size + SMALL_FILES:
-            raise DiskFull(no_room(self.local, f"a checkpoint takes {size + SMALL_FILES} bytes, {free} are free"))
+            raise DiskFull(
+                no_room(
+                    self.local, f"a checkpoint takes {size + SMALL_FILES} bytes, {free} are free"
+                )
+            )
 
     def write(self, name: str, snapshot: Snapshot) -> None:
         """On the disk's thread. What is there under its own name is whole."""
@@ -161,11 +208,18 @@ class Checkpoints:
         except Exception as error:
             free = shutil.disk_usage(self.local).free
             shutil.rmtree(partial, ignore_errors=True)
-            # safetensors and torch have errors of their own for a full disk, torch's does not say so.
+            # safetensors and torch have errors of their own for a full disk, torch's does not say
+            # so.
             if getattr(error, "errno", None) in FULL or free < snapshot.size:
-                raise DiskFull(no_room(self.local, f"a checkpoint takes {snapshot.size} bytes, {free} were left")) from error
+                raise DiskFull(
+                    no_room(
+                        self.local, f"a checkpoint takes {snapshot.size} bytes, {free} were left"
+                    )
+                ) from error
             if isinstance(error, OSError):
-                raise PlainError(f"{partial}: cannot be written ({error}); check that disk") from error
+                raise PlainError(
+                    f"{partial}: cannot be written ({error}); check that disk"
+                ) from error
             raise
         self.uploading = self.network.submit(self.upload_waiting)
 
@@ -174,7 +228,9 @@ class Checkpoints:
         return sorted(name for name in os.listdir(self.local) if not name.startswith(PARTIAL))
 
     def upload_waiting(self) -> None:
-        """On the upload's thread: the newest one first, then those that are to be scored; the others are superseded."""
+        """On the upload's thread: the newest one first, then those that are to be scored; the
+        others are superseded.
+        """
         what = "a record"
         try:
             self.act()
@@ -196,11 +252,21 @@ class Checkpoints:
 
     def without_superseded(self) -> list[str]:
         names = self.waiting()
-        scored = [name for name in names[:-1] if join(self.run, run_folder.CHECKPOINTS, name) in self.scored]
+        scored = [
+            name
+            for name in names[:-1]
+            if join(self.run, run_folder.CHECKPOINTS, name) in self.scored
+        ]
         for name in set(names[:-1]) - set(scored[-self.keep :]):
             shutil.rmtree(os.path.join(self.local, name))
             if name in scored:
-                self.tell("warning", text=f"checkpoint {name} is given up: {self.keep} newer ones wait for storage too")
+                self.tell(
+                    "warning",
+                    text=(
+                        f"checkpoint {name} is given up: {self.keep} newer ones wait for"
+                        " storage too"
+                    ),
+                )
         return [*scored[-self.keep :], *names[-1:]]
 
     def upload(self, uri: str) -> None:
@@ -212,20 +278,31 @@ class Checkpoints:
         self.tell("checkpoint", uri=uri, images_seen=int(uri.rsplit("-", 1)[1]))
 
     def prune(self) -> None:
-        """Delete what is neither among the newest `keep`, nor the best, nor protected; also what of older ones was uploaded in part."""
+        """Delete what is neither among the newest `keep`, nor the best, nor protected; also what of
+        older ones was uploaded in part.
+        """
         folders = run_folder.checkpoint_folders(self.run)
-        newest = [uri for uri, complete in folders.items() if complete and uri not in self.damaged][-self.keep :]
-        # First what waits to be scored, then the best: the scorer names a new best before it forgets that the checkpoint waited.
+        newest = [uri for uri, complete in folders.items() if complete and uri not in self.damaged][
+            -self.keep :
+        ]
+        # First what waits to be scored, then the best: the scorer names a new best before it
+        # forgets that the checkpoint waited.
         protected = self.protected()
-        kept = {*newest, *protected, (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint")}
+        kept = {
+            *newest,
+            *protected,
+            (run_folder.read(self.run, run_folder.BEST) or {}).get("checkpoint"),
+        }
         for uri in folders:
             if uri not in kept and uri < newest[-1]:
                 files.delete_folder(uri)
 
     def newest(self, folder: str) -> str | None:
-        """Download the newest checkpoint that is whole, verified, into the local `folder`, and return its URI; None where there is none yet.
+        """Download the newest checkpoint that is whole, verified, into the local `folder`, and
+        return its URI; None where there is none yet.
 
-        What is left out is told. `DataError` where all are damaged: training from the start again is not for a program to decide.
+        What is left out is told. `DataError` where all are damaged: training from the start again
+        is not for a program to decide.
         """
         self.upload_left()
         damaged = []
@@ -242,17 +319,24 @@ class Checkpoints:
             self.stored.add(uri)
             return uri
         if damaged:
-            raise DataError(f"{self.run}: none of its {len(damaged)} checkpoints can be read ({damaged[0]}); restore one or take another --name")
+            raise DataError(
+                f"{self.run}: none of its {len(damaged)} checkpoints can be read ({damaged[0]});"
+                " restore one or take another --name"
+            )
         return None
 
     def upload_left(self) -> None:
-        """What an earlier worker on this node wrote and could not upload: the newest one where it is newer than all in storage, and those that are to
-        be scored, whose evaluation is asked for. What is damaged is told.
+        """What an earlier worker on this node wrote and could not upload: the newest one where it
+        is newer than all in storage, and those that are to be scored, whose evaluation is asked
+        for. What is damaged is told.
         """
         stored = run_folder.checkpoints(self.run)
         newest = max(stored, default="")
         for name in reversed(names := self.waiting()):
-            folder, uri = os.path.join(self.local, name), join(self.run, run_folder.CHECKPOINTS, name)
+            folder, uri = (
+                os.path.join(self.local, name),
+                join(self.run, run_folder.CHECKPOINTS, name),
+            )
             try:
                 state = verify_checkpoint(folder)
             except ValueError as error:
@@ -270,17 +354,27 @@ class Checkpoints:
 
 
 def local_folder(run: str, born: str, configured: str | None) -> str:
-    """Where the checkpoints of this run wait for their upload on whichever node: the same for every worker of it, another one for every other run."""
+    """Where the checkpoints of this run wait for their upload on whichever node: the same for every
+    worker of it, another one for every other run.
+    """
     parent = configured or os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
-    return os.path.join(parent, f"{os.path.basename(run)}-{hashlib.sha256(f'{run} {born}'.encode()).hexdigest()[:12]}")
+    return os.path.join(
+        parent,
+        f"{os.path.basename(run)}-{hashlib.sha256(f'{run} {born}'.encode()).hexdigest()[:12]}",
+    )
 
 
 def no_room(folder: str, what: str) -> str:
-    return f"{folder}: the disk is full ({what}); the checkpoints before it are whole; make room or name another --training.checkpoint_folder"
+    return (
+        f"{folder}: the disk is full ({what}); the checkpoints before it are whole; make room or"
+        " name another --training.checkpoint_folder"
+    )
 
 
 def fetch(uri: str, folder: str) -> dict[str, Any]:
-    """Download a checkpoint into a local folder and return its state. `DataError` where a file is missing or is not what was written."""
+    """Download a checkpoint into a local folder and return its state. `DataError` where a file is
+    missing or is not what was written.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     try:
         files.download_folder(uri, folder)
@@ -292,4 +386,7 @@ def fetch(uri: str, folder: str) -> dict[str, Any]:
 
 
 def other_version(uri: str, error: KeyError) -> str:
-    return f"{uri}: {error} is missing in it; another version of this code wrote it; go on with that version, or start anew under another --name"
+    return (
+        f"{uri}: {error} is missing in it; another version of this code wrote it; go on with that"
+        " version, or start anew under another --name"
+    )

@@ -1,4 +1,6 @@
-"""What a person sees of a training run, and what MLflow keeps of it: both made of the workers' events."""
+"""What a person sees of a training run, and what MLflow keeps of it: both made of the workers'
+events.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SHARES = ("data_share", "step_share", "rest_share")
 
 
 class Progress:
-    """Prints one line that renews itself on a terminal, else one line every `interval` seconds; evaluations and checkpoints always get their own."""
+    """Prints one line that renews itself on a terminal, else one line every `interval` seconds;
+    evaluations and checkpoints always get their own.
+    """
 
     def __init__(self, name: str, *, out: TextIO | None = None, interval: float = 10.0):
         self.name, self.out, self.interval = name, out or sys.stdout, interval
@@ -30,21 +34,35 @@ class Progress:
         if event["ranks"] < event["workers"]:
             asked = f"of {event['workers']} workers"
             kept = event["batch"] == event["batch_size"]
-            parts += f" (kept as it is {asked})" if kept else f" (rescaled from the {event['batch_size']} {asked}, and the learning rate with it)"
+            parts += (
+                f" (kept as it is {asked})"
+                if kept
+                else (
+                    f" (rescaled from the {event['batch_size']} {asked}, and the learning rate"
+                    " with it)"
+                )
+            )
         self.line(
-            f"training on {event['ranks']} workers, {event['threads']} threads each, {event['batch']} images a step{parts}, {event['precision']}; "
-            f"{event['images_seen']} of {self.total} images seen"
+            f"training on {event['ranks']} workers, {event['threads']} threads each,"
+            f" {event['batch']} images a step{parts}, {event['precision']}; {event['images_seen']}"
+            f" of {self.total} images seen"
         )
 
     def on_workers(self, event: dict[str, Any]) -> None:
         """Which process is where, for whoever has to look at one."""
-        shown = [f"{worker['rank']} on {worker['node']} (pid {worker['pid']})" for worker in event["workers"]]
+        shown = [
+            f"{worker['rank']} on {worker['node']} (pid {worker['pid']})"
+            for worker in event["workers"]
+        ]
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         self.line(f"ranks: {', '.join(shown[:8])}{more}")
 
     def on_failure(self, event: dict[str, Any]) -> None:
         details = f"; its traceback is in {event['details']}" if event["details"] else ""
-        self.line(f"rank {event['rank']} on {event['node']} (pid {event['pid']}) failed: {event['reason']}; {event['then']}{details}")
+        self.line(
+            f"rank {event['rank']} on {event['node']} (pid {event['pid']}) failed:"
+            f" {event['reason']}; {event['then']}{details}"
+        )
 
     def on_start_failed(self, event: dict[str, Any]) -> None:
         details = f"; the traceback is in {event['details']}" if event["details"] else ""
@@ -55,15 +73,26 @@ class Progress:
         self.line(f"{who} made no step for {event['seconds']:.0f} s and is ended: {event['place']}")
 
     def on_waiting(self, event: dict[str, Any]) -> None:
-        self.line(f"waiting for {event['wanted']} since {clock(event['seconds'])}: the cluster has no room for them")
+        self.line(
+            f"waiting for {event['wanted']} since {clock(event['seconds'])}: the cluster has no"
+            " room for them"
+        )
 
     def on_resize(self, event: dict[str, Any]) -> None:
-        how = "from the checkpoint just taken" if event["taken"] else "from the newest checkpoint; one more could not be taken in time"
+        how = (
+            "from the checkpoint just taken"
+            if event["taken"]
+            else "from the newest checkpoint; one more could not be taken in time"
+        )
         self.line(f"{event['before']} workers become {event['workers']}, {how}")
 
     def on_weights(self, event: dict[str, Any]) -> None:
         text = f"{event['loaded']} tensors loaded from {event['uri']} ({event['source']})"
-        for kind, words in (("reinitialised", "new for other classes"), ("missing", "not in the file"), ("unused", "of no use")):
+        for kind, words in (
+            ("reinitialised", "new for other classes"),
+            ("missing", "not in the file"),
+            ("unused", "of no use"),
+        ):
             if event[kind]:
                 more = f" and {len(event[kind]) - 3} more" if len(event[kind]) > 3 else ""
                 text += f"; {words}: {', '.join(event[kind][:3])}{more}"
@@ -76,14 +105,21 @@ class Progress:
         self.line(f"warning: {event['text']}")
 
     def on_step(self, event: dict[str, Any]) -> None:
-        # A mean that forgets: one slow interval (an evaluation, a noisy neighbour) must not throw the ETA about.
-        self.rate = event["images_per_second"] if not self.rate else 0.8 * self.rate + 0.2 * event["images_per_second"]
+        # A mean that forgets: one slow interval (an evaluation, a noisy neighbour) must not throw
+        # the ETA about.
+        self.rate = (
+            event["images_per_second"]
+            if not self.rate
+            else 0.8 * self.rate + 0.2 * event["images_per_second"]
+        )
         left = (self.total - event["images_seen"]) / max(self.rate, 1e-9)
         data, step, rest = (f"{100 * event[name]:.0f}%" for name in SHARES)
         text = (
-            f"epoch {event['epoch']:6.2f}  images {event['images_seen']:>8d}/{self.total}  {event['images_per_second']:6.1f} img/s  "
-            f"ETA {clock(left)}  class {event['classification']:.4f}  box {event['box']:.4f}  lr {event['learning_rate']:.2e}  AP {self.last_ap}  "
-            f"time: data {data} step {step} rest {rest}"
+            f"epoch {event['epoch']:6.2f}  images {event['images_seen']:>8d}/{self.total} "
+            f" {event['images_per_second']:6.1f} img/s  ETA {clock(left)}  class"
+            f" {event['classification']:.4f}  box {event['box']:.4f}  lr"
+            f" {event['learning_rate']:.2e}  AP {self.last_ap}  time: data {data} step {step} rest"
+            f" {rest}"
         )
         now = time.monotonic()
         if self.out.isatty():
@@ -100,21 +136,28 @@ class Progress:
             self.line(text)
 
     def on_profile(self, event: dict[str, Any]) -> None:
-        self.line(f"profile of up to {event['steps']} steps in {event['uri']}: operations.txt, and trace.json.gz for ui.perfetto.dev")
+        self.line(
+            f"profile of up to {event['steps']} steps in {event['uri']}: operations.txt, and"
+            " trace.json.gz for ui.perfetto.dev"
+        )
 
     def on_checkpoint(self, event: dict[str, Any]) -> None:
         self.line(f"checkpoint {event['uri']}")
 
     def on_evaluating(self, event: dict[str, Any]) -> None:
         more = f"; {event['waiting']} more wait" if event["waiting"] else ""
-        self.line(f"evaluating the checkpoint at {event['images_seen']} images (epoch {event['epoch']}){more}")
+        self.line(
+            f"evaluating the checkpoint at {event['images_seen']} images (epoch"
+            f" {event['epoch']}){more}"
+        )
 
     def on_evaluation(self, event: dict[str, Any]) -> None:
         table = event["table"]
         self.last_ap = f"{table['AP']:.3f}"
         self.line(
-            f"evaluation of the checkpoint at {event['images_seen']} images (epoch {event['epoch']}) on {table['images']} images: "
-            f"AP {table['AP']:.4f}  AP50 {table['AP50']:.4f}  AP75 {table['AP75']:.4f}"
+            f"evaluation of the checkpoint at {event['images_seen']} images (epoch"
+            f" {event['epoch']}) on {table['images']} images: AP {table['AP']:.4f}  AP50"
+            f" {table['AP50']:.4f}  AP75 {table['AP75']:.4f}"
         )
 
     def on_evaluation_failed(self, event: dict[str, Any]) -> None:

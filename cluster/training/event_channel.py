@@ -12,7 +12,9 @@ Event = dict[str, Any]
 
 
 class Guarded:
-    """A consumer of events whose failures cost nobody else's: a terminal that was closed ends no tracking. The first is told on stderr."""
+    """A consumer of events whose failures cost nobody else's: a terminal that was closed ends no
+    tracking. The first is told on stderr.
+    """
 
     def __init__(self, consumer: Callable[[Event], None]):
         self.consumer, self.told = consumer, False
@@ -24,12 +26,17 @@ class Guarded:
             if not self.told:
                 self.told = True
                 with contextlib.suppress(OSError):
-                    text = f"warning: what training says ({event['kind']}) could not be passed on: {type(error).__name__}: {error}; it goes on"
+                    text = (
+                        f"warning: what training says ({event['kind']}) could not be passed on:"
+                        f" {type(error).__name__}: {error}; it goes on"
+                    )
                     print(text, file=sys.stderr, flush=True)
 
 
 class Board:
-    """Carries events from the workers to a function in the driver: an actor collects them, a thread fetches them twice a second."""
+    """Carries events from the workers to a function in the driver: an actor collects them, a thread
+    fetches them twice a second.
+    """
 
     def __init__(self, on_event: Callable[[Event], None] | None):
         self.on_event = on_event and Guarded(on_event)
@@ -40,8 +47,9 @@ class Board:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On the driver's own node: on one that is taken away it would take all that is said after with it. One thread: with several Ray 2.60 gives up
-        # the order of calls, and makes those twice whose answer a broken connection has lost.
+        # On the driver's own node: on one that is taken away it would take all that is said after
+        # with it. One thread: with several Ray 2.60 gives up the order of calls, and makes those
+        # twice whose answer a broken connection has lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(EventList).remote()
         self.stopped = threading.Event()

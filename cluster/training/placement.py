@@ -16,7 +16,13 @@ def evaluator_of(config: TrainConfig, board: Any) -> Evaluator:
             board.put.remote({"kind": kind, **values})
 
     weights = "ema" if config.optimizer.ema_images else "model"
-    return Evaluator(config.run_uri, absolute(config.data.val), weights=weights, share=config.evaluation_share, tell=tell)
+    return Evaluator(
+        config.run_uri,
+        absolute(config.data.val),
+        weights=weights,
+        share=config.evaluation_share,
+        tell=tell,
+    )
 
 
 def workers_share(config: TrainConfig) -> dict[str, Any]:
@@ -41,18 +47,29 @@ def decode_place(choice: str, *, gpus_per_worker: float) -> str:
     if choice != "auto":
         return choice
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return "tasks" if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources) else "threads"
+    return (
+        "tasks"
+        if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources)
+        else "threads"
+    )
 
 
-def needs(config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None) -> list[dict[str, float]]:
-    """The processes of a training with the CPUs and GPUs that each books: with so many `workers`, unset as few as it may have, and with an evaluation
-    beside it where that is `beside`; a task that decodes needs a core, and a share to read, of its own.
+def needs(
+    config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None
+) -> list[dict[str, float]]:
+    """The processes of a training with the CPUs and GPUs that each books: with so many `workers`,
+    unset as few as it may have, and with an evaluation beside it where that is `beside`; a task
+    that decodes needs a core, and a share to read, of its own.
     """
     number = {"workers": workers or config.training.min_workers or config.training.workers}
     beside = (evaluation or config.training.evaluation) == "beside"
     shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
     return [
-        *(booked(share["cpus_per_worker"] + READ_CPUS, share["gpus_per_worker"]) for share in shares for _ in range(share["workers"])),
+        *(
+            booked(share["cpus_per_worker"] + READ_CPUS, share["gpus_per_worker"])
+            for share in shares
+            for _ in range(share["workers"])
+        ),
         *([booked(1 + READ_CPUS, 0)] if config.training.decode == "tasks" else []),
     ]
 
@@ -61,4 +78,7 @@ def wanted(config: TrainConfig) -> str:
     """The fewest workers in words, with what each books."""
     training = config.training
     gpus = f" and {training.gpus_per_worker:g} GPUs" if training.gpus_per_worker else ""
-    return f"{training.min_workers or training.workers} workers of {training.cpus_per_worker:g} CPUs{gpus}"
+    return (
+        f"{training.min_workers or training.workers} workers of {training.cpus_per_worker:g}"
+        f" CPUs{gpus}"
+    )

@@ -27,7 +27,9 @@ class Checked:
 
 
 def check(config: TrainConfig) -> Checked:
-    """Everything that can be wrong before a machine is spent: the data, the storage, the weight file, the run's name."""
+    """Everything that can be wrong before a machine is spent: the data, the storage, the weight
+    file, the run's name.
+    """
     for uri in (config.data.train, config.data.val):
         check_reachable(uri)
     train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
@@ -36,13 +38,17 @@ def check(config: TrainConfig) -> Checked:
         raise UsageError(f"{empty}: holds no images; prepare it from a JSON that lists some")
     if train_set.categories != val_set.categories:
         raise UsageError(
-            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of data.train {train_set.class_names[:5]}; "
-            "prepare both from JSON files with the same categories"
+            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of"
+            f" data.train {train_set.class_names[:5]}; prepare both from JSON files with the same"
+            " categories"
         )
     unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
     if unknown:
         known = ", ".join(train_set.source_names)
-        raise UsageError(f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known}; name one of these")
+        raise UsageError(
+            f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known};"
+            " name one of these"
+        )
     check_profile(config, train_set)
     check_writable(config.run_uri)
     lease.refuse_held(config.run_uri)
@@ -57,24 +63,37 @@ def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
     training = config.training
     steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
     # With another sampling an epoch has another number of images, which only workers count.
-    if config.sampling == SamplingConfig() and 0 < training.profile_steps and steps < PROFILE_AFTER + training.profile_steps:
+    if (
+        config.sampling == SamplingConfig()
+        and 0 < training.profile_steps
+        and steps < PROFILE_AFTER + training.profile_steps
+    ):
         raise UsageError(
-            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and the first {PROFILE_AFTER} are not recorded; "
-            f"take {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more epochs"
+            f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and"
+            f" the first {PROFILE_AFTER} are not recorded; take"
+            f" {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more"
+            " epochs"
         )
 
 
 def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
-    """Digest of the weight file or the checkpoint that the run starts from, which must be there and fit until the run has `begun`; after that it may
-    be gone, but not be another one.
+    """Digest of the weight file or the checkpoint that the run starts from, which must be there and
+    fit until the run has `begun`; after that it may be gone, but not be another one.
     """
     name = "pretrained" if config.pretrained is not None else "from_checkpoint"
     if getattr(config, name) is None:
         return None
     try:
         if name == "pretrained":
-            return weight_file.check(config.pretrained, None if begun else package_of(config, train_set)["description"]["model"])
-        return parent_checkpoint.digest(config.from_checkpoint) if begun else parent_checkpoint.check(config, train_set)
+            return weight_file.check(
+                config.pretrained,
+                None if begun else package_of(config, train_set)["description"]["model"],
+            )
+        return (
+            parent_checkpoint.digest(config.from_checkpoint)
+            if begun
+            else parent_checkpoint.check(config, train_set)
+        )
     except UsageError:
         before = run_folder.read(config.run_uri, run_folder.CONFIG)
         if not begun or before is None or before["config"].get(name) != getattr(config, name):

@@ -1,4 +1,6 @@
-"""What a worker starts from: the run's newest checkpoint; where there is none yet, a weight file, another run's checkpoint, or its seed."""
+"""What a worker starts from: the run's newest checkpoint; where there is none yet, a weight file,
+another run's checkpoint, or its seed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def resume(worker: Worker) -> None:
-    """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the same one."""
+    """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the
+    same one.
+    """
     with tempfile.TemporaryDirectory(prefix="resume-") as parent:
         folder = os.path.join(parent, "checkpoint")
         found: list[str | None] = [worker.checkpoints.newest(folder) if worker.rank == 0 else None]
@@ -41,10 +45,16 @@ def resume(worker: Worker) -> None:
 
 
 def load(worker: Worker, uri: str, folder: str) -> dict[str, Any]:
-    """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`, and return its state.json."""
+    """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`, and
+    return its state.json.
+    """
     try:
-        state = load_checkpoint(folder, model=worker.model, optimizer=worker.optimizer, average=worker.average)
-        worker.epoch, worker.images_seen, worker.reports.left_out = (state[name] for name in ("epoch", "images_seen", "left_out"))
+        state = load_checkpoint(
+            folder, model=worker.model, optimizer=worker.optimizer, average=worker.average
+        )
+        worker.epoch, worker.images_seen, worker.reports.left_out = (
+            state[name] for name in ("epoch", "images_seen", "left_out")
+        )
         worker.loss_normalizer = state["loss_normalizer"]
         worker.left = [tuple(interval) for interval in state["left"]]
     except KeyError as error:
@@ -53,13 +63,16 @@ def load(worker: Worker, uri: str, folder: str) -> dict[str, Any]:
         raise UsageError(str(error).replace(folder, uri)) from error
     if state["data_digest"] != worker.train_set.digest:
         raise UsageError(
-            f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is {worker.train_set.digest[:12]}; use a new --name for new data"
+            f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is"
+            f" {worker.train_set.digest[:12]}; use a new --name for new data"
         )
     return state
 
 
 def load_weight_file(worker: Worker) -> None:
-    """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download, and the same weights on every rank."""
+    """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download,
+    and the same weights on every rank.
+    """
     uri = worker.job["pretrained"]
     if uri is None:
         return
@@ -89,12 +102,18 @@ def load_start(worker: Worker, folder: str) -> None:
         load(worker, uri, folder)
         worker.tell("resume", checkpoint=uri, images_seen=worker.images_seen, epoch=worker.epoch)
         return
-    name = next(name for name in ("ema.safetensors", "model.safetensors") if os.path.exists(os.path.join(folder, name)))
+    name = next(
+        name
+        for name in ("ema.safetensors", "model.safetensors")
+        if os.path.exists(os.path.join(folder, name))
+    )
     try:
         load_weights(worker.model, os.path.join(folder, name))
     except ValueError as error:
         raise UsageError(str(error).replace(folder, uri)) from error
     if worker.average is not None:
         worker.average = MovingAverage(worker.model, images=worker.average.images)
-    report = PretrainedReport("checkpoint of another run", len(worker.model.state_dict()), (), (), (), ())
+    report = PretrainedReport(
+        "checkpoint of another run", len(worker.model.state_dict()), (), (), (), ()
+    )
     worker.tell("weights", uri=f"{uri}/{name}", **asdict(report))

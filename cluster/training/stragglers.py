@@ -17,10 +17,11 @@ REPEAT_S = 600.0
 
 
 class Stragglers:
-    """Compares the ranks' `timing` events of one interval when all have come, and says in a line each who is slow and who waits for data.
+    """Compares the ranks' `timing` events of one interval when all have come, and says in a line
+    each who is slow and who waits for data.
 
-    A rank is slow when its forward pass takes more than `SLOW` times the median, two intervals in a row: one alone may be a neighbour's doing. Of two
-    ranks the faster is the median.
+    A rank is slow when its forward pass takes more than `SLOW` times the median, two intervals in a
+    row: one alone may be a neighbour's doing. Of two ranks the faster is the median.
     """
 
     def __init__(self, ranks: int):
@@ -41,14 +42,22 @@ class Stragglers:
 
     def starved(self, interval: dict[int, dict[str, Any]]) -> list[str]:
         waits = {rank: event["data_seconds"] for rank, event in interval.items()}
-        waiting = [rank for rank in sorted(waits) if waits[rank] > max(STARVED * interval[rank]["seconds"], LEAST_WAIT_S)]
+        waiting = [
+            rank
+            for rank in sorted(waits)
+            if waits[rank] > max(STARVED * interval[rank]["seconds"], LEAST_WAIT_S)
+        ]
         if not waiting or self.lately("data", waiting):
             return []
         worst = max(waiting, key=waits.get)
-        event, others = interval[worst], f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
+        event, others = (
+            interval[worst],
+            f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else "",
+        )
         return [
-            f"data stall: rank {worst} on {event['node']} waited {event['data_seconds']:.1f} of {event['seconds']:.1f} s for its data{others}; "
-            "more training.decode_threads, or faster storage"
+            f"data stall: rank {worst} on {event['node']} waited {event['data_seconds']:.1f} of"
+            f" {event['seconds']:.1f} s for its data{others}; more training.decode_threads, or"
+            " faster storage"
         ]
 
     def slow(self, interval: dict[int, dict[str, Any]]) -> list[str]:
@@ -59,8 +68,8 @@ class Stragglers:
         if not slow or self.lately("slow", sorted(slow)):
             return []
         return [
-            f"straggler: rank {rank} on {interval[rank]['node']} takes {passes[rank]:.2f} s for a forward pass, the median is {median:.2f} s; "
-            "every step waits for it"
+            f"straggler: rank {rank} on {interval[rank]['node']} takes {passes[rank]:.2f} s for a"
+            f" forward pass, the median is {median:.2f} s; every step waits for it"
             for rank in sorted(slow, key=passes.get, reverse=True)[:4]
         ]
 

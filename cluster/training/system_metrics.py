@@ -9,9 +9,11 @@ import torch
 
 
 def system_metrics(device: torch.device, *, node: bool) -> dict[str, float]:
-    """What MLflow's own monitor would log, under its names. That one sees the driver's machine alone, and loses what a dead server does not take.
+    """What MLflow's own monitor would log, under its names. That one sees the driver's machine
+    alone, and loses what a dead server does not take.
 
-    `node`: CPUs and memory, which one rank a node reports; of its GPU each rank reports itself. The GPU's utilisation needs nvidia-ml-py.
+    `node`: CPUs and memory, which one rank a node reports; of its GPU each rank reports itself. The
+    GPU's utilisation needs nvidia-ml-py.
     """
     metrics = {}
     if node:

@@ -1,4 +1,6 @@
-"""Where one rank's time goes: in waiting for data, in the step, in the rest; what its node is busy with; a torch profile of a few steps."""
+"""Where one rank's time goes: in waiting for data, in the step, in the rest; what its node is busy
+with; a torch profile of a few steps.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,21 @@ from detector.batch import Batch
 
 
 class Timing:
-    """What this rank did since the last `take`, in seconds by its clock. Nothing is exchanged with other ranks and no device is waited for.
+    """What this rank did since the last `take`, in seconds by its clock. Nothing is exchanged with
+    other ranks and no device is waited for.
 
-    In a step all ranks wait for the slowest, so their steps take equally long whoever is slow. In the forward pass none waits for another: its
-    seconds are what `cluster.training.stragglers` compares.
+    In a step all ranks wait for the slowest, so their steps take equally long whoever is slow. In
+    the forward pass none waits for another: its seconds are what `cluster.training.stragglers`
+    compares.
     """
 
-    def __init__(self, device: torch.device, *, profile_steps: int = 0, on_profile: Callable[[Any], None] = lambda profiler: None):
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        profile_steps: int = 0,
+        on_profile: Callable[[Any], None] = lambda profiler: None,
+    ):
         self.device = device
         self.began: float | None = None
         self.clear()
@@ -36,8 +46,8 @@ class Timing:
         self.marks: list[Any] = []
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; what each keeps waiting is counted, but for the very first: the start of processes is no throughput, and made the first
-        ETA ten times too long.
+        """The same batches; what each keeps waiting is counted, but for the very first: the start
+        of processes is no throughput, and made the first ETA ten times too long.
         """
         arriving = iter(batches)
         while True:
@@ -56,7 +66,10 @@ class Timing:
     def step(self, network: nn.Module) -> Iterator[None]:
         """One training step with the forward passes of `network` in it."""
         begun = time.monotonic()
-        hooks = network.register_forward_pre_hook(self.mark), network.register_forward_hook(self.mark)
+        hooks = (
+            network.register_forward_pre_hook(self.mark),
+            network.register_forward_hook(self.mark),
+        )
         try:
             yield
         finally:
@@ -81,7 +94,8 @@ class Timing:
         if self.device.type == "cpu":
             seconds = sum(end - start for start, end in pairs)
         else:
-            # The step before the last one was read already, so this waits for the last forward pass at most.
+            # The step before the last one was read already, so this waits for the last forward pass
+            # at most.
             for _, end in pairs[-1:]:
                 end.synchronize()
             seconds = sum(start.elapsed_time(end) for start, end in pairs) / 1000
@@ -107,6 +121,10 @@ class Timing:
 
 
 def shares(taken: dict[str, float]) -> dict[str, float]:
-    """How an interval was spent: waiting for data, in steps, in the rest (checkpoints, reports), each as a share of it."""
-    data, step = (taken[name] / max(taken["seconds"], 1e-9) for name in ("data_seconds", "step_seconds"))
+    """How an interval was spent: waiting for data, in steps, in the rest (checkpoints, reports),
+    each as a share of it.
+    """
+    data, step = (
+        taken[name] / max(taken["seconds"], 1e-9) for name in ("data_seconds", "step_seconds")
+    )
     return {"data_share": data, "step_share": step, "rest_share": max(0.0, 1 - data - step)}

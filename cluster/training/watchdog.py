@@ -1,4 +1,6 @@
-"""A worker that makes no progress ends itself, so that it is a failure like any other: its group is restarted from the newest checkpoint."""
+"""A worker that makes no progress ends itself, so that it is a failure like any other: its group is
+restarted from the newest checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ LAST_WORDS_S = 2.0
 
 
 class Watchdog:
-    """Ends this process when the thread that made it has not called `progressed` for `limit_s` seconds, or `FIRST_TIMES` as long for the first time;
-    0 is never.
+    """Ends this process when the thread that made it has not called `progressed` for `limit_s`
+    seconds, or `FIRST_TIMES` as long for the first time; 0 is never.
 
-    Before that `tell("hang", seconds, place)` says where the thread is, and the stacks of all threads go to the worker's log. Every rank of a group
-    stands still when one hangs; those that wait for it are told apart by their place. A process that is stopped as a whole, or whose node is, says
-    nothing: it is the one that is missing.
+    Before that `tell("hang", seconds, place)` says where the thread is, and the stacks of all
+    threads go to the worker's log. Every rank of a group stands still when one hangs; those that
+    wait for it are told apart by their place. A process that is stopped as a whole, or whose node
+    is, says nothing: it is the one that is missing.
     """
 
     def __init__(self, limit_s: float, tell: Callable[..., None]):
@@ -51,13 +54,27 @@ class Watchdog:
 
 
 def place_of(thread: int) -> str:
-    """Where a thread is, in words: what it waits for, the innermost frame, and the innermost one of ours."""
+    """Where a thread is, in words: what it waits for, the innermost frame, and the innermost one of
+    ours.
+    """
     frames = traceback.extract_stack(sys._current_frames()[thread])
-    ours = [f for f in frames if os.sep + "cluster" + os.sep in f.filename or os.sep + "detector" + os.sep in f.filename]
-    shown = dict.fromkeys(f"{short(f.filename)}:{f.lineno} {f.name}" for f in (*ours[-1:], frames[-1]))
+    ours = [
+        f
+        for f in frames
+        if os.sep + "cluster" + os.sep in f.filename or os.sep + "detector" + os.sep in f.filename
+    ]
+    shown = dict.fromkeys(
+        f"{short(f.filename)}:{f.lineno} {f.name}" for f in (*ours[-1:], frames[-1])
+    )
     waits = any(os.path.join("torch", "distributed") in f.filename for f in frames)
     backward = any(f.name == "backward" and os.sep + "torch" + os.sep in f.filename for f in frames)
-    why = "waits for other ranks" if waits else "in the backward pass, in which ranks wait for each other" if backward else "hangs"
+    why = (
+        "waits for other ranks"
+        if waits
+        else "in the backward pass, in which ranks wait for each other"
+        if backward
+        else "hangs"
+    )
     return f"{why}, at {' > '.join(shown)}"
 
 

@@ -1,8 +1,11 @@
-"""A pipeline stage: a name, what identifies it, and a function; run, or reused when its outputs are there already.
+"""A pipeline stage: a name, what identifies it, and a function; run, or reused when its outputs are
+there already.
 
-The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds on. Worker counts and URIs are no identity:
-the same data elsewhere, or more machines, are the same stage. The output folder carries a readable name and the fingerprint, and its manifest,
-stage.json, is written last; a folder without one is a stage that did not finish, and its function is called again to go on.
+The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds
+on. Worker counts and URIs are no identity: the same data elsewhere, or more machines, are the same
+stage. The output folder carries a readable name and the fingerprint, and its manifest, stage.json,
+is written last; a folder without one is a stage that did not finish, and its function is called
+again to go on.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that is done. `values` are what its function returned: plain JSON, for the stages after it."""
+    """A stage that is done. `values` are what its function returned: plain JSON, for the stages
+    after it.
+    """
 
     fingerprint: str
     folder: str
@@ -33,9 +38,18 @@ class Finished:
 
 
 def fingerprint(stage: str, identity: Mapping[str, Any], upstream: Sequence[Finished] = ()) -> str:
-    """64 hex characters; the order of the identity's fields does not matter, that of the upstream stages does."""
-    content = {"schema": SCHEMA_VERSION, "stage": stage, "identity": identity, "upstream": [one.fingerprint for one in upstream]}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """64 hex characters; the order of the identity's fields does not matter, that of the upstream
+    stages does.
+    """
+    content = {
+        "schema": SCHEMA_VERSION,
+        "stage": stage,
+        "identity": identity,
+        "upstream": [one.fingerprint for one in upstream],
+    }
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def digest_of_file(uri: str) -> str:
@@ -45,9 +59,11 @@ def digest_of_file(uri: str) -> str:
 
 
 def digest_of_folder(uri: str) -> str:
-    """sha256 of the names and sizes of all files below the folder. `UsageError` when it is not there.
+    """sha256 of the names and sizes of all files below the folder. `UsageError` when it is not
+    there.
 
-    A file replaced by another one of exactly its size is not noticed; reading every byte of the pictures would cost as much as the stage itself.
+    A file replaced by another one of exactly its size is not noticed; reading every byte of the
+    pictures would cost as much as the stage itself.
     """
     uri = uris.absolute(uri)
     preflight.check_readable(uri)
@@ -66,15 +82,19 @@ def run_or_reuse(
     outputs: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Finished:
-    """Call `work(folder)` with `<parent>/<name>-<fingerprint>`, or find that it was done, and say which.
+    """Call `work(folder)` with `<parent>/<name>-<fingerprint>`, or find that it was done, and say
+    which.
 
-    `work` returns plain JSON or nothing. `outputs` are files, in the folder or absolute, that must still be there for the stage to be reused.
-    An error leaves no manifest, so the same call goes on with the same folder.
+    `work` returns plain JSON or nothing. `outputs` are files, in the folder or absolute, that must
+    still be there for the stage to be reused. An error leaves no manifest, so the same call goes on
+    with the same folder.
     """
     digest = fingerprint(stage, identity, upstream)
     folder = uris.join(uris.absolute(parent), f"{name}-{digest[:SHOWN]}")
     before = read_manifest(folder, digest)
-    gone = [uri for uri in (uris.join(folder, output) for output in outputs) if not files.exists(uri)]
+    gone = [
+        uri for uri in (uris.join(folder, output) for output in outputs) if not files.exists(uri)
+    ]
     if before is not None and not gone:
         say(f"[{stage}] reused (fingerprint {digest[:SHOWN]}) {folder}")
         return Finished(digest, folder, before, True)
@@ -83,7 +103,12 @@ def run_or_reuse(
     start = time.monotonic()
     values = work(folder) or {}
     seconds = time.monotonic() - start
-    manifest = {"schema_version": SCHEMA_VERSION, "stage": stage, "fingerprint": digest, "identity": dict(identity)}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "fingerprint": digest,
+        "identity": dict(identity),
+    }
     manifest |= {"seconds": round(seconds, 1), "values": values}
     files.write_json(uris.join(folder, MANIFEST), manifest)
     say(f"[{stage}] done in {seconds:.0f} s")
@@ -91,7 +116,9 @@ def run_or_reuse(
 
 
 def read_manifest(folder: str, digest: str) -> dict[str, Any] | None:
-    """The values of the finished stage in this folder; None where it is not finished, or another stage's fingerprint starts alike."""
+    """The values of the finished stage in this folder; None where it is not finished, or another
+    stage's fingerprint starts alike.
+    """
     try:
         manifest = files.read_json(uris.join(folder, MANIFEST))
     except FileNotFoundError:

@@ -1,10 +1,14 @@
-"""Seconds for which training stands still at a checkpoint: a copy in memory, against writing and uploading before the next step.
+"""Seconds for which training stands still at a checkpoint: a copy in memory, against writing and
+uploading before the next step.
 
-    python tests/benchmarks/checkpoint.py [--backbone resnet50 --canvas 320 --batch 4 --steps 8 --rounds 3]
+    python tests/benchmarks/checkpoint.py [--backbone resnet50 --canvas 320 --batch 4 --steps 8
+    --rounds 3]
 
-One process trains a RetinaNet of 80 classes with AdamW and a moving average on a batch in memory. Each round makes the same number of steps without a
-checkpoint, with one that is saved as training does it, and with one that is written and uploaded to a local folder before training goes on. Still is
-the time of the call; beside is by how much longer the steps that follow take, while the files are written and copied on the same cores.
+One process trains a RetinaNet of 80 classes with AdamW and a moving average on a batch in memory.
+Each round makes the same number of steps without a checkpoint, with one that is saved as training
+does it, and with one that is written and uploaded to a local folder before training goes on. Still
+is the time of the call; beside is by how much longer the steps that follow take, while the files
+are written and copied on the same cores.
 """
 
 from __future__ import annotations
@@ -35,18 +39,29 @@ from detector.step import train_step  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--canvas", type=int, default=320, help="px a side")
     parser.add_argument("--batch", type=int, default=4, help="images a step")
     parser.add_argument("--steps", type=int, default=8, help="steps after each checkpoint")
-    parser.add_argument("--rounds", type=int, default=3, help="times that the three are measured, one after the other")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="times that the three are measured, one after the other",
+    )
     given = parser.parse_args()
 
     torch.manual_seed(0)
-    batch = step.random_batch(batch=given.batch, height=given.canvas, width=given.canvas, classes=80)
+    batch = step.random_batch(
+        batch=given.batch, height=given.canvas, width=given.canvas, classes=80
+    )
     model = RetinaNet(classes=80, backbone=given.backbone).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, name="adamw", learning_rate=1e-4, weight_decay=0.01, momentum=0.9)
+    optimizer = build_optimizer(
+        model, name="adamw", learning_rate=1e-4, weight_decay=0.01, momentum=0.9
+    )
     average = MovingAverage(model, images=1000)
     anchors_A4 = torch.cat(model.anchors(given.canvas, given.canvas))
     dtype = autocast_dtype(torch.device("cpu"), amp=True)
@@ -63,15 +78,24 @@ def main() -> None:
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory(prefix="checkpoint-bench-") as folder:
-        settings = {"keep_checkpoints": 2, "checkpoint_images": 0, "checkpoint_minutes": 0, "checkpoint_folder": f"{folder}/local"}
-        checkpoints = Checkpoints(f"{folder}/beside", born="", settings=settings, tell=lambda *_, **__: None, writes=True)
+        settings = {
+            "keep_checkpoints": 2,
+            "checkpoint_images": 0,
+            "checkpoint_minutes": 0,
+            "checkpoint_folder": f"{folder}/local",
+        }
+        checkpoints = Checkpoints(
+            f"{folder}/beside", born="", settings=settings, tell=lambda *_, **__: None, writes=True
+        )
 
         def take(memory: Snapshot | None) -> Snapshot:
             return take_snapshot(**parts, before=memory)
 
         def blocking(number: int) -> None:
             save_checkpoint(f"{folder}/blocking", **parts)
-            files.upload_folder(f"{folder}/blocking", f"{folder}/store/{number}", last=run_folder.STATE_FILE)
+            files.upload_folder(
+                f"{folder}/blocking", f"{folder}/store/{number}", last=run_folder.STATE_FILE
+            )
 
         ways: dict[str, Callable[[int], object]] = {
             "none": lambda number: None,
@@ -99,7 +123,10 @@ def main() -> None:
     for way in ("beside", "blocking"):
         times = still[way]
         longer = statistics.median(after[way]) - bare
-        print(f"{way:10s} {statistics.median(times):8.2f} ({times[0]:.2f}, {min(times):.2f}, {max(times):.2f}) {longer:20.2f}")
+        print(
+            f"{way:10s} {statistics.median(times):8.2f} ({times[0]:.2f}, {min(times):.2f},"
+            f" {max(times):.2f}) {longer:20.2f}"
+        )
 
 
 if __name__ == "__main__":

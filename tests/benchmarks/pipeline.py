@@ -1,12 +1,15 @@
-"""The whole pipeline beside its bare step and torchvision's, and the seconds from the command typed to the first step.
+"""The whole pipeline beside its bare step and torchvision's, and the seconds from the command typed
+to the first step.
 
     python tests/benchmarks/pipeline.py [--images 96 --epochs 3 --workers 2]
 
-Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines: seconds to the first step, images/s of the epochs after
-the first. Before and after that, as many bare processes as there were workers run a training step on one batch in memory, all at once, without data,
-Ray or gradient exchange: their summed images/s is what the machine could do at that hour. The start is compared with that of a bare Ray Train job of
-as many workers: a script that connects, imports torch and torchvision in the workers and makes one step of a ResNet-18. Last the same command is
-typed against a cluster that runs already (`ray start --head`), three times.
+Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines:
+seconds to the first step, images/s of the epochs after the first. Before and after that, as many
+bare processes as there were workers run a training step on one batch in memory, all at once,
+without data, Ray or gradient exchange: their summed images/s is what the machine could do at that
+hour. The start is compared with that of a bare Ray Train job of as many workers: a script that
+connects, imports torch and torchvision in the workers and makes one step of a ResNet-18. Last the
+same command is typed against a cluster that runs already (`ray start --head`), three times.
 """
 
 from __future__ import annotations
@@ -66,7 +69,10 @@ TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=tem
 def bare_rate(workers: int, *, batch: int, steps: int, torchvision: bool) -> float:
     """Summed images/s of `workers` single-threaded processes that step side by side."""
     program = STEPS.format(root=ROOT, here=HERE, batch=batch, steps=steps, torchvision=torchvision)
-    running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(workers)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        for _ in range(workers)
+    ]
     return sum(float(process.communicate()[0]) for process in running)
 
 
@@ -77,13 +83,17 @@ def bare_start(folder: str, workers: int) -> float:
     with open(script, "w") as file:
         file.write(BARE_RAY_TRAIN.format(mark=mark, workers=workers, folder=folder))
     begun = time.time()
-    subprocess.run([sys.executable, script], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, script], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return os.path.getmtime(mark) - begun
 
 
 @contextmanager
 def running_cluster(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """`ray start --head` with a token and ports of its own, as a child of this process; its address, and the environment in which it is joined."""
+    """`ray start --head` with a token and ports of its own, as a child of this process; its
+    address, and the environment in which it is joined.
+    """
     Path(folder, "token").write_text("0123456789abcdef" * 4)
     secured = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{folder}/token"}
     ports = []
@@ -91,11 +101,28 @@ def running_cluster(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             ports.append(listener.getsockname()[1])
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
-    command += [f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}", "--node-ip-address=127.0.0.1"]
-    command += ["--object-store-memory=300000000", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        f"--port={ports[0]}",
+        f"--dashboard-port={ports[1]}",
+    ]
+    command += [
+        f"--dashboard-agent-listen-port={ports[2]}",
+        f"--ray-client-server-port={ports[3]}",
+        "--node-ip-address=127.0.0.1",
+    ]
+    command += [
+        "--object-store-memory=300000000",
+        "--disable-usage-stats",
+        f"--temp-dir={folder}/ray",
+    ]
     with open(f"{folder}/head.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=secured)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=secured
+        )
     try:
         for _ in range(120):
             with socket.socket() as probe:
@@ -113,7 +140,9 @@ def running_cluster(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
 def pipeline_rates(
     folder: str, options: argparse.Namespace, environment: dict[str, str] | None = None, **more: str
 ) -> tuple[float, float]:
-    """(seconds from the command to the end of the first step, median images/s after the first epoch)."""
+    """(seconds from the command to the end of the first step, median images/s after the first
+    epoch).
+    """
     flags = {
         "config": RECIPE,
         "data.train": f"{folder}/shards/train",
@@ -128,32 +157,69 @@ def pipeline_rates(
         "training.workers": options.workers,
         **more,
     }
-    command = [sys.executable, "-m", "pipelines.train", *(text for name, value in flags.items() for text in (f"--{name}", str(value)))]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.train",
+        *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+    ]
     start, first, rates = time.perf_counter(), 0.0, []
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
     for line in process.stdout:
         if found := re.search(r"epoch +([\d.]+) .* ([\d.]+) img/s", line):
             first = first or time.perf_counter() - start
             if float(found[1]) > 1:
                 rates.append(float(found[2]))
     if process.wait() or not rates:
-        raise SystemExit(f"the training failed with exit code {process.returncode}: {' '.join(command)}")
+        raise SystemExit(
+            f"the training failed with exit code {process.returncode}: {' '.join(command)}"
+        )
     return first, statistics.median(rates)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     batch = 4 // options.workers
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        coco = [sys.executable, "-m", "cluster.prepare.synthetic", f"{folder}/coco", "--train", str(options.images), "--val", "8"]
+        coco = [
+            sys.executable,
+            "-m",
+            "cluster.prepare.synthetic",
+            f"{folder}/coco",
+            "--train",
+            str(options.images),
+            "--val",
+            "8",
+        ]
         subprocess.run(coco, cwd=ROOT, check=True)
         for split in ("train", "val"):
-            source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]
-            prepare = [sys.executable, "-m", "pipelines.prepare", *source, "--output", f"{folder}/shards/{split}"]
+            source = [
+                "--annotations",
+                f"{folder}/coco/annotations/instances_{split}.json",
+                "--images",
+                f"{folder}/coco/images/{split}",
+            ]
+            prepare = [
+                sys.executable,
+                "-m",
+                "pipelines.prepare",
+                *source,
+                "--output",
+                f"{folder}/shards/{split}",
+            ]
             subprocess.run(prepare, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         ours, theirs, starts = [], [], []
 
@@ -166,19 +232,42 @@ def main() -> None:
         first, rate = pipeline_rates(folder, options)
         bare()
         short = argparse.Namespace(**{**vars(options), "epochs": 2})
-        with tempfile.TemporaryDirectory(prefix="rr-") as head, running_cluster(head) as (address, secured):
-            joined = [pipeline_rates(folder, short, secured, name=f"joined-{i}", **{"ray.address": address})[0] for i in range(3)]
+        with (
+            tempfile.TemporaryDirectory(prefix="rr-") as head,
+            running_cluster(head) as (address, secured),
+        ):
+            joined = [
+                pipeline_rates(
+                    folder, short, secured, name=f"joined-{i}", **{"ray.address": address}
+                )[0]
+                for i in range(3)
+            ]
     middle = statistics.mean(ours)
-    print(f"small_r18.yaml (ResNet-18, 128 channels, 320x448), {options.workers} workers, {batch} images a worker and step, {options.images} images")
+    print(
+        f"small_r18.yaml (ResNet-18, 128 channels, 320x448), {options.workers} workers, {batch}"
+        f" images a worker and step, {options.images} images"
+    )
     print("| what | figure |\n|---|---|")
-    print(f"| bare step, {options.workers} processes, before / after | {ours[0]:.2f} / {ours[1]:.2f} img/s |")
+    print(
+        f"| bare step, {options.workers} processes, before / after | {ours[0]:.2f} / {ours[1]:.2f}"
+        " img/s |"
+    )
     print(f"| whole pipeline, median of the steps after the first epoch | {rate:.2f} img/s |")
     print(f"| pipeline / bare step | {rate / middle:.2f} |")
-    print(f"| torchvision's RetinaNet (256 channels), bf16, channels-last, bare step, before / after | {theirs[0]:.2f} / {theirs[1]:.2f} img/s |")
+    print(
+        "| torchvision's RetinaNet (256 channels), bf16, channels-last, bare step, before / after"
+        f" | {theirs[0]:.2f} / {theirs[1]:.2f} img/s |"
+    )
     print(f"| pipeline / torchvision's bare step | {rate / statistics.mean(theirs):.2f} |")
     print(f"| command typed to first step done | {first:.1f} s |")
-    print(f"| the same on a running cluster, three in a row | {' / '.join(f'{seconds:.1f}' for seconds in joined)} s |")
-    print(f"| a bare Ray Train job, command to first step, before / after | {starts[0]:.1f} / {starts[1]:.1f} s |")
+    print(
+        "| the same on a running cluster, three in a row |"
+        f" {' / '.join(f'{seconds:.1f}' for seconds in joined)} s |"
+    )
+    print(
+        f"| a bare Ray Train job, command to first step, before / after | {starts[0]:.1f} /"
+        f" {starts[1]:.1f} s |"
+    )
 
 
 if __name__ == "__main__":

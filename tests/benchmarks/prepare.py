@@ -1,14 +1,20 @@
-"""Peak memory and CPU time of reading a COCO JSON of the size of train2017, and images/s of preparing images beside a copy of their files.
+"""Peak memory and CPU time of reading a COCO JSON of the size of train2017, and images/s of
+preparing images beside a copy of their files.
 
-    python tests/benchmarks/prepare.py [--images 118000 --annotations 860000 --files 2000 --rounds 3]
+    python tests/benchmarks/prepare.py [--images 118000 --annotations 860000 --files 2000 --rounds
+    3]
 
-Writes a JSON (118k images, 860k annotations with polygons, categories last, about 550 MB) into a temporary folder, then reads it twice in processes
-of their own: with `json.load`, which is what most tools do, and with `cluster.formats.coco.read_coco`. The peak is the resident memory that the kernel saw,
-less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two threads (the least that looking at each of them costs) and
-prepared on a Ray that is up, in interleaved rounds, local files to local files; with `--place s3://bucket/prefix` only this, from and to S3.
+Writes a JSON (118k images, 860k annotations with polygons, categories last, about 550 MB) into a
+temporary folder, then reads it twice in processes of their own: with `json.load`, which is what
+most tools do, and with `cluster.formats.coco.read_coco`. The peak is the resident memory that the
+kernel saw, less that of the imports. Then 640x480 JPEGs of about 100 kB are copied, decoded by two
+threads (the least that looking at each of them costs) and prepared on a Ray that is up, in
+interleaved rounds, local files to local files; with `--place s3://bucket/prefix` only this, from
+and to S3.
 
-With `--whole N` only this: a set of N pictures of 9 kB (160x120, every file another) and 7.3 annotations each, with polygons, is prepared from end to
-end, and the peak of the process that plans it is told, over its imports: what the shards take, their tasks take.
+With `--whole N` only this: a set of N pictures of 9 kB (160x120, every file another) and 7.3
+annotations each, with polygons, is prepared from end to end, and the peak of the process that plans
+it is told, over its imports: what the shards take, their tasks take.
 """
 
 from __future__ import annotations
@@ -61,25 +67,52 @@ print(f"{{found.counts['images']}} images, {{found.counts['boxes']}} boxes in {{
 """
 
 
-def write_coco(path: str, *, images: int, annotations: int, size: tuple[int, int] = (480, 640)) -> None:
+def write_coco(
+    path: str, *, images: int, annotations: int, size: tuple[int, int] = (480, 640)
+) -> None:
     """Polygons of 4 to 60 corners with two decimals, as in train2017; fields in its order."""
     rng = random.Random(0)
-    polygons = [[[round(rng.uniform(0, 640), 2) for _ in range(2 * rng.randint(4, 60))]] for _ in range(500)]
+    polygons = [
+        [[round(rng.uniform(0, 640), 2) for _ in range(2 * rng.randint(4, 60))]] for _ in range(500)
+    ]
     shapes = [json.dumps(polygon) for polygon in polygons]
     with open(path, "w", encoding="utf-8") as file:
         file.write('{"info": {"year": 2017}, "licenses": [], "images": [')
         for number in range(images):
-            record = {"license": 3, "file_name": f"{number:012d}.jpg", "coco_url": f"http://images.example.org/train/{number:012d}.jpg"}
-            record |= {"height": size[0], "width": size[1], "date_captured": "2013-11-14 11:18:45", "id": number + 9}
+            record = {
+                "license": 3,
+                "file_name": f"{number:012d}.jpg",
+                "coco_url": f"http://images.example.org/train/{number:012d}.jpg",
+            }
+            record |= {
+                "height": size[0],
+                "width": size[1],
+                "date_captured": "2013-11-14 11:18:45",
+                "id": number + 9,
+            }
             file.write(", " * (number > 0) + json.dumps(record))
         file.write('], "annotations": [')
         for number in range(annotations):
             x, y, width, height = (round(rng.uniform(0, 0.625 * size[0]), 2) for _ in range(4))
-            start = f'{{"segmentation": {rng.choice(shapes)}, "area": {width * height:.4f}, "iscrowd": 0, '
-            rest = f'"image_id": {number % images + 9}, "bbox": [{x}, {y}, {width}, {height}], "category_id": {number % 80 + 1}, "id": {number + 1}}}'
+            start = (
+                f'{{"segmentation": {rng.choice(shapes)}, "area": {width * height:.4f},'
+                ' "iscrowd": 0, '
+            )
+            rest = (
+                f'"image_id": {number % images + 9}, "bbox": [{x}, {y}, {width}, {height}],'
+                f' "category_id": {number % 80 + 1}, "id": {number + 1}}}'
+            )
             file.write(", " * (number > 0) + start + rest)
         file.write('], "categories": ')
-        file.write(json.dumps([{"supercategory": "thing", "id": number, "name": f"class {number}"} for number in range(1, 81)]) + "}")
+        file.write(
+            json.dumps(
+                [
+                    {"supercategory": "thing", "id": number, "name": f"class {number}"}
+                    for number in range(1, 81)
+                ]
+            )
+            + "}"
+        )
 
 
 def measure_speed(count: int, *, rounds: int, place: str) -> None:
@@ -93,23 +126,46 @@ def measure_speed(count: int, *, rounds: int, place: str) -> None:
 
     generator = np.random.default_rng(0)
     pictures = [photos.photo(generator) for _ in range(min(count, photos.DIFFERENT))]
-    records = [{"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(count)]
+    records = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(count)
+    ]
     names = [record["file_name"] for record in records]
     box = {"category_id": 1, "bbox": [10, 10, 50, 60], "iscrowd": 0, "area": 3000}
     boxes = [{"id": i, "image_id": i // 7, **box} for i in range(7 * count)]
-    files.write_json(f"{place}/all.json", {"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]})
+    files.write_json(
+        f"{place}/all.json",
+        {"images": records, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]},
+    )
 
     def each(work: Callable[[str], object], threads: int) -> None:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, names))
 
     def prepare() -> None:
-        ingest.prepare(annotations=f"{place}/all.json", images=f"{place}/images", output=f"{place}/out", overwrite=True, say=lambda line: None)
+        ingest.prepare(
+            annotations=f"{place}/all.json",
+            images=f"{place}/images",
+            output=f"{place}/out",
+            overwrite=True,
+            say=lambda line: None,
+        )
 
-    each(lambda name: files.write_bytes(f"{place}/images/{name}", pictures[int(name.split(".")[0]) % len(pictures)]), 8)
+    each(
+        lambda name: files.write_bytes(
+            f"{place}/images/{name}", pictures[int(name.split(".")[0]) % len(pictures)]
+        ),
+        8,
+    )
     ways: dict[str, Callable[[], object]] = {
-        "copy of the count": lambda: each(lambda name: files.write_bytes(f"{place}/copy/{name}", files.read_bytes(f"{place}/images/{name}")), 8),
-        "decoded by two threads": lambda: each(lambda name: decode_image(files.read_bytes(f"{place}/images/{name}")), 2),
+        "copy of the count": lambda: each(
+            lambda name: files.write_bytes(
+                f"{place}/copy/{name}", files.read_bytes(f"{place}/images/{name}")
+            ),
+            8,
+        ),
+        "decoded by two threads": lambda: each(
+            lambda name: decode_image(files.read_bytes(f"{place}/images/{name}")), 2
+        ),
         "prepare": prepare,
     }
     if not place.startswith("s3://"):
@@ -127,7 +183,11 @@ def measure_speed(count: int, *, rounds: int, place: str) -> None:
         for folder in ("copy", "out"):
             files.delete_folder(f"{place}/{folder}")
     for name, values in rates.items():
-        print(f"{name:24s}{statistics.median(values):6.0f} images/s ({min(values):.0f}..{max(values):.0f})", flush=True)
+        print(
+            f"{name:24s}{statistics.median(values):6.0f} images/s"
+            f" ({min(values):.0f}..{max(values):.0f})",
+            flush=True,
+        )
 
 
 def measure_whole(images: int) -> None:
@@ -142,15 +202,30 @@ def measure_whole(images: int) -> None:
         smooth = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
         sink = io.BytesIO()
         noise = np.random.default_rng(1).integers(-20, 20, (120, 160, 3))
-        pixels = (np.asarray(Image.fromarray(smooth).resize((160, 120)), int) + noise).clip(0, 255).astype(np.uint8)
+        pixels = (
+            (np.asarray(Image.fromarray(smooth).resize((160, 120)), int) + noise)
+            .clip(0, 255)
+            .astype(np.uint8)
+        )
         Image.fromarray(pixels).save(sink, "JPEG", quality=85)
         os.mkdir(f"{folder}/images")
         for number in range(images):
             # What follows the end of a JPEG is not looked at.
-            Path(folder, "images", f"{number:012d}.jpg").write_bytes(sink.getvalue() + number.to_bytes(8, "big"))
-        print(f"source      {images} files of {len(sink.getvalue()) + 8} B, JSON of {os.path.getsize(path) / 2**20:.0f} MB", flush=True)
+            Path(folder, "images", f"{number:012d}.jpg").write_bytes(
+                sink.getvalue() + number.to_bytes(8, "big")
+            )
+        print(
+            f"source      {images} files of {len(sink.getvalue()) + 8} B, JSON of"
+            f" {os.path.getsize(path) / 2**20:.0f} MB",
+            flush=True,
+        )
         code = WHOLE.format(root=ROOT, path=path, images=f"{folder}/images", output=f"{folder}/out")
-        print(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip(), flush=True)
+        print(
+            subprocess.run(
+                [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.strip(),
+            flush=True,
+        )
 
 
 def speed(given: argparse.Namespace) -> None:
@@ -161,7 +236,9 @@ def speed(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--annotations", type=int, default=860_000)
     parser.add_argument("--files", type=int, default=2000)
@@ -176,10 +253,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "instances.json")
         write_coco(path, images=given.images, annotations=given.annotations)
-        print(f"file        {os.path.getsize(path) / 2**20:.0f} MB, {given.annotations} annotations")
+        print(
+            f"file        {os.path.getsize(path) / 2**20:.0f} MB, {given.annotations} annotations"
+        )
         for name, plain in (("json.load", True), ("read_coco", False)):
             code = READ.format(root=ROOT, path=path, plain=plain)
-            print(f"{name:12s}{subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()}", flush=True)
+            print(
+                f"{name:12s}{subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()}",
+                flush=True,
+            )
     speed(given)
 
 

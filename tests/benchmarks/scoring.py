@@ -1,11 +1,14 @@
-"""Seconds of COCO box scoring by library, and whether each says what pycocotools says to the last digit; in interleaved rounds, in one process.
+"""Seconds of COCO box scoring by library, and whether each says what pycocotools says to the last
+digit; in interleaved rounds, in one process.
 
-    python tests/benchmarks/scoring.py [--images 5000 --detections 100 --classes 80 --rounds 3 --leave-out pycocotools]
+    python tests/benchmarks/scoring.py [--images 5000 --detections 100 --classes 80 --rounds 3
+    --leave-out pycocotools]
 
-Every library gets the same columns in memory: `index` is truth into its own form, `load` the detections into it, `score` evaluate, accumulate and
-summarize. `coco_table` is the whole way of detector/metrics.py, from its truth and detections by image to the table. Wall and CPU seconds are medians
-over the rounds. A library that is not installed is left out by name; any of them can be, with `pip install hotcoco faster-coco-eval
-ultrafast-pycocotools`.
+Every library gets the same columns in memory: `index` is truth into its own form, `load` the
+detections into it, `score` evaluate, accumulate and summarize. `coco_table` is the whole way of
+detector/metrics.py, from its truth and detections by image to the table. Wall and CPU seconds are
+medians over the rounds. A library that is not installed is left out by name; any of them can be,
+with `pip install hotcoco faster-coco-eval ultrafast-pycocotools`.
 """
 
 from __future__ import annotations
@@ -39,9 +42,12 @@ LIBRARIES = {
 """Distribution -> module of `COCO`, module of the evaluation, its name."""
 
 
-def synthetic(images: int, per_image: int, classes: int, seed: int = 0) -> tuple[list[Truth], dict[int, Detections]]:
-    """About 7.3 objects an image as in COCO, 3 % of them crowds, log-uniform sides from 6 to 400 px; half of the detections are objects moved by some
-    pixels, the others lie anywhere. Scores in steps of 1/1000, so that many tie.
+def synthetic(
+    images: int, per_image: int, classes: int, seed: int = 0
+) -> tuple[list[Truth], dict[int, Detections]]:
+    """About 7.3 objects an image as in COCO, 3 % of them crowds, log-uniform sides from 6 to 400
+    px; half of the detections are objects moved by some pixels, the others lie anywhere. Scores in
+    steps of 1/1000, so that many tie.
     """
     random = np.random.default_rng(seed)
     truths, detections = [], {}
@@ -54,12 +60,26 @@ def synthetic(images: int, per_image: int, classes: int, seed: int = 0) -> tuple
         area = sides.prod(axis=1) * random.uniform(0.5, 1, count)
         truths.append(Truth(image_id, 480, 640, boxes, labels, random.random(count) < 0.03, area))
         copies = random.integers(0, count, per_image // 2 if count else 0)
-        moved = boxes[copies] + random.normal(0, 0.06, (len(copies), 4)) * np.repeat(sides[copies], 2, axis=1)
+        moved = boxes[copies] + random.normal(0, 0.06, (len(copies), 4)) * np.repeat(
+            sides[copies], 2, axis=1
+        )
         strays = per_image - len(copies)
         corner = random.uniform(0, 1, (strays, 2)) * [560, 400]
-        every = np.concatenate([moved, np.concatenate([corner, corner + np.exp(random.uniform(2, 6, (strays, 2)))], axis=1)]).astype(np.float32)
+        every = np.concatenate(
+            [
+                moved,
+                np.concatenate(
+                    [corner, corner + np.exp(random.uniform(2, 6, (strays, 2)))], axis=1
+                ),
+            ]
+        ).astype(np.float32)
         every[:, 2:] = np.maximum(every[:, 2:], every[:, :2] + 1)
-        named = np.concatenate([np.where(random.random(len(copies)) < 0.85, labels[copies], 0), random.integers(0, classes, strays)])
+        named = np.concatenate(
+            [
+                np.where(random.random(len(copies)) < 0.85, labels[copies], 0),
+                random.integers(0, classes, strays),
+            ]
+        )
         scores = np.sort(np.round(random.random(per_image), 3)).astype(np.float32)[::-1].copy()
         order = random.permutation(per_image)
         detections[image_id] = Detections(every[order], scores, named[order].astype(np.int64))
@@ -67,13 +87,20 @@ def synthetic(images: int, per_image: int, classes: int, seed: int = 0) -> tuple
 
 
 def columns(truths: list[Truth], detections: dict[int, Detections], classes: int) -> dict[str, Any]:
-    """What every library is given: lists of images and categories, columns of annotations, and detections as (N, 7) float64."""
+    """What every library is given: lists of images and categories, columns of annotations, and
+    detections as (N, 7) float64.
+    """
 
     def xywh(boxes: np.ndarray) -> np.ndarray:
-        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(
+            np.float64
+        )
 
     rows = [
-        np.column_stack([np.full(len(d.scores_N), i, np.float64), xywh(d.boxes_N4), d.scores_N, d.labels_N + 1]) for i, d in detections.items()
+        np.column_stack(
+            [np.full(len(d.scores_N), i, np.float64), xywh(d.boxes_N4), d.scores_N, d.labels_N + 1]
+        )
+        for i, d in detections.items()
     ]
     return {
         "images": [{"id": t.image_id, "height": t.height, "width": t.width} for t in truths],
@@ -90,10 +117,23 @@ def columns(truths: list[Truth], detections: dict[int, Detections], classes: int
 def as_dictionaries(given: dict[str, Any]) -> dict[str, Any]:
     names = ("image_ids", "category_ids", "boxes", "area", "iscrowd")
     annotations = [
-        {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for n, (image, category, box, area, crowd) in enumerate(zip(*(given[name].tolist() for name in names), strict=True), 1)
+        {
+            "id": n,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for n, (image, category, box, area, crowd) in enumerate(
+            zip(*(given[name].tolist() for name in names), strict=True), 1
+        )
     ]
-    return {"images": given["images"], "categories": given["categories"], "annotations": annotations}
+    return {
+        "images": given["images"],
+        "categories": given["categories"],
+        "annotations": annotations,
+    }
 
 
 def from_dictionaries(index_of: Any, given: dict[str, Any]) -> Any:
@@ -106,14 +146,18 @@ def from_dictionaries(index_of: Any, given: dict[str, Any]) -> Any:
 def from_columns(index_of: Any, given: dict[str, Any]) -> Any:
     names = ("images", "categories", "image_ids", "category_ids", "boxes")
     ids = np.arange(1, len(given["boxes"]) + 1)
-    return index_of.from_arrays(*(given[name] for name in names), ids=ids, area=given["area"], iscrowd=given["iscrowd"])
+    return index_of.from_arrays(
+        *(given[name] for name in names), ids=ids, area=given["area"], iscrowd=given["iscrowd"]
+    )
 
 
 def loaded(name: str) -> tuple[Any, Any] | None:
     """The classes of index and evaluation, or None where the library is not installed."""
     of_index, of_evaluation, evaluation = LIBRARIES[name]
     try:
-        return importlib.import_module(of_index).COCO, getattr(importlib.import_module(of_evaluation), evaluation)
+        return importlib.import_module(of_index).COCO, getattr(
+            importlib.import_module(of_evaluation), evaluation
+        )
     except ImportError:
         print(f"{name} is not installed: left out")
         return None
@@ -127,7 +171,9 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, fl
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def score(library: tuple[Any, Any], given: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], Any]:
+def score(
+    library: tuple[Any, Any], given: dict[str, Any]
+) -> tuple[dict[str, tuple[float, float]], Any]:
     """Seconds by part, and the evaluation."""
     index_of, evaluation_of = library
 
@@ -138,7 +184,9 @@ def score(library: tuple[Any, Any], given: dict[str, Any]) -> tuple[dict[str, tu
         evaluation.summarize()
         return evaluation
 
-    truth, *indexing = timed(from_columns if hasattr(index_of, "from_arrays") else from_dictionaries, index_of, given)
+    truth, *indexing = timed(
+        from_columns if hasattr(index_of, "from_arrays") else from_dictionaries, index_of, given
+    )
     found, *loading = timed(truth.loadRes, given["detections"].copy())
     evaluation, *scoring = timed(evaluate, truth, found)
     return {"index": tuple(indexing), "load": tuple(loading), "score": tuple(scoring)}, evaluation
@@ -151,7 +199,11 @@ def differences(evaluation: Any, reference: Any) -> str:
         ours, theirs = np.asarray(evaluation.eval[name]), np.asarray(reference.eval[name])
         ours = ours.reshape(theirs.shape) if ours.size == theirs.size else ours
         if not np.array_equal(ours, theirs):
-            by = f"{np.abs(ours - theirs).max():.1e}" if ours.shape == theirs.shape else f"shape {ours.shape}"
+            by = (
+                f"{np.abs(ours - theirs).max():.1e}"
+                if ours.shape == theirs.shape
+                else f"shape {ours.shape}"
+            )
             found.append(f"{name} ({by})")
     ours, theirs = np.asarray(evaluation.stats)[:12], np.asarray(reference.stats)
     if not np.array_equal(ours, theirs):
@@ -160,7 +212,9 @@ def differences(evaluation: Any, reference: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100, help="an image")
     parser.add_argument("--classes", type=int, default=80)
@@ -169,11 +223,23 @@ def main() -> None:
     args = parser.parse_args()
     truths, detections = synthetic(args.images, args.detections, args.classes)
     given = columns(truths, detections, args.classes)
-    print(f"{args.images} images, {len(given['boxes'])} objects, {len(given['detections'])} detections, {args.classes} classes;")
-    machine = f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}"
+    print(
+        f"{args.images} images, {len(given['boxes'])} objects, {len(given['detections'])}"
+        f" detections, {args.classes} classes;"
+    )
+    machine = (
+        f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, numpy"
+        f" {np.__version__}"
+    )
     print(f"{machine}; load average {os.getloadavg()[0]:.1f}\n")
-    libraries = {name: library for name in LIBRARIES if name not in args.leave_out and (library := loaded(name)) is not None}
-    seconds: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in [*libraries, "coco_table"]}
+    libraries = {
+        name: library
+        for name in LIBRARIES
+        if name not in args.leave_out and (library := loaded(name)) is not None
+    }
+    seconds: dict[str, list[dict[str, tuple[float, float]]]] = {
+        name: [] for name in [*libraries, "coco_table"]
+    }
     evaluations = {}
     for _ in range(args.rounds):
         for name, library in libraries.items():
@@ -182,11 +248,23 @@ def main() -> None:
         table, *whole = timed(coco_table, truths, detections, [str(k) for k in range(args.classes)])
         seconds["coco_table"].append({"whole": tuple(whole)})
     reference = evaluations.get("pycocotools")
-    print("| | version | index s wall / CPU | load | score | whole | differs from pycocotools |\n|---|---|---|---|---|---|---|")
+    print(
+        "| | version | index s wall / CPU | load | score | whole | differs from pycocotools"
+        " |\n|---|---|---|---|---|---|---|"
+    )
     for name, rounds in seconds.items():
-        medians = {part: tuple(statistics.median(r[part][i] for r in rounds) for i in (0, 1)) for part in rounds[0]}
+        medians = {
+            part: tuple(statistics.median(r[part][i] for r in rounds) for i in (0, 1))
+            for part in rounds[0]
+        }
         whole = tuple(sum(pair[i] for pair in medians.values()) for i in (0, 1))
-        cells = [f"{wall:.3f} / {cpu:.3f}" for wall, cpu in (*(medians.get(part, (0, 0)) for part in ("index", "load", "score")), whole)]
+        cells = [
+            f"{wall:.3f} / {cpu:.3f}"
+            for wall, cpu in (
+                *(medians.get(part, (0, 0)) for part in ("index", "load", "score")),
+                whole,
+            )
+        ]
         if name == "coco_table":
             cells[:3] = ["", "", ""]
         version = importlib.metadata.version(name) if name in libraries else ""
@@ -194,7 +272,9 @@ def main() -> None:
         if reference is not None and name in libraries:
             exact = differences(evaluations[name], reference)
         elif reference is not None:
-            exact = "none" if np.array_equal(list(table.summary.values()), reference.stats) else "stats"
+            exact = (
+                "none" if np.array_equal(list(table.summary.values()), reference.stats) else "stats"
+            )
         print(f"| {name} | {version} | {' | '.join(cells)} | {exact} |")
 
 

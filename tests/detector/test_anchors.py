@@ -1,4 +1,6 @@
-"""The anchor grid by hand and against torchvision's, and the matching rules against torchvision's matcher."""
+"""The anchor grid by hand and against torchvision's, and the matching rules against torchvision's
+matcher.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +24,48 @@ OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
 
 def grid(height: int, width: int, **changed) -> list[torch.Tensor]:
-    return anchor_grid(height, width, **{"base_sizes": SIZES, "scales": OCTAVE, "ratios": (0.5, 1.0, 2.0)} | changed)
+    return anchor_grid(
+        height,
+        width,
+        **{"base_sizes": SIZES, "scales": OCTAVE, "ratios": (0.5, 1.0, 2.0)} | changed,
+    )
 
 
 def random_boxes(generator: torch.Generator, count: int, side: float) -> torch.Tensor:
     """Boxes of 8 px to `side` px on a canvas of that side."""
-    corner, sides = torch.rand((count, 2), generator=generator) * side * 0.8, 8 + torch.rand((count, 2), generator=generator) * side * 0.7
+    corner, sides = (
+        torch.rand((count, 2), generator=generator) * side * 0.8,
+        8 + torch.rand((count, 2), generator=generator) * side * 0.7,
+    )
     return torch.cat([corner, corner + sides], dim=1)
 
 
-def padded(*images: tuple[list[list[float]], list[int]], slots: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """(boxes, labels) of each image -> boxes_BG4 and labels_BG with zeros and -1 in the slots that stay free."""
+def padded(
+    *images: tuple[list[list[float]], list[int]], slots: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(boxes, labels) of each image -> boxes_BG4 and labels_BG with zeros and -1 in the slots that
+    stay free.
+    """
     boxes, labels = torch.zeros(len(images), slots, 4), torch.full((len(images), slots), -1)
     for i, (its_boxes, its_labels) in enumerate(images):
         if its_boxes:
-            boxes[i, : len(its_boxes)], labels[i, : len(its_labels)] = torch.tensor(its_boxes), torch.tensor(its_labels)
+            boxes[i, : len(its_boxes)], labels[i, : len(its_labels)] = (
+                torch.tensor(its_boxes),
+                torch.tensor(its_labels),
+            )
     return boxes, labels
 
 
 def test_level_shapes_by_hand():
-    # 800: /8 = 100, /16 = 50, /32 = 25, /64 = 12.5 -> 13, /128 = 6.25 -> 7. 1344: 168, 84, 42, 21, 10.5 -> 11.
+    # 800: /8 = 100, /16 = 50, /32 = 25, /64 = 12.5 -> 13, /128 = 6.25 -> 7. 1344: 168, 84, 42, 21,
+    # 10.5 -> 11.
     assert level_shapes(800, 1344) == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
 
 
 def test_grid_by_hand():
-    (p3, *_) = grid(64, 64, scales=(1.0,), ratios=(1.0, 4.0))
-    # 8 x 8 positions, 2 anchors each. Side 32: +-16. Ratio 4 (height / width): width 32 / 2 = 16, height 32 * 2 = 64.
+    p3, *_ = grid(64, 64, scales=(1.0,), ratios=(1.0, 4.0))
+    # 8 x 8 positions, 2 anchors each. Side 32: +-16. Ratio 4 (height / width): width 32 / 2 = 16,
+    # height 32 * 2 = 64.
     assert p3.shape == (128, 4)
     assert torch.equal(p3[:2], torch.tensor([[-16.0, -16, 16, 16], [-8, -32, 8, 32]]))
     # Second position of the first row: 8 px to the right. Second row: 16 anchors on, 8 px down.
@@ -70,10 +88,13 @@ def test_count_on_the_paper_canvas():
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (320, 448), (800, 1344)])
 @pytest.mark.parametrize("strides", [(8, 16, 32, 64, 128), (4, 8, 16, 32, 64)])
 def test_same_grid_as_torchvision(height, width, strides):
-    # torchvision's RetinaNet cuts its sizes to whole pixels (32, 40, 50 on P3, 512, 645, 812 on P7), and takes side // rows for the stride.
+    # torchvision's RetinaNet cuts its sizes to whole pixels (32, 40, 50 on P3, 512, 645, 812 on
+    # P7), and takes side // rows for the stride.
     sizes = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in SIZES)
     ours = grid(height, width, strides=strides, convention="torchvision")
-    for level, ((rows, columns), its_sizes) in enumerate(zip(level_shapes(height, width, strides=strides), sizes, strict=True)):
+    for level, ((rows, columns), its_sizes) in enumerate(
+        zip(level_shapes(height, width, strides=strides), sizes, strict=True)
+    ):
         generator = AnchorGenerator(sizes=(its_sizes,), aspect_ratios=((0.5, 1.0, 2.0),))
         image = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
         (expected,) = generator(image, [torch.zeros(1, 1, rows, columns)])
@@ -81,12 +102,19 @@ def test_same_grid_as_torchvision(height, width, strides):
 
 
 def test_whole_and_exact_pixels_by_hand():
-    # 10 x 2^(1/3) = 12.599 px: cut to 12, halves of 6. Ratio 2 makes it 12 / sqrt 2 = 8.49 wide, half 4.24 -> 4, and 16.97 high, half 8.49 -> 8.
+    # 10 x 2^(1/3) = 12.599 px: cut to 12, halves of 6. Ratio 2 makes it 12 / sqrt 2 = 8.49 wide,
+    # half 4.24 -> 4, and 16.97 high, half 8.49 -> 8.
     settings = dict(strides=(8,), base_sizes=(10,), scales=(2 ** (1 / 3),), ratios=(1.0, 2.0))
-    assert anchor_grid(8, 8, **settings, convention="torchvision")[0].tolist() == [[-6, -6, 6, 6], [-4, -8, 4, 8]]
-    # Exactly: half of 12.599 is 6.2996; 12.599 / sqrt 2 / 2 = 4.4545, 12.599 x sqrt 2 / 2 = 8.9090. Each has 12.599^2 = 158.74 px^2.
+    assert anchor_grid(8, 8, **settings, convention="torchvision")[0].tolist() == [
+        [-6, -6, 6, 6],
+        [-4, -8, 4, 8],
+    ]
+    # Exactly: half of 12.599 is 6.2996; 12.599 / sqrt 2 / 2 = 4.4545, 12.599 x sqrt 2 / 2 = 8.9090.
+    # Each has 12.599^2 = 158.74 px^2.
     exact = anchor_grid(8, 8, **settings)[0]
-    assert torch.allclose(exact[:, 2:], torch.tensor([[6.2996, 6.2996], [4.4545, 8.9090]]), atol=1e-4)
+    assert torch.allclose(
+        exact[:, 2:], torch.tensor([[6.2996, 6.2996], [4.4545, 8.9090]]), atol=1e-4
+    )
     assert torch.allclose(4 * exact[:, 2] * exact[:, 3], torch.tensor([158.74, 158.74]), atol=1e-2)
 
 
@@ -104,10 +132,19 @@ def test_six_anchors_of_table_1c():
         ({"strides": (16, 32, 64, 128)}, "anchors.strides .*begin at 4 or 8"),
         ({"strides": (8, 16, 32, 64, 128, 256)}, "anchors.strides .*up to 128"),
         ({"strides": ()}, "strides"),
-        ({"strides": (8, 16, 32)}, r"anchors.base_sizes .*5 entries for the 3 levels of anchors.strides \(8, 16, 32\).*one size a stride"),
+        (
+            {"strides": (8, 16, 32)},
+            (
+                r"anchors.base_sizes .*5 entries for the 3 levels of anchors.strides \(8, 16,"
+                r" 32\).*one size a stride"
+            ),
+        ),
         ({"base_sizes": (32, 64, 128, 256)}, "4 entries for the 5 levels"),
         ({"base_sizes": (32, 64, 64, 256, 512)}, "must grow"),
-        ({"base_sizes": (0, 64, 128, 256, 512)}, "anchors.base_sizes 0,64,128,256,512: must all be above 0"),
+        (
+            {"base_sizes": (0, 64, 128, 256, 512)},
+            "anchors.base_sizes 0,64,128,256,512: must all be above 0",
+        ),
         ({"ratios": (0.5, -1.0)}, "anchors.ratios 0.5,-1: must all be above 0"),
         ({"scales": ()}, "scales"),
         ({"ratios": ()}, "ratios"),
@@ -124,8 +161,12 @@ def test_inconsistent_anchors_are_refused(settings, complaint):
 
 
 def test_every_anchor_that_is_admitted_has_an_area():
-    # The smallest sizes that pass: 3 px, ratio 2: 3 / sqrt 2 = 2.12, half 1.06 -> 1 px on each side.
-    for changed in ({"base_sizes": (3, 4, 8, 16, 32), "convention": "torchvision"}, {"base_sizes": (0.5, 1, 2, 4, 8)}):
+    # The smallest sizes that pass: 3 px, ratio 2: 3 / sqrt 2 = 2.12, half 1.06 -> 1 px on each
+    # side.
+    for changed in (
+        {"base_sizes": (3, 4, 8, 16, 32), "convention": "torchvision"},
+        {"base_sizes": (0.5, 1, 2, 4, 8)},
+    ):
         anchors = torch.cat(anchor_grid(64, 64, **AnchorConfig(**changed).model_dump()))
         assert (anchors[:, 2:] > anchors[:, :2]).all()
 
@@ -154,8 +195,11 @@ def test_matches_like_torchvision(seed):
         assert torch.equal(ours[i], theirs)
 
 
-# Anchors and objects of 1 to 64 px a side on a canvas of 96 px; eighths of a pixel, so that equal overlaps are equal in float32 too.
-EIGHTHS = st.tuples(st.integers(0, 512), st.integers(0, 512), st.integers(8, 512), st.integers(8, 512))
+# Anchors and objects of 1 to 64 px a side on a canvas of 96 px; eighths of a pixel, so that equal
+# overlaps are equal in float32 too.
+EIGHTHS = st.tuples(
+    st.integers(0, 512), st.integers(0, 512), st.integers(8, 512), st.integers(8, 512)
+)
 BOX = EIGHTHS.map(lambda b: [b[0] / 8, b[1] / 8, (b[0] + b[2]) / 8, (b[1] + b[3]) / 8])
 
 
@@ -191,11 +235,23 @@ ANYWHERE = st.tuples(PLACE, PLACE, SIDE, SIDE).map(lambda b: [b[0], b[1], b[0] +
     sides=st.tuples(st.integers(2, 6), st.integers(2, 6)),
     convention=st.sampled_from(["exact", "torchvision"]),
     strides=st.sampled_from([(8, 16, 32, 64, 128), (4, 8, 16, 32, 64)]),
-    anchors=st.sampled_from([{}, {"scales": (1.0,), "ratios": (0.2, 1.0, 5.0)}, {"base_sizes": (9, 21, 50, 51, 700), "scales": (1.0, 1.7)}]),
+    anchors=st.sampled_from(
+        [
+            {},
+            {"scales": (1.0,), "ratios": (0.2, 1.0, 5.0)},
+            {"base_sizes": (9, 21, 50, 51, 700), "scales": (1.0, 1.7)},
+        ]
+    ),
 )
 def test_best_iou_is_that_of_the_whole_grid(boxes, sides, convention, strides, anchors):
     height, width = 32 * sides[0], 32 * sides[1]
-    geometry = {"base_sizes": SIZES, "scales": OCTAVE, "ratios": (0.5, 1.0, 2.0), "convention": convention, "strides": strides} | anchors
+    geometry = {
+        "base_sizes": SIZES,
+        "scales": OCTAVE,
+        "ratios": (0.5, 1.0, 2.0),
+        "convention": convention,
+        "strides": strides,
+    } | anchors
     boxes_N4 = torch.tensor(boxes)
     whole_grid = iou(boxes_N4, torch.cat(anchor_grid(height, width, **geometry))).amax(dim=1)
     assert torch.allclose(best_iou(boxes_N4, height, width, **geometry), whole_grid, atol=1e-5)
@@ -203,10 +259,13 @@ def test_best_iou_is_that_of_the_whole_grid(boxes, sides, convention, strides, a
 
 def test_best_iou_by_hand():
     one = dict(base_sizes=(32,), strides=(8,), scales=(1.0,), ratios=(1.0,))
-    # Anchors of 32 x 32 every 8 px. The box's centre, (22, 16), is 2 px from the column at 24: overlap 30 x 32 = 960, union 2 x 1024 - 960 = 1088.
+    # Anchors of 32 x 32 every 8 px. The box's centre, (22, 16), is 2 px from the column at 24:
+    # overlap 30 x 32 = 960, union 2 x 1024 - 960 = 1088.
     boxes = [[6.0, 0, 38, 32], [8, 8, 40, 40], [20, 20, 28, 28], [-99, -99, -98, -98], [5, 5, 5, 9]]
     # An anchor itself; 8 x 8 inside one: 64 / 1024; beyond all; no area.
-    assert best_iou(torch.tensor(boxes), 64, 64, **one).tolist() == pytest.approx([960 / 1088, 1, 0.0625, 0, 0])
+    assert best_iou(torch.tensor(boxes), 64, 64, **one).tolist() == pytest.approx(
+        [960 / 1088, 1, 0.0625, 0, 0]
+    )
 
 
 def test_best_iou_does_not_depend_on_the_chunks(monkeypatch):
@@ -219,8 +278,11 @@ def test_best_iou_does_not_depend_on_the_chunks(monkeypatch):
 
 
 def test_thresholds_by_hand():
-    # One box of 10 x 10. Anchors: itself; 10 x 6 inside (IoU 0.6); 10 x 4.5 inside (0.45, between); 10 x 3 inside (0.3); far away.
-    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4.5], [0, 0, 10, 3], [50, 50, 60, 60]])
+    # One box of 10 x 10. Anchors: itself; 10 x 6 inside (IoU 0.6); 10 x 4.5 inside (0.45, between);
+    # 10 x 3 inside (0.3); far away.
+    anchors = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4.5], [0, 0, 10, 3], [50, 50, 60, 60]]
+    )
     boxes, labels = padded(([[0.0, 0, 10, 10]], [2]))
     matches = match(anchors, boxes, labels)
     assert matches.tolist() == [[0, 0, IGNORED, BACKGROUND, BACKGROUND]]
@@ -228,14 +290,16 @@ def test_thresholds_by_hand():
 
 
 def test_the_thresholds_themselves():
-    # IoU exactly 0.5 is positive, exactly 0.4 is between (both representable: 5 / 10 and 4 / 10 of one box).
+    # IoU exactly 0.5 is positive, exactly 0.4 is between (both representable: 5 / 10 and 4 / 10 of
+    # one box).
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4]])
     boxes, labels = padded(([[0.0, 0, 10, 10]], [0]))
     assert match(anchors, boxes, labels).tolist() == [[0, 0, IGNORED]]
 
 
 def test_an_object_that_no_anchor_fits_gets_its_best_ones():
-    # A box of 4 x 4 inside two anchors of 16 x 16 that overlap it equally (16 / 256) and one that touches a corner of it.
+    # A box of 4 x 4 inside two anchors of 16 x 16 that overlap it equally (16 / 256) and one that
+    # touches a corner of it.
     anchors = torch.tensor([[0.0, 0, 16, 16], [-4, -4, 12, 12], [7, 7, 23, 23]])
     boxes, labels = padded(([[4.0, 4, 8, 8]], [1]))
     matches = match(anchors, boxes, labels)
@@ -244,11 +308,13 @@ def test_an_object_that_no_anchor_fits_gets_its_best_ones():
 
 
 def test_crowds_and_ignored_objects_silence_the_background_beneath():
-    # The region covers the first anchor wholly, 6 of 10 columns of the second, 4 of 10 of the third; the fourth is an object's own.
+    # The region covers the first anchor wholly, 6 of 10 columns of the second, 4 of 10 of the
+    # third; the fourth is an object's own.
     anchors = torch.tensor([[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [10, 0, 20, 10]])
     boxes, labels = padded(([[0.0, 0, 20, 10], [10.0, 0, 20, 10]], [-1, 0]))
     slots = match(anchors, boxes, labels)[0].tolist()
-    # Second anchor: IoU with the object 6 / 14 = 0.43 is between; take it without the object to see the region alone.
+    # Second anchor: IoU with the object 6 / 14 = 0.43 is between; take it without the object to see
+    # the region alone.
     assert slots[0] == IGNORED and slots[3] == 1
     alone = match(anchors, *padded(([[0.0, 0, 20, 10]], [-1])))[0].tolist()
     assert alone == [IGNORED, IGNORED, BACKGROUND, IGNORED]
@@ -264,9 +330,17 @@ def test_empty_truth_and_padding_are_background():
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_matches_do_not_depend_on_how_many_images_are_matched_at_a_time(monkeypatch, images):
     generator = torch.Generator().manual_seed(2)
-    corners, sides = 60 * torch.rand(5, 7, 2, generator=generator), 4 + 50 * torch.rand(5, 7, 2, generator=generator)
-    boxes, labels = torch.cat([corners, corners + sides], dim=2), torch.randint(-1, 3, (5, 7), generator=generator)
-    anchors = torch.cat(anchor_grid(96, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0,), ratios=(0.5, 1.0, 2.0)))
+    corners, sides = (
+        60 * torch.rand(5, 7, 2, generator=generator),
+        4 + 50 * torch.rand(5, 7, 2, generator=generator),
+    )
+    boxes, labels = (
+        torch.cat([corners, corners + sides], dim=2),
+        torch.randint(-1, 3, (5, 7), generator=generator),
+    )
+    anchors = torch.cat(
+        anchor_grid(96, 96, base_sizes=(8, 16, 32, 64, 128), scales=(1.0,), ratios=(0.5, 1.0, 2.0))
+    )
     together = match(anchors, boxes, labels)
     assert all((together == kind).any() for kind in (BACKGROUND, IGNORED)) and (together >= 0).any()
     monkeypatch.setattr("detector.anchors.CHUNK_PAIRS", images * 7 * len(anchors))
@@ -285,7 +359,8 @@ def test_padding_never_matches_and_images_do_not_mix():
 
 
 def test_every_object_on_a_canvas_has_an_anchor():
-    # The promise of low-quality matches: a box from 2 px to the whole canvas, wherever it lies, is somebody's.
+    # The promise of low-quality matches: a box from 2 px to the whole canvas, wherever it lies, is
+    # somebody's.
     anchors = torch.cat(grid(128, 128))
     for side in (2.0, 5.0, 20.0, 60.0, 128.0):
         corner = (128 - side) * math.pi / 7

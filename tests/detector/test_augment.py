@@ -10,13 +10,31 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, iou_window, mix, mixup_of, mosaic_of, place, training_sample
+from detector.augment import (
+    PAD_PIXEL,
+    evaluation_sample,
+    fit_scale,
+    iou_window,
+    mix,
+    mixup_of,
+    mosaic_of,
+    place,
+    training_sample,
+)
 from detector.batch import Sample, empty_canvases
 from detector.image import Jpeg, decode_image, open_image
 
 RED = (255, 0, 0)
 CANVAS = (96, 128)
-EVERYTHING = dict(flip=0.5, vertical_flip=0.5, scale_min=0.5, scale_max=2.0, min_visible=0.25, iou_crop=0.5, photometric=0.5)
+EVERYTHING = dict(
+    flip=0.5,
+    vertical_flip=0.5,
+    scale_min=0.5,
+    scale_max=2.0,
+    min_visible=0.25,
+    iou_crop=0.5,
+    photometric=0.5,
+)
 OPTIONS = {
     "flips": dict(flip=0.5, vertical_flip=0.5),
     "scale jitter": dict(scale_min=0.5, scale_max=2.0),
@@ -37,7 +55,9 @@ def painted(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarr
 
 
 def is_red(image: torch.Tensor) -> np.ndarray:
-    """(H, W) where red is well above blue: neither the background nor the padding, whose red is 20 above its blue; also with jittered colours."""
+    """(H, W) where red is well above blue: neither the background nor the padding, whose red is 20
+    above its blue; also with jittered colours.
+    """
     return (image[0].int() - image[2].int() > 30).numpy()
 
 
@@ -54,15 +74,26 @@ def jpeg_of(pixels: np.ndarray) -> Jpeg:
 
 
 def smooth(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """A picture without detail below some 48 px: in detail JPEG's scaling and a resize differ, as two ways of resizing do."""
-    coarse = torch.rand((1, 3, height // 48 + 2, width // 48 + 2), generator=torch.Generator().manual_seed(seed))
-    return (255 * F.interpolate(coarse, size=(height, width), mode="bilinear"))[0].permute(1, 2, 0).byte().numpy()
+    """A picture without detail below some 48 px: in detail JPEG's scaling and a resize differ, as
+    two ways of resizing do.
+    """
+    coarse = torch.rand(
+        (1, 3, height // 48 + 2, width // 48 + 2), generator=torch.Generator().manual_seed(seed)
+    )
+    return (
+        (255 * F.interpolate(coarse, size=(height, width), mode="bilinear"))[0]
+        .permute(1, 2, 0)
+        .byte()
+        .numpy()
+    )
 
 
 def sample_of(image: np.ndarray | Jpeg, boxes, labels=None, *, seed: int = 0, **changed) -> Sample:
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     labels = np.arange(len(boxes)) if labels is None else np.array(labels)
-    return training_sample(image, boxes, labels, 7, canvas=CANVAS, generator=np.random.default_rng(seed), **changed)
+    return training_sample(
+        image, boxes, labels, 7, canvas=CANVAS, generator=np.random.default_rng(seed), **changed
+    )
 
 
 def test_fit_scale_by_hand():
@@ -99,17 +130,24 @@ def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_bat
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         height, width = (round(side * scale) for side in size)
         whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
-        # Rows first; each axis is rounded to whole numbers, so that both at once, columns first, differ by one at the most.
+        # Rows first; each axis is rounded to whole numbers, so that both at once, columns first,
+        # differ by one at the most.
         rows = F.interpolate(whole, size=(height, size[1]), mode="bilinear", antialias=True)
         expected = F.interpolate(rows, size=(height, width), mode="bilinear", antialias=True)
         at_once = F.interpolate(whole, size=(height, width), mode="bilinear", antialias=True)
         assert (expected.int() - at_once.int()).abs().max() <= 1
         # Read-only, backwards in memory, or a part of another: an array is what it shows.
-        frozen, backwards, part = image.copy(), image[::-1, ::-1].copy()[::-1, ::-1], np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6]
+        frozen, backwards, part = (
+            image.copy(),
+            image[::-1, ::-1].copy()[::-1, ::-1],
+            np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6],
+        )
         frozen.flags.writeable = False
         for given in (image, frozen, backwards, part):
             out, shown, _ = place(given, canvas=(96, 128), scale=scale)
-            assert torch.equal(out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]])
+            assert torch.equal(
+                out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]]
+            )
             assert out[None].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -117,10 +155,15 @@ def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_bat
 def test_what_is_cut_off_changes_nothing_of_what_is_left(scale):
     image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     whole = place(image, canvas=(400, 400), scale=scale)[0]
-    spare = [max(0, round(side * scale) - room) for side, room in zip((120, 160), CANVAS, strict=True)]
+    spare = [
+        max(0, round(side * scale) - room) for side, room in zip((120, 160), CANVAS, strict=True)
+    ]
     for offset in ((0, 0), tuple(spare), (spare[0] // 2, 0), (0, spare[1] // 3)):
         out, (height, width), _ = place(image, canvas=CANVAS, scale=scale, offset=offset)
-        assert torch.equal(out[:, :height, :width], whole[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width])
+        assert torch.equal(
+            out[:, :height, :width],
+            whole[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width],
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -130,7 +173,10 @@ def test_a_sample_drawn_in_its_place_of_a_batch_is_the_same(options):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         for seed in range(6):
             batch[:] = 77
-            alone, drawn = (sample_of(image, [[5, 5, 40, 40]], seed=seed, out=out, **options) for out in (None, batch[1]))
+            alone, drawn = (
+                sample_of(image, [[5, 5, 40, 40]], seed=seed, out=out, **options)
+                for out in (None, batch[1])
+            )
             assert torch.equal(drawn.image, alone.image) and torch.equal(batch[1], alone.image)
             assert drawn.image.data_ptr() == batch[1].data_ptr()
             # Nothing beside it is touched.
@@ -151,7 +197,9 @@ def test_a_placed_picture_is_no_view_of_its_source():
 @pytest.mark.parametrize("scale", [0.51, 0.8, 1.0, 1.7])
 def test_a_jpeg_wanted_above_half_its_size_is_decoded_whole(scale):
     jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
-    of_jpeg, of_array = (place(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels()))
+    of_jpeg, of_array = (
+        place(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels())
+    )
     assert torch.equal(of_jpeg[0], of_array[0]) and of_jpeg[1:] == of_array[1:]
 
 
@@ -165,21 +213,35 @@ def test_a_jpeg_decoded_smaller_looks_like_the_whole_one_resized(sides, scale):
     difference = (small.int() - whole.int()).abs()[:, : size[0], : size[1]].float()
     assert difference.mean() < 1
     # Nor is the border anything else: the last rows and columns.
-    assert max(difference[:, -1].mean(), difference[:, :, -1].mean(), difference[:, 0].mean(), difference[:, :, 0].mean()) < 2
+    assert (
+        max(
+            difference[:, -1].mean(),
+            difference[:, :, -1].mean(),
+            difference[:, 0].mean(),
+            difference[:, :, 0].mean(),
+        )
+        < 2
+    )
 
 
 @pytest.mark.parametrize("side", [*range(640, 657), 801, 999, 1001])
 @pytest.mark.parametrize("scale", [0.5, 0.37, 0.25, 0.125, 0.1])
 def test_a_jpeg_decoded_smaller_keeps_its_edges_where_they_are(side, scale):
-    # White from a place on: how much white is left of a line, in px of the canvas, is where the edge is.
+    # White from a place on: how much white is left of a line, in px of the canvas, is where the
+    # edge is.
     for edge in (0.1, 0.5, 0.97):
         picture = np.zeros((side, side, 3), np.uint8)
         picture[:, round(edge * side) :] = 255
         for turned in (picture, picture.transpose(1, 0, 2)):
             jpeg = jpeg_of(turned)
-            small, whole = (place(image, canvas=(512, 512), scale=scale)[0] for image in (jpeg, jpeg.pixels()))
+            small, whole = (
+                place(image, canvas=(512, 512), scale=scale)[0] for image in (jpeg, jpeg.pixels())
+            )
             shown = round(side * scale)
-            white = [(image[1, :shown, :shown].float().mean() / 255 * shown).item() for image in (small, whole)]
+            white = [
+                (image[1, :shown, :shown].float().mean() / 255 * shown).item()
+                for image in (small, whole)
+            ]
             assert white == pytest.approx([(side - round(edge * side)) * shown / side] * 2, abs=0.1)
 
 
@@ -189,16 +251,28 @@ def test_objects_do_not_know_how_their_jpeg_was_decoded(options):
     whole = jpeg.pixels()
     boxes, labels = [[10, 10, 110, 90], [300, 200, 500, 400], [0, 0, 500, 400]], [0, 1, -1]
     for seed in range(8):
-        one, again, of_whole = (sample_of(image, boxes, labels, seed=seed, **options) for image in (jpeg, jpeg, whole))
+        one, again, of_whole = (
+            sample_of(image, boxes, labels, seed=seed, **options) for image in (jpeg, jpeg, whole)
+        )
         assert torch.equal(one.image, again.image)
-        assert np.array_equal(one.boxes_N4, of_whole.boxes_N4) and np.array_equal(one.labels_N, of_whole.labels_N) and one.size == of_whole.size
+        assert (
+            np.array_equal(one.boxes_N4, of_whole.boxes_N4)
+            and np.array_equal(one.labels_N, of_whole.labels_N)
+            and one.size == of_whole.size
+        )
 
 
 def test_training_without_augmentation_and_evaluation_show_the_same_pixels():
     for size in ((768, 1024), (300, 200), (97, 331), (50, 60)):
         jpeg = jpeg_of(smooth(*size))
-        of_training, of_evaluation = sample_of(jpeg, []), evaluation_sample(jpeg, 7, canvases=[CANVAS])
-        assert torch.equal(of_training.image, of_evaluation.image) and of_training.size == of_evaluation.size
+        of_training, of_evaluation = (
+            sample_of(jpeg, []),
+            evaluation_sample(jpeg, 7, canvases=[CANVAS]),
+        )
+        assert (
+            torch.equal(of_training.image, of_evaluation.image)
+            and of_training.size == of_evaluation.size
+        )
     # The first of them is decoded at an eighth, and that is to be seen.
     jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (768, 1024, 3), dtype=np.uint8))
     assert not torch.equal(sample_of(jpeg, []).image, sample_of(decode_image(jpeg.data), []).image)
@@ -226,8 +300,15 @@ def test_boxes_follow_the_pixels(seed, options):
     random = np.random.default_rng((99, seed))
     height, width = (int(side) for side in random.integers(60, 200, 2))
     left, top = int(random.integers(0, width - 40)), int(random.integers(0, height - 40))
-    box = (left, top, int(random.integers(left + 20, width + 1)), int(random.integers(top + 20, height + 1)))
-    sample = sample_of(painted(height, width, box), [box], seed=seed, **(options | {"min_visible": 1e-6}))
+    box = (
+        left,
+        top,
+        int(random.integers(left + 20, width + 1)),
+        int(random.integers(top + 20, height + 1)),
+    )
+    sample = sample_of(
+        painted(height, width, box), [box], seed=seed, **(options | {"min_visible": 1e-6})
+    )
     if len(sample.boxes_N4) == 0:
         # Cropped away to less than a pixel: then no more than a sliver of red may be left.
         assert int(is_red(sample.image).sum()) <= 2 * max(CANVAS)
@@ -242,7 +323,9 @@ def test_boxes_stay_on_the_picture_and_the_picture_on_the_canvas():
         sample = sample_of(image, boxes, seed=seed, **EVERYTHING)
         height, width = sample.size
         assert height <= CANVAS[0] and width <= CANVAS[1]
-        assert (sample.boxes_N4 >= 0).all() and (sample.boxes_N4 <= [width, height, width, height]).all()
+        assert (sample.boxes_N4 >= 0).all() and (
+            sample.boxes_N4 <= [width, height, width, height]
+        ).all()
         assert (sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2] >= 1).all()
         assert len(sample.boxes_N4) == len(sample.labels_N)
         assert sample.image.shape == (3, *CANVAS) and sample.image.dtype == torch.uint8
@@ -263,14 +346,18 @@ def test_a_flip_by_hand_and_twice_is_nothing():
     assert torch.equal(both.image[:, :, :100], torch.from_numpy(image).permute(2, 0, 1).flip(1, 2))
 
 
-@pytest.mark.parametrize("flips", [dict(flip=1.0), dict(vertical_flip=1.0), dict(flip=1.0, vertical_flip=1.0)])
+@pytest.mark.parametrize(
+    "flips", [dict(flip=1.0), dict(vertical_flip=1.0), dict(flip=1.0, vertical_flip=1.0)]
+)
 def test_flipped_twice_is_identity(flips):
     # 60 x 128 on 96 x 128: as large as fits without scaling, with padding below.
     image = np.random.default_rng(8).integers(0, 256, (60, 128, 3), dtype=np.uint8)
     boxes, labels = [[3, 5, 40, 60], [100.5, 0, 128, 7.25]], [2, -1]
     once = sample_of(image, boxes, labels, **flips)
     assert not np.array_equal(once.boxes_N4, boxes)
-    twice = sample_of(once.image[:, :60].permute(1, 2, 0).numpy(), once.boxes_N4, once.labels_N, **flips)
+    twice = sample_of(
+        once.image[:, :60].permute(1, 2, 0).numpy(), once.boxes_N4, once.labels_N, **flips
+    )
     assert twice.boxes_N4.tolist() == boxes and twice.labels_N.tolist() == labels
     assert torch.equal(twice.image, place(image, canvas=CANVAS, scale=1.0)[0])
 
@@ -278,20 +365,24 @@ def test_flipped_twice_is_identity(flips):
 def test_the_padding_is_not_flipped_in_and_keeps_its_colour():
     sample = sample_of(np.full((96, 40, 3), 7, np.uint8), [], flip=1.0, vertical_flip=1.0)
     assert (sample.image[:, :, :40] == 7).all()
-    jittered = sample_of(np.full((96, 40, 3), 100, np.uint8), [], flip=1.0, vertical_flip=1.0, photometric=1.0)
+    jittered = sample_of(
+        np.full((96, 40, 3), 100, np.uint8), [], flip=1.0, vertical_flip=1.0, photometric=1.0
+    )
     assert not (jittered.image[:, :, :40] == 100).all()
     for one in (sample, jittered):
         assert (one.image[:, :, 40:] == torch.tensor(PAD_PIXEL).view(3, 1, 1)).all()
 
 
 def test_objects_mostly_cropped_away_are_ignored_and_slivers_dropped():
-    # Twice the canvas in both directions, nothing drawn but the crop: seed chosen by trying what the offsets are, then worked by hand from them.
+    # Twice the canvas in both directions, nothing drawn but the crop: seed chosen by trying what
+    # the offsets are, then worked by hand from them.
     image = np.zeros((96, 128, 3), np.uint8)
     draw = np.random.default_rng(0).random(5)
     # Scaled to 192 x 256: spare rows 96, spare columns 128; offsets int(draw * (spare + 1)).
     y, x = int(draw[1] * 97), int(draw[2] * 129)
     assert (y, x) == (26, 5)
-    # On the scaled picture the canvas shows x 5..133, y 26..122. Boxes before scaling, so twice as large after it:
+    # On the scaled picture the canvas shows x 5..133, y 26..122. Boxes before scaling, so twice as
+    # large after it:
     boxes = [
         [20, 20, 40, 40],  # 40..80 both: wholly visible, moved to 35..75, 14..54
         [60, 20, 80, 40],  # x 120..160, of 40 columns 13 are visible: 0.325 of its area
@@ -300,17 +391,26 @@ def test_objects_mostly_cropped_away_are_ignored_and_slivers_dropped():
         [67, 20, 80, 40],  # x 134..160: gone
     ]
     sample = sample_of(image, boxes, seed=0, scale_min=1.0, scale_max=1.0, min_visible=0.25)
-    assert sample.size == (96, 128) and len(sample.labels_N) == 5  # without jitter nothing is cropped
+    assert (
+        sample.size == (96, 128) and len(sample.labels_N) == 5
+    )  # without jitter nothing is cropped
     # A factor of exactly 2 needs both bounds at 2.
     sample = sample_of(image, boxes, seed=0, scale_min=2.0, scale_max=2.0, min_visible=0.25)
     assert sample.labels_N.tolist() == [0, 1, -1, -1]
-    assert sample.boxes_N4.tolist() == [[35, 14, 75, 54], [115, 14, 128, 54], [119, 14, 128, 54], [127, 14, 128, 54]]
+    assert sample.boxes_N4.tolist() == [
+        [35, 14, 75, 54],
+        [115, 14, 128, 54],
+        [119, 14, 128, 54],
+        [127, 14, 128, 54],
+    ]
     strict = sample_of(image, boxes, seed=0, scale_min=2.0, scale_max=2.0, min_visible=0.5)
     assert strict.labels_N.tolist() == [0, -1, -1, -1]
 
 
 def test_ignore_regions_stay_ignore_regions():
-    sample = sample_of(np.zeros((96, 128, 3), np.uint8), [[5, 5, 60, 60], [0, 0, 90, 90]], [-1, 4], flip=1.0)
+    sample = sample_of(
+        np.zeros((96, 128, 3), np.uint8), [[5, 5, 60, 60], [0, 0, 90, 90]], [-1, 4], flip=1.0
+    )
     assert sample.labels_N.tolist() == [-1, 4]
 
 
@@ -318,8 +418,11 @@ def test_one_setting_does_not_change_what_another_draws():
     image = np.random.default_rng(4).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     for seed in range(8):
         plain = sample_of(image, [[10, 20, 40, 60]], seed=seed, vertical_flip=0.5)
-        # Jitter that has no effect and a horizontal flip that is always made use up their own draws only.
-        other = sample_of(image, [[10, 20, 40, 60]], seed=seed, vertical_flip=0.5, flip=1.0, min_visible=0.9)
+        # Jitter that has no effect and a horizontal flip that is always made use up their own draws
+        # only.
+        other = sample_of(
+            image, [[10, 20, 40, 60]], seed=seed, vertical_flip=0.5, flip=1.0, min_visible=0.9
+        )
         assert np.array_equal(plain.boxes_N4[:, [1, 3]], other.boxes_N4[:, [1, 3]])
         assert torch.equal(plain.image, other.image.flip(2))
 
@@ -329,19 +432,30 @@ def test_a_setting_without_effect_still_makes_its_draws():
     geometry = dict(flip=0.5, vertical_flip=0.5, scale_min=0.5, scale_max=2.0)
     for seed in range(8):
         plain = sample_of(image, [], seed=seed, **geometry)
-        # Without an object the IoU crop leaves the picture whole; without strengths the colours stay.
-        still = dict(iou_crop=1.0, photometric=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+        # Without an object the IoU crop leaves the picture whole; without strengths the colours
+        # stay.
+        still = dict(
+            iou_crop=1.0, photometric=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0
+        )
         assert torch.equal(plain.image, sample_of(image, [], seed=seed, **geometry, **still).image)
         # The colours do not move the boxes.
-        boxes = [sample_of(image, [[10, 20, 40, 60]], seed=seed, iou_crop=0.5, photometric=p, **geometry).boxes_N4 for p in (0.0, 1.0)]
+        boxes = [
+            sample_of(
+                image, [[10, 20, 40, 60]], seed=seed, iou_crop=0.5, photometric=p, **geometry
+            ).boxes_N4
+            for p in (0.0, 1.0)
+        ]
         assert np.array_equal(*boxes)
 
 
 def test_large_scale_jitter_is_even_in_the_logarithm():
     image = np.zeros((96, 128, 3), np.uint8)
-    heights = [sample_of(image, [[0, 0, 128, 96]], seed=seed, scale_min=0.1, scale_max=2.0).size[0] for seed in range(400)]
-    # Between 0.1 * 96 = 9.6 and the canvas. log(1 / 0.1) / log(2 / 0.1) = 0.77 of the pictures are smaller than the canvas, half of those
-    # 307 below 96 * sqrt(0.1) = 30 px.
+    heights = [
+        sample_of(image, [[0, 0, 128, 96]], seed=seed, scale_min=0.1, scale_max=2.0).size[0]
+        for seed in range(400)
+    ]
+    # Between 0.1 * 96 = 9.6 and the canvas. log(1 / 0.1) / log(2 / 0.1) = 0.77 of the pictures are
+    # smaller than the canvas, half of those 307 below 96 * sqrt(0.1) = 30 px.
     assert 10 <= min(heights) <= 12 and max(heights) == 96
     assert 0.70 < np.mean(np.array(heights) < 96) < 0.84
     assert 25 < np.median([h for h in heights if h < 96]) < 36
@@ -349,11 +463,19 @@ def test_large_scale_jitter_is_even_in_the_logarithm():
 
 def test_short_sides_by_hand():
     image = np.zeros((48, 80, 3), np.uint8)
-    sizes = {sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=110).size for seed in range(150)}
-    # 60 / 48 * 80 = 100. From 67 / 48 * 80 = 111.7 on the longer side is held at 110, the shorter one is 66.
+    sizes = {
+        sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=110).size
+        for seed in range(150)
+    }
+    # 60 / 48 * 80 = 100. From 67 / 48 * 80 = 111.7 on the longer side is held at 110, the shorter
+    # one is 66.
     assert sizes == {(60, 100), (61, 102), (62, 103), (63, 105), (64, 107), (65, 108), (66, 110)}
-    # The canvas is 128 wide, and 70 / 48 * 80 = 117 fits it; of a picture three times as wide as high 128 is the most: 43 high.
-    assert max(sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=120).size for seed in range(60)) == (70, 117)
+    # The canvas is 128 wide, and 70 / 48 * 80 = 117 fits it; of a picture three times as wide as
+    # high 128 is the most: 43 high.
+    assert max(
+        sample_of(image, [], seed=seed, short_sides=(60, 70), long_side=120).size
+        for seed in range(60)
+    ) == (70, 117)
     assert sample_of(np.zeros((40, 120, 3), np.uint8), [], short_sides=(60, 70)).size == (43, 128)
 
 
@@ -365,14 +487,20 @@ def test_the_iou_crop_keeps_its_word():
         corners = np.sort(random.random((3, 2, 2)), axis=1) * [width, height]
         objects = corners.reshape(3, 4).astype(np.float32)
         minimum = float(random.choice([0.0, 0.1, 0.3, 0.5, 0.7, 0.9]))
-        x1, y1, x2, y2 = iou_window((height, width), objects, minima=(minimum,), draw=random.random(161))
+        x1, y1, x2, y2 = iou_window(
+            (height, width), objects, minima=(minimum,), draw=random.random(161)
+        )
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
         if (x2 - x1, y2 - y1) == (width, height):
             continue
         cropped += 1
         assert max(x2 - x1, y2 - y1) <= 2 * min(x2 - x1, y2 - y1)
-        overlap = np.prod(np.minimum(objects[:, 2:], [x2, y2]) - np.maximum(objects[:, :2], [x1, y1]), axis=1)
-        meets = (np.minimum(objects[:, 2:], [x2, y2]) > np.maximum(objects[:, :2], [x1, y1])).all(axis=1)
+        overlap = np.prod(
+            np.minimum(objects[:, 2:], [x2, y2]) - np.maximum(objects[:, :2], [x1, y1]), axis=1
+        )
+        meets = (np.minimum(objects[:, 2:], [x2, y2]) > np.maximum(objects[:, :2], [x1, y1])).all(
+            axis=1
+        )
         union = (x2 - x1) * (y2 - y1) + np.prod(objects[:, 2:] - objects[:, :2], axis=1) - overlap
         assert (meets & (overlap >= minimum * union - 1e-3)).any()
     assert cropped > 100
@@ -380,42 +508,89 @@ def test_the_iou_crop_keeps_its_word():
 
 def test_the_iou_crop_leaves_whole_what_it_cannot_crop():
     draw = np.random.default_rng(0).random(161)
-    assert iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (0, 0, 60, 100)
+    assert iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (
+        0,
+        0,
+        60,
+        100,
+    )
     # No window of at least 0.3 of each side has an IoU of 0.9 with an object of 4 x 4 px.
-    assert iou_window((100, 60), np.array([[30, 30, 34, 34]], np.float32), minima=(0.9,), draw=draw) == (0, 0, 60, 100)
+    assert iou_window(
+        (100, 60), np.array([[30, 30, 34, 34]], np.float32), minima=(0.9,), draw=draw
+    ) == (0, 0, 60, 100)
 
 
 def test_an_iou_crop_cuts_boxes_by_the_rule():
     image = np.zeros((96, 128, 3), np.uint8)
-    labels = [sample_of(image, [[0, 0, 128, 96]], seed=seed, iou_crop=1.0, iou_minima=(0.1,), min_visible=0.5).labels_N for seed in range(60)]
+    labels = [
+        sample_of(
+            image, [[0, 0, 128, 96]], seed=seed, iou_crop=1.0, iou_minima=(0.1,), min_visible=0.5
+        ).labels_N
+        for seed in range(60)
+    ]
     shares = [
-        np.prod(np.subtract(*np.array(iou_window((96, 128), np.array([[0, 0, 128, 96]], np.float32), minima=(0.1,), draw=d)).reshape(2, 2)[::-1]))
+        np.prod(
+            np.subtract(
+                *np.array(
+                    iou_window(
+                        (96, 128), np.array([[0, 0, 128, 96]], np.float32), minima=(0.1,), draw=d
+                    )
+                ).reshape(2, 2)[::-1]
+            )
+        )
         for d in (np.random.default_rng(seed).random(5 + 162)[6:] for seed in range(60))
     ]
     # The object is the picture, so what is visible of it is the window's share of 128 x 96 px.
-    assert [label.tolist() for label in labels] == [[-1 if share / (128 * 96) < 0.5 else 0] for share in shares]
+    assert [label.tolist() for label in labels] == [
+        [-1 if share / (128 * 96) < 0.5 else 0] for share in shares
+    ]
     assert {-1, 0} <= {int(label[0]) for label in labels}
 
 
 def test_photometric_jitter_by_hand():
     image = np.full((96, 128, 3), 100, np.uint8)
     strengths = dict(contrast=0.0, saturation=0.0, hue=0.0)
-    shades = {int(sample_of(image, [], seed=seed, photometric=1.0, brightness=0.2, **strengths).image.unique()) for seed in range(60)}
+    shades = {
+        int(
+            sample_of(
+                image, [], seed=seed, photometric=1.0, brightness=0.2, **strengths
+            ).image.unique()
+        )
+        for seed in range(60)
+    }
     # One shade each, from 80 to 120.
     assert min(shades) >= 80 and max(shades) <= 120 and len(shades) > 20
     # A grey picture has no saturation and no hue to change.
-    grey = sample_of(image, [], photometric=1.0, brightness=0.0, contrast=0.0, saturation=1.0, hue=0.5)
+    grey = sample_of(
+        image, [], photometric=1.0, brightness=0.0, contrast=0.0, saturation=1.0, hue=0.5
+    )
     # torchvision's saturation cuts off after the point.
     assert 99 <= grey.image.min() and grey.image.max() <= 100
-    half = sum(not (sample_of(image, [], seed=seed, photometric=0.5, brightness=0.9).image == 100).all() for seed in range(60))
+    half = sum(
+        not (sample_of(image, [], seed=seed, photometric=0.5, brightness=0.9).image == 100).all()
+        for seed in range(60)
+    )
     assert 15 < half < 45
 
 
-def whole(colour: tuple[int, int, int], box: tuple[int, int, int, int], *, image_id: int, label: int, size: tuple[int, int] = CANVAS) -> Sample:
+def whole(
+    colour: tuple[int, int, int],
+    box: tuple[int, int, int, int],
+    *,
+    image_id: int,
+    label: int,
+    size: tuple[int, int] = CANVAS,
+) -> Sample:
     """A grey picture of `size` with a box of that colour, on the canvas."""
     image = np.full((*size, 3), 90, np.uint8)
     image[box[1] : box[3], box[0] : box[2]] = colour
-    return Sample(place(image, canvas=CANVAS, scale=1.0)[0], np.array([box], np.float32), np.array([label]), size, image_id)
+    return Sample(
+        place(image, canvas=CANVAS, scale=1.0)[0],
+        np.array([box], np.float32),
+        np.array([label]),
+        size,
+        image_id,
+    )
 
 
 def four_of(seed: int) -> list[Sample]:
@@ -426,7 +601,18 @@ def four_of(seed: int) -> list[Sample]:
         size = (int(random.integers(30, 97)), int(random.integers(30, 129)))
         x, y = int(random.integers(0, size[1] - 20)), int(random.integers(0, size[0] - 20))
         found.append(
-            whole(RED, (x, y, int(random.integers(x + 5, size[1] + 1)), int(random.integers(y + 5, size[0] + 1))), image_id=i, label=i, size=size)
+            whole(
+                RED,
+                (
+                    x,
+                    y,
+                    int(random.integers(x + 5, size[1] + 1)),
+                    int(random.integers(y + 5, size[0] + 1)),
+                ),
+                image_id=i,
+                label=i,
+                size=size,
+            )
         )
     return found
 
@@ -441,20 +627,39 @@ def test_mosaic_boxes_follow_the_pixels(seed):
     assert np.array_equal(is_red(sample.image), expected)
     assert sample.image.shape == (3, *CANVAS) and sample.image.dtype == torch.uint8
     assert sample.size == CANVAS and sample.image_id == 0
-    assert sample.boxes_N4.dtype == np.float32 and sample.labels_N.dtype == np.int64 and len(sample.boxes_N4) == len(sample.labels_N)
+    assert (
+        sample.boxes_N4.dtype == np.float32
+        and sample.labels_N.dtype == np.int64
+        and len(sample.boxes_N4) == len(sample.labels_N)
+    )
 
 
 def test_a_mosaic_has_a_quarter_for_each_and_keeps_the_rule():
     colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
-    first, *others = (whole(colour, (0, 0, 128, 96), image_id=i, label=i) for i, colour in enumerate(colours))
+    first, *others = (
+        whole(colour, (0, 0, 128, 96), image_id=i, label=i) for i, colour in enumerate(colours)
+    )
     for seed in range(20):
         sample = mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=0.2)
-        y, x = (round(side * (0.25 + 0.5 * share)) for side, share in zip(CANVAS, np.random.default_rng(seed).random(2), strict=True))
-        assert sample.boxes_N4.tolist() == [[0, 0, x, y], [x, 0, 128, y], [0, y, x, 96], [x, y, 128, 96]]
+        y, x = (
+            round(side * (0.25 + 0.5 * share))
+            for side, share in zip(CANVAS, np.random.default_rng(seed).random(2), strict=True)
+        )
+        assert sample.boxes_N4.tolist() == [
+            [0, 0, x, y],
+            [x, 0, 128, y],
+            [0, y, x, 96],
+            [x, y, 128, 96],
+        ]
         # What is left of a box that filled the canvas is its quarter's share of it.
         quarters = [x * y, (128 - x) * y, x * (96 - y), (128 - x) * (96 - y)]
-        assert sample.labels_N.tolist() == [i if quarter / (128 * 96) >= 0.2 else -1 for i, quarter in enumerate(quarters)]
-        corners = [sample.image[:, row, column].tolist() for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+        assert sample.labels_N.tolist() == [
+            i if quarter / (128 * 96) >= 0.2 else -1 for i, quarter in enumerate(quarters)
+        ]
+        corners = [
+            sample.image[:, row, column].tolist()
+            for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1))
+        ]
         assert corners == [list(colour) for colour in colours]
 
 
@@ -464,38 +669,63 @@ def test_mixup_keeps_both_sets_of_objects_with_their_pixels(seed):
     two = whole((90, 240, 90), (60, 20, 120, 90), image_id=2, label=4)
     sample = mixup_of(one, two, generator=np.random.default_rng(seed))
     assert sample.image.dtype == torch.uint8 and sample.image_id == 1
-    assert sample.labels_N.tolist() == [3, 4] and sample.boxes_N4.tolist() == [[5, 8, 50, 60], [60, 20, 120, 90]]
+    assert sample.labels_N.tolist() == [3, 4] and sample.boxes_N4.tolist() == [
+        [5, 8, 50, 60],
+        [60, 20, 120, 90],
+    ]
     share = 0.4 + 0.2 * np.random.default_rng(seed).random()
     # Red and green over grey: 90 + 150 * share, 90 + 150 * (1 - share).
-    assert sample.image[:, 8:60, 5:50].flatten(1).unique(dim=1).flatten().tolist() == [round(90 + 150 * share), 90, 90]
-    assert sample.image[:, 20:90, 60:120].flatten(1).unique(dim=1).flatten().tolist() == [90, round(90 + 150 * (1 - share)), 90]
+    assert sample.image[:, 8:60, 5:50].flatten(1).unique(dim=1).flatten().tolist() == [
+        round(90 + 150 * share),
+        90,
+        90,
+    ]
+    assert sample.image[:, 20:90, 60:120].flatten(1).unique(dim=1).flatten().tolist() == [
+        90,
+        round(90 + 150 * (1 - share)),
+        90,
+    ]
 
 
 def generators(samples: list[Sample], seed: int) -> list[np.random.Generator]:
     return [np.random.default_rng((seed, sample.image_id % 2**63)) for sample in samples]
 
 
-@pytest.mark.parametrize("options", [dict(mosaic=1.0), dict(mixup=1.0), dict(mosaic=0.5, mixup=0.5)])
+@pytest.mark.parametrize(
+    "options", [dict(mosaic=1.0), dict(mixup=1.0), dict(mosaic=0.5, mixup=0.5)]
+)
 def test_mixing_depends_on_the_generators_alone_and_leaves_its_input_alone(options):
     samples = four_of(1)
     before = [sample.image.clone() for sample in samples]
-    one, two, other = (mix(samples, generators=generators(samples, seed), **options) for seed in (5, 5, 6))
-    assert all(torch.equal(a.image, b.image) and np.array_equal(a.boxes_N4, b.boxes_N4) for a, b in zip(one, two, strict=True))
+    one, two, other = (
+        mix(samples, generators=generators(samples, seed), **options) for seed in (5, 5, 6)
+    )
+    assert all(
+        torch.equal(a.image, b.image) and np.array_equal(a.boxes_N4, b.boxes_N4)
+        for a, b in zip(one, two, strict=True)
+    )
     assert not all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
     assert [sample.image_id for sample in one] == [0, 1, 2, 3]
-    assert all(torch.equal(sample.image, image) for sample, image in zip(samples, before, strict=True))
+    assert all(
+        torch.equal(sample.image, image) for sample, image in zip(samples, before, strict=True)
+    )
 
 
 def test_mixup_does_not_change_what_mosaic_draws():
     samples = four_of(2)
     for seed in range(6):
-        plain, both = (mix(samples, generators=generators(samples, seed), mosaic=0.5, mixup=p) for p in (0.0, 1.0))
+        plain, both = (
+            mix(samples, generators=generators(samples, seed), mosaic=0.5, mixup=p)
+            for p in (0.0, 1.0)
+        )
         for one, two, follower in zip(plain, both, [*samples[1:], samples[0]], strict=True):
             assert np.array_equal(np.concatenate([one.boxes_N4, follower.boxes_N4]), two.boxes_N4)
 
 
 def test_neighbours_are_taken_in_order_and_fillers_are_not():
-    samples = [whole(RED, (5, 5, 40, 40), image_id=i, label=i if i >= 0 else 99) for i in (10, 11, -1, 12)]
+    samples = [
+        whole(RED, (5, 5, 40, 40), image_id=i, label=i if i >= 0 else 99) for i in (10, 11, -1, 12)
+    ]
     mixed = mix(samples, generators=generators(samples, 0), mixup=1.0)
     assert [sample.labels_N.tolist() for sample in mixed] == [[10, 11], [11, 12], [99], [12, 10]]
     tiled = mix(samples, generators=generators(samples, 0), mosaic=1.0, min_visible=1e-6)
@@ -508,13 +738,20 @@ def test_neighbours_are_taken_in_order_and_fillers_are_not():
 
 def test_mixing_that_is_off_changes_nothing():
     samples = four_of(3)
-    assert all(a is b for a, b in zip(samples, mix(samples, generators=generators(samples, 0)), strict=True))
+    assert all(
+        a is b
+        for a, b in zip(samples, mix(samples, generators=generators(samples, 0)), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("box", "label", "complaint"),
     [
-        ([1, 2, float("nan"), 9], 0, r"image_id 7, \[1.0, 2.0, nan, 9.0\]: coordinates must be finite"),
+        (
+            [1, 2, float("nan"), 9],
+            0,
+            r"image_id 7, \[1.0, 2.0, nan, 9.0\]: coordinates must be finite",
+        ),
         ([1, float("-inf"), 5, 9], 0, "coordinates must be finite"),
         ([1, 2, 5, 9], -2, "labels of image_id 7, -2: must be at least -1"),
     ],
@@ -529,7 +766,9 @@ def test_the_input_is_left_alone():
     image.flags.writeable = False
     boxes, labels = np.array([[10, 20, 40, 60]], np.float32), np.array([3])
     before = boxes.copy()
-    training_sample(image, boxes, labels, 1, canvas=CANVAS, generator=np.random.default_rng(0), **EVERYTHING)
+    training_sample(
+        image, boxes, labels, 1, canvas=CANVAS, generator=np.random.default_rng(0), **EVERYTHING
+    )
     assert np.array_equal(boxes, before)
 
 

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 
 from detector.boxes import MAX_LOG_SCALE, area, clip, decode, encode, intersection, iou
 
-# Coordinates on a grid of 1/8 px, so that sums and differences are exact in float32 and the laws hold to rounding of products alone.
+# Coordinates on a grid of 1/8 px, so that sums and differences are exact in float32 and the laws
+# hold to rounding of products alone.
 COORDINATE = st.integers(-400, 8000).map(lambda eighths: eighths / 8)
 SIDE = st.integers(8, 8000).map(lambda eighths: eighths / 8)
 
 
 def box_lists(most: int = 6) -> st.SearchStrategy[torch.Tensor]:
     """Tensors (N, 4) of boxes with sides of at least 1 px."""
-    one = st.tuples(COORDINATE, COORDINATE, SIDE, SIDE).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+    one = st.tuples(COORDINATE, COORDINATE, SIDE, SIDE).map(
+        lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+    )
     return st.lists(one, min_size=1, max_size=most).map(torch.tensor)
 
 
@@ -59,7 +62,8 @@ def test_clip_stays_on_the_picture_and_changes_nothing_twice(boxes, height, widt
 def test_iou_by_hand():
     left = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
     right = torch.tensor([[5.0, 5, 15, 15], [0, 0, 10, 5], [10, 0, 20, 10]])
-    # 5 x 5 = 25 shared of 100 + 100 - 25 = 175; the upper half: 50 of 100; side by side: touching is no overlap.
+    # 5 x 5 = 25 shared of 100 + 100 - 25 = 175; the upper half: 50 of 100; side by side: touching
+    # is no overlap.
     expected = torch.tensor([[25 / 175, 0.5, 0], [0, 0, 0]])
     assert torch.allclose(iou(left, right), expected)
     assert torch.equal(intersection(left, right)[0], torch.tensor([25.0, 50, 0]))
@@ -82,8 +86,11 @@ def test_iou_broadcasts_over_images():
 def test_encode_by_hand():
     anchor = torch.tensor([[0.0, 0, 10, 20]])
     box = torch.tensor([[5.0, 5, 25, 15]])
-    # Centres (5, 10) -> (15, 10): 10 / 10 = 1 anchor width, 0 heights. Sides 10 x 20 -> 20 x 10: log 2 and log 1/2.
-    assert torch.allclose(encode(box, anchor), torch.tensor([[1.0, 0.0, math.log(2), -math.log(2)]]))
+    # Centres (5, 10) -> (15, 10): 10 / 10 = 1 anchor width, 0 heights. Sides 10 x 20 -> 20 x 10:
+    # log 2 and log 1/2.
+    assert torch.allclose(
+        encode(box, anchor), torch.tensor([[1.0, 0.0, math.log(2), -math.log(2)]])
+    )
 
 
 def test_decode_by_hand():

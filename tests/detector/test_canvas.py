@@ -1,4 +1,6 @@
-"""Images prefer the canvas on which they become largest, and what is found on it comes back in their own frame, exact at the borders."""
+"""Images prefer the canvas on which they become largest, and what is found on it comes back in
+their own frame, exact at the borders.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,51 @@ import torch
 from pydantic import ValidationError
 
 from cluster.runs.config import TrainConfig
-from detector.augment import PAD_PIXEL, evaluation_sample, fit_scale, preferred_canvas, training_sample
+from detector.augment import (
+    PAD_PIXEL,
+    evaluation_sample,
+    fit_scale,
+    preferred_canvas,
+    training_sample,
+)
 from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode
-from detector.config import AnchorConfig, AugmentationConfig, CanvasConfig, ModelConfig, OptimizerConfig
+from detector.config import (
+    AnchorConfig,
+    AugmentationConfig,
+    CanvasConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from detector.decode import Detections
 from detector.model import RetinaNet
 from detector.predict import Predictor, rescale
 
 PAPER = [(800, 1088), (800, 1344), (1344, 800)]
 CANVASES = [(64, 96), (96, 64), (64, 160)]
-SIZES = [(427, 640), (1, 300), (640, 427), (300, 1), (1, 1), (53, 31), (97, 129), (31, 997), (480, 640), (161, 63)]
+SIZES = [
+    (427, 640),
+    (1, 300),
+    (640, 427),
+    (300, 1),
+    (1, 1),
+    (53, 31),
+    (97, 129),
+    (31, 997),
+    (480, 640),
+    (161, 63),
+]
 DECODE = {"score_threshold": 0.5, "top_per_level": 10, "nms_threshold": 0.5, "max_detections": 5}
 
 
 @pytest.mark.parametrize(
     ("height", "width", "canvas"),
     [
-        (480, 640, (800, 1088)),  # 5/3 on both wide ones, as 800 / 480 is below 1088 / 640 = 1.7: the smaller one
+        (
+            480,
+            640,
+            (800, 1088),
+        ),  # 5/3 on both wide ones, as 800 / 480 is below 1088 / 640 = 1.7: the smaller one
         (427, 640, (800, 1344)),  # 800 / 427 = 1.87, but 1088 / 640 = 1.7
         (640, 480, (1344, 800)),
         (500, 500, (800, 1088)),  # 1.6 everywhere
@@ -42,7 +71,9 @@ def test_preferred_canvas_by_hand(height, width, canvas):
 
 
 class SeesRed(torch.nn.Module):
-    """Finds, in every image, class 0 far beyond the canvas on all sides and class 1 around the red pixels."""
+    """Finds, in every image, class 0 far beyond the canvas on all sides and class 1 around the red
+    pixels.
+    """
 
     def __init__(self):
         super().__init__()
@@ -63,7 +94,11 @@ class SeesRed(torch.nn.Module):
         for i, image in enumerate(images):
             ys, xs = torch.nonzero(image[0].int() - image[2].int() > 100, as_tuple=True)
             boxes[i, 0] = torch.tensor([-300.0, -300.0, 900.0, 900.0])
-            boxes[i, 1] = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float() if len(xs) else torch.tensor([0.0, 0.0, 1.0, 1.0])
+            boxes[i, 1] = (
+                torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
+                if len(xs)
+                else torch.tensor([0.0, 0.0, 1.0, 1.0])
+            )
         return logits, encode(boxes, self.anchors(*images.shape[2:])[0])
 
 
@@ -78,7 +113,9 @@ def test_detections_come_back_in_order_and_in_each_pictures_own_frame(batch_size
         picture[box[1] : box[3], box[0] : box[2]] = (255, 0, 0)
         pictures.append(picture)
         boxes.append(box)
-    found = Predictor(model, canvases=CANVASES, decode=DECODE, amp=False, batch_size=batch_size)(pictures)
+    found = Predictor(model, canvases=CANVASES, decode=DECODE, amp=False, batch_size=batch_size)(
+        pictures
+    )
     assert len(found) == len(pictures)
     for its, (height, width), box in zip(found, SIZES, boxes, strict=True):
         assert its.labels_N.tolist() == [0, 1]
@@ -89,15 +126,23 @@ def test_detections_come_back_in_order_and_in_each_pictures_own_frame(batch_size
         if min(height, width) > 1:
             np.testing.assert_allclose(its.boxes_N4[1], box, atol=1.01 * pixel)
     # Each picture once, on the canvas it prefers.
-    assert sorted(model.shapes) == sorted(CANVASES[preferred_canvas(*size, CANVASES)] for size in SIZES)
+    assert sorted(model.shapes) == sorted(
+        CANVASES[preferred_canvas(*size, CANVASES)] for size in SIZES
+    )
     assert set(model.shapes) == set(CANVASES)
 
 
 def test_every_border_stays_exactly_where_it_is():
     for original in [*range(1, 40), 375, 427, 480, 500, 640, 997]:
         for shown in range(1, 161):
-            found = Detections(np.array([[0, 0, shown, shown]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
-            assert rescale(found, (float(shown), float(shown)), (original, original)).boxes_N4.tolist() == [[0, 0, original, original]]
+            found = Detections(
+                np.array([[0, 0, shown, shown]], np.float32),
+                np.ones(1, np.float32),
+                np.zeros(1, np.int64),
+            )
+            assert rescale(
+                found, (float(shown), float(shown)), (original, original)
+            ).boxes_N4.tolist() == [[0, 0, original, original]]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -109,20 +154,32 @@ def test_an_evaluation_sample_is_on_its_canvas_and_touches_two_sides_of_it(size)
     assert height == canvas[0] or width == canvas[1]
     assert (sample.image[:, :height, :width] == 9).all()
     for channel, value in enumerate(PAD_PIXEL):
-        assert (sample.image[channel, height:] == value).all() and (sample.image[channel, :, width:] == value).all()
+        assert (sample.image[channel, height:] == value).all() and (
+            sample.image[channel, :, width:] == value
+        ).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("long_side", [40, 96, 130])
 def test_the_longer_side_stays_below_its_bound(size, long_side):
-    sample = evaluation_sample(np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES, long_side=long_side)
+    sample = evaluation_sample(
+        np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES, long_side=long_side
+    )
     free = evaluation_sample(np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES)
     assert max(sample.size) == min(long_side, max(free.size))
     # The same picture otherwise: its sides in proportion, to the pixel.
     factor = max(sample.size) / max(size)
-    assert [abs(shown - max(1, side * factor)) <= 0.5 for shown, side in zip(sample.size, size, strict=True)] == [True, True]
-    # Where several canvases leave it alike, the smallest is taken: all hold 64 px squares, two 96 px.
-    areas = [height * width for height, width in CANVASES if fit_scale(*size, (height, width), long_side=long_side) == factor_of(size, long_side)]
+    assert [
+        abs(shown - max(1, side * factor)) <= 0.5
+        for shown, side in zip(sample.size, size, strict=True)
+    ] == [True, True]
+    # Where several canvases leave it alike, the smallest is taken: all hold 64 px squares, two 96
+    # px.
+    areas = [
+        height * width
+        for height, width in CANVASES
+        if fit_scale(*size, (height, width), long_side=long_side) == factor_of(size, long_side)
+    ]
     assert sample.image.shape[1] * sample.image.shape[2] == min(areas)
 
 
@@ -133,9 +190,13 @@ def factor_of(size: tuple[int, int], long_side: int) -> float:
 def test_every_predictor_and_training_heeds_the_bound(tmp_path):
     picture, model = np.zeros((80, 100, 3), np.uint8), SeesRed()
     for long_side, shown in ((None, 80), (50, 50)):
-        predictor = Predictor(model, canvases=CANVASES, long_side=long_side, decode=DECODE, amp=False)
+        predictor = Predictor(
+            model, canvases=CANVASES, long_side=long_side, decode=DECODE, amp=False
+        )
         sizes = []
-        predictor.detect = lambda batch, sizes_, seen=sizes: [seen.append(batch.sizes_B2[0].tolist())]
+        predictor.detect = lambda batch, sizes_, seen=sizes: [
+            seen.append(batch.sizes_B2[0].tolist())
+        ]
         predictor([picture])
         assert max(sizes[0]) == shown
         for settings in ({}, {"short_sides": (64, 64)}):
@@ -154,7 +215,13 @@ def test_every_predictor_and_training_heeds_the_bound(tmp_path):
 
 def test_batches_have_one_canvas_and_every_sample_once():
     def pair(image_id: int, canvas: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
-        sample = Sample(torch.zeros(3, *canvas, dtype=torch.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), canvas, image_id)
+        sample = Sample(
+            torch.zeros(3, *canvas, dtype=torch.uint8),
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.int64),
+            canvas,
+            image_id,
+        )
         return sample, (image_id, 2 * image_id)
 
     wide, high = CANVASES[:2]
@@ -177,11 +244,29 @@ def test_one_canvas_or_up_to_three():
     ("settings", "complaint"),
     [
         (dict(height=801), "canvas.height 801: must be a multiple of 32; 832 holds it"),
-        (dict(shapes=[(800, 1088), (800, 1350)]), r"canvas.shapes\[1\] width 1350: must be a multiple of 32; 1376 holds it"),
-        (dict(shapes=[(8192, 96)]), r"canvas.shapes\[0\] height 8192: must be within 64..4096 px; 800 and 1344 are the paper's"),
+        (
+            dict(shapes=[(800, 1088), (800, 1350)]),
+            r"canvas.shapes\[1\] width 1350: must be a multiple of 32; 1376 holds it",
+        ),
+        (
+            dict(shapes=[(8192, 96)]),
+            (
+                r"canvas.shapes\[0\] height 8192: must be within 64..4096 px; 800 and 1344 are the"
+                r" paper's"
+            ),
+        ),
         (dict(shapes=[(64, 64)]), "canvas 64x64: one side must be above 64 px"),
-        (dict(shapes=[*PAPER, (96, 96)]), "canvas.shapes 800x1088 800x1344 1344x800 96x96: must be at most 3 different ones.*leave some out"),
-        (dict(shapes=[(96, 64), (96, 64)]), "canvas.shapes 96x64 96x64: must be at most 3 different ones"),
+        (
+            dict(shapes=[*PAPER, (96, 96)]),
+            (
+                "canvas.shapes 800x1088 800x1344 1344x800 96x96: must be at most 3 different"
+                " ones.*leave some out"
+            ),
+        ),
+        (
+            dict(shapes=[(96, 64), (96, 64)]),
+            "canvas.shapes 96x64 96x64: must be at most 3 different ones",
+        ),
     ],
 )
 def test_canvases_that_do_not_go_are_refused(settings, complaint):
@@ -192,7 +277,10 @@ def test_canvases_that_do_not_go_are_refused(settings, complaint):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (dict(short_sides=(800, 640)), "augmentation.short_sides 800,640: must be LOW,HIGH px with 1 <= LOW <= HIGH"),
+        (
+            dict(short_sides=(800, 640)),
+            "augmentation.short_sides 800,640: must be LOW,HIGH px with 1 <= LOW <= HIGH",
+        ),
         (dict(iou_minima=(0.5, 1.5)), r"augmentation.iou_minima 0.5,1.5: an IoU is within 0..1"),
         (dict(scale_min=0.05), "scale_min"),
         (dict(hue=0.7), "hue"),
@@ -204,31 +292,70 @@ def test_augmentations_that_do_not_go_are_refused(settings, complaint):
 
 
 IGNORED = [
-    (CanvasConfig, dict(shapes=PAPER, height=96), "canvas.height 96: does nothing beside canvas.shapes.*; leave it at 800, or set"),
+    (
+        CanvasConfig,
+        dict(shapes=PAPER, height=96),
+        "canvas.height 96: does nothing beside canvas.shapes.*; leave it at 800, or set",
+    ),
     (CanvasConfig, dict(shapes=PAPER, width=96), "canvas.width 96"),
     (
         CanvasConfig,
         dict(shapes=PAPER, long_side=1344),
         "canvas.long_side 1344: does nothing where no canvas .* 1344 px; leave it at null, or",
     ),
-    (CanvasConfig, dict(height=320, width=448, long_side=1333), "canvas.long_side 1333: does nothing where no canvas is longer than 448 px"),
-    (AugmentationConfig, dict(short_sides=(640, 800), scale_min=0.5), "augmentation.scale_min 0.5: does nothing beside augmentation.short_sides"),
+    (
+        CanvasConfig,
+        dict(height=320, width=448, long_side=1333),
+        "canvas.long_side 1333: does nothing where no canvas is longer than 448 px",
+    ),
+    (
+        AugmentationConfig,
+        dict(short_sides=(640, 800), scale_min=0.5),
+        "augmentation.scale_min 0.5: does nothing beside augmentation.short_sides",
+    ),
     (AugmentationConfig, dict(short_sides=(640, 800), scale_max=2.0), "augmentation.scale_max 2"),
-    (AugmentationConfig, dict(iou_minima=(0.5, 0.7)), "augmentation.iou_minima 0.5,0.7: does nothing where augmentation.iou_crop is 0"),
-    (AugmentationConfig, dict(brightness=0.3), "augmentation.brightness 0.3: does nothing where augmentation.photometric is 0; leave it at 0.125"),
+    (
+        AugmentationConfig,
+        dict(iou_minima=(0.5, 0.7)),
+        "augmentation.iou_minima 0.5,0.7: does nothing where augmentation.iou_crop is 0",
+    ),
+    (
+        AugmentationConfig,
+        dict(brightness=0.3),
+        (
+            "augmentation.brightness 0.3: does nothing where augmentation.photometric is 0; leave"
+            " it at 0.125"
+        ),
+    ),
     (AugmentationConfig, dict(contrast=0.3), "augmentation.contrast"),
     (AugmentationConfig, dict(saturation=0.3), "augmentation.saturation"),
     (AugmentationConfig, dict(hue=0.1), "augmentation.hue"),
-    (OptimizerConfig, dict(milestones=(0.5,)), "optimizer.milestones 0.5: .*schedule is cosine; leave it at 0.6667,0.8889, or set .* to steps"),
+    (
+        OptimizerConfig,
+        dict(milestones=(0.5,)),
+        (
+            "optimizer.milestones 0.5: .*schedule is cosine; leave it at 0.6667,0.8889, or set .*"
+            " to steps"
+        ),
+    ),
     (
         ModelConfig,
-        dict(p6_from="p5", anchors=AnchorConfig(strides=(4, 8, 16, 32), base_sizes=(16, 32, 64, 128))),
-        "model.p6_from p5: does nothing where model.anchors.strides are 4,8,16,32; leave it at c5, or add 64",
+        dict(
+            p6_from="p5", anchors=AnchorConfig(strides=(4, 8, 16, 32), base_sizes=(16, 32, 64, 128))
+        ),
+        (
+            "model.p6_from p5: does nothing where model.anchors.strides are 4,8,16,32; leave it at"
+            " c5, or add 64"
+        ),
     ),
 ]
 
 
-@pytest.mark.parametrize(("section", "settings", "complaint"), IGNORED, ids=lambda value: value.split(":")[0] if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("section", "settings", "complaint"),
+    IGNORED,
+    ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
+)
 def test_a_setting_that_does_nothing_is_refused(section, settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         section(**settings)
@@ -243,9 +370,15 @@ TRAINING = dict(data={"train": "t", "val": "v"}, canvas={"shapes": [[320, 448], 
         # A worker has a single picture, which finds no other to be blended with.
         (
             {"augmentation": {"mixup": 0.5}, "training": {"batch_size": 2, "workers": 2}},
-            "augmentation.mixup 0.5: does nothing where a worker has one image a step; leave it at 0, or raise training.batch_size",
+            (
+                "augmentation.mixup 0.5: does nothing where a worker has one image a step; leave it"
+                " at 0, or raise training.batch_size"
+            ),
         ),
-        ({"augmentation": {"short_sides": (321, 800)}}, "augmentation.short_sides 321,800: the canvas holds short sides of at most 320 px"),
+        (
+            {"augmentation": {"short_sides": (321, 800)}},
+            "augmentation.short_sides 321,800: the canvas holds short sides of at most 320 px",
+        ),
     ],
 )
 def test_an_augmentation_without_room_is_refused(settings, complaint):
@@ -254,14 +387,27 @@ def test_an_augmentation_without_room_is_refused(settings, complaint):
 
 
 def test_an_augmentation_with_room_is_taken():
-    TrainConfig(**TRAINING, augmentation={"mixup": 0.5, "short_sides": (320, 800)}, training={"batch_size": 4, "workers": 2})
+    TrainConfig(
+        **TRAINING,
+        augmentation={"mixup": 0.5, "short_sides": (320, 800)},
+        training={"batch_size": 4, "workers": 2},
+    )
     TrainConfig(**TRAINING, augmentation={"mosaic": 0.5}, training={"batch_size": 2, "workers": 2})
 
 
 def test_a_setting_that_does_something_is_taken():
-    AugmentationConfig(iou_crop=0.5, iou_minima=(0.5,), photometric=0.5, brightness=0.3, hue=0.1, scale_min=0.5)
+    AugmentationConfig(
+        iou_crop=0.5, iou_minima=(0.5,), photometric=0.5, brightness=0.3, hue=0.1, scale_min=0.5
+    )
     OptimizerConfig(schedule="steps", milestones=(0.5,))
-    ModelConfig(p6_from="p5", anchors=AnchorConfig(strides=(8, 16, 32, 64), base_sizes=(16, 32, 64, 128)))
-    # What a configuration says of itself is a configuration again, defaults that do nothing and all.
-    for whole in (AugmentationConfig(short_sides=(640, 800)), CanvasConfig(shapes=PAPER), OptimizerConfig()):
+    ModelConfig(
+        p6_from="p5", anchors=AnchorConfig(strides=(8, 16, 32, 64), base_sizes=(16, 32, 64, 128))
+    )
+    # What a configuration says of itself is a configuration again, defaults that do nothing and
+    # all.
+    for whole in (
+        AugmentationConfig(short_sides=(640, 800)),
+        CanvasConfig(shapes=PAPER),
+        OptimizerConfig(),
+    ):
         assert type(whole)(**whole.model_dump()) == whole

@@ -1,4 +1,6 @@
-"""What a checkpoint folder and a model package give back is what was put in, and the weights of another network are refused by name."""
+"""What a checkpoint folder and a model package give back is what was put in, and the weights of
+another network are refused by name.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from detector.optimizer import MovingAverage, build_optimizer
 from detector.predict import Predictor, rescale, write_package
 from detector.step import train_step
 
-KEYWORDS = {"classes": 2, "backbone": "resnet18", "width": 64, "head_norm": "group", "base_sizes": [8, 16, 32, 64, 128]}
+KEYWORDS = {
+    "classes": 2,
+    "backbone": "resnet18",
+    "width": 64,
+    "head_norm": "group",
+    "base_sizes": [8, 16, 32, 64, 128],
+}
 CANVAS = (64, 96)
 
 
@@ -33,15 +41,30 @@ class Training:
     def __init__(self, seed: int, *, name: str = "adamw", average: bool = True):
         torch.manual_seed(seed)
         self.model = RetinaNet(**KEYWORDS).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, name=name, learning_rate=1e-3, weight_decay=0.01, momentum=0.9)
+        self.optimizer = build_optimizer(
+            self.model, name=name, learning_rate=1e-3, weight_decay=0.01, momentum=0.9
+        )
         self.average = MovingAverage(self.model, images=50) if average else None
         random = np.random.default_rng(5)
         image = torch.from_numpy(random.integers(0, 256, (3, *CANVAS), dtype=np.uint8))
-        self.batch = collate([Sample(image, np.array([[8, 8, 40, 40]], np.float32), np.array([1]), CANVAS, 3) for _ in range(2)])
+        self.batch = collate(
+            [
+                Sample(image, np.array([[8, 8, 40, 40]], np.float32), np.array([1]), CANVAS, 3)
+                for _ in range(2)
+            ]
+        )
 
     def step(self, times: int = 1) -> None:
         anchors = torch.cat(self.model.anchors(*CANVAS))
-        settings = dict(learning_rate=1e-3, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9, amp_dtype=None)
+        settings = dict(
+            learning_rate=1e-3,
+            clip_norm=10.0,
+            box_weight=1.0,
+            gamma=2.0,
+            alpha=0.25,
+            beta=1 / 9,
+            amp_dtype=None,
+        )
         for _ in range(times):
             train_step(self.model, self.optimizer, self.batch, anchors, **settings)
             if self.average is not None:
@@ -70,7 +93,10 @@ def test_going_on_from_a_checkpoint_is_going_on(tmp_path, name, average):
         assert torch.equal(ours[key], value), key
     if average:
         assert second.average.seen == first.average.seen == 8
-        assert all(torch.equal(second.average.state[key], value) for key, value in first.average.state.items())
+        assert all(
+            torch.equal(second.average.state[key], value)
+            for key, value in first.average.state.items()
+        )
 
 
 def worker_on(folder: str, training: Training, **counters):
@@ -78,12 +104,43 @@ def worker_on(folder: str, training: Training, **counters):
     from cluster.training.worker import Worker
 
     worker = Worker.__new__(Worker)
-    job = {"training": {"seed": 0}, "package": {}, "config": {}, "board": None, "pretrained": None, "start": None}
-    settings = {"keep_checkpoints": 2, "checkpoint_images": 0, "checkpoint_minutes": 0, "checkpoint_folder": f"{folder}/local"}
-    checkpoints = Checkpoints(f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True)
-    parts = {**training.parts(), "job": job, "run": f"{folder}/run", "rank": 0, "ranks": 1, "train_set": SimpleNamespace(digest="d" * 64)}
+    job = {
+        "training": {"seed": 0},
+        "package": {},
+        "config": {},
+        "board": None,
+        "pretrained": None,
+        "start": None,
+    }
+    settings = {
+        "keep_checkpoints": 2,
+        "checkpoint_images": 0,
+        "checkpoint_minutes": 0,
+        "checkpoint_folder": f"{folder}/local",
+    }
+    checkpoints = Checkpoints(
+        f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True
+    )
+    parts = {
+        **training.parts(),
+        "job": job,
+        "run": f"{folder}/run",
+        "rank": 0,
+        "ranks": 1,
+        "train_set": SimpleNamespace(digest="d" * 64),
+    }
     parts |= {"checkpoints": checkpoints, "over": [], "reports": SimpleNamespace(left_out=0)}
-    vars(worker).update({**parts, "told": deque(maxlen=2), "images_seen": 0, "epoch": 0, "left": [(0, 20)], "loss_normalizer": 100.0, **counters})
+    vars(worker).update(
+        {
+            **parts,
+            "told": deque(maxlen=2),
+            "images_seen": 0,
+            "epoch": 0,
+            "left": [(0, 20)],
+            "loss_normalizer": 100.0,
+            **counters,
+        }
+    )
     return worker
 
 
@@ -94,7 +151,9 @@ def saved_by(worker) -> str:
 
 
 def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
-    first = worker_on(str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25)
+    first = worker_on(
+        str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25
+    )
     first.told.extend({"images_seen": seen, "box": 0.5} for seen in (2, 3, 4))
     saved_by(first)
     second = worker_on(str(tmp_path), Training(1))
@@ -103,11 +162,15 @@ def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
     assert list(second.told) == [{"images_seen": 3, "box": 0.5}, {"images_seen": 4, "box": 0.5}]
 
 
-@pytest.mark.parametrize(("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")])
+@pytest.mark.parametrize(
+    ("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")]
+)
 def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, kind):
     first = Training(0, average=average)
     first.step(2)
-    other = worker_on(str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25)
+    other = worker_on(
+        str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25
+    )
     other.told.append({"images_seen": 4, "box": 0.5})
     uri = saved_by(other)
     second = worker_on(str(tmp_path / "second"), Training(1))
@@ -116,13 +179,28 @@ def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, k
     # What was said of that run's steps is not this run's.
     assert not second.told
     expected = first.average.state if average and kind == "weights" else first.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in second.model.state_dict().items())
-    assert all(torch.equal(second.average.state[name], value) for name, value in (first.average.state if average else expected).items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in second.model.state_dict().items()
+    )
+    assert all(
+        torch.equal(second.average.state[name], value)
+        for name, value in (first.average.state if average else expected).items()
+    )
     if kind == "full":
-        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (4, [(4, 20)], 37.25, 4)
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (
+            4,
+            [(4, 20)],
+            37.25,
+            4,
+        )
         assert len(second.optimizer.state) == len(first.optimizer.state) > 0
     else:
-        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (0, [(0, 20)], 100.0, 0)
+        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (
+            0,
+            [(0, 20)],
+            100.0,
+            0,
+        )
         assert not second.optimizer.state
     # Its own checkpoint comes first from then on.
     second.images_seen = 8
@@ -136,8 +214,14 @@ def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, k
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda state: state.pop("loss_normalizer"), "images-000000000004: 'loss_normalizer' is missing in it; another version"),
-        (lambda state: state.update(data_digest="e" * 64), "was trained on data eeeeeeeeeeee, data.train is dddddddddddd"),
+        (
+            lambda state: state.pop("loss_normalizer"),
+            "images-000000000004: 'loss_normalizer' is missing in it; another version",
+        ),
+        (
+            lambda state: state.update(data_digest="e" * 64),
+            "was trained on data eeeeeeeeeeee, data.train is dddddddddddd",
+        ),
     ],
 )
 def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, change, complaint):
@@ -153,7 +237,9 @@ def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
     uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
     other = Training(1)
     other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
-    with pytest.raises(UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"):
+    with pytest.raises(
+        UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"
+    ):
         resume(worker_on(str(tmp_path), other))
 
 
@@ -161,11 +247,18 @@ def test_the_folder_holds_what_the_contract_names(tmp_path):
     training = Training(0)
     training.step()
     save_checkpoint(str(tmp_path / "new"), **training.parts(), state=STATE)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["ema.safetensors", "model.safetensors", "optimizer.pt", "state.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "ema.safetensors",
+        "model.safetensors",
+        "optimizer.pt",
+        "state.json",
+    ]
     assert json.loads((tmp_path / "new" / STATE_FILE).read_text())["left"] == [[4, 20]]
     # Nothing pickled: torch refuses code here.
     torch.load(tmp_path / "new" / "optimizer.pt", weights_only=True)
-    assert set(load_file(tmp_path / "new" / "model.safetensors")) == set(training.model.state_dict())
+    assert set(load_file(tmp_path / "new" / "model.safetensors")) == set(
+        training.model.state_dict()
+    )
     plain = Training(0, average=False)
     save_checkpoint(str(tmp_path / "plain"), **plain.parts(), state=STATE)
     assert not (tmp_path / "plain" / "ema.safetensors").exists()
@@ -204,17 +297,36 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
             p.add_(torch.randn_like(p) * 0.02)
     training = Training(0)
     training.model = model
-    save_checkpoint(str(folder / "checkpoint"), model=model, optimizer=training.optimizer, average=None, state=STATE)
-    decode = {"score_threshold": 0.05, "top_per_level": 100, "nms_threshold": 0.5, "max_detections": 7}
+    save_checkpoint(
+        str(folder / "checkpoint"),
+        model=model,
+        optimizer=training.optimizer,
+        average=None,
+        state=STATE,
+    )
+    decode = {
+        "score_threshold": 0.05,
+        "top_per_level": 100,
+        "nms_threshold": 0.5,
+        "max_detections": 7,
+    }
     description = {"model": KEYWORDS, "canvases": [list(CANVAS)], "decode": decode, "amp": False}
     classes = [{"label": 0, "id": 3, "name": "cat"}, {"label": 1, "id": 17, "name": "dog"}]
-    write_package(str(folder / "package"), weights=str(folder / "checkpoint" / "model.safetensors"), description=description, classes=classes)
+    write_package(
+        str(folder / "package"),
+        weights=str(folder / "checkpoint" / "model.safetensors"),
+        description=description,
+        classes=classes,
+    )
     return folder / "package"
 
 
 def pictures() -> list[np.ndarray]:
     random = np.random.default_rng(1)
-    return [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((64, 96), (200, 100), (31, 77))]
+    return [
+        random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for shape in ((64, 96), (200, 100), (31, 77))
+    ]
 
 
 def test_the_package_gives_detections_in_each_pictures_own_frame(package):
@@ -222,7 +334,11 @@ def test_the_package_gives_detections_in_each_pictures_own_frame(package):
     for its, picture in zip(found, pictures(), strict=True):
         height, width = picture.shape[:2]
         assert len(its.scores_N) == 7
-        assert (its.boxes_N4 >= 0).all() and its.boxes_N4[:, [0, 2]].max() <= width and its.boxes_N4[:, [1, 3]].max() <= height
+        assert (
+            (its.boxes_N4 >= 0).all()
+            and its.boxes_N4[:, [0, 2]].max() <= width
+            and its.boxes_N4[:, [1, 3]].max() <= height
+        )
         assert (np.diff(its.scores_N) <= 0).all() and set(its.labels_N) <= {0, 1}
     # The second is 200 px high and shown at 64: its boxes must use the height, not the canvas's 64.
     assert found[1].boxes_N4[:, 3].max() > 100
@@ -232,7 +348,10 @@ def test_a_package_that_was_moved_finds_the_same(package, tmp_path):
     moved = tmp_path / "elsewhere"
     package.rename(moved)
     try:
-        one, two = Predictor.load(str(moved))(pictures()), Predictor.load(str(moved), batch_size=1)(pictures())
+        one, two = (
+            Predictor.load(str(moved))(pictures()),
+            Predictor.load(str(moved), batch_size=1)(pictures()),
+        )
     finally:
         moved.rename(package)
     for left, right in zip(one, two, strict=True):
@@ -242,8 +361,16 @@ def test_a_package_that_was_moved_finds_the_same(package, tmp_path):
 
 
 def test_the_package_is_plain_json_and_safetensors(package):
-    assert sorted(path.name for path in package.iterdir()) == ["classes.json", "model.json", "model.safetensors"]
-    assert json.loads((package / "classes.json").read_text())[1] == {"label": 1, "id": 17, "name": "dog"}
+    assert sorted(path.name for path in package.iterdir()) == [
+        "classes.json",
+        "model.json",
+        "model.safetensors",
+    ]
+    assert json.loads((package / "classes.json").read_text())[1] == {
+        "label": 1,
+        "id": 17,
+        "name": "dog",
+    }
     assert json.loads((package / "model.json").read_text())["model"]["width"] == 64
 
 
@@ -253,24 +380,35 @@ def test_no_pictures_no_detections(package):
 
 def test_the_network_is_left_in_the_mode_it_had(package):
     predictor = Predictor.load(str(package))
-    # As it is while it trains, with batch normalisation that a forward pass in the wrong mode would move.
+    # As it is while it trains, with batch normalisation that a forward pass in the wrong mode would
+    # move.
     predictor.model = RetinaNet(**KEYWORDS).train()
     statistics = predictor.model.backbone.stem[1].running_mean.clone()
     predictor(pictures()[:1])
-    assert predictor.model.training and torch.equal(predictor.model.backbone.stem[1].running_mean, statistics)
+    assert predictor.model.training and torch.equal(
+        predictor.model.backbone.stem[1].running_mean, statistics
+    )
 
 
 def test_a_package_whose_parts_do_not_belong_together_is_refused(package, tmp_path):
     description = json.loads((package / "model.json").read_text())
     description["model"]["classes"] = 5
-    write_package(str(tmp_path), weights=str(package / "model.safetensors"), description=description, classes=[])
+    write_package(
+        str(tmp_path),
+        weights=str(package / "model.safetensors"),
+        description=description,
+        classes=[],
+    )
     with pytest.raises(ValueError, match="another network"):
         Predictor.load(str(tmp_path))
 
 
 def test_rescale_by_hand():
-    # A picture of 200 x 100 (height x width) shown at 50 x 40: y by 4, x by 2.5; the borders 50 and 40 become 200 and 100.
-    found = Detections(np.array([[4, 20, 40, 50]], np.float32), np.array([0.5], np.float32), np.array([1]))
+    # A picture of 200 x 100 (height x width) shown at 50 x 40: y by 4, x by 2.5; the borders 50 and
+    # 40 become 200 and 100.
+    found = Detections(
+        np.array([[4, 20, 40, 50]], np.float32), np.array([0.5], np.float32), np.array([1])
+    )
     moved = rescale(found, (50.0, 40.0), (200, 100))
     np.testing.assert_allclose(moved.boxes_N4, [[10, 80, 100, 200]], rtol=1e-6)
     assert (moved.scores_N, moved.labels_N) == (found.scores_N, found.labels_N)

@@ -14,12 +14,15 @@ from detector.baselines import build_model
 from detector.export import SMALLEST_SIDE, export_onnx, export_program
 from detector.model import RetinaNet
 
-# (images, height, width): one image, the smallest canvas, a tall one; none is the example that is traced.
+# (images, height, width): one image, the smallest canvas, a tall one; none is the example that is
+# traced.
 SIZES = [(1, 160, 160), (3, 160, 224), (2, 352, 192)]
 
 
 def network(**changed) -> RetinaNet:
-    """A network whose every weight and statistic is away from its start, so that what is lost on the way shows."""
+    """A network whose every weight and statistic is away from its start, so that what is lost on
+    the way shows.
+    """
     torch.manual_seed(5)
     model = RetinaNet(**{"classes": 3, "backbone": "resnet18", "width": 64} | changed).eval()
     for name, value in model.state_dict().items():
@@ -34,22 +37,39 @@ def network(**changed) -> RetinaNet:
 
 
 @torch.no_grad()
-def largest_difference(model: RetinaNet, exported: Callable[[torch.Tensor], list[torch.Tensor]], size: tuple[int, int, int]) -> float:
+def largest_difference(
+    model: RetinaNet,
+    exported: Callable[[torch.Tensor], list[torch.Tensor]],
+    size: tuple[int, int, int],
+) -> float:
     batch, height, width = size
-    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
+    images = torch.randint(
+        0,
+        256,
+        (batch, 3, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(batch),
+    )
     expected, found = model(images), exported(images)
     assert len(found) == 2
     for mine, other in zip(expected, found, strict=True):
-        assert mine.shape == other.shape and other.dtype == torch.float32 and float(mine.std()) > 0.01
-    return max(float((mine - other).abs().max()) for mine, other in zip(expected, found, strict=True))
+        assert (
+            mine.shape == other.shape and other.dtype == torch.float32 and float(mine.std()) > 0.01
+        )
+    return max(
+        float((mine - other).abs().max()) for mine, other in zip(expected, found, strict=True)
+    )
 
 
 def test_a_program_is_the_network_at_every_size(tmp_path: Path):
-    # As it leaves a training: normalised heads, channels-last, in training mode, of which the caller's model keeps the last two.
+    # As it leaves a training: normalised heads, channels-last, in training mode, of which the
+    # caller's model keeps the last two.
     model = network(head_norm="group").to(memory_format=torch.channels_last).train()
     path = tmp_path / "network.pt2"
     torch.export.save(export_program(model), path)
-    assert model.training and model.box_head.output.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.training and model.box_head.output.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
     module = torch.export.load(path).module()
     for size in SIZES:
         assert largest_difference(model.eval(), module, size) < 1e-3
@@ -66,14 +86,27 @@ def test_onnxruntime_gives_the_outputs_of_the_network(tmp_path: Path, norms: dic
     assert [file.name for file in tmp_path.iterdir()] == ["network.onnx"]  # weights inside
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
-    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", 3, "32*rows", "32*columns"])
+    assert (images.name, images.type, images.shape) == (
+        "images",
+        "tensor(uint8)",
+        ["batch", 3, "32*rows", "32*columns"],
+    )
     assert [output.name for output in session.get_outputs()] == ["logits", "offsets"]
     for size in SIZES:
-        assert largest_difference(model, lambda x: [torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()})], size) < 1e-3
+        assert (
+            largest_difference(
+                model,
+                lambda x: [torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()})],
+                size,
+            )
+            < 1e-3
+        )
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object()
+    )
     with pytest.raises(ValueError, match="network.onnx: package onnxscript missing; .*pip install"):
         export_onnx(network(), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
@@ -81,4 +114,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_a_baseline_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="export of a Baseline: only retinanet"):
-        export_onnx(build_model(architecture="fcos", classes=2, backbone="resnet18", width=64), tmp_path / "network.onnx")
+        export_onnx(
+            build_model(architecture="fcos", classes=2, backbone="resnet18", width=64),
+            tmp_path / "network.onnx",
+        )

@@ -1,4 +1,6 @@
-"""Parameters and operations: a small network by hand, and the field's published sizes by arithmetic alone."""
+"""Parameters and operations: a small network by hand, and the field's published sizes by arithmetic
+alone.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,27 @@ G = 1e9
 
 def net(**changed) -> RetinaNet:
     with torch.device("meta"):
-        # The counted networks take P6 from P5 and keep stem and layer1 fixed, as torchvision's first version and the usual fine-tuning do.
+        # The counted networks take P6 from P5 and keep stem and layer1 fixed, as torchvision's
+        # first version and the usual fine-tuning do.
         return RetinaNet(**{"norm": "frozen", "frozen_stages": 2, "p6_from": "p5"} | changed)
 
 
 def test_operations_by_hand():
     with torch.device("meta"):
-        fixed, grouped, last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4), nn.Conv2d(8, 2, 1)
+        fixed, grouped, last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4),
+            nn.Conv2d(8, 2, 1),
+        )
     fixed.requires_grad_(False)
-    # 8 x 10 px: 80 places x 8 channels x 27 products; 20 x 8 x (2 x 9); 20 x 2 x 8. Two operations each.
+    # 8 x 10 px: 80 places x 8 channels x 27 products; 20 x 8 x (2 x 9); 20 x 2 x 8. Two operations
+    # each.
     first, second, third = 2 * 80 * 8 * 27, 2 * 20 * 8 * 18, 2 * 20 * 2 * 8
-    # Fixed: forward only. The second has a weight gradient but nothing trained below it. The third has both gradients.
-    assert convolution_flops(nn.Sequential(fixed, grouped, last), 8, 10) == Flops(first + second + third, first + 2 * second + 3 * third)
+    # Fixed: forward only. The second has a weight gradient but nothing trained below it. The third
+    # has both gradients.
+    assert convolution_flops(nn.Sequential(fixed, grouped, last), 8, 10) == Flops(
+        first + second + third, first + 2 * second + 3 * third
+    )
 
 
 def test_a_real_network_is_not_run():
@@ -35,7 +46,13 @@ def test_a_real_network_is_not_run():
 
 @pytest.mark.parametrize(
     ("backbone", "classes", "parameters"),
-    [("resnet18", 91, 21.0), ("resnet50", 91, 34.0), ("resnet101", 91, 53.0), ("resnext50_32x4d", 264, 37.1), ("resnext101_32x8d", 91, 97.1)],
+    [
+        ("resnet18", 91, 21.0),
+        ("resnet50", 91, 34.0),
+        ("resnet101", 91, 53.0),
+        ("resnext50_32x4d", 264, 37.1),
+        ("resnext101_32x8d", 91, 97.1),
+    ],
 )
 def test_parameters_in_millions(backbone, classes, parameters):
     model = net(backbone=backbone, classes=classes)
@@ -65,7 +82,8 @@ def test_operations_in_billions(backbone, classes, canvas, forward, train):
 
 
 def test_a_training_step_that_trains_everything():
-    # Nothing fixed: three passes each, but the stem's input is the picture, which needs no gradient: 2 x 400 x 400 x 64 x (3 x 7 x 7) = 3.01 G.
+    # Nothing fixed: three passes each, but the stem's input is the picture, which needs no
+    # gradient: 2 x 400 x 400 x 64 x (3 x 7 x 7) = 3.01 G.
     flops = convolution_flops(net(backbone="resnet50", classes=91, frozen_stages=0), 800, 800)
     assert flops.train == 3 * flops.forward - 2 * 400 * 400 * 64 * 147
 

@@ -18,7 +18,9 @@ from detector.model import RetinaNet
 def network(seed: int, **parts) -> nn.Module:
     """Weights and statistics away from their start, and a class head that finds something."""
     torch.manual_seed(seed)
-    net = build_model(**({"classes": 3, "width": 64, "base_sizes": (8, 16, 32, 64, 128), "prior": 0.03} | parts)).eval()
+    net = build_model(
+        **({"classes": 3, "width": 64, "base_sizes": (8, 16, 32, 64, 128), "prior": 0.03} | parts)
+    ).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2.0)
@@ -59,14 +61,20 @@ NETWORKS = pytest.mark.parametrize(
 def test_the_folded_network_detects_the_same(parts):
     plain = network(3, **parts)
     folded = fold_batch_norm(copy.deepcopy(plain))
-    left = [m for m in folded.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm)]
+    left = [
+        m
+        for m in folded.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm)
+    ]
     assert not left
     images, sizes = pictures(5)
     with torch.no_grad():
         for found, expected in zip(folded(images), plain(images), strict=True):
             assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     decode = dict(score_threshold=0.05, top_per_level=1000, nms_threshold=0.5, max_detections=100)
-    for one, other in zip(folded.detect(images, sizes, **decode), plain.detect(images, sizes, **decode), strict=True):
+    for one, other in zip(
+        folded.detect(images, sizes, **decode), plain.detect(images, sizes, **decode), strict=True
+    ):
         assert len(one.scores_N) == len(other.scores_N) > 10
         np.testing.assert_array_equal(one.labels_N, other.labels_N)
         np.testing.assert_allclose(one.boxes_N4, other.boxes_N4, atol=1e-3)
@@ -75,13 +83,21 @@ def test_the_folded_network_detects_the_same(parts):
 
 @NETWORKS
 def test_the_fused_network_is_the_folded_one(parts):
-    """Without a GPU its convolutions take the plain way, which is the formula that cuDNN is asked for."""
+    """Without a GPU its convolutions take the plain way, which is the formula that cuDNN is asked
+    for.
+    """
     folded = fold_batch_norm(network(3, **parts))
     fused = fuse_relu(copy.deepcopy(folded), torch.float32)
-    relus = {name: sum(isinstance(m, nn.ReLU) for m in net.modules()) for name, net in (("folded", folded), ("fused", fused))}
+    relus = {
+        name: sum(isinstance(m, nn.ReLU) for m in net.modules())
+        for name, net in (("folded", folded), ("fused", fused))
+    }
     joined = sum(isinstance(m, ConvolutionRelu) for m in fused.modules())
-    # Two for a block of ResNet-18 and three for one of ResNet-50, the stem, and four in each head where group normalisation is not between.
-    expected = {"resnet18": 8 * 2 + 1, "resnet50": 16 * 3 + 1, "resnext50_32x4d": 16 * 3 + 1}[parts["backbone"]] * (parts["norm"] != "group")
+    # Two for a block of ResNet-18 and three for one of ResNet-50, the stem, and four in each head
+    # where group normalisation is not between.
+    expected = {"resnet18": 8 * 2 + 1, "resnet50": 16 * 3 + 1, "resnext50_32x4d": 16 * 3 + 1}[
+        parts["backbone"]
+    ] * (parts["norm"] != "group")
     assert joined == expected + 8 * ("head_norm" not in parts)
     assert relus["fused"] < relus["folded"]
     images, _ = pictures(5)
@@ -92,7 +108,10 @@ def test_the_fused_network_is_the_folded_one(parts):
 
 def test_only_a_gpu_gets_the_fused_network():
     detecting = for_detecting(network(3, backbone="resnet18"), "cpu", amp=True)
-    assert not any(isinstance(m, ConvolutionRelu | nn.BatchNorm2d) for m in detecting.modules()) and not detecting.training
+    assert (
+        not any(isinstance(m, ConvolutionRelu | nn.BatchNorm2d) for m in detecting.modules())
+        and not detecting.training
+    )
 
 
 def test_a_bias_is_folded_too():
@@ -102,12 +121,20 @@ def test_a_bias_is_folded_too():
     nn.init.normal_(layers[1].bias)
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     expected = layers(x)
-    assert torch.allclose(fold_batch_norm(layers)(x), expected, rtol=1e-12) and isinstance(layers[1], nn.Identity)
+    assert torch.allclose(fold_batch_norm(layers)(x), expected, rtol=1e-12) and isinstance(
+        layers[1], nn.Identity
+    )
 
 
 @pytest.mark.parametrize("architecture", ["faster_rcnn", "fcos"])
 def test_a_baseline_is_folded_in_its_backbone(architecture):
-    parts = {"architecture": architecture, "classes": 3, "backbone": "resnet18", "norm": "batch", "width": 64}
+    parts = {
+        "architecture": architecture,
+        "classes": 3,
+        "backbone": "resnet18",
+        "norm": "batch",
+        "width": 64,
+    }
     plain = network(4, **parts)
     folded = fold_batch_norm(copy.deepcopy(plain))
     images, _ = pictures(6)

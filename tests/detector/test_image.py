@@ -1,5 +1,5 @@
-"""Whatever Pillow reads becomes upright RGB, a JPEG as small as it is wanted, with or without simplejpeg; everything else is an ImageError with a
-reason.
+"""Whatever Pillow reads becomes upright RGB, a JPEG as small as it is wanted, with or without
+simplejpeg; everything else is an ImageError with a reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def noise(height: int = 12, width: int = 20) -> np.ndarray:
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise from the size of the picture down to the pixel, the finer the weaker, as in photographs."""
+    """Noise from the size of the picture down to the pixel, the finer the weaker, as in
+    photographs.
+    """
     generator = torch.Generator().manual_seed(seed)
     picture = torch.full((1, 3, height, width), 120.0)
     for cell, contrast in ((128, 60), (32, 30), (8, 14), (2, 5)):
@@ -70,7 +72,10 @@ def test_both_decoders_give_the_same_pixels_at_every_scale(name, size, monkeypat
     data = encoded(Image.fromarray(photo(*size)).convert(mode), "JPEG", quality=85, **options)
     found = [open_image(data).pixels(shrink) for shrink in (1, 2, 4, 8)]
     monkeypatch.setattr(image, "simplejpeg", None)
-    assert all(np.array_equal(one, open_image(data).pixels(shrink)) for one, shrink in zip(found, (1, 2, 4, 8), strict=True))
+    assert all(
+        np.array_equal(one, open_image(data).pixels(shrink))
+        for one, shrink in zip(found, (1, 2, 4, 8), strict=True)
+    )
     # The whole picture as Pillow decodes it when asked for nothing else.
     assert np.array_equal(found[0], np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     assert np.array_equal(found[0], decode_image(data))
@@ -96,10 +101,17 @@ def test_where_simplejpeg_is_not_installed_pillow_decodes(monkeypatch):
     assert np.array_equal(alone.decode_image(data), decode_image(data))
 
 
-@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.tuples(st.integers(1, 1000), st.integers(1, 1000)))
+@given(
+    st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    st.tuples(st.integers(1, 1000), st.integers(1, 1000)),
+)
 def test_a_picture_is_decoded_as_small_as_it_may_be(sides, at_least):
     shrink = shrinkage(sides, at_least)
-    enough = [s for s in (1, 2, 4, 8) if all(side / s >= least for side, least in zip(sides, at_least, strict=True))]
+    enough = [
+        s
+        for s in (1, 2, 4, 8)
+        if all(side / s >= least for side, least in zip(sides, at_least, strict=True))
+    ]
     assert shrink == (max(enough, default=1) if min(sides) >= 64 else 1)
 
 
@@ -111,7 +123,9 @@ def test_shrinkage_by_hand():
     assert shrinkage((427, 640), (213, 320)) == 2 and shrinkage((427, 640), (214, 320)) == 1
 
 
-@pytest.mark.parametrize(("shrink", "shape"), [(1, (241, 322)), (2, (121, 161)), (4, (61, 81)), (8, (31, 41))])
+@pytest.mark.parametrize(
+    ("shrink", "shape"), [(1, (241, 322)), (2, (121, 161)), (4, (61, 81)), (8, (31, 41))]
+)
 def test_the_sides_of_a_smaller_picture_are_rounded_up(decoder, shrink, shape):
     jpeg = open_image(encoded(Image.fromarray(photo(241, 322)), "JPEG"))
     assert isinstance(jpeg, Jpeg) and jpeg.shape == (241, 322, 3)
@@ -186,7 +200,8 @@ def test_cmyk_jpeg_becomes_rgb():
 
 
 def test_sixteen_bits_are_scaled_to_eight():
-    # The high byte: 0x1234 -> 0x12, 65,535 -> 255. Clipping instead would give 255 for all but the first.
+    # The high byte: 0x1234 -> 0x12, 65,535 -> 255. Clipping instead would give 255 for all but the
+    # first.
     grey = np.array([[0x0012, 0x1234, 0x8000, 0xFFFF]], np.uint16)
     for kind in ("PNG", "TIFF"):
         decoded = decode_image(encoded(Image.fromarray(grey), kind))
@@ -199,7 +214,8 @@ def test_a_sixteen_bit_picture_is_turned_upright_too(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     decoded = decode_image(encoded(Image.fromarray(grey), kind, exif=exif))
-    # Orientation 6: the stored picture is turned clockwise for display, so the first column, read upwards, is the first row.
+    # Orientation 6: the stored picture is turned clockwise for display, so the first column, read
+    # upwards, is the first row.
     assert decoded[..., 0].tolist() == [[0x40, 0x10], [0x50, 0x20], [0x60, 0x30]]
 
 
@@ -221,7 +237,8 @@ def test_exif_orientation_6_is_turned():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_ends_upright(orientation):
     upright = noise(6, 10)
-    # What a camera stores so that the viewer's turn gives the upright picture: EXIF's table, undone.
+    # What a camera stores so that the viewer's turn gives the upright picture: EXIF's table,
+    # undone.
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -234,13 +251,18 @@ def test_every_exif_orientation_ends_upright(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(decode_image(encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)), upright)
+    assert np.array_equal(
+        decode_image(encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)),
+        upright,
+    )
 
 
 def test_an_orientation_that_makes_no_sense_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 42
-    assert np.array_equal(decode_image(encoded(Image.fromarray(noise()), "PNG", exif=exif)), noise())
+    assert np.array_equal(
+        decode_image(encoded(Image.fromarray(noise()), "PNG", exif=exif)), noise()
+    )
 
 
 def test_empty_file():
@@ -248,7 +270,9 @@ def test_empty_file():
         decode_image(b"")
 
 
-@pytest.mark.parametrize("data", [b"not an image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<html>404</html>"])
+@pytest.mark.parametrize(
+    "data", [b"not an image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<html>404</html>"]
+)
 def test_what_is_no_image(data):
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(data)
@@ -305,11 +329,20 @@ def test_every_format_is_read_and_its_size_known_before_it_is_decoded(form, monk
 
 
 def test_a_bomb_is_refused_on_its_header():
-    # A PNG of 100,000 x 100,000 in 60 bytes: 10 Gpx would be 30 GB. Nothing follows the header, so decoding would end otherwise.
+    # A PNG of 100,000 x 100,000 in 60 bytes: 10 Gpx would be 30 GB. Nothing follows the header, so
+    # decoding would end otherwise.
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    chunk = (
+        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
     with pytest.raises(ImageError, match="100000x100000 pixels"):
-        decode_image(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+        decode_image(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk
+            + struct.pack(">I", 0)
+            + b"IDAT"
+            + struct.pack(">I", zlib.crc32(b"IDAT"))
+        )
 
 
 def test_a_jpeg_bomb_is_refused_on_its_header():
@@ -319,7 +352,9 @@ def test_a_jpeg_bomb_is_refused_on_its_header():
     assert struct.unpack(">HH", data[start : start + 4]) == (10, 30)
     bomb = data[:start] + struct.pack(">HH", 60_000, 50_000) + data[start + 4 :]
     for read in (decode_image, open_image):
-        with pytest.raises(ImageError, match="50000x60000 pixels is more than the 100000000 allowed"):
+        with pytest.raises(
+            ImageError, match="50000x60000 pixels is more than the 100000000 allowed"
+        ):
             read(bomb)
     with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
         open_image(data, max_pixels=299)

@@ -1,4 +1,6 @@
-"""The losses against formulas, derivatives and torchvision; extreme logits and offsets; who carries no loss; what divides the sums."""
+"""The losses against formulas, derivatives and torchvision; extreme logits and offsets; who carries
+no loss; what divides the sums.
+"""
 
 from __future__ import annotations
 
@@ -17,42 +19,78 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
 
 from detector.anchors import BACKGROUND, IGNORED, anchor_grid, match
 from detector.batch import Sample, collate
 from detector.boxes import decode, encode
 from detector.config import LossConfig
 from detector.focal import focal_sums, focal_term, plain_focal_sums
-from detector.loss import LossSums, box_term, detection_loss, image_weights, moving_average, overlap_loss
+from detector.loss import (
+    LossSums,
+    box_term,
+    detection_loss,
+    image_weights,
+    moving_average,
+    overlap_loss,
+)
 
 SETTINGS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
 CLASSIFICATIONS = ("focal", "balanced_cross_entropy", "cross_entropy")
 BOXES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
-ANCHORS = torch.cat(anchor_grid(64, 64, base_sizes=(8, 16, 32, 64, 128), scales=(1.0,), ratios=(0.5, 1.0, 2.0)))
+ANCHORS = torch.cat(
+    anchor_grid(64, 64, base_sizes=(8, 16, 32, 64, 128), scales=(1.0,), ratios=(0.5, 1.0, 2.0))
+)
 CLASSES = 3
 
 
 def sample(boxes: list[list[float]], labels: list[int], image_id: int = 1) -> Sample:
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), (64, 64), image_id)
+    return Sample(
+        image,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int64),
+        (64, 64),
+        image_id,
+    )
 
 
 def outputs(images: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Random logits (B, A, K) around 0 and offsets (B, A, 4)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (images, len(ANCHORS))
-    return 3 * torch.randn((*shape, CLASSES), generator=generator), 0.3 * torch.randn((*shape, 4), generator=generator)
+    return 3 * torch.randn((*shape, CLASSES), generator=generator), 0.3 * torch.randn(
+        (*shape, 4), generator=generator
+    )
 
 
-def loss_of(samples: list[Sample], logits: torch.Tensor, deltas: torch.Tensor, **changed) -> tuple[LossSums, torch.Tensor]:
+def loss_of(
+    samples: list[Sample], logits: torch.Tensor, deltas: torch.Tensor, **changed
+) -> tuple[LossSums, torch.Tensor]:
     batch = collate(samples)
     matches = match(ANCHORS, batch.boxes_BG4, batch.labels_BG)
-    sums = detection_loss([logits], [deltas], ANCHORS, batch.boxes_BG4, batch.labels_BG, matches, **(SETTINGS | changed))
+    sums = detection_loss(
+        [logits],
+        [deltas],
+        ANCHORS,
+        batch.boxes_BG4,
+        batch.labels_BG,
+        matches,
+        **(SETTINGS | changed),
+    )
     return sums, matches
 
 
-CAT, DOG, FAR = sample([[4, 4, 30, 30]], [0]), sample([[10, 20, 60, 44], [40, 2, 62, 22]], [2, 1]), sample([], [])
+CAT, DOG, FAR = (
+    sample([[4, 4, 30, 30]], [0]),
+    sample([[10, 20, 60, 44], [40, 2, 62, 22]], [2, 1]),
+    sample([], []),
+)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
@@ -66,11 +104,16 @@ def test_value_and_derivative_of_the_focal_term_are_the_papers(gamma, positive, 
     found.sum().backward()
     # x_t = y x, p_t = sigmoid(x_t). Section 3.2: FL = -alpha_t (1 - p_t)^gamma log(p_t).
     p_t = torch.sigmoid(y * logits.detach())
-    assert torch.allclose(found.detach(), -alpha_t * (1 - p_t) ** gamma * torch.log(p_t), rtol=1e-6, atol=0)
-    # Appendix B: dFL/dx = y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1), and alpha_t times that; dCE/dx = y (p_t - 1) is gamma 0.
+    assert torch.allclose(
+        found.detach(), -alpha_t * (1 - p_t) ** gamma * torch.log(p_t), rtol=1e-6, atol=0
+    )
+    # Appendix B: dFL/dx = y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1), and alpha_t times that;
+    # dCE/dx = y (p_t - 1) is gamma 0.
     derivative = alpha_t * y * (1 - p_t) ** gamma * (gamma * p_t * torch.log(p_t) + p_t - 1)
     assert torch.allclose(logits.grad, derivative, rtol=1e-6, atol=0)
-    assert torch.autograd.gradcheck(lambda x: focal_term(x, positive=positive, gamma=gamma, alpha=alpha), (logits,))
+    assert torch.autograd.gradcheck(
+        lambda x: focal_term(x, positive=positive, gamma=gamma, alpha=alpha), (logits,)
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
@@ -84,7 +127,10 @@ def test_extreme_logits_agree_with_eighty_digits(gamma, positive):
     with decimal.localcontext(prec=80):
         for value, loss, slope in zip(values, found.tolist(), logits.grad.tolist(), strict=True):
             x_t = y * Decimal(value)
-            p_t, other = 1 / (1 + (-x_t).exp()), 1 / (1 + x_t.exp())  # other = 1 - p_t, with all its digits
+            p_t, other = (
+                1 / (1 + (-x_t).exp()),
+                1 / (1 + x_t.exp()),
+            )  # other = 1 - p_t, with all its digits
             # log(p_t) = -log(1 + e^-x_t); below 1e-70 the logarithm is its argument.
             log_p_t = -(-x_t).exp() if x_t > 161 else p_t.ln()
             focus = other ** Decimal(gamma) if gamma else Decimal(1)
@@ -105,19 +151,29 @@ def test_extreme_logits_stay_finite_in_float32(gamma, positive):
     assert torch.isfinite(loss).all() and torch.isfinite(logits.grad).all()
     # Wholly wrong: log p_t is the logit itself. Wholly right: nothing.
     wrong, right = (0, -1) if positive else (-1, 0)
-    assert float(loss[wrong]) == pytest.approx(1e4 * (0.25 if positive else 0.75)) and float(loss[right]) == 0.0
+    assert (
+        float(loss[wrong]) == pytest.approx(1e4 * (0.25 if positive else 0.75))
+        and float(loss[right]) == 0.0
+    )
 
 
 def test_focal_term_by_hand():
     # p = 0.5 at logit 0: positive -0.25 * 0.5^2 * log 0.5 = 0.0433217, negative three times that.
     zero = torch.zeros(())
-    assert float(focal_term(zero, positive=True, gamma=2.0, alpha=0.25)) == pytest.approx(0.0625 * math.log(2))
-    assert float(focal_term(zero, positive=False, gamma=2.0, alpha=0.25)) == pytest.approx(0.1875 * math.log(2))
+    assert float(focal_term(zero, positive=True, gamma=2.0, alpha=0.25)) == pytest.approx(
+        0.0625 * math.log(2)
+    )
+    assert float(focal_term(zero, positive=False, gamma=2.0, alpha=0.25)) == pytest.approx(
+        0.1875 * math.log(2)
+    )
 
 
 def one_hot_of(samples: list[Sample], slot_BA: torch.Tensor) -> torch.Tensor:
     batch = collate(samples)
-    return F.one_hot(batch.labels_BG.gather(1, slot_BA.clamp(min=0)).clamp(min=0), CLASSES) * (slot_BA >= 0)[..., None]
+    return (
+        F.one_hot(batch.labels_BG.gather(1, slot_BA.clamp(min=0)).clamp(min=0), CLASSES)
+        * (slot_BA >= 0)[..., None]
+    )
 
 
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.5, 0.6)])
@@ -127,7 +183,12 @@ def test_sum_and_gradient_are_those_of_torchvision_on_one_hot_targets(gamma, alp
     sums, slot_BA = loss_of([CAT, DOG], logits, deltas, gamma=gamma, alpha=alpha)
     sums.classification_B.sum().backward()
     theirs = logits.detach().clone().requires_grad_()
-    expected = sigmoid_focal_loss(theirs, one_hot_of([CAT, DOG], slot_BA).double(), alpha=alpha, gamma=gamma) * (slot_BA != IGNORED)[..., None]
+    expected = (
+        sigmoid_focal_loss(
+            theirs, one_hot_of([CAT, DOG], slot_BA).double(), alpha=alpha, gamma=gamma
+        )
+        * (slot_BA != IGNORED)[..., None]
+    )
     expected.sum().backward()
     assert (slot_BA >= 0).any() and (slot_BA == IGNORED).any() and (slot_BA == BACKGROUND).any()
     assert torch.allclose(sums.classification_B, expected.sum(dim=(1, 2)), rtol=1e-6)
@@ -140,30 +201,49 @@ def test_cross_entropies_are_pytorchs_and_have_no_gamma(kind):
     logits.requires_grad_()
     sums, slot_BA = loss_of([CAT, DOG], logits, deltas, classification=kind, gamma=3.0, alpha=0.3)
     sums.classification_B.sum().backward()
-    theirs, target = logits.detach().clone().requires_grad_(), one_hot_of([CAT, DOG], slot_BA).double()
-    weight = (0.3 * target + 0.7 * (1 - target) if kind == "balanced_cross_entropy" else torch.ones_like(target)) * (slot_BA != IGNORED)[..., None]
+    theirs, target = (
+        logits.detach().clone().requires_grad_(),
+        one_hot_of([CAT, DOG], slot_BA).double(),
+    )
+    weight = (
+        0.3 * target + 0.7 * (1 - target)
+        if kind == "balanced_cross_entropy"
+        else torch.ones_like(target)
+    ) * (slot_BA != IGNORED)[..., None]
     expected = F.binary_cross_entropy_with_logits(theirs, target, weight=weight, reduction="none")
     expected.sum().backward()
     assert torch.allclose(sums.classification_B, expected.sum(dim=(1, 2)), rtol=1e-6)
     assert torch.allclose(logits.grad, theirs.grad, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.5, 0.6), (5.0, None), (0.0, 0.25), (0.0, None)])
+@pytest.mark.parametrize(
+    ("gamma", "alpha"), [(2.0, 0.25), (0.5, 0.6), (5.0, None), (0.0, 0.25), (0.0, None)]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_chunks_have_the_sum_and_the_gradient_of_the_formula(monkeypatch, dtype, gamma, alpha):
-    """Fresh logits, cut into chunks that end inside an image and leave a rest, against the plain formula in float64."""
+    """Fresh logits, cut into chunks that end inside an image and leave a rest, against the plain
+    formula in float64.
+    """
     monkeypatch.setattr("detector.focal.CHUNK", 7 * 5 + 3)
     generator = torch.Generator().manual_seed(4)
     logits = (4 * torch.randn(3, 40, 5, generator=generator)).to(dtype).requires_grad_()
     classes = torch.randint(IGNORED, 5, (3, 40), generator=generator)
     exact = logits.detach().double().requires_grad_()
     outer = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
-    found, expected = focal_sums(logits, classes, gamma=gamma, alpha=alpha), plain_focal_sums(exact, classes, gamma=gamma, alpha=alpha)
+    found, expected = (
+        focal_sums(logits, classes, gamma=gamma, alpha=alpha),
+        plain_focal_sums(exact, classes, gamma=gamma, alpha=alpha),
+    )
     assert found.dtype == torch.promote_types(dtype, torch.float32)
     (found * outer).sum().backward()
     (expected * outer).sum().backward()
-    # The sums are of float32 whatever the logits are; a gradient in bfloat16 is rounded twice, by 2^-9 each time.
-    digits, rounding = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-6, 1e-2)}[dtype]
+    # The sums are of float32 whatever the logits are; a gradient in bfloat16 is rounded twice, by
+    # 2^-9 each time.
+    digits, rounding = {
+        torch.float64: (1e-9, 1e-9),
+        torch.float32: (1e-6, 1e-5),
+        torch.bfloat16: (1e-6, 1e-2),
+    }[dtype]
     assert torch.allclose(found.detach().double(), expected.detach(), rtol=digits)
     assert torch.allclose(logits.grad.double(), exact.grad, rtol=rounding, atol=rounding * 1e-3)
 
@@ -172,7 +252,10 @@ def test_a_second_backward_pass_has_the_gradient_of_the_first():
     logits = outputs(2)[0].requires_grad_()
     classes = torch.arange(2 * len(ANCHORS)).view(2, -1) % 5 + IGNORED
     sums = focal_sums(logits, classes, gamma=2.0, alpha=0.25)
-    first, second = (torch.autograd.grad(sums.sum() * scale, logits, retain_graph=True)[0] for scale in (1.0, 3.0))
+    first, second = (
+        torch.autograd.grad(sums.sum() * scale, logits, retain_graph=True)[0]
+        for scale in (1.0, 3.0)
+    )
     assert torch.allclose(second, 3 * first) and first.data_ptr() != second.data_ptr()
     # Where no gradient is asked for, none is made.
     with torch.no_grad():
@@ -197,36 +280,80 @@ print(most() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the most memory a process had is read from Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="the most memory a process had is read from Linux",
+)
 def test_the_loss_of_eight_large_pictures_takes_a_third_of_a_gibibyte():
-    """Beside the 334 MiB of float32 logits: 8 pictures of 800x800, 91 classes. As many go to the gradient, 0.326 GiB."""
-    child = subprocess.run([sys.executable, "-c", MEMORY], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    """Beside the 334 MiB of float32 logits: 8 pictures of 800x800, 91 classes. As many go to the
+    gradient, 0.326 GiB.
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert 0.32 < float(child.stdout) <= 0.35
 
 
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("classification", CLASSIFICATIONS)
 def test_the_gradient_of_the_whole_loss_is_its_slope(classification, box):
-    """Finite differences in float64, over two images of six anchors of which one is ignored and one background."""
+    """Finite differences in float64, over two images of six anchors of which one is ignored and one
+    background.
+    """
     generator = torch.Generator().manual_seed(1)
-    anchors = torch.tensor([[0.0, 0, 20, 10], [4, 2, 24, 14], [30, 30, 40, 60], [0, 0, 64, 64], [8, 8, 16, 16], [50, 50, 60, 60]])
+    anchors = torch.tensor(
+        [
+            [0.0, 0, 20, 10],
+            [4, 2, 24, 14],
+            [30, 30, 40, 60],
+            [0, 0, 64, 64],
+            [8, 8, 16, 16],
+            [50, 50, 60, 60],
+        ]
+    )
     boxes = torch.tensor([[[2.0, 1, 25, 12], [29, 33, 42, 58]], [[1, 3, 60, 62], [0, 0, 0, 0]]])
-    slots = torch.tensor([[0, 0, 1, IGNORED, BACKGROUND, BACKGROUND], [BACKGROUND, IGNORED, BACKGROUND, 0, BACKGROUND, IGNORED]])
+    slots = torch.tensor(
+        [
+            [0, 0, 1, IGNORED, BACKGROUND, BACKGROUND],
+            [BACKGROUND, IGNORED, BACKGROUND, 0, BACKGROUND, IGNORED],
+        ]
+    )
     labels = torch.tensor([[1, 0], [1, -1]])
     logits = (3 * torch.randn(2, 6, 2, generator=generator)).double().requires_grad_()
     deltas = (0.2 * torch.randn(2, 6, 4, generator=generator)).double().requires_grad_()
 
     def both(logits: torch.Tensor, deltas: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(detection_loss([logits], [deltas], anchors, boxes, labels, slots, classification=classification, box=box, **SETTINGS))
+        return tuple(
+            detection_loss(
+                [logits],
+                [deltas],
+                anchors,
+                boxes,
+                labels,
+                slots,
+                classification=classification,
+                box=box,
+                **SETTINGS,
+            )
+        )
 
     if box != "ciou":
         assert torch.autograd.gradcheck(both, (logits, deltas))
         return
-    # The weight of the aspect term is a constant of the gradient (section 3 of its paper), which finite differences would not respect.
+    # The weight of the aspect term is a constant of the gradient (section 3 of its paper), which
+    # finite differences would not respect.
     both(logits, deltas)[1].sum().backward()
     image, anchor = torch.nonzero(slots >= 0, as_tuple=True)
     picked = deltas.detach().clone().requires_grad_()
-    theirs = complete_box_iou_loss(decode(picked[image, anchor], anchors[anchor].double()), boxes[image, slots[image, anchor]].double(), eps=1e-12)
+    theirs = complete_box_iou_loss(
+        decode(picked[image, anchor], anchors[anchor].double()),
+        boxes[image, slots[image, anchor]].double(),
+        eps=1e-12,
+    )
     theirs.sum().backward()
     assert torch.allclose(deltas.grad, picked.grad, rtol=1e-6, atol=1e-12)
 
@@ -245,7 +372,9 @@ def test_half_precision_outputs_are_summed_in_float32():
     half, _ = loss_of([CAT, DOG], logits, deltas)
     full, _ = loss_of([CAT, DOG], logits.float(), deltas.float())
     assert half.classification_B.dtype == half.box_B.dtype == torch.float32
-    assert torch.equal(half.classification_B, full.classification_B) and torch.equal(half.box_B, full.box_B)
+    assert torch.equal(half.classification_B, full.classification_B) and torch.equal(
+        half.box_B, full.box_B
+    )
 
 
 def test_offset_losses_by_hand():
@@ -253,31 +382,58 @@ def test_offset_losses_by_hand():
     boxes, labels = torch.tensor([[[1.0, 0, 11, 10]]]), torch.tensor([[0]])
     slots = torch.tensor([[0, BACKGROUND]])
     logits, deltas = torch.zeros(1, 2, 1), torch.tensor([[[0.1, 0.5, 0.0, -0.2], [9.0, 9, 9, 9]]])
-    # Target (0.1, 0, 0, 0). beta 0.4: |0| -> 0; |0.5| -> 0.5 - 0.2 = 0.3; 0; |0.2| -> 0.5 * 0.04 / 0.4 = 0.05. The background has no box loss.
-    sums = detection_loss([logits], [deltas], anchors, boxes, labels, slots, gamma=2.0, alpha=0.25, beta=0.4)
+    # Target (0.1, 0, 0, 0). beta 0.4: |0| -> 0; |0.5| -> 0.5 - 0.2 = 0.3; 0; |0.2| -> 0.5 * 0.04 /
+    # 0.4 = 0.05. The background has no box loss.
+    sums = detection_loss(
+        [logits], [deltas], anchors, boxes, labels, slots, gamma=2.0, alpha=0.25, beta=0.4
+    )
     assert float(sums.box_B) == pytest.approx(0.35)
     # One positive and one negative logit at 0: (0.0625 + 0.1875) log 2.
     assert float(sums.classification_B) == pytest.approx(0.25 * math.log(2))
-    sums = detection_loss([logits], [deltas], anchors, boxes, labels, slots, gamma=2.0, alpha=0.25, box="l1", beta=0.4)
+    sums = detection_loss(
+        [logits], [deltas], anchors, boxes, labels, slots, gamma=2.0, alpha=0.25, box="l1", beta=0.4
+    )
     assert float(sums.box_B) == pytest.approx(0.7)
 
 
 def test_overlap_losses_by_hand():
-    boxes, targets = torch.tensor([[0.0, 0, 4, 2], [0, 0, 2, 2]]), torch.tensor([[2.0, 0, 4, 4], [4, 0, 6, 2]])
-    # First pair: shared 2 x 2 = 4, union 8 + 8 - 4 = 12, hull 4 x 4. Second: nothing shared, union 8, hull 6 x 2.
+    boxes, targets = (
+        torch.tensor([[0.0, 0, 4, 2], [0, 0, 2, 2]]),
+        torch.tensor([[2.0, 0, 4, 4], [4, 0, 6, 2]]),
+    )
+    # First pair: shared 2 x 2 = 4, union 8 + 8 - 4 = 12, hull 4 x 4. Second: nothing shared, union
+    # 8, hull 6 x 2.
     assert overlap_loss(boxes, targets, kind="iou").tolist() == pytest.approx([1 - 4 / 12, 1.0])
-    assert overlap_loss(boxes, targets, kind="giou").tolist() == pytest.approx([1 - 4 / 12 + 4 / 16, 1 + 4 / 12])
-    # Centres (2, 1) and (3, 2), then (1, 1) and (5, 1): squared distances 2 and 16 over the squared diagonals 32 and 40.
-    assert overlap_loss(boxes, targets, kind="diou").tolist() == pytest.approx([1 - 4 / 12 + 2 / 32, 1.4])
-    # Widths over heights 2 and 1/2: v = 4 / pi^2 (atan 0.5 - atan 2)^2, weighed by v / (1 - IoU + v). The squares have v = 0.
+    assert overlap_loss(boxes, targets, kind="giou").tolist() == pytest.approx(
+        [1 - 4 / 12 + 4 / 16, 1 + 4 / 12]
+    )
+    # Centres (2, 1) and (3, 2), then (1, 1) and (5, 1): squared distances 2 and 16 over the squared
+    # diagonals 32 and 40.
+    assert overlap_loss(boxes, targets, kind="diou").tolist() == pytest.approx(
+        [1 - 4 / 12 + 2 / 32, 1.4]
+    )
+    # Widths over heights 2 and 1/2: v = 4 / pi^2 (atan 0.5 - atan 2)^2, weighed by v / (1 - IoU +
+    # v). The squares have v = 0.
     v = 4 / math.pi**2 * (math.atan(0.5) - math.atan(2)) ** 2
-    assert overlap_loss(boxes, targets, kind="ciou").tolist() == pytest.approx([1 - 4 / 12 + 2 / 32 + v * v / (1 - 4 / 12 + v), 1.4])
+    assert overlap_loss(boxes, targets, kind="ciou").tolist() == pytest.approx(
+        [1 - 4 / 12 + 2 / 32 + v * v / (1 - 4 / 12 + v), 1.4]
+    )
 
 
-@pytest.mark.parametrize(("kind", "theirs"), [("giou", generalized_box_iou_loss), ("diou", distance_box_iou_loss), ("ciou", complete_box_iou_loss)])
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("giou", generalized_box_iou_loss),
+        ("diou", distance_box_iou_loss),
+        ("ciou", complete_box_iou_loss),
+    ],
+)
 def test_overlap_losses_and_gradients_are_torchvisions(kind, theirs):
     generator = torch.Generator().manual_seed(0)
-    corners, sides = 60 * torch.rand(2, 200, 2, generator=generator).double(), 2 + 40 * torch.rand(2, 200, 2, generator=generator).double()
+    corners, sides = (
+        60 * torch.rand(2, 200, 2, generator=generator).double(),
+        2 + 40 * torch.rand(2, 200, 2, generator=generator).double(),
+    )
     boxes, targets = torch.cat([corners, corners + sides], dim=2)
     ours, other = boxes.clone().requires_grad_(), boxes.clone().requires_grad_()
     found, expected = overlap_loss(ours, targets, kind=kind), theirs(other, targets, eps=1e-12)
@@ -292,7 +448,12 @@ def test_the_right_box_has_no_loss(kind):
     batch = collate([CAT, DOG])
     slot_BA = match(ANCHORS, batch.boxes_BG4, batch.labels_BG)
     logits, _ = outputs(2)
-    targets = torch.stack([encode(boxes[slots.clamp(min=0)], ANCHORS) for boxes, slots in zip(batch.boxes_BG4, slot_BA, strict=True)])
+    targets = torch.stack(
+        [
+            encode(boxes[slots.clamp(min=0)], ANCHORS)
+            for boxes, slots in zip(batch.boxes_BG4, slot_BA, strict=True)
+        ]
+    )
     sums, _ = loss_of([CAT, DOG], logits, targets.nan_to_num(), box=kind)
     # Offsets are exact; a decoded box is off by roundings of 64 px.
     assert float(sums.box_B.abs().max()) <= (0.0 if "l1" in kind else 1e-4)
@@ -302,13 +463,21 @@ OFFSETS = st.floats(-1e4, 1e4, width=32)
 SIDES = st.floats(1.0, 2000.0, width=32)
 
 
-@given(st.lists(st.tuples(OFFSETS, OFFSETS, OFFSETS, OFFSETS, SIDES, SIDES), min_size=1, max_size=8), st.sampled_from(BOXES))
+@given(
+    st.lists(st.tuples(OFFSETS, OFFSETS, OFFSETS, OFFSETS, SIDES, SIDES), min_size=1, max_size=8),
+    st.sampled_from(BOXES),
+)
 @settings(max_examples=150, deadline=None)
 def test_box_losses_are_finite_whatever_is_predicted(rows, kind):
-    """Also for boxes that collapse to a point or a line, swallow the picture, or lie far outside of it."""
+    """Also for boxes that collapse to a point or a line, swallow the picture, or lie far outside of
+    it.
+    """
     table = torch.tensor(rows)
     deltas, sides = table[:, :4].clone().requires_grad_(), table[:, 4:]
-    anchors, targets = torch.cat([-sides / 2, sides / 2], dim=1), torch.cat([-sides / 3, sides / 2], dim=1)
+    anchors, targets = (
+        torch.cat([-sides / 2, sides / 2], dim=1),
+        torch.cat([-sides / 3, sides / 2], dim=1),
+    )
     loss = box_term(deltas, anchors, targets, kind=kind, beta=1 / 9)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(deltas.grad).all()
@@ -328,23 +497,42 @@ def test_classification_losses_are_finite_for_any_logits(values, gamma, alpha, k
     anchors, boxes = torch.tensor([[0.0, 0, 10, 10]] * 3), torch.tensor([[[1.0, 0, 11, 10]]])
     slots = torch.tensor([[0, BACKGROUND, IGNORED]])
     sums = detection_loss(
-        [logits], [torch.zeros(1, 3, 4)], anchors, boxes, torch.tensor([[1]]), slots, classification=kind, gamma=gamma, alpha=alpha, beta=1.0
+        [logits],
+        [torch.zeros(1, 3, 4)],
+        anchors,
+        boxes,
+        torch.tensor([[1]]),
+        slots,
+        classification=kind,
+        gamma=gamma,
+        alpha=alpha,
+        beta=1.0,
     )
     sums.classification_B.sum().backward()
     assert torch.isfinite(sums.classification_B).all() and torch.isfinite(logits.grad).all()
     assert float(logits.grad[0, 2].abs().max()) == 0.0
 
 
-@given(st.integers(0, 2**31), st.permutations(range(5)), st.sampled_from(CLASSIFICATIONS), st.sampled_from(BOXES))
+@given(
+    st.integers(0, 2**31),
+    st.permutations(range(5)),
+    st.sampled_from(CLASSIFICATIONS),
+    st.sampled_from(BOXES),
+)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_the_boxes_does_not_matter(seed, order, classification, box):
     random = np.random.default_rng(seed)
     corners, sides = random.uniform(0, 40, (5, 2)), random.uniform(4, 24, (5, 2))
-    boxes, labels = np.concatenate([corners, corners + sides], axis=1), random.integers(-1, CLASSES, 5)
+    boxes, labels = (
+        np.concatenate([corners, corners + sides], axis=1),
+        random.integers(-1, CLASSES, 5),
+    )
     logits, deltas = outputs(1, seed)
     kinds = dict(classification=classification, box=box)
     one, _ = loss_of([sample(boxes.tolist(), labels.tolist())], logits, deltas, **kinds)
-    two, _ = loss_of([sample(boxes[order].tolist(), labels[order].tolist())], logits, deltas, **kinds)
+    two, _ = loss_of(
+        [sample(boxes[order].tolist(), labels[order].tolist())], logits, deltas, **kinds
+    )
     assert torch.allclose(one.classification_B, two.classification_B, rtol=1e-5)
     assert torch.allclose(one.box_B, two.box_B, rtol=1e-5, atol=1e-6)
 
@@ -360,17 +548,33 @@ def test_ignored_anchors_carry_nothing(classification, box):
     (sums.classification_B + sums.box_B).sum().backward()
     ignored = slot_BA[0] == IGNORED
     assert ignored.any()
-    assert float(logits.grad[0, ignored].abs().max()) == 0.0 and float(deltas.grad[0, ignored].abs().max()) == 0.0
+    assert (
+        float(logits.grad[0, ignored].abs().max()) == 0.0
+        and float(deltas.grad[0, ignored].abs().max()) == 0.0
+    )
     assert float(logits.grad[0, ~ignored].abs().min()) > 0.0
-    assert (deltas.grad[0, slot_BA[0] >= 0] != 0).any() and float(deltas.grad[0, slot_BA[0] < 0].abs().max()) == 0.0
+    assert (deltas.grad[0, slot_BA[0] >= 0] != 0).any() and float(
+        deltas.grad[0, slot_BA[0] < 0].abs().max()
+    ) == 0.0
 
 
 @pytest.mark.parametrize("side", [64, 320])
 def test_fillers_carry_nothing(side):
-    # On a small canvas the anchors of P7, up to 1,149 px long, reach far beyond any box that one would draw around the picture.
-    anchors = torch.cat(anchor_grid(side, side, base_sizes=(32, 64, 128, 256, 512), scales=(1.0, 1.26, 1.59), ratios=(0.5, 1.0, 2.0)))
+    # On a small canvas the anchors of P7, up to 1,149 px long, reach far beyond any box that one
+    # would draw around the picture.
+    anchors = torch.cat(
+        anchor_grid(
+            side,
+            side,
+            base_sizes=(32, 64, 128, 256, 512),
+            scales=(1.0, 1.26, 1.59),
+            ratios=(0.5, 1.0, 2.0),
+        )
+    )
     image = torch.zeros(3, side, side, dtype=torch.uint8)
-    batch = collate([Sample(image, np.array([[4, 4, 30, 30]], np.float32), np.array([0]), (side, side), -1)])
+    batch = collate(
+        [Sample(image, np.array([[4, 4, 30, 30]], np.float32), np.array([0]), (side, side), -1)]
+    )
     matches = match(anchors, batch.boxes_BG4, batch.labels_BG)
     assert int((matches >= 0).sum()) == 0
     assert (matches == IGNORED).all()
@@ -380,15 +584,26 @@ def test_each_image_has_its_own_sums_and_fillers_have_none():
     logits, deltas = outputs(4)
     filler = sample([[4, 4, 30, 30]], [0], image_id=-1)
     together, _ = loss_of([CAT, DOG, FAR, filler], logits, deltas)
-    alone = [loss_of([one], logits[i : i + 1], deltas[i : i + 1])[0] for i, one in enumerate([CAT, DOG, FAR])]
-    assert together.classification_B.tolist() == pytest.approx([*(float(one.classification_B) for one in alone), 0.0], rel=1e-5)
-    assert together.box_B.tolist() == pytest.approx([*(float(one.box_B) for one in alone), 0.0], rel=1e-5)
+    alone = [
+        loss_of([one], logits[i : i + 1], deltas[i : i + 1])[0]
+        for i, one in enumerate([CAT, DOG, FAR])
+    ]
+    assert together.classification_B.tolist() == pytest.approx(
+        [*(float(one.classification_B) for one in alone), 0.0], rel=1e-5
+    )
+    assert together.box_B.tolist() == pytest.approx(
+        [*(float(one.box_B) for one in alone), 0.0], rel=1e-5
+    )
     assert float(alone[2].box_B) == 0.0 and float(alone[2].classification_B) > 0
 
 
-def weights(normalizer: str, positives: list[float], images: int, average: float = 50.0) -> list[float]:
+def weights(
+    normalizer: str, positives: list[float], images: int, average: float = 50.0
+) -> list[float]:
     own = torch.tensor(positives)
-    totals = dict(positives=own.sum(), images=torch.tensor(float(images)), average=torch.tensor(average))
+    totals = dict(
+        positives=own.sum(), images=torch.tensor(float(images)), average=torch.tensor(average)
+    )
     return image_weights(own, **totals, normalizer=normalizer).tolist()
 
 
@@ -415,14 +630,23 @@ def test_by_image_it_is_torchvisions_loss():
     totals = dict(positives=positives_B.sum(), images=torch.tensor(4.0), average=torch.tensor(1.0))
     weights_B = image_weights(positives_B, **totals, normalizer="image")
 
-    targets = [{"boxes": torch.from_numpy(s.boxes_N4), "labels": torch.from_numpy(s.labels_N)} for s in samples]
+    targets = [
+        {"boxes": torch.from_numpy(s.boxes_N4), "labels": torch.from_numpy(s.labels_N)}
+        for s in samples
+    ]
     # The two count background and ignored anchors alike: -1 and -2.
     matched = list(slot_BA)
     head = RetinaNetHead(in_channels=8, num_anchors=3, num_classes=CLASSES)
-    theirs = head.compute_loss(targets, {"cls_logits": logits, "bbox_regression": deltas}, [ANCHORS] * 4, matched)
+    theirs = head.compute_loss(
+        targets, {"cls_logits": logits, "bbox_regression": deltas}, [ANCHORS] * 4, matched
+    )
     assert len(set(positives_B.tolist())) > 2
-    assert float((weights_B * sums.classification_B).sum()) == pytest.approx(float(theirs["classification"]), rel=1e-5)
-    assert float((weights_B * sums.box_B).sum()) == pytest.approx(float(theirs["bbox_regression"]), rel=1e-5)
+    assert float((weights_B * sums.classification_B).sum()) == pytest.approx(
+        float(theirs["classification"]), rel=1e-5
+    )
+    assert float((weights_B * sums.box_B).sum()) == pytest.approx(
+        float(theirs["bbox_regression"]), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,11 +654,17 @@ def test_by_image_it_is_torchvisions_loss():
     [
         (
             {"classification": "cross_entropy", "gamma": 3.0},
-            "loss.gamma 3: .* loss.classification is cross_entropy; leave it at 2, or set .* to focal",
+            (
+                "loss.gamma 3: .* loss.classification is cross_entropy; leave it at 2, or set .* to"
+                " focal"
+            ),
         ),
         ({"classification": "balanced_cross_entropy", "gamma": 0.0}, "loss.gamma 0: does nothing"),
         ({"classification": "cross_entropy", "alpha": 0.5}, "loss.alpha 0.5: does nothing"),
-        ({"box": "giou", "beta": 1.0}, "loss.beta 1: .* loss.box is giou; leave it at 0.1111, or set loss.box to smooth_l1"),
+        (
+            {"box": "giou", "beta": 1.0},
+            "loss.beta 1: .* loss.box is giou; leave it at 0.1111, or set loss.box to smooth_l1",
+        ),
         ({"box": "huber"}, "smooth_l1"),
         ({"normalizer": "none"}, "moving_average"),
     ],
@@ -457,6 +687,13 @@ def test_levels_one_by_one_are_the_whole(classification):
     batch = collate([CAT, DOG, FAR])
     sizes = [len(ANCHORS) - 100, 90, 10]
     levels = logits.split(sizes, dim=1), deltas.split(sizes, dim=1)
-    sums = detection_loss(*levels, ANCHORS, batch.boxes_BG4, batch.labels_BG, matches, **(SETTINGS | {"classification": classification}))
+    sums = detection_loss(
+        *levels,
+        ANCHORS,
+        batch.boxes_BG4,
+        batch.labels_BG,
+        matches,
+        **(SETTINGS | {"classification": classification}),
+    )
     for one, other in zip(sums, whole, strict=True):
         assert torch.allclose(one, other, rtol=1e-5)

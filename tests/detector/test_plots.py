@@ -18,7 +18,10 @@ def table(objects: list[int]) -> CocoTable:
     """A table of classes c0, c1, ...; a class without objects has -1 everywhere."""
     precision = np.linspace(1, 0.5, 101)[:, None] * np.ones(len(objects))
     precision[:, [count == 0 for count in objects]] = -1
-    rows = {f"c{k}": {"AP": 0.4 if n else -1.0, "AP50": 0.75 if n else -1.0, "objects": float(n)} for k, n in enumerate(objects)}
+    rows = {
+        f"c{k}": {"AP": 0.4 if n else -1.0, "AP50": 0.75 if n else -1.0, "objects": float(n)}
+        for k, n in enumerate(objects)
+    }
     return CocoTable(dict.fromkeys(SUMMARY_NAMES, 0.4), rows, precision, 5, 9)
 
 
@@ -42,7 +45,9 @@ def test_a_curve_for_each_class_with_truth():
 
 def test_ten_classes_at_most_and_those_with_most_objects():
     (axes,) = precision_recall_figure(table(list(range(1, 16)))).axes
-    assert [line.get_label().split()[0] for line in axes.lines] == [f"c{k}" for k in range(14, 4, -1)]
+    assert [line.get_label().split()[0] for line in axes.lines] == [
+        f"c{k}" for k in range(14, 4, -1)
+    ]
     assert len({line.get_color() for line in axes.lines}) == 10
 
 
@@ -58,18 +63,28 @@ def found() -> Detections:
 
 
 def test_overlay_draws_what_is_above_the_threshold():
-    (axes,) = overlay_figure(np.zeros((80, 120, 3), np.uint8), found(), ("cat", "dog"), title="7.jpg").axes
+    (axes,) = overlay_figure(
+        np.zeros((80, 120, 3), np.uint8), found(), ("cat", "dog"), title="7.jpg"
+    ).axes
     assert [text.get_text() for text in axes.texts] == ["dog 0.95", "cat 0.50"]
     xs, ys = axes.lines[0].get_data()
     assert (min(xs), max(xs), min(ys), max(ys)) == (10, 60, 5, 40)
     assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
     # Pixel rows run down, the picture fills the axes.
-    assert axes.get_ylim() == (80, 0) and axes.get_xlim() == (0, 120) and axes.get_title() == "7.jpg"
+    assert (
+        axes.get_ylim() == (80, 0) and axes.get_xlim() == (0, 120) and axes.get_title() == "7.jpg"
+    )
 
 
 def test_overlay_draws_the_truth_beneath():
     truth = np.array([[20, 20, 50, 60]], np.float32)
-    (axes,) = overlay_figure(np.zeros((80, 120, 3), np.uint8), found(), ("cat", "dog"), truth_N4=truth, score_threshold=0.9).axes
+    (axes,) = overlay_figure(
+        np.zeros((80, 120, 3), np.uint8),
+        found(),
+        ("cat", "dog"),
+        truth_N4=truth,
+        score_threshold=0.9,
+    ).axes
     # A dark line under white dashes, then the one detection.
     assert len(axes.lines) == 3 and axes.lines[1].get_linestyle() == "--"
     xs, ys = axes.lines[0].get_data()
@@ -78,19 +93,34 @@ def test_overlay_draws_the_truth_beneath():
 
 def test_annotations_are_outlined_and_named_crowds_dashed():
     boxes = np.array([[10, 5, 60, 40], [70, 50, 90, 70]], np.float32)
-    (axes,) = annotation_figure(np.zeros((80, 120, 3), np.uint8), boxes, [1, 0], [False, True], ("cat", "a $dog$"), title="$7.jpg").axes
+    (axes,) = annotation_figure(
+        np.zeros((80, 120, 3), np.uint8),
+        boxes,
+        [1, 0],
+        [False, True],
+        ("cat", "a $dog$"),
+        title="$7.jpg",
+    ).axes
     # A dollar sign starts no formula.
-    assert [text.get_text() for text in axes.texts] == ["a $dog$", "cat"] and not any(text.get_parse_math() for text in [*axes.texts, axes.title])
+    assert [text.get_text() for text in axes.texts] == ["a $dog$", "cat"] and not any(
+        text.get_parse_math() for text in [*axes.texts, axes.title]
+    )
     assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     xs, ys = axes.lines[1].get_data()
-    assert (min(xs), max(xs), min(ys), max(ys)) == (70, 90, 50, 70) and axes.get_xlim() == (0, 120) and axes.get_ylim() == (80, 0)
+    assert (
+        (min(xs), max(xs), min(ys), max(ys)) == (70, 90, 50, 70)
+        and axes.get_xlim() == (0, 120)
+        and axes.get_ylim() == (80, 0)
+    )
 
 
 @pytest.mark.parametrize("shape", [(80, 120), (300, 20), (20, 300)])
 def test_overlay_of_nothing_shows_the_picture(shape):
     image = np.full((*shape, 3), (200, 30, 30), np.uint8)
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    nothing = Detections(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    )
     pixels = png(overlay_figure(image, nothing, ("cat",)))
     assert (np.abs(pixels.astype(int) - (200, 30, 30)).sum(axis=2) < 10).mean() > 0.2
     assert max(pixels.shape) < 20_000

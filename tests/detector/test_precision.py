@@ -25,10 +25,19 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
     monkeypatch.setattr(precision, "is_intel", lambda: intel)
     cpu = torch.device("cpu")
     assert precision.computes_bfloat16(cpu) == gains
-    assert precision.autocast_dtype(cpu, amp=True) == (torch.bfloat16 if gains else None) and precision.autocast_dtype(cpu, amp=False) is None
+    assert (
+        precision.autocast_dtype(cpu, amp=True) == (torch.bfloat16 if gains else None)
+        and precision.autocast_dtype(cpu, amp=False) is None
+    )
 
 
 @pytest.mark.parametrize("emulated", [False, True])
-def test_a_gpu_that_emulates_it_does_without(monkeypatch: pytest.MonkeyPatch, emulated: bool) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or not emulated)
+def test_a_gpu_that_emulates_it_does_without(
+    monkeypatch: pytest.MonkeyPatch, emulated: bool
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation: including_emulation or not emulated,
+    )
     assert precision.computes_bfloat16(torch.device("cuda")) != emulated

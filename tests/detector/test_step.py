@@ -1,4 +1,6 @@
-"""One training step: it learns, it divides by what all ranks and parts saw, and it refuses to update on what is not finite."""
+"""One training step: it learns, it divides by what all ranks and parts saw, and it refuses to
+update on what is not finite.
+"""
 
 from __future__ import annotations
 
@@ -36,34 +38,64 @@ LOSS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
 def net(**changed) -> RetinaNet:
     torch.manual_seed(3)
     # Small anchors, so that the objects of a 64 x 96 canvas have some.
-    settings = {"classes": 2, "backbone": "resnet18", "width": 64, "head_norm": "group", "norm": "frozen", "base_sizes": (8, 16, 32, 64, 128)}
+    settings = {
+        "classes": 2,
+        "backbone": "resnet18",
+        "width": 64,
+        "head_norm": "group",
+        "norm": "frozen",
+        "base_sizes": (8, 16, 32, 64, 128),
+    }
     return RetinaNet(**(settings | changed))
 
 
 def scene(image_id: int, *boxes: tuple[int, int, int, int]) -> Sample:
-    """Grey noise with a bright rectangle for each box; the label is 0 for a wide one and 1 for a tall one."""
+    """Grey noise with a bright rectangle for each box; the label is 0 for a wide one and 1 for a
+    tall one.
+    """
     random = np.random.default_rng(abs(image_id))
     pixels = random.integers(80, 120, (64, 96, 3), dtype=np.uint8)
     for x1, y1, x2, y2 in boxes:
         pixels[y1:y2, x1:x2] = 230
     labels = [int(y2 - y1 > x2 - x1) for x1, y1, x2, y2 in boxes]
     return Sample(
-        torch.from_numpy(pixels).permute(2, 0, 1), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), (64, 96), image_id
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int64),
+        (64, 96),
+        image_id,
     )
 
 
-SCENES = [scene(11, (4, 6, 36, 20)), scene(12, (30, 10, 44, 50), (2, 40, 26, 52)), scene(13), scene(14, (20, 20, 44, 44))]
+SCENES = [
+    scene(11, (4, 6, 36, 20)),
+    scene(12, (30, 10, 44, 50), (2, 40, 26, 52)),
+    scene(13),
+    scene(14, (20, 20, 44, 44)),
+]
 
 
-def step(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepNumbers:
+def step(
+    network: torch.nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer | None = None,
+    **changed,
+) -> StepNumbers:
     return report_of(network, batch, optimizer, **changed).read()
 
 
-def report_of(network: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer | None = None, **changed) -> StepReport:
+def report_of(
+    network: torch.nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer | None = None,
+    **changed,
+) -> StepReport:
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.0)
     settings = dict(learning_rate=0.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None, **LOSS)
     model = network.module if isinstance(network, DistributedDataParallel) else network
-    return train_step(network, optimizer, batch, torch.cat(model.anchors(64, 96)), **(settings | changed))
+    return train_step(
+        network, optimizer, batch, torch.cat(model.anchors(64, 96)), **(settings | changed)
+    )
 
 
 def plain_sums(network: RetinaNet, batch: Batch) -> tuple[LossSums, torch.Tensor]:
@@ -71,7 +103,9 @@ def plain_sums(network: RetinaNet, batch: Batch) -> tuple[LossSums, torch.Tensor
     anchors = torch.cat(network.anchors(64, 96))
     slot_BA = match(anchors, batch.boxes_BG4, batch.labels_BG)
     with torch.no_grad():
-        return forward_loss(network, batch, anchors, slot_BA, amp_dtype=None, **LOSS), (slot_BA >= 0).sum(dim=1)
+        return forward_loss(network, batch, anchors, slot_BA, amp_dtype=None, **LOSS), (
+            slot_BA >= 0
+        ).sum(dim=1)
 
 
 class Ranks:
@@ -91,12 +125,25 @@ class Ranks:
 
         return total
 
-    def steps(self, networks: list[RetinaNet], shares: list[Batch], optimizers: list | None = None, **changed) -> list[StepReport]:
+    def steps(
+        self,
+        networks: list[RetinaNet],
+        shares: list[Batch],
+        optimizers: list | None = None,
+        **changed,
+    ) -> list[StepReport]:
         reports: dict[int, StepReport] = {}
         optimizers = optimizers or [None] * len(shares)
 
         def work(rank: int) -> None:
-            reports[rank] = report_of(networks[rank], shares[rank], optimizers[rank], ranks=len(shares), sum_over_ranks=self.sum_of(rank), **changed)
+            reports[rank] = report_of(
+                networks[rank],
+                shares[rank],
+                optimizers[rank],
+                ranks=len(shares),
+                sum_over_ranks=self.sum_of(rank),
+                **changed,
+            )
 
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shares))]
         for thread in threads:
@@ -112,9 +159,13 @@ def gradients(network: RetinaNet) -> dict[str, torch.Tensor]:
 
 def test_a_few_steps_learn_two_pictures():
     network = net(norm="batch").train()
-    optimizer = build_optimizer(network, name="adamw", learning_rate=1e-3, weight_decay=0.0, momentum=0.9)
+    optimizer = build_optimizer(
+        network, name="adamw", learning_rate=1e-3, weight_decay=0.0, momentum=0.9
+    )
     batch = collate(SCENES[:2])
-    reports = [step(network, batch, optimizer, learning_rate=1e-3, clip_norm=10.0) for _ in range(15)]
+    reports = [
+        step(network, batch, optimizer, learning_rate=1e-3, clip_norm=10.0) for _ in range(15)
+    ]
     assert reports[-1].classification < 0.5 * reports[0].classification
     assert reports[-1].box < 0.7 * reports[0].box
     assert all(report.positives == reports[0].positives > 0 for report in reports)
@@ -125,7 +176,9 @@ def test_the_report_is_the_sum_over_the_positives():
     sums, positives_B = plain_sums(network, batch)
     report = step(network, batch)
     assert report.positives == int(positives_B.sum()) > 4
-    assert report.classification == pytest.approx(float(sums.classification_B.sum() / positives_B.sum()))
+    assert report.classification == pytest.approx(
+        float(sums.classification_B.sum() / positives_B.sum())
+    )
     assert report.box == pytest.approx(float(sums.box_B.sum() / positives_B.sum()))
     # 0.9 times the 100 it starts with, and a tenth of these.
     assert report.loss_normalizer == pytest.approx(90 + 0.1 * report.positives)
@@ -138,12 +191,20 @@ def test_the_other_normalisers_divide_by_what_they_say():
     sums, positives_B = plain_sums(network, batch)
     for name in ("classification", "box"):
         sum_B = getattr(sums, name + "_B")
-        by_image, average = (step(network, batch, normalizer=kind, loss_normalizer=40.0) for kind in ("image", "moving_average"))
+        by_image, average = (
+            step(network, batch, normalizer=kind, loss_normalizer=40.0)
+            for kind in ("image", "moving_average")
+        )
         # Four images and a filler; the third has no objects and is divided by one.
-        expected = sum(float(one) / max(int(own), 1) for one, own in zip(sum_B, positives_B, strict=True)) / 4
+        expected = (
+            sum(float(one) / max(int(own), 1) for one, own in zip(sum_B, positives_B, strict=True))
+            / 4
+        )
         assert getattr(by_image, name) == pytest.approx(expected, rel=1e-5)
         assert average.loss_normalizer == pytest.approx(36 + 0.1 * int(positives_B.sum()))
-        assert getattr(average, name) == pytest.approx(float(sum_B.sum()) / average.loss_normalizer, rel=1e-5)
+        assert getattr(average, name) == pytest.approx(
+            float(sum_B.sum()) / average.loss_normalizer, rel=1e-5
+        )
 
 
 def test_the_loss_is_classification_plus_weighted_box():
@@ -155,36 +216,67 @@ def test_the_loss_is_classification_plus_weighted_box():
         found.append(gradients(network))
     name = "box_head.output.weight"
     # The classes do not see the box weight; three times the weight is three times the gradient.
-    assert torch.allclose(found[0]["class_head.output.weight"], found[2]["class_head.output.weight"])
+    assert torch.allclose(
+        found[0]["class_head.output.weight"], found[2]["class_head.output.weight"]
+    )
     assert torch.allclose(found[2][name], 3 * found[1][name], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("cut", "normalizer"),
-    [([[0, 1], [2, 3]], "batch"), ([[1], [0, 2, 3]], "batch"), ([[1], [0, 2, 3]], "image"), ([[0, 1, 3], [2]], "moving_average")],
+    [
+        ([[0, 1], [2, 3]], "batch"),
+        ([[1], [0, 2, 3]], "batch"),
+        ([[1], [0, 2, 3]], "image"),
+        ([[0, 1, 3], [2]], "moving_average"),
+    ],
 )
 def test_ranks_together_have_the_gradient_of_the_whole_batch(cut, normalizer):
-    # DDP takes the mean over ranks. A rank with few or no objects must not weigh more than its images, so all divide by the numbers of all.
+    # DDP takes the mean over ranks. A rank with few or no objects must not weigh more than its
+    # images, so all divide by the numbers of all.
     whole = net()
     report = step(whole, collate(SCENES), normalizer=normalizer)
     shares = [collate([SCENES[i] for i in rank]) for rank in cut]
     networks = [net() for _ in shares]
-    for its in (report.read() for report in Ranks(len(shares)).steps(networks, shares, normalizer=normalizer)):
+    for its in (
+        report.read()
+        for report in Ranks(len(shares)).steps(networks, shares, normalizer=normalizer)
+    ):
         assert its.positives == report.positives and its.loss_normalizer == report.loss_normalizer
-        assert its.classification == pytest.approx(report.classification, rel=1e-5) and its.box == pytest.approx(report.box, rel=1e-5)
+        assert its.classification == pytest.approx(
+            report.classification, rel=1e-5
+        ) and its.box == pytest.approx(report.box, rel=1e-5)
     parts = [gradients(network) for network in networks]
     for name, gradient in gradients(whole).items():
-        assert torch.allclose(sum(part[name] for part in parts) / len(parts), gradient, rtol=1e-3, atol=1e-6), name
+        assert torch.allclose(
+            sum(part[name] for part in parts) / len(parts), gradient, rtol=1e-3, atol=1e-6
+        ), name
 
 
-@pytest.mark.parametrize(("normalizer", "accumulate"), [("batch", 4), ("batch", 2), ("image", 2), ("moving_average", 2)])
+@pytest.mark.parametrize(
+    ("normalizer", "accumulate"), [("batch", 4), ("batch", 2), ("image", 2), ("moving_average", 2)]
+)
 def test_parts_of_a_batch_have_the_gradient_and_the_update_of_the_whole(normalizer, accumulate):
-    """In float64, so that only the order of sums differs. Images hold 1, 2, 0 and 1 objects: no part may divide by its own."""
+    """In float64, so that only the order of sums differs. Images hold 1, 2, 0 and 1 objects: no
+    part may divide by its own.
+    """
     networks, reports = [], []
     for parts in (1, accumulate):
         networks.append(net().double())
-        optimizer = build_optimizer(networks[-1], name="sgd", learning_rate=0.1, weight_decay=1e-4, momentum=0.9)
-        reports.append(step(networks[-1], collate(SCENES), optimizer, learning_rate=0.1, clip_norm=1.0, normalizer=normalizer, accumulate=parts))
+        optimizer = build_optimizer(
+            networks[-1], name="sgd", learning_rate=0.1, weight_decay=1e-4, momentum=0.9
+        )
+        reports.append(
+            step(
+                networks[-1],
+                collate(SCENES),
+                optimizer,
+                learning_rate=0.1,
+                clip_norm=1.0,
+                normalizer=normalizer,
+                accumulate=parts,
+            )
+        )
     whole = dict(networks[0].named_parameters())
     for name, parameter in networks[1].named_parameters():
         assert torch.allclose(parameter.grad, whole[name].grad, rtol=1e-6, atol=1e-12), name
@@ -207,8 +299,12 @@ def test_ranks_exchange_gradients_once_a_step():
         for accumulate in (1, 4):
             network = net().to(memory_format=torch.channels_last)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-                wrapped = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+                warnings.filterwarnings(
+                    "ignore", message=".*broadcast_buffers.*", category=FutureWarning
+                )
+                wrapped = DistributedDataParallel(
+                    network, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
             buckets: list[int] = []
 
             # Without annotations: DDP compares them to types, and in this file they are strings.
@@ -231,9 +327,17 @@ def test_ranks_exchange_gradients_once_a_step():
 
 def test_parts_must_be_equal_and_are_no_part_of_what_a_run_is():
     fields = {"data": {"train": "a", "val": "b"}, "training": {"batch_size": 12, "workers": 2}}
-    with pytest.raises(ValidationError, match="training.accumulate 4: must divide the 6 images of a worker .*take a divisor of 6"):
+    with pytest.raises(
+        ValidationError,
+        match="training.accumulate 4: must divide the 6 images of a worker .*take a divisor of 6",
+    ):
         TrainConfig.model_validate(fields | {"training": fields["training"] | {"accumulate": 4}})
-    assert TrainConfig.model_validate(fields | {"training": fields["training"] | {"accumulate": 3}}).training.accumulate == 3
+    assert (
+        TrainConfig.model_validate(
+            fields | {"training": fields["training"] | {"accumulate": 3}}
+        ).training.accumulate
+        == 3
+    )
     assert "accumulate" in EXECUTION
 
 
@@ -241,7 +345,10 @@ def test_fillers_change_nothing():
     plain, padded = net(), net()
     fillers = [scene(-1, (4, 6, 36, 20)), scene(-1)]
     one, two = step(plain, collate(SCENES)), step(padded, collate(SCENES + fillers))
-    assert (one.positives, pytest.approx(one.classification, rel=1e-5)) == (two.positives, two.classification)
+    assert (one.positives, pytest.approx(one.classification, rel=1e-5)) == (
+        two.positives,
+        two.classification,
+    )
     theirs = gradients(padded)
     for name, gradient in gradients(plain).items():
         assert torch.allclose(gradient, theirs[name], rtol=1e-3, atol=1e-6), name
@@ -264,9 +371,21 @@ def test_gradients_do_not_pile_up():
 def test_clipping_limits_the_update():
     network = net()
     before = copy.deepcopy(dict(network.named_parameters()))
-    report = step(network, collate(SCENES), torch.optim.SGD(network.parameters(), lr=9.0), learning_rate=0.5, clip_norm=0.01)
-    moved = math.sqrt(sum(float((p.detach() - before[name].detach()).square().sum()) for name, p in network.named_parameters()))
-    # The gradient is cut to 0.01 and multiplied by the rate that the call gives, not the optimiser's.
+    report = step(
+        network,
+        collate(SCENES),
+        torch.optim.SGD(network.parameters(), lr=9.0),
+        learning_rate=0.5,
+        clip_norm=0.01,
+    )
+    moved = math.sqrt(
+        sum(
+            float((p.detach() - before[name].detach()).square().sum())
+            for name, p in network.named_parameters()
+        )
+    )
+    # The gradient is cut to 0.01 and multiplied by the rate that the call gives, not the
+    # optimiser's.
     assert report.gradient_norm > 0.01
     assert moved == pytest.approx(0.5 * 0.01, rel=1e-2)
 
@@ -285,7 +404,11 @@ def nothing(network: RetinaNet) -> None:
 
 def everything(network: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Weights, running statistics and optimiser state, by name."""
-    moments = {f"{i}.{name}": value for i, state in optimizer.state_dict()["state"].items() for name, value in state.items()}
+    moments = {
+        f"{i}.{name}": value
+        for i, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
     return copy.deepcopy({**network.state_dict(), **moments})
 
 
@@ -294,8 +417,16 @@ def everything(network: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str
     ("poison", "sum_over_ranks", "blame"),
     [
         (poison_weights, lambda totals: totals, r"the loss of images \[77, 4321\] is not finite"),
-        (poison_gradient, lambda totals: totals, r"the gradient .* is not finite, the loss of images \[77, 4321\] is"),
-        (nothing, lambda totals: totals * torch.tensor([float("nan"), 1.0]), r"another rank is not finite, the loss of images \[77, 4321\] is"),
+        (
+            poison_gradient,
+            lambda totals: totals,
+            r"the gradient .* is not finite, the loss of images \[77, 4321\] is",
+        ),
+        (
+            nothing,
+            lambda totals: totals * torch.tensor([float("nan"), 1.0]),
+            r"another rank is not finite, the loss of images \[77, 4321\] is",
+        ),
     ],
     ids=["loss", "gradient", "other rank"],
 )
@@ -309,14 +440,31 @@ def test_what_is_not_finite_is_left_out(poison, sum_over_ranks, blame, optimiser
     step(network, collate(SCENES), optimizer, learning_rate=1e-4)
     poison(network)
     before = everything(network, optimizer)
-    assert any("exp_avg" in name or "momentum_buffer" in name for name in before) and "backbone.stem.1.running_mean" in before
+    assert (
+        any("exp_avg" in name or "momentum_buffer" in name for name in before)
+        and "backbone.stem.1.running_mean" in before
+    )
     batch = collate([scene(77, (4, 6, 36, 20)), scene(4321)])
-    report = report_of(network, batch, optimizer, learning_rate=0.1, sum_over_ranks=sum_over_ranks, loss_normalizer=40.0)
-    assert not report.read().finite and float(report.loss_normalizer) == report.read().loss_normalizer == 40.0
+    report = report_of(
+        network,
+        batch,
+        optimizer,
+        learning_rate=0.1,
+        sum_over_ranks=sum_over_ranks,
+        loss_normalizer=40.0,
+    )
+    assert (
+        not report.read().finite
+        and float(report.loss_normalizer) == report.read().loss_normalizer == 40.0
+    )
     error = nonfinite_loss(report, step=12, rank=3)
-    assert re.match(f"step 12, rank 3: .*{blame}", str(error)) and str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert re.match(f"step 12, rank 3: .*{blame}", str(error)) and str(
+        pickle.loads(pickle.dumps(error))
+    ) == str(error)
     after = everything(network, optimizer)
-    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert before.keys() == after.keys() and all(
+        torch.equal(value, after[name]) for name, value in before.items()
+    )
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
@@ -325,8 +473,15 @@ def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
     bad, networks = collate([dataclasses.replace(SCENES[0], image_id=9), SCENES[1]]), []
     for skipped in (False, True):
         network = net(norm="batch").train()
-        optimizer = build_optimizer(network, name=optimiser, learning_rate=1e-2, weight_decay=1e-4, momentum=0.9)
-        for batch in ([bad] if skipped else []) + [collate(SCENES)] * 2 + ([bad] if skipped else []) + [collate(SCENES)]:
+        optimizer = build_optimizer(
+            network, name=optimiser, learning_rate=1e-2, weight_decay=1e-4, momentum=0.9
+        )
+        for batch in (
+            ([bad] if skipped else [])
+            + [collate(SCENES)] * 2
+            + ([bad] if skipped else [])
+            + [collate(SCENES)]
+        ):
             # One image's logits become NaN, and with them the gradient of every weight.
             spoil = batch is bad
             hook = network.class_head.register_forward_hook(spoiled) if spoil else None
@@ -345,7 +500,10 @@ def spoiled(_: object, __: object, logits_BaK: torch.Tensor) -> torch.Tensor:
 
 def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
     networks = [net(norm="batch").train() for _ in range(2)]
-    optimizers = [build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9) for network in networks]
+    optimizers = [
+        build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+        for network in networks
+    ]
     before = [everything(*pair) for pair in zip(networks, optimizers, strict=True)]
     hook = networks[1].class_head.register_forward_hook(spoiled)
     shares = [collate(SCENES[:2]), collate(SCENES[2:])]
@@ -356,7 +514,10 @@ def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
         after = everything(*pair)
         assert all(torch.equal(value, after[name]) for name, value in state.items())
     hook.remove()
-    assert all(report.read().finite for report in Ranks(2).steps(networks, shares, optimizers, learning_rate=0.1))
+    assert all(
+        report.read().finite
+        for report in Ranks(2).steps(networks, shares, optimizers, learning_rate=0.1)
+    )
 
 
 class NoAnswers(TorchDispatchMode):
@@ -364,25 +525,53 @@ class NoAnswers(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put_") and any(index is not None and index.dtype == torch.bool for index in args[1])
-        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "_unique2", "equal") and not by_mask, name
+        by_mask = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert (
+            name
+            not in (
+                "_local_scalar_dense",
+                "nonzero",
+                "is_nonzero",
+                "masked_select",
+                "unique",
+                "_unique2",
+                "equal",
+            )
+            and not by_mask
+        ), name
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kinds", [{}, {"normalizer": "moving_average", "box": "ciou"}, {"normalizer": "image", "classification": "cross_entropy"}])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {},
+        {"normalizer": "moving_average", "box": "ciou"},
+        {"normalizer": "image", "classification": "cross_entropy"},
+    ],
+)
 def test_a_step_asks_the_device_for_nothing(kinds):
     network, batch = net(norm="batch").train(), collate(SCENES)
-    optimizer = build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
+    optimizer = build_optimizer(
+        network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9
+    )
     report = report_of(network, batch, optimizer, accumulate=2, **kinds)
     with NoAnswers():
-        again = report_of(network, batch, optimizer, accumulate=2, loss_normalizer=report.loss_normalizer, **kinds)
+        again = report_of(
+            network, batch, optimizer, accumulate=2, loss_normalizer=report.loss_normalizer, **kinds
+        )
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             float(again.loss_normalizer)
     assert again.read().finite
 
 
 def test_bfloat16_is_close_to_float32():
-    full, half = step(net(), collate(SCENES)), step(net(), collate(SCENES), amp_dtype=torch.bfloat16)
+    full, half = (
+        step(net(), collate(SCENES)),
+        step(net(), collate(SCENES), amp_dtype=torch.bfloat16),
+    )
     # 8 bits of mantissa: 0.4 % a rounding.
     assert half.classification == pytest.approx(full.classification, rel=0.05)
     assert half.box == pytest.approx(full.box, rel=0.05)
@@ -408,5 +597,7 @@ step.same_weights(theirs, step.RetinaNet(classes=2, backbone="resnet18", p6_from
 
 def test_the_benchmark_of_the_step_needs_torch_alone():
     """So that it runs on any machine with a GPU, without this project's other requirements."""
-    child = subprocess.run([sys.executable, "-c", ALONE], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr

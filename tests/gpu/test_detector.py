@@ -1,4 +1,5 @@
-"""On a GPU: the same numbers as on a CPU, no wait for the device, and the memory that was promised. Deselected unless asked for:
+"""On a GPU: the same numbers as on a CPU, no wait for the device, and the memory that was promised.
+Deselected unless asked for:
 
     python -m pytest --noconftest -c /dev/null --rootdir . tests/gpu/test_detector.py
 
@@ -49,31 +50,57 @@ def samples(seed: int, images: int = 4, *, most: int = 12) -> list[Sample]:
     for image_id in range(images):
         count = int(random.integers(0, most + 1))
         corners = random.uniform(0, 200, (count, 2))
-        boxes = np.concatenate([corners, corners + random.uniform(4, 120, (count, 2))], axis=1).clip(0, [320, 256, 320, 256]).astype(np.float32)
+        boxes = (
+            np.concatenate([corners, corners + random.uniform(4, 120, (count, 2))], axis=1)
+            .clip(0, [320, 256, 320, 256])
+            .astype(np.float32)
+        )
         pixels = torch.from_numpy(random.integers(0, 256, (3, *CANVAS), dtype=np.uint8))
-        found.append(Sample(pixels, boxes, random.integers(-1, CLASSES, count), CANVAS, image_id, mirrored=bool(image_id % 2)))
+        found.append(
+            Sample(
+                pixels,
+                boxes,
+                random.integers(-1, CLASSES, count),
+                CANVAS,
+                image_id,
+                mirrored=bool(image_id % 2),
+            )
+        )
     return found
 
 
 def network(device: torch.device | str, **parts: Any) -> RetinaNet:
     torch.manual_seed(0)
-    return RetinaNet(**({"classes": CLASSES, "backbone": "resnet18", "width": 64} | parts)).to(device, memory_format=torch.channels_last).train()
+    return (
+        RetinaNet(**({"classes": CLASSES, "backbone": "resnet18", "width": 64} | parts))
+        .to(device, memory_format=torch.channels_last)
+        .train()
+    )
 
 
 def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(model, name="adamw", learning_rate=1e-3, weight_decay=1e-4, momentum=0.9)
 
 
-def steps(model: RetinaNet, batches: list[Batch], *, run: torch.nn.Module | None = None, **changed: Any) -> list[StepNumbers]:
+def steps(
+    model: RetinaNet, batches: list[Batch], *, run: torch.nn.Module | None = None, **changed: Any
+) -> list[StepNumbers]:
     device = model.pixel_mean.device
     anchors, optimizer = torch.cat(model.anchors(*CANVAS)), optimizer_of(model)
     settings = {"amp_dtype": None} | LOSS | changed
-    return [train_step(model if run is None else run, optimizer, b.to(device), anchors, **settings).read() for b in batches]
+    return [
+        train_step(
+            model if run is None else run, optimizer, b.to(device), anchors, **settings
+        ).read()
+        for b in batches
+    ]
 
 
 def alike(one: list[StepNumbers], other: list[StepNumbers], *, within: float) -> None:
     for a, b in zip(one, other, strict=True):
-        assert (a.classification, a.box, a.gradient_norm) == pytest.approx((b.classification, b.box, b.gradient_norm), rel=within)
+        assert (a.classification, a.box, a.gradient_norm) == pytest.approx(
+            (b.classification, b.box, b.gradient_norm), rel=within
+        )
         assert a.positives == b.positives
 
 
@@ -86,37 +113,65 @@ def test_steps_are_those_of_a_cpu() -> None:
 
 @pytest.mark.parametrize("distributed", [False, True])
 def test_compiled_steps_are_the_steps(distributed: bool, tmp_path: Any) -> None:
-    # The second has more slots than the first. No updates: AdamW's first ones are the signs of gradients, those next to zero too, and after two of
-    # them gradient norms that agreed to 7e-6 were 1.3 % apart.
+    # The second has more slots than the first. No updates: AdamW's first ones are the signs of
+    # gradients, those next to zero too, and after two of them gradient norms that agreed to 7e-6
+    # were 1.3 % apart.
     batches = [collate(samples(0)), collate(samples(1, most=40)), collate(samples(2))]
     expected = steps(network(GPU), batches, learning_rate=0.0)
     model = network(GPU)
     if distributed:
-        dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+        )
     try:
-        run = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False) if distributed else model
-        alike(steps(model, batches, run=torch.compile(run, dynamic=False), learning_rate=0.0, **compiled_parts()), expected, within=1e-3)
+        run = (
+            DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            if distributed
+            else model
+        )
+        alike(
+            steps(
+                model,
+                batches,
+                run=torch.compile(run, dynamic=False),
+                learning_rate=0.0,
+                **compiled_parts(),
+            ),
+            expected,
+            within=1e-3,
+        )
     finally:
         if distributed:
             dist.destroy_process_group()
 
 
 def test_compiled_matching_is_matching_to_the_last_anchor() -> None:
-    """An object's best anchors are found by equal overlaps: computed twice, they must be the same numbers."""
+    """An object's best anchors are found by equal overlaps: computed twice, they must be the same
+    numbers.
+    """
     anchors, compiled = torch.cat(network(GPU).anchors(*CANVAS)), compiled_parts()["assign"]
     for seed in range(40):
         batch = collate(samples(seed, most=60)).to(GPU)
-        assert torch.equal(compiled(anchors, batch.boxes_BG4, batch.labels_BG), match(anchors, batch.boxes_BG4, batch.labels_BG)), seed
+        assert torch.equal(
+            compiled(anchors, batch.boxes_BG4, batch.labels_BG),
+            match(anchors, batch.boxes_BG4, batch.labels_BG),
+        ), seed
 
 
 def test_a_step_does_not_wait_for_the_device() -> None:
     model = network(GPU)
-    optimizer, anchors, batch = optimizer_of(model), torch.cat(model.anchors(*CANVAS)), collate(samples(0)).to(GPU)
+    optimizer, anchors, batch = (
+        optimizer_of(model),
+        torch.cat(model.anchors(*CANVAS)),
+        collate(samples(0)).to(GPU),
+    )
     reports: list[StepReport] = []
     train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS).read()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        reports.append(train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS))
+        reports.append(
+            train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS)
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert reports[0].read().finite
@@ -124,7 +179,11 @@ def test_a_step_does_not_wait_for_the_device() -> None:
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
     model = network(GPU)
-    optimizer, anchors, batch = optimizer_of(model), torch.cat(model.anchors(*CANVAS)), collate(samples(0)).to(GPU)
+    optimizer, anchors, batch = (
+        optimizer_of(model),
+        torch.cat(model.anchors(*CANVAS)),
+        collate(samples(0)).to(GPU),
+    )
     train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS).read()
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     # The first image with an object gets a box of which one side is nowhere.
@@ -134,7 +193,11 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     assert not report.read().finite and report.blamed() == [first]
     after = (model.state_dict(), optimizer.state_dict()["state"])
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
-    assert all(torch.equal(value, after[1][place][name]) for place, values in before[1].items() for name, value in values.items())
+    assert all(
+        torch.equal(value, after[1][place][name])
+        for place, values in before[1].items()
+        for name, value in values.items()
+    )
 
 
 def test_batches_arrive_whole_and_turned() -> None:
@@ -143,27 +206,39 @@ def test_batches_arrive_whole_and_turned() -> None:
     for one, other in zip(expected, arrived, strict=True):
         turned = torch.where(one.mirrored_B[:, None, None, None], one.images.flip(3), one.images)
         assert torch.equal(other.images.cpu(), turned) and not other.mirrored_B.any()
-        assert torch.equal(other.boxes_BG4.cpu(), one.boxes_BG4) and torch.equal(other.labels_BG.cpu(), one.labels_BG)
+        assert torch.equal(other.boxes_BG4.cpu(), one.boxes_BG4) and torch.equal(
+            other.labels_BG.cpu(), one.labels_BG
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nms_keeps_what_a_cpu_keeps(seed: int) -> None:
     random = np.random.default_rng(seed)
     corners = random.uniform(0, 600, (9000, 2))
-    boxes = torch.from_numpy(np.concatenate([corners, corners + random.uniform(10, 150, (9000, 2))], axis=1)).float()
-    scores, labels = torch.from_numpy(random.random(9000)).float(), torch.from_numpy(random.integers(0, 5, 9000))
+    boxes = torch.from_numpy(
+        np.concatenate([corners, corners + random.uniform(10, 150, (9000, 2))], axis=1)
+    ).float()
+    scores, labels = (
+        torch.from_numpy(random.random(9000)).float(),
+        torch.from_numpy(random.integers(0, 5, 9000)),
+    )
     images = torch.from_numpy(np.sort(random.integers(0, 6, 9000)))
     expected = decode.suppress(boxes, scores, labels, images, images=6, classes=5, threshold=0.5)
-    found = decode.suppress(*(t.to(GPU) for t in (boxes, scores, labels, images)), images=6, classes=5, threshold=0.5)
+    found = decode.suppress(
+        *(t.to(GPU) for t in (boxes, scores, labels, images)), images=6, classes=5, threshold=0.5
+    )
     assert found.tolist() == sorted(expected.tolist()) and 500 < len(found) < 8500
 
 
-@pytest.mark.parametrize("parts", [{}, {"backbone": "resnet50", "norm": "frozen"}, {"head_norm": "group"}])
+@pytest.mark.parametrize(
+    "parts", [{}, {"backbone": "resnet50", "norm": "frozen"}, {"head_norm": "group"}]
+)
 @torch.no_grad()
 def test_the_fused_network_has_the_outputs_of_the_plain_one(parts: dict[str, Any]) -> None:
     images = collate(samples(0)).images.to(GPU)
     plain = fold_batch_norm(network(GPU, **parts).eval())
-    # Outputs as a trained network has them, spread about zero: a bias would be rounded alike everywhere.
+    # Outputs as a trained network has them, spread about zero: a bias would be rounded alike
+    # everywhere.
     for head, outputs in zip((plain.class_head, plain.box_head), plain(images), strict=True):
         head.output.weight.div_(outputs.std())
         head.output.bias.zero_()
@@ -174,7 +249,10 @@ def test_the_fused_network_has_the_outputs_of_the_plain_one(parts: dict[str, Any
     for exact, mine, theirs in zip(plain(images), found, rounded, strict=True):
         spread = float(exact.std())
         # Both are bfloat16; the fused one rounds less often.
-        assert float((mine - exact).abs().mean()) < 1.2 * float((theirs - exact).abs().mean()) + 1e-3 * spread
+        assert (
+            float((mine - exact).abs().mean())
+            < 1.2 * float((theirs - exact).abs().mean()) + 1e-3 * spread
+        )
         assert float((mine - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 

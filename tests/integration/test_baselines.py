@@ -1,5 +1,6 @@
-"""A baseline through the verbs, as RetinaNet in test_train: two workers -> checkpoint -> evaluation -> registry -> predictions. The other one differs
-in its network alone, which tests/detector/test_baselines.py looks at.
+"""A baseline through the verbs, as RetinaNet in test_train: two workers -> checkpoint -> evaluation
+-> registry -> predictions. The other one differs in its network alone, which
+tests/detector/test_baselines.py looks at.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ from cluster.tracking.config import TrackingConfig
 pytestmark = pytest.mark.integration
 
 
-def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp_path: Path) -> None:
+def test_train_evaluate_register_predict(
+    ray_cluster: str, small_coco: Path, tmp_path: Path
+) -> None:
     from pipelines import evaluate, predict, prepare, register
     from pipelines.train import train
 
     data = {split: str(tmp_path / "data" / split) for split in ("train", "val")}
     for split, output in data.items():
         annotations = f"{small_coco}/annotations/instances_{split}.json"
-        prepare.main(prepare.PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=output))
-    tracking, resources = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), {"workers": 1, "cpus_per_worker": 1.0}
+        prepare.main(
+            prepare.PrepareConfig(
+                annotations=annotations, images=f"{small_coco}/images/{split}", output=output
+            )
+        )
+    tracking, resources = (
+        TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"),
+        {"workers": 1, "cpus_per_worker": 1.0},
+    )
     chosen = TrainConfig.model_validate(
         {
             "name": "faster_rcnn",
@@ -44,18 +54,46 @@ def test_train_evaluate_register_predict(ray_cluster: str, small_coco: Path, tmp
     best = train(chosen, ray=RayConfig(), tracking=tracking)
     assert best["images_seen"] == 24 and best["weights"] == "model"
 
-    evaluate.main(evaluate.EvaluateConfig(run=chosen.run_uri, data=data["val"], output=str(tmp_path / "evaluation"), overlays=1, **resources))
+    evaluate.main(
+        evaluate.EvaluateConfig(
+            run=chosen.run_uri,
+            data=data["val"],
+            output=str(tmp_path / "evaluation"),
+            overlays=1,
+            **resources,
+        )
+    )
     table = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert table["images"] == 8 and table["AP"] == pytest.approx(best["AP"], abs=1e-3)
 
     register.main(register.RegisterConfig(run=chosen.run_uri, name="faster_rcnn"))
     annotations = f"{small_coco}/annotations/instances_val.json"
-    pictures = {"images": f"{small_coco}/images/val", "annotations": annotations, "output": str(tmp_path / "predictions")}
-    predict.main(predict.PredictConfig(model="models:/faster_rcnn@champion", **pictures, overlays=1, tracking=tracking, **resources))
+    pictures = {
+        "images": f"{small_coco}/images/val",
+        "annotations": annotations,
+        "output": str(tmp_path / "predictions"),
+    }
+    predict.main(
+        predict.PredictConfig(
+            model="models:/faster_rcnn@champion",
+            **pictures,
+            overlays=1,
+            tracking=tracking,
+            **resources,
+        )
+    )
     rows = pq.read_table(tmp_path / "predictions" / "predictions.parquet").to_pylist()
-    assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"} and any(row["boxes"] for row in rows)
+    assert (
+        len(rows) == 8
+        and {row["status"] for row in rows} == {"ok"}
+        and any(row["boxes"] for row in rows)
+    )
     truth = COCO(annotations)
-    scored = COCOeval(truth, truth.loadRes(json.loads((tmp_path / "predictions" / "coco_results.json").read_text())), "bbox")
+    scored = COCOeval(
+        truth,
+        truth.loadRes(json.loads((tmp_path / "predictions" / "coco_results.json").read_text())),
+        "bbox",
+    )
     scored.evaluate()
     scored.accumulate()
     scored.summarize()

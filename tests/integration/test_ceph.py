@@ -1,4 +1,6 @@
-"""The laws of storage on a Ceph RADOS Gateway: persistent, signatures checked, uploads as a strict server takes them."""
+"""The laws of storage on a Ceph RADOS Gateway: persistent, signatures checked, uploads as a strict
+server takes them.
+"""
 
 from __future__ import annotations
 
@@ -45,22 +47,35 @@ print(json.dumps([int(id) for rank in ranks for batch in rank.epoch(0, [(0, shar
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[CephGateway]:
     # Not below pytest's folders: the path of a socket has room for about 100 characters.
-    with tempfile.TemporaryDirectory(prefix="rr-ceph-") as folder, CephGateway(f"{folder}/ceph") as started:
+    with (
+        tempfile.TemporaryDirectory(prefix="rr-ceph-") as folder,
+        CephGateway(f"{folder}/ceph") as started,
+    ):
         client(started).create_bucket(Bucket="laws")
         yield started
 
 
 def client(gateway: CephGateway) -> Any:
-    keys = {"aws_access_key_id": gateway.environment["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": gateway.environment["AWS_SECRET_ACCESS_KEY"]}
+    keys = {
+        "aws_access_key_id": gateway.environment["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": gateway.environment["AWS_SECRET_ACCESS_KEY"],
+    }
     return boto3.client("s3", endpoint_url=gateway.url, region_name="us-east-1", **keys)
 
 
 @pytest.fixture
 def bucket(gateway: CephGateway, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh folder in a bucket of the gateway, which AWS_* names for this test. Fresh buckets would cost two seconds each."""
+    """A fresh folder in a bucket of the gateway, which AWS_* names for this test. Fresh buckets
+    would cost two seconds each.
+    """
     for name, value in gateway.environment.items():
         monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_CHECKSUM_CALCULATION"):
+    for name in (
+        "AWS_PROFILE",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
+    ):
         monkeypatch.delenv(name, raising=False)
     return f"s3://laws/{next(FOLDERS)}"
 
@@ -87,7 +102,9 @@ test_an_upload_arrives_whole = test_s3.test_an_upload_arrives_whole
 test_a_listing_is_whole = test_s3.test_a_listing_is_whole
 test_a_deletion_whose_answer_is_lost_is_done = test_s3.test_a_deletion_whose_answer_is_lost_is_done
 test_folders_through_faults = test_s3.test_folders_go_up_and_down_through_one_fault_in_five
-test_an_object_deleted_while_it_is_open_is_missing = test_s3.test_an_object_deleted_while_it_is_open_is_missing
+test_an_object_deleted_while_it_is_open_is_missing = (
+    test_s3.test_an_object_deleted_while_it_is_open_is_missing
+)
 
 PREFLIGHTS = test_storage.PREFLIGHTS
 
@@ -97,12 +114,20 @@ PREFLIGHTS = test_storage.PREFLIGHTS
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("AWS_SECRET_ACCESS_KEY", "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY"),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY",
+        ),
         ("AWS_ACCESS_KEY_ID", "does not know this access key; check AWS_ACCESS_KEY_ID"),
     ],
 )
 def test_wrong_credentials_are_told_from_a_missing_bucket(
-    bucket: str, check: Callable[[str], None], place: str, name: str, line: str, monkeypatch: pytest.MonkeyPatch
+    bucket: str,
+    check: Callable[[str], None],
+    place: str,
+    name: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(name, "somethingelse")
     with pytest.raises(UsageError, match=f"^s3://{place}/key: http://.* {line}$"):
@@ -111,20 +136,36 @@ def test_wrong_credentials_are_told_from_a_missing_bucket(
 
 @PREFLIGHTS
 def test_a_missing_bucket(bucket: str, gateway: CephGateway, check: Callable[[str], None]) -> None:
-    with pytest.raises(UsageError, match=f"there is no bucket 'never-made' at {gateway.url}; create it or check its name and AWS_ENDPOINT_URL$"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            f"there is no bucket 'never-made' at {gateway.url}; create it or check its name and"
+            " AWS_ENDPOINT_URL$"
+        ),
+    ):
         check("s3://never-made/key")
 
 
-def test_a_wrong_secret_in_the_middle_of_a_run(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_in_the_middle_of_a_run(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.write_bytes(f"{bucket}/key", b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somethingelse")
     # HEAD and GET are answered with a bare 403.
     for operation in (files.read_bytes, files.exists):
-        with pytest.raises(PlainError, match="the secret does not fit it; check AWS_SECRET_ACCESS_KEY; then run the command again$"):
+        with pytest.raises(
+            PlainError,
+            match=(
+                "the secret does not fit it; check AWS_SECRET_ACCESS_KEY; then run the command"
+                " again$"
+            ),
+        ):
             operation(f"{bucket}/key")
 
 
-def test_rights_are_told_apart(bucket: str, gateway: CephGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rights_are_told_apart(
+    bucket: str, gateway: CephGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.write_bytes(f"{bucket}/key", b"x")
     for user in ("reader", "stranger"):
         gateway.add_user(user, f"{user}key", f"{user}secret")
@@ -135,37 +176,77 @@ def test_rights_are_told_apart(bucket: str, gateway: CephGateway, monkeypatch: p
         "Action": ["s3:ListBucket", "s3:GetObject"],
         "Resource": everything,
     }
-    client(gateway).put_bucket_policy(Bucket="laws", Policy=json.dumps({"Version": "2012-10-17", "Statement": [reads]}))
+    client(gateway).put_bucket_policy(
+        Bucket="laws", Policy=json.dumps({"Version": "2012-10-17", "Statement": [reads]})
+    )
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "readerkey")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "readersecret")
     check_readable(f"{bucket}/key")
     assert files.read_bytes(f"{bucket}/key") == b"x"
-    with pytest.raises(UsageError, match=f"the bucket can be listed but not written: {gateway.url} denies access; check the AWS_ credentials"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            f"the bucket can be listed but not written: {gateway.url} denies access; check the AWS_"
+            " credentials"
+        ),
+    ):
         check_writable(bucket)
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "strangerkey")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "strangersecret")
-    with pytest.raises(UsageError, match=f"^{bucket}/key: {gateway.url} denies access; check the AWS_ credentials and their rights to 'laws'$"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            f"^{bucket}/key: {gateway.url} denies access; check the AWS_ credentials and their"
+            " rights to 'laws'$"
+        ),
+    ):
         check_readable(f"{bucket}/key")
 
 
-def test_an_upload_that_the_gateway_does_not_take_is_explained(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What pyarrow does by itself; the other tests show that it is switched off where nobody asks for it.
+def test_an_upload_that_the_gateway_does_not_take_is_explained(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What pyarrow does by itself; the other tests show that it is switched off where nobody asks
+    # for it.
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
-    with pytest.raises(UsageError, match="takes no checksums behind uploads; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required$"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            "takes no checksums behind uploads; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required$"
+        ),
+    ):
         check_writable(bucket)
 
 
 def test_from_images_to_batches_through_one_fault_in_fifty(
-    bucket: str, ray_cluster: str, gateway: CephGateway, small_coco: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str,
+    ray_cluster: str,
+    gateway: CephGateway,
+    small_coco: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """prepare, verify and stream an epoch on the shared Ray cluster, whose nodes have the gateway's keys; each driver brings the endpoint."""
+    """prepare, verify and stream an epoch on the shared Ray cluster, whose nodes have the gateway's
+    keys; each driver brings the endpoint.
+    """
     files.upload_folder(str(small_coco), f"{bucket}/coco")
     with FaultyS3(gateway.url, errors=0.02, latency=0.005) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        sources = ["--annotations", f"{bucket}/coco/annotations/instances_train.json", "--images", f"{bucket}/coco/images/train"]
-        options = ["--output", f"{bucket}/shards", "--row_group_rows", "5", "--ray.address", ray_cluster]
+        sources = [
+            "--annotations",
+            f"{bucket}/coco/annotations/instances_train.json",
+            "--images",
+            f"{bucket}/coco/images/train",
+        ]
+        options = [
+            "--output",
+            f"{bucket}/shards",
+            "--row_group_rows",
+            "5",
+            "--ray.address",
+            ray_cluster,
+        ]
         drive("-m", "pipelines.prepare", *sources, *options)
         shard_set = open_shard_set(f"{bucket}/shards")
         verify_shard_set(shard_set)
@@ -176,6 +257,8 @@ def test_from_images_to_batches_through_one_fault_in_fifty(
 
 
 def drive(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=os.environ, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

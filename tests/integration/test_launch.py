@@ -1,4 +1,6 @@
-"""The ways to start a training that the README names, each as a user types it, against real clusters."""
+"""The ways to start a training that the README names, each as a user types it, against real
+clusters.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ ROOT = Path(__file__).parents[2]
 RECIPE = {
     "model": {"backbone": "resnet18", "width": 64},
     "canvas": {"height": 64, "width": 96},
-    "training": {"epochs": 1, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_seconds": 0},
+    "training": {
+        "epochs": 1,
+        "batch_size": 4,
+        "workers": 2,
+        "cpus_per_worker": 0.5,
+        "log_seconds": 0,
+    },
 }
 
 
@@ -34,7 +42,11 @@ def free_port() -> int:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what conftest set for the shared cluster."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RETINARAY_", "PYTHONPATH"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("RAY_", "RETINARAY_", "PYTHONPATH"))
+    }
     return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
@@ -46,8 +58,20 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("launch")
     make_coco(str(folder / "coco"), train_images=8, val_images=4, seed=0)
     for split in ("train", "val"):
-        source = ["--annotations", f"{folder}/coco/annotations/instances_{split}.json", "--images", f"{folder}/coco/images/{split}"]
-        command = [sys.executable, "-m", "pipelines.prepare", *source, "--output", f"{folder}/shards/{split}"]
+        source = [
+            "--annotations",
+            f"{folder}/coco/annotations/instances_{split}.json",
+            "--images",
+            f"{folder}/coco/images/{split}",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.prepare",
+            *source,
+            "--output",
+            f"{folder}/shards/{split}",
+        ]
         subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     return {"folder": str(folder), "recipe": str(folder / "recipe.yaml")}
@@ -55,7 +79,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def flags(job: dict[str, str], name: str) -> list[str]:
     folder = job["folder"]
-    places = ["--data.train", f"{folder}/shards/train", "--data.val", f"{folder}/shards/val", "--storage", f"{folder}/store"]
+    places = [
+        "--data.train",
+        f"{folder}/shards/train",
+        "--data.val",
+        f"{folder}/shards/val",
+        "--storage",
+        f"{folder}/store",
+    ]
     return ["--config", job["recipe"], *places, "--name", name]
 
 
@@ -68,40 +99,87 @@ def check_run(job: dict[str, str], name: str, done: subprocess.CompletedProcess[
 
 def test_as_a_module(job: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pipelines.train", *flags(job, "module")]
-    check_run(job, "module", subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True))
+    check_run(
+        job,
+        "module",
+        subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True),
+    )
 
 
 def test_as_a_script_from_another_folder(job: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
-    check_run(job, "script", subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True))
+    check_run(
+        job,
+        "script",
+        subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True),
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(job: dict[str, str], number: signal.Signals) -> None:
-    longer = ["--training.epochs", "500", "--training.checkpoint_images", "4", "--training.evaluate_every", "500"]
-    command = [sys.executable, "-m", "pipelines.train", *flags(job, f"interrupted-{number.name}"), *longer]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
+    job: dict[str, str], number: signal.Signals
+) -> None:
+    longer = [
+        "--training.epochs",
+        "500",
+        "--training.checkpoint_images",
+        "4",
+        "--training.evaluate_every",
+        "500",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.train",
+        *flags(job, f"interrupted-{number.name}"),
+        *longer,
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:
         for line in driver.stdout:
             if "checkpoint " in line:
                 break
         driver.send_signal(number)
         errors = driver.communicate(timeout=90)[1]
-    assert (driver.returncode, errors.splitlines()[-1:]) == (5, ["error: interrupted; the same command continues where it stopped"])
-    assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, errors
+    assert (driver.returncode, errors.splitlines()[-1:]) == (
+        5,
+        ["error: interrupted; the same command continues where it stopped"],
+    )
+    assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, (
+        errors
+    )
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication, as a child of this process; its jobs address and token file."""
+    """`ray start --head` with token authentication, as a child of this process; its jobs address
+    and token file.
+    """
     ray = str(Path(sys.executable).parent / "ray")
     with tempfile.TemporaryDirectory(prefix="rr-") as folder:
         token = Path(folder, "token")
         token.write_text("0123456789abcdef" * 4)
         dashboard, port = free_port(), free_port()
-        # A job's `python` is the first on the head's PATH: the environment is active where `ray start` is typed.
+        # A job's `python` is the first on the head's PATH: the environment is active where `ray
+        # start` is typed.
         path = f"{Path(ray).parent}:{os.environ['PATH']}"
         secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), PATH=path)
-        command = [ray, "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=4"]
+        command = [
+            ray,
+            "start",
+            "--head",
+            "--block",
+            f"--port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=4",
+        ]
         command += [
             "--node-ip-address=127.0.0.1",
             f"--ray-client-server-port={free_port()}",
@@ -112,23 +190,47 @@ def head() -> Iterator[dict[str, str]]:
         ]
         command += [f"--temp-dir={folder}/ray"]
         with open(Path(folder, "head.log"), "w") as log:
-            process = subprocess.Popen(command, env=secured, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        yield {"address": f"http://127.0.0.1:{dashboard}", "token": str(token), "ray": ray, "log": log.name}
+            process = subprocess.Popen(
+                command, env=secured, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        yield {
+            "address": f"http://127.0.0.1:{dashboard}",
+            "token": str(token),
+            "ray": ray,
+            "log": log.name,
+        }
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
 
 
-def submit(head: dict[str, str], arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
-    secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
+def submit(
+    head: dict[str, str], arguments: list[str], **changes: str
+) -> subprocess.CompletedProcess[str]:
+    secured = environment(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=head["token"],
+        RAY_API_SERVER_ADDRESS=head["address"],
+    )
     command = [head["ray"], "job", "submit", "--working-dir", ".", "--", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True
+    )
 
 
 def wait_until_up(head: dict[str, str]) -> None:
     """The head answers when its dashboard has started; each call waits for an answer itself."""
     for _ in range(60):
-        secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=head["token"], RAY_API_SERVER_ADDRESS=head["address"])
-        if subprocess.run([head["ray"], "job", "list"], env=secured, capture_output=True).returncode == 0:
+        secured = environment(
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN_PATH=head["token"],
+            RAY_API_SERVER_ADDRESS=head["address"],
+        )
+        if (
+            subprocess.run(
+                [head["ray"], "job", "list"], env=secured, capture_output=True
+            ).returncode
+            == 0
+        ):
             return
     raise AssertionError(Path(head["log"]).read_text())
 
@@ -138,17 +240,30 @@ def test_as_a_submitted_job_with_a_token(head: dict[str, str], job: dict[str, st
     check_run(job, "job", submit(head, ["python", "pipelines/train.py", *flags(job, "job")]))
 
 
-def test_without_the_token_nothing_is_started(head: dict[str, str], job: dict[str, str], tmp_path: Path) -> None:
+def test_without_the_token_nothing_is_started(
+    head: dict[str, str], job: dict[str, str], tmp_path: Path
+) -> None:
     wait_until_up(head)
     wrong = tmp_path / "token"
     wrong.write_text("f" * 64)
-    refused = submit(head, ["python", "pipelines/train.py", *flags(job, "refused")], RAY_AUTH_TOKEN_PATH=str(wrong))
+    refused = submit(
+        head,
+        ["python", "pipelines/train.py", *flags(job, "refused")],
+        RAY_AUTH_TOKEN_PATH=str(wrong),
+    )
     assert refused.returncode != 0
     assert not Path(job["folder"], "store", "runs", "refused").exists()
 
 
 def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pipelines.train", *flags(job, "nowhere"), "--ray.address", f"127.0.0.1:{free_port()}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.train",
+        *flags(job, "nowhere"),
+        "--ray.address",
+        f"127.0.0.1:{free_port()}",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing answers there" in done.stderr
@@ -157,23 +272,45 @@ def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:
 
 def test_any_number_of_cpus_prepares_the_same_set(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    content: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "noise"}]}
+    content: dict[str, list] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "noise"}],
+    }
     (tmp_path / "images").mkdir()
     for number in range(1, 15):
-        Image.fromarray(random.integers(0, 256, (500, 640, 3), np.uint8)).save(tmp_path / f"images/{number}.jpg", quality=90)
-        content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": 500, "width": 640})
+        Image.fromarray(random.integers(0, 256, (500, 640, 3), np.uint8)).save(
+            tmp_path / f"images/{number}.jpg", quality=90
+        )
+        content["images"].append(
+            {"id": number, "file_name": f"{number}.jpg", "height": 500, "width": 640}
+        )
         box = {"bbox": [5, 5, 10 * number, 50], "iscrowd": 0, "area": 500}
         content["annotations"].append({"id": number, "image_id": number, "category_id": 7, **box})
     (tmp_path / "images/13.jpg").write_bytes(b"no picture")
     (tmp_path / "coco.json").write_text(json.dumps(content))
     written = []
     for cpus in (1, 4):
-        command = [sys.executable, "-m", "pipelines.prepare", "--annotations", f"{tmp_path}/coco.json", "--images", f"{tmp_path}/images"]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.prepare",
+            "--annotations",
+            f"{tmp_path}/coco.json",
+            "--images",
+            f"{tmp_path}/images",
+        ]
         limits = ["--shard_size_mib", "1", "--max_quarantined", "0.5", "--ray.num_cpus", str(cpus)]
         command += ["--output", f"{tmp_path}/shards-{cpus}", *limits]
         subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
-        files = {path.name: path.read_bytes() for path in sorted((tmp_path / f"shards-{cpus}").glob("*"))}
+        files = {
+            path.name: path.read_bytes() for path in sorted((tmp_path / f"shards-{cpus}").glob("*"))
+        }
         written.append(files)
     shards = [name for name in written[0] if name.startswith("shard-")]
     assert len(shards) >= 4 and written[0].keys() == written[1].keys()
-    assert [name for name in (*shards, "index.json", "quarantine.parquet") if written[0][name] != written[1][name]] == []
+    assert [
+        name
+        for name in (*shards, "index.json", "quarantine.parquet")
+        if written[0][name] != written[1][name]
+    ] == []

@@ -16,7 +16,11 @@ from cluster.errors import DataError, GateError, InterruptedRun, PlainError, Usa
 from pipelines.command_line import all_fields, help_text, parse, run_verb, section_of
 
 ROOT = Path(__file__).parents[2]
-VERBS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if "    run_verb(" in path.read_text() and path.stem != "command_line")
+VERBS = sorted(
+    path.stem
+    for path in (ROOT / "pipelines").glob("*.py")
+    if "    run_verb(" in path.read_text() and path.stem != "command_line"
+)
 
 
 class Section(BaseModel):
@@ -94,16 +98,32 @@ def leave(main, argv: list[str] | None = None) -> int:
 
 def test_defaults_then_yaml_then_environment_then_flags(tmp_path, monkeypatch):
     assert parse(Config, GIVEN).training.epochs == 3
-    from_file = [*yaml_file(tmp_path, "training: {epochs: 4, rate: 0.25}\ndata: {train: x, val: y}\n")]
+    from_file = [
+        *yaml_file(tmp_path, "training: {epochs: 4, rate: 0.25}\ndata: {train: x, val: y}\n")
+    ]
     config = parse(Config, from_file)
-    assert (config.training.epochs, config.training.rate, config.training.kind, config.data.train) == (4, 0.25, "sgd", "x")
+    assert (
+        config.training.epochs,
+        config.training.rate,
+        config.training.kind,
+        config.data.train,
+    ) == (4, 0.25, "sgd", "x")
     monkeypatch.setenv("RETINARAY_TRAINING__EPOCHS", "5")
     monkeypatch.setenv("RETINARAY_NAME", "from-environment")
     config = parse(Config, from_file)
-    assert (config.training.epochs, config.training.rate, config.name) == (5, 0.25, "from-environment")
+    assert (config.training.epochs, config.training.rate, config.name) == (
+        5,
+        0.25,
+        "from-environment",
+    )
     config = parse(Config, [*from_file, "--training.epochs", "6", "--data.val", "z"])
     # One field of a section leaves the others of it as the weaker source gave them.
-    assert (config.training.epochs, config.training.rate, config.data.train, config.data.val) == (6, 0.25, "x", "z")
+    assert (config.training.epochs, config.training.rate, config.data.train, config.data.val) == (
+        6,
+        0.25,
+        "x",
+        "z",
+    )
 
 
 def test_the_config_is_the_plain_frozen_class():
@@ -131,7 +151,10 @@ def test_forms_of_values(argv, name, value):
 
 def test_yaml_numbers_with_exponent_are_numbers(tmp_path):
     # YAML 1.1 takes 1e-3 without a point for text.
-    assert parse(Config, [*yaml_file(tmp_path, "training: {rate: 1e-3}\n"), *GIVEN]).training.rate == 0.001
+    assert (
+        parse(Config, [*yaml_file(tmp_path, "training: {rate: 1e-3}\n"), *GIVEN]).training.rate
+        == 0.001
+    )
 
 
 def test_an_empty_yaml_file_is_no_settings(tmp_path):
@@ -139,7 +162,9 @@ def test_an_empty_yaml_file_is_no_settings(tmp_path):
 
 
 def test_unknown_flags_are_refused_with_a_suggestion():
-    assert "--training.epoch is not an option; did you mean --training.epochs" in refusal([*GIVEN, "--training.epoch", "3"])
+    assert "--training.epoch is not an option; did you mean --training.epochs" in refusal(
+        [*GIVEN, "--training.epoch", "3"]
+    )
     # No abbreviations: a name that gets a longer sister would change its meaning.
     assert "--training.epo" in refusal([*GIVEN, "--training.epo=3"])
     assert "the sections are name, note, data, training" in refusal([*GIVEN, "--zzz", "3"])
@@ -147,7 +172,11 @@ def test_unknown_flags_are_refused_with_a_suggestion():
 
 def test_unknown_yaml_names_are_refused_with_file_and_suggestion(tmp_path):
     message = refusal([*yaml_file(tmp_path, "training: {epoks: 4}\n"), *GIVEN])
-    assert "training.epoks" in message and "config.yaml" in message and "did you mean training.epochs" in message
+    assert (
+        "training.epoks" in message
+        and "config.yaml" in message
+        and "did you mean training.epochs" in message
+    )
     assert "trainin (in" in refusal([*yaml_file(tmp_path, "trainin: {epochs: 4}\n"), *GIVEN])
 
 
@@ -164,16 +193,28 @@ def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--training.epochs", "0"], ["training.epochs '0'", "greater than or equal to 1", "passes over the images"]),
+        (
+            ["--training.epochs", "0"],
+            ["training.epochs '0'", "greater than or equal to 1", "passes over the images"],
+        ),
         (["--training.epochs", "2.5"], ["training.epochs '2.5'", "integer"]),
         (["--training.rate", "fast"], ["training.rate 'fast'", "number", "peak rate"]),
         (["--training.kind", "lion"], ["training.kind 'lion'", "'sgd' or 'adamw'"]),
         (["--training.amp", "perhaps"], ["training.amp 'perhaps'", "boolean"]),
         (["--training.scales", "1,wide"], ["training.scales 'wide'", "number"]),
-        (["--training.scales", "nan,1"], ["--training.scales nan,1: must be numbers with commas between"]),
-        (["--training.scales=1,inf"], ["--training.scales 1,inf: must be numbers with commas between"]),
+        (
+            ["--training.scales", "nan,1"],
+            ["--training.scales nan,1: must be numbers with commas between"],
+        ),
+        (
+            ["--training.scales=1,inf"],
+            ["--training.scales 1,inf: must be numbers with commas between"],
+        ),
         (["--training.rate", "7"], ["training.rate: must not be 7, of all numbers"]),
-        (["--training.kind", "adamw", "--training.epochs", "60"], ["training.epochs 60: adamw has had enough after 50"]),
+        (
+            ["--training.kind", "adamw", "--training.epochs", "60"],
+            ["training.epochs 60: adamw has had enough after 50"],
+        ),
         (["--name", ""], ["name ''", "at least 1 character"]),
         (["--training", "5"], ["training: is a section of fields (training.epochs"]),
         (["--name"], ["--name needs a value"]),
@@ -193,11 +234,19 @@ def test_of_two_lists_the_one_that_is_wrong_is_named():
 
 
 def test_the_message_of_a_whole_section_is_not_named_twice():
-    assert refusal([*GIVEN, "--training.kind", "adamw", "--training.epochs", "60"]).count("training.epochs") == 1
+    assert (
+        refusal([*GIVEN, "--training.kind", "adamw", "--training.epochs", "60"]).count(
+            "training.epochs"
+        )
+        == 1
+    )
 
 
 def test_missing_fields_are_named_one_by_one():
-    both = "--data.train is required: URI of the set to train on; --data.val is required: URI of the set to score on"
+    both = (
+        "--data.train is required: URI of the set to train on; --data.val is required: URI of the"
+        " set to score on"
+    )
     assert refusal([]).startswith(both)
     assert refusal(["--data.train", "a"]).startswith("--data.val is required")
     # What has a default is not asked for.
@@ -205,7 +254,18 @@ def test_missing_fields_are_named_one_by_one():
 
 
 def test_three_complaints_and_how_many_more():
-    argv = ["--training.epochs", "0", "--training.rate", "0", "--training.kind", "x", "--training.amp", "x", "--data.share", "2"]
+    argv = [
+        "--training.epochs",
+        "0",
+        "--training.rate",
+        "0",
+        "--training.kind",
+        "x",
+        "--training.amp",
+        "x",
+        "--data.share",
+        "2",
+    ]
     assert refusal(GIVEN + argv).count("must be") == 3 and "and 2 more" in refusal(GIVEN + argv)
 
 
@@ -251,9 +311,27 @@ def test_a_config_file_that_is_not_there(tmp_path):
         (DataError("too much is broken"), 3, "error: too much is broken\n"),
         (GateError("AP fell"), 4, "error: AP fell\n"),
         (InterruptedRun("stopped"), 5, "error: stopped\n"),
-        (KeyboardInterrupt(), 5, "error: interrupted; the same command continues where it stopped\n"),
-        (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh (a bug or a failing machine; --debug shows the traceback)\n"),
-        (RuntimeError(), 1, "error: RuntimeError: no message (a bug or a failing machine; --debug shows the traceback)\n"),
+        (
+            KeyboardInterrupt(),
+            5,
+            "error: interrupted; the same command continues where it stopped\n",
+        ),
+        (
+            ZeroDivisionError("oh"),
+            1,
+            (
+                "error: ZeroDivisionError: oh (a bug or a failing machine; --debug shows the"
+                " traceback)\n"
+            ),
+        ),
+        (
+            RuntimeError(),
+            1,
+            (
+                "error: RuntimeError: no message (a bug or a failing machine; --debug shows the"
+                " traceback)\n"
+            ),
+        ),
     ],
 )
 def test_exit_codes(error, code, line, capsys):
@@ -311,7 +389,11 @@ def test_help_shows_kinds_ranges_defaults_and_meanings(capsys):
 def config_class_of(verb: str) -> type[BaseModel]:
     """What the script hands to run_verb; it may have it from another file."""
     tree = ast.parse((ROOT / "pipelines" / f"{verb}.py").read_text())
-    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_verb"]
+    (call,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "run_verb"
+    ]
     return getattr(importlib.import_module(f"pipelines.{verb}"), call.args[0].id)
 
 
@@ -324,12 +406,21 @@ def test_every_field_of_a_verb_has_a_meaning_and_every_number_a_range(verb):
             continue
         assert field.description, name
         if field.annotation in (int, float, int | None, float | None):
-            assert any(hasattr(rule, bound) for rule in field.metadata for bound in ("ge", "gt", "le", "lt")), f"{name} takes any number"
+            assert any(
+                hasattr(rule, bound)
+                for rule in field.metadata
+                for bound in ("ge", "gt", "le", "lt")
+            ), f"{name} takes any number"
         assert f"--{name}  " in help_text(config_class, description="")
 
 
 def test_help_and_refusals_do_not_wait_for_heavy_imports():
     imports = "; ".join(f"import pipelines.{verb}" for verb in VERBS)
-    check = f"import sys; {imports}; print(sorted(sys.modules.keys() & {{'torch', 'ray', 'mlflow', 'torchvision', 'matplotlib', 'boto3', 'pandas'}}))"
-    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    check = (
+        f"import sys; {imports}; print(sorted(sys.modules.keys() & {{'torch', 'ray', 'mlflow',"
+        " 'torchvision', 'matplotlib', 'boto3', 'pandas'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""pipelines/register.py as a command, in this process: its answers, exit codes and what it leaves in a real SQLite store."""
+"""pipelines/register.py as a command, in this process: its answers, exit codes and what it leaves
+in a real SQLite store.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +28,41 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(root):
-    """What train leaves behind: tracking.json, best.json and a checkpoint whose EMA weights were the best."""
+    """What train leaves behind: tracking.json, best.json and a checkpoint whose EMA weights were
+    the best.
+    """
     folder = root / "runs" / "cells"
     checkpoint = folder / "checkpoints" / "images-000000000300"
     checkpoint.mkdir(parents=True)
     for name, seed in (("model", 0), ("ema", 1)):
         torch.manual_seed(seed)
-        save_file({k: v.contiguous() for k, v in RetinaNet(**KEYWORDS).state_dict().items()}, str(checkpoint / f"{name}.safetensors"))
+        save_file(
+            {k: v.contiguous() for k, v in RetinaNet(**KEYWORDS).state_dict().items()},
+            str(checkpoint / f"{name}.safetensors"),
+        )
     package = {
         "description": {"model": KEYWORDS, "canvases": [[64, 64]], "decode": {}, "amp": False},
         "classes": [{"label": 0, "id": 1, "name": "cell"}],
     }
     seal(str(checkpoint), {"images_seen": 300, "package": package})
-    run = open_run(tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells")
+    run = open_run(
+        tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells"
+    )
     run.finish("FINISHED")
-    (folder / "tracking.json").write_text(json.dumps({"uri": run.uri, "experiment": "tests", "run_id": run.run_id}))
-    (folder / "best.json").write_text(json.dumps({"checkpoint": str(checkpoint), "images_seen": 300, "AP": 0.5312, "AP50": 0.8614, "weights": "ema"}))
+    (folder / "tracking.json").write_text(
+        json.dumps({"uri": run.uri, "experiment": "tests", "run_id": run.run_id})
+    )
+    (folder / "best.json").write_text(
+        json.dumps(
+            {
+                "checkpoint": str(checkpoint),
+                "images_seen": 300,
+                "AP": 0.5312,
+                "AP50": 0.8614,
+                "weights": "ema",
+            }
+        )
+    )
     return folder
 
 
@@ -67,15 +88,24 @@ def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
     client = connect(uri)
     version = client.get_model_version("cells", "1")
     recorded = json.loads((run_folder / "tracking.json").read_text())
-    assert version.run_id == recorded["run_id"] and client.get_run(version.run_id).info.status == "FINISHED"
+    assert (
+        version.run_id == recorded["run_id"]
+        and client.get_run(version.run_id).info.status == "FINISHED"
+    )
     assert version.tags["AP"] == "0.5312" and version.tags["run_folder"] == str(run_folder)
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    weights = [path for path in root.glob(f"mlartifacts/models/{model.model_id}/**/model.safetensors")]
-    assert [path.read_bytes() for path in weights] == [(run_folder / "checkpoints/images-000000000300/ema.safetensors").read_bytes()]
+    weights = [
+        path for path in root.glob(f"mlartifacts/models/{model.model_id}/**/model.safetensors")
+    ]
+    assert [path.read_bytes() for path in weights] == [
+        (run_folder / "checkpoints/images-000000000300/ema.safetensors").read_bytes()
+    ]
 
     (run_folder / "finished.json").write_text("{}")
     code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "cells")
-    assert code == 0 and "models:/cells/1 already holds this checkpoint" in out and "so far" not in out
+    assert (
+        code == 0 and "models:/cells/1 already holds this checkpoint" in out and "so far" not in out
+    )
     assert len(client.search_model_versions("name='cells'")) == 1
 
 
@@ -90,7 +120,9 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
     (tmp_path / "best.json").write_text((run_folder / "best.json").read_text())
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "no tracking.json" in err
-    (tmp_path / "tracking.json").write_text(json.dumps({"uri": tracking_uri(None, str(run_folder.parents[1])), "run_id": "f" * 32}))
+    (tmp_path / "tracking.json").write_text(
+        json.dumps({"uri": tracking_uri(None, str(run_folder.parents[1])), "run_id": "f" * 32})
+    )
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "has no run" in err
     code, _, err = type_command(capsys, "--run", str(run_folder), "--name", "a/b")
@@ -100,6 +132,10 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
 def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypatch):
     from cluster.runs import package as packages
 
-    monkeypatch.setattr(packages, "build_package", lambda *_: pytest.fail("the server is checked first"))
-    code, _, err = type_command(capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1")
+    monkeypatch.setattr(
+        packages, "build_package", lambda *_: pytest.fail("the server is checked first")
+    )
+    code, _, err = type_command(
+        capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1"
+    )
     assert code == 1 and "no MLflow server answers at http://127.0.0.1:1" in err

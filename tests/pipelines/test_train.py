@@ -1,4 +1,6 @@
-"""One image's way, through the verbs: shards in a bucket -> two workers -> checkpoints -> evaluation -> registry -> predictions."""
+"""One image's way, through the verbs: shards in a bucket -> two workers -> checkpoints ->
+evaluation -> registry -> predictions.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,23 @@ from detector.model import RetinaNet
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
-    "model": {"backbone": "resnet18", "width": 64, "head_norm": "group", "anchors": {"base_sizes": [12, 24, 48, 96, 192]}},
+    "model": {
+        "backbone": "resnet18",
+        "width": 64,
+        "head_norm": "group",
+        "anchors": {"base_sizes": [12, 24, 48, 96, 192]},
+    },
     "canvas": {"height": 96, "width": 128},
     "optimizer": {"name": "adamw", "learning_rate": 0.001, "ema_images": 20},
-    "training": {"epochs": 2, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5, "log_steps": 2, "evaluate_every": 2, "evaluation": "between"},
+    "training": {
+        "epochs": 2,
+        "batch_size": 4,
+        "workers": 2,
+        "cpus_per_worker": 0.5,
+        "log_steps": 2,
+        "evaluate_every": 2,
+        "evaluation": "between",
+    },
 }
 BESIDE: dict[str, Any] = {**TINY["training"], "evaluate_every": 1, "evaluation": "beside"}
 
@@ -53,18 +68,33 @@ def shards(ray_cluster: str, s3: str, small_coco: Path) -> dict[str, str]:
     for split in ("train", "val"):
         uris[split] = f"s3://train-tests/data/{split}"
         annotations = f"{small_coco}/annotations/instances_{split}.json"
-        main(PrepareConfig(annotations=annotations, images=f"{small_coco}/images/{split}", output=uris[split], row_group_rows=4))
+        main(
+            PrepareConfig(
+                annotations=annotations,
+                images=f"{small_coco}/images/{split}",
+                output=uris[split],
+                row_group_rows=4,
+            )
+        )
     return uris
 
 
 def config(shards: dict[str, str], **changes: Any) -> TrainConfig:
-    sections = {**TINY, "data": {"train": shards["train"], "val": shards["val"]}, "storage": f"{shards['bucket']}/store", "name": "cells", **changes}
+    sections = {
+        **TINY,
+        "data": {"train": shards["train"], "val": shards["val"]},
+        "storage": f"{shards['bucket']}/store",
+        "name": "cells",
+        **changes,
+    }
     return TrainConfig.model_validate(sections)
 
 
 @pytest.fixture(scope="module")
 def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A finished run of two epochs, each evaluated beside training, and the MLflow store it is recorded in."""
+    """A finished run of two epochs, each evaluated beside training, and the MLflow store it is
+    recorded in.
+    """
     from pipelines.train import train
 
     store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
@@ -73,16 +103,27 @@ def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     return {"config": chosen, "best": best, "store": store}
 
 
-def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str, Any], shards: dict[str, str]) -> None:
+def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
+    trained: dict[str, Any], shards: dict[str, str]
+) -> None:
     run = trained["config"].run_uri
     # 24 train images, two epochs, a checkpoint after each.
     assert run_folder.checkpoints(run) == [f"{run}/checkpoints/images-{n:012d}" for n in (24, 48)]
-    names = {os.path.basename(uri) for uri, _ in files.list_files(f"{run}/checkpoints/images-000000000048")}
+    names = {
+        os.path.basename(uri)
+        for uri, _ in files.list_files(f"{run}/checkpoints/images-000000000048")
+    }
     assert names == {"model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
-    # Which of the two is the better one after so short a training is a matter of the last bits, and of the machine.
+    # Which of the two is the better one after so short a training is a matter of the last bits, and
+    # of the machine.
     over = evaluations.evaluations(run)
-    assert [one["images_seen"] for one in over] == [24, 48] and trained["best"] == evaluations.best_of(over)
-    assert trained["best"]["AP"] == max(one["AP"] for one in over) and trained["best"]["weights"] == "ema"
+    assert [one["images_seen"] for one in over] == [24, 48] and trained[
+        "best"
+    ] == evaluations.best_of(over)
+    assert (
+        trained["best"]["AP"] == max(one["AP"] for one in over)
+        and trained["best"]["weights"] == "ema"
+    )
     assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
     import mlflow
@@ -92,8 +133,15 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(trained: dict[str,
     assert found.info.status == "FINISHED"
     assert found.data.params["model.backbone"] == "resnet18"
     assert found.data.params["data.train"]
-    assert {"train/classification", "train/images_per_second", "val/AP", "val/AP50"} <= found.data.metrics.keys()
-    history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "train/classification")
+    assert {
+        "train/classification",
+        "train/images_per_second",
+        "val/AP",
+        "val/AP50",
+    } <= found.data.metrics.keys()
+    history = mlflow.MlflowClient(trained["store"]).get_metric_history(
+        recorded["run_id"], "train/classification"
+    )
     # 24 images in steps of 4, two steps a line: after 8, 16, 24, ... images.
     assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "val/AP")
@@ -105,8 +153,12 @@ def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) 
     assert launch.launch(trained["config"]) == trained["best"]
 
 
-def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same_numbers(trained: dict[str, Any], shards: dict[str, str]) -> None:
-    """A driver that was killed after its training's end: the next one evaluates, in two shares instead of one, and a single process agrees."""
+def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same_numbers(
+    trained: dict[str, Any], shards: dict[str, str]
+) -> None:
+    """A driver that was killed after its training's end: the next one evaluates, in two shares
+    instead of one, and a single process agrees.
+    """
     run = trained["config"].run_uri
     before = evaluations.evaluations(run)
     files.delete_file(f"{run}/{evaluations.EVALUATIONS}")
@@ -116,21 +168,32 @@ def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same
     assert launch.launch(trained["config"], on_event=events.append) == trained["best"]
     assert evaluations.evaluations(run) == before and evaluations.waiting(run) == []
     assert [(e["kind"], e["images_seen"], e["epoch"]) for e in events] == [
-        (kind, seen, epoch) for seen, epoch in ((24, 1), (48, 2)) for kind in ("evaluating", "evaluation")
+        (kind, seen, epoch)
+        for seen, epoch in ((24, 1), (48, 2))
+        for kind in ("evaluating", "evaluation")
     ]
-    alone = background_evaluation.table_of(before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
-    assert {name: before[1][name] for name in SUMMARY_NAMES} == {name: alone[name] for name in SUMMARY_NAMES}
+    alone = background_evaluation.table_of(
+        before[1], shards["val"], {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    )
+    assert {name: before[1][name] for name in SUMMARY_NAMES} == {
+        name: alone[name] for name in SUMMARY_NAMES
+    }
 
 
 def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
     trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background_evaluation, "LOOK_EVERY_S", 0.05)
-    run, checkpoint = str(tmp_path / "run"), evaluations.evaluations(trained["config"].run_uri)[1]["checkpoint"]
+    run, checkpoint = (
+        str(tmp_path / "run"),
+        evaluations.evaluations(trained["config"].run_uri)[1]["checkpoint"],
+    )
     evaluations.request(run, checkpoint, 48, 2)
     events: list[str] = []
     share = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
-    beside = background_evaluation.Evaluator(run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind))
+    beside = background_evaluation.Evaluator(
+        run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind)
+    )
     with pytest.raises(RuntimeError, match="a worker"), beside:
         while beside.running is None:
             time.sleep(0.01)
@@ -142,26 +205,39 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
     assert len(evaluations.waiting(run)) == 1 and evaluations.evaluations(run) == []
 
 
-def test_another_configuration_under_the_same_name_is_refused(trained: dict[str, Any], shards: dict[str, str]) -> None:
+def test_another_configuration_under_the_same_name_is_refused(
+    trained: dict[str, Any], shards: dict[str, str]
+) -> None:
     changed = config(shards, loss={"gamma": 1.0}, training=BESIDE)
     with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
         launch.launch(changed)
 
 
-def test_worker_counts_may_differ_when_a_run_is_continued(trained: dict[str, Any], shards: dict[str, str]) -> None:
-    assert launch.launch(config(shards, training={**BESIDE, "workers": 1, "cpus_per_worker": 1.0})) == trained["best"]
+def test_worker_counts_may_differ_when_a_run_is_continued(
+    trained: dict[str, Any], shards: dict[str, str]
+) -> None:
+    assert (
+        launch.launch(config(shards, training={**BESIDE, "workers": 1, "cpus_per_worker": 1.0}))
+        == trained["best"]
+    )
 
 
-def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path) -> None:
-    """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by pycocotools on the user's own JSON are one
-    number.
+def test_evaluate_register_predict_agree(
+    trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path
+) -> None:
+    """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by
+    pycocotools on the user's own JSON are one number.
     """
     from pipelines import evaluate, predict, register
 
     run = trained["config"].run_uri
     evaluated = f"{shards['bucket']}/evaluation"
     resources = {"workers": 1, "cpus_per_worker": 1.0}
-    evaluate.main(evaluate.EvaluateConfig(run=run, data=shards["val"], output=evaluated, overlays=2, **resources))
+    evaluate.main(
+        evaluate.EvaluateConfig(
+            run=run, data=shards["val"], output=evaluated, overlays=2, **resources
+        )
+    )
     table = files.read_json(f"{evaluated}/metrics.json")
     assert table["images"] == 8
     assert table["AP"] == trained["best"]["AP"]
@@ -188,9 +264,16 @@ def test_evaluate_register_predict_agree(trained: dict[str, Any], shards: dict[s
     )
     predict.main(chosen)
     summary = files.read_json(f"{output}/summary.json")
-    assert (summary["model_version"], summary["images"], summary["ok"], summary["errors"]) == ("models:/cells/1", 9, 8, 1)
+    assert (summary["model_version"], summary["images"], summary["ok"], summary["errors"]) == (
+        "models:/cells/1",
+        9,
+        8,
+        1,
+    )
     rows = read_parquet(f"{output}/predictions.parquet")
-    assert [Path(row["uri"]).name for row in rows] == sorted(path.name for path in pictures.iterdir())
+    assert [Path(row["uri"]).name for row in rows] == sorted(
+        path.name for path in pictures.iterdir()
+    )
     (broken,) = (row for row in rows if row["status"] == "error")
     assert broken["uri"].endswith("broken.jpg")
     assert "cannot be decoded" in broken["error"]
@@ -215,21 +298,44 @@ def read_parquet(path: str) -> list[dict[str, Any]]:
 
 
 def test_an_error_in_a_worker_is_one_plain_line(shards: dict[str, str]) -> None:
-    """Images that are no pictures, in a set that was not made by prepare: the driver says what the worker saw."""
+    """Images that are no pictures, in a set that was not made by prepare: the driver says what the
+    worker saw.
+    """
     uri = f"{shards['bucket']}/data/broken"
     box = np.array([[5, 5, 30, 30]], np.float32)
-    rows = [Row(i, f"{i}.jpg", b"not a picture", 40, 60, box, [0], [False], [625.0], 0, bytes(32)) for i in range(8)]
+    rows = [
+        Row(i, f"{i}.jpg", b"not a picture", 40, 60, box, [0], [False], [625.0], 0, bytes(32))
+        for i in range(8)
+    ]
     shard = write_shard(uri, "shard-00000-of-00001.parquet", rows, row_group_rows=4)
     counts = {"images": 8, "boxes": 8, "crowds": 0, "quarantined": 0}
-    write_index(uri, categories=[Category(0, 1, "thing")], shards=[shard], counts=counts, source_digest="none")
-    broken = config(shards, name="broken", data={"train": uri, "val": uri}, training={**TINY["training"], "retries": 0})
-    said = r"^training broken stopped: (\d)\.jpg \(image_id \1\): it cannot be decoded: .*; prepare the data set again$"
+    write_index(
+        uri,
+        categories=[Category(0, 1, "thing")],
+        shards=[shard],
+        counts=counts,
+        source_digest="none",
+    )
+    broken = config(
+        shards,
+        name="broken",
+        data={"train": uri, "val": uri},
+        training={**TINY["training"], "retries": 0},
+    )
+    said = (
+        r"^training broken stopped: (\d)\.jpg \(image_id \1\): it cannot be decoded: .*; prepare"
+        r" the data set again$"
+    )
     with pytest.raises(DataError, match=said):
         launch.launch(broken)
 
 
-def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], tmp_path: Path) -> None:
-    """Weights that are not finite, in a file that fits: the workers read the run's copy of it and stop at their first step, once for all retries."""
+def test_what_a_restart_would_meet_again_is_not_retried(
+    shards: dict[str, str], tmp_path: Path
+) -> None:
+    """Weights that are not finite, in a file that fits: the workers read the run's copy of it and
+    stop at their first step, once for all retries.
+    """
     parts = {name: value for name, value in TINY["model"].items() if name != "anchors"}
     network = RetinaNet(classes=3, **parts, **TINY["model"]["anchors"])
     torch.nn.init.constant_(network.pyramid.lateral[0].bias, float("nan"))
@@ -238,16 +344,25 @@ def test_what_a_restart_would_meet_again_is_not_retried(shards: dict[str, str], 
     events: list[dict[str, Any]] = []
     lasting = config(shards, name="lasting", pretrained=str(path))
     assert lasting.training.retries == 2
-    with pytest.raises(PlainError, match="^training lasting stopped: step 1, rank 0: the loss of images "):
+    with pytest.raises(
+        PlainError, match="^training lasting stopped: step 1, rank 0: the loss of images "
+    ):
         launch.launch(lasting, on_event=events.append)
     assert [event["kind"] for event in events].count("start") == 1
     (weights,) = [event for event in events if event["kind"] == "weights"]
-    assert weights["uri"].startswith(f"{lasting.run_uri}/pretrained/") and files.read_bytes(weights["uri"]) == path.read_bytes()
+    assert (
+        weights["uri"].startswith(f"{lasting.run_uri}/pretrained/")
+        and files.read_bytes(weights["uri"]) == path.read_bytes()
+    )
 
 
 @pytest.mark.integration
-def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out, go on, then stop; the user is told whose."""
+def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run(
+    shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second and third step rank 1's first image gives NaN. Both ranks leave the update out,
+    go on, then stop; the user is told whose.
+    """
 
     def poisoned(job: dict[str, Any]) -> None:
         from contextlib import closing
@@ -256,7 +371,9 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
 
         worker, calls = Worker(job), []
 
-        def spoil(_: object, __: object, outputs: tuple[list[torch.Tensor], ...]) -> tuple[list[torch.Tensor], ...] | None:
+        def spoil(
+            _: object, __: object, outputs: tuple[list[torch.Tensor], ...]
+        ) -> tuple[list[torch.Tensor], ...] | None:
             calls.append(1)
             if worker.rank != 1 or len(calls) not in (2, 3):
                 return None
@@ -271,30 +388,56 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
 
     monkeypatch.setattr(launch, "train_on_worker", poisoned)
     events: list[dict[str, Any]] = []
-    chosen = config(shards, name="poisoned", training={**TINY["training"], "skip_nonfinite": 1, "log_steps": 1})
-    with pytest.raises(PlainError, match=r"^training poisoned stopped: step 3, rank 1: the loss of images \[\d+\] is not finite"):
+    chosen = config(
+        shards, name="poisoned", training={**TINY["training"], "skip_nonfinite": 1, "log_steps": 1}
+    )
+    with pytest.raises(
+        PlainError,
+        match=(
+            r"^training poisoned stopped: step 3, rank 1: the loss of images \[\d+\] is not finite"
+        ),
+    ):
         launch.launch(chosen, on_event=events.append)
     (warning,) = [event["text"] for event in events if event["kind"] == "warning"]
-    assert re.match(r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out", warning)
+    assert re.match(
+        r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out",
+        warning,
+    )
     steps = [event for event in events if event["kind"] == "step"]
-    assert [event["images_seen"] for event in steps] == [4] and math.isfinite(steps[0]["classification"])
+    assert [event["images_seen"] for event in steps] == [4] and math.isfinite(
+        steps[0]["classification"]
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}}, "not a shard set"),
-        ({"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}}, "no-such-bucket"),
+        (
+            {"data": {"train": "s3://train-tests/nothing", "val": "s3://train-tests/data/val"}},
+            "not a shard set",
+        ),
+        (
+            {"data": {"train": "s3://no-such-bucket/a", "val": "s3://train-tests/data/val"}},
+            "no-such-bucket",
+        ),
         ({"storage": "s3://no-such-bucket/store"}, "no-such-bucket"),
-        ({"sampling": {"source_weights": {"night": 2.0}}}, "sampling.source_weights night: is no source of data.train"),
+        (
+            {"sampling": {"source_weights": {"night": 2.0}}},
+            "sampling.source_weights night: is no source of data.train",
+        ),
     ],
 )
-def test_wrong_places_are_refused_before_workers_start(shards: dict[str, str], changes: dict[str, Any], message: str) -> None:
+def test_wrong_places_are_refused_before_workers_start(
+    shards: dict[str, str], changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         preflight.check(config(shards, **{"name": "refused", **changes}))
 
 
-CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}}
+CPU_NODE, GPU_NODE = (
+    {"Alive": True, "Resources": {"CPU": 16.0}},
+    {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}},
+)
 
 
 @pytest.mark.parametrize(
@@ -304,12 +447,19 @@ CPU_NODE, GPU_NODE = {"Alive": True, "Resources": {"CPU": 16.0}}, {"Alive": True
         ("auto", 1, [GPU_NODE], "threads"),
         ("auto", 1, [GPU_NODE, CPU_NODE], "tasks"),
         ("auto", 1, [GPU_NODE, {**CPU_NODE, "Alive": False}], "threads"),
-        ("auto", 1, [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}], "threads"),  # a head without CPUs
+        (
+            "auto",
+            1,
+            [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}],
+            "threads",
+        ),  # a head without CPUs
         ("threads", 1, [GPU_NODE, CPU_NODE], "threads"),
         ("tasks", 0, [CPU_NODE], "tasks"),
     ],
 )
-def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str) -> None:
+def test_images_are_decoded_where_cpus_are_idle(
+    monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str
+) -> None:
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -326,43 +476,83 @@ def test_images_are_decoded_where_cpus_are_idle(monkeypatch: pytest.MonkeyPatch,
         ({"evaluation": "between"}, {"CPU": 64.0}, "between"),
         ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 2.0}, "between"),
         ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 3.0}, "beside"),
-        ({"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0}, {"CPU": 64.0, "GPU": 2.0}, "beside"),
+        (
+            {"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0},
+            {"CPU": 64.0, "GPU": 2.0},
+            "beside",
+        ),
         ({"evaluation": "auto", "evaluation_workers": 3}, {"CPU": 4.0}, "between"),
-        # One worker would do and 0.75 CPUs are free beside the evaluation; the second may come any time, and books those.
+        # One worker would do and 0.75 CPUs are free beside the evaluation; the second may come any
+        # time, and books those.
         ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.25}, "between"),
         ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.5}, "beside"),
         # Enough in all, and on no node.
-        ({"evaluation": "auto"}, [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 0.5}, {"CPU": 0.5}], "between"),
+        (
+            {"evaluation": "auto"},
+            [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 0.5}, {"CPU": 0.5}],
+            "between",
+        ),
         ({"evaluation": "auto"}, [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}], "beside"),
     ],
 )
 def test_checkpoints_are_scored_beside_training_where_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], free: dict[str, float] | list[dict[str, float]], place: str
+    monkeypatch: pytest.MonkeyPatch,
+    training: dict[str, Any],
+    free: dict[str, float] | list[dict[str, float]],
+    place: str,
 ) -> None:
-    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: dict(enumerate(free if isinstance(free, list) else [free])))
-    chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}})
+    monkeypatch.setattr(
+        "ray._private.state.available_resources_per_node",
+        lambda: dict(enumerate(free if isinstance(free, list) else [free])),
+    )
+    chosen = TrainConfig.model_validate(
+        {"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}}
+    )
     assert placement.evaluation_place(chosen) == place
 
 
 def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
-    chosen = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}})
+    chosen = TrainConfig.model_validate(
+        {"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}}
+    )
     assert placement.needs(chosen) == [{"CPU": 0.75}]
     assert placement.needs(chosen, workers=2) == [{"CPU": 0.75}] * 2
-    assert placement.needs(chosen, workers=2, evaluation="beside") == [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}]
-    chosen = TrainConfig.model_validate({**chosen.model_dump(), "training": {**TINY["training"], "decode": "tasks", "gpus_per_worker": 1}})
+    assert placement.needs(chosen, workers=2, evaluation="beside") == [
+        {"CPU": 0.75},
+        {"CPU": 0.75},
+        {"CPU": 1.0},
+    ]
+    chosen = TrainConfig.model_validate(
+        {
+            **chosen.model_dump(),
+            "training": {**TINY["training"], "decode": "tasks", "gpus_per_worker": 1},
+        }
+    )
     assert placement.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
     from pipelines.train import train
 
-    greedy = config(shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0})
+    greedy = config(
+        shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0}
+    )
     with pytest.raises(UsageError, match="needs 9 CPUs, the cluster has 4"):
-        train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
+        train(
+            greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db")
+        )
     # Two workers book 1.5, three tasks beside them 3 x (0.75 + 0.25).
     greedy = config(shards, name="greedy", training={**BESIDE, "evaluation_workers": 3})
-    with pytest.raises(UsageError, match=r"and 3 x \(evaluation_cpus 0.75 \+ 0.25\) of training.evaluation needs 4.5 CPUs, the cluster has 4"):
-        train(greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db"))
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"and 3 x \(evaluation_cpus 0.75 \+ 0.25\) of training.evaluation needs 4.5 CPUs, the"
+            r" cluster has 4"
+        ),
+    ):
+        train(
+            greedy, ray=RayConfig(), tracking=TrackingConfig(uri="sqlite:////tmp/never-created.db")
+        )
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(shards: dict[str, str]) -> None:

@@ -1,11 +1,13 @@
-"""A Ceph RADOS Gateway on this machine: an S3 server that checks signatures. One monitor, one storage daemon, one gateway; ends with the context.
+"""A Ceph RADOS Gateway on this machine: an S3 server that checks signatures. One monitor, one
+storage daemon, one gateway; ends with the context.
 
     with CephGateway(folder) as gateway:
         os.environ.update(gateway.environment)
 
     python tests/support/ceph_gateway.py /var/tmp/ceph --port 7480
 
-Needs root and the Debian packages radosgw, ceph-mon and ceph-osd; about 20 s to start and 300 MB of memory.
+Needs root and the Debian packages radosgw, ceph-mon and ceph-osd; about 20 s to start and 300 MB of
+memory.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "c
 # Those of the tests' S3 server in this process, so that one Ray cluster can read from both.
 ACCESS_KEY, SECRET_KEY = "testing", "testing"
 START_SECONDS = 120
-# One copy of everything on one disk, nobody to replicate to, nobody to authenticate to but the gateway's own users.
+# One copy of everything on one disk, nobody to replicate to, nobody to authenticate to but the
+# gateway's own users.
 CONFIGURATION = """\
 [global]
 fsid = {fsid}
@@ -76,7 +79,9 @@ def free_port() -> int:
 
 
 class CephGateway:
-    """`folder` must not hold anything yet; its path stays below 80 characters, as the daemons' sockets lie in it."""
+    """`folder` must not hold anything yet; its path stays below 80 characters, as the daemons'
+    sockets lie in it.
+    """
 
     def __init__(self, folder: str | Path, *, port: int = 0) -> None:
         self.folder = Path(folder).resolve()
@@ -106,8 +111,20 @@ class CephGateway:
         for name in ("mon", "osd"):
             (self.folder / name).mkdir(parents=True)
         monitor, fsid = free_port(), str(uuid.uuid4())
-        (self.folder / "ceph.conf").write_text(CONFIGURATION.format(fsid=fsid, monitor=monitor, folder=self.folder, gateway=self.port))
-        self.call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{monitor}]", f"{self.folder}/monmap", configured=False)
+        (self.folder / "ceph.conf").write_text(
+            CONFIGURATION.format(fsid=fsid, monitor=monitor, folder=self.folder, gateway=self.port)
+        )
+        self.call(
+            "monmaptool",
+            "--create",
+            "--fsid",
+            fsid,
+            "--addv",
+            "a",
+            f"[v2:127.0.0.1:{monitor}]",
+            f"{self.folder}/monmap",
+            configured=False,
+        )
         self.call("ceph-mon", "-i", "a", "--mkfs", "--monmap", f"{self.folder}/monmap")
         self.spawn("ceph-mon", "-i", "a")
         osd = str(uuid.uuid4())
@@ -121,7 +138,17 @@ class CephGateway:
 
     def add_user(self, name: str, access_key: str, secret_key: str, *more: str) -> None:
         keys = (f"--access-key={access_key}", f"--secret-key={secret_key}")
-        self.call("radosgw-admin", "-n", "client.rgw.a", "user", "create", f"--uid={name}", f"--display-name={name}", *keys, *more)
+        self.call(
+            "radosgw-admin",
+            "-n",
+            "client.rgw.a",
+            "user",
+            "create",
+            f"--uid={name}",
+            f"--display-name={name}",
+            *keys,
+            *more,
+        )
 
     def call(self, program: str, *arguments: str, configured: bool = True) -> None:
         command = [program, *(["-c", f"{self.folder}/ceph.conf"] if configured else []), *arguments]
@@ -133,7 +160,15 @@ class CephGateway:
         # In the foreground, so that it is a child that can be ended and waited for.
         with open(self.folder / f"{program}.out", "wb") as log:
             command = [program, "-f", "-c", f"{self.folder}/ceph.conf", *arguments]
-            self.daemons.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True))
+            self.daemons.append(
+                subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
 
     def wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -146,7 +181,10 @@ class CephGateway:
                 return
             except OSError:
                 time.sleep(0.1)
-        raise RuntimeError(f"the gateway did not come up, see {self.folder}: {(self.folder / 'radosgw.out').read_text()[-2000:]}")
+        raise RuntimeError(
+            f"the gateway did not come up, see {self.folder}:"
+            f" {(self.folder / 'radosgw.out').read_text()[-2000:]}"
+        )
 
     def __exit__(self, *_: object) -> None:
         # The gateway first: it waits for the others.
@@ -160,12 +198,17 @@ class CephGateway:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="a new folder for its data")
     parser.add_argument("--port", type=int, default=0, help="0 for any free one")
     given = parser.parse_args()
     with CephGateway(given.folder, port=given.port) as gateway:
-        print("\n".join(f"export {name}={value}" for name, value in gateway.environment.items()), flush=True)
+        print(
+            "\n".join(f"export {name}={value}" for name, value in gateway.environment.items()),
+            flush=True,
+        )
         # Both end it in order; a shell starts its background jobs with Ctrl-C ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)

@@ -1,6 +1,8 @@
-"""A reverse proxy in front of any S3 endpoint that loses, delays and damages answers, the same ones every time.
+"""A reverse proxy in front of any S3 endpoint that loses, delays and damages answers, the same ones
+every time.
 
-    with FaultyS3("http://127.0.0.1:9000", Rule("reset", method="GET", path=r"\\.parquet", times=2)) as proxy:
+    with FaultyS3("http://127.0.0.1:9000", Rule("reset", method="GET", path=r"\\.parquet", times=2))
+    as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
 
     python tests/support/faulty_s3.py --target http://127.0.0.1:9000 --latency 0.02 --errors 0.01
@@ -32,16 +34,16 @@ FAULTS = ("answer", "reset", "lost", "stall", *HALVES)
 
 @dataclass
 class Rule:
-    """What happens to the requests of this method whose path and query match, after the first `skip` of them, `times` times.
+    """What happens to the requests of this method whose path and query match, after the first
+    `skip` of them, `times` times.
 
     answer      the target is not asked; `status` and an error document with this `code`, or `body`
-    reset       the target is not asked; the connection is reset
-    lost        the target does what it was asked; the connection is reset instead of its answer
-    stall       the target is not asked; nothing is said for `seconds`, then the connection is closed
-    reset body  half of the body, then a reset
-    stall body  half of the body, then nothing for `seconds`
-    short       half of the body, then the connection is closed; Content-Length says it is the whole
-    truncate    half of the body, and a Content-Length that agrees
+    reset       the target is not asked; the connection is reset lost        the target does what it
+    was asked; the connection is reset instead of its answer stall       the target is not asked;
+    nothing is said for `seconds`, then the connection is closed reset body  half of the body, then
+    a reset stall body  half of the body, then nothing for `seconds` short       half of the body,
+    then the connection is closed; Content-Length says it is the whole truncate    half of the body,
+    and a Content-Length that agrees
     """
 
     fault: str
@@ -55,7 +57,9 @@ class Rule:
     seconds: float = 30
     seen: int = field(default=0, init=False)
     ended_stall: bool = field(default=False, init=False)
-    """Whether the proxy's `seconds` were over before the client gave the connection up and the test ended."""
+    """Whether the proxy's `seconds` were over before the client gave the connection up and the test
+    ended.
+    """
 
     def __post_init__(self) -> None:
         if self.fault not in FAULTS:
@@ -73,7 +77,9 @@ class Rule:
 
 
 class FaultyS3:
-    """The first rule that applies to a request decides. Where none does, a share `errors` of them, drawn by `seed`, meets one of `random_faults`."""
+    """The first rule that applies to a request decides. Where none does, a share `errors` of them,
+    drawn by `seed`, meets one of `random_faults`.
+    """
 
     def __init__(
         self,
@@ -87,7 +93,12 @@ class FaultyS3:
     ) -> None:
         parts = urlsplit(target)
         self.target = (parts.hostname or "", parts.port or 80)
-        self.rules, self.latency, self.errors, self.random_faults = list(rules), latency, errors, random_faults
+        self.rules, self.latency, self.errors, self.random_faults = (
+            list(rules),
+            latency,
+            errors,
+            random_faults,
+        )
         self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -99,7 +110,9 @@ class FaultyS3:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,12 +155,18 @@ class Handler(BaseHTTPRequestHandler):
         rule = proxy.choose(self.command, self.path)
         fault = rule.fault if rule else ""
         if rule and fault == "answer":
-            return self.answer(rule.status, [("Content-Type", "application/xml")], error_document(rule.code) if rule.body is None else rule.body)
+            return self.answer(
+                rule.status,
+                [("Content-Type", "application/xml")],
+                error_document(rule.code) if rule.body is None else rule.body,
+            )
         if rule and fault in ("reset", "stall"):
             return self.hang_up(rule)
         connection = http.client.HTTPConnection(*proxy.target, timeout=600)
         try:
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            connection.putrequest(
+                self.command, self.path, skip_host=True, skip_accept_encoding=True
+            )
             for name, value in self.headers.items():
                 if name.lower() not in HOP_BY_HOP:
                     connection.putheader(name, value)
@@ -156,7 +175,11 @@ class Handler(BaseHTTPRequestHandler):
             content = reply.read()
         finally:
             connection.close()
-        headers = [(name, value) for name, value in reply.getheaders() if name.lower() not in (*HOP_BY_HOP, "content-length", "transfer-encoding")]
+        headers = [
+            (name, value)
+            for name, value in reply.getheaders()
+            if name.lower() not in (*HOP_BY_HOP, "content-length", "transfer-encoding")
+        ]
         if rule and fault == "lost":
             return self.hang_up(rule)
         if self.command == "HEAD" and "Content-Length" in reply.headers:
@@ -186,7 +209,9 @@ class Handler(BaseHTTPRequestHandler):
             pass
         return b"".join(pieces)
 
-    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, length: int | None = None) -> None:
+    def answer(
+        self, status: int, headers: list[tuple[str, str]], body: bytes, *, length: int | None = None
+    ) -> None:
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -213,20 +238,30 @@ class Handler(BaseHTTPRequestHandler):
 
 def error_document(code: str) -> bytes:
     return (
-        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>answered by the proxy</Message>'
-        "<RequestId>0</RequestId><HostId>0</HostId></Error>"
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>answered by'
+        " the proxy</Message><RequestId>0</RequestId><HostId>0</HostId></Error>"
     ).encode()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="URL of the endpoint behind, http://host:port")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--target", required=True, help="URL of the endpoint behind, http://host:port"
+    )
     parser.add_argument("--port", type=int, default=0, help="0 for any free one")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each request goes on")
-    parser.add_argument("--errors", type=float, default=0.0, help="share 0..1 of requests that meet a fault")
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="seconds before each request goes on"
+    )
+    parser.add_argument(
+        "--errors", type=float, default=0.0, help="share 0..1 of requests that meet a fault"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     given = parser.parse_args()
-    with FaultyS3(given.target, latency=given.latency, errors=given.errors, seed=given.seed, port=given.port) as proxy:
+    with FaultyS3(
+        given.target, latency=given.latency, errors=given.errors, seed=given.seed, port=given.port
+    ) as proxy:
         print(proxy.url, flush=True)
         # Both end it in order; a shell starts its background jobs with Ctrl-C ignored.
         for number in (signal.SIGINT, signal.SIGTERM):

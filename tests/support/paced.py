@@ -1,6 +1,8 @@
-"""A training at a pace that a test can follow on any machine: each step takes a second more, and each checkpoint is in storage before the next step.
+"""A training at a pace that a test can follow on any machine: each step takes a second more, and
+each checkpoint is in storage before the next step.
 
-Without it the small trainings of the tests are over within a second or two, on a fast machine before the driver has heard of their first checkpoint.
+Without it the small trainings of the tests are over within a second or two, on a fast machine
+before the driver has heard of their first checkpoint.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go, each a process group of its own.
+"""A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go,
+each a process group of its own.
 
-    with Nodes(environment) as nodes:
-        nodes.add("first", cpus=1)
-        nodes.kill("first")
+with Nodes(environment) as nodes:
+    nodes.add("first", cpus=1)
+    nodes.kill("first")
 """
 
 from __future__ import annotations
@@ -36,17 +37,30 @@ class Nodes:
 
     def __init__(self, env: Mapping[str, str]):
         # By default half a minute passes until a node counts as gone whose machine says nothing.
-        self.env = {**env, "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+        self.env = {
+            **env,
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "5",
+        }
         self.processes: dict[str, subprocess.Popen] = {}
         self.port = free_port()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             # Short, for the names of sockets.
-            self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True))
+            self.folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True)
+            )
             stack.callback(self.end_all)
             ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
-            self.start("head", "--head", *ports, "--num-cpus=0", f"--temp-dir={self.folder}/ray", "--include-dashboard=false")
+            self.start(
+                "head",
+                "--head",
+                *ports,
+                "--num-cpus=0",
+                f"--temp-dir={self.folder}/ray",
+                "--include-dashboard=false",
+            )
             self.stack = stack.pop_all()
         return self
 
@@ -58,7 +72,9 @@ class Nodes:
         return f"127.0.0.1:{self.port}"
 
     def start(self, name: str, *options: str) -> None:
-        """Start a node and wait until it is up. Ray gives it a fixed 30 s, which two busy cores do not always manage: then it is started again."""
+        """Start a node and wait until it is up. Ray gives it a fixed 30 s, which two busy cores do
+        not always manage: then it is started again.
+        """
         # Before there is a head, the question alone takes half a minute.
         before, until = self.alive() if self.processes else set(), time.monotonic() + UP_SECONDS
         while time.monotonic() < until:
@@ -71,16 +87,30 @@ class Nodes:
         raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
 
     def spawn(self, name: str, *options: str) -> None:
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-        command += ["--object-store-memory=150000000", f"--dashboard-agent-listen-port={free_port()}", *options]
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1",
+        ]
+        command += [
+            "--object-store-memory=150000000",
+            f"--dashboard-agent-listen-port={free_port()}",
+            *options,
+        ]
         with open(f"{self.folder}/{name}.log", "a") as log:
-            self.processes[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self.processes[name] = subprocess.Popen(
+                command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def add(self, name: str, *, cpus: float) -> None:
         self.start(name, f"--address={self.address}", f"--num-cpus={cpus}")
 
     def alive(self) -> set[ray.NodeID]:
-        """Nodes that are up. Asked of the control store itself: this process may be connected to another cluster."""
+        """Nodes that are up. Asked of the control store itself: this process may be connected to
+        another cluster.
+        """
         try:
             nodes = GcsClient(address=self.address).get_all_node_info(timeout=2)
         except ray.exceptions.RpcError:

@@ -20,11 +20,24 @@ from cluster.storage import files
 
 IMAGE = {"id": 5, "file_name": "a.jpg", "height": 100, "width": 200}
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
-BOX = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [10, 20, 30, 40], "area": 900.5, "iscrowd": 0}
+BOX = {
+    "id": 1,
+    "image_id": 5,
+    "category_id": 7,
+    "bbox": [10, 20, 30, 40],
+    "area": 900.5,
+    "iscrowd": 0,
+}
 
 
-def read(folder: Path, *, images: Any = (IMAGE,), annotations: Any = (BOX,), categories: Any = CATEGORIES) -> coco.Source:
-    content = {"images": list(images), "annotations": list(annotations), "categories": list(categories)}
+def read(
+    folder: Path, *, images: Any = (IMAGE,), annotations: Any = (BOX,), categories: Any = CATEGORIES
+) -> coco.Source:
+    content = {
+        "images": list(images),
+        "annotations": list(annotations),
+        "categories": list(categories),
+    }
     (folder / "coco.json").write_text(json.dumps(content))
     return coco.read_coco(str(folder / "coco.json"))
 
@@ -38,7 +51,11 @@ def test_a_good_file(tmp_path: Path) -> None:
     # Labels count by ascending id: 3 comes first although it is listed second.
     assert source.categories == (Category(0, 3, "cat"), Category(1, 7, "dog"))
     # 10 + 30 = 40, 20 + 40 = 60.
-    assert tuple(source.images) == (ImageRecord(5, "a.jpg", 100, 200, (Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, 900.5),)),)
+    assert tuple(source.images) == (
+        ImageRecord(
+            5, "a.jpg", 100, 200, (Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, 900.5),)
+        ),
+    )
     assert source.quarantined == () and source.repairs == {} and source.listed == 1
 
 
@@ -46,12 +63,17 @@ def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: str) -> None:
     local = read(tmp_path)
     files.write_bytes(f"{bucket}/coco.json", (tmp_path / "coco.json").read_bytes())
     remote = coco.read_coco(f"{bucket}/coco.json")
-    assert tuple(remote.images) == tuple(local.images) and replace(remote, images=local.images) == local
+    assert (
+        tuple(remote.images) == tuple(local.images)
+        and replace(remote, images=local.images) == local
+    )
 
 
 def test_missing_and_malformed_files(tmp_path: Path, bucket: str) -> None:
     for uri in (str(tmp_path / "none.json"), f"{bucket}/none.json"):
-        with pytest.raises(UsageError, match=r"none\.json: there is no such annotation file; check --annotations"):
+        with pytest.raises(
+            UsageError, match=r"none\.json: there is no such annotation file; check --annotations"
+        ):
             coco.read_coco(uri)
     (tmp_path / "bad.json").write_text('{\n  "images": [,]\n}')
     # `__"images":_[,`: the comma is the 14th character of line 2.
@@ -61,7 +83,15 @@ def test_missing_and_malformed_files(tmp_path: Path, bucket: str) -> None:
         coco.read_coco(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [[], {"images": [], "annotations": []}, {"images": [IMAGE], "categories": CATEGORIES}, {"images": 3}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"images": [], "annotations": []},
+        {"images": [IMAGE], "categories": CATEGORIES},
+        {"images": 3},
+    ],
+)
 def test_json_that_is_no_coco_file(tmp_path: Path, content: Any) -> None:
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="it has no list named"):
@@ -75,7 +105,10 @@ def test_nothing_to_prepare(tmp_path: Path) -> None:
         read(tmp_path, categories=())
 
 
-@pytest.mark.parametrize("category", [{"id": "7", "name": "x"}, {"id": 7}, {"name": "x"}, "dog", {"id": True, "name": "x"}])
+@pytest.mark.parametrize(
+    "category",
+    [{"id": "7", "name": "x"}, {"id": 7}, {"name": "x"}, "dog", {"id": True, "name": "x"}],
+)
 def test_a_category_without_id_or_name(tmp_path: Path, category: Any) -> None:
     with pytest.raises(DataError, match="must have an integer id and a name"):
         read(tmp_path, categories=[category])
@@ -128,17 +161,32 @@ def test_a_bad_annotation_costs_itself(tmp_path: Path, change: dict[str, Any], w
 def test_a_missing_bbox_and_a_record_that_is_no_object(tmp_path: Path) -> None:
     without = {name: value for name, value in BOX.items() if name != "bbox"}
     source = read(tmp_path, annotations=(without, "text"))
-    assert reasons(source) == [("annotation", "1", "its bbox is missing"), ("annotation", "?", "the record is not an object")]
+    assert reasons(source) == [
+        ("annotation", "1", "its bbox is missing"),
+        ("annotation", "?", "the record is not an object"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "where", "why"),
     [
         ({"file_name": "../a.jpg"}, "../a.jpg", "its file_name leads out of the images folder"),
-        ({"file_name": "x/../../a.jpg"}, "x/../../a.jpg", "its file_name leads out of the images folder"),
+        (
+            {"file_name": "x/../../a.jpg"},
+            "x/../../a.jpg",
+            "its file_name leads out of the images folder",
+        ),
         ({"file_name": "..\\a.jpg"}, "..\\a.jpg", "its file_name leads out of the images folder"),
-        ({"file_name": "/etc/passwd"}, "/etc/passwd", "its file_name leads out of the images folder"),
-        ({"file_name": "s3://other/a.jpg"}, "s3://other/a.jpg", "its file_name leads out of the images folder"),
+        (
+            {"file_name": "/etc/passwd"},
+            "/etc/passwd",
+            "its file_name leads out of the images folder",
+        ),
+        (
+            {"file_name": "s3://other/a.jpg"},
+            "s3://other/a.jpg",
+            "its file_name leads out of the images folder",
+        ),
         ({"file_name": "."}, ".", "its file_name leads out of the images folder"),
         ({"file_name": ""}, "6", "it has no file_name"),
         ({"file_name": None}, "6", "it has no file_name"),
@@ -147,9 +195,13 @@ def test_a_missing_bbox_and_a_record_that_is_no_object(tmp_path: Path) -> None:
         ({"id": 2**63}, "b.jpg", "its id is not an integer from 0 on"),
     ],
 )
-def test_a_bad_image_record_costs_that_image(tmp_path: Path, change: dict[str, Any], where: str, why: str) -> None:
+def test_a_bad_image_record_costs_that_image(
+    tmp_path: Path, change: dict[str, Any], where: str, why: str
+) -> None:
     bad = {**IMAGE, "id": 6, "file_name": "b.jpg", **change}
-    source = read(tmp_path, images=(IMAGE, bad), annotations=(BOX, {**BOX, "id": 2, "image_id": bad["id"]}))
+    source = read(
+        tmp_path, images=(IMAGE, bad), annotations=(BOX, {**BOX, "id": 2, "image_id": bad["id"]})
+    )
     # Its annotation is lost with it and makes no entry of its own.
     assert reasons(source) == [("image", where, why)]
     (lost,) = json.loads(source.quarantined[0].raw)["annotations"]
@@ -166,19 +218,32 @@ def test_names_are_made_plain_and_stay_inside(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_filled_and_counted(tmp_path: Path) -> None:
     bare = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [10, 20, 30, 40]}
-    source = read(tmp_path, images=({"id": 5, "file_name": "a.jpg"},), annotations=(bare, {**bare, "id": 2, "area": float("nan"), "iscrowd": None}))
+    source = read(
+        tmp_path,
+        images=({"id": 5, "file_name": "a.jpg"},),
+        annotations=(bare, {**bare, "id": 2, "area": float("nan"), "iscrowd": None}),
+    )
     assert source.repairs == {
         "areas missing or not a number, filled with width x height": 2,
         "iscrowd missing, filled with 0": 2,
         "image sizes missing in the annotations, taken from the pixels": 1,
     }
-    assert [(one.crowd, one.area) for one in source.images[0].annotations] == [(False, None), (False, None)]
+    assert [(one.crowd, one.area) for one in source.images[0].annotations] == [
+        (False, None),
+        (False, None),
+    ]
     assert (source.images[0].height, source.images[0].width) == (None, None)
 
 
 def test_crowds_and_images_without_boxes_are_kept(tmp_path: Path) -> None:
-    source = read(tmp_path, images=({**IMAGE, "id": 9, "file_name": "b.jpg"}, IMAGE), annotations=({**BOX, "iscrowd": 1},))
-    assert [(image.image_id, [one.crowd for one in image.annotations]) for image in source.images] == [(5, [True]), (9, [])]
+    source = read(
+        tmp_path,
+        images=({**IMAGE, "id": 9, "file_name": "b.jpg"}, IMAGE),
+        annotations=({**BOX, "iscrowd": 1},),
+    )
+    assert [
+        (image.image_id, [one.crowd for one in image.annotations]) for image in source.images
+    ] == [(5, [True]), (9, [])]
 
 
 def test_annotation_id_zero_is_an_id_like_others(tmp_path: Path) -> None:
@@ -212,9 +277,21 @@ def test_clipping() -> None:
         (2, (0, 90, 20, 100), 200.0),
         (7, (199, 99, 200, 100), 1.0),
     ]
-    assert [record.where for record in dropped] == ["3 of a.jpg", "4 of a.jpg", "5 of a.jpg", "6 of a.jpg"]
+    assert [record.where for record in dropped] == [
+        "3 of a.jpg",
+        "4 of a.jpg",
+        "5 of a.jpg",
+        "6 of a.jpg",
+    ]
     assert json.loads(dropped[0].raw) == {
-        **{"id": 3, "image_id": 8, "category_id": 18, "bbox": [199.5, 0, 60.5, 50], "area": None, "iscrowd": 0},
+        **{
+            "id": 3,
+            "image_id": 8,
+            "category_id": 18,
+            "bbox": [199.5, 0, 60.5, 50],
+            "area": None,
+            "iscrowd": 0,
+        },
         **{"file_name": "a.jpg", "height": 100, "width": 200},
     }
     assert cut == 1
@@ -236,9 +313,19 @@ def test_lists_may_come_in_any_order(tmp_path: Path) -> None:
     for order in itertools.permutations(lists):
         (tmp_path / "coco.json").write_text(json.dumps({name: lists[name] for name in order}))
         source = coco.read_coco(str(tmp_path / "coco.json"))
-        found.append((tuple(source.images), source.quarantined, source.listed, source.annotated, source.lost, source.categories))
+        found.append(
+            (
+                tuple(source.images),
+                source.quarantined,
+                source.listed,
+                source.annotated,
+                source.lost,
+                source.categories,
+            )
+        )
     assert all(one == found[0] for one in found)
-    # Of the five: one is stored, one went with its image, three are in the quarantine with the image.
+    # Of the five: one is stored, one went with its image, three are in the quarantine with the
+    # image.
     assert found[0][2:5] == (2, 5, 1) and len(found[0][1]) == 4
 
 
@@ -254,4 +341,6 @@ def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
 def test_look_ups(values: list[int], ids: list[int], repeats: list[int]) -> None:
     found = coco.places(np.array(values, np.int64), np.array(ids, np.int64)).tolist()
     assert found == [ids.index(value) if value in ids else -1 for value in values]
-    assert set(coco.repeated(array("q", repeats))) == {value for value in repeats if repeats.count(value) > 1}
+    assert set(coco.repeated(array("q", repeats))) == {
+        value for value in repeats if repeats.count(value) > 1
+    }

@@ -16,7 +16,12 @@ from cluster.formats import json_stream
 def read(data: bytes, *, chunk: int = 7) -> tuple[dict[str, list[Any]], set[str], str]:
     """Every list named a or b, through windows of a few bytes."""
     taken: dict[str, list[Any]] = {"a": [], "b": []}
-    met, digest = json_stream.read_lists(io.BytesIO(data), "x.json", {name: records.append for name, records in taken.items()}, chunk=chunk)
+    met, digest = json_stream.read_lists(
+        io.BytesIO(data),
+        "x.json",
+        {name: records.append for name, records in taken.items()},
+        chunk=chunk,
+    )
     return taken, met, digest
 
 
@@ -29,7 +34,9 @@ values = st.recursive(
 
 @settings(deadline=None)
 @given(
-    lists=st.fixed_dictionaries({"a": st.lists(values, max_size=4), "b": st.lists(values, max_size=4)}),
+    lists=st.fixed_dictionaries(
+        {"a": st.lists(values, max_size=4), "b": st.lists(values, max_size=4)}
+    ),
     more=st.dictionaries(st.text().filter(lambda name: name not in "ab"), values, max_size=3),
     chunk=st.integers(1, 40),
     indent=st.sampled_from([None, 0, 2]),
@@ -37,9 +44,16 @@ values = st.recursive(
     mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
 )
 def test_records_are_those_of_json_however_the_text_is_cut(
-    lists: dict[str, list[Any]], more: dict[str, Any], chunk: int, indent: int | None, ascii_only: bool, mark: bytes
+    lists: dict[str, list[Any]],
+    more: dict[str, Any],
+    chunk: int,
+    indent: int | None,
+    ascii_only: bool,
+    mark: bytes,
 ) -> None:
-    data = mark + json.dumps(more | lists, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    data = mark + json.dumps(more | lists, indent=indent, ensure_ascii=ascii_only).encode(
+        "utf-8", "replace"
+    )
     whole = json.loads(data.decode("utf-8-sig"))
     taken, met, digest = read(data, chunk=chunk)
     assert taken == {"a": whole["a"], "b": whole["b"]}
@@ -48,7 +62,11 @@ def test_records_are_those_of_json_however_the_text_is_cut(
 
 
 @settings(deadline=None)
-@given(cut=st.integers(0, 60), noise=st.sampled_from(["", "}", "]", ",", "x", '"', "{", "1"]), chunk=st.integers(1, 30))
+@given(
+    cut=st.integers(0, 60),
+    noise=st.sampled_from(["", "}", "]", ",", "x", '"', "{", "1"]),
+    chunk=st.integers(1, 30),
+)
 def test_what_json_refuses_is_refused_at_the_same_place(cut: int, noise: str, chunk: int) -> None:
     text = '{"a": [{"x": 1.5e3, "y": "é\\n"},\n [2, null]],\n "c": {"d": true}, "b": []}'
     broken = text[:cut] + noise + text[cut:]
@@ -58,12 +76,16 @@ def test_what_json_refuses_is_refused_at_the_same_place(cut: int, noise: str, ch
         with pytest.raises(DataError) as caught:
             read(broken.encode(), chunk=chunk)
         message = f"x.json: not valid JSON at line {error.lineno}, column {error.colno}: "
-        # The words differ between versions of Python where a comma is missing or too many; the place is theirs up to the comma itself.
+        # The words differ between versions of Python where a comma is missing or too many; the
+        # place is theirs up to the comma itself.
         assert str(caught.value).startswith("x.json: not valid JSON at line ")
         if "trailing" not in error.msg:
             assert str(caught.value).startswith(message)
     else:
-        assert read(broken.encode(), chunk=chunk)[0] == {"a": whole.get("a", []), "b": whole.get("b", [])}
+        assert read(broken.encode(), chunk=chunk)[0] == {
+            "a": whole.get("a", []),
+            "b": whole.get("b", []),
+        }
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,30 @@ from cluster.shards.format import Category
 names = st.text(min_size=1, max_size=20)
 
 
-def write(folder: Path, name: str, images: list[tuple[int, str]], boxes: list[tuple[int, int]], categories: dict[int, str]) -> SourcePaths:
+def write(
+    folder: Path,
+    name: str,
+    images: list[tuple[int, str]],
+    boxes: list[tuple[int, int]],
+    categories: dict[int, str],
+) -> SourcePaths:
     """A COCO JSON: images as (id, file name), boxes as (image id, category id)."""
     content: dict[str, Any] = {
-        "images": [{"id": id_, "file_name": file_name, "height": 9, "width": 9} for id_, file_name in images],
-        "annotations": [{"id": n, "image_id": i, "category_id": c, "bbox": [n, 0, 5, 5], "iscrowd": 0, "area": 25} for n, (i, c) in enumerate(boxes)],
+        "images": [
+            {"id": id_, "file_name": file_name, "height": 9, "width": 9}
+            for id_, file_name in images
+        ],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": i,
+                "category_id": c,
+                "bbox": [n, 0, 5, 5],
+                "iscrowd": 0,
+                "area": 25,
+            }
+            for n, (i, c) in enumerate(boxes)
+        ],
         "categories": [{"id": id_, "name": label} for id_, label in categories.items()],
     }
     (folder / f"{name}.json").write_text(json.dumps(content))
@@ -32,19 +51,51 @@ def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
     united = read_sources([place])
     assert [image.image_id for image in united.source.images] == [0, 7]
     assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"))
-    assert united.about == ({"name": "one", "format": "coco", "digest": united.source.digest, "image_id_offset": 0, "category_ids": {}},)
+    assert united.about == (
+        {
+            "name": "one",
+            "format": "coco",
+            "digest": united.source.digest,
+            "image_id_offset": 0,
+            "category_ids": {},
+        },
+    )
 
 
 def test_several_sources_become_one(tmp_path: Path) -> None:
-    first = write(tmp_path, "first", [(7, "a.jpg"), (2, "b.jpg")], [(7, 3), (2, 90)], {90: "dog", 3: "cat"})
-    second = write(tmp_path, "second", [(7, "a.jpg"), (0, "c.jpg")], [(7, 1), (7, 3), (0, 2)], {1: "dog", 2: "fox", 3: "owl"})
+    first = write(
+        tmp_path, "first", [(7, "a.jpg"), (2, "b.jpg")], [(7, 3), (2, 90)], {90: "dog", 3: "cat"}
+    )
+    second = write(
+        tmp_path,
+        "second",
+        [(7, "a.jpg"), (0, "c.jpg")],
+        [(7, 1), (7, 3), (0, 2)],
+        {1: "dog", 2: "fox", 3: "owl"},
+    )
     united = read_sources([first, second])
-    # The first source's classes by id; then fox, whose id 2 is free, and owl, whose 3 is taken: 90 + 1.
-    assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"), Category(2, 2, "fox"), Category(3, 91, "owl"))
+    # The first source's classes by id; then fox, whose id 2 is free, and owl, whose 3 is taken: 90
+    # + 1.
+    assert united.source.categories == (
+        Category(0, 3, "cat"),
+        Category(1, 90, "dog"),
+        Category(2, 2, "fox"),
+        Category(3, 91, "owl"),
+    )
     # 7 is the largest id of the first source: the second's move up by 8.
-    found = [(image.image_id, image.source, image.file_name, [one.label for one in image.annotations]) for image in united.source.images]
-    assert found == [(2, 0, "b.jpg", [1]), (7, 0, "a.jpg", [0]), (8, 1, "c.jpg", [2]), (15, 1, "a.jpg", [1, 3])]
-    assert united.source.images[3].annotations[0].box == (0, 0, 5, 5) and united.source.images[3].annotations[1].box == (1, 0, 6, 5)
+    found = [
+        (image.image_id, image.source, image.file_name, [one.label for one in image.annotations])
+        for image in united.source.images
+    ]
+    assert found == [
+        (2, 0, "b.jpg", [1]),
+        (7, 0, "a.jpg", [0]),
+        (8, 1, "c.jpg", [2]),
+        (15, 1, "a.jpg", [1, 3]),
+    ]
+    assert united.source.images[3].annotations[0].box == (0, 0, 5, 5) and united.source.images[
+        3
+    ].annotations[1].box == (1, 0, 6, 5)
     assert [about["image_id_offset"] for about in united.about] == [0, 8]
     assert [about["category_ids"] for about in united.about] == [{}, {"dog": 1, "owl": 3}]
     assert (united.source.listed, united.source.annotated) == (4, 5)
@@ -63,7 +114,10 @@ def test_sources_of_three_formats(tmp_path: Path) -> None:
     second = SourcePaths("second", "voc", str(tmp_path / "voc"), str(tmp_path / "images"))
     third = SourcePaths("third", "yolo", str(tmp_path / "labels"), str(tmp_path / "images"))
     united = read_sources([first, second, third])
-    found = [(image.image_id, image.source, image.normalised, [one.label for one in image.annotations]) for image in united.source.images]
+    found = [
+        (image.image_id, image.source, image.normalised, [one.label for one in image.annotations])
+        for image in united.source.images
+    ]
     assert found == [(1, 0, False, [0]), (3, 1, False, [0]), (5, 2, True, [1])]
 
 
@@ -71,9 +125,16 @@ def test_an_image_keeps_its_id_in_every_split(tmp_path: Path) -> None:
     """The offset counts all images of a source, not only those of the split."""
     images = [(number, f"{number}.jpg") for number in range(40)]
     places = [write(tmp_path, name, images, [], {1: "cat"}) for name in ("first", "second")]
-    whole = {(image.source, image.file_name): image.image_id for image in read_sources(places).source.images}
-    parts = [read_sources(places, split=split, val_share=0.3).source.images for split in ("train", "val")]
-    assert {(image.source, image.file_name): image.image_id for part in parts for image in part} == whole
+    whole = {
+        (image.source, image.file_name): image.image_id
+        for image in read_sources(places).source.images
+    }
+    parts = [
+        read_sources(places, split=split, val_share=0.3).source.images for split in ("train", "val")
+    ]
+    assert {
+        (image.source, image.file_name): image.image_id for part in parts for image in part
+    } == whole
     assert sum(map(len, parts)) == 80 and all(parts)
 
 
@@ -82,7 +143,13 @@ def test_what_cannot_be_united(tmp_path: Path) -> None:
     twice = write(tmp_path, "twice", [(1, "a.jpg")], [], {1: "dog", 2: "dog"})
     # Alone too: AP by class goes by name, and one of the two would be gone.
     for places in ([good, twice], [twice]):
-        with pytest.raises(DataError, match=r"twice.json: 2 categories are named 'dog' \(ids 1, 2\); classes go by name: rename or merge them"):
+        with pytest.raises(
+            DataError,
+            match=(
+                r"twice.json: 2 categories are named 'dog' \(ids 1, 2\); classes go by name: rename"
+                r" or merge them"
+            ),
+        ):
             read_sources(places)
     huge = write(tmp_path, "huge", [(2**63 - 1, "a.jpg")], [], {1: "cat"})
     with pytest.raises(DataError, match="image ids beyond 2\\^63"):
@@ -93,8 +160,14 @@ def test_what_cannot_be_united(tmp_path: Path) -> None:
         read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
 
 
-@given(names=st.lists(names, unique=True), more=st.lists(names, unique=True), share=st.floats(0.01, 0.99))
-def test_splits_are_disjoint_exhaustive_and_stable(names: list[str], more: list[str], share: float) -> None:
+@given(
+    names=st.lists(names, unique=True),
+    more=st.lists(names, unique=True),
+    share=st.floats(0.01, 0.99),
+)
+def test_splits_are_disjoint_exhaustive_and_stable(
+    names: list[str], more: list[str], share: float
+) -> None:
     val = {name for name in names if in_val(name, share)}
     assert {name for name in [*names, *more] if in_val(name, share)} >= val
     # A larger share only adds.
@@ -111,35 +184,54 @@ def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path)
     images = [(number, f"{number}.jpg") for number in range(50)]
     place = write(tmp_path, "all", images, [(number, 1) for number in range(50)], {1: "cat"})
     content = json.loads(Path(place.annotations).read_text())
-    # A bad record of every image, one of an image that is not listed, one that no image is known of.
-    content["annotations"] += [{"id": 100 + n, "image_id": n, "category_id": 1, "bbox": None} for n in range(50)]
+    # A bad record of every image, one of an image that is not listed, one that no image is known
+    # of.
+    content["annotations"] += [
+        {"id": 100 + n, "image_id": n, "category_id": 1, "bbox": None} for n in range(50)
+    ]
     content["annotations"] += [{"id": 200, "image_id": 99, "category_id": 1, "bbox": [0, 0, 5, 5]}]
     Path(place.annotations).write_text(json.dumps(content))
-    parts = {split: read_sources([place], split=split, val_share=0.3).source for split in ("train", "val", "all")}
+    parts = {
+        split: read_sources([place], split=split, val_share=0.3).source
+        for split in ("train", "val", "all")
+    }
     for split, part in parts.items():
         ids = {image.image_id for image in part.images}
         assert {int(one.where) - 100 for one in part.quarantined} == ids | {100}, split
         assert part.listed == len(ids) and part.annotated == 2 * len(ids) + 1
         assert all(len(image.annotations) == 1 for image in part.images)
-    assert {image.image_id for image in parts["train"].images} ^ {image.image_id for image in parts["val"].images} == set(range(50))
-    with pytest.raises(DataError, match="none of its images falls into --split val with --val_share 1e-06"):
+    assert {image.image_id for image in parts["train"].images} ^ {
+        image.image_id for image in parts["val"].images
+    } == set(range(50))
+    with pytest.raises(
+        DataError, match="none of its images falls into --split val with --val_share 1e-06"
+    ):
         read_sources([place], split="val", val_share=1e-6)
 
 
 @settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 99), st.lists(st.tuples(st.integers(0, 5), st.none() | st.floats(0, 9)), max_size=4)), unique_by=lambda one: one[0]
+        st.tuples(
+            st.integers(0, 99),
+            st.lists(st.tuples(st.integers(0, 5), st.none() | st.floats(0, 9)), max_size=4),
+        ),
+        unique_by=lambda one: one[0],
     )
 )
-def test_columns_give_back_the_records(content: list[tuple[int, list[tuple[int, float | None]]]]) -> None:
+def test_columns_give_back_the_records(
+    content: list[tuple[int, list[tuple[int, float | None]]]],
+) -> None:
     made = [
         ImageRecord(
             image_id,
             f"{image_id}.jpg",
             None,
             5,
-            tuple(Annotation(n, label, (0, 1, 2, n), n % 2 == 0, area) for n, (label, area) in enumerate(boxes)),
+            tuple(
+                Annotation(n, label, (0, 1, 2, n), n % 2 == 0, area)
+                for n, (label, area) in enumerate(boxes)
+            ),
         )
         for image_id, boxes in content
     ]

@@ -13,16 +13,25 @@ from cluster.storage import files
 
 
 def thing(name: str = "dog", box: tuple[object, ...] = (11, 21, 40, 60), more: str = "") -> str:
-    sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False))
+    sides = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False)
+    )
     return f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
 
 
 def write(folder: Path, **files: str) -> str:
-    """XML files by their stem; what does not begin with < is the content of <annotation> for <stem>.jpg."""
+    """XML files by their stem; what does not begin with < is the content of <annotation> for
+    <stem>.jpg.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for stem, text in files.items():
         head = f"<annotation><filename>{stem}.jpg</filename><size><width>200</width><height>100</height></size>"
-        (folder / f"{stem}.xml").write_text(text.removeprefix("!") if text.startswith(("<annotation", "!")) else f"{head}{text}</annotation>")
+        (folder / f"{stem}.xml").write_text(
+            text.removeprefix("!")
+            if text.startswith(("<annotation", "!"))
+            else f"{head}{text}</annotation>"
+        )
     return str(folder)
 
 
@@ -32,7 +41,8 @@ def reasons(source: Source) -> list[tuple[str, str, str]]:
 
 def test_boxes_count_from_zero_and_end_behind_the_last_pixel(tmp_path: Path) -> None:
     source = voc.read_voc(write(tmp_path, b=thing("dog") + thing("cat", (1, 1, 200, 100)), a=""))
-    # Sorted names; ids from 1. Pixels 11..40 of 1..200 are 10..40 half-open; the whole picture is 0, 0, 200, 100.
+    # Sorted names; ids from 1. Pixels 11..40 of 1..200 are 10..40 half-open; the whole picture is
+    # 0, 0, 200, 100.
     assert source.categories == (Category(0, 1, "cat"), Category(1, 2, "dog"))
     assert tuple(source.images) == (
         ImageRecord(1, "a.jpg", 100, 200, ()),
@@ -41,14 +51,28 @@ def test_boxes_count_from_zero_and_end_behind_the_last_pixel(tmp_path: Path) -> 
             "b.jpg",
             100,
             200,
-            (Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, None), Annotation(2, 0, (0.0, 0.0, 200.0, 100.0), False, None)),
+            (
+                Annotation(1, 1, (10.0, 20.0, 40.0, 60.0), False, None),
+                Annotation(2, 0, (0.0, 0.0, 200.0, 100.0), False, None),
+            ),
         ),
     )
-    assert (source.listed, source.annotated, source.lost, source.quarantined, source.repairs) == (2, 2, 0, (), {})
+    assert (source.listed, source.annotated, source.lost, source.quarantined, source.repairs) == (
+        2,
+        2,
+        0,
+        (),
+        {},
+    )
 
 
 def test_difficult_objects_are_crowds_and_counted(tmp_path: Path) -> None:
-    source = voc.read_voc(write(tmp_path, a=thing(more="<difficult>1</difficult>") + thing(more="<difficult>0</difficult>")))
+    source = voc.read_voc(
+        write(
+            tmp_path,
+            a=thing(more="<difficult>1</difficult>") + thing(more="<difficult>0</difficult>"),
+        )
+    )
     assert [one.crowd for one in source.images[0].annotations] == [True, False]
     assert source.repairs == {"difficult objects, stored as crowds": 1}
 
@@ -76,12 +100,24 @@ def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
         ("!", "it is not valid XML"),
         ("!<annotation><object>", "it is not valid XML"),
         ("<annotation></annotation>", "it has no <filename>"),
-        ("<annotation><filename>../a.jpg</filename></annotation>", "its <filename> leads out of the images folder"),
-        ("<annotation><filename>a.jpg</filename><object>" + "<x>" * 3000 + "</x>" * 3000 + "</object></annotation>", "it is not valid XML"),
+        (
+            "<annotation><filename>../a.jpg</filename></annotation>",
+            "its <filename> leads out of the images folder",
+        ),
+        (
+            "<annotation><filename>a.jpg</filename><object>"
+            + "<x>" * 3000
+            + "</x>" * 3000
+            + "</object></annotation>",
+            "it is not valid XML",
+        ),
         # A billion laughs: expat stops at the multiplication.
         (
             '!<!DOCTYPE x [<!ENTITY a "ha">'
-            + "".join(f'<!ENTITY {"abcdefghijk"[n + 1]} "{("&" + "abcdefghijk"[n] + ";") * 10}">' for n in range(9))
+            + "".join(
+                f'<!ENTITY {"abcdefghijk"[n + 1]} "{("&" + "abcdefghijk"[n] + ";") * 10}">'
+                for n in range(9)
+            )
             + "]><annotation><filename>&j;</filename></annotation>",
             "it is not valid XML",
         ),
@@ -119,19 +155,28 @@ def test_what_cannot_be_used_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no object with a name in any of its files"):
         voc.read_voc(write(tmp_path / "bare", a=""))
     twice = "<annotation><filename>a.jpg</filename>" + thing() + "</annotation>"
-    with pytest.raises(DataError, match=r"b\.xml: describes 'a\.jpg', which another file describes too"):
+    with pytest.raises(
+        DataError, match=r"b\.xml: describes 'a\.jpg', which another file describes too"
+    ):
         voc.read_voc(write(tmp_path / "twice", a=twice, b=twice))
 
 
 def test_a_split_keeps_ids_and_classes(tmp_path: Path) -> None:
     folder = write(tmp_path, a=thing("dog"), b=thing("cat"), c=thing("cow"))
     whole = voc.read_voc(folder)
-    parts = [voc.read_voc(folder, keep) for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")]
+    parts = [
+        voc.read_voc(folder, keep)
+        for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")
+    ]
     assert sorted(image for part in parts for image in part.images) == sorted(whole.images)
-    assert {part.categories for part in parts} == {whole.categories} and [part.listed for part in parts] == [1, 2]
+    assert {part.categories for part in parts} == {whole.categories} and [
+        part.listed for part in parts
+    ] == [1, 2]
 
 
-def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(tmp_path: Path, bucket: str) -> None:
+def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(
+    tmp_path: Path, bucket: str
+) -> None:
     local = voc.read_voc(write(tmp_path, a=thing()))
     files.upload_folder(str(tmp_path), f"{bucket}/voc")
     assert voc.read_voc(f"{bucket}/voc").digest == local.digest

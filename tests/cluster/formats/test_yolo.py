@@ -25,7 +25,13 @@ def picture(*, turn: int = 1) -> bytes:
     return sink.getvalue()
 
 
-def write(folder: Path, *, pictures: tuple[str, ...] = ("a.jpg",), names: str = "names: [cat, dog]", **labels: str) -> tuple[str, str]:
+def write(
+    folder: Path,
+    *,
+    pictures: tuple[str, ...] = ("a.jpg",),
+    names: str = "names: [cat, dog]",
+    **labels: str,
+) -> tuple[str, str]:
     for name in pictures:
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "images" / name).write_bytes(b"x")
@@ -41,21 +47,35 @@ def reasons(source: Source) -> list[tuple[str, str, str]]:
 
 
 def test_a_good_set(tmp_path: Path) -> None:
-    source = yolo.read_yolo(*write(tmp_path, pictures=("a.jpg", "b.png"), a="1 0.5 0.5 0.2 0.4\n\n0 0.25 0.5 0.5 1\n"))
+    source = yolo.read_yolo(
+        *write(tmp_path, pictures=("a.jpg", "b.png"), a="1 0.5 0.5 0.2 0.4\n\n0 0.25 0.5 0.5 1\n")
+    )
     assert source.categories == (Category(0, 0, "cat"), Category(1, 1, "dog"))
-    # 0.5 -+ 0.2 / 2 = 0.4, 0.6; 0.5 -+ 0.4 / 2 = 0.3, 0.7. The third line of the file is the second box.
+    # 0.5 -+ 0.2 / 2 = 0.4, 0.6; 0.5 -+ 0.4 / 2 = 0.3, 0.7. The third line of the file is the second
+    # box.
     first, second = source.images[0].annotations
-    assert (first.id, first.label, first.crowd, first.area) == (1, 1, False, None) and first.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+    assert (first.id, first.label, first.crowd, first.area) == (
+        1,
+        1,
+        False,
+        None,
+    ) and first.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
     assert (second.id, second.label) == (3, 0) and second.box == pytest.approx((0.0, 0.0, 0.5, 1.0))
-    assert source.images[0].normalised and source.images[1] == ImageRecord(2, "b.png", None, None, (), 0, True)
+    assert source.images[0].normalised and source.images[1] == ImageRecord(
+        2, "b.png", None, None, (), 0, True
+    )
     assert (source.listed, source.annotated, source.lost, source.quarantined) == (2, 2, 0, ())
 
 
 @settings(deadline=None)
 @given(
-    corners=st.tuples(*[st.floats(0, 1)] * 4).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))),
+    corners=st.tuples(*[st.floats(0, 1)] * 4).map(
+        lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+    ),
 )
-def test_what_is_written_as_centre_and_size_is_read_as_corners(corners: tuple[float, float, float, float]) -> None:
+def test_what_is_written_as_centre_and_size_is_read_as_corners(
+    corners: tuple[float, float, float, float],
+) -> None:
     x1, y1, x2, y2 = corners
     line = f"0 {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
     (one,) = yolo.read_labels(line.encode(), "a.jpg", 1, Findings())
@@ -63,12 +83,18 @@ def test_what_is_written_as_centre_and_size_is_read_as_corners(corners: tuple[fl
 
 
 def test_shares_become_pixels_of_the_upright_picture() -> None:
-    record = ImageRecord(1, "a.jpg", None, None, (Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True)
+    record = ImageRecord(
+        1, "a.jpg", None, None, (Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True
+    )
     row, _, _ = intake.ingest_image(record, picture(), max_pixels=10**6, category_ids=(1, 2, 3))
     # 30 x 20 px: 0.5 * 30 = 15, 0.1 * 20 = 2, a little over 30 is cut, 0.9 * 20 = 18.
-    assert row is not None and row.boxes_N4.tolist() == [[15, 2, 30, 18]] and row.area_N == [15.0 * 16]
+    assert (
+        row is not None and row.boxes_N4.tolist() == [[15, 2, 30, 18]] and row.area_N == [15.0 * 16]
+    )
     # Upright it is 20 wide and 30 high: 10, 3, 20, 27.
-    row, _, _ = intake.ingest_image(record, picture(turn=6), max_pixels=10**6, category_ids=(1, 2, 3))
+    row, _, _ = intake.ingest_image(
+        record, picture(turn=6), max_pixels=10**6, category_ids=(1, 2, 3)
+    )
     assert row is not None and row.boxes_N4 == pytest.approx(np.array([[10, 3, 20, 27]]))
 
 
@@ -102,14 +128,22 @@ def test_a_bad_line_costs_itself(tmp_path: Path, line: str, why: str) -> None:
 
 
 def test_labels_without_an_image_are_named_and_counted(tmp_path: Path) -> None:
-    source = yolo.read_yolo(*write(tmp_path, a="0 0.5 0.5 0.2 0.2", gone="0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.1 0.1\n"))
+    source = yolo.read_yolo(
+        *write(tmp_path, a="0 0.5 0.5 0.2 0.2", gone="0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.1 0.1\n")
+    )
     assert reasons(source) == [("image", "gone.txt", "there is no image for this label file")]
     assert (source.listed, source.annotated, source.lost) == (2, 3, 2)
 
 
 def test_names_in_another_unicode_form_belong_together(tmp_path: Path) -> None:
     split = unicodedata.normalize("NFD", "bär")
-    source = yolo.read_yolo(*write(tmp_path, pictures=(f"{split}.jpg",), **{unicodedata.normalize("NFC", "bär"): "0 0.5 0.5 0.2 0.2"}))
+    source = yolo.read_yolo(
+        *write(
+            tmp_path,
+            pictures=(f"{split}.jpg",),
+            **{unicodedata.normalize("NFC", "bär"): "0 0.5 0.5 0.2 0.2"},
+        )
+    )
     assert len(source.images[0].annotations) == 1 and source.quarantined == ()
 
 
@@ -131,13 +165,21 @@ def test_class_names_that_cannot_be_used(tmp_path: Path, names: str, message: st
 
 def test_class_names_by_number_or_in_a_text_file(tmp_path: Path) -> None:
     labels, images = write(tmp_path, names="names: {1: dog, 0: cat}", a="")
-    assert [category.name for category in yolo.read_yolo(labels, images).categories] == ["cat", "dog"]
+    assert [category.name for category in yolo.read_yolo(labels, images).categories] == [
+        "cat",
+        "dog",
+    ]
     (tmp_path / "data.yaml").unlink()
-    with pytest.raises(DataError, match=r"no data\.yaml and no classes\.txt there or up to two folders above"):
+    with pytest.raises(
+        DataError, match=r"no data\.yaml and no classes\.txt there or up to two folders above"
+    ):
         yolo.read_yolo(labels, images)
     (tmp_path / "labels/classes.txt").write_text("bird\ncow\n")
     source = yolo.read_yolo(labels, images)
-    assert [category.name for category in source.categories] == ["bird", "cow"] and source.quarantined == ()
+    assert [category.name for category in source.categories] == [
+        "bird",
+        "cow",
+    ] and source.quarantined == ()
 
 
 def test_empty_folders_are_refused(tmp_path: Path) -> None:
@@ -149,14 +191,23 @@ def test_empty_folders_are_refused(tmp_path: Path) -> None:
 
 def test_a_split_keeps_ids(tmp_path: Path) -> None:
     places = write(tmp_path, pictures=("a.jpg", "b.jpg", "c.jpg"), b="0 0.5 0.5 0.2 0.2")
-    parts = [yolo.read_yolo(*places, keep) for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")]
-    assert sorted(image for part in parts for image in part.images) == sorted(yolo.read_yolo(*places).images)
+    parts = [
+        yolo.read_yolo(*places, keep)
+        for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")
+    ]
+    assert sorted(image for part in parts for image in part.images) == sorted(
+        yolo.read_yolo(*places).images
+    )
 
 
 def test_pictures_that_share_a_label_file_are_left_out_by_name(tmp_path: Path) -> None:
     label = "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n"
-    source = yolo.read_yolo(*write(tmp_path, pictures=("a.jpg", "a.png", "b.jpg", "c.jpg", "c.png"), a=label, b=label))
+    source = yolo.read_yolo(
+        *write(tmp_path, pictures=("a.jpg", "a.png", "b.jpg", "c.jpg", "c.png"), a=label, b=label)
+    )
     assert [record.file_name for record in source.images] == ["b.jpg"]
-    assert reasons(source) == [("image", name, yolo.SAME_STEM) for name in ("a.jpg", "a.png", "c.jpg", "c.png")]
+    assert reasons(source) == [
+        ("image", name, yolo.SAME_STEM) for name in ("a.jpg", "a.png", "c.jpg", "c.png")
+    ]
     # Four labels are listed; the two that belong to either a.jpg or a.png are lost with them.
     assert (source.listed, source.annotated, source.lost) == (5, 4, 2)

@@ -1,4 +1,6 @@
-"""Who reads which rows when: every row exactly once an epoch, whatever fails and however many ranks there are."""
+"""Who reads which rows when: every row exactly once an epoch, whatever fails and however many ranks
+there are.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 @st.composite
 def positions(draw: st.DrawFn) -> Intervals:
-    """Any data position: sorted, disjoint, non-empty intervals, as failures and changes of the rank count leave them."""
+    """Any data position: sorted, disjoint, non-empty intervals, as failures and changes of the rank
+    count leave them.
+    """
     places = sorted(draw(st.sets(st.integers(0, 60), max_size=12)))
     return [(low, high) for low, high in zip(places[::2], places[1::2], strict=False)]
 
@@ -54,7 +58,11 @@ def test_an_epoch_is_all_rows_once(rows_per_group, seed, epoch, window):
 
 def test_the_order_changes_with_seed_and_epoch_and_with_nothing_else():
     groups = [8] * 12
-    orders = [epoch_sequence(groups, seed=seed, epoch=epoch).tolist() for seed in range(3) for epoch in range(3)]
+    orders = [
+        epoch_sequence(groups, seed=seed, epoch=epoch).tolist()
+        for seed in range(3)
+        for epoch in range(3)
+    ]
     assert len({tuple(order) for order in orders}) == 9
     # Neighbouring (seed, epoch) pairs are not each other's orders: (0, 1) is not (1, 0).
     assert orders[1] != orders[3]
@@ -76,7 +84,8 @@ def test_a_window_mixes_its_groups_and_no_others():
 
 @pytest.mark.parametrize(("window", "least"), [(1, 0.0), (4, 0.7), (16, 0.9)])
 def test_neighbours_in_the_stream_are_strangers_in_the_shards(window, least):
-    """The mean distance in the shards of two neighbours in the stream, as a share of that of a full shuffle, which is N / 3.
+    """The mean distance in the shards of two neighbours in the stream, as a share of that of a full
+    shuffle, which is N / 3.
 
     With four groups a window three neighbours of four come from different, random groups: 0.75.
     """
@@ -124,7 +133,8 @@ def test_whole_shares_are_met_exactly():
 
 
 def test_rare_classes_repeat_their_images():
-    # Class 0 is in 4 of 8 images, class 1 in 1, class 2 in none. sqrt(0.5 / (4/8)) = 1, sqrt(0.5 / (1/8)) = 2.
+    # Class 0 is in 4 of 8 images, class 1 in 1, class 2 in none. sqrt(0.5 / (4/8)) = 1, sqrt(0.5 /
+    # (1/8)) = 2.
     labels = [[0], [0, 0], [0], [0, 1], [], [], [], []]
     assert repeat_factors(labels, classes=3, threshold=0.5).tolist() == [1, 1, 1, 2, 1, 1, 1, 1]
     assert repeat_factors(labels, classes=3, threshold=0.001).tolist() == [1] * 8
@@ -152,23 +162,37 @@ def test_a_batch_is_shared_as_evenly_as_whole_images_allow():
 def test_cuts_by_hand():
     left = [(2, 6), (10, 13)]
     # 7 places for 3 ranks: 3, 2, 2. Places 2 3 4 | 5 10 | 11 12.
-    assert [cut(left, rank=rank, batches=[1, 1, 1]) for rank in range(3)] == [[(2, 5)], [(5, 6), (10, 11)], [(11, 13)]]
+    assert [cut(left, rank=rank, batches=[1, 1, 1]) for rank in range(3)] == [
+        [(2, 5)],
+        [(5, 6), (10, 11)],
+        [(11, 13)],
+    ]
     assert steps(left, batches=[2, 2, 2]) == 2  # ceil(7 / 6)
     assert take(left, 3, 6) == [(5, 6), (10, 12)]
     # In whole batches of 2 these are 4, for 3 ranks: 2, 1, 1. Places 2 3 4 5 | 10 11 | 12.
-    assert [cut(left, rank=rank, batches=[2, 2, 2]) for rank in range(3)] == [[(2, 6)], [(10, 12)], [(12, 13)]]
+    assert [cut(left, rank=rank, batches=[2, 2, 2]) for rank in range(3)] == [
+        [(2, 6)],
+        [(10, 12)],
+        [(12, 13)],
+    ]
     # One step of 2: 2 3 | 10 11 | 12 are gone, 4 5 are left.
     assert advance(left, batches=[2, 2, 2], done=1) == [(4, 6)]
     assert advance(left, batches=[2, 2, 2], done=0) == left
-    # A global batch of 5 on 2 ranks: 3 and 2. The first step takes 5, the second the last 2, which rank 0 has. Places 2 3 4 5 10 | 11 12.
-    assert [cut(left, rank=rank, batches=[3, 2]) for rank in range(2)] == [[(2, 6), (10, 12)], [(12, 13)]]
+    # A global batch of 5 on 2 ranks: 3 and 2. The first step takes 5, the second the last 2, which
+    # rank 0 has. Places 2 3 4 5 10 | 11 12.
+    assert [cut(left, rank=rank, batches=[3, 2]) for rank in range(2)] == [
+        [(2, 6), (10, 12)],
+        [(12, 13)],
+    ]
     assert steps(left, batches=[3, 2]) == 2
     assert advance(left, batches=[3, 2], done=1) == [(5, 6), (10, 12)]
 
 
 BATCHES = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 7)).map(lambda pair: [pair[1]] * pair[0]),
-    st.tuples(st.integers(1, 9), st.integers(0, 40)).map(lambda pair: split_batch(pair[0] + pair[1], ranks=pair[0])),
+    st.tuples(st.integers(1, 9), st.integers(0, 40)).map(
+        lambda pair: split_batch(pair[0] + pair[1], ranks=pair[0])
+    ),
 )
 """Images of each rank's batch: all the same, or as even as a global batch can be shared."""
 
@@ -177,10 +201,13 @@ BATCHES = st.one_of(
 @given(positions(), BATCHES)
 def test_cuts_share_what_is_left_evenly_in_whole_batches(left, batches):
     cuts = [cut(left, rank=rank, batches=batches) for rank in range(len(batches))]
-    assert [place for share in cuts for place in places_of(share).tolist()] == places_of(left).tolist()
+    assert [place for share in cuts for place in places_of(share).tolist()] == places_of(
+        left
+    ).tolist()
     made = [-(-size(share) // images) for share, images in zip(cuts, batches, strict=True)]
     assert made == sorted(made, reverse=True)
-    # The same number of batches, or one more; where a rank's batches are smaller than another's, one less at the very end.
+    # The same number of batches, or one more; where a rank's batches are smaller than another's,
+    # one less at the very end.
     assert max(made) - min(made) <= (1 if len(set(batches)) == 1 else 2)
     # Only the very last batch of all may be short.
     assert sum(size(share) % images > 0 for share, images in zip(cuts, batches, strict=True)) <= 1
@@ -188,7 +215,9 @@ def test_cuts_share_what_is_left_evenly_in_whole_batches(left, batches):
 
 @settings(deadline=None)
 @given(positions(), BATCHES)
-def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_than_needed(left, batches):
+def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_than_needed(
+    left, batches
+):
     cuts = [size(cut(left, rank=rank, batches=batches)) for rank in range(len(batches))]
     count = steps(left, batches=batches)
     assert count == -(-size(left) // sum(batches))
@@ -200,20 +229,28 @@ def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_tha
 @settings(deadline=None)
 @given(positions(), BATCHES, st.integers(0, 12))
 def test_advance_takes_what_the_steps_read(left, batches, done):
-    read = [place for rank, images in enumerate(batches) for place in places_of(cut(left, rank=rank, batches=batches))[: done * images].tolist()]
+    read = [
+        place
+        for rank, images in enumerate(batches)
+        for place in places_of(cut(left, rank=rank, batches=batches))[: done * images].tolist()
+    ]
     after = advance(left, batches=batches, done=done)
     assert sorted(read + places_of(after).tolist()) == places_of(left).tolist()
-    # Whole steps but for the last two: each but these takes the global batch, so images seen grow by it whatever the ranks.
+    # Whole steps but for the last two: each but these takes the global batch, so images seen grow
+    # by it whatever the ranks.
     if done < steps(left, batches=batches) - 1:
         assert len(read) == done * sum(batches)
-    # In normal form: sorted, disjoint, not touching, none empty; so that a position is written in one way only.
+    # In normal form: sorted, disjoint, not touching, none empty; so that a position is written in
+    # one way only.
     assert all(low < high for low, high in after)
     assert all(before[1] < behind[0] for before, behind in itertools.pairwise(after))
 
 
 def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
     """For each row the number of the canvas it prefers; low numbers are more frequent."""
-    return (canvases * np.random.default_rng(seed).random(sum(rows_per_group)) ** 2).astype(np.int64)
+    return (canvases * np.random.default_rng(seed).random(sum(rows_per_group)) ** 2).astype(
+        np.int64
+    )
 
 
 @settings(deadline=None)
@@ -225,10 +262,18 @@ def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
     st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), max_size=6),
     st.integers(1, 6),
 )
-def test_every_row_as_often_as_it_should_over_a_history_of_failures(rows_per_group, canvases, seed, weighted, attempts, last_ranks):
-    """Attempts are (ranks, steps until a failure); the last one ends the epoch. The global batch is 6 whatever the ranks."""
+def test_every_row_as_often_as_it_should_over_a_history_of_failures(
+    rows_per_group, canvases, seed, weighted, attempts, last_ranks
+):
+    """Attempts are (ranks, steps until a failure); the last one ends the epoch. The global batch is
+    6 whatever the ranks.
+    """
     preferred = kinds_of(rows_per_group, canvases, seed)
-    wanted = np.random.default_rng(seed).integers(0, 3, len(preferred)) if weighted else np.ones(len(preferred), np.int64)
+    wanted = (
+        np.random.default_rng(seed).integers(0, 3, len(preferred))
+        if weighted
+        else np.ones(len(preferred), np.int64)
+    )
     stored = epoch_sequence(rows_per_group, seed=seed, epoch=0, copies_N=wanted)
     order = arrangement(preferred[stored], run=6)
     first = first_rows(rows_per_group)
@@ -241,7 +286,11 @@ def test_every_row_as_often_as_it_should_over_a_history_of_failures(rows_per_gro
         for rank, batch in enumerate(batches):
             # A rank reads ahead, but what counts is what its steps have used.
             rows = stored[order[places_of(cut(left, rank=rank, batches=batches))]]
-            read = [int(first[unit.groups[group]]) + row for unit in units(rows, rows_per_group) for group, row in unit.rows]
+            read = [
+                int(first[unit.groups[group]]) + row
+                for unit in units(rows, rows_per_group)
+                for group, row in unit.rows
+            ]
             assert read == rows.tolist()
             assert len(batch_canvases(preferred[rows], batch=batch)) <= planned
             seen.update(read[: done * batch])
@@ -251,8 +300,17 @@ def test_every_row_as_often_as_it_should_over_a_history_of_failures(rows_per_gro
 
 
 @settings(deadline=None)
-@given(GROUPS, st.integers(1, 3), st.integers(0, 99), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
-def test_whole_batches_prefer_one_canvas(rows_per_group, canvases, seed, ranks, batch, failed_after):
+@given(
+    GROUPS,
+    st.integers(1, 3),
+    st.integers(0, 99),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 5),
+)
+def test_whole_batches_prefer_one_canvas(
+    rows_per_group, canvases, seed, ranks, batch, failed_after
+):
     preferred = kinds_of(rows_per_group * 3, canvases, seed)
     stored = epoch_sequence(rows_per_group * 3, seed=seed, epoch=1)
     run = ranks * batch
@@ -279,7 +337,8 @@ def test_whole_batches_prefer_one_canvas(rows_per_group, canvases, seed, ranks, 
 
 
 def test_arrangement_by_hand():
-    # Runs of 2: 0 2 fill canvas 0 at place 2, 1 3 canvas 1 at place 3, 5 6 canvas 1 at place 6; 4 of canvas 0 and 7 of canvas 2 are left.
+    # Runs of 2: 0 2 fill canvas 0 at place 2, 1 3 canvas 1 at place 3, 5 6 canvas 1 at place 6; 4
+    # of canvas 0 and 7 of canvas 2 are left.
     preferred = np.array([0, 1, 0, 1, 0, 1, 1, 2])
     assert arrangement(preferred, run=2).tolist() == [0, 2, 1, 3, 5, 6, 4, 7]
     assert arrangement(np.zeros(8, np.int64), run=3).tolist() == list(range(8))
@@ -297,9 +356,13 @@ def test_units_read_each_window_once(rows_per_group, window, most_rows):
     sequence = epoch_sequence(counts, seed=0, epoch=0, window=window)
     first = first_rows(counts)
     found = units(sequence, counts, window=window, most_rows=most_rows)
-    assert [int(first[unit.groups[group]]) + row for unit in found for group, row in unit.rows] == sequence.tolist()
+    assert [
+        int(first[unit.groups[group]]) + row for unit in found for group, row in unit.rows
+    ] == sequence.tolist()
     for unit in found:
-        assert {group for group, _ in unit.rows} == set(range(len(unit.groups))) and len(set(unit.groups)) == len(unit.groups) <= window
+        assert {group for group, _ in unit.rows} == set(range(len(unit.groups))) and len(
+            set(unit.groups)
+        ) == len(unit.groups) <= window
         assert 0 < len(unit.rows) <= most_rows
     if most_rows >= 9 * window:
         # Whole windows: every row group is in one unit alone.
@@ -310,35 +373,56 @@ def test_units_read_each_window_once(rows_per_group, window, most_rows):
 @pytest.mark.parametrize("rows_per_group", [[400] * 9, [32] * 40, [3000, 1, 700] * 3])
 def test_large_row_groups_are_read_once_too(rows_per_group):
     found = units(epoch_sequence(rows_per_group, seed=0, epoch=0), rows_per_group)
-    assert sorted(group for unit in found for group in unit.groups) == list(range(len(rows_per_group)))
+    assert sorted(group for unit in found for group in unit.groups) == list(
+        range(len(rows_per_group))
+    )
 
 
 def test_repeated_rows_make_no_unit_without_bound():
-    """Eight groups of 32 rows of which some are repeated 90 times: the images of a unit are in memory as often as they occur."""
+    """Eight groups of 32 rows of which some are repeated 90 times: the images of a unit are in
+    memory as often as they occur.
+    """
     counts = [32] * 8
-    sequence = epoch_sequence(counts, seed=0, epoch=0, copies_N=np.where(np.arange(256) % 16, 1, 90))
+    sequence = epoch_sequence(
+        counts, seed=0, epoch=0, copies_N=np.where(np.arange(256) % 16, 1, 90)
+    )
     assert max(len(unit.rows) for unit in units(sequence, counts)) == 512
 
 
-@pytest.mark.parametrize(("rows", "ranks", "batch"), [(1, 4, 2), (3, 4, 1), (11, 4, 2), (103, 2, 8), (0, 3, 2)])
+@pytest.mark.parametrize(
+    ("rows", "ranks", "batch"), [(1, 4, 2), (3, 4, 1), (11, 4, 2), (103, 2, 8), (0, 3, 2)]
+)
 def test_few_rows_and_many_ranks(rows, ranks, batch):
-    # 103 rows on 2 ranks are 56 + 47 and 7 steps of 8 each; 11 on 4 are 4 + 4 + 2 + 1; 1 on 4 gives three ranks fillers.
+    # 103 rows on 2 ranks are 56 + 47 and 7 steps of 8 each; 11 on 4 are 4 + 4 + 2 + 1; 1 on 4 gives
+    # three ranks fillers.
     left = [(0, rows)] if rows else []
     cuts = [size(cut(left, rank=rank, batches=[batch] * ranks)) for rank in range(ranks)]
     assert (
         cuts
-        == {(1, 4, 2): [1, 0, 0, 0], (3, 4, 1): [1, 1, 1, 0], (11, 4, 2): [4, 4, 2, 1], (103, 2, 8): [56, 47], (0, 3, 2): [0] * 3}[rows, ranks, batch]
+        == {
+            (1, 4, 2): [1, 0, 0, 0],
+            (3, 4, 1): [1, 1, 1, 0],
+            (11, 4, 2): [4, 4, 2, 1],
+            (103, 2, 8): [56, 47],
+            (0, 3, 2): [0] * 3,
+        }[rows, ranks, batch]
     )
-    expected = {(1, 4, 2): 1, (3, 4, 1): 1, (11, 4, 2): 2, (103, 2, 8): 7, (0, 3, 2): 0}[rows, ranks, batch]
+    expected = {(1, 4, 2): 1, (3, 4, 1): 1, (11, 4, 2): 2, (103, 2, 8): 7, (0, 3, 2): 0}[
+        rows, ranks, batch
+    ]
     assert steps(left, batches=[batch] * ranks) == expected
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 5), st.integers(1, 7))
-def test_evaluation_batches_are_the_same_for_any_number_of_ranks(canvases: list[int], ranks: int, batch: int) -> None:
+def test_evaluation_batches_are_the_same_for_any_number_of_ranks(
+    canvases: list[int], ranks: int, batch: int
+) -> None:
     canvas_N = np.array(canvases, np.int64)
 
     def batches(ranks: int) -> list[list[int]]:
-        """As `collate_by_canvas` fills them: the rows of one canvas in the order in which they come."""
+        """As `collate_by_canvas` fills them: the rows of one canvas in the order in which they
+        come.
+        """
         filled = []
         for rank in range(ranks):
             share = evaluation_share(canvas_N, rank=rank, ranks=ranks, batch=batch)

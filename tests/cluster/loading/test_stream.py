@@ -31,16 +31,29 @@ AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
 
 
 @pytest.fixture(scope="module")
-def shard_set(ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+def shard_set(
+    ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ShardSet:
     """24 images in row groups of 5: 5 groups, the last one of 4."""
     output = str(tmp_path_factory.mktemp("shards") / "train")
-    places = {"annotations": f"{small_coco}/annotations/instances_train.json", "images": f"{small_coco}/images/train"}
+    places = {
+        "annotations": f"{small_coco}/annotations/instances_train.json",
+        "images": f"{small_coco}/images/train",
+    }
     prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
     return open_shard_set(output)
 
 
 def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
-    return Stream(shard_set, rank=rank, batches=[batch] * ranks, canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2)
+    return Stream(
+        shard_set,
+        rank=rank,
+        batches=[batch] * ranks,
+        canvases=[CANVAS],
+        seed=7,
+        augmentation=AUGMENTATION,
+        window=2,
+    )
 
 
 def ids(batches: Iterator) -> list[list[int]]:
@@ -59,7 +72,12 @@ def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: i
 
 def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:
     """Two ranks make two of their steps; then one rank does the rest."""
-    before = [i for rank in range(2) for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2] for i in batch]
+    before = [
+        i
+        for rank in range(2)
+        for batch in ids(stream(shard_set, rank, 2).epoch(3, [(0, 24)]))[:2]
+        for i in batch
+    ]
     left = epoch_plan.advance([(0, 24)], batches=[4, 4], done=2)
     after = [i for batch in ids(stream(shard_set, 0, 1).epoch(3, left)) for i in batch]
     assert len(before) == 16
@@ -69,7 +87,9 @@ def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) 
 
 def test_a_shorter_share_ends_with_fillers_that_are_ignore_regions(shard_set: ShardSet) -> None:
     # 5 rows over 2 ranks in whole batches: 4 and 1, both one step of 4.
-    batches = [batch for rank in range(2) for batch in stream(shard_set, rank, 2).epoch(0, [(0, 5)])]
+    batches = [
+        batch for rank in range(2) for batch in stream(shard_set, rank, 2).epoch(0, [(0, 5)])
+    ]
     assert [(batch.image_ids >= 0).sum().item() for batch in batches] == [4, 1]
     filler = batches[1].image_ids < 0
     assert (batches[1].labels_BG[filler] == -1).all()
@@ -87,11 +107,18 @@ def test_nothing_left_is_no_batch(shard_set: ShardSet) -> None:
 
 
 def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> None:
-    """The same image read by another rank, in another batch, after a resume, looks the same; in another epoch it does not."""
+    """The same image read by another rank, in another batch, after a resume, looks the same; in
+    another epoch it does not.
+    """
 
     def pixels(rank: int, ranks: int, epoch: int) -> dict[int, torch.Tensor]:
         batches = stream(shard_set, rank, ranks, batch=3).epoch(epoch, [(0, 24)])
-        return {int(i): image for batch in batches for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+        return {
+            int(i): image
+            for batch in batches
+            for i, image in zip(batch.image_ids, batch.images, strict=True)
+            if i >= 0
+        }
 
     whole, shared, later = pixels(0, 1, 0), pixels(1, 2, 0), pixels(0, 1, 1)
     assert len(shared) == 12
@@ -101,35 +128,73 @@ def test_pixels_depend_on_seed_epoch_and_image_alone(shard_set: ShardSet) -> Non
 
 def test_tasks_of_ray_data_make_the_pixels_that_threads_make(shard_set: ShardSet) -> None:
     """Two canvases and mosaic, so that everything a sample depends on has to travel."""
-    settings = dict(rank=0, batches=[3, 3], canvases=[(64, 96), (96, 64)], seed=7, augmentation={**AUGMENTATION, "mosaic": 0.5}, window=2)
-    beside, elsewhere = (list(Stream(shard_set, decode=place, **settings).epoch(1, [(0, 24)])) for place in ("threads", "tasks"))
+    settings = dict(
+        rank=0,
+        batches=[3, 3],
+        canvases=[(64, 96), (96, 64)],
+        seed=7,
+        augmentation={**AUGMENTATION, "mosaic": 0.5},
+        window=2,
+    )
+    beside, elsewhere = (
+        list(Stream(shard_set, decode=place, **settings).epoch(1, [(0, 24)]))
+        for place in ("threads", "tasks")
+    )
     assert len(beside) == len(elsewhere) == 4
     for one, other in zip(beside, elsewhere, strict=True):
         for name in one.__dataclass_fields__:
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_images(shard_set: ShardSet) -> None:
+def test_rare_classes_occur_more_often_and_every_epoch_has_the_same_number_of_images(
+    shard_set: ShardSet,
+) -> None:
     from cluster.scoring.truths import read_truths
 
     truths = read_truths(shard_set)
     labels = [t.labels_N[~t.crowd_N].tolist() for t in truths]
     factors = epoch_plan.repeat_factors(labels, classes=len(shard_set.categories), threshold=0.9)
     assert factors.max() > 1
-    weighted = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[CANVAS], seed=7, window=2, repeat_threshold=0.9) for rank in range(2)]
+    weighted = [
+        Stream(
+            shard_set,
+            rank=rank,
+            batches=[4, 4],
+            canvases=[CANVAS],
+            seed=7,
+            window=2,
+            repeat_threshold=0.9,
+        )
+        for rank in range(2)
+    ]
     assert weighted[0].places == round(factors.sum())
     for epoch in range(2):
         batches = [batch for rank in weighted for batch in rank.epoch(epoch, [(0, rank.places)])]
         seen = Counter(i for batch in batches for i in batch.image_ids.tolist() if i >= 0)
         assert seen.total() == weighted[0].places
         expected = factors / factors.sum() * seen.total()
-        assert all(abs(seen[t.image_id] - count) < 1 for t, count in zip(truths, expected, strict=True))
+        assert all(
+            abs(seen[t.image_id] - count) < 1 for t, count in zip(truths, expected, strict=True)
+        )
 
 
 def test_copies_of_an_image_look_different(shard_set: ShardSet) -> None:
     # No class is in 99 % of the images, so all that hold one are repeated, the rarest class most.
-    weighted = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=7, augmentation=AUGMENTATION, window=2, repeat_threshold=0.99)
-    plain = {int(i): image for batch in stream(shard_set, 0, 1).epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    weighted = Stream(
+        shard_set,
+        rank=0,
+        batches=[4],
+        canvases=[CANVAS],
+        seed=7,
+        augmentation=AUGMENTATION,
+        window=2,
+        repeat_threshold=0.99,
+    )
+    plain = {
+        int(i): image
+        for batch in stream(shard_set, 0, 1).epoch(0, [(0, 24)])
+        for i, image in zip(batch.image_ids, batch.images, strict=True)
+    }
     copies: dict[int, list[torch.Tensor]] = {}
     for batch in weighted.epoch(0, [(0, weighted.places)]):
         for i, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
@@ -168,7 +233,9 @@ def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.Monkey
         return Ahead((number for number in range(2)), depth=2)
 
     monkeypatch.setattr(Stream, "begin", begin)
-    again = Stream(SimpleNamespace(num_rows=8), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2)
+    again = Stream(
+        SimpleNamespace(num_rows=8), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2
+    )
     for _ in range(2):
         assert len(list(again.epoch(0, [(0, 8)]))) == 2
     again.close()
@@ -176,8 +243,12 @@ def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("batch_s", "left"), [(0.25, 4), (0.3, 3), (0.5, 2), (60.0, 2), (0.0, 8)])
-def test_the_next_epoch_is_begun_a_second_before_this_one_ends(monkeypatch: pytest.MonkeyPatch, batch_s: float, left: int) -> None:
-    """Of ten batches so many are left then, by a clock that only the consumer moves; the very first says nothing about the pace."""
+def test_the_next_epoch_is_begun_a_second_before_this_one_ends(
+    monkeypatch: pytest.MonkeyPatch, batch_s: float, left: int
+) -> None:
+    """Of ten batches so many are left then, by a clock that only the consumer moves; the very first
+    says nothing about the pace.
+    """
     clock, begun = [0.0], []
 
     def begin(own: Stream, epoch: int, intervals: epoch_plan.Intervals) -> Ahead:
@@ -186,7 +257,12 @@ def test_the_next_epoch_is_begun_a_second_before_this_one_ends(monkeypatch: pyte
 
     monkeypatch.setattr(Stream, "begin", begin)
     monkeypatch.setattr("cluster.loading.stream.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    own, taken = Stream(SimpleNamespace(num_rows=40), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2), 0
+    own, taken = (
+        Stream(
+            SimpleNamespace(num_rows=40), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2
+        ),
+        0,
+    )
     for _ in own.epoch(0, [(0, 40)]):
         taken += 1
         clock[0] += batch_s
@@ -213,40 +289,85 @@ def test_a_damaged_shard_ends_the_epoch_and_names_it(shard_set: ShardSet, tmp_pa
 
 
 @pytest.mark.parametrize("decode", ["threads", "tasks"])
-def test_a_picture_that_cannot_be_decoded_is_named(shard_set: ShardSet, tmp_path: Path, decode: str) -> None:
+def test_a_picture_that_cannot_be_decoded_is_named(
+    shard_set: ShardSet, tmp_path: Path, decode: str
+) -> None:
     """Prepare leaves such pictures out; a set that was written by something else may hold one."""
-    rows = [Row(i, f"sub/{i}.jpg", b"\xff\xd8 no picture", 60, 80, np.zeros((0, 4)), [], [], [], 0, bytes(32)) for i in (8, 9)]
+    rows = [
+        Row(
+            i,
+            f"sub/{i}.jpg",
+            b"\xff\xd8 no picture",
+            60,
+            80,
+            np.zeros((0, 4)),
+            [],
+            [],
+            [],
+            0,
+            bytes(32),
+        )
+        for i in (8, 9)
+    ]
     written = [write_shard(str(tmp_path), shard_name(0, 1), rows, row_group_rows=2)]
-    write_index(str(tmp_path), categories=shard_set.categories, shards=written, counts={"images": 2}, source_digest="0" * 64)
+    write_index(
+        str(tmp_path),
+        categories=shard_set.categories,
+        shards=written,
+        counts={"images": 2},
+        source_digest="0" * 64,
+    )
     unreadable = open_shard_set(str(tmp_path))
-    refusal = r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
+    refusal = (
+        r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
+    )
     with pytest.raises(DataError, match=refusal):
-        list(Stream(unreadable, rank=0, batches=[2], canvases=[CANVAS], seed=0, decode=decode).epoch(0, [(0, 2)]))
+        list(
+            Stream(unreadable, rank=0, batches=[2], canvases=[CANVAS], seed=0, decode=decode).epoch(
+                0, [(0, 2)]
+            )
+        )
     if decode == "threads":
         with pytest.raises(DataError, match=refusal):
             list(evaluation_batches(unreadable, rank=0, ranks=1, batch=2, canvases=[CANVAS]))
 
 
 def test_training_evaluation_and_prediction_see_the_same_pixels(shard_set: ShardSet) -> None:
-    """On a canvas of which the pictures are two to four times as large, so that they are decoded smaller."""
+    """On a canvas of which the pictures are two to four times as large, so that they are decoded
+    smaller.
+    """
     canvases = [(96, 96)]
     plain = Stream(shard_set, rank=0, batches=[4], canvases=canvases, seed=0)
-    training = {int(i): image for batch in plain.epoch(0, [(0, 24)]) for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    training = {
+        int(i): image
+        for batch in plain.epoch(0, [(0, 24)])
+        for i, image in zip(batch.image_ids, batch.images, strict=True)
+    }
     batches = evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
-    evaluation = {int(i): image for batch, _ in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    evaluation = {
+        int(i): image
+        for batch, _ in batches
+        for i, image in zip(batch.image_ids, batch.images, strict=True)
+    }
     predictor = Predictor(None, canvases=canvases, decode={}, amp=False)
     smaller = 0
     for row in read_rows([shard_set.locate_group(0)], [(0, i) for i in range(5)]).to_pylist():
         image_id, opened = row["image_id"], open_image(row["image"])
         sample, size = predictor.sample(opened, image_id)
         assert size == (row["height"], row["width"])
-        assert torch.equal(sample.image, training[image_id]) and torch.equal(sample.image, evaluation[image_id])
-        smaller += not torch.equal(sample.image, predictor.sample(opened.pixels(), image_id)[0].image)
+        assert torch.equal(sample.image, training[image_id]) and torch.equal(
+            sample.image, evaluation[image_id]
+        )
+        smaller += not torch.equal(
+            sample.image, predictor.sample(opened.pixels(), image_id)[0].image
+        )
     assert len(training) == len(evaluation) == 24 and smaller > 0
 
 
 def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
-    first, again, second = (ids(stream(shard_set, 0, 1).epoch(epoch, [(0, 24)])) for epoch in (0, 0, 1))
+    first, again, second = (
+        ids(stream(shard_set, 0, 1).epoch(epoch, [(0, 24)])) for epoch in (0, 0, 1)
+    )
     assert first == again
     assert first != second
 
@@ -257,7 +378,9 @@ def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) 
     sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
     found: dict[int, tuple[int, int]] = {}
     for rank in range(3):
-        for batch, originals in evaluation_batches(shard_set, rank=rank, ranks=3, batch=5, canvases=[CANVAS]):
+        for batch, originals in evaluation_batches(
+            shard_set, rank=rank, ranks=3, batch=5, canvases=[CANVAS]
+        ):
             for image_id, original in zip(batch.image_ids.tolist(), originals, strict=True):
                 assert image_id not in found
                 found[image_id] = original
@@ -265,23 +388,38 @@ def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) 
 
 
 def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> None:
-    """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs and by `evaluate` rests on."""
+    """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs
+    and by `evaluate` rests on.
+    """
     from cluster.scoring.detect import detections
     from detector.model import RetinaNet
 
     torch.manual_seed(0)
-    # Noise makes the scores of an untrained network differ, so that hundreds of boxes pass the threshold.
-    model = RetinaNet(classes=2, backbone="resnet18", width=64, base_sizes=(8, 16, 32, 64, 128)).to(memory_format=torch.channels_last)
+    # Noise makes the scores of an untrained network differ, so that hundreds of boxes pass the
+    # threshold.
+    model = RetinaNet(classes=2, backbone="resnet18", width=64, base_sizes=(8, 16, 32, 64, 128)).to(
+        memory_format=torch.channels_last
+    )
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    predictor = Predictor(model, canvases=[(64, 96), (96, 64)], decode={"score_threshold": 0.0, "max_detections": 20}, amp=False)
+    predictor = Predictor(
+        model,
+        canvases=[(64, 96), (96, 64)],
+        decode={"score_threshold": 0.0, "max_detections": 20},
+        amp=False,
+    )
     alone = detections(predictor, shard_set)
     assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
     for ranks, threads in ((1, 2), (2, 1), (3, 2)):
-        parts = [detections(predictor, shard_set, rank=rank, ranks=ranks, threads=threads) for rank in range(ranks)]
+        parts = [
+            detections(predictor, shard_set, rank=rank, ranks=ranks, threads=threads)
+            for rank in range(ranks)
+        ]
         assert sum(map(len, parts)) == 24
         for image_id, found in {k: v for part in parts for k, v in part.items()}.items():
-            for mine, other in zip(vars(found).values(), vars(alone[image_id]).values(), strict=True):
+            for mine, other in zip(
+                vars(found).values(), vars(alone[image_id]).values(), strict=True
+            ):
                 np.testing.assert_array_equal(mine, other)
 
 
@@ -292,7 +430,9 @@ def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
     assert crowds
     plain = Stream(shard_set, rank=0, batches=[4], canvases=[CANVAS], seed=0)
     for batch in plain.epoch(0, [(0, 24)]):
-        for image_id, boxes, labels in zip(batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True):
+        for image_id, boxes, labels in zip(
+            batch.image_ids.tolist(), batch.boxes_BG4, batch.labels_BG, strict=True
+        ):
             region = (labels == -1) & (boxes[:, 2] > boxes[:, 0])
             assert bool(region.any()) == (image_id in crowds)
 
@@ -305,7 +445,15 @@ def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: 
     seen: Counter[int] = Counter()
     mixed = 0
     for rank in range(2):
-        several = Stream(shard_set, rank=rank, batches=[2, 2], canvases=canvases, seed=7, augmentation=AUGMENTATION, window=2)
+        several = Stream(
+            shard_set,
+            rank=rank,
+            batches=[2, 2],
+            canvases=canvases,
+            seed=7,
+            augmentation=AUGMENTATION,
+            window=2,
+        )
         batches = list(several.epoch(0, [(0, 24)]))
         assert len(batches) == 6
         for batch in batches:
@@ -317,10 +465,18 @@ def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: 
     assert set(seen.values()) == {1} and len(seen) == 24
     # Runs of 4 fill but for the last at most 3 of each canvas, which lie side by side: one border.
     assert mixed <= 1
-    found = [i for batch, _ in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases) for i in batch.image_ids.tolist()]
+    found = [
+        i
+        for batch, _ in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases)
+        for i in batch.image_ids.tolist()
+    ]
     assert sorted(found) == sorted(seen)
-    for batch, originals in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases):
-        assert {tuple(batch.images.shape[2:])} == {canvases[height > width] for height, width in originals}
+    for batch, originals in evaluation_batches(
+        shard_set, rank=0, ranks=1, batch=5, canvases=canvases
+    ):
+        assert {tuple(batch.images.shape[2:])} == {
+            canvases[height > width] for height, width in originals
+        }
 
 
 def test_values_come_in_the_order_that_was_asked_for() -> None:
@@ -335,7 +491,9 @@ def test_values_come_in_the_order_that_was_asked_for() -> None:
 
 
 def test_ordered_map_keeps_order_on_several_threads() -> None:
-    assert list(ordered_map(lambda x: x * x, iter(range(50)), threads=3)) == [x * x for x in range(50)]
+    assert list(ordered_map(lambda x: x * x, iter(range(50)), threads=3)) == [
+        x * x for x in range(50)
+    ]
 
 
 def test_an_error_in_the_reading_thread_reaches_the_loop() -> None:
@@ -364,7 +522,9 @@ def test_leaving_early_stops_the_reading_thread() -> None:
 
 
 def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
-    """Three ranks in processes of their own make one step; one is killed in the middle of its second; one rank does the rest."""
+    """Three ranks in processes of their own make one step; one is killed in the middle of its
+    second; one rank does the rest.
+    """
     import ray
 
     class Rank:
@@ -376,7 +536,11 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
 
         def step(self) -> dict[int, bytes]:
             batch = next(self.batches)
-            return {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+            return {
+                int(i): image.contiguous().numpy().tobytes()
+                for i, image in zip(batch.image_ids, batch.images, strict=True)
+                if i >= 0
+            }
 
     actors = [ray.remote(num_cpus=0)(Rank).remote(stream(shard_set, rank, 3)) for rank in range(3)]
     seen = Counter()
@@ -389,14 +553,23 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
         ray.get(actors[1].step.remote())
     for actor in actors:
         ray.kill(actor)
-    # What the others read ahead or even used of the second step does not count: no update was made of it.
+    # What the others read ahead or even used of the second step does not count: no update was made
+    # of it.
     left = epoch_plan.advance([(0, 24)], batches=[4, 4, 4], done=1)
     for batch in stream(shard_set, 0, 1).epoch(2, left):
         seen.update(i for i in batch.image_ids.tolist() if i >= 0)
-        pixels |= {int(i): image.contiguous().numpy().tobytes() for i, image in zip(batch.image_ids, batch.images, strict=True) if i >= 0}
+        pixels |= {
+            int(i): image.contiguous().numpy().tobytes()
+            for i, image in zip(batch.image_ids, batch.images, strict=True)
+            if i >= 0
+        }
     assert set(seen.values()) == {1} and len(seen) == 24
     whole = [batch for batch in stream(shard_set, 0, 1).epoch(2, [(0, 24)])]
-    assert pixels == {int(i): image.contiguous().numpy().tobytes() for batch in whole for i, image in zip(batch.image_ids, batch.images, strict=True)}
+    assert pixels == {
+        int(i): image.contiguous().numpy().tobytes()
+        for batch in whole
+        for i, image in zip(batch.image_ids, batch.images, strict=True)
+    }
 
 
 def test_threads_beside_the_model_work_alone_and_leave_the_model_its_own() -> None:

@@ -1,6 +1,8 @@
-"""What real data sets hold, a case a row: each is repaired, kept out or refused, says so in a line of prepare's report, and costs nothing else.
+"""What real data sets hold, a case a row: each is repaired, kept out or refused, says so in a line
+of prepare's report, and costs nothing else.
 
-Every case is one image, case.jpg of 20 x 30 px with one box, changed in one way, beside an image that nothing is wrong with.
+Every case is one image, case.jpg of 20 x 30 px with one box, changed in one way, beside an image
+that nothing is wrong with.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ ORIENTATION = 0x0112
 
 def encoded(picture: Image.Image | np.ndarray, form: str = "JPEG", **options: Any) -> bytes:
     sink = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(sink, form, **options)
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(
+        sink, form, **options
+    )
     return sink.getvalue()
 
 
@@ -49,22 +53,38 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG of a few hundred bytes whose header promises `width` x `height` pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 GOOD = encoded(PIXELS, quality=95)
 IMAGE = {"id": 7, "file_name": "case.jpg", "height": 20, "width": 30}
-BOX = {"id": 70, "image_id": 7, "category_id": 90, "bbox": [2, 3, 10, 10], "area": 80.5, "iscrowd": 0}
+BOX = {
+    "id": 70,
+    "image_id": 7,
+    "category_id": 90,
+    "bbox": [2, 3, 10, 10],
+    "area": 80.5,
+    "iscrowd": 0,
+}
 STORED = [2, 3, 12, 13]
 LEFT_OUT, REPAIRED = "left out    1 x ", "repaired    1 x "
 NO_LINE = ""
 
 
 class Case(NamedTuple):
-    """`line` is in the report. `boxes` are those stored for the case's image; None: the image itself is kept out."""
+    """`line` is in the report. `boxes` are those stored for the case's image; None: the image
+    itself is kept out.
+    """
 
     name: str
     line: str
@@ -82,8 +102,19 @@ NO_IMAGE_ID = LEFT_OUT + "its id is not an integer from 0 on (such as case.jpg)"
 UNREADABLE = LEFT_OUT + "it cannot be decoded: "
 OTHER_SIZE = REPAIRED + "image sizes wrong in the annotations, taken from the pixels"
 UPRIGHT = REPAIRED + "images with an EXIF orientation, stored upright"
-BEFORE = REPAIRED + "images whose boxes were annotated before the EXIF turn, turned with the picture"
-SECRET = ("../secret.jpg", "a/../../secret.jpg", "..\\secret.jpg", "/etc/passwd", "s3://other/a.jpg", "C:\\a.jpg", "a\0.jpg", "..")
+BEFORE = (
+    REPAIRED + "images whose boxes were annotated before the EXIF turn, turned with the picture"
+)
+SECRET = (
+    "../secret.jpg",
+    "a/../../secret.jpg",
+    "..\\secret.jpg",
+    "/etc/passwd",
+    "s3://other/a.jpg",
+    "C:\\a.jpg",
+    "a\0.jpg",
+    "..",
+)
 
 CURSOR = "\x1b[2J\r\n.jpg"
 POINT = "ids given as numbers with a point, taken as integers"
@@ -95,51 +126,142 @@ CASES = [
     Case("a box of negative width", TINY, [], box={"bbox": [12, 3, -10, 10]}),
     Case("a box under a pixel", TINY, [], box={"bbox": [2, 3, 0.5, 10]}),
     Case("a box outside the picture", TINY, [], box={"bbox": [40, 3, 10, 10]}),
-    Case("a box partly outside", REPAIRED + "boxes clipped to the picture", [[0, 3, 5, 20]], box={"bbox": [-5, 3, 10, 99]}),
+    Case(
+        "a box partly outside",
+        REPAIRED + "boxes clipped to the picture",
+        [[0, 3, 5, 20]],
+        box={"bbox": [-5, 3, 10, 99]},
+    ),
     Case("NaN in a box", NO_NUMBERS, [], box={"bbox": [2, 3, float("nan"), 10]}),
     Case("infinity in a box", NO_NUMBERS, [], box={"bbox": [2, 3, float("inf"), 10]}),
     Case("text in a box", NO_NUMBERS, [], box={"bbox": ["2", 3, 10, 10]}),
     Case("three numbers", NO_NUMBERS, [], box={"bbox": [2, 3, 10]}),
     Case("no box", LEFT_OUT + "its bbox is missing (such as 70)", [], box={"bbox": None}),
-    Case("no area", REPAIRED + "areas missing or not a number, filled with width x height", box={"area": None}),
+    Case(
+        "no area",
+        REPAIRED + "areas missing or not a number, filled with width x height",
+        box={"area": None},
+    ),
     Case("no iscrowd", REPAIRED + "iscrowd missing, filled with 0", box={"iscrowd": None}),
-    Case("no size", REPAIRED + "image sizes missing in the annotations, taken from the pixels", image={"height": None}),
-    Case("an image without objects", "images      2 of 2 listed, of which 1 without objects", [], box={"image_id": 1}),
+    Case(
+        "no size",
+        REPAIRED + "image sizes missing in the annotations, taken from the pixels",
+        image={"height": None},
+    ),
+    Case(
+        "an image without objects",
+        "images      2 of 2 listed, of which 1 without objects",
+        [],
+        box={"image_id": 1},
+    ),
     Case("annotation id 0", NO_LINE, box={"id": 0}),
     Case("an annotation id that is text", NO_LINE, box={"id": "seventy"}),
-    Case("an image that is not listed", LEFT_OUT + "its image_id is not in the list of images (such as 70)", [], box={"image_id": 8}),
-    Case("a category that is not listed", LEFT_OUT + "its category_id is not in the list of categories (such as 70)", [], box={"category_id": 2}),
+    Case(
+        "an image that is not listed",
+        LEFT_OUT + "its image_id is not in the list of images (such as 70)",
+        [],
+        box={"image_id": 8},
+    ),
+    Case(
+        "a category that is not listed",
+        LEFT_OUT + "its category_id is not in the list of categories (such as 70)",
+        [],
+        box={"category_id": 2},
+    ),
     Case("an image id that is text", NO_IMAGE_ID, None, image={"id": "7"}, box={"image_id": "7"}),
     Case("a negative image id", NO_IMAGE_ID, None, image={"id": -7}, box={"image_id": -7}),
     Case("an image id of 70 bits", NO_IMAGE_ID, None, image={"id": 2**70}, box={"image_id": 2**70}),
-    Case("no file name", LEFT_OUT + "it has no file_name (such as 7)", None, image={"file_name": None}),
     Case(
-        "half a character in the name", LEFT_OUT + r"its file_name is not valid Unicode (such as \ud83d.jpg)", None, image={"file_name": "\ud83d.jpg"}
+        "no file name",
+        LEFT_OUT + "it has no file_name (such as 7)",
+        None,
+        image={"file_name": None},
     ),
-    *(Case(f"the path {name!r}", LEADS_OUT + on_one_line(name), None, image={"file_name": name}) for name in SECRET),
-    Case("a name that is not ASCII", NO_LINE, image={"file_name": "straße/猫 🐈.jpg"}, files=("straße/猫 🐈.jpg",)),
+    Case(
+        "half a character in the name",
+        LEFT_OUT + r"its file_name is not valid Unicode (such as \ud83d.jpg)",
+        None,
+        image={"file_name": "\ud83d.jpg"},
+    ),
+    *(
+        Case(f"the path {name!r}", LEADS_OUT + on_one_line(name), None, image={"file_name": name})
+        for name in SECRET
+    ),
+    Case(
+        "a name that is not ASCII",
+        NO_LINE,
+        image={"file_name": "straße/猫 🐈.jpg"},
+        files=("straße/猫 🐈.jpg",),
+    ),
     Case(
         "a name in another Unicode form",
-        REPAIRED + "file names in another Unicode form than the files, taken as the files have them",
+        REPAIRED
+        + "file names in another Unicode form than the files, taken as the files have them",
         image={"file_name": unicodedata.normalize("NFC", "bär.jpg")},
         files=(unicodedata.normalize("NFD", "bär.jpg"),),
     ),
-    Case("a name that moves the cursor", LEFT_OUT + r"the file is not in the images folder (such as \x1b[2J\r\n.jpg)", None, {"file_name": CURSOR}),
+    Case(
+        "a name that moves the cursor",
+        LEFT_OUT + r"the file is not in the images folder (such as \x1b[2J\r\n.jpg)",
+        None,
+        {"file_name": CURSOR},
+    ),
     Case("an image id with a point", REPAIRED + POINT, image={"id": 7.0}),
     Case("a category id with a point", REPAIRED + POINT, box={"category_id": 90.0}),
-    Case("half an id", LEFT_OUT + "its category_id is not an integer from 0 on (such as 70)", [], box={"category_id": 90.5}),
-    Case("no image id", LEFT_OUT + "its image_id is missing (such as 70)", [], box={"image_id": None}),
-    Case("no file", LEFT_OUT + "the file is not in the images folder (such as case.jpg)", None, data=None),
+    Case(
+        "half an id",
+        LEFT_OUT + "its category_id is not an integer from 0 on (such as 70)",
+        [],
+        box={"category_id": 90.5},
+    ),
+    Case(
+        "no image id", LEFT_OUT + "its image_id is missing (such as 70)", [], box={"image_id": None}
+    ),
+    Case(
+        "no file",
+        LEFT_OUT + "the file is not in the images folder (such as case.jpg)",
+        None,
+        data=None,
+    ),
     Case("an empty file", LEFT_OUT + "the file is empty (such as case.jpg)", None, data=b""),
-    Case("a truncated JPEG", UNREADABLE + "image file is truncated (such as case.jpg)", None, data=GOOD[: len(GOOD) // 2]),
-    Case("a JPEG without its end marker", UNREADABLE + "image file is truncated", None, data=GOOD[:-60]),
+    Case(
+        "a truncated JPEG",
+        UNREADABLE + "image file is truncated (such as case.jpg)",
+        None,
+        data=GOOD[: len(GOOD) // 2],
+    ),
+    Case(
+        "a JPEG without its end marker",
+        UNREADABLE + "image file is truncated",
+        None,
+        data=GOOD[:-60],
+    ),
     Case("a truncated PNG", UNREADABLE, None, data=encoded(PIXELS, "PNG")[:-400]),
-    Case("a file that is no image", UNREADABLE + "cannot identify image file (such as case.jpg)", None, data=b"<html>404</html>"),
-    Case("an icon, decoded while it is opened", UNREADABLE + "cannot identify image file", None, data=encoded(PIXELS, "ICO", sizes=[(30, 20)])),
-    Case("a program for Ghostscript", UNREADABLE + "cannot identify image file", None, data=encoded(PIXELS, "EPS")),
+    Case(
+        "a file that is no image",
+        UNREADABLE + "cannot identify image file (such as case.jpg)",
+        None,
+        data=b"<html>404</html>",
+    ),
+    Case(
+        "an icon, decoded while it is opened",
+        UNREADABLE + "cannot identify image file",
+        None,
+        data=encoded(PIXELS, "ICO", sizes=[(30, 20)]),
+    ),
+    Case(
+        "a program for Ghostscript",
+        UNREADABLE + "cannot identify image file",
+        None,
+        data=encoded(PIXELS, "EPS"),
+    ),
     Case("a PNG named .jpg", NO_LINE, data=encoded(PIXELS, "PNG")),
     Case("a JPEG without suffix", NO_LINE, image={"file_name": "case"}, files=("case",)),
-    Case("an animated GIF", NO_LINE, data=encoded(PIXELS, "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))])),
+    Case(
+        "an animated GIF",
+        NO_LINE,
+        data=encoded(PIXELS, "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
+    ),
     Case("a TIFF", NO_LINE, data=encoded(PIXELS, "TIFF")),
     Case("grey", NO_LINE, data=encoded(Image.new("L", (30, 20), 90))),
     Case("CMYK", NO_LINE, data=encoded(Image.new("CMYK", (30, 20)))),
@@ -147,7 +269,11 @@ CASES = [
     Case("alpha", NO_LINE, data=encoded(Image.new("RGBA", (30, 20), (9, 9, 9, 0)), "PNG")),
     Case("grey with alpha", NO_LINE, data=encoded(Image.new("LA", (30, 20)), "PNG")),
     Case("a palette", NO_LINE, data=encoded(Image.fromarray(PIXELS).convert("P"), "PNG")),
-    Case("a palette with transparency", NO_LINE, data=encoded(Image.fromarray(PIXELS).convert("P"), "PNG", transparency=bytes(range(256)))),
+    Case(
+        "a palette with transparency",
+        NO_LINE,
+        data=encoded(Image.fromarray(PIXELS).convert("P"), "PNG", transparency=bytes(range(256))),
+    ),
     Case("black and white", NO_LINE, data=encoded(Image.new("1", (30, 20)), "PNG")),
     Case("a size that is wrong", OTHER_SIZE, image={"height": 10, "width": 10}),
     Case("a size the wrong way round", OTHER_SIZE, image={"height": 30, "width": 20}),
@@ -157,13 +283,19 @@ CASES = [
         None,
         data=bomb(60_000, 60_000),
     ),
-    Case("one row too many", LEFT_OUT + "it has more pixels than the 1000000 of --max_pixels", None, data=encoded(Image.new("L", (1000, 1001)))),
+    Case(
+        "one row too many",
+        LEFT_OUT + "it has more pixels than the 1000000 of --max_pixels",
+        None,
+        data=encoded(Image.new("L", (1000, 1001))),
+    ),
     Case("a picture as large as allowed", OTHER_SIZE, data=encoded(Image.new("L", (1000, 1000)))),
     Case("EXIF that makes no sense", NO_LINE, data=turned(PIXELS, 9)),
     Case("a turned PNG", UPRIGHT, image={"height": 30, "width": 20}, data=turned(PIXELS, 6, "PNG")),
 ]
 
-# The block of BLOCK, XYXY in the file: 4, 8, 20, 12 of 40 x 24. By hand: mirrored x -> 40 - x, mirrored y -> 24 - y, swapped where the sides are.
+# The block of BLOCK, XYXY in the file: 4, 8, 20, 12 of 40 x 24. By hand: mirrored x -> 40 - x,
+# mirrored y -> 24 - y, swapped where the sides are.
 BLOCKS = {
     1: [4, 8, 20, 12],
     2: [20, 8, 36, 12],
@@ -185,23 +317,51 @@ for number, (left, top, right, bottom) in BLOCKS.items():
     seen = {"bbox": [left, top, right - left, bottom - top]}
     expected = [[left, top, right, bottom]]
     line = UPRIGHT if number > 1 else NO_LINE
-    CASES.append(Case(f"EXIF {number}, annotated upright", line, expected, upright_size(number), seen, turned(BLOCK, number)))
+    CASES.append(
+        Case(
+            f"EXIF {number}, annotated upright",
+            line,
+            expected,
+            upright_size(number),
+            seen,
+            turned(BLOCK, number),
+        )
+    )
     if number >= 5:
-        CASES.append(Case(f"EXIF {number}, annotated before turning", BEFORE, expected, {"height": 24, "width": 40}, IN_FILE, turned(BLOCK, number)))
+        CASES.append(
+            Case(
+                f"EXIF {number}, annotated before turning",
+                BEFORE,
+                expected,
+                {"height": 24, "width": 40},
+                IN_FILE,
+                turned(BLOCK, number),
+            )
+        )
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> SourcePaths:
     content = {
-        "images": [{"id": 1, "file_name": "good.jpg", "height": 20, "width": 30}, {**IMAGE, **case.image}],
+        "images": [
+            {"id": 1, "file_name": "good.jpg", "height": 20, "width": 30},
+            {**IMAGE, **case.image},
+        ],
         "annotations": [{**BOX, "id": 10, "image_id": 1, "category_id": 3}, {**BOX, **case.box}],
         "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
         **lists,
     }
-    for name, data in {"good.jpg": encoded(PIXELS + 1), **dict.fromkeys(case.files, case.data)}.items():
+    for name, data in {
+        "good.jpg": encoded(PIXELS + 1),
+        **dict.fromkeys(case.files, case.data),
+    }.items():
         if data is not None:
             (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "images" / name).write_bytes(data)
@@ -239,10 +399,17 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
 
     assert prepared.shard_set is not None
     verify.verify_shard_set(prepared.shard_set)
-    group = [read.read_row_group(prepared.shard_set.locate_group(n)) for n in range(len(prepared.shard_set.rows_per_group))]
+    group = [
+        read.read_row_group(prepared.shard_set.locate_group(n))
+        for n in range(len(prepared.shard_set.rows_per_group))
+    ]
     rows = {row["image_id"]: row for table in group for row in table.to_pylist()}
     # The image that nothing is wrong with is always there, whole.
-    assert rows[1]["boxes"][:1] == [STORED] and rows[1]["labels"][:1] == [0] and rows[1]["image"] == encoded(PIXELS + 1)
+    assert (
+        rows[1]["boxes"][:1] == [STORED]
+        and rows[1]["labels"][:1] == [0]
+        and rows[1]["image"] == encoded(PIXELS + 1)
+    )
     assert set(rows) == ({1} if case.boxes is None else {1, 7})
     if case.boxes is not None:
         row = rows[7]
@@ -255,7 +422,9 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
             bright = decode_image(row["image"])[:, :, 0] > 128
             (x1, y1, x2, y2) = (int(corner) for corner in row["boxes"][0])
             # JPEG rings around edges: of 4 x 16 pixels nearly all are inside, nearly none outside.
-            assert bright[y1:y2, x1:x2].sum() >= 60 and bright.sum() <= bright[y1:y2, x1:x2].sum() + 4
+            assert (
+                bright[y1:y2, x1:x2].sum() >= 60 and bright.sum() <= bright[y1:y2, x1:x2].sum() + 4
+            )
 
     if case.boxes is None:
         # Nothing of the record is lost: the image's, and that of the annotation which goes with it.
@@ -263,15 +432,25 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
         assert record == IMAGE | case.image | {"annotations": [BOX | case.box]}
     elif not case.boxes:
         (record,) = [json.loads(one.raw) for one in prepared.quarantined] or [{}]
-        assert case.name == "an image without objects" or record.items() >= (BOX | case.box).items() or "NaN" in prepared.quarantined[0].raw
+        assert (
+            case.name == "an image without objects"
+            or record.items() >= (BOX | case.box).items()
+            or "NaN" in prepared.quarantined[0].raw
+        )
 
     counts = prepared.index["counts"]
     assert counts["listed_images"] == 2 == counts["images"] + counts["quarantined_images"]
-    assert counts["listed_annotations"] == 2 == counts["boxes"] + counts["quarantined_annotations"] + counts["lost_annotations"]
+    assert (
+        counts["listed_annotations"]
+        == 2
+        == counts["boxes"] + counts["quarantined_annotations"] + counts["lost_annotations"]
+    )
     assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == counts["quarantined"]
 
 
-def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_beyond_all_measure_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
     monkeypatch.setattr(ingest, "MAX_FILE_BYTES", 1 << 17)
     prepared = prepare(place, tmp_path / "out")
@@ -281,14 +460,32 @@ def test_a_file_beyond_all_measure_is_not_read(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("name", "lists", "message"),
     [
-        ("images", {"images": [IMAGE, {**IMAGE, "file_name": "good.jpg"}]}, "image id 7 is used more than once"),
+        (
+            "images",
+            {"images": [IMAGE, {**IMAGE, "file_name": "good.jpg"}]},
+            "image id 7 is used more than once",
+        ),
         ("annotations", {"annotations": [BOX, BOX]}, "annotation id 70 is used more than once"),
-        ("text ids", {"annotations": [{**BOX, "id": "a"}, {**BOX, "id": "a"}]}, "annotation id a is used more than once"),
-        ("categories", {"categories": [{"id": 90, "name": "a"}, {"id": 90, "name": "b"}]}, "category id 90 is used more than once"),
-        ("half a character", {"categories": [{"id": 90, "name": "\ud83d"}]}, "must have an integer id and a name"),
+        (
+            "text ids",
+            {"annotations": [{**BOX, "id": "a"}, {**BOX, "id": "a"}]},
+            "annotation id a is used more than once",
+        ),
+        (
+            "categories",
+            {"categories": [{"id": 90, "name": "a"}, {"id": 90, "name": "b"}]},
+            "category id 90 is used more than once",
+        ),
+        (
+            "half a character",
+            {"categories": [{"id": 90, "name": "\ud83d"}]},
+            "must have an integer id and a name",
+        ),
     ],
 )
-def test_what_makes_the_whole_file_ambiguous_is_refused(tmp_path: Path, name: str, lists: dict[str, Any], message: str) -> None:
+def test_what_makes_the_whole_file_ambiguous_is_refused(
+    tmp_path: Path, name: str, lists: dict[str, Any], message: str
+) -> None:
     place = write_source(tmp_path / "source", Case(name, ""), **lists)
     with pytest.raises(DataError, match=message):
         prepare(place, tmp_path / "out")
@@ -298,13 +495,22 @@ def test_what_makes_the_whole_file_ambiguous_is_refused(tmp_path: Path, name: st
 def test_a_file_name_that_is_not_unicode_is_refused_in_one_line(tmp_path: Path) -> None:
     place = write_source(tmp_path / "source", Case("", ""))
     (tmp_path / "source/images" / b"\xff.jpg".decode("utf-8", "surrogateescape")).write_bytes(GOOD)
-    with pytest.raises(DataError, match=r"holds a file whose name is not UTF-8: b'.*xff.jpg'; rename or remove it"):
+    with pytest.raises(
+        DataError, match=r"holds a file whose name is not UTF-8: b'.*xff.jpg'; rename or remove it"
+    ):
         prepare(place, tmp_path / "out")
 
 
 def test_the_same_picture_twice(tmp_path: Path) -> None:
-    images = [{**IMAGE, "id": number, "file_name": name} for number, name in ((1, "good.jpg"), (7, "case.jpg"), (5, "copy.jpg"), (9, "case.jpg"))]
-    place = write_source(tmp_path / "source", Case("", "", files=("case.jpg", "copy.jpg")), images=images)
+    images = [
+        {**IMAGE, "id": number, "file_name": name}
+        for number, name in ((1, "good.jpg"), (7, "case.jpg"), (5, "copy.jpg"), (9, "case.jpg"))
+    ]
+    place = write_source(
+        tmp_path / "source", Case("", "", files=("case.jpg", "copy.jpg")), images=images
+    )
     prepared = prepare(place, tmp_path / "out")
-    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines(prepared)
+    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines(
+        prepared
+    )
     assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []

@@ -11,7 +11,11 @@ from detector.image import decode_image
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
@@ -38,18 +42,30 @@ def test_the_json_describes_the_files(small_coco: Path) -> None:
         assert ids == list(range(1, len(ids) + 1))
         for annotation in content["annotations"]:
             x, y, width, height = annotation["bbox"]
-            assert 0 <= x < x + width <= sizes[annotation["image_id"]][1] and 0 <= y < y + height <= sizes[annotation["image_id"]][0]
+            assert (
+                0 <= x < x + width <= sizes[annotation["image_id"]][1]
+                and 0 <= y < y + height <= sizes[annotation["image_id"]][0]
+            )
             assert 0 < annotation["area"] <= width * height
 
 
 def test_variety() -> None:
-    drawn = [synthetic.draw_image(np.random.default_rng([0, 0, number]))[1] for number in range(150)]
-    objects = [annotation for annotations in drawn for annotation in annotations if not annotation["iscrowd"]]
+    drawn = [
+        synthetic.draw_image(np.random.default_rng([0, 0, number]))[1] for number in range(150)
+    ]
+    objects = [
+        annotation
+        for annotations in drawn
+        for annotation in annotations
+        if not annotation["iscrowd"]
+    ]
     sides = [max(annotation["bbox"][2:]) for annotation in objects]
     assert {annotation["category_id"] for annotation in objects} == set(synthetic.CATEGORIES)
     assert min(sides) < 20 and max(sides) > 110
     assert 2 <= sum(not annotations for annotations in drawn) <= 20
-    assert 3 <= sum(annotation["iscrowd"] for annotations in drawn for annotation in annotations) <= 25
+    assert (
+        3 <= sum(annotation["iscrowd"] for annotations in drawn for annotation in annotations) <= 25
+    )
 
 
 def test_no_object_is_mostly_hidden_or_inside_a_crowd() -> None:
@@ -71,7 +87,12 @@ def test_a_box_is_tight_around_the_visible_pixels() -> None:
     mask[2:5, 3:8] = True
     mask[2, 3] = False
     # Columns 3..7 and rows 2..4 are touched; 3 * 5 - 1 = 14 pixels.
-    assert synthetic.describe(mask, 7, crowd=False) == {"category_id": 7, "bbox": [3, 2, 5, 3], "area": 14, "iscrowd": 0}
+    assert synthetic.describe(mask, 7, crowd=False) == {
+        "category_id": 7,
+        "bbox": [3, 2, 5, 3],
+        "area": 14,
+        "iscrowd": 0,
+    }
 
 
 def test_stamping_cuts_at_the_edges() -> None:
@@ -87,9 +108,12 @@ def test_stamping_cuts_at_the_edges() -> None:
 def test_shapes_fill_their_side_and_differ(shape: str) -> None:
     stencil = synthetic.draw_stencil(shape, 161, angle=0)
     share = stencil.mean()
-    # Of the square around a circle: pi/4 = 0.785 for the disc; the ring leaves pi/4 * 0.46^2 = 0.166 of it out: 0.619.
-    # Inscribed: the square has 1/2, the triangle 3 sqrt(3)/16 = 0.325, the star about 0.31 (10 triangles of sin 36 * 0.42 / 8 = 0.0309).
-    wanted = {"circle": 0.785, "ring": 0.619, "square": 0.5, "triangle": 0.325, "star": 0.309}[shape]
+    # Of the square around a circle: pi/4 = 0.785 for the disc; the ring leaves pi/4 * 0.46^2 =
+    # 0.166 of it out: 0.619. Inscribed: the square has 1/2, the triangle 3 sqrt(3)/16 = 0.325, the
+    # star about 0.31 (10 triangles of sin 36 * 0.42 / 8 = 0.0309).
+    wanted = {"circle": 0.785, "ring": 0.619, "square": 0.5, "triangle": 0.325, "star": 0.309}[
+        shape
+    ]
     assert share == pytest.approx(wanted, abs=0.02)
     assert stencil[80, 80] == (shape != "ring")
 

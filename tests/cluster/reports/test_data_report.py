@@ -1,4 +1,6 @@
-"""The page and the lines about a shard set: the numbers by hand, nothing fetched, nothing of the data taken for HTML."""
+"""The page and the lines about a shard set: the numbers by hand, nothing fetched, nothing of the
+data taken for HTML.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,39 @@ def jpeg(height: int, width: int, value: int = 90) -> bytes:
     return sink.getvalue()
 
 
-def row(image_id: int, boxes: list[list[float]], labels: list[int], *, crowd: tuple[int, ...] = (), name: str | None = None) -> Row:
+def row(
+    image_id: int,
+    boxes: list[list[float]],
+    labels: list[int],
+    *,
+    crowd: tuple[int, ...] = (),
+    name: str | None = None,
+) -> Row:
     """A grey picture of 400 x 672 px, which the default canvas of 800 x 1344 doubles."""
     array = np.array(boxes, np.float32).reshape(-1, 4)
     area = (array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1])
     crowds = [i in crowd for i in range(len(labels))]
-    return Row(image_id, name or f"{image_id}.jpg", jpeg(400, 672), 400, 672, array, labels, crowds, area, 0, bytes(32))
+    return Row(
+        image_id,
+        name or f"{image_id}.jpg",
+        jpeg(400, 672),
+        400,
+        672,
+        array,
+        labels,
+        crowds,
+        area,
+        0,
+        bytes(32),
+    )
 
 
 def write_set(uri: str, rows: list[Row], *, names: list[str]) -> ShardSet:
     shard = write.write_shard(uri, shard_name(0, 1), rows, row_group_rows=4)
     categories = [Category(k, k + 1, name) for k, name in enumerate(names)]
-    return index.write_index(uri, categories=categories, shards=[shard], counts={}, source_digest="")
+    return index.write_index(
+        uri, categories=categories, shards=[shard], counts={}, source_digest=""
+    )
 
 
 def write_page(shard_set: ShardSet, quarantined: list[dict[str, str]] | None = None, **more) -> str:
@@ -85,15 +108,22 @@ def words(page: str) -> str:
 
 
 def test_the_numbers_by_hand(tmp_path):
-    # Doubled: 32 x 32 at (16, 16) -> an anchor of P3 exactly, its centre 32, 32 on a position. 8 x 8 -> 16 x 16 inside anchors of 32: 256 / 1024.
+    # Doubled: 32 x 32 at (16, 16) -> an anchor of P3 exactly, its centre 32, 32 on a position. 8 x
+    # 8 -> 16 x 16 inside anchors of 32: 256 / 1024.
     rows = [
         row(1, [[8, 8, 24, 24], [100, 100, 108, 108]], [0, 1]),
         row(2, [[16, 16, 32, 32], [0, 0, 300, 300]], [0, 0], crowd=(1,)),
         row(3, [], []),
     ]
     text = words(write_page(write_set(str(tmp_path), rows, names=["cat", "dog", "emu"])))
-    assert "3 images 3 objects 3 classes 1 images without boxes 1 crowds 0 records left out 1 shards" in text
-    assert "cat 2 in 2 images dog 1 in 1 image emu 0 in 0 images" in text and "1 of 3 classes have no object." in text
+    assert (
+        "3 images 3 objects 3 classes 1 images without boxes 1 crowds 0 records left out 1 shards"
+        in text
+    )
+    assert (
+        "cat 2 in 2 images dog 1 in 1 image emu 0 in 0 images" in text
+        and "1 of 3 classes have no object." in text
+    )
     # Recall 2 of 3; mean (1 + 1 + 0.25) / 3.
     assert "all 3 66.7% 0.750 small 3 66.7% 0.750 medium 0 - - large 0 - -" in text
     assert "small, below 32 px: 3 (100%)" in text and "mean 1.0, median 1, most 2" in text
@@ -103,21 +133,39 @@ def test_the_numbers_by_hand(tmp_path):
 
 def test_each_bar_counts_its_own(tmp_path):
     # Sides 8, 32, 40, 96 and 100 px, all squares but the last, which is 50 x 200.
-    rows = [row(1, [[0, 0, 8, 8], [0, 0, 32, 32], [0, 0, 40, 40], [0, 0, 96, 96], [0, 0, 50, 200]], [0] * 5)]
+    rows = [
+        row(
+            1,
+            [[0, 0, 8, 8], [0, 0, 32, 32], [0, 0, 40, 40], [0, 0, 96, 96], [0, 0, 50, 200]],
+            [0] * 5,
+        )
+    ]
     page = write_page(write_set(str(tmp_path), rows, names=["cat"]))
     bars = re.findall(r'<i class="(\w+)" style="height:([\d.]+)%" title="([^"]*)"', page)
     one_high = {unescape(title): kind for kind, height, title in bars if float(height) > 0}
     # Edges 32 x 3^(k / 4): 6.16, 8.11, ...; 32, 42.11; 96, 126.3.
-    assert one_high["6.2 to 8.1 px: 1"] == "small" and one_high["32 to 42 px: 2"] == "medium" and one_high["96 to 126 px: 2"] == "large"
+    assert (
+        one_high["6.2 to 8.1 px: 1"] == "small"
+        and one_high["32 to 42 px: 2"] == "medium"
+        and one_high["96 to 126 px: 2"] == "large"
+    )
     assert "height / width about 1: 4" in one_high and "height / width about 4: 1" in one_high
     assert "5 objects: 1" in one_high
-    assert "small, below 32 px: 1 (20%) medium, 32 to 96 px: 2 (40%) large, from 96 px: 2 (40%)" in words(page)
+    assert (
+        "small, below 32 px: 1 (20%) medium, 32 to 96 px: 2 (40%) large, from 96 px: 2 (40%)"
+        in words(page)
+    )
 
 
 def test_whatever_the_data_holds_stays_text(tmp_path):
     rows = [row(1, [[8, 8, 24, 24]], [0], name=NASTY)]
     left_out = [{"what": NASTY, "where": NASTY, "why": NASTY, "raw": NASTY}]
-    page = write_page(write_set(str(tmp_path / "a&<b>"), rows, names=[NASTY]), left_out, repairs={NASTY: 2}, notes=[NASTY])
+    page = write_page(
+        write_set(str(tmp_path / "a&<b>"), rows, names=[NASTY]),
+        left_out,
+        repairs={NASTY: 2},
+        notes=[NASTY],
+    )
     reader = Reader(page)
     assert "<script" not in page and not {"script", "link", "iframe", "object"} & set(reader.tags)
     assert reader.text.count(NASTY) >= 5 and "a&<b>" in reader.text
@@ -126,14 +174,27 @@ def test_whatever_the_data_holds_stays_text(tmp_path):
 
 def test_nothing_is_fetched(tmp_path):
     page = write_page(write_set(str(tmp_path), [row(1, [[8, 8, 24, 24]], [0])], names=["cat"]))
-    targets = [value for name, value in Reader(page).attributes if name in ("href", "src", "xlink:href", "srcset", "action")]
+    targets = [
+        value
+        for name, value in Reader(page).attributes
+        if name in ("href", "src", "xlink:href", "srcset", "action")
+    ]
     assert targets and all(value.startswith(("data:image/jpeg;base64,", "#")) for value in targets)
-    assert "http:" not in page and "https:" not in page and "@import" not in page and "url(" not in page
+    assert (
+        "http:" not in page
+        and "https:" not in page
+        and "@import" not in page
+        and "url(" not in page
+    )
     assert "default-src 'none'" in page
 
 
 def test_the_same_set_gives_the_same_bytes(tmp_path):
-    opened = write_set(str(tmp_path), [row(n, [[8, 8, 24 + n, 24]], [n % 2]) for n in range(20)], names=["cat", "dog"])
+    opened = write_set(
+        str(tmp_path),
+        [row(n, [[8, 8, 24 + n, 24]], [n % 2]) for n in range(20)],
+        names=["cat", "dog"],
+    )
     first = write_page(opened)
     # prepare writes the index last.
     files.delete_file(str(tmp_path / "index.json"))
@@ -152,7 +213,10 @@ def test_a_picture_shows_its_boxes(tmp_path):
 def test_at_most_twelve_pictures_and_few_boxes_keep_the_page_small(tmp_path):
     generator = np.random.default_rng(0)
     corner = generator.random((2000, 2)) * 300
-    crowded = [row(n, np.concatenate([corner, corner + 9 + n], axis=1).tolist(), [0] * 2000) for n in range(16)]
+    crowded = [
+        row(n, np.concatenate([corner, corner + 9 + n], axis=1).tolist(), [0] * 2000)
+        for n in range(16)
+    ]
     page = write_page(write_set(str(tmp_path), crowded, names=["cat"]))
     assert page.count("<figure>") == 12 and len(page) < 1_500_000
     assert "the 500 largest of 2,000 boxes" in page
@@ -160,48 +224,81 @@ def test_at_most_twelve_pictures_and_few_boxes_keep_the_page_small(tmp_path):
 
 def test_many_classes_are_told_in_few_bars(tmp_path):
     # Class k of 1200 has an object if k is below 100; class 0 has one more.
-    rows = [row(n, [[8, 8, 24, 24]] * 20, list(range(20 * n, 20 * n + 20))) for n in range(5)] + [row(9, [[8, 8, 24, 24]], [0])]
+    rows = [row(n, [[8, 8, 24, 24]] * 20, list(range(20 * n, 20 * n + 20))) for n in range(5)] + [
+        row(9, [[8, 8, 24, 24]], [0])
+    ]
     page = write_page(write_set(str(tmp_path), rows, names=[f"class {k}" for k in range(1200)]))
     text = words(page)
     assert "class 0 2 in 2 images class 1 1 in 1 image" in text
-    assert "1,100 of 1,200 classes have no object. The other 1,160 classes: 60 objects, 59.4% of all class 40 1 · class 41 1" in text
+    assert (
+        "1,100 of 1,200 classes have no object. The other 1,160 classes: 60 objects, 59.4% of all"
+        " class 40 1 · class 41 1" in text
+    )
     assert page.count(" in 1 image<") == 39
 
 
 def test_what_was_left_out_is_told_by_reason(tmp_path):
-    left_out = [{"what": "image", "where": f"{n}.jpg", "why": f"it is truncated ({n} bytes)", "raw": "{}"} for n in range(25)]
-    left_out.append({"what": "annotation", "where": "918", "why": "the box is under 1 px", "raw": "{}"})
-    page = write_page(write_set(str(tmp_path), [row(1, [], [])], names=["cat"]), left_out, repairs={"boxes clipped": 3}, notes=["Look here."])
+    left_out = [
+        {"what": "image", "where": f"{n}.jpg", "why": f"it is truncated ({n} bytes)", "raw": "{}"}
+        for n in range(25)
+    ]
+    left_out.append(
+        {"what": "annotation", "where": "918", "why": "the box is under 1 px", "raw": "{}"}
+    )
+    page = write_page(
+        write_set(str(tmp_path), [row(1, [], [])], names=["cat"]),
+        left_out,
+        repairs={"boxes clipped": 3},
+        notes=["Look here."],
+    )
     text = words(page)
-    assert "26 records left out" in text and "3 boxes clipped" in text and "Notes Look here." in text
+    assert (
+        "26 records left out" in text and "3 boxes clipped" in text and "Notes Look here." in text
+    )
     assert "25 x it is truncated image 0.jpg : it is truncated (0 bytes) image 1.jpg" in text
     assert "19.jpg" in text and "20.jpg" not in text and "and 5 more" in text
     assert text.index("25 x") < text.index("1 x the box is under 1 px annotation 918")
 
 
 def test_many_reasons_are_counted(tmp_path):
-    left_out = [{"what": "image", "where": f"{n}.jpg", "why": f"reason {n}", "raw": "{}"} for n in range(50)]
+    left_out = [
+        {"what": "image", "where": f"{n}.jpg", "why": f"reason {n}", "raw": "{}"} for n in range(50)
+    ]
     text = words(write_page(write_set(str(tmp_path), [row(1, [], [])], names=["cat"]), left_out))
     assert text.count("x reason") == 40 and "And 10 more reasons, 10 records." in text
 
 
 def test_sizes_beyond_the_usual_have_bars(tmp_path):
-    page = write_page(write_set(str(tmp_path), [row(1, [[0, 0, 1, 1], [0, 0, 3000, 3000]], [0, 0])], names=["cat"]))
+    page = write_page(
+        write_set(
+            str(tmp_path), [row(1, [[0, 0, 1, 1], [0, 0, 3000, 3000]], [0, 0])], names=["cat"]
+        )
+    )
     assert re.search(r'class="small" style="height:50.00%" title="0.9 to 1.2 px: 1"', page)
     assert re.search(r'class="large" style="height:50.00%" title="\d+ to \d+ px: 1"', page)
 
 
 def test_a_set_without_objects_or_images(tmp_path):
-    assert "0 objects" in words(write_page(write_set(str(tmp_path / "empty"), [row(1, [], [])], names=["cat"])))
-    assert "No image." in words(write_page(index.write_index(str(tmp_path), categories=[], shards=[], counts={}, source_digest="")))
+    assert "0 objects" in words(
+        write_page(write_set(str(tmp_path / "empty"), [row(1, [], [])], names=["cat"]))
+    )
+    assert "No image." in words(
+        write_page(
+            index.write_index(str(tmp_path), categories=[], shards=[], counts={}, source_digest="")
+        )
+    )
 
 
 def test_in_a_bucket(bucket):
-    assert "1 images" in words(write_page(write_set(f"{bucket}/cells", [row(1, [[8, 8, 24, 24]], [0])], names=["cat"])))
+    assert "1 images" in words(
+        write_page(write_set(f"{bucket}/cells", [row(1, [[8, 8, 24, 24]], [0])], names=["cat"]))
+    )
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
-    broken = Row(3, "3.jpg", b"no picture", 10, 10, np.zeros((0, 4), np.float32), [], [], [], 0, bytes(32))
+    broken = Row(
+        3, "3.jpg", b"no picture", 10, 10, np.zeros((0, 4), np.float32), [], [], [], 0, bytes(32)
+    )
     with pytest.raises(DataError, match=r"3.jpg \(image_id 3\): it cannot be decoded"):
         write_page(write_set(str(tmp_path), [broken], names=["cat"]))
 
@@ -209,14 +306,31 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
 def test_lines_for_the_terminal():
     index = {
         "set_digest": "abc",
-        "counts": {"images": 9, "listed_images": 11, "empty_images": 2, "boxes": 30, "listed_annotations": 37, "crowds": 1, "lost_annotations": 7},
-        "sources": [{"name": "street", "format": "coco", "images": 6}, {"name": "old", "format": "voc", "images": 3}],
-        "duplicates": {"counts": {"": 2, "runs/train": 1}, "named": [{"set": "", "file_name": "c.jpg", "same_as": "d.jpg"}]},
+        "counts": {
+            "images": 9,
+            "listed_images": 11,
+            "empty_images": 2,
+            "boxes": 30,
+            "listed_annotations": 37,
+            "crowds": 1,
+            "lost_annotations": 7,
+        },
+        "sources": [
+            {"name": "street", "format": "coco", "images": 6},
+            {"name": "old", "format": "voc", "images": 3},
+        ],
+        "duplicates": {
+            "counts": {"": 2, "runs/train": 1},
+            "named": [{"set": "", "file_name": "c.jpg", "same_as": "d.jpg"}],
+        },
         "categories": [{}, {}],
         "repairs": {"boxes clipped to the picture": 4},
         "shards": [{"bytes": 1 << 20}, {"bytes": 1 << 19}],
     }
-    left_out = [{"what": "image", "where": name, "why": f"it is truncated ({name})", "raw": ""} for name in ("b.jpg", "a.jpg")]
+    left_out = [
+        {"what": "image", "where": name, "why": f"it is truncated ({name})", "raw": ""}
+        for name in ("b.jpg", "a.jpg")
+    ]
     assert summary_lines(index, left_out) == [
         "shards      2, 1.5 MiB",
         "images      9 of 11 listed, of which 2 without objects",
@@ -233,8 +347,23 @@ def test_lines_for_the_terminal():
 
 
 def test_the_top_of_a_chart_is_a_round_number():
-    assert [round_up(n) for n in (0, 1, 3, 9, 10, 11, 13, 25, 99, 100, 101, 123_456)] == [2, 2, 4, 10, 10, 12, 16, 30, 100, 100, 120, 160_000]
-    drawn = chart([Bar("few", 5, "small"), Bar("none", 0, "small")], [(0.5, "half"), (1.5, "beyond")], [])
+    assert [round_up(n) for n in (0, 1, 3, 9, 10, 11, 13, 25, 99, 100, 101, 123_456)] == [
+        2,
+        2,
+        4,
+        10,
+        10,
+        12,
+        16,
+        30,
+        100,
+        100,
+        120,
+        160_000,
+    ]
+    drawn = chart(
+        [Bar("few", 5, "small"), Bar("none", 0, "small")], [(0.5, "half"), (1.5, "beyond")], []
+    )
     assert "height:83.33%" in drawn and "half" in drawn and "beyond" not in drawn  # 5 of 6
 
 

@@ -25,7 +25,13 @@ def ignore(reason: str) -> None:
 
 def left_by(run: str, **process: Any) -> None:
     """What a driver leaves that was killed after its third beat."""
-    found = {"driver": "gpu-7 (pid 12)", "since": "2026-01-02 03:04:05 UTC", "process": {**this_process(), **process}, "token": "its own", "beat": 3}
+    found = {
+        "driver": "gpu-7 (pid 12)",
+        "since": "2026-01-02 03:04:05 UTC",
+        "process": {**this_process(), **process},
+        "token": "its own",
+        "beat": 3,
+    }
     run_folder.write(run, DRIVER, found)
 
 
@@ -46,7 +52,12 @@ def test_a_living_process_of_this_machine_is_named_at_once(tmp_path: Path) -> No
     run, other = str(tmp_path), other_process()
     with other:
         left_by(run, pid=other.pid, started=lease.psutil.Process(other.pid).create_time())
-        with pytest.raises(UsageError, match=r"gpu-7 \(pid 12\) has trained it since 2026-01-02 03:04:05 UTC; wait for its end"):
+        with pytest.raises(
+            UsageError,
+            match=(
+                r"gpu-7 \(pid 12\) has trained it since 2026-01-02 03:04:05 UTC; wait for its end"
+            ),
+        ):
             Lease(run, ignore).__enter__()
         # Its number now belongs to another process.
         left_by(run, pid=other.pid, started=1.0)
@@ -60,7 +71,9 @@ def test_a_living_process_of_this_machine_is_named_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("end", ["beats", "silent", "leaves"])
-def test_a_driver_elsewhere_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, end: str) -> None:
+def test_a_driver_elsewhere_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, end: str
+) -> None:
     run, seconds = str(tmp_path), []
 
     def sleep(duration: float) -> None:
@@ -83,7 +96,9 @@ def test_a_driver_elsewhere_is_watched(tmp_path: Path, monkeypatch: pytest.Monke
     assert "watching up to 30 s" in capsys.readouterr().err
 
 
-def test_whose_file_is_overwritten_hears_of_it_and_leaves_the_other_ones_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_file_is_overwritten_hears_of_it_and_leaves_the_other_ones_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
     run, lost, told = str(tmp_path), threading.Event(), []
 
@@ -98,7 +113,9 @@ def test_whose_file_is_overwritten_hears_of_it_and_leaves_the_other_ones_alone(t
     assert run_folder.read(run, DRIVER)["token"] == "its own"
 
 
-def test_the_file_changes_from_beat_to_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_changes_from_beat_to_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
     run, beats = str(tmp_path), set()
     with Lease(run, ignore):
@@ -123,17 +140,32 @@ def test_storage_that_is_away_ends_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Path) -> None:
-    """Both have looked before one had the lease; the other one was the last to write what names the run."""
+    """Both have looked before one had the lease; the other one was the last to write what names the
+    run.
+    """
     given = {"data": {"train": "/t", "val": "/v"}, "storage": str(tmp_path), "name": "cells"}
-    configs = [TrainConfig.model_validate({**given, "loss": {"gamma": gamma}}) for gamma in (2.0, 1.0)]
+    configs = [
+        TrainConfig.model_validate({**given, "loss": {"gamma": gamma}}) for gamma in (2.0, 1.0)
+    ]
     run = configs[0].run_uri
     checked = []
     for config in configs:
         identity = {"loss": {"gamma": config.loss.gamma}}
-        checked.append(preflight.Checked(None, identity, False, run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False)))
+        checked.append(
+            preflight.Checked(
+                None,
+                identity,
+                False,
+                run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False),
+            )
+        )
     held = launch.held(configs[0], checked[0])
     found = run_folder.read(run, run_folder.CONFIG)
-    assert found["identity"] == checked[0].identity and found["born"] == held.born != checked[1].born and not held.begun
+    assert (
+        found["identity"] == checked[0].identity
+        and found["born"] == held.born != checked[1].born
+        and not held.begun
+    )
     # Once there is a checkpoint, one that comes late finds another's run.
     files.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
     assert launch.held(configs[0], checked[0]).begun

@@ -1,4 +1,6 @@
-"""A run that starts from another run's checkpoint: what is refused in one line before a machine is spent, and what makes it the same run again."""
+"""A run that starts from another run's checkpoint: what is refused in one line before a machine is
+spent, and what makes it the same run again.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ CATEGORIES = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
 
 
 def shard_set(*categories: Category, digest: str = "d" * 64) -> SimpleNamespace:
-    return SimpleNamespace(num_rows=8, categories=categories, class_names=[c.name for c in categories], source_names=(), digest=digest)
+    return SimpleNamespace(
+        num_rows=8,
+        categories=categories,
+        class_names=[c.name for c in categories],
+        source_names=(),
+        digest=digest,
+    )
 
 
 @pytest.fixture
@@ -33,31 +41,51 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """Makes the configuration of a run, whose shard sets need not be there."""
     monkeypatch.setattr(launch, "open_shard_set", lambda uri: shard_set(*CATEGORIES))
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
-    return lambda **changes: TrainConfig.model_validate({"name": "second", **places, "model": {"backbone": "resnet18", "width": 64}, **changes})
+    return lambda **changes: TrainConfig.model_validate(
+        {"name": "second", **places, "model": {"backbone": "resnet18", "width": 64}, **changes}
+    )
 
 
 @pytest.fixture
 def parent(tmp_path: Path, configure: Callable[..., TrainConfig]) -> str:
-    """A checkpoint after 6 of 8 images of the second epoch. What is in its files does not matter here."""
+    """A checkpoint after 6 of 8 images of the second epoch. What is in its files does not matter
+    here.
+    """
     config = configure(name="first")
-    state = {"images_seen": 14, "epoch": 1, "left": [[6, 8]], "data_digest": "d" * 64, "config": config.model_dump(mode="json")}
+    state = {
+        "images_seen": 14,
+        "epoch": 1,
+        "left": [[6, 8]],
+        "data_digest": "d" * 64,
+        "config": config.model_dump(mode="json"),
+    }
     state["package"] = package_of(config, shard_set(*CATEGORIES))
     uri = run_folder.checkpoint_uri(str(tmp_path / "store/runs/first"), 14)
     write_checkpoint(uri, Snapshot({"x": torch.ones(3)}, None, {}, None, state))
     return uri
 
 
-def test_a_run_is_known_by_the_content_of_its_checkpoint(parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
+def test_a_run_is_known_by_the_content_of_its_checkpoint(
+    parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]
+) -> None:
     first = preflight.check(configure(from_checkpoint=parent))
-    assert first.identity["from_checkpoint"] == parent_checkpoint.digest(parent) and first.identity["pretrained"] is None
+    assert (
+        first.identity["from_checkpoint"] == parent_checkpoint.digest(parent)
+        and first.identity["pretrained"] is None
+    )
     moved = str(tmp_path / "moved")
     os.rename(parent, moved)
     assert preflight.check(configure(from_checkpoint=moved)).identity == first.identity
-    assert preflight.check(configure(from_checkpoint=moved, from_state="full")).identity != first.identity
+    assert (
+        preflight.check(configure(from_checkpoint=moved, from_state="full")).identity
+        != first.identity
+    )
     assert preflight.check(configure()).identity["from_checkpoint"] is None
 
 
-def test_a_run_that_has_begun_needs_its_checkpoint_no_more(parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
+def test_a_run_that_has_begun_needs_its_checkpoint_no_more(
+    parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]
+) -> None:
     config = configure(from_checkpoint=parent)
     before = preflight.check(config)
     files.write_json(join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
@@ -67,20 +95,35 @@ def test_a_run_that_has_begun_needs_its_checkpoint_no_more(parent: str, tmp_path
         preflight.check(configure())
 
 
-def test_the_checkpoint_lies_where_every_node_sees_it(parent: str, tmp_path: Path, bucket: str) -> None:
-    root, run, name = f"{bucket}/store", f"{bucket}/store/runs/second", parent_checkpoint.digest(parent)
+def test_the_checkpoint_lies_where_every_node_sees_it(
+    parent: str, tmp_path: Path, bucket: str
+) -> None:
+    root, run, name = (
+        f"{bucket}/store",
+        f"{bucket}/store/runs/second",
+        parent_checkpoint.digest(parent),
+    )
     copy = parent_checkpoint.publish(parent, run, name=name, root=root)
-    assert copy == f"{run}/start/{name[:12]}-images-000000000014" and parent_checkpoint.digest(copy) == name
+    assert (
+        copy == f"{run}/start/{name[:12]}-images-000000000014"
+        and parent_checkpoint.digest(copy) == name
+    )
     assert parent_checkpoint.publish(copy, str(tmp_path), name=name, root=str(tmp_path)) == copy
     assert parent_checkpoint.publish(parent, run, name=name, root=str(tmp_path / "store")) == parent
 
 
-def test_a_checkpoint_in_a_bucket_is_verified_too(parent: str, bucket: str, configure: Callable[..., TrainConfig]) -> None:
+def test_a_checkpoint_in_a_bucket_is_verified_too(
+    parent: str, bucket: str, configure: Callable[..., TrainConfig]
+) -> None:
     uri = f"{bucket}/first/checkpoints/images-000000000014"
     files.upload_folder(parent, uri)
-    assert parent_checkpoint.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES)) == parent_checkpoint.digest(parent)
+    assert parent_checkpoint.check(
+        configure(from_checkpoint=uri), shard_set(*CATEGORIES)
+    ) == parent_checkpoint.digest(parent)
     files.write_bytes(f"{uri}/optimizer.pt", b"torn")
-    with pytest.raises(DataError, match=r"images-000000000014: is damaged \(optimizer.pt: has 4 bytes of"):
+    with pytest.raises(
+        DataError, match=r"images-000000000014: is damaged \(optimizer.pt: has 4 bytes of"
+    ):
         parent_checkpoint.check(configure(from_checkpoint=uri), shard_set(*CATEGORIES))
 
 
@@ -91,16 +134,39 @@ def full(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": {"backbone": "resnet34", "width": 64}}, "is of another model (backbone is 'resnet18' there, 'resnet34' here)"),
-        ({"model": {"backbone": "resnet18", "width": 64, "anchors": {"scales": [1.0]}}}, "is of another model (scales is"),
-        (full(model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}), "is of another model (frozen_stages is 0 there, 1 here)"),
-        (full(training={"seed": 1}), "cannot be gone on from (training.seed is 0 there, 1 here); take the same, or --from_state weights"),
-        (full(sampling={"repeat_threshold": 0.1}), "(sampling.repeat_threshold is 0.0 there, 0.1 here)"),
+        (
+            {"model": {"backbone": "resnet34", "width": 64}},
+            "is of another model (backbone is 'resnet18' there, 'resnet34' here)",
+        ),
+        (
+            {"model": {"backbone": "resnet18", "width": 64, "anchors": {"scales": [1.0]}}},
+            "is of another model (scales is",
+        ),
+        (
+            full(model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}),
+            "is of another model (frozen_stages is 0 there, 1 here)",
+        ),
+        (
+            full(training={"seed": 1}),
+            (
+                "cannot be gone on from (training.seed is 0 there, 1 here); take the same, or"
+                " --from_state weights"
+            ),
+        ),
+        (
+            full(sampling={"repeat_threshold": 0.1}),
+            "(sampling.repeat_threshold is 0.0 there, 0.1 here)",
+        ),
         (full(optimizer={"name": "adamw"}), "(optimizer.name is 'sgd' there, 'adamw' here)"),
-        (full(training={"epochs": 1}), "has seen 14 images, all that training.epochs 1 asks for; raise it"),
+        (
+            full(training={"epochs": 1}),
+            "has seen 14 images, all that training.epochs 1 asks for; raise it",
+        ),
     ],
 )
-def test_what_does_not_fit_is_named(parent: str, configure: Callable[..., TrainConfig], changes: dict[str, Any], said: str) -> None:
+def test_what_does_not_fit_is_named(
+    parent: str, configure: Callable[..., TrainConfig], changes: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UsageError) as raised:
         preflight.check(configure(from_checkpoint=parent, **changes))
     assert str(raised.value).startswith(f"from_checkpoint {parent}: ") and said in str(raised.value)
@@ -109,24 +175,54 @@ def test_what_does_not_fit_is_named(parent: str, configure: Callable[..., TrainC
 
 
 def test_what_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> None:
-    preflight.check(configure(from_checkpoint=parent, optimizer={"name": "adamw"}, training={"seed": 1}))
-    preflight.check(configure(from_checkpoint=parent, model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}))
-    preflight.check(configure(from_checkpoint=parent, from_state="full", optimizer={"learning_rate": 0.5}, training={"epochs": 2, "batch_size": 8}))
+    preflight.check(
+        configure(from_checkpoint=parent, optimizer={"name": "adamw"}, training={"seed": 1})
+    )
+    preflight.check(
+        configure(
+            from_checkpoint=parent, model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}
+        )
+    )
+    preflight.check(
+        configure(
+            from_checkpoint=parent,
+            from_state="full",
+            optimizer={"learning_rate": 0.5},
+            training={"epochs": 2, "batch_size": 8},
+        )
+    )
 
 
 def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
     config = configure(from_checkpoint=parent)
     parent_checkpoint.check(config, shard_set(*CATEGORIES, digest="e" * 64))
-    with pytest.raises(UsageError, match="its 2 classes .'cell', 'platelet'. are not the 1 of data.train .'cell'.; --pretrained .*model.safetensors"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            "its 2 classes .'cell', 'platelet'. are not the 1 of data.train .'cell'.; --pretrained"
+            " .*model.safetensors"
+        ),
+    ):
         parent_checkpoint.check(config, shard_set(CATEGORIES[0]))
-    with pytest.raises(UsageError, match="cannot be gone on from .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here"):
-        parent_checkpoint.check(configure(from_checkpoint=parent, from_state="full"), shard_set(*CATEGORIES, digest="e" * 64))
+    with pytest.raises(
+        UsageError,
+        match="cannot be gone on from .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here",
+    ):
+        parent_checkpoint.check(
+            configure(from_checkpoint=parent, from_state="full"),
+            shard_set(*CATEGORIES, digest="e" * 64),
+        )
 
 
-def test_what_is_no_checkpoint(parent: str, tmp_path: Path, bucket: str, configure: Callable[..., TrainConfig]) -> None:
+def test_what_is_no_checkpoint(
+    parent: str, tmp_path: Path, bucket: str, configure: Callable[..., TrainConfig]
+) -> None:
     (tmp_path / "empty").mkdir()
     Path(parent, "model.safetensors").write_bytes(b"torn")
-    run, named = os.path.dirname(os.path.dirname(parent)), "is no checkpoint, there is no state.json in it; name one of the run's, such as"
+    run, named = (
+        os.path.dirname(os.path.dirname(parent)),
+        "is no checkpoint, there is no state.json in it; name one of the run's, such as",
+    )
     for uri, said in (
         (run, f"{named} {parent}"),
         (f"{tmp_path}/empty", "is no checkpoint, there is no state.json in it; give <storage>"),

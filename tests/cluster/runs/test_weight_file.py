@@ -1,4 +1,6 @@
-"""A training that starts from a weight file: where the file may lie, what is refused before a machine is spent, what every rank holds then."""
+"""A training that starts from a weight file: where the file may lie, what is refused before a
+machine is spent, what every rank holds then.
+"""
 
 from __future__ import annotations
 
@@ -80,11 +82,16 @@ def test_a_url_is_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for _ in range(2):
         with weight_file.local_file(URL) as path:
-            assert path == str(hub / "resnet50-0676ba61.pth") and Path(path).read_bytes() == b"weights"
+            assert (
+                path == str(hub / "resnet50-0676ba61.pth") and Path(path).read_bytes() == b"weights"
+            )
     # The digest in the name goes along, so that torch checks the content.
     assert asked == [(URL, "0676ba61")]
     # Names without a digest are many files' names.
-    paths = {weight_file.cache_path(f"https://weights.example.org/{number}/model_final.pkl") for number in (1, 2)}
+    paths = {
+        weight_file.cache_path(f"https://weights.example.org/{number}/model_final.pkl")
+        for number in (1, 2)
+    }
     assert len(paths) == 2 and {os.path.basename(path) for path in paths} == {"model_final.pkl"}
 
 
@@ -106,7 +113,15 @@ def test_a_url_that_fails_is_one_plain_line(hub: Path, monkeypatch: pytest.Monke
         pass
 
 
-@pytest.mark.parametrize("url", ["https://me:sesame@host/a.pth", "https://host/a.pth?signature=sesame", "https://host/", "http://host/a.pth"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:sesame@host/a.pth",
+        "https://host/a.pth?signature=sesame",
+        "https://host/",
+        "http://host/a.pth",
+    ],
+)
 def test_urls_that_are_refused_show_no_secret(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         weight_file.check(url, None)
@@ -120,12 +135,16 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         weight_file.check(str(tmp_path), NETWORK)
 
 
-def test_a_file_that_does_not_fit_is_refused_by_the_command_itself(tmp_path: Path, bucket: str) -> None:
+def test_a_file_that_does_not_fit_is_refused_by_the_command_itself(
+    tmp_path: Path, bucket: str
+) -> None:
     path = own_file(tmp_path / "model.safetensors")
     assert weight_file.check(str(path), NETWORK) == hashlib.sha256(path.read_bytes()).hexdigest()
     # Other classes are no misfit.
     weight_file.check(str(path), NETWORK | {"classes": 7})
-    with pytest.raises(UsageError, match="model.safetensors: .* another architecture .*set model.backbone resnet18"):
+    with pytest.raises(
+        UsageError, match="model.safetensors: .* another architecture .*set model.backbone resnet18"
+    ):
         weight_file.check(str(path), NETWORK | {"backbone": "resnet34"})
     damaged = f"{bucket}/damaged.safetensors"
     files.write_bytes(damaged, path.read_bytes()[:-1000])
@@ -139,31 +158,56 @@ def test_the_file_lies_where_every_node_sees_it(tmp_path: Path, bucket: str) -> 
     path.write_bytes(b"weights")
     digest = weight_file.check(str(path), None)
     copy = weight_file.publish(str(path), run, digest=digest, root=f"{bucket}/store")
-    assert copy == f"{run}/pretrained/{digest[:12]}-model.safetensors" and files.read_bytes(copy) == b"weights"
+    assert (
+        copy == f"{run}/pretrained/{digest[:12]}-model.safetensors"
+        and files.read_bytes(copy) == b"weights"
+    )
     # It is a part of the run from then on.
     path.unlink()
     assert weight_file.publish(str(path), run, digest=digest, root=f"{bucket}/store") == copy
     # What nodes see already stays where it is: S3, and whatever is under the storage root.
-    assert weight_file.publish(copy, str(tmp_path / "run"), digest=digest, root=str(tmp_path)) == copy
+    assert (
+        weight_file.publish(copy, str(tmp_path / "run"), digest=digest, root=str(tmp_path)) == copy
+    )
     under = str(tmp_path / "store/sweeps/a/pretrained/w.pth")
-    assert weight_file.publish(under, str(tmp_path / "run"), digest=digest, root=str(tmp_path / "store")) == under
+    assert (
+        weight_file.publish(
+            under, str(tmp_path / "run"), digest=digest, root=str(tmp_path / "store")
+        )
+        == under
+    )
 
 
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
-    """Makes the configuration of a run of the small network, with shard sets that need not be there."""
+    """Makes the configuration of a run of the small network, with shard sets that need not be
+    there.
+    """
     categories = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
-    shards = SimpleNamespace(num_rows=1, categories=categories, class_names=["cell", "platelet"], source_names=(), digest="d")
+    shards = SimpleNamespace(
+        num_rows=1,
+        categories=categories,
+        class_names=["cell", "platelet"],
+        source_names=(),
+        digest="d",
+    )
     monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     model = {"backbone": "resnet18", "width": 64}
-    return lambda **changes: TrainConfig.model_validate({"name": "cells", **places, "model": model, **changes})
+    return lambda **changes: TrainConfig.model_validate(
+        {"name": "cells", **places, "model": model, **changes}
+    )
 
 
-def test_a_run_is_known_by_the_content_of_its_file(tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
+def test_a_run_is_known_by_the_content_of_its_file(
+    tmp_path: Path, configure: Callable[..., TrainConfig]
+) -> None:
     path, moved = own_file(tmp_path / "model.safetensors"), tmp_path / "moved.safetensors"
     first = preflight.check(configure(pretrained=str(path)))
-    assert first.identity["pretrained"] == hashlib.sha256(path.read_bytes()).hexdigest() and not first.begun
+    assert (
+        first.identity["pretrained"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        and not first.begun
+    )
     assert preflight.check(configure()).identity["pretrained"] is None
     moved.write_bytes(path.read_bytes())
     assert preflight.check(configure(pretrained=str(moved))).identity == first.identity
@@ -171,15 +215,21 @@ def test_a_run_is_known_by_the_content_of_its_file(tmp_path: Path, configure: Ca
     assert preflight.check(configure(pretrained=str(path))).identity != first.identity
 
 
-def test_a_misfit_is_found_before_a_run_begins(tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
-    config = configure(pretrained=str(own_file(tmp_path / "model.safetensors", backbone="resnet34")))
+def test_a_misfit_is_found_before_a_run_begins(
+    tmp_path: Path, configure: Callable[..., TrainConfig]
+) -> None:
+    config = configure(
+        pretrained=str(own_file(tmp_path / "model.safetensors", backbone="resnet34"))
+    )
     with pytest.raises(UsageError, match="model.backbone is resnet18 here, resnet34 in the file"):
         preflight.check(config)
     # The name stays free: nothing was written under it.
     assert run_folder.read(config.run_uri, run_folder.CONFIG) is None
 
 
-def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(tmp_path: Path, configure: Callable[..., TrainConfig]) -> None:
+def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(
+    tmp_path: Path, configure: Callable[..., TrainConfig]
+) -> None:
     path = tmp_path / "model.safetensors"
     config = configure(pretrained=str(path))
     with pytest.raises(UsageError, match="model.safetensors: there is no such file"):
@@ -198,7 +248,9 @@ def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(tmp_pat
         preflight.check(configure(pretrained=str(tmp_path / "none.pth")))
 
 
-def test_what_was_checked_is_not_checked_again(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_checked_is_not_checked_again(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configure()
     checked = preflight.check(config)
     best = {"checkpoint": "there", "AP": 0.5}
@@ -223,11 +275,17 @@ def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
     save_file({name: value.contiguous() for name, value in source.state_dict().items()}, path)
 
     worker = Worker.__new__(Worker)
-    worker.rank, worker.ranks, worker.model, worker.job = rank, 2, net(2), {"pretrained": path, "board": None}
+    worker.rank, worker.ranks, worker.model, worker.job = (
+        rank,
+        2,
+        net(2),
+        {"pretrained": path, "board": None},
+    )
     worker.average = MovingAverage(worker.model, images=100)
     told = []
     worker.tell = lambda kind, **values: told.append((kind, values))
-    # A group of one stands for the two ranks: what rank 0 sends is what it has, and the other keeps its own.
+    # A group of one stands for the two ranks: what rank 0 sends is what it has, and the other keeps
+    # its own.
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         load_weight_file(worker)
@@ -235,22 +293,34 @@ def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
         dist.destroy_process_group()
     expected = (source if rank == 0 else net(2)).state_dict()
     for name, value in worker.model.state_dict().items():
-        assert torch.equal(value, expected[name]) and torch.equal(worker.average.state[name], expected[name])
+        assert torch.equal(value, expected[name]) and torch.equal(
+            worker.average.state[name], expected[name]
+        )
     assert [kind for kind, _ in told] == (["weights"] if rank == 0 else [])
 
 
 def test_what_was_loaded_is_one_line() -> None:
     out = io.StringIO()
-    report = PretrainedReport("detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ("a note",))
+    report = PretrainedReport(
+        "detectron2 RetinaNet",
+        290,
+        ("class_head.output.weight",),
+        (),
+        ("a", "b", "c", "d"),
+        ("a note",),
+    )
     Progress("cells", out=out)({"kind": "weights", "uri": "/m.pkl", **asdict(report)})
-    assert out.getvalue() == (
-        "[cells] 290 tensors loaded from /m.pkl (detectron2 RetinaNet); new for other classes: class_head.output.weight; "
-        "of no use: a, b, c and 1 more; a note\n"
+    assert (
+        out.getvalue()
+        == "[cells] 290 tensors loaded from /m.pkl (detectron2 RetinaNet); new for other classes:"
+        " class_head.output.weight; of no use: a, b, c and 1 more; a note\n"
     )
 
 
 def test_the_run_keeps_every_name() -> None:
-    report = PretrainedReport("detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ())
+    report = PretrainedReport(
+        "detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ()
+    )
     kept: dict[str, str] = {}
     run = SimpleNamespace(log_text=lambda text, file: kept.update({file: text}))
     track(run, {"kind": "weights", "uri": "/m.pkl", **asdict(report)})

@@ -23,29 +23,63 @@ from detector.augment import fit_scale, place
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
 
 
-def row(image_id: int, *objects: tuple[int, float, bool], height: int = 200, width: int = 300) -> Row:
+def row(
+    image_id: int, *objects: tuple[int, float, bool], height: int = 200, width: int = 300
+) -> Row:
     """An image with a square object for each (label, side in px, crowd)."""
-    boxes = np.array([[1, 2, 1 + side, 2 + side] for _, side, _ in objects], np.float32).reshape(-1, 4)
+    boxes = np.array([[1, 2, 1 + side, 2 + side] for _, side, _ in objects], np.float32).reshape(
+        -1, 4
+    )
     labels, crowds = [label for label, _, _ in objects], [crowd for _, _, crowd in objects]
-    return Row(image_id, f"{image_id}.jpg", b"pixels", height, width, boxes, labels, crowds, [side**2 for _, side, _ in objects], 0, bytes(32))
+    return Row(
+        image_id,
+        f"{image_id}.jpg",
+        b"pixels",
+        height,
+        width,
+        boxes,
+        labels,
+        crowds,
+        [side**2 for _, side, _ in objects],
+        0,
+        bytes(32),
+    )
 
 
 def write_set(uri: str, *parts: list[Row], row_group_rows: int = 2) -> ShardSet:
-    written = [write.write_shard(uri, shard_name(n, len(parts)), rows, row_group_rows=row_group_rows) for n, rows in enumerate(parts)]
-    return index.write_index(uri, categories=CATEGORIES, shards=written, counts={}, source_digest="")
+    written = [
+        write.write_shard(uri, shard_name(n, len(parts)), rows, row_group_rows=row_group_rows)
+        for n, rows in enumerate(parts)
+    ]
+    return index.write_index(
+        uri, categories=CATEGORIES, shards=written, counts={}, source_digest=""
+    )
 
 
 def test_flat_is_the_rows_in_order(tmp_path):
-    opened = write_set(str(tmp_path), [row(7, (0, 8, False), (1, 40, True)), row(3), row(5, (1, 100, False), height=90)], [row(1, (0, 96, False))])
+    opened = write_set(
+        str(tmp_path),
+        [row(7, (0, 8, False), (1, 40, True)), row(3), row(5, (1, 100, False), height=90)],
+        [row(1, (0, 96, False))],
+    )
     found = survey.read(opened)
     assert found.image_N.tolist() == [0, 0, 2, 3] and found.labels_N.tolist() == [0, 1, 1, 0]
     assert found.heights_I.tolist() == [200, 200, 90, 200] and found.widths_I.tolist() == [300] * 4
-    assert found.boxes_N4.tolist() == [[1, 2, 9, 10], [1, 2, 41, 42], [1, 2, 101, 102], [1, 2, 97, 98]]
+    assert found.boxes_N4.tolist() == [
+        [1, 2, 9, 10],
+        [1, 2, 41, 42],
+        [1, 2, 101, 102],
+        [1, 2, 97, 98],
+    ]
     assert found.crowd_N.tolist() == [False, True, False, False]
     # COCO's limits are 32^2 and 96^2 px^2; an area of exactly 96^2 is large here.
     assert [survey.SIZES[size] for size in found.size_N] == ["small", "medium", "large", "large"]
     objects = found.objects()
-    assert objects.image_N.tolist() == [0, 2, 3] and objects.area_N.tolist() == [64, 10_000, 9216] and len(objects.heights_I) == 4
+    assert (
+        objects.image_N.tolist() == [0, 2, 3]
+        and objects.area_N.tolist() == [64, 10_000, 9216]
+        and len(objects.heights_I) == 4
+    )
 
 
 def test_a_set_without_boxes(tmp_path):
@@ -57,18 +91,34 @@ def test_a_set_without_boxes(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(64, 96), (128, 64)]))
 def test_boxes_are_where_the_network_sees_them(height, width, canvas):
-    _, (new_height, new_width), (y, x) = place(np.zeros((height, width, 3), np.uint8), canvas=canvas, scale=fit_scale(height, width, canvas))
+    _, (new_height, new_width), (y, x) = place(
+        np.zeros((height, width, 3), np.uint8),
+        canvas=canvas,
+        scale=fit_scale(height, width, canvas),
+    )
     ours = survey.canvas_factors(np.array([height]), np.array([width]), canvas=canvas)
     assert ours.tolist() == [[y, x]]
-    whole = Annotations(np.array([height]), np.array([width]), np.array([0]), np.array([[0, 0, width, height]], np.float32), *[np.zeros(1, int)] * 3)
-    assert np.allclose(survey.boxes_on_canvas(whole, canvas=canvas), [[0, 0, new_width, new_height]])
+    whole = Annotations(
+        np.array([height]),
+        np.array([width]),
+        np.array([0]),
+        np.array([[0, 0, width, height]], np.float32),
+        *[np.zeros(1, int)] * 3,
+    )
+    assert np.allclose(
+        survey.boxes_on_canvas(whole, canvas=canvas), [[0, 0, new_width, new_height]]
+    )
 
 
 OBJECT = st.tuples(st.integers(0, 5), st.sampled_from([10.0, 50.0, 150.0]), st.booleans())
 
 
 @settings(deadline=None, max_examples=60)
-@given(images=st.lists(st.lists(OBJECT, max_size=6), min_size=1, max_size=40), group_rows=st.integers(1, 9), count=st.integers(1, 15))
+@given(
+    images=st.lists(st.lists(OBJECT, max_size=6), min_size=1, max_size=40),
+    group_rows=st.integers(1, 9),
+    count=st.integers(1, 15),
+)
 def test_samples_are_different_images_of_few_groups(images, group_rows, count):
     counts = [len(objects) for objects in images]
     flat = [one for objects in images for one in objects]
@@ -83,7 +133,11 @@ def test_samples_are_different_images_of_few_groups(images, group_rows, count):
     )
     groups = [min(group_rows, len(images) - start) for start in range(0, len(images), group_rows)]
     chosen = survey.choose_samples(everything, groups, count=count)
-    assert chosen == sorted(set(chosen)) and len(chosen) == min(count, len(images)) and max(chosen) < len(images)
+    assert (
+        chosen == sorted(set(chosen))
+        and len(chosen) == min(count, len(images))
+        and max(chosen) < len(images)
+    )
     read = {image // group_rows for image in chosen}
     # No more groups than the four that show most, or than the number of pictures asks for.
     assert len(read) <= max(survey.SAMPLE_GROUPS, -(-count // group_rows) + 1)
@@ -92,7 +146,8 @@ def test_samples_are_different_images_of_few_groups(images, group_rows, count):
 
 
 def test_rare_classes_are_shown(tmp_path):
-    # 200 images in groups of 10; cats everywhere, one dog in image 137, one large cat in image 42, thirty cats in every tenth image.
+    # 200 images in groups of 10; cats everywhere, one dog in image 137, one large cat in image 42,
+    # thirty cats in every tenth image.
     images = [row(n, *[(0, 10.0, False)] * (30 if n % 10 == 0 else 1)) for n in range(200)]
     images[137], images[42] = row(137, (1, 10.0, False)), row(42, (0, 150.0, False))
     opened = write_set(str(tmp_path), images, row_group_rows=10)
@@ -103,17 +158,32 @@ def test_rare_classes_are_shown(tmp_path):
 
 
 def test_samples_come_with_their_pixels(tmp_path):
-    opened = write_set(str(tmp_path), [row(1, (0, 10.0, False)), row(2), row(3, (1, 50.0, False))], [row(4, (1, 10.0, True))])
+    opened = write_set(
+        str(tmp_path),
+        [row(1, (0, 10.0, False)), row(2), row(3, (1, 50.0, False))],
+        [row(4, (1, 10.0, True))],
+    )
     found = list(survey.read_samples(opened, survey.read(opened), count=3))
-    assert [(one["image_id"], one["image"]) for one in found] == [(1, b"pixels"), (3, b"pixels"), (4, b"pixels")]
-    assert found[1]["labels"] == [1] and found[1]["boxes"] == [[1, 2, 51, 52]] and found[2]["crowd"] == [True]
+    assert [(one["image_id"], one["image"]) for one in found] == [
+        (1, b"pixels"),
+        (3, b"pixels"),
+        (4, b"pixels"),
+    ]
+    assert (
+        found[1]["labels"] == [1]
+        and found[1]["boxes"] == [[1, 2, 51, 52]]
+        and found[2]["crowd"] == [True]
+    )
 
 
 def test_a_damaged_or_missing_shard_is_named(tmp_path):
     opened = write_set(str(tmp_path), [row(1, (0, 10.0, False))])
     everything = survey.read(opened)
     path = tmp_path / opened.shards[0].name
-    for damage, words in ((lambda: path.write_bytes(b"PAR1 nothing of the kind PAR1"), "is damaged"), (path.unlink, "not in the folder")):
+    for damage, words in (
+        (lambda: path.write_bytes(b"PAR1 nothing of the kind PAR1"), "is damaged"),
+        (path.unlink, "not in the folder"),
+    ):
         damage()
         with pytest.raises(DataError, match="shard-00000-of-00001.parquet: is "):
             list(survey.read_samples(opened, everything, count=1))
@@ -135,12 +205,18 @@ def test_verify_names_every_changed_and_missing_shard(where, tmp_path, request):
     data[6] ^= 1
     files.write_bytes(join(root, names[1]), bytes(data))
     files.write_bytes(join(root, names[3]), files.read_bytes(join(root, names[3]))[:-1])
-    words = rf"3 of 5 shards are not as index.json has them: {names[0]}, {names[1]}, {names[3]}; run prepare with --overwrite true"
+    words = (
+        rf"3 of 5 shards are not as index.json has them: {names[0]}, {names[1]}, {names[3]}; run"
+        r" prepare with --overwrite true"
+    )
     with pytest.raises(DataError, match=words):
         verify.verify_shard_set(opened, say=said.append)
     found = hashlib.sha256(data).hexdigest()
     assert said[0] == f"{names[0]} is in the index but not in the folder"
-    assert said[1] == f"{names[1]} has sha256 {found[:12]}..., the index names {opened.shards[1].sha256[:12]}..."
+    assert (
+        said[1] == f"{names[1]} has sha256 {found[:12]}..., the index names"
+        f" {opened.shards[1].sha256[:12]}..."
+    )
     assert len(said) == 3 and said[2].startswith(f"{names[3]} has sha256")
 
 

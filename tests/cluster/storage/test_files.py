@@ -40,8 +40,15 @@ def test_large_file(root: str) -> None:
 def test_listing_is_recursive_sorted_and_filtered(root: str) -> None:
     for name, size in (("b.JPG", 2), ("a/c.png", 3), ("a/b/d.txt", 0)):
         files.write_bytes(uris.join(root, name), b"x" * size)
-    assert files.list_files(root) == [(f"{root}/a/b/d.txt", 0), (f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
-    assert files.list_files(root, suffixes=(".jpg", ".png")) == [(f"{root}/a/c.png", 3), (f"{root}/b.JPG", 2)]
+    assert files.list_files(root) == [
+        (f"{root}/a/b/d.txt", 0),
+        (f"{root}/a/c.png", 3),
+        (f"{root}/b.JPG", 2),
+    ]
+    assert files.list_files(root, suffixes=(".jpg", ".png")) == [
+        (f"{root}/a/c.png", 3),
+        (f"{root}/b.JPG", 2),
+    ]
     assert files.list_files(uris.join(root, "nothing")) == []
 
 
@@ -66,7 +73,9 @@ def test_json_round_trip_and_position_of_the_fault(root: str) -> None:
         files.read_json(uri)
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = str(tmp_path / "file")
     files.write_bytes(uri, b"old")
 
@@ -86,7 +95,10 @@ def test_folders_go_up_and_down(root: str, tmp_path: Path) -> None:
         files.write_bytes(str(source / name), name.encode())
     files.upload_folder(str(source), uris.join(root, "up"), last="index.json")
     files.download_folder(uris.join(root, "up"), str(tmp_path / "down"))
-    names = [os.path.relpath(uri, tmp_path / "down") for uri, _ in files.list_files(str(tmp_path / "down"))]
+    names = [
+        os.path.relpath(uri, tmp_path / "down")
+        for uri, _ in files.list_files(str(tmp_path / "down"))
+    ]
     assert names == ["index.json", "sub/a.bin", "z.bin"]
     assert (tmp_path / "down/sub/a.bin").read_bytes() == b"sub/a.bin"
     with pytest.raises(UsageError, match="no such folder or it is empty"):
@@ -174,7 +186,9 @@ def checks_credentials(s3: str) -> Iterator[None]:
     """The server accepts everybody until it is told to count down from 0 requests."""
 
     def set_free_requests(count: bytes) -> None:
-        request = urllib.request.Request(f"{s3}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"})
+        request = urllib.request.Request(
+            f"{s3}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"}
+        )
         urllib.request.urlopen(request).close()
 
     set_free_requests(b"0")
@@ -184,23 +198,32 @@ def checks_credentials(s3: str) -> Iterator[None]:
 
 @PREFLIGHTS
 def test_preflight_names_wrong_credentials(
-    bucket: str, checks_credentials: None, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    bucket: str,
+    checks_credentials: None,
+    check: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
-    with pytest.raises(UsageError, match="does not know this access key; check AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(
+        UsageError, match="does not know this access key; check AWS_ACCESS_KEY_ID"
+    ) as caught:
         check(f"{bucket}/key")
     assert "verysecret" not in str(caught.value) and "AKIAWRONG" not in str(caught.value)
 
 
 @PREFLIGHTS
-def test_preflight_names_an_endpoint_that_does_not_answer(bucket: str, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_names_an_endpoint_that_does_not_answer(
+    bucket: str, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as closed:
         # Bound but not listening: connections are refused and nobody else gets the port.
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        with pytest.raises(UsageError, match=rf"{endpoint} does not answer; check AWS_ENDPOINT_URL"):
+        with pytest.raises(
+            UsageError, match=rf"{endpoint} does not answer; check AWS_ENDPOINT_URL"
+        ):
             check(f"{bucket}/key")
 
 

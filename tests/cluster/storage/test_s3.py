@@ -22,7 +22,10 @@ from tests.support.faulty_s3 import FaultyS3, Rule
 CONTENT = bytes(range(251)) * 40
 LIST = {"method": "GET", "path": "list-type"}
 # A proxy's own error page, which holds no S3 code.
-PAGE = b"<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>\r\n<center><h1>404 Not Found</h1></center>\r\n</body>\r\n</html>\r\n"
+PAGE = (
+    b"<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>\r\n<center><h1>404 Not"
+    b" Found</h1></center>\r\n</body>\r\n</html>\r\n"
+)
 # One request of the client an attempt, no pauses: what is tried again is then up to `s3.patiently`.
 QUICK = s3.Patience(attempts=1, connect_seconds=2, stall_seconds=1, again_seconds=60)
 
@@ -31,7 +34,9 @@ QUICK = s3.Patience(attempts=1, connect_seconds=2, stall_seconds=1, again_second
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses made. Time passes in them alone."""
     pauses: list[float] = []
-    monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: 1000 + sum(pauses), sleep=pauses.append))
+    monkeypatch.setattr(
+        s3, "time", SimpleNamespace(monotonic=lambda: 1000 + sum(pauses), sleep=pauses.append)
+    )
     return pauses
 
 
@@ -59,7 +64,9 @@ WRITE_FAULTS = ("answer", "reset", "lost")
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
-def test_a_read_is_whole_whatever_happens_on_the_way(bucket: str, behind: Behind, fault: str) -> None:
+def test_a_read_is_whole_whatever_happens_on_the_way(
+    bucket: str, behind: Behind, fault: str
+) -> None:
     files.write_bytes(f"{bucket}/key", CONTENT)
     rule = Rule(fault, method="GET", path="/key", times=2)
     behind(rule)
@@ -68,7 +75,9 @@ def test_a_read_is_whole_whatever_happens_on_the_way(bucket: str, behind: Behind
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
-def test_a_range_is_whole_whatever_happens_on_the_way(bucket: str, behind: Behind, fault: str) -> None:
+def test_a_range_is_whole_whatever_happens_on_the_way(
+    bucket: str, behind: Behind, fault: str
+) -> None:
     table = pa.table({"a": list(range(1000)), "b": [bytes([i % 256]) * 100 for i in range(1000)]})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=250, compression="none")
@@ -95,7 +104,11 @@ def test_an_upload_arrives_whole(bucket: str, behind: Behind, fault: str, size: 
 def test_a_listing_is_whole(bucket: str, behind: Behind, fault: str) -> None:
     files.write_bytes(f"{bucket}/a/b", b"x")
     # A gateway's 502 with an S3 error document is one that pyarrow's client does not try again.
-    rule = Rule("answer", **LIST, status=502, code="BadGateway") if fault == "gateway" else Rule(fault, **LIST, times=2)
+    rule = (
+        Rule("answer", **LIST, status=502, code="BadGateway")
+        if fault == "gateway"
+        else Rule(fault, **LIST, times=2)
+    )
     behind(rule)
     assert files.list_files(f"{bucket}/a") == [(f"{bucket}/a/b", 1)]
     assert rule.fired == rule.times
@@ -114,10 +127,14 @@ def test_a_deletion_whose_answer_is_lost_is_done(bucket: str, behind: Behind, fa
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_folders_go_up_and_down_through_one_fault_in_five(bucket: str, behind: Behind, tmp_path, seed: int) -> None:
+def test_folders_go_up_and_down_through_one_fault_in_five(
+    bucket: str, behind: Behind, tmp_path, seed: int
+) -> None:
     for number in range(20):
         files.write_bytes(f"{tmp_path}/up/{number}", CONTENT[number:])
-    proxy = behind(errors=0.2, seed=seed, random_faults=("answer", "reset", "lost", "reset body", "short"))
+    proxy = behind(
+        errors=0.2, seed=seed, random_faults=("answer", "reset", "lost", "reset body", "short")
+    )
     files.upload_folder(f"{tmp_path}/up", f"{bucket}/up", last="7")
     files.download_folder(f"{bucket}/up", f"{tmp_path}/down")
     for number in range(20):
@@ -125,7 +142,9 @@ def test_folders_go_up_and_down_through_one_fault_in_five(bucket: str, behind: B
     assert proxy.faults > 5
 
 
-def test_the_client_tries_again_by_itself(bucket: str, behind: Behind, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_tries_again_by_itself(
+    bucket: str, behind: Behind, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3, "PATIENT", QUICK._replace(attempts=3))
     files.write_bytes(f"{bucket}/key", CONTENT)
     behind(Rule("reset", method="GET", path="/key"))
@@ -136,7 +155,11 @@ def test_the_client_tries_again_by_itself(bucket: str, behind: Behind, clock: li
 def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> None:
     files.write_bytes(f"{bucket}/before", CONTENT)
     files.write_bytes(f"{bucket}/within", CONTENT)
-    rules = [Rule("stall", method="GET", path="/before"), Rule("stall body", method="GET", path="/within"), Rule("stall", method="PUT", path="/up")]
+    rules = [
+        Rule("stall", method="GET", path="/before"),
+        Rule("stall body", method="GET", path="/within"),
+        Rule("stall", method="PUT", path="/up"),
+    ]
     behind(*rules)
     # At once, because each waits for seconds.
     with ThreadPoolExecutor(3) as pool:
@@ -145,16 +168,23 @@ def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> No
         upload.result()
     assert before == within == files.read_bytes(f"{bucket}/up") == CONTENT
     assert [rule.fired for rule in rules] == [1, 1, 1]
-    # By the client, which waits for stall_seconds and the 6 s over which curl takes its mean, and not by the proxy, which says nothing for 30.
+    # By the client, which waits for stall_seconds and the 6 s over which curl takes its mean, and
+    # not by the proxy, which says nothing for 30.
     assert not any(rule.ended_stall for rule in rules)
 
 
-@given(start=st.integers(0, len(CONTENT) + 10), count=st.integers(0, len(CONTENT) + 10), last=st.sampled_from([0, *s3.MARKS]))
+@given(
+    start=st.integers(0, len(CONTENT) + 10),
+    count=st.integers(0, len(CONTENT) + 10),
+    last=st.sampled_from([0, *s3.MARKS]),
+)
 @settings(max_examples=200, deadline=None)
 def test_a_range_is_what_a_slice_is(start: int, count: int, last: int) -> None:
     content = CONTENT[:-1] + bytes([last])
     raw = pa.BufferReader(content)
-    file = pa.PythonFile(s3.FetchedFile(raw.size(), lambda start, count: s3.read_range(raw, start, count)), mode="r")
+    file = pa.PythonFile(
+        s3.FetchedFile(raw.size(), lambda start, count: s3.read_range(raw, start, count)), mode="r"
+    )
     file.seek(start)
     assert file.read(count) == content[start : start + count]
     assert file.tell() == max(start, min(start + count, len(content)))
@@ -162,7 +192,9 @@ def test_a_range_is_what_a_slice_is(start: int, count: int, last: int) -> None:
 
 
 @pytest.mark.parametrize(("last", "requests"), [(0, 1), (s3.MARKS[0], 2), (s3.MARKS[1], 1)])
-def test_a_last_byte_that_is_the_mark_costs_one_more_request(bucket: str, behind: Behind, last: int, requests: int) -> None:
+def test_a_last_byte_that_is_the_mark_costs_one_more_request(
+    bucket: str, behind: Behind, last: int, requests: int
+) -> None:
     content = CONTENT + bytes([last])
     files.write_bytes(f"{bucket}/key", content)
     proxy = behind()
@@ -170,55 +202,102 @@ def test_a_last_byte_that_is_the_mark_costs_one_more_request(bucket: str, behind
     assert [method for method, _ in proxy.requests] == ["HEAD"] + ["GET"] * requests
 
 
-def test_answers_that_stay_incomplete_end_in_an_error(bucket: str, behind: Behind, clock: list[float]) -> None:
+def test_answers_that_stay_incomplete_end_in_an_error(
+    bucket: str, behind: Behind, clock: list[float]
+) -> None:
     files.write_bytes(f"{bucket}/key", CONTENT)
     proxy = behind(Rule("truncate", method="GET", path="/key", times=math.inf))
-    with pytest.raises(PlainError, match=rf"^{bucket}/key: cannot be read: {proxy.url} or a proxy before it sends incomplete answers \(.*10040"):
+    with pytest.raises(
+        PlainError,
+        match=(
+            rf"^{bucket}/key: cannot be read: {proxy.url} or a proxy before it sends incomplete"
+            r" answers \(.*10040"
+        ),
+    ):
         files.read_bytes(f"{bucket}/key")
 
 
-def test_patience_ends_with_one_line_that_names_the_place_and_the_cause(bucket: str, behind: Behind, clock: list[float]) -> None:
+def test_patience_ends_with_one_line_that_names_the_place_and_the_cause(
+    bucket: str, behind: Behind, clock: list[float]
+) -> None:
     proxy = behind(Rule("answer", times=math.inf))
     with pytest.raises(PlainError) as caught:
         files.write_bytes(f"{bucket}/key", CONTENT)
-    assert str(caught.value).startswith(f"{bucket}/key: cannot be written: {proxy.url} is overloaded or ill (")
+    assert str(caught.value).startswith(
+        f"{bucket}/key: cannot be written: {proxy.url} is overloaded or ill ("
+    )
     assert "SLOW_DOWN" in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, UsageError)
-    # Pauses double from 0.5 s to 10 s, each drawn between half and the whole of that; none begins that would end after the budget.
+    # Pauses double from 0.5 s to 10 s, each drawn between half and the whole of that; none begins
+    # that would end after the budget.
     wanted = [0.5, 1, 2, 4, 8] + [10] * (len(clock) - 5)
     assert all(whole / 2 <= pause <= whole for pause, whole in zip(clock, wanted, strict=True))
     assert QUICK.again_seconds - 10 <= sum(clock) <= QUICK.again_seconds
     assert len(proxy.requests) == len(clock) + 1
 
 
-def test_what_will_not_pass_is_not_tried_again(bucket: str, behind: Behind, clock: list[float]) -> None:
+def test_what_will_not_pass_is_not_tried_again(
+    bucket: str, behind: Behind, clock: list[float]
+) -> None:
     behind(Rule("answer", method="PUT", times=math.inf, status=403, code="AccessDenied"))
-    with pytest.raises(PlainError, match="cannot be written: .* denies access; check the AWS_ credentials and their rights"):
+    with pytest.raises(
+        PlainError,
+        match="cannot be written: .* denies access; check the AWS_ credentials and their rights",
+    ):
         files.write_bytes(f"{bucket}/key", CONTENT)
     assert clock == []
 
 
 def test_the_stated_budgets() -> None:
-    # A dead or silent endpoint is known within about ten seconds: two attempts and a pause of at most one.
-    assert s3.IMPATIENT.attempts * max(s3.IMPATIENT.connect_seconds, s3.IMPATIENT.stall_seconds) + 1 <= 10
+    # A dead or silent endpoint is known within about ten seconds: two attempts and a pause of at
+    # most one.
+    assert (
+        s3.IMPATIENT.attempts * max(s3.IMPATIENT.connect_seconds, s3.IMPATIENT.stall_seconds) + 1
+        <= 10
+    )
     # Pauses of one request on average: half of 1 + 2 + 4 + 8 + 16 + 20 + 20 + 20 + 20.
     assert sum(min(2**n, 20) for n in range(s3.PATIENT.attempts - 1)) / 2 >= 45
 
 
 ANSWERS = {
-    "unknown key": (403, "InvalidAccessKeyId", "does not know this access key; check AWS_ACCESS_KEY_ID"),
-    "wrong secret": (403, "SignatureDoesNotMatch", "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY"),
+    "unknown key": (
+        403,
+        "InvalidAccessKeyId",
+        "does not know this access key; check AWS_ACCESS_KEY_ID",
+    ),
+    "wrong secret": (
+        403,
+        "SignatureDoesNotMatch",
+        "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY",
+    ),
     "expired": (400, "ExpiredToken", "the credentials have expired; renew them"),
-    "wrong token": (400, "InvalidToken", "does not accept the session token; check AWS_SESSION_TOKEN"),
+    "wrong token": (
+        400,
+        "InvalidToken",
+        "does not accept the session token; check AWS_SESSION_TOKEN",
+    ),
     "skewed clock": (403, "RequestTimeTooSkewed", "differ by minutes; set the clock"),
-    "no right": (403, "AccessDenied", "denies access; check the AWS_ credentials and their rights to 'bucket-"),
+    "no right": (
+        403,
+        "AccessDenied",
+        "denies access; check the AWS_ credentials and their rights to 'bucket-",
+    ),
     "no bucket": (404, "NoSuchBucket", "there is no bucket 'bucket-"),
     "another region": (301, "PermanentRedirect", "in this region; check AWS_REGION"),
-    "another region, signed": (400, "AuthorizationHeaderMalformed", "in this region; check AWS_REGION"),
+    "another region, signed": (
+        400,
+        "AuthorizationHeaderMalformed",
+        "in this region; check AWS_REGION",
+    ),
     "overloaded": (503, "SlowDown", "is overloaded or ill"),
-    "anything else": (400, "Unheard", "Unheard.*; check AWS_ENDPOINT_URL, AWS_REGION and the credentials"),
+    "anything else": (
+        400,
+        "Unheard",
+        "Unheard.*; check AWS_ENDPOINT_URL, AWS_REGION and the credentials",
+    ),
 }
-# A page that parses as XML and comes with 200 is an empty listing to pyarrow; those of web applications do not parse.
+# A page that parses as XML and comes with 200 is an empty listing to pyarrow; those of web
+# applications do not parse.
 PAGES = [
     (404, PAGE),
     (404, b'{"detail":"Not Found"}'),
@@ -232,7 +311,9 @@ PREFLIGHTS = pytest.mark.parametrize("check", [preflight.check_readable, preflig
 
 @PREFLIGHTS
 @pytest.mark.parametrize(("status", "code", "line"), ANSWERS.values(), ids=ANSWERS)
-def test_preflights_tell_refusals_apart(bucket: str, behind: Behind, check: Callable[[str], None], status: int, code: str, line: str) -> None:
+def test_preflights_tell_refusals_apart(
+    bucket: str, behind: Behind, check: Callable[[str], None], status: int, code: str, line: str
+) -> None:
     behind(Rule("answer", times=math.inf, status=status, code=code))
     with pytest.raises(UsageError, match=rf"^{bucket}/key: .*{line}") as caught:
         check(f"{bucket}/key")
@@ -241,34 +322,56 @@ def test_preflights_tell_refusals_apart(bucket: str, behind: Behind, check: Call
 
 @PREFLIGHTS
 @pytest.mark.parametrize(("status", "page"), PAGES)
-def test_preflights_know_what_is_not_s3(bucket: str, behind: Behind, check: Callable[[str], None], status: int, page: bytes) -> None:
+def test_preflights_know_what_is_not_s3(
+    bucket: str, behind: Behind, check: Callable[[str], None], status: int, page: bytes
+) -> None:
     proxy = behind(Rule("answer", times=math.inf, status=status, body=page))
-    with pytest.raises(UsageError, match=rf"^{bucket}/key: what answers at {proxy.url} is not S3; check AWS_ENDPOINT_URL$"):
+    with pytest.raises(
+        UsageError,
+        match=rf"^{bucket}/key: what answers at {proxy.url} is not S3; check AWS_ENDPOINT_URL$",
+    ):
         check(f"{bucket}/key")
 
 
 @PREFLIGHTS
-def test_preflights_do_not_wait_for_a_silent_endpoint(bucket: str, behind: Behind, check: Callable[[str], None]) -> None:
+def test_preflights_do_not_wait_for_a_silent_endpoint(
+    bucket: str, behind: Behind, check: Callable[[str], None]
+) -> None:
     proxy = behind(Rule("stall", times=math.inf))
-    with pytest.raises(UsageError, match=f"{proxy.url} does not answer; check AWS_ENDPOINT_URL and that the server is running"):
+    with pytest.raises(
+        UsageError,
+        match=f"{proxy.url} does not answer; check AWS_ENDPOINT_URL and that the server is running",
+    ):
         check(f"{bucket}/key")
 
 
 @PREFLIGHTS
-def test_preflights_know_an_endpoint_without_tls(bucket: str, behind: Behind, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflights_know_an_endpoint_without_tls(
+    bucket: str, behind: Behind, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", behind().url.replace("http:", "https:"))
-    with pytest.raises(UsageError, match="no TLS connection to https://.*; check http:// or https:// in AWS_ENDPOINT_URL"):
+    with pytest.raises(
+        UsageError,
+        match="no TLS connection to https://.*; check http:// or https:// in AWS_ENDPOINT_URL",
+    ):
         check(f"{bucket}/key")
 
 
 @pytest.mark.parametrize(
     ("status", "code", "line"),
-    [(403, "AccessDenied", "denies access"), (411, "MissingContentLength", "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required")],
+    [
+        (403, "AccessDenied", "denies access"),
+        (411, "MissingContentLength", "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+    ],
 )
-def test_preflight_tries_a_write_and_says_why_not(bucket: str, behind: Behind, status: int, code: str, line: str) -> None:
+def test_preflight_tries_a_write_and_says_why_not(
+    bucket: str, behind: Behind, status: int, code: str, line: str
+) -> None:
     behind(Rule("answer", method="PUT", times=math.inf, status=status, code=code))
     preflight.check_readable(bucket)
-    with pytest.raises(UsageError, match=f"^{bucket}/new: the bucket can be listed but not written: .*{line}"):
+    with pytest.raises(
+        UsageError, match=f"^{bucket}/new: the bucket can be listed but not written: .*{line}"
+    ):
         preflight.check_writable(f"{bucket}/new")
 
 
@@ -282,10 +385,18 @@ OPERATIONS: dict[str, Callable[[str], object]] = {
 
 
 @pytest.mark.parametrize("verb", OPERATIONS)
-def test_credentials_that_expire_meanwhile_are_named(bucket: str, behind: Behind, verb: str) -> None:
+def test_credentials_that_expire_meanwhile_are_named(
+    bucket: str, behind: Behind, verb: str
+) -> None:
     files.write_bytes(f"{bucket}/key", CONTENT)
     behind(Rule("answer", times=math.inf, status=400, code="ExpiredToken"))
-    with pytest.raises(PlainError, match=f"^{bucket}/key: cannot be {verb}: the credentials have expired; renew .*; then run the command again$"):
+    with pytest.raises(
+        PlainError,
+        match=(
+            f"^{bucket}/key: cannot be {verb}: the credentials have expired; renew .*; then run the"
+            " command again$"
+        ),
+    ):
         OPERATIONS[verb](f"{bucket}/key")
 
 
@@ -297,7 +408,9 @@ def test_credentials_that_expire_in_an_open_file_are_named(bucket: str, behind: 
     behind(Rule("answer", method="GET", skip=1, times=math.inf, status=400, code="ExpiredToken"))
     with files.open_input(f"{bucket}/key") as file:
         parquet = pq.ParquetFile(file, pre_buffer=True)
-        with pytest.raises(PlainError, match="^s3://.*/key: cannot be read: the credentials have expired"):
+        with pytest.raises(
+            PlainError, match="^s3://.*/key: cannot be read: the credentials have expired"
+        ):
             parquet.read_row_group(0)
 
 
@@ -310,7 +423,9 @@ def test_an_object_deleted_while_it_is_open_is_missing(bucket: str, behind: Behi
             file.read()
 
 
-def test_uploads_are_as_every_server_takes_them(bucket: str, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_are_as_every_server_takes_them(
+    bucket: str, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
     behind()
     files.write_bytes(f"{bucket}/key", CONTENT)

@@ -1,4 +1,6 @@
-"""cluster/tracking/client.py against a real SQLite store in this process, shared by the file because creating one costs seconds."""
+"""cluster/tracking/client.py against a real SQLite store in this process, shared by the file
+because creating one costs seconds.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,21 @@ def store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_background(monkeypatch):
-    # The thread only calls flush() every two seconds; the tests call it themselves, so that they are the same every time.
+    # The thread only calls flush() every two seconds; the tests call it themselves, so that they
+    # are the same every time.
     monkeypatch.setattr(tracking_run, "SEND_EVERY_S", 1e6)
 
 
 def start(store, **kwargs):
-    return open_run(tracking_uri(None, store), experiment="tests", storage=store, name="a run", **kwargs)
+    return open_run(
+        tracking_uri(None, store), experiment="tests", storage=store, name="a run", **kwargs
+    )
 
 
 def history(run, key):
-    return sorted((metric.step, metric.value) for metric in run.client.get_metric_history(run.run_id, key))
+    return sorted(
+        (metric.step, metric.value) for metric in run.client.get_metric_history(run.run_id, key)
+    )
 
 
 @pytest.fixture
@@ -61,7 +68,9 @@ def serve():
                 pass
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}"
 
@@ -71,7 +80,9 @@ def serve():
         server.server_close()
 
 
-def test_embedded_store_lies_in_the_storage_root_and_beside_the_driver_for_a_bucket(tmp_path, monkeypatch):
+def test_embedded_store_lies_in_the_storage_root_and_beside_the_driver_for_a_bucket(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(None, "/data/root") == "sqlite:////data/root/mlflow.db"
     assert tracking_uri(None, "s3://bucket/root") == f"sqlite:///{tmp_path}/runs/mlflow.db"
@@ -90,7 +101,9 @@ def test_config_takes_servers_and_sqlite_and_nothing_else():
 
 
 def test_ui_command_names_the_store_or_the_server():
-    assert ui_command("sqlite:////data/a b/mlflow.db").endswith("mlflow ui --backend-store-uri 'sqlite:////data/a b/mlflow.db'")
+    assert ui_command("sqlite:////data/a b/mlflow.db").endswith(
+        "mlflow ui --backend-store-uri 'sqlite:////data/a b/mlflow.db'"
+    )
     assert ui_command("https://server:5000") == "https://server:5000"
 
 
@@ -100,13 +113,25 @@ def test_module_and_preflight_do_not_import_mlflow(port_without_server):
         f"try: check_server('http://127.0.0.1:{port_without_server}')\n"
         "except Exception as error: print(type(error).__name__, 'mlflow' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "PlainError False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "PlainError False\n"
+    )
 
 
-def test_preflight_tells_a_dead_an_ill_and_a_wrong_server_from_a_good_one(port_without_server, serve):
+def test_preflight_tells_a_dead_an_ill_and_a_wrong_server_from_a_good_one(
+    port_without_server, serve
+):
     check_server(serve(200, b"OK"))
     check_server(serve(401, b"who are you?"))
-    with pytest.raises(PlainError, match=rf"no MLflow server answers at http://127\.0\.0\.1:{port_without_server} .*refused.*uri") as dead:
+    with pytest.raises(
+        PlainError,
+        match=(
+            rf"no MLflow server answers at http://127\.0\.0\.1:{port_without_server} .*refused.*uri"
+        ),
+    ) as dead:
         check_server(f"http://127.0.0.1:{port_without_server}")
     assert dead.value.exit_code == 1
     with pytest.raises(PlainError, match="ill: /health answers 503"):
@@ -126,10 +151,17 @@ def test_preflight_refuses_a_file_that_is_no_database_and_a_folder_that_cannot_b
     check_server(f"sqlite:///{tmp_path}/new/mlflow.db")
 
 
-def test_a_server_that_dies_after_the_preflight_is_one_plain_line(port_without_server, monkeypatch, tmp_path):
+def test_a_server_that_dies_after_the_preflight_is_one_plain_line(
+    port_without_server, monkeypatch, tmp_path
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(PlainError, match=r"^MLflow at http://127\.0\.0\.1:\d+ failed: .*[^\n]$"):
-        open_run(f"http://127.0.0.1:{port_without_server}", experiment="tests", storage=str(tmp_path), name="x")
+        open_run(
+            f"http://127.0.0.1:{port_without_server}",
+            experiment="tests",
+            storage=str(tmp_path),
+            name="x",
+        )
 
 
 def test_run_holds_what_was_logged(store, tmp_path):
@@ -147,7 +179,11 @@ def test_run_holds_what_was_logged(store, tmp_path):
     assert found.data.metrics == {"loss": 2.5, "AP/tv_ monitor": 0.25}
     assert history(run, "loss") == [(128, 2.5)]
     assert found.info.status == "FINISHED" and found.info.run_name == "a run"
-    assert {"digest": "abc", "checkpoint": "/somewhere", "mlflow.parentRunId": "0" * 32}.items() <= found.data.tags.items()
+    assert {
+        "digest": "abc",
+        "checkpoint": "/somewhere",
+        "mlflow.parentRunId": "0" * 32,
+    }.items() <= found.data.tags.items()
     assert found.info.artifact_uri == f"{store}/mlartifacts/{run.run_id}/artifacts"
     for name, text in (("notes/note.txt", "from a file"), ("config.yaml", "a: 1")):
         with open(f"{store}/mlartifacts/{run.run_id}/artifacts/{name}", encoding="utf-8") as file:
@@ -164,7 +200,9 @@ def test_resume_continues_the_run_without_doubling_what_it_has(store):
 
     # From the checkpoint at 100 images: 200 and 300 come again, AP at 300 and loss at 400 are new.
     again = start(store, run_id=first.run_id)
-    assert again.run_id == first.run_id and again.client.get_run(first.run_id).info.status == "RUNNING"
+    assert (
+        again.run_id == first.run_id and again.client.get_run(first.run_id).info.status == "RUNNING"
+    )
     again.log_params({"gamma": 2.0, "workers": 1})
     again.log_metrics({"loss": 9.0}, 200)
     again.log_metrics({"loss": 9.0, "AP": 0.6}, 300)
@@ -178,7 +216,9 @@ def test_resume_continues_the_run_without_doubling_what_it_has(store):
 
 
 def test_a_step_that_comes_again_is_sent_once(store):
-    """Workers that are restarted from a checkpoint make steps again, also while the store takes nothing."""
+    """Workers that are restarted from a checkpoint make steps again, also while the store takes
+    nothing.
+    """
     run = start(store)
     for step, value in ((100, 1.0), (200, 2.0)):
         run.log_metrics({"loss": value}, step)
@@ -208,14 +248,20 @@ def test_store_that_breaks_midway_loses_nothing_and_warns_once(store, capsys):
     database.close()
     run.log_metrics({"loss": 0.0}, 1502)
     assert run.finish("FINISHED", patience_s=0)
-    assert history(run, "loss") == [(1, 3.0), *((step, 3.0 / step) for step in range(2, 1502)), (1502, 0.0)]
+    assert history(run, "loss") == [
+        (1, 3.0),
+        *((step, 3.0 / step) for step in range(2, 1502)),
+        (1502, 0.0),
+    ]
     found = run.client.get_run(run.run_id)
     assert found.data.params == {"lr": "0.1"} and found.info.status == "FINISHED"
     assert [file.path for file in run.client.list_artifacts(run.run_id)] == ["kept.txt"]
     assert capsys.readouterr().err == ""
 
 
-def test_store_that_stays_broken_lets_the_run_end_and_says_what_is_lacking(store, capsys, monkeypatch):
+def test_store_that_stays_broken_lets_the_run_end_and_says_what_is_lacking(
+    store, capsys, monkeypatch
+):
     run = start(store)
 
     def broken(*_, **__):

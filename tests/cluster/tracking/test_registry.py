@@ -1,4 +1,6 @@
-"""cluster/tracking/registry.py and the packaged pyfunc against a real SQLite store; the network is the smallest that detector/ builds, untrained."""
+"""cluster/tracking/registry.py and the packaged pyfunc against a real SQLite store; the network is
+the smallest that detector/ builds, untrained.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,17 @@ from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.package import PACKAGE_FILES, build_package, package_digest
 from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
-from cluster.tracking.registry import DIGEST_TAG, Version, aliases, download_package, find_package, log_package, promote, register, resolve
+from cluster.tracking.registry import (
+    DIGEST_TAG,
+    Version,
+    aliases,
+    download_package,
+    find_package,
+    log_package,
+    promote,
+    register,
+    resolve,
+)
 from cluster.tracking.run import open_run
 from detector.checkpoint import seal
 from detector.model import RetinaNet
@@ -45,8 +57,16 @@ def package(tmp_path_factory):
     torch.manual_seed(0)
     keywords = {"backbone": "resnet18", "classes": 2, "width": 64, "prior": 0.5}
     checkpoint = tmp_path_factory.mktemp("checkpoint")
-    save_file({k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()}, str(checkpoint / "model.safetensors"))
-    decode = {"score_threshold": 0.05, "top_per_level": 10, "nms_threshold": 0.5, "max_detections": 5}
+    save_file(
+        {k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()},
+        str(checkpoint / "model.safetensors"),
+    )
+    decode = {
+        "score_threshold": 0.05,
+        "top_per_level": 10,
+        "nms_threshold": 0.5,
+        "max_detections": 5,
+    }
     description = {"model": keywords, "canvases": [[64, 96]], "decode": decode, "amp": False}
     seal(str(checkpoint), {"package": {"description": description, "classes": CLASSES}})
     folder = str(tmp_path_factory.mktemp("package"))
@@ -84,8 +104,12 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     seal(str(tmp_path), {"package": {"description": description, "classes": []}})
     digests = []
     for weights in ("model", "ema"):
-        build_package({"checkpoint": str(tmp_path), "weights": weights}, str(tmp_path / f"from-{weights}"))
-        assert (tmp_path / f"from-{weights}" / "model.safetensors").read_bytes() == (tmp_path / f"{weights}.safetensors").read_bytes()
+        build_package(
+            {"checkpoint": str(tmp_path), "weights": weights}, str(tmp_path / f"from-{weights}")
+        )
+        assert (tmp_path / f"from-{weights}" / "model.safetensors").read_bytes() == (
+            tmp_path / f"{weights}.safetensors"
+        ).read_bytes()
         digests.append(package_digest(str(tmp_path / f"from-{weights}")))
     assert digests[0] != digests[1] == package_digest(str(tmp_path / "from-ema"))
     with pytest.raises(UsageError, match="'average'"):
@@ -103,18 +127,29 @@ def test_package_takes_the_weights_that_best_names(tmp_path):
     [
         (lambda d: d["model"].update(depth=18), "model.depth is not known"),
         (lambda d: d["model"].pop("classes"), "model.classes is missing"),
-        (lambda d: d["model"].update(norm="layer"), "model.norm 'layer': must be one of batch, sync, frozen, group"),
+        (
+            lambda d: d["model"].update(norm="layer"),
+            "model.norm 'layer': must be one of batch, sync, frozen, group",
+        ),
         (lambda d: d["decode"].update(nms=0.5), "decode.nms is not known"),
         (lambda d: d.pop("canvases"), "canvases is missing"),
         (lambda d: d.update(canvas=[64, 96]), "canvas is not known"),
     ],
 )
-def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(package, tmp_path, change, said):
+def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(
+    package, tmp_path, change, said
+):
     description = json.loads(Path(package, "model.json").read_text())
     shutil.copytree(package, tmp_path, dirs_exist_ok=True)
     change(description)
     (tmp_path / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=f"model.json: {said}; it was written by another version of this code: use that version, or"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"model.json: {said}; it was written by another version of this code: use that"
+            " version, or"
+        ),
+    ):
         Predictor.load(str(tmp_path))
     # From a run's checkpoint, before anything is scored or registered.
     seal(str(tmp_path), {"package": {"description": description, "classes": CLASSES}})
@@ -123,7 +158,10 @@ def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(packag
 
 
 def test_a_package_from_before_the_bound_on_the_long_side_has_none(package):
-    assert "long_side" not in json.loads(Path(package, "model.json").read_text()) and Predictor.load(package).long_side is None
+    assert (
+        "long_side" not in json.loads(Path(package, "model.json").read_text())
+        and Predictor.load(package).long_side is None
+    )
 
 
 def test_model_says_what_it_takes_gives_and_needs(tracking, logged, root):
@@ -133,12 +171,18 @@ def test_model_says_what_it_takes_gives_and_needs(tracking, logged, root):
     assert model.experiment_id == client.get_experiment_by_name("tests").experiment_id
     folder = model.artifact_location
     assert folder.startswith(f"{root}/mlartifacts/")
-    names = {os.path.relpath(os.path.join(at, name), folder) for at, _, files in os.walk(folder) for name in files}
+    names = {
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, files in os.walk(folder)
+        for name in files
+    }
     assert "code/detector/predict.py" in names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pyc"))]
     with open(f"{folder}/requirements.txt", encoding="utf-8") as file:
         requirements = file.read().splitlines()
-    assert f"torch=={torch.__version__.split('+')[0]}" in requirements and all("==" in line and "+" not in line for line in requirements)
+    assert f"torch=={torch.__version__.split('+')[0]}" in requirements and all(
+        "==" in line and "+" not in line for line in requirements
+    )
     from mlflow.models import Model
 
     signature = Model.load(folder).signature
@@ -147,29 +191,41 @@ def test_model_says_what_it_takes_gives_and_needs(tracking, logged, root):
     assert signature.outputs.input_names() == ["boxes", "scores", "labels", "names"]
 
 
-def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds(tracking, logged, package, tmp_path):
-    """Another process, another folder, nothing of the project on its path; more images than one call of the network takes."""
-    folder = connect(tracking).get_logged_model(logged[0].removeprefix("models:/")).artifact_location
+def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds(
+    tracking, logged, package, tmp_path
+):
+    """Another process, another folder, nothing of the project on its path; more images than one
+    call of the network takes.
+    """
+    folder = (
+        connect(tracking).get_logged_model(logged[0].removeprefix("models:/")).artifact_location
+    )
     pictures = [picture(seed) for seed in range(9)]
     for i, (_, data) in enumerate(pictures):
         (tmp_path / f"{i}.png").write_bytes(data)
     Image.fromarray(pictures[0][0]).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-20])
     (tmp_path / "use.py").write_text(
-        "import json, sys, mlflow, pandas as pd\n"
-        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
-        "images = [open(f'{i}.png', 'rb').read() for i in range(9)]\n"
-        "found = model.predict(pd.DataFrame({'image': images}))\n"
-        "said = []\n"
-        "for broken in (b'GIF, or not', open('cut.jpg', 'rb').read()):\n"
-        "    try: model.predict(pd.DataFrame({'image': [images[0], broken], 'image_id': ['fine', 'broken-17']}))\n"
-        "    except mlflow.MlflowException as error: said.append([error.error_code, str(error)])\n"
-        "import detector.predict\n"
-        "print(json.dumps([found.to_dict('list'), said, detector.predict.__file__]))\n"
+        "import json, sys, mlflow, pandas as pd\nmodel ="
+        " mlflow.pyfunc.load_model(sys.argv[1])\nimages = [open(f'{i}.png', 'rb').read() for i in"
+        " range(9)]\nfound = model.predict(pd.DataFrame({'image': images}))\nsaid = []\nfor broken"
+        " in (b'GIF, or not', open('cut.jpg', 'rb').read()):\n    try:"
+        " model.predict(pd.DataFrame({'image': [images[0], broken], 'image_id': ['fine',"
+        " 'broken-17']}))\n    except mlflow.MlflowException as error:"
+        " said.append([error.error_code, str(error)])\nimport"
+        " detector.predict\nprint(json.dumps([found.to_dict('list'), said,"
+        " detector.predict.__file__]))\n"
     )
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     clean |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": tracking}
-    used = subprocess.run([sys.executable, "use.py", folder], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    used = subprocess.run(
+        [sys.executable, "use.py", folder],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert used.returncode == 0, used.stderr
     found, said, code = json.loads(used.stdout.splitlines()[-1])
     assert code == f"{folder}/code/detector/predict.py"
@@ -180,29 +236,49 @@ def test_model_loads_elsewhere_without_pickle_and_finds_what_the_predictor_finds
     assert sum(len(e.scores_N) for e in expected) > 0 and len(found["boxes"]) == 9
     for i, e in enumerate(expected):
         assert found["labels"][i] == e.labels_N.tolist()
-        np.testing.assert_allclose(np.array(found["boxes"][i]).reshape(-1, 4), e.boxes_N4, atol=1e-3)
+        np.testing.assert_allclose(
+            np.array(found["boxes"][i]).reshape(-1, 4), e.boxes_N4, atol=1e-3
+        )
         np.testing.assert_allclose(found["scores"][i], e.scores_N, atol=1e-5)
         assert found["names"][i] == [CLASSES[label]["name"] for label in e.labels_N]
 
 
 def test_versions_aliases_promotion_and_the_way_back(tracking, logged):
     one = register(logged[0], "cells", tracking=tracking, tags={"AP": 0.5, DIGEST_TAG: "aaa"})
-    assert one == Version("cells", 1) and aliases(one, tracking=tracking) == ["challenger", "champion"]
+    assert one == Version("cells", 1) and aliases(one, tracking=tracking) == [
+        "challenger",
+        "champion",
+    ]
     two = register(logged[0], "cells", tracking=tracking, tags={DIGEST_TAG: "bbb"})
-    assert aliases(one, tracking=tracking) == ["champion"] and aliases(two, tracking=tracking) == ["challenger"]
+    assert aliases(one, tracking=tracking) == ["champion"] and aliases(two, tracking=tracking) == [
+        "challenger"
+    ]
     client = connect(tracking)
     stored = client.get_model_version("cells", "1")
     assert stored.tags["AP"] == "0.5" and stored.run_id == logged[1] and stored.source == logged[0]
-    linked = json.loads(client.get_logged_model(logged[0].removeprefix("models:/")).tags["mlflow.modelVersions"])
+    linked = json.loads(
+        client.get_logged_model(logged[0].removeprefix("models:/")).tags["mlflow.modelVersions"]
+    )
     assert {"name": "cells", "version": 1} in linked and {"name": "cells", "version": 2} in linked
-    assert find_package("bbb", "cells", tracking=tracking) == two and find_package("ccc", "cells", tracking=tracking) is None
+    assert (
+        find_package("bbb", "cells", tracking=tracking) == two
+        and find_package("ccc", "cells", tracking=tracking) is None
+    )
 
     promote(two, reason="AP 0.6 against 0.5", tracking=tracking)
-    assert resolve("models:/cells@champion", tracking=tracking) == two and resolve("models:/cells@previous", tracking=tracking) == one
+    assert (
+        resolve("models:/cells@champion", tracking=tracking) == two
+        and resolve("models:/cells@previous", tracking=tracking) == one
+    )
     promote(two, reason="again", tracking=tracking)
     assert resolve("models:/cells@previous", tracking=tracking) == one
-    promote(resolve("models:/cells@previous", tracking=tracking), reason="roll back", tracking=tracking)
-    assert resolve("models:/cells@champion", tracking=tracking) == one and resolve("models:/cells@previous", tracking=tracking) == two
+    promote(
+        resolve("models:/cells@previous", tracking=tracking), reason="roll back", tracking=tracking
+    )
+    assert (
+        resolve("models:/cells@champion", tracking=tracking) == one
+        and resolve("models:/cells@previous", tracking=tracking) == two
+    )
     tags = client.get_registered_model("cells").tags
     audit = [json.loads(tags[key]) for key in sorted(tags) if key.startswith("promotion.")]
     assert [(entry["from"], entry["to"], entry["reason"]) for entry in audit] == [
@@ -250,5 +326,9 @@ def test_the_tracking_address_of_the_process_stays_as_it_was(tracking, logged, m
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
         assert aliases(register(logged[0], "quiet", tracking=tracking), tracking=tracking)
-        assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == "http://elsewhere:5000"
+        assert (
+            mlflow.get_tracking_uri()
+            == os.environ["MLFLOW_TRACKING_URI"]
+            == "http://elsewhere:5000"
+        )
     mlflow.set_tracking_uri(None)

@@ -1,4 +1,6 @@
-"""The MLflow run of a training whose driver was killed, or had no store, before it had sent all that it was told; against a real SQLite store."""
+"""The MLflow run of a training whose driver was killed, or had no store, before it had sent all
+that it was told; against a real SQLite store.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ def sends_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def driver(root: Path, name: str) -> Tracker:
     uri = tracking_uri(None, str(root))
-    return Tracker(uri=uri, experiment="tests", storage=str(root), run=f"{root}/runs/{name}", name=name, params={}, config="{}")
+    return Tracker(
+        uri=uri,
+        experiment="tests",
+        storage=str(root),
+        run=f"{root}/runs/{name}",
+        name=name,
+        params={},
+        config="{}",
+    )
 
 
 def step(images_seen: int, loss: float) -> dict[str, Any]:
@@ -37,7 +47,14 @@ def step(images_seen: int, loss: float) -> dict[str, Any]:
 
 
 def evaluation(images_seen: int, ap: float) -> dict[str, Any]:
-    table = {"images": 8, "detections": 9, "AP": ap, "AP50": ap, "AP75": ap, "per_class": {"cat": {"objects": 3.0, "AP": ap / 2}}}
+    table = {
+        "images": 8,
+        "detections": 9,
+        "AP": ap,
+        "AP50": ap,
+        "AP75": ap,
+        "per_class": {"cat": {"objects": 3.0, "AP": ap / 2}},
+    }
     return {"kind": "evaluation", "images_seen": images_seen, "epoch": 1, "table": table}
 
 
@@ -49,11 +66,17 @@ def checkpoint(root: Path, name: str, images_seen: int, told: list[dict[str, Any
 
 def settle(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
     numbers = evaluations.numbers(evaluation(images_seen, ap)["table"])
-    evaluations.settle(f"{root}/runs/{name}", {"checkpoint": uri, "images_seen": images_seen, "epoch": 1, "weights": "ema", **numbers})
+    evaluations.settle(
+        f"{root}/runs/{name}",
+        {"checkpoint": uri, "images_seen": images_seen, "epoch": 1, "weights": "ema", **numbers},
+    )
 
 
 def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted((metric.step, metric.value) for metric in tracking.connect(tracker.uri).get_metric_history(run_id, key))
+    return sorted(
+        (metric.step, metric.value)
+        for metric in tracking.connect(tracker.uri).get_metric_history(run_id, key)
+    )
 
 
 def recorded(root: Path, name: str) -> dict[str, Any]:
@@ -70,9 +93,19 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
     uri = checkpoint(root, "killed", 8, [step(4, 4.0), step(8, 8.0)])
     settle(root, "killed", uri, 0.25, 8)
     again = driver(root, "killed")
-    for event in ({"kind": "resume", "checkpoint": uri, "images_seen": 8, "epoch": 1}, {"kind": "step", **step(12, 12.0)}, evaluation(12, 0.5)):
+    for event in (
+        {"kind": "resume", "checkpoint": uri, "images_seen": 8, "epoch": 1},
+        {"kind": "step", **step(12, 12.0)},
+        evaluation(12, 0.5),
+    ):
         again(event)
-    settle(root, "killed", checkpoint(root, "killed", 12, [step(4, 4.0), step(8, 8.0), step(12, 12.0)]), 0.5, 12)
+    settle(
+        root,
+        "killed",
+        checkpoint(root, "killed", 12, [step(4, 4.0), step(8, 8.0), step(12, 12.0)]),
+        0.5,
+        12,
+    )
     again.finish("FINISHED")
     run_id = recorded(root, "killed")["run_id"]
     assert run_id == first.run.run_id == again.run.run_id
@@ -82,8 +115,12 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
     assert history(again, run_id, "val/AP/cat") == [(8, 0.125), (12, 0.25)]
 
 
-def test_a_training_that_is_over_is_completed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its driver was killed after the last step: the next start has nothing to train and hears no event."""
+def test_a_training_that_is_over_is_completed_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver was killed after the last step: the next start has nothing to train and hears no
+    event.
+    """
     first = driver(root, "over")
     first({"kind": "step", **step(4, 4.0)})
     settle(root, "over", checkpoint(root, "over", 8, [step(4, 4.0), step(8, 8.0)]), 0.5, 8)
@@ -94,7 +131,9 @@ def test_a_training_that_is_over_is_completed_once(root: Path, monkeypatch: pyte
     driver(root, "over").finish("FINISHED")
     run_id = recorded(root, "over")["run_id"]
     assert run_id == first.run.run_id and recorded(root, "over")["complete"]
-    assert history(first, run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(first, run_id, "val/AP") == [(8, 0.5)]
+    assert history(first, run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
+        first, run_id, "val/AP"
+    ) == [(8, 0.5)]
     assert first.run.client.get_run(run_id).info.status == "FINISHED"
     monkeypatch.setattr(tracking, "connect", None)
     driver(root, "over").finish("FINISHED")
@@ -102,13 +141,24 @@ def test_a_training_that_is_over_is_completed_once(root: Path, monkeypatch: pyte
 
 def test_a_training_that_no_store_took_is_recorded_when_one_answers(root: Path) -> None:
     """Also lines of another version of this code, which knew other metrics."""
-    settle(root, "unseen", checkpoint(root, "unseen", 8, [{"images_seen": 4, "box": 4.0}, step(8, 8.0)]), 0.5, 8)
+    settle(
+        root,
+        "unseen",
+        checkpoint(root, "unseen", 8, [{"images_seen": 4, "box": 4.0}, step(8, 8.0)]),
+        0.5,
+        8,
+    )
     run_folder.write(f"{root}/runs/unseen", run_folder.FINISHED, {"images_seen": 8, "epochs": 1})
     tracker = driver(root, "unseen")
     tracker.finish("FINISHED")
     record = recorded(root, "unseen")
-    assert record["complete"] and tracker.run.client.get_run(record["run_id"]).info.status == "FINISHED"
-    assert history(tracker, record["run_id"], "train/box") == [(4, 4.0), (8, 8.0)] and history(tracker, record["run_id"], "val/AP") == [(8, 0.5)]
+    assert (
+        record["complete"]
+        and tracker.run.client.get_run(record["run_id"]).info.status == "FINISHED"
+    )
+    assert history(tracker, record["run_id"], "train/box") == [(4, 4.0), (8, 8.0)] and history(
+        tracker, record["run_id"], "val/AP"
+    ) == [(8, 0.5)]
 
 
 def test_a_run_that_was_never_recorded_is_not_made_up(root: Path) -> None:
@@ -117,7 +167,9 @@ def test_a_run_that_was_never_recorded_is_not_made_up(root: Path) -> None:
     assert tracker.run is None and recorded(root, "unknown") is None
 
 
-def test_storage_that_fails_costs_what_it_holds_and_no_more(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_storage_that_fails_costs_what_it_holds_and_no_more(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     tracker = driver(root, "away")
     checkpoint(root, "away", 4, [step(4, 4.0)])
 
@@ -127,5 +179,8 @@ def test_storage_that_fails_costs_what_it_holds_and_no_more(root: Path, monkeypa
     monkeypatch.setattr(evaluations, "evaluations", away)
     tracker({"kind": "step", **step(8, 8.0)})
     tracker.finish("FINISHED")
-    assert "warning: MLflow gets no metrics from before this start: s3://bucket: storage is away" in capsys.readouterr().err
+    assert (
+        "warning: MLflow gets no metrics from before this start: s3://bucket: storage is away"
+        in capsys.readouterr().err
+    )
     assert history(tracker, tracker.run.run_id, "train/box") == [(8, 8.0)]

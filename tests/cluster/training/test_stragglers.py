@@ -1,4 +1,6 @@
-"""Who is named slow or starved: events made by hand, times chosen so that the comparison can be checked by eye."""
+"""Who is named slow or starved: events made by hand, times chosen so that the comparison can be
+checked by eye.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ START = {
 }  # fmt: skip
 
 
-def interval(images: int, *, forward: list[float], data: list[float] | None = None, seconds: float = 10.0) -> list[dict[str, Any]]:
+def interval(
+    images: int, *, forward: list[float], data: list[float] | None = None, seconds: float = 10.0
+) -> list[dict[str, Any]]:
     waits = data or [0.0] * len(forward)
     return [
         {
@@ -38,7 +42,11 @@ def test_a_slow_rank_is_named_with_its_node_after_two_intervals() -> None:
     assert said(watch, interval(8, forward=forward)) == []
     # The lower median of the four is 0.2; 0.5 is 2.5 times that, 0.25 only 1.25.
     (line,) = said(watch, interval(16, forward=forward))
-    assert line == "straggler: rank 2 on 10.0.0.2 takes 0.50 s for a forward pass, the median is 0.20 s; every step waits for it"
+    assert (
+        line
+        == "straggler: rank 2 on 10.0.0.2 takes 0.50 s for a forward pass, the median is 0.20 s;"
+        " every step waits for it"
+    )
 
 
 def test_of_two_ranks_the_slower_is_named() -> None:
@@ -57,12 +65,21 @@ def test_of_two_ranks_the_slower_is_named() -> None:
     ],
 )
 def test_what_passes_is_not_named(intervals: list[list[float]]) -> None:
-    assert said(Stragglers(3), *(interval(8 * i, forward=forward) for i, forward in enumerate(intervals))) == []
+    assert (
+        said(
+            Stragglers(3),
+            *(interval(8 * i, forward=forward) for i, forward in enumerate(intervals)),
+        )
+        == []
+    )
 
 
 def test_a_data_stall_names_rank_node_and_seconds() -> None:
     (line,) = said(Stragglers(2), interval(8, forward=[0.2, 0.2], data=[1.0, 4.0]))
-    assert line.startswith("data stall: rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data; more training.decode_threads")
+    assert line.startswith(
+        "data stall: rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data; more"
+        " training.decode_threads"
+    )
     (line,) = said(Stragglers(3), interval(8, forward=[0.2] * 3, data=[3.0, 4.0, 0.0]))
     assert "rank 1 on 10.0.0.1 waited 4.0 of 10.0 s for its data (and 1 more)" in line
 
@@ -106,8 +123,20 @@ def test_a_restart_forgets_the_ranks_that_were() -> None:
     ("changes", "words"),
     [
         ({"ranks": 2}, "training on 2 workers, 1 threads each, 8 images a step, float32;"),
-        ({"ranks": 1, "parts": 2}, "training on 1 workers, 1 threads each, 8 images a step in 2 parts (kept as it is of 2 workers), float32;"),
-        ({"ranks": 1, "batch": 4}, "4 images a step (rescaled from the 8 of 2 workers, and the learning rate with it), float32;"),
+        (
+            {"ranks": 1, "parts": 2},
+            (
+                "training on 1 workers, 1 threads each, 8 images a step in 2 parts (kept as it is"
+                " of 2 workers), float32;"
+            ),
+        ),
+        (
+            {"ranks": 1, "batch": 4},
+            (
+                "4 images a step (rescaled from the 8 of 2 workers, and the learning rate with it),"
+                " float32;"
+            ),
+        ),
     ],
 )
 def test_a_smaller_group_says_what_became_of_the_batch(changes: dict[str, Any], words: str) -> None:
@@ -129,7 +158,14 @@ def test_the_line_of_progress_says_where_the_time_goes() -> None:
     progress(STEP)
     line = out.getvalue().splitlines()[-1]
     # 50 images are left at 10 a second.
-    for text in ("10.0 img/s", "ETA 0:00:05", "class 0.2500", "box 0.1250", "AP -", "time: data 12% step 80% rest 8%"):
+    for text in (
+        "10.0 img/s",
+        "ETA 0:00:05",
+        "class 0.2500",
+        "box 0.1250",
+        "AP -",
+        "time: data 12% step 80% rest 8%",
+    ):
         assert text in line, line
 
 

@@ -70,8 +70,17 @@ def test_an_interval_is_data_steps_and_the_rest(clock: Clock) -> None:
     taken = spent.take()
     assert got == ["a", "b", "c"]
     # Counted from the first batch on: three steps of 4 s, two waits of 2 s, a checkpoint of 3 s.
-    assert taken == {"seconds": 19.0, "data_seconds": 4.0, "step_seconds": 12.0, "forward_seconds": 2.0}
-    assert shares(taken) == {"data_share": pytest.approx(4 / 19), "step_share": pytest.approx(12 / 19), "rest_share": pytest.approx(3 / 19)}
+    assert taken == {
+        "seconds": 19.0,
+        "data_seconds": 4.0,
+        "step_seconds": 12.0,
+        "forward_seconds": 2.0,
+    }
+    assert shares(taken) == {
+        "data_share": pytest.approx(4 / 19),
+        "step_share": pytest.approx(12 / 19),
+        "rest_share": pytest.approx(3 / 19),
+    }
 
 
 def test_intervals_begin_where_the_last_one_ended(clock: Clock) -> None:
@@ -81,8 +90,18 @@ def test_intervals_begin_where_the_last_one_ended(clock: Clock) -> None:
             network(torch.zeros(1))
         first = spent.take()
         clock.takes(1)
-    assert first == {"seconds": 2.0, "data_seconds": 0.0, "step_seconds": 1.0, "forward_seconds": 1.0}
-    assert spent.take() == {"seconds": 1.0, "data_seconds": 0.0, "step_seconds": 0.0, "forward_seconds": 0.0}
+    assert first == {
+        "seconds": 2.0,
+        "data_seconds": 0.0,
+        "step_seconds": 1.0,
+        "forward_seconds": 1.0,
+    }
+    assert spent.take() == {
+        "seconds": 1.0,
+        "data_seconds": 0.0,
+        "step_seconds": 0.0,
+        "forward_seconds": 0.0,
+    }
 
 
 def test_nothing_stays_on_the_network(clock: Clock) -> None:
@@ -96,7 +115,11 @@ def test_nothing_stays_on_the_network(clock: Clock) -> None:
 
 def test_system_metrics_have_mlflows_names() -> None:
     found = system_metrics(CPU, node=True)
-    assert set(found) == {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
+    assert set(found) == {
+        "cpu_utilization_percentage",
+        "system_memory_usage_megabytes",
+        "system_memory_usage_percentage",
+    }
     assert 0 < found["system_memory_usage_percentage"] < 100
     assert system_metrics(CPU, node=False) == {}
 
@@ -111,7 +134,10 @@ def test_the_memory_of_a_gpu_is_its_ranks_own(monkeypatch: pytest.MonkeyPatch) -
     expected = {"gpu_1_memory_usage_megabytes": 1.0, "gpu_1_memory_usage_percentage": 25.0}
     assert system_metrics(torch.device("cuda", 1), node=False) == expected
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 97)
-    assert system_metrics(torch.device("cuda", 1), node=False) == {**expected, "gpu_1_utilization_percentage": 97.0}
+    assert system_metrics(torch.device("cuda", 1), node=False) == {
+        **expected,
+        "gpu_1_utilization_percentage": 97.0,
+    }
 
 
 def steps(spent: Timing, count: int) -> None:
@@ -122,12 +148,22 @@ def steps(spent: Timing, count: int) -> None:
 
 
 @pytest.mark.parametrize(("made", "recorded"), [(PROFILE_AFTER + 6, 3), (PROFILE_AFTER + 2, 2)])
-def test_a_profile_holds_the_steps_asked_for_or_those_there_were(tmp_path: Path, made: int, recorded: int) -> None:
+def test_a_profile_holds_the_steps_asked_for_or_those_there_were(
+    tmp_path: Path, made: int, recorded: int
+) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     threads = []
 
     def publish(profiler: Any) -> None:
-        threads.append(publish_profile(profiler, str(tmp_path), 48, steps=3, tell=lambda kind, **values: told.append((kind, values))))
+        threads.append(
+            publish_profile(
+                profiler,
+                str(tmp_path),
+                48,
+                steps=3,
+                tell=lambda kind, **values: told.append((kind, values)),
+            )
+        )
 
     spent = Timing(CPU, profile_steps=3, on_profile=publish)
     steps(spent, made)
@@ -148,9 +184,22 @@ def test_a_profile_that_storage_does_not_take_is_a_warning(monkeypatch: pytest.M
 
     monkeypatch.setattr(timing.storage, "upload_folder", away)
     told: list[tuple[str, dict[str, Any]]] = []
-    profiler = SimpleNamespace(export_chrome_trace=lambda path: None, key_averages=torch.autograd.profiler_util.EventList)
-    publish_profile(profiler, "s3://bucket/run", 48, steps=3, tell=lambda kind, **values: told.append((kind, values))).join()
-    assert told == [("warning", {"text": "the profile is not in storage, training goes on: the storage is away"})]
+    profiler = SimpleNamespace(
+        export_chrome_trace=lambda path: None, key_averages=torch.autograd.profiler_util.EventList
+    )
+    publish_profile(
+        profiler,
+        "s3://bucket/run",
+        48,
+        steps=3,
+        tell=lambda kind, **values: told.append((kind, values)),
+    ).join()
+    assert told == [
+        (
+            "warning",
+            {"text": "the profile is not in storage, training goes on: the storage is away"},
+        )
+    ]
 
 
 def test_a_run_too_short_for_a_profile_has_none() -> None:

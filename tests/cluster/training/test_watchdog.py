@@ -25,7 +25,11 @@ WORK = """
 
 
 def run(limit: float, steps: int, end: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(WORK.format(limit=limit, steps=steps, end=end))], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WORK.format(limit=limit, steps=steps, end=end))],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(("steps", "least"), [(1, 1.0), (0, 4.0)])
@@ -40,7 +44,9 @@ def test_a_standstill_ends_the_process_and_its_place_is_told(steps: int, least: 
     assert "most recent call first" in done.stderr and "in watch" in done.stderr
 
 
-@pytest.mark.parametrize(("limit", "steps", "end"), [(2.0, 30, "stop()"), (0, 1, "stopped.wait(1)")])
+@pytest.mark.parametrize(
+    ("limit", "steps", "end"), [(2.0, 30, "stop()"), (0, 1, "stopped.wait(1)")]
+)
 def test_progress_and_no_limit_end_nothing(limit: float, steps: int, end: str) -> None:
     # 30 steps of 0.1 s are longer than the limit, but none of them is.
     done = run(limit, steps, end)
@@ -69,7 +75,12 @@ RANK = """
 
 def test_a_wait_for_other_ranks_is_told_from_a_hang(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(RANK)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
     with subprocess.Popen([*command, "1", f"{tmp_path}/store"], **pipes) as other:
         with subprocess.Popen([*command, "0", f"{tmp_path}/store"], **pipes) as rank:
             place = rank.stdout.readline()

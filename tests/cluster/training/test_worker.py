@@ -1,4 +1,6 @@
-"""The loop of a worker without its cluster, its data and its network: what it tells, by a clock of its own, what it evaluates and when it stops."""
+"""The loop of a worker without its cluster, its data and its network: what it tells, by a clock of
+its own, what it evaluates and when it stops.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ def report(*, classification: float = 0.5, own: tuple[bool, bool] = (True, True)
     return StepReport(values, torch.tensor(own), torch.tensor([7, 8]))
 
 
-TRAINING = {"evaluate_every": 1, "checkpoint_every": 1, "checkpoint_images": 0, "patience": 0, "min_improvement": 0.0}
+TRAINING = {
+    "evaluate_every": 1,
+    "checkpoint_every": 1,
+    "checkpoint_images": 0,
+    "patience": 0,
+    "min_improvement": 0.0,
+}
 TRAINING |= {"batch_size": 4, "workers": 1, "amp": False, "log_steps": 2}
 
 
@@ -44,7 +52,9 @@ class Clock:
         self.now += seconds
 
 
-def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -> tuple[Worker, list[tuple[str, dict[str, Any]]]]:
+def loop_of(
+    clock: Clock, run: str, *, training: dict[str, Any], **parts: Any
+) -> tuple[Worker, list[tuple[str, dict[str, Any]]]]:
     """A worker alone with two batches of 4 images an epoch, and the list of what it tells."""
 
     def batches(epoch: int, left: list) -> Iterator[SimpleNamespace]:
@@ -61,7 +71,13 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
     given = dict(
         job={
             "training": TRAINING | training,
-            "optimizer": {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "milestones": ()},
+            "optimizer": {
+                "name": "sgd",
+                "learning_rate": 1.0,
+                "schedule": "constant",
+                "warmup": 0.0,
+                "milestones": (),
+            },
         },
         stream=SimpleNamespace(epoch=batches, places=8),
         model=SimpleNamespace(train=lambda: None),
@@ -85,7 +101,11 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         window=[],
         told=[],
         step=step,
-        checkpoints=SimpleNamespace(due=lambda before, now: False, close=lambda: None, once_stored=lambda uri, action: action()),
+        checkpoints=SimpleNamespace(
+            due=lambda before, now: False,
+            close=lambda: None,
+            once_stored=lambda uri, action: action(),
+        ),
         save=lambda scored: run_folder.checkpoint_uri(run, loop.images_seen),
         tell=lambda kind, **values: told.append((kind, values)),
         put=lambda kind, **values: told.append((kind, values)),
@@ -94,74 +114,141 @@ def loop_of(clock: Clock, run: str, *, training: dict[str, Any], **parts: Any) -
         watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
     )
     vars(loop).update(given | parts)
-    loop.reports = StepReports(loop.device, 0, 1, allowed=loop.job["training"].get("skip_nonfinite", 0), tell=loop.tell)
+    loop.reports = StepReports(
+        loop.device, 0, 1, allowed=loop.job["training"].get("skip_nonfinite", 0), tell=loop.tell
+    )
     return loop, told
 
 
-def test_the_time_of_an_evaluation_is_no_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_an_evaluation_is_no_throughput(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    loop, told = loop_of(clock, str(tmp_path), training={}, save=lambda scored: clock.takes(10), evaluate=lambda uri, again: clock.takes(100))
+    loop, told = loop_of(
+        clock,
+        str(tmp_path),
+        training={},
+        save=lambda scored: clock.takes(10),
+        evaluate=lambda uri, again: clock.takes(100),
+    )
     loop.train()
-    # 8 images: from the first batch on in 3 s (a step, a batch, a step), and after the evaluation in 4 s (a batch, a step, twice).
-    assert [values["images_per_second"] for kind, values in told if kind == "step"] == [pytest.approx(8 / 3), 2.0]
-    # Of the 3 s one was spent in waiting, of the 4 s two; the wait for the very first batch is the start of the job.
-    assert [values["data_share"] for kind, values in told if kind == "step"] == [pytest.approx(1 / 3), 0.5]
-    assert [values["rest_share"] for kind, values in told if kind == "step"] == [pytest.approx(0, abs=1e-9)] * 2
-    assert [(values["images_seen"], values["step_seconds"]) for kind, values in told if kind == "timing"] == [(8, 2.0), (16, 2.0)]
+    # 8 images: from the first batch on in 3 s (a step, a batch, a step), and after the evaluation
+    # in 4 s (a batch, a step, twice).
+    assert [values["images_per_second"] for kind, values in told if kind == "step"] == [
+        pytest.approx(8 / 3),
+        2.0,
+    ]
+    # Of the 3 s one was spent in waiting, of the 4 s two; the wait for the very first batch is the
+    # start of the job.
+    assert [values["data_share"] for kind, values in told if kind == "step"] == [
+        pytest.approx(1 / 3),
+        0.5,
+    ]
+    assert [values["rest_share"] for kind, values in told if kind == "step"] == [
+        pytest.approx(0, abs=1e-9)
+    ] * 2
+    assert [
+        (values["images_seen"], values["step_seconds"]) for kind, values in told if kind == "timing"
+    ] == [(8, 2.0), (16, 2.0)]
 
 
 @pytest.mark.parametrize("due", [4, 8])
-def test_a_checkpoint_that_is_due_is_taken_also_where_an_epoch_ends(tmp_path: Path, due: int) -> None:
+def test_a_checkpoint_that_is_due_is_taken_also_where_an_epoch_ends(
+    tmp_path: Path, due: int
+) -> None:
     """The fourth image is in the middle of the first epoch, the eighth its last."""
     saved = []
     checkpoints = SimpleNamespace(due=lambda before, now: now == due, close=lambda: None)
-    loop, _ = loop_of(Clock(), str(tmp_path), training={"evaluate_every": 9, "checkpoint_every": 9}, checkpoints=checkpoints)
-    loop.save, loop.evaluate = lambda scored=False: saved.append((loop.images_seen, scored)), lambda uri, again: None
+    loop, _ = loop_of(
+        Clock(),
+        str(tmp_path),
+        training={"evaluate_every": 9, "checkpoint_every": 9},
+        checkpoints=checkpoints,
+    )
+    loop.save, loop.evaluate = (
+        lambda scored=False: saved.append((loop.images_seen, scored)),
+        lambda uri, again: None,
+    )
     loop.train()
     # The last epoch is always evaluated.
     assert saved == [(due, False), (16, True)]
 
 
 def test_a_checkpoint_of_one_rank_reads_no_report_before_the_others_do(tmp_path: Path) -> None:
-    """On a GPU the newest step is still on its way; were it not finite, all ranks would speak about it, and only one would be there."""
+    """On a GPU the newest step is still on its way; were it not finite, all ranks would speak about
+    it, and only one would be there.
+    """
     unread = []
     checkpoints = SimpleNamespace(due=lambda before, now: now == 4, close=lambda: None)
-    loop, _ = loop_of(Clock(), str(tmp_path), training={}, evaluate=lambda uri, again: None, checkpoints=checkpoints)
+    loop, _ = loop_of(
+        Clock(),
+        str(tmp_path),
+        training={},
+        evaluate=lambda uri, again: None,
+        checkpoints=checkpoints,
+    )
     loop.reports.late = 1
     loop.save = lambda scored=False: unread.append(len(loop.reports.unread))
     loop.train()
     assert unread == [1, 0, 0]
 
 
-def test_storage_that_is_away_at_an_epochs_end_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_is_away_at_an_epochs_end_does_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(run: str) -> list[Any]:
         raise PlainError("the storage is away")
 
-    loop, told = loop_of(Clock(), str(tmp_path), training={"patience": 1}, evaluate=lambda uri, again: None)
+    loop, told = loop_of(
+        Clock(), str(tmp_path), training={"patience": 1}, evaluate=lambda uri, again: None
+    )
     loop.job["evaluation"] = "beside"
     monkeypatch.setattr(worker.verdicts, "evaluations", away)
     loop.train()
     (warning,) = [values["text"] for kind, values in told if kind == "warning"]
-    assert warning == "whether training should stop is judged by the evaluations known before: the storage is away"
+    assert (
+        warning
+        == "whether training should stop is judged by the evaluations known before: the storage is"
+        " away"
+    )
     assert run_folder.read(str(tmp_path), run_folder.FINISHED) == {"images_seen": 16, "epochs": 2}
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
-def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(tmp_path: Path, allowed: int) -> None:
-    """The second and the third of four steps are not finite; what the others saw is not mixed with them."""
-    seen = iter([report(), report(classification=float("nan"), own=(True, False)), report(classification=float("inf"), own=(False, True)), report()])
-    loop, told = loop_of(Clock(), str(tmp_path), training={"skip_nonfinite": allowed}, evaluate=lambda *_, **__: None)
+def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(
+    tmp_path: Path, allowed: int
+) -> None:
+    """The second and the third of four steps are not finite; what the others saw is not mixed with
+    them.
+    """
+    seen = iter(
+        [
+            report(),
+            report(classification=float("nan"), own=(True, False)),
+            report(classification=float("inf"), own=(False, True)),
+            report(),
+        ]
+    )
+    loop, told = loop_of(
+        Clock(), str(tmp_path), training={"skip_nonfinite": allowed}, evaluate=lambda *_, **__: None
+    )
     loop.step = lambda batch, learning_rate: next(seen)
     if allowed < 2:
-        expected = ["step 2, rank 0: the loss of images [8]", "step 3, rank 0: the loss of images [7]"][allowed]
+        expected = [
+            "step 2, rank 0: the loss of images [8]",
+            "step 3, rank 0: the loss of images [7]",
+        ][allowed]
         with pytest.raises(NonFiniteLoss, match=re.escape(expected)):
             loop.train()
     else:
         loop.train()
         assert [values["classification"] for kind, values in told if kind == "step"] == [0.5, 0.5]
         assert [values["images_seen"] for kind, values in told if kind == "timing"] == [8, 16]
-    assert [values["text"][:14] for kind, values in told if kind == "warning"] == ["step 2, rank 0", "step 3, rank 0"][:allowed]
+    assert [values["text"][:14] for kind, values in told if kind == "warning"] == [
+        "step 2, rank 0",
+        "step 3, rank 0",
+    ][:allowed]
     assert loop.reports.left_out == min(allowed + 1, 2)
 
 
@@ -175,28 +262,42 @@ def test_updates_are_left_out_up_to_the_number_allowed_and_each_is_told(tmp_path
         ("off", "cuda", 10**9, False),
     ],
 )
-def test_long_runs_on_a_gpu_are_compiled(choice: str, device: str, images: int, compiled: bool) -> None:
+def test_long_runs_on_a_gpu_are_compiled(
+    choice: str, device: str, images: int, compiled: bool
+) -> None:
     # 16 images a step: 3000 steps are 48,000 images.
     assert compiles({"compile": choice, "batch_size": 16}, device=device, images=images) == compiled
 
 
 def test_on_a_gpu_reports_are_read_one_step_late() -> None:
-    reports = StepReports(SimpleNamespace(type="cuda"), 0, 1, allowed=0, tell=lambda kind, **values: None)
+    reports = StepReports(
+        SimpleNamespace(type="cuda"), 0, 1, allowed=0, tell=lambda kind, **values: None
+    )
     read = []
     for step in range(1, 4):
         reports.add(report(classification=float(step)), step, {"step": step})
-        read.append([(numbers["classification"], values) for numbers, values in reports.read(all=False)])
+        read.append(
+            [(numbers["classification"], values) for numbers, values in reports.read(all=False)]
+        )
     assert read == [[], [(1.0, {"step": 1})], [(2.0, {"step": 2})]]
     assert [values for _, values in reports.read(all=True)] == [{"step": 3}]
 
 
-@pytest.mark.parametrize(("usable", "counted", "workers", "threads"), [(8, 8, 2, 4), (8, 4.0, 2, 2), (1, 8, 1, 1), (8, 96, 3, 2), (2, 1, 4, 1)])
+@pytest.mark.parametrize(
+    ("usable", "counted", "workers", "threads"),
+    [(8, 8, 2, 4), (8, 4.0, 2, 2), (1, 8, 1, 1), (8, 96, 3, 2), (2, 1, 4, 1)],
+)
 def test_workers_share_the_cores_that_they_may_use(
     usable: int, counted: float, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = [{"NodeID": "other", "Resources": {"CPU": 64}}, {"NodeID": "here", "Resources": {"CPU": counted}}]
+    nodes = [
+        {"NodeID": "other", "Resources": {"CPU": 64}},
+        {"NodeID": "here", "Resources": {"CPU": counted}},
+    ]
     monkeypatch.setattr(worker.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(
+        worker.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
+    )
     monkeypatch.setattr(worker.os, "sched_getaffinity", lambda process: set(range(usable)))
     assert worker.threads_each(workers) == threads
 
@@ -215,7 +316,9 @@ def test_the_rank_whose_own_loss_it_was_is_named(monkeypatch: pytest.MonkeyPatch
     texts: dict[int, str] = {}
 
     def work(rank: int) -> None:
-        reports = StepReports(torch.device("cpu"), rank, 2, allowed=0, tell=lambda kind, **values: None)
+        reports = StepReports(
+            torch.device("cpu"), rank, 2, allowed=0, tell=lambda kind, **values: None
+        )
         reports.add(report(classification=float("nan"), own=(rank == 0, True)), 5, {})
         try:
             list(reports.read(all=True))
@@ -227,7 +330,9 @@ def test_the_rank_whose_own_loss_it_was_is_named(monkeypatch: pytest.MonkeyPatch
         thread.start()
     for thread in threads:
         thread.join()
-    assert texts[0] == texts[1] and texts[0].startswith("step 5, rank 1: the loss of images [7] is not finite")
+    assert texts[0] == texts[1] and texts[0].startswith(
+        "step 5, rank 1: the loss of images [7] is not finite"
+    )
 
 
 def test_gradients_are_views_of_what_is_sent_and_running_statistics_stay_local() -> None:
@@ -241,7 +346,10 @@ def test_gradients_are_views_of_what_is_sent_and_running_statistics_stay_local()
     finally:
         dist.destroy_process_group()
     # Four parameters, one bucket: no second copy of the gradients.
-    assert len({parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters()}) == 1
+    assert (
+        len({parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters()})
+        == 1
+    )
 
 
 @pytest.mark.parametrize("place", ["beside", "between"])
@@ -250,7 +358,13 @@ def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> 
 
     def evaluate(uri: str, *, again: bool) -> None:
         numbers = dict.fromkeys(("AP", "AP50", "AP75"), next(aps))
-        verdict = {"checkpoint": uri, "images_seen": loop.images_seen, "epoch": loop.epoch + 1, "weights": "model", **numbers}
+        verdict = {
+            "checkpoint": uri,
+            "images_seen": loop.images_seen,
+            "epoch": loop.epoch + 1,
+            "weights": "model",
+            **numbers,
+        }
         if place == "beside":
             return evaluations.settle(run, verdict)
         loop.over = evaluations.including(loop.over, verdict)
@@ -260,18 +374,28 @@ def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> 
     loop.train()
     # The best was after the second epoch; the third and the fourth are two without a better one.
     reason = "AP has not risen in 2 evaluations, from 0.5000 after epoch 2"
-    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 32, "epochs": 4, "stopped": reason}
+    assert run_folder.read(run, run_folder.FINISHED) == {
+        "images_seen": 32,
+        "epochs": 4,
+        "stopped": reason,
+    }
     assert told[-1] == ("stopped", {"images_seen": 32, "epoch": 4, "reason": reason})
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: Path, known: bool) -> None:
-    """The checkpoint that was resumed from is sent to be evaluated only where that was not done before the restart."""
+def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(
+    tmp_path: Path, known: bool
+) -> None:
+    """The checkpoint that was resumed from is sent to be evaluated only where that was not done
+    before the restart.
+    """
     run = str(tmp_path)
     first, second = (run_folder.checkpoint_uri(run, images_seen) for images_seen in (8, 16))
     if known:
         numbers = dict.fromkeys(("AP", "AP50", "AP75"), 0.5)
-        evaluations.settle(run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers})
+        evaluations.settle(
+            run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers}
+        )
     loop, _ = loop_of(Clock(), run, training={}, images_seen=8, left=[], resumed_from=first)
     loop.job["evaluation"] = "beside"
     loop.train()
@@ -290,22 +414,44 @@ def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(tmp_path: 
         (16, 4, 2, 3, "keep", [6, 5, 5], 3),
         (16, 4, 1, 3, "scale", [4, 4, 4], 1),
         (16, 4, 2, 1, "scale", [4], 2),
-        # One image a part: two on one rank would be two parts, but a rank with one image cannot make two.
+        # One image a part: two on one rank would be two parts, but a rank with one image cannot
+        # make two.
         (3, 3, 1, 2, "keep", [2, 1], 1),
     ],
 )
 def test_fewer_workers_take_more_images_in_parts_of_the_usual_size(
-    batch: int, workers: int, accumulate: int, ranks: int, resized: str, batches: list[int], parts: int
+    batch: int,
+    workers: int,
+    accumulate: int,
+    ranks: int,
+    resized: str,
+    batches: list[int],
+    parts: int,
 ) -> None:
-    training = {"batch_size": batch, "workers": workers, "accumulate": accumulate, "resized_batch": resized}
+    training = {
+        "batch_size": batch,
+        "workers": workers,
+        "accumulate": accumulate,
+        "resized_batch": resized,
+    }
     assert shared_batch(training, ranks=ranks) == (batches, parts)
 
 
 @pytest.mark.parametrize(("name", "rates"), [("sgd", [0.5, 0.5]), ("adamw", [0.5**0.5, 0.5**0.5])])
-def test_a_scaled_batch_scales_the_learning_rate(tmp_path: Path, name: str, rates: list[float]) -> None:
+def test_a_scaled_batch_scales_the_learning_rate(
+    tmp_path: Path, name: str, rates: list[float]
+) -> None:
     """Half the workers, half the batch, and the rate that belongs to it."""
-    loop, told = loop_of(Clock(), str(tmp_path), training={"batch_size": 8}, epochs=1, evaluate=lambda uri, again: None)
+    loop, told = loop_of(
+        Clock(),
+        str(tmp_path),
+        training={"batch_size": 8},
+        epochs=1,
+        evaluate=lambda uri, again: None,
+    )
     loop.job["optimizer"]["name"] = name
     loop.job["training"]["log_steps"] = 1
     loop.train()
-    assert [values["learning_rate"] for kind, values in told if kind == "step"] == pytest.approx(rates)
+    assert [values["learning_rate"] for kind, values in told if kind == "step"] == pytest.approx(
+        rates
+    )

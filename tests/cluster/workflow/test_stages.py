@@ -28,21 +28,40 @@ def test_a_finished_stage_is_reused_until_its_identity_changes(tmp_path: Path) -
     lines: list[str] = []
 
     def run(**identity: Any) -> Finished:
-        return stages.run_or_reuse("train", str(tmp_path), "cells", said_by(calls), identity=identity, outputs=["out.txt"], say=lines.append)
+        return stages.run_or_reuse(
+            "train",
+            str(tmp_path),
+            "cells",
+            said_by(calls),
+            identity=identity,
+            outputs=["out.txt"],
+            say=lines.append,
+        )
 
     first, again, other = run(rate=1, seed=0), run(seed=0, rate=1), run(rate=2, seed=0)
     assert (first.reused, again.reused, other.reused) == (False, True, False)
-    assert calls == [first.folder, other.folder] and first.folder == again.folder == str(tmp_path / f"cells-{first.fingerprint[:8]}")
+    assert calls == [first.folder, other.folder] and first.folder == again.folder == str(
+        tmp_path / f"cells-{first.fingerprint[:8]}"
+    )
     assert again.values == first.values == {"answer": 42}
-    assert lines[1].startswith("[train] done in ") and lines[2] == f"[train] reused (fingerprint {first.fingerprint[:8]}) {first.folder}"
+    assert (
+        lines[1].startswith("[train] done in ")
+        and lines[2] == f"[train] reused (fingerprint {first.fingerprint[:8]}) {first.folder}"
+    )
     manifest = json.loads((Path(first.folder) / "stage.json").read_text())
-    assert manifest["identity"] == {"rate": 1, "seed": 0} and manifest["stage"] == "train" and manifest["fingerprint"] == first.fingerprint
+    assert (
+        manifest["identity"] == {"rate": 1, "seed": 0}
+        and manifest["stage"] == "train"
+        and manifest["fingerprint"] == first.fingerprint
+    )
 
 
 def test_what_is_upstream_counts_and_where_it_lies_does_not() -> None:
     one, two = Finished("a" * 64, "/one", {}), Finished("b" * 64, "/two", {})
     base = stages.fingerprint("train", {"rate": 1}, [one, two])
-    assert base == stages.fingerprint("train", {"rate": 1}, [Finished("a" * 64, "s3://elsewhere", {"other": 1}, True), two])
+    assert base == stages.fingerprint(
+        "train", {"rate": 1}, [Finished("a" * 64, "s3://elsewhere", {"other": 1}, True), two]
+    )
     others = [
         stages.fingerprint("train", {"rate": 1}, [two, one]),
         stages.fingerprint("train", {"rate": 1}, [one]),
@@ -62,7 +81,12 @@ def test_a_stage_that_failed_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="broken"):
         stages.run_or_reuse("train", str(tmp_path), "cells", fail, identity={})
     assert not list(tmp_path.rglob("stage.json"))
-    assert stages.run_or_reuse("train", str(tmp_path), "cells", said_by(calls), identity={}, say=lambda _: None).reused is False
+    assert (
+        stages.run_or_reuse(
+            "train", str(tmp_path), "cells", said_by(calls), identity={}, say=lambda _: None
+        ).reused
+        is False
+    )
     assert calls[0] == calls[1]
 
 
@@ -73,7 +97,15 @@ def test_outputs_that_are_gone_are_made_again(tmp_path: Path) -> None:
     elsewhere.touch()
 
     def run() -> Finished:
-        return stages.run_or_reuse("register", str(tmp_path), "m", said_by(calls), identity={}, outputs=["out.txt", str(elsewhere)], say=lines.append)
+        return stages.run_or_reuse(
+            "register",
+            str(tmp_path),
+            "m",
+            said_by(calls),
+            identity={},
+            outputs=["out.txt", str(elsewhere)],
+            say=lines.append,
+        )
 
     folder = run().folder
     assert run().reused
@@ -88,11 +120,19 @@ def test_digests_follow_the_content_and_not_the_place(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep/1.jpg").write_bytes(b"1234")
-    assert stages.digest_of_folder(str(tmp_path / "a")) == stages.digest_of_folder(str(tmp_path / "b") + "/")
-    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) == stages.digest_of_file(str(tmp_path / "b/deep/1.jpg"))
+    assert stages.digest_of_folder(str(tmp_path / "a")) == stages.digest_of_folder(
+        str(tmp_path / "b") + "/"
+    )
+    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) == stages.digest_of_file(
+        str(tmp_path / "b/deep/1.jpg")
+    )
     (tmp_path / "b/deep/1.jpg").write_bytes(b"12345")
-    assert stages.digest_of_folder(str(tmp_path / "a")) != stages.digest_of_folder(str(tmp_path / "b"))
-    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) != stages.digest_of_file(str(tmp_path / "b/deep/1.jpg"))
+    assert stages.digest_of_folder(str(tmp_path / "a")) != stages.digest_of_folder(
+        str(tmp_path / "b")
+    )
+    assert stages.digest_of_file(str(tmp_path / "a/deep/1.jpg")) != stages.digest_of_file(
+        str(tmp_path / "b/deep/1.jpg")
+    )
     for digest in (stages.digest_of_file, stages.digest_of_folder):
         with pytest.raises(UsageError, match="there is no such file or folder"):
             digest(str(tmp_path / "nothing"))
