@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 UV := $(firstword $(shell command -v uv) $(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-integration lint bench clean
+.PHONY: help setup quickstart check test test-integration bench clean
 # Stages share the cores of one machine.
 .NOTPARALLEL:
 
@@ -27,8 +27,12 @@ test: setup ## unit tests, minutes; no network
 test-integration: setup ## tests that start real servers, clusters and a browser
 	$(BIN)/python -m pytest -m integration
 
-lint: setup ## ruff
+check: setup ## lint, format, types, imports between rooms, spelling; a minute
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/basedpyright
 
 bench: setup ## images/s of the decoder, prepare, the stream, the step, AP and the whole pipeline, each beside what it competes with
 	$(BIN)/python tests/benchmarks/decode.py
