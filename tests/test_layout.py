@@ -1,5 +1,6 @@
-"""The drawing of the house, held: who may import whom, which floor knows which library, how long a
-file may grow.
+"""Rules of the house that no linter knows: sizes of files and functions, names, what is packaged.
+
+Which module may import which is in pyproject.toml (import-linter) and part of `make check`.
 """
 
 from __future__ import annotations
@@ -10,261 +11,172 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("detector", "cluster", "tune", "pipelines")
-"""From the ground up: a floor imports itself and those before it."""
 SOURCES = sorted(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
+ROOMS = sorted(path.parent.name for path in (ROOT / "cluster").glob("*/__init__.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-MLFLOW_FILES = {
-    "cluster/tracking/client.py",
-    "cluster/tracking/registry.py",
-    "cluster/tracking/pyfunc_model.py",
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 70
+SHARED_BY_VERBS = {
+    "command_line.py",
+    "help_text.py",
+    "workflow.py",
+    "__init__.py",
 }
-FORBIDDEN_IN_DETECTOR = {
-    "ray", "mlflow", "boto3", "botocore", "pyarrow", "requests", "urllib", "http", "socket", "fsspec", "optuna", "pydantic_settings", "yaml",
-}  # fmt: skip
-DETECTOR_MAY_USE = {
-    "hotcoco",
-    "matplotlib",
-    "numpy",
-    "PIL",
-    "pydantic",
-    "safetensors",
-    "simplejpeg",
-    "torch",
-    "torchvision",
-}
+"""Files of pipelines/ that are no verb."""
 
 
-def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) for each imported thing, wherever in the file: `import a.b` -> ("a.b", ""),
-    `from a import b` -> ("a", "b").
-    """
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from ((node.module or "", alias.name) for alias in node.names)
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def roots(path: Path) -> set[str]:
-    return {module.split(".")[0] for module, _ in imports(path)}
-
-
-def tracked_files() -> list[Path]:
-    """What git holds or would take; without git, as in an unpacked release, every file outside the
-    ignored folders.
-    """
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode == 0:
-        return [
-            ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()
-        ]
-    left_out = {
-        ".venv",
-        ".git",
-        "runs",
-        "data",
-        "__pycache__",
-        ".pytest_cache",
-        ".ruff_cache",
-        ".hypothesis",
-    }
-    return [
-        path
-        for path in ROOT.rglob("*")
-        if path.is_file() and not left_out & set(path.relative_to(ROOT).parts)
-    ]
-
-
-def test_there_is_a_house():
-    assert {Path(name).parts[0] for name in NAMES} == set(FLOORS)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_run_down_only(name):
-    floor = Path(name).parts[0]
-    allowed = FLOORS[: FLOORS.index(floor) + 1]
-    upwards = roots(ROOT / name) & set(FLOORS) - set(allowed)
-    assert not upwards, f"{name} imports {upwards} from above"
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("detector/")])
-def test_the_detector_knows_no_machines(name):
-    path = ROOT / name
-    assert not roots(path) & FORBIDDEN_IN_DETECTOR
-    strangers = roots(path) - DETECTOR_MAY_USE - {"detector"} - sys.stdlib_module_names
-    assert not strangers, f"{name} imports {strangers}"
-    if name != "detector/config.py":
-        assert "pydantic" not in roots(path), (
-            "only config.py holds settings; functions take plain arguments"
-        )
-    reads = [
-        node.attr
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
-    ]
-    assert not reads, f"{name} reads the environment"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_mlflow_stays_in_its_three_files(name):
-    if name not in MLFLOW_FILES:
-        assert not {"mlflow", "mlflow_skinny"} & roots(ROOT / name)
-
-
-@pytest.mark.parametrize("path", SOURCES + TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_ray_tune_is_not_imported_under_our_packages_name(path):
-    assert ("ray", "tune") not in set(imports(path)), (
-        "from ray.tune import Tuner: the name `tune` is ours"
-    )
-
-
-def test_no_verb_shadows_a_package():
-    """`python pipelines/x.py` puts pipelines/ first on the path: a file there hides any top-level
-    module of its name.
-    """
-    installed = {name.lower() for name in importlib.metadata.packages_distributions()}
-    taken = installed | {name.lower() for name in sys.stdlib_module_names} | set(FLOORS) | {"tests"}
-    # An editable install of this project registers the floors themselves, nothing of what is inside
-    # them.
-    hidden = {path.stem.lower() for path in (ROOT / "pipelines").glob("*.py")} & taken
-    assert not hidden
-
-
-def test_no_file_is_named_after_nothing():
-    vague = {"utils", "util", "misc", "common", "helpers", "helper", "base", "core"}
-    assert not [name for name in NAMES if Path(name).stem in vague]
-
-
-def test_tests_are_no_packages():
-    # A tests/tune/__init__.py would become the package `tune`.
-    assert not list((ROOT / "tests").rglob("__init__.py"))
-    assert not [
-        path for path in TESTS if path.parent.name == "benchmarks" and path.name.startswith("test_")
-    ]
-
-
-# The door of all verbs, and the verbs as stages of `run`; every other file in pipelines/ is one
-# verb.
-SHARED_BY_VERBS = {"pipelines/command_line.py", "pipelines/workflow.py"}
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_source_file_is_long(name):
-    assert lines(ROOT / name) <= 400
+def tracked_files() -> list[Path]:
+    """What git tracks or would track; without git, as in an unpacked release, every file outside
+    the ignored folders.
+    """
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / entry for entry in listed.stdout.split("\0") if entry]
+        return [path for path in paths if path.is_file()]
+    ignored = {".venv", ".git", "runs", "data", "__pycache__", ".pytest_cache", ".ruff_cache"}
+    return [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file() and not ignored & set(path.relative_to(ROOT).parts)
+    ]
 
 
-def test_most_source_files_are_short():
+def test_every_room_says_what_is_in_it_and_holds_nothing_else():
+    for room in ROOMS:
+        body = parsed(ROOT / "cluster" / room / "__init__.py").body
+        assert ast.get_docstring(parsed(ROOT / "cluster" / room / "__init__.py")), room
+        assert all(isinstance(node, ast.Expr | ast.ImportFrom) for node in body), room
+    assert {path.name for path in (ROOT / "cluster").glob("*.py")} == {"errors.py"}
+
+
+def test_every_room_is_in_a_contract():
+    (rooms,) = (
+        contract
+        for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
+        if contract.get("containers") == ["cluster"]
+    )
+    listed = {room.strip() for layer in rooms["layers"] for room in layer.split("|")}
+    assert listed == {*ROOMS, "errors"}
+
+
+def test_the_detector_does_not_read_the_environment():
+    for path in (ROOT / "detector").glob("*.py"):
+        names = {node.attr for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
+        assert not names & {"environ", "getenv"}, name(path)
+
+
+def test_imports_are_absolute_and_ray_tune_never_hides_our_tune():
+    for path in SOURCES + TESTS:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name(path)}: a relative import"
+                hides = node.module == "ray" and "tune" in {alias.name for alias in node.names}
+                assert not hides, f"{name(path)}: write `from ray.tune import Tuner`"
+
+
+def test_no_verb_has_the_name_of_an_installed_module():
+    """`python pipelines/x.py` puts pipelines/ first on the path, where x hides any other x."""
+    installed = {module.lower() for module in importlib.metadata.packages_distributions()}
+    taken = installed | {module.lower() for module in sys.stdlib_module_names}
+    # An editable install registers our own floors, not the modules inside them.
+    verbs = {path.stem.lower() for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+    assert not verbs & (taken | set(FLOORS) | {"tests"})
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    vague = {"utils", "util", "misc", "common", "helpers", "helper", "base", "core"}
+    assert not [name(path) for path in SOURCES if path.stem in vague]
+
+
+def test_tests_are_no_packages():
+    # A tests/tune/__init__.py would become the package `tune`.
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert not list((ROOT / "tests/benchmarks").glob("test_*.py"))
+
+
+def test_files_and_functions_are_short():
+    for path in SOURCES:
+        assert lines(path) <= MOST_LINES, f"{name(path)} has {lines(path)} lines"
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert length <= MOST_LINES_OF_A_FUNCTION, f"{name(path)}: {node.name} {length}"
     assert statistics.median(lines(path) for path in SOURCES) < 200
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in NAMES if name.startswith("pipelines/") and name not in SHARED_BY_VERBS],
-)
-def test_a_verb_is_a_table_of_contents(name):
-    path = ROOT / name
-    assert 40 <= lines(path) <= 100
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert f"python -m pipelines.{path.stem}" in docstring, "the docstring is the command to type"
+def test_a_verb_shows_the_command_to_type():
+    for path in (ROOT / "pipelines").glob("*.py"):
+        if path.name not in SHARED_BY_VERBS:
+            docstring = ast.get_docstring(parsed(path)) or ""
+            assert f"python -m pipelines.{path.stem}" in docstring, name(path)
+            assert lines(path) <= 150, f"{name(path)}: a verb parses, connects, calls, prints"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_function_is_long(name):
-    for node in ast.walk(ast.parse((ROOT / name).read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 70, f"{name}: {node.name} has {length} lines"
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_every_file_says_why_it_exists(path: Path):
+    assert ast.get_docstring(parsed(path)), f"{name(path)} has no docstring"
+    imported = {node.module for node in parsed(path).body if isinstance(node, ast.ImportFrom)}
+    assert "__future__" in imported, f"{name(path)} lacks `from __future__ import annotations`"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_file_says_why_it_exists(name):
-    tree = ast.parse((ROOT / name).read_text())
-    assert ast.get_docstring(tree), f"{name} has no docstring"
-    assert any(
-        module == "__future__" and thing == "annotations" for module, thing in imports(ROOT / name)
-    )
-
-
-def test_nothing_tracked_knows_a_machine_or_an_index():
-    # The patterns are put together here, so that this file does not hold what it looks for.
-    machine = re.compile(r"(?<![\w.~-])/(?:" + "|".join(("work", "root", "home(?!/me\\b)")) + r")/")
-    index = re.compile(
-        "|".join(
-            (
-                "pypi" + r"\.org",
-                "files" + r"\.pythonhosted",
-                "--(?:extra-)?" + "index-url",
-                "--find" + "-links",
-            )
-        ),
-        re.IGNORECASE,
-    )
+def test_no_tracked_file_names_a_machine_or_a_package_index():
+    # The patterns are put together here, so that this file does not match itself.
+    folders = "|".join(("work", "root", "home(?!/me\\b)"))
+    machine = re.compile(rf"(?<![\w.~-])/(?:{folders})/")
+    hosts = ("pypi" + r"\.org", "files" + r"\.pythonhosted", "--(?:extra-)?" + "index-url")
+    index = re.compile("|".join((*hosts, "--find" + "-links")), re.IGNORECASE)
     found = []
     for path in tracked_files():
         if path.suffix in (".png", ".jpg", ".jpeg", ".parquet"):
             continue
-        for number, line in enumerate(
-            path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
-        ):
-            # uv notes the option that kept the index out of the lock file.
-            if machine.search(line) or index.search(line.replace("--no-emit-" + "index-url", "")):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), start=1):
+            # uv notes in the lock file the option that kept the index out of it.
+            shown = line.replace("--no-emit-" + "index-url", "")
+            if machine.search(line) or index.search(shown):
+                found.append(f"{name(path)}:{number}: {line.strip()[:100]}")
     assert not found
 
 
-def test_the_readme_names_every_room():
-    _, tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is where")
-    blocks = dict(re.findall(r"^ {4}(\w+)/(.*?)(?=^ {4}\S|^\S)", tree, re.MULTILINE | re.DOTALL))
-    assert set(re.findall(r"(\w+\.py)", blocks["detector"])) == {
-        path.name for path in (ROOT / "detector").glob("*.py")
-    }
-    assert set(re.findall(r"^ {6}(\w+)/", blocks["cluster"], re.MULTILINE)) == {
-        path.parent.name for path in (ROOT / "cluster").glob("*/__init__.py")
-    }
-
-
-def test_the_lock_is_ours_and_hashed():
+def test_the_lock_pins_every_requirement_by_hash():
     # A uv.lock would make MLflow and Ray resolve an environment of their own.
     assert not (ROOT / "uv.lock").exists()
     lock = (ROOT / "requirements.lock").read_text()
-    pinned = re.findall(r"^([A-Za-z0-9_.-]+)==", lock, re.MULTILINE)
-    assert len(pinned) > 50
-    assert all(
-        re.search(rf"^{re.escape(name)}==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE)
-        for name in pinned
-    )
+    pinned = set(re.findall(r"^([A-Za-z0-9_.-]+)==", lock, re.MULTILINE))
+    hashed = set(re.findall(r"^([A-Za-z0-9_.-]+)==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE))
+    assert pinned == hashed
+    wanted = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"]["dev"]]
+    asked = {re.match(r"[A-Za-z0-9_-]+", requirement).group() for requirement in wanted}
+    assert len(asked) > 20 and asked <= pinned
 
 
-def test_the_lock_holds_what_the_project_asks_for():
-    text = (ROOT / "pyproject.toml").read_text()
-    lock = set(
-        re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    )
-    asked = re.findall(r'"([A-Za-z0-9_-]+)(?:\[[a-z,]+\])?>=', text)
-    assert len(asked) > 12 and set(asked) <= lock
-
-
-def test_every_floor_is_packaged():
-    (packages,) = re.findall(
-        r"^include = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
-    )
-    assert tuple(name for name in re.findall(r'"([\w.*]+)"', packages) if "*" not in name) == FLOORS
+def test_every_floor_and_room_is_packaged_with_its_types():
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    included = set(setuptools["packages"]["find"]["include"])
+    assert included == {*FLOORS, "cluster.*"}
+    for floor in FLOORS:
+        assert (ROOT / floor / "py.typed").is_file()
+    assert "py.typed" in setuptools["package-data"]["*"]
