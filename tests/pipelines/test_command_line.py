@@ -1,4 +1,4 @@
-"""The door of every verb: what wins over what, what is refused in which words, and the exit codes."""
+"""The command line of every verb: which source wins, how it refuses in words, and exit codes."""
 
 from __future__ import annotations
 
