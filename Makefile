@@ -21,11 +21,15 @@ quickstart: setup ## make a small data set, then prepare, train, evaluate, regis
 	$(BIN)/python -m cluster.prepare.synthetic data/quickstart
 	$(BIN)/python -m pipelines.run --config pipelines/recipes/quickstart.yaml
 
+# Two processes, each with a Ray cluster of its own: many tests wait for processes to start, and
+# then the other one has the cores. A file stays in one process; tests/conftest.py gives the order.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40
+
 test: setup ## unit tests, minutes; no network
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-integration: setup ## tests that start real servers, clusters and a browser
-	$(BIN)/python -m pytest -m integration
+	$(PYTEST) -m integration
 
 check: setup ## lint, format, types, imports between rooms, spelling; a minute
 	$(BIN)/ruff check .

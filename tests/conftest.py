@@ -1,11 +1,14 @@
-"""What tests share: one Ray cluster, one S3 server and one small data set for the whole session."""
+"""What tests share: one Ray cluster and one S3 server for each process of a test session, one small
+data set and its shard sets for all of them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,37 @@ os.environ.pop("RAY_ADDRESS", None)
 S3_BUCKETS = itertools.count()
 
 
+# The files that take longest, longest first. With two processes (`make test`) a long file that
+# begins last would be waited for by the other process.
+LONGEST = (
+    "tests/integration/test_worker_faults.py",
+    "tests/integration/test_launch.py",
+    "tests/integration/test_node_faults.py",
+    "tests/integration/test_mlflow.py",
+    "tests/integration/test_storage_faults.py",
+    "tests/integration/test_driver_faults.py",
+    "tests/integration/test_determinism.py",
+    "tests/integration/test_baselines.py",
+    "tests/integration/test_ceph.py",
+    "tests/pipelines/test_train.py",
+    "tests/pipelines/test_sweep.py",
+    "tests/pipelines/test_run.py",
+    "tests/pipelines/test_prepare.py",
+    "tests/detector/test_step.py",
+    "tests/detector/test_export.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(order)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # One thread for each of the processes that share the cores: torch's threads wait by
+        # spinning, which takes from the other process what it gains.
+        os.environ["OMP_NUM_THREADS"] = "1"
     # Ray drops the handles of its own processes at shutdown without waiting for them.
     config.addinivalue_line(
         "filterwarnings", r"ignore:subprocess \d+ is still running:ResourceWarning"
@@ -113,12 +146,56 @@ def ray_cluster(s3: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def small_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of the session: xdist gives each its own base folder in it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` in the first process that asks for it."""
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_coco(session_folder: Path) -> Path:
     """A folder with images/{train,val} and annotations/instances_{train,val}.json: 24 and 8
     synthetic images. Not to be written to.
     """
     from cluster.prepare.synthetic import make_coco
 
-    folder = tmp_path_factory.mktemp("coco")
-    make_coco(str(folder), train_images=24, val_images=8, seed=0)
-    return folder
+    def make(folder: Path) -> None:
+        make_coco(str(folder), train_images=24, val_images=8, seed=0)
+
+    return made_once(session_folder / "coco", make)
+
+
+@pytest.fixture(scope="session")
+def small_sets(session_folder: Path, small_coco: Path, ray_cluster: str) -> dict[str, str]:
+    """The shard sets of the two splits of `small_coco`, {"train": folder, "val": folder}, in row
+    groups of 4. Not to be written to.
+    """
+
+    def make(folder: Path) -> None:
+        from pipelines.prepare import PrepareConfig, main
+
+        for split in ("train", "val"):
+            main(
+                PrepareConfig(
+                    annotations=f"{small_coco}/annotations/instances_{split}.json",
+                    images=f"{small_coco}/images/{split}",
+                    output=f"{folder}/{split}",
+                    row_group_rows=4,
+                )
+            )
+
+    folder = made_once(session_folder / "sets", make)
+    return {split: str(folder / split) for split in ("train", "val")}

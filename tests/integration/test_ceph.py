@@ -34,7 +34,7 @@ FOLDERS = itertools.count()
 STREAM = """
 import json, sys
 from cluster.compute.session import connect
-from cluster.shards import index
+from cluster.shards.index import open_shard_set
 from cluster.loading.stream import Stream
 address, uri = sys.argv[1:]
 connect(address)
