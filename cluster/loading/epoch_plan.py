@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cluster.shards.format import first_rows
+
 WINDOW = 4
 """Row groups that are read together and mixed."""
 COPIED_ROWS = 512
@@ -37,11 +39,6 @@ class Unit(NamedTuple):
     """Numbers of row groups in the whole set."""
     rows: tuple[tuple[int, int], ...]
     """(index into `groups`, row inside that group)."""
-
-
-def first_rows(rows_per_group: Sequence[int]) -> np.ndarray:
-    """int64 (R + 1,): the number of each row group's first row, then N."""
-    return np.concatenate([[0], np.cumsum(rows_per_group, dtype=np.int64)])
 
 
 def epoch_sequence(

@@ -121,3 +121,10 @@ class Row:
 
 def shard_name(number: int, total: int) -> str:
     return f"shard-{number:05d}-of-{total:05d}.parquet"
+
+
+def first_rows(rows_per_group: Sequence[int]) -> np.ndarray:
+    """int64 (groups + 1,): the number of each row group's first row in the whole set, then the
+    number of rows of the set.
+    """
+    return np.concatenate([[0], np.cumsum(rows_per_group, dtype=np.int64)])

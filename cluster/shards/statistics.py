@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.loading import epoch_plan
+from cluster.shards.format import first_rows
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns, read_row_group
 
@@ -158,7 +158,7 @@ def read_samples(
     `DataError` for a shard that is damaged.
     """
     chosen = np.array(choose_samples(annotations, shard_set.rows_per_group, count=count), np.int64)
-    starts = epoch_plan.first_rows(shard_set.rows_per_group)
+    starts = first_rows(shard_set.rows_per_group)
     groups = np.searchsorted(starts, chosen, side="right") - 1
     for group in np.unique(groups).tolist():
         table = read_row_group(shard_set.locate_group(group))

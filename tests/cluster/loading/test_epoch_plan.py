@@ -22,7 +22,6 @@ from cluster.loading.epoch_plan import (
     cut,
     epoch_sequence,
     evaluation_share,
-    first_rows,
     places_of,
     repeat_factors,
     size,
@@ -31,6 +30,7 @@ from cluster.loading.epoch_plan import (
     take,
     units,
 )
+from cluster.shards.format import first_rows
 
 GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

@@ -192,7 +192,7 @@ def test_no_index_no_data_set(root: str) -> None:
 
 def test_an_index_of_another_kind(tmp_path: Path) -> None:
     write_set(str(tmp_path), [[row(1, 1)]])
-    index = json.loads((tmp_path / "index.json").read_text())
+    written = json.loads((tmp_path / "index.json").read_text())
     for change, message in (
         ({"schema_version": 3}, "schema version 3 is newer than 2"),
         (
@@ -202,7 +202,7 @@ def test_an_index_of_another_kind(tmp_path: Path) -> None:
         ({"schema_version": None}, "holds no schema_version"),
         ({"shards": [{"name": "a"}]}, "is damaged"),
     ):
-        files.write_json(str(tmp_path / "index.json"), index | change)
+        files.write_json(str(tmp_path / "index.json"), written | change)
         with pytest.raises(DataError, match=message):
             index.open_shard_set(str(tmp_path))
 
