@@ -4,15 +4,16 @@ data set and its shard sets for all of them.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.once import made_once
 
 # The same examples every time: a run says something about the code and not about the day.
 # `--hypothesis-profile default` looks further.
@@ -151,17 +152,6 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
     folder.mkdir(exist_ok=True)
-    return folder
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` in the first process that asks for it."""
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            unfinished = folder.with_suffix(".unfinished")
-            make(unfinished)
-            unfinished.rename(folder)
     return folder
 
 

@@ -21,19 +21,11 @@ pytestmark = pytest.mark.integration
 
 
 def test_train_evaluate_register_predict(
-    ray_cluster: str, small_coco: Path, tmp_path: Path
+    small_sets: dict[str, str], small_coco: Path, tmp_path: Path
 ) -> None:
-    from pipelines import evaluate, predict, prepare, register
+    from pipelines import evaluate, predict, register
     from pipelines.train import train
 
-    data = {split: str(tmp_path / "data" / split) for split in ("train", "val")}
-    for split, output in data.items():
-        annotations = f"{small_coco}/annotations/instances_{split}.json"
-        prepare.main(
-            prepare.PrepareConfig(
-                annotations=annotations, images=f"{small_coco}/images/{split}", output=output
-            )
-        )
     tracking, resources = (
         TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"),
         {"workers": 1, "cpus_per_worker": 1.0},
@@ -42,7 +34,7 @@ def test_train_evaluate_register_predict(
         {
             "name": "faster_rcnn",
             "storage": str(tmp_path / "store"),
-            "data": data,
+            "data": small_sets,
             "model": {"architecture": "faster_rcnn", "backbone": "resnet18", "width": 64},
             "canvas": {"height": 96, "width": 128},
             # Untrained detectors are sure of nothing; without a threshold they find something.
@@ -57,7 +49,7 @@ def test_train_evaluate_register_predict(
     evaluate.main(
         evaluate.EvaluateConfig(
             run=chosen.run_uri,
-            data=data["val"],
+            data=small_sets["val"],
             output=str(tmp_path / "evaluation"),
             overlays=1,
             **resources,

@@ -39,8 +39,12 @@ from cluster.loading.stream import Stream
 address, uri = sys.argv[1:]
 connect(address)
 shard_set = open_shard_set(uri)
-ranks = [Stream(shard_set, rank=rank, batches=[4, 4], canvases=[(64, 96)], seed=0) for rank in range(2)]
-print(json.dumps([int(id) for rank in ranks for batch in rank.epoch(0, [(0, shard_set.num_rows)]) for id in batch.image_ids]))
+options = {"batches": [4, 4], "canvases": [(64, 96)], "seed": 0}
+ids = []
+for rank in range(2):
+    for batch in Stream(shard_set, rank=rank, **options).epoch(0, [(0, shard_set.num_rows)]):
+        ids += [int(image_id) for image_id in batch.image_ids]
+print(json.dumps(ids))
 """
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.ray_nodes import free_port
+from tests.support.trainings import LIMIT_S, ROOT, environment
+
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 RECIPE = {
     "model": {"backbone": "resnet18", "width": 64},
     "canvas": {"height": 64, "width": 96},
@@ -34,70 +38,28 @@ RECIPE = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what conftest set for the shared cluster."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("RAY_", "RETINARAY_", "PYTHONPATH"))
-    }
-    return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **changes}
-
-
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Shards of a few synthetic images and a tiny recipe, on local disk."""
-    from cluster.prepare.synthetic import make_coco
-
+def job(small_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The small shard sets, a tiny recipe, and a folder for the runs."""
     folder = tmp_path_factory.mktemp("launch")
-    make_coco(str(folder / "coco"), train_images=8, val_images=4, seed=0)
-    for split in ("train", "val"):
-        source = [
-            "--annotations",
-            f"{folder}/coco/annotations/instances_{split}.json",
-            "--images",
-            f"{folder}/coco/images/{split}",
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.prepare",
-            *source,
-            "--output",
-            f"{folder}/shards/{split}",
-        ]
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
-    return {"folder": str(folder), "recipe": str(folder / "recipe.yaml")}
+    return {"folder": str(folder), "recipe": str(folder / "recipe.yaml"), **small_sets}
 
 
 def flags(job: dict[str, str], name: str) -> list[str]:
-    folder = job["folder"]
-    places = [
-        "--data.train",
-        f"{folder}/shards/train",
-        "--data.val",
-        f"{folder}/shards/val",
-        "--storage",
-        f"{folder}/store",
-    ]
-    return ["--config", job["recipe"], *places, "--name", name]
+    data = ["--data.train", job["train"], "--data.val", job["val"]]
+    return ["--config", job["recipe"], *data, "--storage", f"{job['folder']}/store", "--name", name]
 
 
 def check_run(job: dict[str, str], name: str, done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best     AP" in done.stdout
     finished = Path(job["folder"], "store", "runs", name, "finished.json")
-    assert json.loads(finished.read_text()) == {"images_seen": 8, "epochs": 1}
+    assert json.loads(finished.read_text()) == {"images_seen": 24, "epochs": 1}
 
 
 def test_as_a_module(job: dict[str, str]) -> None:
+    """With a Ray of its own on this machine."""
     command = [sys.executable, "-m", "pipelines.train", *flags(job, "module")]
     check_run(
         job,
@@ -106,38 +68,39 @@ def test_as_a_module(job: dict[str, str]) -> None:
     )
 
 
-def test_as_a_script_from_another_folder(job: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
-    check_run(
-        job,
-        "script",
-        subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True),
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
-    job: dict[str, str], number: signal.Signals
+def test_as_a_script_from_another_folder(
+    job: dict[str, str], ray_cluster: str, tmp_path: Path
 ) -> None:
-    longer = [
-        "--training.epochs",
-        "500",
-        "--training.checkpoint_images",
-        "4",
-        "--training.evaluate_every",
-        "500",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.train",
-        *flags(job, f"interrupted-{number.name}"),
-        *longer,
-    ]
+    """On a cluster that runs already: the driver sends the code."""
+    command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
+    done = subprocess.run(
+        [*command, "--ray.address", ray_cluster],
+        cwd=tmp_path,
+        env=environment(RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+    )
+    check_run(job, "script", done)
+
+
+@pytest.mark.parametrize(
+    ("number", "started_here"), [(signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
+    job: dict[str, str], ray_cluster: str, number: signal.Signals, started_here: bool
+) -> None:
+    """Ctrl-C beside a Ray that the driver started; `kill`, as a service manager does it, beside
+    one that runs on.
+    """
+    longer = {"epochs": 500, "checkpoint_images": 4, "evaluate_every": 500}
+    options = [f"--training.{name}={value}" for name, value in longer.items()]
+    if not started_here:
+        options += ["--ray.address", ray_cluster]
+    name = f"interrupted-{number.name}"
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", "pipelines.train", *flags(job, name), *options],
         cwd=ROOT,
-        env=environment(),
+        env=environment() if started_here else environment(RAY_AUTH_MODE="disabled"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,7 +109,7 @@ def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
             if "checkpoint " in line:
                 break
         driver.send_signal(number)
-        errors = driver.communicate(timeout=90)[1]
+        errors = driver.communicate(timeout=LIMIT_S)[1]
     assert (driver.returncode, errors.splitlines()[-1:]) == (
         5,
         ["error: interrupted; the same command continues where it stopped"],
@@ -200,7 +163,7 @@ def head() -> Iterator[dict[str, str]]:
             "log": log.name,
         }
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=LIMIT_S)
 
 
 def submit(
@@ -218,19 +181,23 @@ def submit(
 
 
 def wait_until_up(head: dict[str, str]) -> None:
-    """The head answers when its dashboard has started; each call waits for an answer itself."""
-    for _ in range(60):
+    """Until the head's dashboard answers, and then until it takes jobs."""
+    until = time.monotonic() + LIMIT_S
+    while time.monotonic() < until:
+        try:
+            urllib.request.urlopen(head["address"], timeout=60).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            time.sleep(0.2)
+            continue
         secured = environment(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN_PATH=head["token"],
             RAY_API_SERVER_ADDRESS=head["address"],
         )
-        if (
-            subprocess.run(
-                [head["ray"], "job", "list"], env=secured, capture_output=True
-            ).returncode
-            == 0
-        ):
+        listed = subprocess.run([head["ray"], "job", "list"], env=secured, capture_output=True)
+        if listed.returncode == 0:
             return
     raise AssertionError(Path(head["log"]).read_text())
 
@@ -270,7 +237,10 @@ def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_any_number_of_cpus_prepares_the_same_set(tmp_path: Path) -> None:
+def test_any_number_of_cpus_prepares_the_same_set(ray_cluster: str, tmp_path: Path) -> None:
+    """One CPU of a Ray that the command starts, and the four of the shared cluster."""
+    from pipelines.prepare import PrepareConfig, main
+
     random = np.random.default_rng(0)
     content: dict[str, list] = {
         "images": [],
@@ -289,28 +259,23 @@ def test_any_number_of_cpus_prepares_the_same_set(tmp_path: Path) -> None:
         content["annotations"].append({"id": number, "image_id": number, "category_id": 7, **box})
     (tmp_path / "images/13.jpg").write_bytes(b"no picture")
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    written = []
-    for cpus in (1, 4):
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.prepare",
-            "--annotations",
-            f"{tmp_path}/coco.json",
-            "--images",
-            f"{tmp_path}/images",
-        ]
-        limits = ["--shard_size_mib", "1", "--max_quarantined", "0.5", "--ray.num_cpus", str(cpus)]
-        command += ["--output", f"{tmp_path}/shards-{cpus}", *limits]
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
-        files = {
-            path.name: path.read_bytes() for path in sorted((tmp_path / f"shards-{cpus}").glob("*"))
-        }
-        written.append(files)
-    shards = [name for name in written[0] if name.startswith("shard-")]
-    assert len(shards) >= 4 and written[0].keys() == written[1].keys()
+    options = {
+        "annotations": f"{tmp_path}/coco.json",
+        "images": f"{tmp_path}/images",
+        "shard_size_mib": 1,
+        "max_quarantined": 0.5,
+    }
+    typed = [f"--{name}={value}" for name, value in options.items()]
+    typed += [f"--output={tmp_path}/shards-1", "--ray.num_cpus=1"]
+    command = [sys.executable, "-m", "pipelines.prepare", *typed]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    main(PrepareConfig.model_validate({**options, "output": f"{tmp_path}/shards-4"}))
+    one, four = (
+        {path.name: path.read_bytes() for path in sorted((tmp_path / f"shards-{cpus}").glob("*"))}
+        for cpus in (1, 4)
+    )
+    shards = [name for name in one if name.startswith("shard-")]
+    assert len(shards) >= 4 and one.keys() == four.keys()
     assert [
-        name
-        for name in (*shards, "index.json", "quarantine.parquet")
-        if written[0][name] != written[1][name]
+        name for name in (*shards, "index.json", "quarantine.parquet") if one[name] != four[name]
     ] == []

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,8 +26,13 @@ from PIL import Image
 from cluster.compute.session import RayConfig
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
+from cluster.tracking import training_run
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.training_run import Tracker
+from cluster.training import launch
+from tests.support.gates import Gate
+from tests.support.ray_nodes import free_port
+from tests.support.trainings import LIMIT_S
 
 pytestmark = pytest.mark.integration
 
@@ -37,6 +45,8 @@ TINY = {
         "workers": 2,
         "cpus_per_worker": 0.5,
         "log_steps": 1,
+        "evaluate_every": 2,
+        "evaluation": "between",
     },
 }
 
@@ -45,9 +55,7 @@ class Server:
     """`mlflow server` on SQLite with proxied artifacts, in a process group of its own."""
 
     def __init__(self, folder: Path):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -76,7 +84,7 @@ class Server:
 
     def end(self, how: signal.Signals) -> None:
         os.killpg(self.process.pid, how)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=LIMIT_S)
 
     def healthy(self) -> bool:
         try:
@@ -86,11 +94,11 @@ class Server:
             return False
 
     def wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.healthy():
                 return
-            time.sleep(1)
+            time.sleep(0.2)
         raise AssertionError(
             f"the server did not come up: {(self.folder / 'server.log').read_text()[-2000:]}"
         )
@@ -105,116 +113,89 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server(mlflow_server: Server) -> str:
-    return mlflow_server.uri
-
-
-@pytest.fixture(scope="module")
-def data(
-    ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """The small set's two splits as shard sets."""
-    from pipelines import prepare
+def outlived(
+    mlflow_server: Server, small_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A training whose server was killed after its third step and came back, on the same store,
+    when the training had noticed: its configuration, events, and what was printed on stderr.
+    """
+    from pipelines.train import train
 
     folder = tmp_path_factory.mktemp("run")
-    for split in ("train", "val"):
-        annotations = f"{small_coco}/annotations/instances_{split}.json"
-        prepare.main(
-            prepare.PrepareConfig(
-                annotations=annotations,
-                images=f"{small_coco}/images/{split}",
-                output=f"{folder}/{split}",
-            )
-        )
-    return {"train": f"{folder}/train", "val": f"{folder}/val"}
-
-
-def configured(data: dict[str, str], name: str, **training: int) -> TrainConfig:
-    sections = {**TINY, "training": {**TINY["training"], **training}}
-    return TrainConfig.model_validate(
-        {**sections, "data": data, "storage": os.path.dirname(data["train"]), "name": name}
-    )
-
-
-@pytest.fixture(scope="module")
-def recorded(server: str, data: dict[str, str]) -> dict[str, str]:
-    """A run on the server: trained, evaluated, registered."""
-    from pipelines import evaluate, register
-    from pipelines.train import train
-
-    config = configured(data, "seen")
-    train(config, ray=RayConfig(), tracking=TrackingConfig(uri=server))
-    evaluate.main(
-        evaluate.EvaluateConfig(run=config.run_uri, data=data["val"], overlays=2, workers=1)
-    )
-    register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
-    return {"server": server, **run_folder.read(config.run_uri, run_folder.TRACKING)}
-
-
-def test_a_killed_server_misses_nothing(
-    mlflow_server: Server,
-    data: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    """SIGKILL of the server after the third step, a new one on the same store six steps later: the
-    training goes on, one run has every step.
-    """
-    import mlflow
-
-    from pipelines.train import train
-
-    events = []
-    told = Tracker.__call__
+    gate = Gate(folder / "gate", steps=9)
+    sections = {**TINY, "data": small_sets, "storage": str(folder)}
+    config = TrainConfig.model_validate({**sections, "name": "outlived"})
+    events: list[dict[str, Any]] = []
+    hear = Tracker.__call__
+    errors = io.StringIO()
 
     def watched(tracker: Tracker, event: dict[str, Any]) -> None:
-        told(tracker, event)
+        hear(tracker, event)
         events.append(event)
         steps = sum(event["kind"] == "step" for event in events)
         if event["kind"] == "step" and steps == 3:
             mlflow_server.end(signal.SIGKILL)
         if event["kind"] == "step" and steps == 9:
-            assert not mlflow_server.healthy()
+            until = time.monotonic() + LIMIT_S
+            while "takes nothing now" not in errors.getvalue():
+                assert time.monotonic() < until, errors.getvalue()
+                time.sleep(0.1)
             mlflow_server.start()
+            gate.open()
 
-    monkeypatch.setattr(Tracker, "__call__", watched)
-    # 24 images in steps of 4: six an epoch.
-    config = configured(data, "outlived", epochs=3, evaluate_every=3)
-    try:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
+        patch.setattr(Tracker, "__call__", watched)
+        gated = partial(launch.launch, callbacks=[gate.callback()])
+        patch.setattr(launch, "launch", gated)
+        # As long as the server takes to come back.
+        patch.setattr(training_run, "FINISH_SECONDS", LIMIT_S)
         train(config, ray=RayConfig(), tracking=TrackingConfig(uri=mlflow_server.uri))
-    finally:
-        mlflow_server.wait_until_healthy()
+    mlflow_server.wait_until_healthy()
+    return {"config": config, "events": events, "errors": errors.getvalue()}
+
+
+@pytest.fixture(scope="module")
+def recorded(mlflow_server: Server, outlived: dict[str, Any]) -> dict[str, str]:
+    """The same run, evaluated and registered."""
+    from pipelines import evaluate, register
+
+    config = outlived["config"]
+    evaluate.main(
+        evaluate.EvaluateConfig(run=config.run_uri, data=config.data.val, overlays=2, workers=1)
+    )
+    register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
+    return {
+        "server": mlflow_server.uri,
+        **run_folder.read(config.run_uri, run_folder.TRACKING),
+    }
+
+
+def test_a_killed_server_misses_nothing(mlflow_server: Server, outlived: dict[str, Any]) -> None:
+    """The training goes on, one run has every step."""
     client = mlflow.MlflowClient(mlflow_server.uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, filter_string="attributes.run_name = 'outlived'")
     assert run.info.status == "FINISHED"
-    steps = [event["images_seen"] for event in events if event["kind"] == "step"]
-    assert steps == list(range(4, 73, 4))
+    sent = [event for event in outlived["events"] if event["kind"] == "step"]
+    # 24 images an epoch in steps of 4, two epochs.
+    assert [event["images_seen"] for event in sent] == list(range(4, 49, 4))
     for name in ("classification", "box", "images_per_second", "data_share"):
         history = client.get_metric_history(run.info.run_id, f"train/{name}")
-        sent = [event[name] for event in events if event["kind"] == "step"]
-        assert sorted((metric.step, metric.value) for metric in history) == list(
-            zip(steps, sent, strict=True)
-        )
+        assert sorted((metric.step, metric.value) for metric in history) == [
+            (event["images_seen"], event[name]) for event in sent
+        ]
     assert {"val/AP"} <= run.data.metrics.keys() and run.data.params["model.width"] == "64"
     assert any(
         name.startswith("system/") and name.endswith("/cpu_utilization_percentage")
         for name in run.data.metrics
     )
     # None at the end, that something is missing.
-    (warning,) = re.findall("warning: .*", capsys.readouterr().err)
+    (warning,) = re.findall("warning: .*", outlived["errors"])
     assert "takes nothing now" in warning
 
 
-def test_the_server_has_metrics_pictures_and_model(recorded: dict[str, str]) -> None:
-    import mlflow
-
+def test_the_server_has_pictures_and_model(recorded: dict[str, str]) -> None:
     client = mlflow.MlflowClient(recorded["server"], registry_uri=recorded["server"])
-    run = client.get_run(recorded["run_id"])
-    assert run.info.status == "FINISHED"
-    history = client.get_metric_history(recorded["run_id"], "train/classification")
-    # 24 images an epoch in steps of 4, two epochs: after 4, 8, ..., 48 images.
-    assert [m.step for m in history] == list(range(4, 49, 4))
     assert {a.path for a in client.list_artifacts(recorded["run_id"], "evaluation")} >= {
         "evaluation/precision_recall.png",
         "evaluation/metrics.json",
@@ -226,18 +207,17 @@ def test_the_server_has_metrics_pictures_and_model(recorded: dict[str, str]) -> 
 def test_the_pages_show_it(recorded: dict[str, str], page: str, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     assert browser, "these tests need Chromium: apt-get install chromium"
-    import mlflow
-
     experiment = (
         mlflow.MlflowClient(recorded["server"]).get_run(recorded["run_id"]).info.experiment_id
     )
     run = f"{recorded['server']}/#/experiments/{experiment}/runs/{recorded['run_id']}"
     address, expected = {
-        "run": (f"{run}/model-metrics", ["seen (train/classification)", "seen (val/AP50)"]),
+        "run": (f"{run}/model-metrics", ["outlived (train/classification)", "outlived (val/AP50)"]),
         "pictures": (f"{run}/artifacts/evaluation/precision_recall.png", ["precision_recall.png"]),
         "model": (f"{recorded['server']}/#/models/seen-model", ["seen-model", "champion"]),
     }[page]
     picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{page}.png"
+    # MLflow draws the charts that are in sight, so the window is high enough for all of them.
     options = [
         "--headless=new",
         "--no-sandbox",
@@ -245,29 +225,24 @@ def test_the_pages_show_it(recorded: dict[str, str], page: str, tmp_path: Path) 
         "--disable-dev-shm-usage",
         "--no-first-run",
         "--disable-background-networking",
+        "--window-size=1500,3000",
+        f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=60000",
+        "--dump-dom",
+        f"--screenshot={picture}",
     ]
-    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=60000"]
-    subprocess.run(
-        [browser, *options, "--window-size=1500,1100", f"--screenshot={picture}", address],
-        capture_output=True,
-        timeout=300,
-    )
-    # MLflow draws the charts that are in sight, so this window is high enough for all of them. On a
-    # busy machine the page's own requests may outlast the browser's patience: then it is opened
-    # again.
-    for _ in range(4):
+    # On a busy machine the page's own requests may outlast the browser's patience: then it is
+    # opened again.
+    until = time.monotonic() + LIMIT_S
+    missing = expected
+    while missing and time.monotonic() < until:
         dumped = subprocess.run(
-            [browser, *options, "--window-size=1500,5000", "--dump-dom", address],
-            capture_output=True,
-            text=True,
-            timeout=300,
+            [browser, *options, address], capture_output=True, text=True, timeout=LIMIT_S
         )
         words = re.sub(r"<[^>]*>", " ", dumped.stdout)
         missing = [text for text in expected if text not in words]
-        if not missing:
-            break
     assert not missing, words
     pixels = np.asarray(Image.open(picture).convert("L"))
-    assert pixels.shape == (1100, 1500)
+    assert pixels.shape == (3000, 1500)
     # A page that did not render is one colour.
     assert len(np.unique(pixels)) > 50

@@ -23,7 +23,7 @@ from typing import Self
 import ray
 from ray._raylet import GcsClient
 
-UP_SECONDS = 180.0
+UP_SECONDS = 600.0
 
 
 def free_port() -> int:
@@ -124,9 +124,21 @@ class Nodes:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def remove_all(self) -> None:
+        """All nodes but the head, in order, until the control store knows that they are gone."""
+        self.end(*(name for name in self.processes if name != "head"))
+        until = time.monotonic() + UP_SECONDS
+        while len(self.alive()) > 1:
+            assert time.monotonic() < until, "a node that ended counts as alive"
+            time.sleep(0.2)
+
     def end_all(self) -> None:
-        for process in self.processes.values():
+        self.end(*self.processes)
+
+    def end(self, *names: str) -> None:
+        processes = [self.processes.pop(name) for name in names]
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for process in self.processes.values():
-            process.wait(timeout=60)
+        for process in processes:
+            process.wait(timeout=UP_SECONDS)

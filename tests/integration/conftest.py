@@ -1,0 +1,27 @@
+"""What integration tests share: the weights of a training that nothing disturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.once import made_once
+from tests.support.trainings import Watched, configured, last_weights
+
+
+@pytest.fixture(scope="session")
+def undisturbed(session_folder: Path, small_sets: dict[str, str]) -> dict[str, bytes]:
+    """The weights, by file name, at the end of `TRAINING`. With as many workers before a fault as
+    after it, a run ends with the same bits: this shows that no image was lost or seen twice.
+    """
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        config = configured(small_sets, folder / "store", "undisturbed")
+        assert Watched(config).error is None
+        for name, content in last_weights(config).items():
+            (folder / name).write_bytes(content)
+
+    folder = made_once(session_folder / "undisturbed", make)
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}

@@ -1,0 +1,74 @@
+"""Two drivers of one run, and one that is killed, as commands that are typed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from cluster.runs import run_folder
+from tests.support.trainings import (
+    ENDLESS,
+    Typed,
+    configured,
+    last_weights,
+    train_flags,
+)
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_second_driver_of_the_same_run_is_refused(
+    small_sets: dict[str, str], ray_cluster: str, tmp_path: Path
+) -> None:
+    flags = train_flags(small_sets, tmp_path, "held", tmp_path, **ENDLESS)
+    flags += ["--ray.address", ray_cluster]
+    patch = (
+        f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=4)"
+    )
+    with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as first:
+        first.until("img/s")
+        with Typed(flags, RAY_AUTH_MODE="disabled") as second:
+            assert second.ends() == 2, second.text
+        assert re.search(
+            rf"error: .*runs/held: \S+ \(pid {first.process.pid}\) has trained it since .* UTC;"
+            r" wait for its end",
+            second.text,
+        )
+        assert first.process.poll() is None
+        first.interrupt()
+    # Its end frees the run.
+    assert run_folder.read(f"{tmp_path}/runs/held", "driver.json") is None
+
+
+def test_a_killed_driver_costs_no_image(
+    small_sets: dict[str, str], undisturbed: dict[str, bytes], ray_cluster: str, tmp_path: Path
+) -> None:
+    """The same command goes on, in the same MLflow run, which has every step at the end: also those
+    that the killed one had heard of and not sent.
+    """
+    flags = train_flags(small_sets, tmp_path, "killed", tmp_path)
+    flags += ["--ray.address", ray_cluster]
+    patch = (
+        f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=5)"
+    )
+    patch += "; from cluster.tracking import client as tracking; tracking.SEND_EVERY_S = 1e6"
+    with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as driver:
+        driver.until(" checkpoint ", times=2)
+        driver.process.kill()
+    with Typed(flags, RAY_AUTH_MODE="disabled") as driver:
+        assert driver.ends() == 0, driver.text
+    assert "continuing from" in driver.text
+    config = configured(small_sets, tmp_path, "killed")
+    assert last_weights(config) == undisturbed
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id == run_folder.read(config.run_uri, run_folder.TRACKING)["run_id"]
+    history = client.get_metric_history(run.info.run_id, "train/box")
+    assert {metric.step for metric in history} == set(range(4, 49, 4))

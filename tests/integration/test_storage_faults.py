@@ -1,0 +1,117 @@
+"""Disks that are full and storage that goes away under a training, with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import DiskFull
+from cluster.runs import run_folder
+from cluster.training.checkpoints import fetch
+from tests.support.faulty_s3 import FaultyS3, Rule
+from tests.support.gates import Gate
+from tests.support.trainings import ENDLESS, Typed, Watched, configured, train_flags
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Room for one checkpoint of this network (53 MB with its average and Adam's moments x 4), and
+    not for two.
+    """
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole(
+    small_sets: dict[str, str], small_disk: Path, tmp_path: Path
+) -> None:
+    config = configured(small_sets, tmp_path, "full", checkpoint_folder=str(small_disk))
+
+    def fill(_: dict[int, int]) -> None:
+        with (
+            contextlib.suppress(OSError),
+            open(small_disk / "somebody's", "wb", buffering=0) as file,
+        ):
+            while True:
+                file.write(bytes(1 << 20))
+
+    run = Watched(config, fill, gate=Gate(tmp_path / "gate", steps=3))
+    assert type(run.error) is DiskFull
+    assert str(run.error).startswith(f"training full stopped: {small_disk}")
+    assert "the disk is full" in str(run.error)
+    assert "the checkpoints before it are whole" in str(run.error)
+    # Not tried again: it would be as full.
+    assert len(run.of("start")) == 1
+    os.unlink(small_disk / "somebody's")
+    again = Watched(config)
+    assert again.error is None and len(again.of("resume")) == 1
+    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+
+class Away(Rule):
+    """Between `begin` and `end`, every request whose path has `where` in it meets the fault; `met`
+    counts them.
+    """
+
+    where, met = None, 0
+
+    def begin(self, fault: str, where: str) -> None:
+        self.fault, self.where, self.met = fault, where, 0
+
+    def end(self) -> None:
+        self.where = None
+
+    def applies(self, method: str, path: str) -> bool:
+        meets = self.where is not None and self.where in path
+        self.met += meets
+        return meets
+
+
+def test_training_goes_on_while_storage_is_away(
+    small_sets: dict[str, str], bucket: str, ray_cluster: str, tmp_path: Path
+) -> None:
+    """For some steps storage takes no checkpoint and says so, then it takes them and says nothing,
+    then it is gone for a minute: no workers are restarted, and after each the next checkpoint
+    arrives. The driver brings the proxy's address to the shared cluster.
+    """
+    rule = Away("answer", seconds=5)
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
+        training = {**ENDLESS, "keep_checkpoints": 2, "checkpoint_folder": f"{tmp_path}/waiting"}
+        flags = train_flags(small_sets, f"{bucket}/store", "away", tmp_path, **training)
+        patch = "from tests.support import gates; gates.slow_launches(0.2)"
+        changes = {"AWS_ENDPOINT_URL": proxy.url, "RAY_AUTH_MODE": "disabled"}
+        with Typed([*flags, "--ray.address", ray_cluster], patch=patch, **changes) as driver:
+            driver.until(" checkpoint s3://")
+            for fault, where, seconds in (
+                ("answer", "/checkpoints/", 0),
+                ("stall", "/checkpoints/", 0),
+                ("reset", "", 60),
+            ):
+                rule.begin(fault, where)
+                over = time.monotonic() + seconds
+                # Lines of steps from before it may be the next ones that are read.
+                while time.monotonic() < over or not rule.met:
+                    driver.until("img/s")
+                driver.until("img/s", times=10)
+                rule.end()
+                driver.until(" checkpoint s3://")
+            driver.interrupt()
+    assert driver.text.count("training on 2 workers") == 1, driver.text
+    newest = run_folder.checkpoints(f"{bucket}/store/runs/away")[-1]
+    assert newest >= re.findall(r" checkpoint (s3://\S+)", driver.text)[-1]
+    fetch(newest, str(tmp_path / "fetched"))

@@ -1,0 +1,168 @@
+"""Workers that die, hang, do not start or raise an error, as real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from cluster.errors import DataError
+from cluster.loading import epoch_plan
+from cluster.runs import run_folder
+from cluster.shards.format import Row
+from cluster.shards.index import ShardSet, open_shard_set, write_index
+from cluster.shards.read import read_columns, read_rows
+from cluster.shards.write import write_shard
+from cluster.storage import files
+from tests.support.gates import Gate
+from tests.support.trainings import Watched, configured, last_weights
+
+pytestmark = pytest.mark.integration
+
+
+def kill(*ranks: int) -> Callable[[dict[int, int]], None]:
+    return lambda pids: [os.kill(pids[rank], signal.SIGKILL) for rank in ranks]
+
+
+def test_workers_that_die_or_hang_cost_no_image(
+    small_sets: dict[str, str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """One is killed, then all, then one is stopped as a whole, so that it cannot say anything; the
+    other waits for it and does, when its watchdog sees that hours have passed. One retry is enough:
+    failures count only where no checkpoint came between them.
+    """
+    gate = Gate(tmp_path / "gate", steps=3)
+
+    def stop_rank_1(pids: dict[int, int]) -> None:
+        os.kill(pids[1], signal.SIGSTOP)
+        gate.let_time_pass(pids[0])
+
+    config = configured(small_sets, tmp_path, "faults", retries=1)
+    run = Watched(config, kill(1), kill(0, 1), stop_rank_1, gate=gate)
+    assert run.error is None and run.faults == []
+    first, second, third = run.of("failure")
+    assert first["rank"] == 1
+    for failure in (first, second, third):
+        assert failure["then"] == "restart 1 of 1 since the newest checkpoint"
+        assert failure["reason"] == "its process ended (killed, or out of memory)"
+    (hang,) = run.of("hang")
+    assert hang["rank"] == third["rank"] == 0
+    assert "wait for each other" in hang["place"] or "waits for other ranks" in hang["place"]
+    assert len(run.of("start")) == len(run.of("workers")) == 4 and len(run.of("resume")) == 3
+    assert last_weights(config) == undisturbed
+    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+
+
+def bad_start() -> Any:
+    """For Ray Train: the first group's workers do not find each other, of the second one rank 1
+    dies before it trains.
+    """
+
+    def find_no_one() -> None:
+        raise RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] connect: no route to host")
+
+    # Defined in here, so that it is sent with its code: Ray's processes do not know this module.
+    class BadStart(WorkerGroupCallback):
+        def __init__(self) -> None:
+            self.marks = tempfile.mkdtemp()
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            attempt = len(os.listdir(self.marks))
+            Path(self.marks, str(attempt)).touch()
+            if attempt == 0:
+                worker_group.execute(find_no_one)
+            if attempt == 1:
+                worker_group.execute_single(
+                    1, os.kill, worker_group.get_workers()[1].metadata.pid, signal.SIGKILL
+                )
+
+    return BadStart()
+
+
+def test_a_group_that_does_not_start_is_started_again(
+    small_sets: dict[str, str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """It ends at all only because the room of a group that failed is free for the next one."""
+    config = configured(small_sets, tmp_path, "bad-start", retries=2)
+    run = Watched(config, callbacks=[bad_start()])
+    assert run.error is None
+    first, second = run.of("start_failed")
+    assert first["who"] == "the start of the workers"
+    assert first["reason"].endswith("connect: no route to host")
+    assert second["who"] == "a worker that started"
+    assert second["reason"] == "its process ended (killed, or out of memory)"
+    assert first["then"].startswith("restart 1 of 2")
+    assert second["then"].startswith("restart 2 of 2")
+    assert b"find_no_one" in files.read_bytes(first["details"])
+    assert last_weights(config) == undisturbed
+
+
+def test_a_start_that_fails_without_a_retry_left_is_one_line(
+    small_sets: dict[str, str], tmp_path: Path
+) -> None:
+    config = configured(small_sets, tmp_path, "no-start", retries=0)
+    error = Watched(config, callbacks=[bad_start()]).error
+    assert re.fullmatch(
+        r"training no-start failed after 0 retries: the start of the workers: .*no route to host",
+        str(error),
+    )
+
+
+def test_one_rank_raises_and_the_others_stop_with_its_traceback(
+    small_sets: dict[str, str], tmp_path: Path
+) -> None:
+    """A picture that is none, in rank 1's half of the epoch, in a set that was not made by prepare.
+    If the others' waiting did not end, this test would take the half hour of torch's timeout. No
+    retry is spent on an error that the next start would meet again.
+    """
+    source = open_shard_set(small_sets["train"])
+    victim = image_of_rank(source, rank=1, seed=0)
+    rows = [row for group in range(len(source.rows_per_group)) for row in group_rows(source, group)]
+    made = [replace(row, image=b"not a picture") if row.image_id == victim else row for row in rows]
+    uri = f"{tmp_path}/one-broken"
+    shard = write_shard(uri, "shard-00000-of-00001.parquet", made, row_group_rows=4)
+    write_index(
+        uri,
+        categories=source.categories,
+        shards=[shard],
+        counts=source.counts,
+        source_digest="none",
+    )
+    run = Watched(configured({**small_sets, "train": uri}, tmp_path, "one-raises", retries=2))
+    (failure,) = run.of("failure")
+    assert (failure["rank"], failure["then"]) == (1, "a restart would meet it again")
+    assert len(run.of("start")) == 1
+    assert "cannot be decoded" in failure["reason"]
+    assert type(run.error) is DataError
+    assert re.fullmatch(
+        rf"training one-raises stopped: .* \(image_id {victim}\): it cannot be decoded: .*; prepare"
+        r" the data set again",
+        str(run.error),
+    )
+    details = files.read_bytes(failure["details"]).decode()
+    assert "Traceback" in details and "detector/image.py" in details
+
+
+def group_rows(shard_set: ShardSet, group: int) -> list[Row]:
+    count = shard_set.rows_per_group[group]
+    table = read_rows([shard_set.locate_group(group)], [(0, row) for row in range(count)])
+    return [
+        Row(*(row | {"boxes": np.array(row["boxes"], np.float32).reshape(-1, 4)}).values())
+        for row in table.to_pylist()
+    ]
+
+
+def image_of_rank(shard_set: ShardSet, *, rank: int, seed: int) -> int:
+    """An image of the first batch that this rank of two gets in the first epoch."""
+    stored = epoch_plan.epoch_sequence(shard_set.rows_per_group, seed=seed, epoch=0)
+    (start, _), *_ = epoch_plan.cut([(0, len(stored))], rank=rank, batches=[2, 2])
+    return read_columns(shard_set, ["image_id"])["image_id"].to_pylist()[stored[start]]
