@@ -172,8 +172,8 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 def speed_table(job: Job) -> str:
     head = (
-        "| GPUs | images/s | of one GPU's | exchange | of it exposed | 100 Gbit/s a node: of one"
-        " GPU's | and bf16 gradients | images/s over days |"
+        "| GPUs | images/s | efficiency against one GPU | exchange | exposed part of it |"
+        " 100 Gbit/s for each node: efficiency | and bf16 gradients | images/s over days |"
     )
     lines = [head, "|" + "---|" * 8]
     for gpus in COUNTS:
