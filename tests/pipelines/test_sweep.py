@@ -4,9 +4,11 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,6 @@ from safetensors.torch import save_file
 
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError
-from cluster.prepare.plan import prepare
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.storage import files
@@ -38,154 +39,139 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(
-    small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("shards")
-    for split in ("train", "val"):
-        places = {
-            "annotations": f"{small_coco}/annotations/instances_{split}.json",
-            "images": f"{small_coco}/images/{split}",
-        }
-        prepare(**places, output=str(root / split), row_group_rows=4, say=lambda _: None)
-    return {split: str(root / split) for split in ("train", "val")}
-
-
 def tiny(storage_root: Path, data: dict[str, str]) -> TrainConfig:
     return TrainConfig.model_validate(
         {"name": "tiny", "storage": str(storage_root), "data": data, **TINY}
     )
 
 
-def test_two_trials_at_a_time_and_the_best_configuration(
-    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    weights = tmp_path / "elsewhere/model.safetensors"
+@pytest.fixture(scope="module")
+def swept(
+    small_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """A sweep of three trials, of which the second cannot use the folder of its run: its
+    configuration, what it returned and what it printed.
+    """
+    root = tmp_path_factory.mktemp("sweep")
+    weights = root / "elsewhere/model.safetensors"
     weights.parent.mkdir()
     start = RetinaNet(classes=1, backbone="resnet18", width=64)
     save_file(
         {name: value.contiguous() for name, value in start.state_dict().items()}, str(weights)
     )
-    config = tiny(tmp_path / "store", data).model_copy(update={"pretrained": str(weights)})
-    tmp_path, budget = tmp_path / "store", SweepConfig(trials=2, concurrent=2)
-    found = verb.sweep(
-        config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps")
+    config = tiny(root / "store", small_sets).model_copy(update={"pretrained": str(weights)})
+    budget = SweepConfig(trials=3, concurrent=2)
+    uri = search.sweep_uri(config.storage, "tiny")
+    proposed = search.searcher(budget, [], first=space.given(config, budget.space))
+    proposed.suggest("first")
+    broken = search.trial_config(config, budget, uri, proposed.suggest("second"))
+    # A run's name is taken by its first checkpoint.
+    files.write_json(f"{run_folder.checkpoint_uri(broken.run_uri, 8)}/state.json", {})
+    files.write_json(
+        f"{broken.run_uri}/config.json", {"identity": {"seed": "another one"}, "config": {}}
     )
-    said = capsys.readouterr().out
-    uri = f"{tmp_path}/sweeps/tiny"
-    assert found["best"] == f"{uri}/best.yaml" and "trials   2, of which 0 failed" in said
-    records = found["records"]
-    assert [record["status"] for record in records] == ["done", "done"] and records[0][
-        "AP"
-    ] >= records[1]["AP"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        returned = run_sweep(config, budget)
+    yield {
+        "config": config,
+        "budget": budget,
+        "uri": uri,
+        "weights": weights.read_bytes(),
+        "broken": broken.name,
+        "said": said.getvalue(),
+        **returned,
+    }
+
+
+def run_sweep(config: TrainConfig, budget: SweepConfig) -> dict[str, Any]:
+    return verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
+
+
+def test_two_trials_at_a_time_and_the_best_configuration(
+    swept: dict[str, Any], small_sets: dict[str, str]
+) -> None:
+    config, uri = swept["config"], swept["uri"]
+    assert swept["best"] == f"{uri}/best.yaml"
+    best, second, _ = swept["records"]
+    assert [record["status"] for record in (best, second)] == ["done", "done"]
+    assert best["AP"] >= second["AP"]
     # The first trial is the configuration as given: the paper's gamma 2, alpha 0.25.
-    assert {"gamma": 2.0, "alpha": 0.25} in [record["sample"] for record in records]
-    for record in records:
+    assert {"gamma": 2.0, "alpha": 0.25} in (best["sample"], second["sample"])
+    for record in (best, second):
         run = json.loads((Path(record["run"]) / "config.json").read_text())["config"]
-        assert (
-            record["run"] == f"{uri}/runs/{record['trial']}"
-            and {name: run["loss"][name] for name in ("gamma", "alpha")} == record["sample"]
-        )
-        assert run["training"]["workers"] == 1 and (Path(record["run"]) / "finished.json").exists()
+        assert record["run"] == f"{uri}/runs/{record['trial']}"
+        assert {name: run["loss"][name] for name in ("gamma", "alpha")} == record["sample"]
+        assert run["training"]["workers"] == 1
+        assert (Path(record["run"]) / "finished.json").exists()
         # Trials start from the sweep's copy of the weight file, one for all.
-        assert (
-            Path(run["pretrained"]).parent == Path(uri, "pretrained")
-            and Path(run["pretrained"]).read_bytes() == weights.read_bytes()
-        )
+        assert Path(run["pretrained"]).parent == Path(uri, "pretrained")
+        assert Path(run["pretrained"]).read_bytes() == swept["weights"]
         assert not (Path(record["run"]) / "pretrained").exists()
 
-    best = parse(
-        TrainVerb,
-        [
-            "--config",
-            found["best"],
-            "--data.train",
-            data["train"],
-            "--data.val",
-            data["val"],
-            "--name",
-            "tiny",
-            "--storage",
-            str(tmp_path),
-        ],
-    )
+    data = ["--data.train", small_sets["train"], "--data.val", small_sets["val"]]
+    run_flags = ["--name", "tiny", "--storage", config.storage]
+    typed = parse(TrainVerb, ["--config", swept["best"], *data, *run_flags])
     assert TrainConfig.model_validate(
-        best.model_dump(include=set(TrainConfig.model_fields))
-    ) == space.apply(config, records[0]["sample"])
+        typed.model_dump(include=set(TrainConfig.model_fields))
+    ) == space.apply(config, best["sample"])
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
-    assert [row["trial"] for row in rows] == [record["trial"] for record in records] and float(
-        rows[0]["gamma"]
-    ) == records[0]["sample"]["gamma"]
+    assert [row["trial"] for row in rows] == [record["trial"] for record in swept["records"]]
+    assert float(rows[0]["gamma"]) == best["sample"]["gamma"]
 
-    client = connect(tracking_uri(None, str(tmp_path)))
+    client = connect(tracking_uri(None, config.storage))
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run is not parent]
-    assert {run.info.run_name for run in children} == {record["trial"] for record in records}
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id} and {
-        run.info.status for run in runs
-    } == {"FINISHED"}
-    assert parent.data.params["best.gamma"] == str(records[0]["sample"]["gamma"])
-    assert {run.info.run_name: run.data.metrics["val/AP"] for run in children} == {
-        record["trial"]: pytest.approx(record["AP"]) for record in records
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    assert {run.info.run_name: run.info.status for run in children} == {
+        best["trial"]: "FINISHED",
+        second["trial"]: "FINISHED",
+        swept["broken"]: "FAILED",
     }
+    assert parent.data.params["best.gamma"] == str(best["sample"]["gamma"])
+    assert {
+        run.info.run_name: run.data.metrics["val/AP"]
+        for run in children
+        if run.info.run_name != swept["broken"]
+    } == {record["trial"]: pytest.approx(record["AP"]) for record in (best, second)}
 
-    again = verb.sweep(
-        config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps")
-    )
-    assert (
-        again["records"] == records
-        and "this sweep is finished; nothing was tried again" in capsys.readouterr().out
-    )
+
+def test_a_failing_trial_costs_that_trial(swept: dict[str, Any]) -> None:
+    failed = swept["records"][2]
+    assert (failed["trial"], failed["status"], failed["AP"]) == (swept["broken"], "failed", None)
+    assert "was started with another configuration" in failed["reason"]
+    assert f"{swept['broken']} failed" in swept["said"]
+    assert "trials   3, of which 1 failed" in swept["said"]
+    assert "Traceback" not in swept["said"]
+
+
+def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
+    swept: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    config, budget = swept["config"], swept["budget"]
+    assert run_sweep(config, budget)["records"] == swept["records"]
+    assert "this sweep is finished; nothing was tried again" in capsys.readouterr().out
     with pytest.raises(UsageError, match="another configuration .canvas.width was 96, is 128"):
         search.check(
-            config.model_copy(update={"canvas": CanvasConfig(height=64, width=128)}), budget, uri
+            config.model_copy(update={"canvas": CanvasConfig(height=64, width=128)}),
+            budget,
+            swept["uri"],
         )
 
 
-def test_a_failing_trial_costs_that_trial_and_an_interrupted_sweep_goes_on(
-    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    config, budget = tiny(tmp_path, data), SweepConfig(trials=3, concurrent=2)
-    uri = search.sweep_uri(str(tmp_path), "tiny")
-    # What a killed driver leaves: one trial over, and one under way whose run folder cannot be
-    # used.
-    over, broken = {"gamma": 3.0, "alpha": 0.5}, {"gamma": 4.0, "alpha": 0.6}
-    for sample, status, ap in ((over, "done", 0.125), (broken, "running", None)):
-        run = search.trial_config(config, budget, uri, sample).run_uri
-        record = {
-            "trial": Path(run).name,
-            "status": status,
-            "AP": ap,
-            "AP50": ap,
-            "epochs": 1,
-            "sample": sample,
-            "proposed": sample,
-            "run": run,
-            "reason": "",
-        }
-        files.write_json(f"{run}/trial.json", record)
-    files.write_json(f"{run}/config.json", {"identity": {"seed": "another one"}, "config": {}})
-    files.write_json(
-        f"{run_folder.checkpoint_uri(run, 8)}/state.json", {}
-    )  # a name is taken by its first checkpoint
-    found = verb.sweep(
-        config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps")
-    )
+def test_an_interrupted_sweep_goes_on(swept: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """The driver was killed between the end of a training and the record of it: the trials before
+    it are kept, and it comes to the same result without another training.
+    """
+    best = swept["records"][0]
+    files.delete_file(f"{swept['uri']}/{search.RESULTS}")
+    unrecorded = {**best, "status": search.RUNNING, "AP": None, "AP50": None, "epochs": 0}
+    files.write_json(f"{best['run']}/{search.TRIAL}", unrecorded)
+    again = run_sweep(swept["config"], swept["budget"])
     said = capsys.readouterr().out
-    assert (
-        "1 of 3 trials are there from a sweep that did not finish; kept" in said
-        and "trials   3, of which 1 failed" in said
-    )
-    by_status = {record["status"]: record for record in found["records"]}
-    assert by_status["failed"]["sample"] == broken and by_status["failed"]["AP"] is None
-    assert (
-        "was started with another configuration" in by_status["failed"]["reason"]
-        and f"{by_status['failed']['trial']} failed" in said
-    )
-    assert over in [record["sample"] for record in found["records"]] and len(found["records"]) == 3
-    assert "Traceback" not in said
+    assert "2 of 3 trials are there from a sweep that did not finish; kept" in said
+    assert again["records"] == swept["records"]
 
 
 def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
@@ -269,9 +255,10 @@ def wrong(capsys: pytest.CaptureFixture, *argv: str) -> tuple[Any, str]:
 
 
 def test_wrong_input_is_one_line_and_code_2(
-    ray_cluster: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+    small_sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    places = ("--data.train", data["train"], "--data.val", data["val"], "--storage", str(tmp_path))
+    data = ("--data.train", small_sets["train"], "--data.val", small_sets["val"])
+    places = (*data, "--storage", str(tmp_path))
     code, err = wrong(capsys, *places, "--sweep.space.gamma", "3,1")
     assert code == 2 and "LOW < HIGH" in err and err.count("\n") == 1
     code, err = wrong(capsys, *places, "--sweep.workers", "40", "--training.batch_size", "40")
@@ -295,7 +282,7 @@ def test_wrong_input_is_one_line_and_code_2(
         "--data.train",
         str(tmp_path / "none"),
         "--data.val",
-        data["val"],
+        small_sets["val"],
         "--storage",
         str(tmp_path),
     )
