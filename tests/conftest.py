@@ -31,6 +31,14 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Seconds between two looks at the workers, 2 by default: each training ends up to so much later
+    # than its workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Otherwise Ray ends processes that idle for a second, and the next task starts a new one.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # Threads of torch that wait for each other leave the core to other processes.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 os.environ.update(QUIET)
 os.environ.pop("RAY_ADDRESS", None)
@@ -66,8 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # One thread for each of the processes that share the cores: torch's threads wait by
-        # spinning, which takes from the other process what it gains.
+        # The processes share the cores, so torch has one thread in each.
         os.environ["OMP_NUM_THREADS"] = "1"
     # Ray drops the handles of its own processes at shutdown without waiting for them.
     config.addinivalue_line(
