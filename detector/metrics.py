@@ -66,8 +66,8 @@ class Truth:
 @dataclass(frozen=True)
 class CocoTable:
     summary: dict[str, float]
-    """The twelve COCO numbers by `SUMMARY_NAMES`, or one AR for each limit asked for; and what
-    `with_voc` adds.
+    """The twelve COCO numbers by `SUMMARY_NAMES`, or one AR for each limit asked for; and those of
+    other metrics.
     """
     per_class: dict[str, dict[str, float]]
     """Class name -> objects, AP, AP50, AP75, AP_small .. AP_large, AR, AR_small .. AR_large: the

@@ -12,35 +12,14 @@ G objects, P pairs of both of one image and class.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from detector.decode import Detections
-from detector.metrics import CocoTable, Truth, joined_detections, joined_truths, mean
+from detector.metrics import Truth, joined_detections, joined_truths
 
 NAMES = ("VOC_AP50", "VOC07_AP50")
-
-
-def with_voc(
-    table: CocoTable,
-    truths: Sequence[Truth],
-    detections: Mapping[int, Detections],
-    class_names: Sequence[str],
-) -> CocoTable:
-    """The table with `NAMES` added to its summary, as means over the classes with objects, and to
-    each class; -1 where there is none.
-    """
-    precisions_K2 = voc_average_precisions(truths, detections, class_names)
-    summary = table.summary | {
-        name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)
-    }
-    per_class = {
-        name: row | dict(zip(NAMES, row_2.tolist(), strict=True))
-        for (name, row), row_2 in zip(table.per_class.items(), precisions_K2, strict=True)
-    }
-    return dataclasses.replace(table, summary=summary, per_class=per_class)
 
 
 def voc_average_precisions(

@@ -66,23 +66,24 @@ def main(config: EvaluateConfig) -> None:
     import tempfile
 
     from cluster.compute import resources, session
-    from cluster.runs import run_folder
+    from cluster.runs import evaluations, run_folder
     from cluster.runs.package import build_package
-    from cluster.scoring.evaluate import evaluate, record
+    from cluster.scoring.evaluate_package import evaluate_package
     from cluster.shards.index import open_shard_set
     from cluster.storage import files, preflight, uris
     from cluster.tracking.config import check_server, tracking_uri
+    from cluster.tracking.evaluation import log_evaluation
     from cluster.tracking.registry import download_package, resolve
 
     preflight.check_reachable(config.data)
     shard_set = open_shard_set(config.data)
-    best = run_folder.best_checkpoint(uris.absolute(config.run)) if config.run else None
+    best = evaluations.best_checkpoint(uris.absolute(config.run)) if config.run else None
     output = uris.absolute(config.output or f"{config.run}/evaluation/{shard_set.digest[:12]}")
     preflight.check_writable(output)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
-            package, scored = f"{scratch}/package", best["checkpoint"]
-            build_package(best, package)
+            package, scored = f"{scratch}/package", best.checkpoint
+            build_package(best.checkpoint, package, weights=best.weights)
         else:
             uri = tracking_uri(config.tracking.uri, config.storage)
             check_server(uri)
@@ -106,13 +107,13 @@ def main(config: EvaluateConfig) -> None:
             f"{scratch}/evaluation",
             dict(overlays=config.overlays, max_detections=config.max_detections),
         )
-        table = evaluate(package, shard_set, folder, scored=scored, **asked, **resources)
+        table = evaluate_package(package, shard_set, folder, scored=scored, **asked, **resources)
         files.upload_folder(folder, output, last="metrics.json")
         recorded = (
             run_folder.read(uris.absolute(config.run), run_folder.TRACKING) if config.run else None
         )
-        if recorded is not None:
-            record(recorded, folder, step=best["images_seen"])
+        if recorded is not None and best is not None:
+            log_evaluation(recorded["uri"], recorded["run_id"], folder, step=best.images_seen)
     print(table.as_text())
     print(f"scored   {scored}")
     print(f"written  {output}: metrics.json, table.txt, precision_recall.png, overlays/")

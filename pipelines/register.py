@@ -40,7 +40,7 @@ def main(config: RegisterConfig) -> str:
     import tempfile
 
     from cluster.errors import UsageError
-    from cluster.runs import run_folder
+    from cluster.runs import evaluations, run_folder
     from cluster.runs.package import build_package, package_digest
     from cluster.storage import preflight, uris
     from cluster.tracking import registry
@@ -49,7 +49,7 @@ def main(config: RegisterConfig) -> str:
 
     folder = uris.absolute(config.run)
     preflight.check_readable(folder)
-    best = run_folder.best_checkpoint(folder)
+    best = evaluations.best_checkpoint(folder)
     recorded = run_folder.read(folder, run_folder.TRACKING)
     if recorded is None:
         raise UsageError(
@@ -61,7 +61,7 @@ def main(config: RegisterConfig) -> str:
 
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
-        build_package(best, package)
+        build_package(best.checkpoint, package, weights=best.weights)
         digest = package_digest(package)
         version = registry.find_package(digest, config.name, tracking=uri)
         if version is not None:
@@ -69,18 +69,20 @@ def main(config: RegisterConfig) -> str:
         else:
             run = attach_run(uri, recorded["run_id"])
             try:
-                model_uri = registry.log_package(run, package, step=best["images_seen"])
+                model_uri = registry.log_package(run, package, step=best.images_seen)
             finally:
                 run.close()
             tags = {registry.DIGEST_TAG: digest, "run_folder": folder} | {
-                key: best[key] for key in ("checkpoint", "images_seen", "AP", "AP50")
+                "checkpoint": best.checkpoint,
+                "images_seen": str(best.images_seen),
+                **{name: str(best.metrics[name]) for name in ("AP", "AP50")},
             }
             version = registry.register(model_uri, config.name, tracking=uri, tags=tags)
 
     aliases = registry.aliases(version, tracking=uri)
     print(
-        f"model    {version}   AP {best['AP']:.3f}, AP50 {best['AP50']:.3f} at"
-        f" {best['images_seen']} images"
+        f"model    {version}   AP {best.ap:.3f}, AP50 {best.metrics['AP50']:.3f} at"
+        f" {best.images_seen} images"
     )
     if run_folder.read(folder, run_folder.FINISHED) is None:
         print("note     training is not finished; this is its best checkpoint so far")

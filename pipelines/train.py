@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainConfig
+from cluster.runs.evaluations import Evaluation
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 
@@ -27,7 +28,7 @@ def main(config: TrainVerb) -> None:
     train(config, ray=config.ray, tracking=config.tracking)
 
 
-def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> dict:
+def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> Evaluation:
     """Run the training under one MLflow run, print progress, and return the run's best.json."""
     from cluster.compute import resources, session
     from cluster.runs import run_folder
@@ -87,8 +88,8 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> d
         tracker.finish(status)
     print(f"run      {config.run_uri}")
     print(
-        f"best     AP {best['AP']:.4f}, AP50 {best['AP50']:.4f} after {best['epoch']} epochs,"
-        f" {best['checkpoint']}"
+        f"best     AP {best.ap:.4f}, AP50 {best.metrics['AP50']:.4f} after {best.epoch} epochs,"
+        f" {best.checkpoint}"
     )
     print(f"see it   {ui_command(uri)}")
     return best

@@ -176,7 +176,7 @@ class Verbs:
         from pipelines.train import train
 
         def work(folder: str) -> dict[str, Any]:
-            return train(called(training, folder), **self.services)
+            return train(called(training, folder), **self.services).to_json()
 
         return self.stage(
             "train",

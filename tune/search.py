@@ -303,7 +303,14 @@ def run_trial(
     if already:
         # The searcher came to this sample twice, or the sweep was killed between the end of the
         # training and the record of it.
-        report({name: best[name] for name in ("AP", "AP50", "epoch", "images_seen")})
+        report(
+            {
+                "AP": best.ap,
+                "AP50": best.metrics["AP50"],
+                "epoch": best.epoch,
+                "images_seen": best.images_seen,
+            }
+        )
 
 
 class Halving(ASHAScheduler):

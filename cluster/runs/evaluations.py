@@ -1,12 +1,14 @@
-"""What the evaluations say of a run's checkpoints: which still wait, what the others scored, which
-is the best, whether training goes on.
+"""The evaluations of a run's checkpoints: which are requested, which are finished, which is the
+best, and whether training should stop early.
 
-waiting/images-000000004100.json   an evaluation that was asked for: {"checkpoint", "images_seen",
-"epoch"}; deleted when it is over evaluations.json                   those that are over, by images
-seen: the same with "weights" and `numbers`, or with "error" best.json                          the
-one with the highest AP, the newest of equals
+waiting/images-000000004100.json
+    a request that is not finished yet: {"checkpoint", "images_seen", "epoch"}
+evaluations.json
+    {"evaluations": [...]}: the finished ones as `Evaluation.to_json`, ordered by images seen
+best.json
+    the `Evaluation` with the highest AP; of equal ones the newest
 
-All of it lies in the run's folder, so that it outlives the driver and the workers. One process at a
+The files lie in the run's folder, so that they outlive the driver and the workers. One process at a
 time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
 0.
 """
@@ -14,109 +16,223 @@ time writes the last two: the driver's evaluator or, where the workers evaluate 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
+from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
 from cluster.storage import files
 from cluster.storage.uris import join
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
-Verdict = dict[str, Any]
+VERSION = 2
+"""Version of `Evaluation.to_json`. Version 1 had no "version" and kept the metrics beside the other
+keys.
+"""
+Weights = Literal["model", "ema"]
+"""The weights of a checkpoint that are scored: as trained, or their moving average."""
 
 
-def request(run: str, checkpoint: str, images_seen: int, epoch: int) -> None:
-    """Ask for the evaluation of a checkpoint that is complete in storage."""
-    files.write_json(
-        place(run, checkpoint),
-        {"checkpoint": checkpoint, "images_seen": images_seen, "epoch": epoch},
-    )
+@dataclass(frozen=True)
+class Request:
+    """A checkpoint that is complete in storage and is to be evaluated."""
+
+    checkpoint: str
+    """URI."""
+    images_seen: int
+    epoch: int
+    """Epochs done, from 1."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint,
+            "images_seen": self.images_seen,
+            "epoch": self.epoch,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Request:
+        return cls(stored["checkpoint"], stored["images_seen"], stored["epoch"])
 
 
-def place(run: str, checkpoint: str) -> str:
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of one checkpoint on data.val: its metrics, or the error that prevented it."""
+
+    checkpoint: str
+    """URI."""
+    images_seen: int
+    epoch: int
+    """Epochs done, from 1."""
+    weights: Weights = "model"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """AP, AP50, ... over all classes, 0..1; -1 where data.val has no such object."""
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    """AP of each class."""
+    images_evaluated: int | None = None
+    """Images of data.val; None in files of version 1."""
+    error: str | None = None
+    """One line; then there are no metrics."""
+
+    @property
+    def ap(self) -> float:
+        return self.metrics["AP"]
+
+    @property
+    def request(self) -> Request:
+        return Request(self.checkpoint, self.images_seen, self.epoch)
+
+    def to_json(self) -> dict[str, Any]:
+        stored = {"version": VERSION, **self.request.to_json()}
+        if self.error is not None:
+            return {**stored, "error": self.error}
+        return {
+            **stored,
+            "weights": self.weights,
+            "metrics": dict(self.metrics),
+            "per_class": dict(self.per_class),
+            "images_evaluated": self.images_evaluated,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Evaluation:
+        """Raises `ValueError` where a key is missing, or another version than 1 and 2 wrote it."""
+        version = stored.get("version", 1)
+        if version not in (1, VERSION):
+            raise ValueError(f"version {version!r} is not known; use the version that wrote it")
+        try:
+            request = (stored["checkpoint"], stored["images_seen"], stored["epoch"])
+            if "error" in stored:
+                return cls(*request, error=stored["error"])
+            metrics = stored["metrics"] if version == VERSION else _flat_metrics(stored)
+        except KeyError as error:
+            raise ValueError(f"{error} is missing") from error
+        weights = stored.get("weights", "model")
+        if weights not in get_args(Weights):
+            choices = ", ".join(get_args(Weights))
+            raise ValueError(f"weights must be one of {choices}, is {weights!r}")
+        return cls(
+            *request,
+            weights=weights,
+            metrics=metrics,
+            per_class=stored.get("per_class", {}),
+            images_evaluated=stored.get("images_evaluated"),
+        )
+
+
+def _flat_metrics(stored: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in stored.items() if isinstance(value, float)}
+
+
+def store_request(run: str, request: Request) -> None:
+    files.write_json(_request_uri(run, request.checkpoint), request.to_json())
+
+
+def read_request(run: str, checkpoint: str) -> Request:
+    return Request.from_json(files.read_json(_request_uri(run, checkpoint)))
+
+
+def _request_uri(run: str, checkpoint: str) -> str:
     return join(run, WAITING, os.path.basename(checkpoint) + ".json")
 
 
 def waiting(run: str) -> list[str]:
-    """URIs of the checkpoints whose evaluation was asked for and is not over, by images seen; they
-    must not be deleted.
+    """URIs of the checkpoints whose requested evaluation is not finished, ordered by images seen;
+    they must not be deleted.
     """
     names = [os.path.basename(uri) for uri, _ in files.list_files(join(run, WAITING), [".json"])]
     return [join(run, run_folder.CHECKPOINTS, name.removesuffix(".json")) for name in sorted(names)]
 
 
-def asked(run: str, checkpoint: str) -> Verdict:
-    """What `request` was told of a checkpoint that waits."""
-    return files.read_json(place(run, checkpoint))
+def read(run: str) -> list[Evaluation]:
+    """The finished evaluations, ordered by images seen. `DataError` where the file is damaged."""
+    stored = run_folder.read(run, EVALUATIONS)
+    if stored is None:
+        return []
+    return [_parse(row, join(run, EVALUATIONS)) for row in stored["evaluations"]]
 
 
-def evaluations(run: str) -> list[Verdict]:
-    """The evaluations that are over, by images seen."""
-    return (run_folder.read(run, EVALUATIONS) or {"evaluations": []})["evaluations"]
+def read_best(run: str) -> Evaluation | None:
+    """best.json; None where no checkpoint was evaluated yet. `DataError` where it is damaged."""
+    stored = run_folder.read(run, run_folder.BEST)
+    return None if stored is None else _parse(stored, join(run, run_folder.BEST))
 
 
-def settle(run: str, verdict: Verdict) -> None:
-    """An evaluation is over: keep it, in the place of an earlier one at the same images seen, and
-    the best of all.
+def best_checkpoint(run: str) -> Evaluation:
+    """`read_best`. `UsageError` where there is none."""
+    best = read_best(run)
+    if best is None:
+        state = (
+            "has no evaluated checkpoint yet; let its training reach the first evaluation"
+            if run_folder.read(run, run_folder.CONFIG)
+            else "is not a training run's folder; check --run"
+        )
+        raise UsageError(f"{run}: {state}")
+    return best
+
+
+def _parse(stored: Mapping[str, Any], uri: str) -> Evaluation:
+    try:
+        return Evaluation.from_json(stored)
+    except ValueError as error:
+        raise DataError(f"{uri}: cannot be read ({error})") from error
+
+
+def store(run: str, evaluation: Evaluation) -> None:
+    """Write a finished evaluation, in place of an earlier one at the same images seen; update
+    best.json; delete the request.
     """
-    over = including(evaluations(run), verdict)
-    run_folder.write(run, EVALUATIONS, {"evaluations": over})
-    best = best_of(over)
+    finished = insert(read(run), evaluation)
+    rows = [each.to_json() for each in finished]
+    run_folder.write(run, EVALUATIONS, {"evaluations": rows})
+    best = best_of(finished)
     if best is not None:
-        run_folder.write(run, run_folder.BEST, best)
-    files.delete_file(place(run, verdict["checkpoint"]))
+        run_folder.write(run, run_folder.BEST, best.to_json())
+    files.delete_file(_request_uri(run, evaluation.checkpoint))
 
 
-def numbers(table: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation keeps of `CocoTable.as_dict`: the numbers over all classes, and in
-    `per_class` the AP of each.
-    """
-    summary = {name: value for name, value in table.items() if isinstance(value, float)}
-    return {**summary, "per_class": {name: row["AP"] for name, row in table["per_class"].items()}}
+def insert(finished: Sequence[Evaluation], evaluation: Evaluation) -> list[Evaluation]:
+    """`finished` with `evaluation`, which replaces one at the same images seen; ordered by them."""
+    others = [each for each in finished if each.images_seen != evaluation.images_seen]
+    return sorted([*others, evaluation], key=lambda each: each.images_seen)
 
 
-def including(over: Sequence[Verdict], verdict: Verdict) -> list[Verdict]:
-    others = [one for one in over if one["images_seen"] != verdict["images_seen"]]
-    return sorted([*others, verdict], key=lambda one: one["images_seen"])
-
-
-def known(over: Sequence[Verdict], images_seen: int) -> Verdict | None:
-    """The evaluation at these images seen, where it came to numbers."""
+def find(finished: Sequence[Evaluation], images_seen: int) -> Evaluation | None:
+    """The evaluation at these images seen, unless it failed."""
     return next(
-        (one for one in over if one["images_seen"] == images_seen and "error" not in one), None
+        (each for each in finished if each.images_seen == images_seen and each.error is None), None
     )
 
 
-def best_of(over: Sequence[Verdict]) -> Verdict | None:
-    """What best.json says, of evaluations by images seen."""
-    scored = [one for one in over if "error" not in one]
-    if not scored:
-        return None
-    best = max(reversed(scored), key=lambda one: one["AP"])
-    return {
-        name: best[name]
-        for name in ("checkpoint", "weights", "images_seen", "epoch", "AP", "AP50", "AP75")
-    }
+def best_of(finished: Sequence[Evaluation]) -> Evaluation | None:
+    """The highest AP, of equal ones the newest; `finished` is ordered by images seen."""
+    succeeded = [each for each in reversed(finished) if each.error is None]
+    return max(succeeded, key=lambda each: each.ap, default=None)
 
 
-def reason_to_stop(over: Sequence[Verdict], *, patience: int, min_improvement: float) -> str | None:
+def reason_to_stop(
+    finished: Sequence[Evaluation], *, patience: int, min_improvement: float
+) -> str | None:
     """Why training should stop: the last `patience` evaluations did not raise AP by more than
-    `min_improvement`. 0 is patience without end.
+    `min_improvement`. None: it should not; patience 0 never stops.
 
-    What counts is the rise above the last evaluation that did, so a slow but steady gain goes on.
-    Evaluations without numbers do not count.
+    AP is compared with the last evaluation that raised it enough, so a slow but steady rise goes
+    on. Failed evaluations are not counted.
     """
-    good: Verdict | None = None
-    without = 0
-    for one in (one for one in over if "error" not in one):
-        if good is None or one["AP"] > good["AP"] + min_improvement:
-            good, without = one, 0
+    reference: Evaluation | None = None
+    without_rise = 0
+    for evaluation in finished:
+        if evaluation.error is not None:
+            continue
+        if reference is None or evaluation.ap > reference.ap + min_improvement:
+            reference, without_rise = evaluation, 0
         else:
-            without += 1
-    if good is None or not patience or without < patience:
+            without_rise += 1
+    if reference is None or not patience or without_rise < patience:
         return None
     by = f" by more than {min_improvement:g}" if min_improvement else ""
     return (
-        f"AP has not risen{by} in {without} evaluations, from {good['AP']:.4f} after epoch"
-        f" {good['epoch']}"
+        f"AP has not risen{by} in {without_rise} evaluations, from {reference.ap:.4f} after epoch"
+        f" {reference.epoch}"
     )

@@ -7,10 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
-from typing import Any
 
 from cluster.errors import DataError, UsageError
+from cluster.runs.evaluations import Weights
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from detector.checkpoint import STATE_FILE, parse_state
@@ -25,7 +24,7 @@ from detector.predict import (
 )
 
 PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
-WEIGHTS = {"model": "model.safetensors", "ema": "ema.safetensors"}
+WEIGHT_FILES: dict[Weights, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
 
 
 def read_package(folder: str) -> dict[str, bytes]:
@@ -45,21 +44,20 @@ def load_predictor(package: dict[str, bytes], device: str) -> Predictor:
         return Predictor.load(folder, device=device)
 
 
-def build_package(best: Mapping[str, Any], folder: str) -> None:
-    """Write the three files of a model package from what a run's best.json names: `checkpoint`, and
-    `weights`, "model" (the default) or "ema".
-    """
-    checkpoint, weights = absolute(best["checkpoint"]), best.get("weights", "model")
-    if weights not in WEIGHTS:
-        raise UsageError(f"best.json: weights must be one of {', '.join(WEIGHTS)}, is {weights!r}")
+def build_package(checkpoint: str, folder: str, *, weights: Weights = "model") -> None:
+    """Write the three files of a model package from a checkpoint, a folder at a URI."""
+    checkpoint = absolute(checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         local = os.path.join(scratch, WEIGHTS_FILE)
         try:
             state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))
-            package, data = state["package"], files.read_bytes(join(checkpoint, WEIGHTS[weights]))
-            if hashlib.sha256(data).hexdigest() != state["files"][WEIGHTS[weights]]["sha256"]:
+            package, data = (
+                state["package"],
+                files.read_bytes(join(checkpoint, WEIGHT_FILES[weights])),
+            )
+            if hashlib.sha256(data).hexdigest() != state["files"][WEIGHT_FILES[weights]]["sha256"]:
                 raise DataError(
-                    f"{checkpoint}/{WEIGHTS[weights]}: is damaged (its sha256 is another); continue"
+                    f"{checkpoint}/{WEIGHT_FILES[weights]}: is damaged (its sha256 is another); continue"
                     " the training, or take another run"
                 )
             files.write_bytes(local, data)

@@ -5,8 +5,7 @@ tracking.json    which MLflow run belongs to it, and whether that has everything
 checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py,
 cluster/training/checkpoints.py); state.json is uploaded last waiting/, evaluations.json   which
 checkpoints are to be evaluated, and which were (cluster/runs/evaluations.py) best.json        the
-checkpoint with the highest AP so far: {"checkpoint", "weights": "model" | "ema", "images_seen",
-"epoch", "AP", "AP50", "AP75"} finished.json    written when all epochs are done, or training has
+checkpoint with the highest AP so far (cluster/runs/evaluations.py) finished.json    written when all epochs are done, or training has
 stopped early
 """
 
@@ -100,16 +99,3 @@ def checkpoint_folders(run: str) -> dict[str, bool]:
 
 def checkpoint_uri(run: str, images_seen: int) -> str:
     return join(run, CHECKPOINTS, f"images-{images_seen:012d}")
-
-
-def best_checkpoint(run: str) -> dict[str, Any]:
-    """The run's best.json. `UsageError` where there is none."""
-    best = read(run, BEST)
-    if best is None:
-        state = (
-            "has no evaluated checkpoint yet; let its training reach the first evaluation"
-            if read(run, CONFIG)
-            else "is not a training run's folder; check --run"
-        )
-        raise UsageError(f"{run}: {state}")
-    return best

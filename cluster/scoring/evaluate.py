@@ -1,114 +1,105 @@
-"""A model package on a shard set -> the COCO table, the curves and some pictures, in a local folder
-and on the MLflow run.
+"""Detections and the truth of a set -> named numbers, by a tuple of metrics: the one evaluation of
+training (between epochs and beside it) and of the verb `evaluate`.
+
+A metric is a plain function of detections (by image id), truths (one for each image) and class
+names. A new one is added to `METRICS`, where all of them see it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.runs.package import read_package
-from cluster.scoring.detect import detect_set
-from cluster.scoring.truths import read_truths
-from cluster.shards.index import ShardSet
-from cluster.shards.read import read_rows
-from cluster.tracking.run import attach_run
+from cluster.runs.evaluations import Evaluation, Request, Weights
 from detector.decode import Detections
-from detector.image import decode_image
-from detector.metrics import CocoTable, coco_table
-from detector.plots import overlay_figure, precision_recall_figure
-from detector.predict import MODEL_FILE, read_json
-from detector.voc_metrics import with_voc
+from detector.metrics import CocoTable, Truth, coco_table, mean
+from detector.voc_metrics import NAMES, voc_average_precisions
 
 
-def evaluate(
-    package: str,
-    shard_set: ShardSet,
-    folder: str,
+@dataclass(frozen=True)
+class MetricResult:
+    """The numbers of one metric; -1 stands for a number without objects to count."""
+
+    summary: Mapping[str, float]
+    """Name -> number over all classes."""
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Class name -> name -> number; may be empty."""
+    precision_RK: np.ndarray | None = None
+    """The curves to draw, see `CocoTable`; None where the metric has none."""
+
+
+Metric = Callable[[Mapping[int, Detections], Sequence[Truth], Sequence[str]], MetricResult]
+
+
+def coco(
+    detections: Mapping[int, Detections],
+    truths: Sequence[Truth],
+    class_names: Sequence[str],
     *,
-    scored: str,
-    overlays: int,
-    max_detections: int | None = None,
-    **resources: Any,
+    limits: Sequence[int] = (1, 10, 100),
+) -> MetricResult:
+    """COCO's AP and AR. `limits`: detections of an image and class that count, an AR for each."""
+    table = coco_table(truths, detections, class_names, max_detections=limits)
+    return MetricResult(table.summary, table.per_class, table.precision_RK)
+
+
+def voc(
+    detections: Mapping[int, Detections], truths: Sequence[Truth], class_names: Sequence[str]
+) -> MetricResult:
+    """PASCAL VOC's AP at IoU 0.5, by the rule of 2010 and by that of 2007."""
+    precisions_K2 = voc_average_precisions(truths, detections, class_names)
+    means = {name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)}
+    per_class = {
+        name: dict(zip(NAMES, precisions_2.tolist(), strict=True))
+        for name, precisions_2 in zip(class_names, precisions_K2, strict=True)
+    }
+    return MetricResult(means, per_class)
+
+
+METRICS: tuple[Metric, ...] = (coco,)
+"""What every evaluation computes; the verb `evaluate` computes `voc` too."""
+
+
+def evaluate_detections(
+    detections: Mapping[int, Detections],
+    truths: Sequence[Truth],
+    class_names: Sequence[str],
+    metrics: Sequence[Metric],
 ) -> CocoTable:
-    """Score every image of the set once and fill `folder`: metrics.json, table.txt,
-    precision_recall.png, overlays/.
-
-    `max_detections`: what the model gives an image, in place of what its package says, and what
-    counts; unset, COCO's 100 of an image and class. `resources`: see `detect_set`.
+    """One table with the numbers of all metrics. Raises `ValueError` for detections of an image
+    without a truth, and for a label out of range.
     """
-    limits = (1, 10, 100)
-    if max_detections is not None:
-        limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
-        keep_detections(package, max_detections)
-    found = detect_set(read_package(package), shard_set.uri, **resources)
-    truths = read_truths(shard_set)
-    table = coco_table(truths, found, shard_set.class_names, max_detections=limits)
-    table = with_voc(table, truths, found, shard_set.class_names)
-    os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
-    with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
-        file.write(table.as_text() + "\n")
-    precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
-    draw_overlays(shard_set, found, os.path.join(folder, "overlays"), count=overlays)
-    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump(
-            {
-                "model": scored,
-                "data": shard_set.uri,
-                "data_digest": shard_set.digest,
-                **table.as_dict(),
-            },
-            file,
-            indent=1,
-        )
-    return table
+    summary: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in class_names}
+    precision_RK = np.full((101, len(class_names)), -1.0)
+    for metric in metrics:
+        result = metric(detections, truths, class_names)
+        summary |= result.summary
+        for name, numbers in result.per_class.items():
+            per_class[name] |= numbers
+        if result.precision_RK is not None:
+            precision_RK = result.precision_RK
+    count = sum(len(each.scores_N) for each in detections.values())
+    return CocoTable(summary, per_class, precision_RK, len(truths), count)
 
 
-def keep_detections(package: str, most: int) -> None:
-    """Let the model of a package in a local folder keep so many of the best detections of an image."""
-    description = read_json(package, MODEL_FILE)
-    description["decode"]["max_detections"] = most
-    with open(os.path.join(package, MODEL_FILE), "w", encoding="utf-8") as file:
-        json.dump(description, file, indent=1)
-
-
-def draw_overlays(
-    shard_set: ShardSet, found: dict[int, Detections], folder: str, *, count: int
-) -> None:
-    """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
-    drawn = 0
-    for group, held in enumerate(shard_set.rows_per_group):
-        wanted = min(held, count - drawn)
-        if wanted <= 0:
-            return
-        for row in read_rows(
-            [shard_set.locate_group(group)], [(0, i) for i in range(wanted)]
-        ).to_pylist():
-            truth = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-            figure = overlay_figure(
-                decode_image(row["image"]),
-                found[row["image_id"]],
-                shard_set.class_names,
-                truth_N4=truth,
-                title=row["file_name"],
-            )
-            figure.savefig(os.path.join(folder, f"{row['image_id']}.png"), dpi=90)
-        drawn += wanted
-
-
-def record(recorded: dict[str, str], folder: str, *, step: int) -> None:
-    """Put table and pictures on the MLflow run that tracking.json names; `step` is images seen."""
-    run = attach_run(recorded["uri"], recorded["run_id"])
-    with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
-        metrics = json.load(file)
-    run.log_metrics(
-        {f"evaluation/{k}": v for k, v in metrics.items() if isinstance(v, float)}, step
+def evaluate_checkpoint(
+    request: Request,
+    weights: Weights,
+    detections: Mapping[int, Detections],
+    truths: Sequence[Truth],
+    class_names: Sequence[str],
+) -> Evaluation:
+    """The evaluation of a checkpoint of a run whose `weights` gave these detections."""
+    table = evaluate_detections(detections, truths, class_names, METRICS)
+    return Evaluation(
+        request.checkpoint,
+        request.images_seen,
+        request.epoch,
+        weights=weights,
+        metrics=table.summary,
+        per_class={name: numbers["AP"] for name, numbers in table.per_class.items()},
+        images_evaluated=table.images,
     )
-    for name in ("metrics.json", "table.txt", "precision_recall.png"):
-        run.log_artifact(os.path.join(folder, name), "evaluation")
-    for name in sorted(os.listdir(os.path.join(folder, "overlays"))):
-        run.log_artifact(os.path.join(folder, "overlays", name), "evaluation/overlays")
-    run.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.errors import PlainError
 from cluster.runs import evaluations, run_folder
+from cluster.runs.evaluations import Evaluation
 from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.tracking.run import Run, open_run
@@ -114,7 +115,7 @@ class Tracker:
                 if newest
                 else []
             )
-            over = evaluations.evaluations(self.run_folder)
+            finished = evaluations.read(self.run_folder)
         except (PlainError, OSError, ValueError) as error:
             print(
                 f"warning: MLflow gets no metrics from before this start: {error}", file=sys.stderr
@@ -122,9 +123,9 @@ class Tracker:
             return
         for step in steps:
             run.log_metrics(step_metrics(step), step["images_seen"])
-        for one in over:
-            if "error" not in one:
-                run.log_metrics(evaluation_metrics(one), one["images_seen"])
+        for evaluation in finished:
+            if evaluation.error is None:
+                run.log_metrics(evaluation_metrics(evaluation), evaluation.images_seen)
 
     def owes(self) -> bool:
         """Whether the run was trained to its end and an earlier driver was killed, or had no store,
@@ -172,12 +173,9 @@ def step_metrics(step: dict[str, Any]) -> dict[str, float]:
     return {f"train/{name}": step[name] for name in STEP_METRICS if name in step}
 
 
-def evaluation_metrics(numbers: dict[str, Any]) -> dict[str, float]:
-    """Of `evaluations.numbers`, or of a verdict."""
-    values = {f"val/{name}": value for name, value in numbers.items() if isinstance(value, float)}
-    return values | {
-        f"val/AP/{name}": value for name, value in numbers.get("per_class", {}).items()
-    }
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    values = {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    return values | {f"val/AP/{name}": value for name, value in evaluation.per_class.items()}
 
 
 def track(run: Run, event: dict[str, Any]) -> None:
@@ -185,9 +183,8 @@ def track(run: Run, event: dict[str, Any]) -> None:
     if event["kind"] == "step":
         run.log_metrics(step_metrics(event), event["images_seen"])
     elif event["kind"] == "evaluation":
-        run.log_metrics(
-            evaluation_metrics(evaluations.numbers(event["table"])), event["images_seen"]
-        )
+        evaluation: Evaluation = event["evaluation"]
+        run.log_metrics(evaluation_metrics(evaluation), evaluation.images_seen)
     elif event["kind"] == "weights":
         # The progress line names three of each kind, this file all.
         run.log_text(json.dumps(event, indent=1), "pretrained.json")

@@ -13,6 +13,7 @@ from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import fetch
 from cluster.errors import PlainError
 from cluster.runs import evaluations
+from cluster.runs.evaluations import Evaluation, Request, Weights
 
 LOOK_EVERY_S = 5.0
 """Seconds between two looks at what waits, one listing of a folder each."""
@@ -28,7 +29,13 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: str, data: str, *, weights: str, share: dict[str, Any], tell: Callable[..., None]
+        self,
+        run: str,
+        data: str,
+        *,
+        weights: Weights,
+        share: dict[str, Any],
+        tell: Callable[..., None],
     ):
         self.run, self.data, self.weights, self.share, self.tell = run, data, weights, share, tell
         self.stopped = threading.Event()
@@ -82,55 +89,59 @@ class Evaluator:
                 one["workers"] * one["cpus_per_worker"],
             ),
         )
-        over = evaluations.evaluations(self.run)
-        if over and "error" in over[-1]:
-            evaluations.request(
-                self.run, *(over[-1][name] for name in ("checkpoint", "images_seen", "epoch"))
-            )
+        finished = evaluations.read(self.run)
+        if finished and finished[-1].error is not None:
+            evaluations.store_request(self.run, finished[-1].request)
         while queue := evaluations.waiting(self.run):
             self.evaluate(queue, must=len(queue) == 1)
 
     def evaluate(self, queue: list[str], *, must: bool) -> None:
-        """The first of what waits. Where it `must` come to numbers its failure is raised, else kept
-        as its verdict.
+        """The first of what waits. Where it `must` come to numbers its failure is raised, else stored
+        as its error.
         """
-        asked = evaluations.asked(self.run, queue[0])
+        request = evaluations.read_request(self.run, queue[0])
         self.tell(
             "evaluating",
-            images_seen=asked["images_seen"],
-            epoch=asked["epoch"],
+            images_seen=request.images_seen,
+            epoch=request.epoch,
             waiting=len(queue) - 1,
         )
         try:
-            table = self.score(asked)
+            evaluation = self.score(request)
         except Exception as error:  # whatever a task or its machine came to
             if self.abandoned:
                 raise
             if must:
                 kind = type(error) if isinstance(error, PlainError) else PlainError
                 raise kind(
-                    f"the evaluation of {asked['checkpoint']} failed: {reason_of(error)}; training"
+                    f"the evaluation of {request.checkpoint} failed: {reason_of(error)}; training"
                     " is finished, the same command evaluates it again"
                 ) from error
-            evaluations.settle(self.run, {**asked, "error": reason_of(error)})
-            self.failed(asked, error, then="it stays without AP")
+            evaluations.store(
+                self.run,
+                Evaluation(
+                    request.checkpoint,
+                    request.images_seen,
+                    request.epoch,
+                    error=reason_of(error),
+                ),
+            )
+            self.failed(request, error, then="it stays without AP")
             return
-        evaluations.settle(
-            self.run, {**asked, "weights": self.weights, **evaluations.numbers(table)}
-        )
-        self.tell("evaluation", images_seen=asked["images_seen"], epoch=asked["epoch"], table=table)
+        evaluations.store(self.run, evaluation)
+        self.tell("evaluation", evaluation=evaluation)
 
-    def score(self, asked: evaluations.Verdict) -> dict[str, Any]:
+    def score(self, request: Request) -> Evaluation:
         try:
-            return self.start(asked)
+            return self.start(request)
         # a machine that was taken away, a connection that broke: the same again may pass
         except Exception as error:
             if self.abandoned:
                 raise
-            self.failed(asked, error, then="tried once more")
-            return self.start(asked)
+            self.failed(request, error, then="tried once more")
+            return self.start(request)
 
-    def start(self, asked: evaluations.Verdict) -> dict[str, Any]:
+    def start(self, request: Request) -> Evaluation:
         import ray
 
         cpus, gpus = (
@@ -139,51 +150,49 @@ class Evaluator:
         )
         self.running = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus).remote()
         try:
-            return fetch(
-                self.running.table.remote(
-                    {"checkpoint": asked["checkpoint"], "weights": self.weights},
-                    self.data,
-                    self.share,
-                )
-            )
+            return fetch(self.running.evaluate.remote(request, self.weights, self.data, self.share))
         finally:
             self.running = None
 
-    def failed(self, asked: evaluations.Verdict, error: Exception, *, then: str) -> None:
+    def failed(self, request: Request, error: Exception, *, then: str) -> None:
         self.tell(
             "evaluation_failed",
-            what=f"evaluation of the checkpoint at {asked['images_seen']} images",
+            what=f"evaluation of the checkpoint at {request.images_seen} images",
             reason=reason_of(error),
             then=then,
         )
 
 
 class Scorer:
-    """`table_of` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60
+    """`evaluate` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60
     `ray.cancel` of a task that is just beginning can end the driver ("Check failed: Tried to
     complete task that was not pending").
     """
 
-    def table(self, best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
-        return table_of(best, data, share)
+    def evaluate(
+        self, request: Request, weights: Weights, data: str, share: dict[str, Any]
+    ) -> Evaluation:
+        return evaluate(request, weights, data, share)
 
 
-def table_of(best: dict[str, str], data: str, share: dict[str, Any]) -> dict[str, Any]:
-    """The COCO table of a checkpoint on a shard set, as a dict. It makes one of the shares itself,
-    so that one is all its actor books.
+def evaluate(request: Request, weights: Weights, data: str, share: dict[str, Any]) -> Evaluation:
+    """Evaluate a checkpoint on a shard set. One of the shares runs in this process, so that its
+    actor books one share and no more.
     """
     from cluster.runs.package import build_package, read_package
     from cluster.scoring.detect import detect_set
+    from cluster.scoring.evaluate import evaluate_checkpoint
     from cluster.scoring.truths import read_truths
     from cluster.shards.index import open_shard_set
-    from detector.metrics import coco_table
 
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        build_package(best, folder)
+        build_package(request.checkpoint, folder, weights=weights)
         package = read_package(folder)
-    found = detect_set(package, data, here=True, **share)
+    detections = detect_set(package, data, here=True, **share)
     shard_set = open_shard_set(data)
-    return coco_table(read_truths(shard_set), found, shard_set.class_names).as_dict()
+    return evaluate_checkpoint(
+        request, weights, detections, read_truths(shard_set), shard_set.class_names
+    )
 
 
 def reason_of(error: BaseException) -> str:

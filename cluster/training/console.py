@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from cluster.runs.evaluations import Evaluation
 from cluster.training.stragglers import Stragglers
 
 SHARES = ("data_share", "step_share", "rest_share")
@@ -152,12 +153,13 @@ class Progress:
         )
 
     def on_evaluation(self, event: dict[str, Any]) -> None:
-        table = event["table"]
-        self.last_ap = f"{table['AP']:.3f}"
+        evaluation: Evaluation = event["evaluation"]
+        metrics = evaluation.metrics
+        self.last_ap = f"{evaluation.ap:.3f}"
         self.line(
-            f"evaluation of the checkpoint at {event['images_seen']} images (epoch"
-            f" {event['epoch']}) on {table['images']} images: AP {table['AP']:.4f}  AP50"
-            f" {table['AP50']:.4f}  AP75 {table['AP75']:.4f}"
+            f"evaluation of the checkpoint at {evaluation.images_seen} images (epoch"
+            f" {evaluation.epoch}) on {evaluation.images_evaluated} images: AP"
+            f" {evaluation.ap:.4f}  AP50 {metrics['AP50']:.4f}  AP75 {metrics['AP75']:.4f}"
         )
 
     def on_evaluation_failed(self, event: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def launch(
     checked: Checked | None = None,
     on_event: Callable[[Event], None] | None = None,
     callbacks: Sequence[Any] = (),
-) -> dict[str, Any]:
+) -> evaluations.Evaluation:
     """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
 
     `checked` is what `check` returned for this configuration, where it was called before.
@@ -69,7 +69,7 @@ def launch(
                     callbacks=callbacks,
                 )
             evaluator.finish(workers_share(config))
-    return run_folder.best_checkpoint(run)
+    return evaluations.best_checkpoint(run)
 
 
 def held(config: TrainConfig, checked: Checked) -> Checked:

@@ -25,7 +25,9 @@ from cluster.loading import epoch_plan
 from cluster.loading.stream import Stream
 from cluster.runs import evaluations, run_folder
 from cluster.runs.config import compiles
+from cluster.runs.evaluations import Evaluation, Request
 from cluster.scoring.detect import detections
+from cluster.scoring.evaluate import evaluate_checkpoint
 from cluster.scoring.truths import read_truths
 from cluster.shards.index import open_shard_set
 from cluster.training.checkpoints import Checkpoints
@@ -40,7 +42,6 @@ from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, take_snapshot
 from detector.folding import for_detecting
 from detector.loss import FIRST_AVERAGE
-from detector.metrics import coco_table
 from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
 from detector.precision import autocast_dtype, computes_bfloat16
 from detector.predict import Predictor
@@ -136,7 +137,7 @@ class Worker:
             read_truths(self.val_set) if self.rank == 0 and job["evaluation"] == "between" else []
         )
         self.resumed_from: str | None = None
-        self.over = evaluations.evaluations(self.run) if self.rank == 0 else []
+        self.evaluations = evaluations.read(self.run) if self.rank == 0 else []
         self.checkpoints = Checkpoints(
             self.run,
             born=job["born"],
@@ -144,7 +145,9 @@ class Worker:
             tell=self.tell,
             writes=self.rank == 0,
             protected=lambda: set(evaluations.waiting(self.run)),
-            ask=partial(evaluations.request, self.run),
+            ask=lambda uri, images_seen, epoch: evaluations.store_request(
+                self.run, Request(uri, images_seen, epoch)
+            ),
         )
         profiled = job["training"]["profile_steps"] if self.rank == 0 else 0
         self.publishing: threading.Thread | None = None
@@ -217,7 +220,7 @@ class Worker:
             return None
         if self.rank == 0 and self.job["evaluation"] == "beside":
             try:
-                self.over = evaluations.evaluations(self.run)
+                self.evaluations = evaluations.read(self.run)
             except (PlainError, OSError) as error:
                 self.tell(
                     "warning",
@@ -227,7 +230,7 @@ class Worker:
                     ),
                 )
         return self.agreed(
-            evaluations.reason_to_stop(self.over, patience=patience, min_improvement=rise)
+            evaluations.reason_to_stop(self.evaluations, patience=patience, min_improvement=rise)
         )
 
     def train_epoch(self) -> bool:
@@ -319,6 +322,7 @@ class Worker:
         """Begin a checkpoint from rank 0, see `Checkpoints.save`; the other ranks go on and meet it
         at the next collective.
         """
+        best = evaluations.best_of(self.evaluations)
         state = {
             "images_seen": self.images_seen,
             "epoch": self.epoch,
@@ -329,7 +333,7 @@ class Worker:
             "ranks": self.ranks,
             "scored": scored,
             "data_digest": self.train_set.digest,
-            "best": evaluations.best_of(self.over),
+            "best": best.to_json() if best is not None else None,
             "told": list(self.told),
             "package": self.job["package"],
             "config": self.job["config"],
@@ -350,24 +354,22 @@ class Worker:
         """Have the checkpoint evaluated, beside training or here. `again`: its evaluation may be
         there from before a restart.
         """
-        known = evaluations.known(self.over, self.images_seen) if again else None
+        known = evaluations.find(self.evaluations, self.images_seen) if again else None
+        request = Request(uri, self.images_seen, self.epoch + 1)
         if self.job["evaluation"] == "beside":
             if self.rank == 0 and known is None:
                 self.checkpoints.once_stored(
-                    uri,
-                    partial(evaluations.request, self.run, uri, self.images_seen, self.epoch + 1),
+                    uri, partial(evaluations.store_request, self.run, request)
                 )
             return
-        verdict = self.agreed(known) or self.score(uri)
+        evaluation = self.agreed(known) or self.score(request)
         # A barrier over the ranks that Ray polls every two seconds, so it is used once an
         # evaluation and never in the step loop.
-        ray.train.report(
-            {name: value for name, value in verdict.items() if name not in ("weights", "per_class")}
-        )
+        ray.train.report({**request.to_json(), **evaluation.metrics})
 
-    def score(self, uri: str) -> evaluations.Verdict:
+    def score(self, request: Request) -> Evaluation:
         """Score the averaged weights (or the plain ones) on every val image once, sharded over the
-        ranks, and keep the verdict.
+        ranks, and store the evaluation.
         """
         model = copy.deepcopy(self.model)
         if self.average is not None:
@@ -392,26 +394,22 @@ class Worker:
         if self.ranks > 1:
             parts = [None] * self.ranks
             dist.all_gather_object(parts, found)
-        verdict: evaluations.Verdict = {
-            "checkpoint": uri,
-            "images_seen": self.images_seen,
-            "epoch": self.epoch + 1,
-        }
+        evaluation = None
         if self.rank == 0:
-            table = coco_table(
-                self.truths,
+            evaluation = evaluate_checkpoint(
+                request,
+                "model" if self.average is None else "ema",
                 {k: v for part in parts for k, v in part.items()},
+                self.truths,
                 self.val_set.class_names,
-            ).as_dict()
-            verdict |= {
-                "weights": "model" if self.average is None else "ema",
-                **evaluations.numbers(table),
-            }
-            self.over = evaluations.including(self.over, verdict)
+            )
+            self.evaluations = evaluations.insert(self.evaluations, evaluation)
             # Once the checkpoint is in storage, where best.json says that it is.
-            self.checkpoints.once_stored(uri, partial(evaluations.settle, self.run, verdict))
-            self.tell("evaluation", images_seen=self.images_seen, epoch=self.epoch + 1, table=table)
-        return self.agreed(verdict)
+            self.checkpoints.once_stored(
+                request.checkpoint, partial(evaluations.store, self.run, evaluation)
+            )
+            self.tell("evaluation", evaluation=evaluation)
+        return self.agreed(evaluation)
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -23,6 +23,7 @@ from reliability import prepare
 from cluster.compute.session import connect
 from cluster.errors import PlainError
 from cluster.runs.config import TrainConfig
+from cluster.runs.evaluations import Evaluation
 from cluster.training import launch
 
 IMAGES, EPOCHS = 160, 10
@@ -57,7 +58,7 @@ TRAINING = {
 
 def train(
     folder: str, name: str, *, kill_after: float = float("inf"), **training: float
-) -> dict[str, Any]:
+) -> Evaluation:
     """The run's best.json, which is its last evaluation: there is one. Its workers are killed after
     so many images.
     """
@@ -102,13 +103,11 @@ def main() -> None:
                     folder, f"killed-{seed}", seed=seed, workers=2, kill_after=IMAGES * EPOCHS / 2
                 )
             resumed = train(folder, f"killed-{seed}", seed=seed, workers=1)
-            found.append((whole["AP"], resumed["AP"]))
+            found.append((whole.ap, resumed.ap))
             cells = (
-                f"{verdict[name]:.4f}" for verdict in (whole, resumed) for name in ("AP", "AP50")
+                f"{each.metrics[name]:.4f}" for each in (whole, resumed) for name in ("AP", "AP50")
             )
-            print(
-                f"| {seed} | {' | '.join(cells)} | {resumed['AP'] - whole['AP']:+.4f} |", flush=True
-            )
+            print(f"| {seed} | {' | '.join(cells)} | {resumed.ap - whole.ap:+.4f} |", flush=True)
     if len(found) > 1:
         for words, values in zip(
             ("uninterrupted", "killed"), zip(*found, strict=True), strict=True

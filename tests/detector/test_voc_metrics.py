@@ -9,8 +9,8 @@ import pytest
 
 from detector.decode import Detections
 from detector.metrics import Truth, coco_table
-from detector.voc_metrics import average_precisions, voc_average_precisions, with_voc
-from tests.detector.test_metrics import NAMES, A, B, C, found, random_set, truth
+from detector.voc_metrics import average_precisions, voc_average_precisions
+from tests.detector.test_metrics import NAMES, A, B, found, random_set, truth
 
 
 def test_both_rules_by_hand():
@@ -133,12 +133,3 @@ def test_same_numbers_as_one_detection_at_a_time(seed):
     assert voc_average_precisions(truths[::-1], detections, NAMES).tolist() == pytest.approx(
         np.array(expected)
     )
-
-
-def test_the_table_takes_the_two_numbers_in():
-    truths, detections = [truth(1, (A, 0), (B, 1))], {1: found((A, 0, 0.9), (C, 0, 0.8))}
-    table = with_voc(coco_table(truths, detections, NAMES), truths, detections, NAMES)
-    # cat 1, dog 0, bird without objects.
-    assert (table.summary["VOC_AP50"], table.summary["VOC07_AP50"]) == pytest.approx((0.5, 0.5))
-    assert [table.per_class[name]["VOC_AP50"] for name in NAMES] == [1, 0, -1]
-    assert "VOC07_AP50" in table.as_text() and table.as_dict()["VOC_AP50"] == 0.5

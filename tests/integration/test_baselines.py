@@ -44,7 +44,7 @@ def test_train_evaluate_register_predict(
         }
     )
     best = train(chosen, ray=RayConfig(), tracking=tracking)
-    assert best["images_seen"] == 24 and best["weights"] == "model"
+    assert best.images_seen == 24 and best.weights == "model"
 
     evaluate.main(
         evaluate.EvaluateConfig(
@@ -56,7 +56,7 @@ def test_train_evaluate_register_predict(
         )
     )
     table = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
-    assert table["images"] == 8 and table["AP"] == pytest.approx(best["AP"], abs=1e-3)
+    assert table["images"] == 8 and table["AP"] == pytest.approx(best.ap, abs=1e-3)
 
     register.main(register.RegisterConfig(run=chosen.run_uri, name="faster_rcnn"))
     annotations = f"{small_coco}/annotations/instances_val.json"

@@ -101,14 +101,11 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     assert names == {"model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
     # Which of the two is the better one after so short a training is a matter of the last bits, and
     # of the machine.
-    over = evaluations.evaluations(run)
-    assert [one["images_seen"] for one in over] == [24, 48] and trained[
-        "best"
-    ] == evaluations.best_of(over)
-    assert (
-        trained["best"]["AP"] == max(one["AP"] for one in over)
-        and trained["best"]["weights"] == "ema"
-    )
+    finished = evaluations.read(run)
+    assert [each.images_seen for each in finished] == [24, 48]
+    assert trained["best"] == evaluations.best_of(finished)
+    assert trained["best"].ap == max(each.ap for each in finished)
+    assert trained["best"].weights == "ema"
     assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
 
     import mlflow
@@ -131,7 +128,7 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "val/AP")
     assert [m.step for m in history] == [24, 48]
-    assert [m.value for m in history] == [verdict["AP"] for verdict in evaluations.evaluations(run)]
+    assert [m.value for m in history] == [each.ap for each in evaluations.read(run)]
 
 
 def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) -> None:
@@ -145,18 +142,16 @@ def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same
     where a single process did so beside training.
     """
     run = trained["config"].run_uri
-    before = evaluations.evaluations(run)
+    before = evaluations.read(run)
     files.delete_file(f"{run}/{evaluations.EVALUATIONS}")
-    for one in before:
-        evaluations.request(run, one["checkpoint"], one["images_seen"], one["epoch"])
+    for each in before:
+        evaluations.store_request(run, each.request)
     events: list[dict[str, Any]] = []
     assert launch.launch(trained["config"], on_event=events.append) == trained["best"]
-    assert evaluations.evaluations(run) == before and evaluations.waiting(run) == []
-    assert [(e["kind"], e["images_seen"], e["epoch"]) for e in events] == [
-        (kind, seen, epoch)
-        for seen, epoch in ((24, 1), (48, 2))
-        for kind in ("evaluating", "evaluation")
-    ]
+    assert evaluations.read(run) == before and evaluations.waiting(run) == []
+    assert [e["kind"] for e in events] == ["evaluating", "evaluation"] * 2
+    assert [e["images_seen"] for e in events if e["kind"] == "evaluating"] == [24, 48]
+    assert [e["evaluation"] for e in events if e["kind"] == "evaluation"] == before
 
 
 def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
@@ -165,9 +160,9 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
     monkeypatch.setattr(background_evaluation, "LOOK_EVERY_S", 0.05)
     run, checkpoint = (
         str(tmp_path / "run"),
-        evaluations.evaluations(trained["config"].run_uri)[1]["checkpoint"],
+        evaluations.read(trained["config"].run_uri)[1].checkpoint,
     )
-    evaluations.request(run, checkpoint, 48, 2)
+    evaluations.store_request(run, evaluations.Request(checkpoint, 48, 2))
     events: list[str] = []
     share = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
     beside = background_evaluation.Evaluator(
@@ -179,9 +174,9 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
         scorer = beside.running
         raise RuntimeError("a worker")
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(scorer.table.remote({}, "", {}))
+        ray.get(scorer.evaluate.remote({}, "model", "", {}))
     assert not beside.thread.is_alive() and events == ["evaluating"]
-    assert len(evaluations.waiting(run)) == 1 and evaluations.evaluations(run) == []
+    assert len(evaluations.waiting(run)) == 1 and evaluations.read(run) == []
 
 
 def test_another_configuration_under_the_same_name_is_refused(
@@ -219,7 +214,7 @@ def test_evaluate_register_predict_agree(
     )
     table = files.read_json(f"{evaluated}/metrics.json")
     assert table["images"] == 8
-    assert table["AP"] == trained["best"]["AP"]
+    assert table["AP"] == trained["best"].ap
     written = {os.path.relpath(uri, evaluated) for uri, _ in files.list_files(evaluated)}
     assert {"metrics.json", "table.txt", "precision_recall.png"} <= written
     assert len([name for name in written if name.startswith("overlays/")]) == 2

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cluster.scoring.actors import FOUND, Scorer
-from cluster.scoring.evaluate import keep_detections
+from cluster.scoring.evaluate_package import set_max_detections
 from detector.batch import Batch
 from detector.decode import Detections
 from detector.predict import MODEL_FILE, Predictor, read_json, rescale, write_package
@@ -130,6 +130,6 @@ def test_an_evaluation_may_keep_more_detections_than_the_package_says(tmp_path):
         description=description,
         classes=[],
     )
-    keep_detections(str(tmp_path / "package"), 300)
+    set_max_detections(str(tmp_path / "package"), 300)
     expected = {"decode": {"max_detections": 300, "nms_threshold": 0.5}, "amp": False}
     assert read_json(str(tmp_path / "package"), MODEL_FILE) == expected

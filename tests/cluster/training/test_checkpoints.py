@@ -134,20 +134,12 @@ def test_a_checkpoint_that_becomes_the_best_while_others_are_deleted_is_kept(
     run = Run(str(tmp_path), tmp_path / "disk", keep_checkpoints=1)
     first = run.save(100)
     run.settle()
-    evaluations.request(run.uri, first, 100, 1)
-    verdict = {
-        "checkpoint": first,
-        "weights": "ema",
-        "images_seen": 100,
-        "epoch": 1,
-        "AP": 0.5,
-        "AP50": 0.7,
-        "AP75": 0.6,
-    }
-    left = [lambda: evaluations.settle(run.uri, verdict)]
+    evaluations.store_request(run.uri, evaluations.Request(first, 100, 1))
+    evaluation = evaluations.Evaluation(first, 100, 1, metrics={"AP": 0.5})
+    left = [lambda: evaluations.store(run.uri, evaluation)]
 
     def then_settle(read: Callable) -> Callable:
-        """`read`, and the scorer's verdict as soon as the first of the reads has answered."""
+        """`read`, and the scorer's evaluation as soon as the first of the reads has answered."""
 
         def both(*arguments: Any) -> Any:
             answer = read(*arguments)

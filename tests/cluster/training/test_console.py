@@ -46,16 +46,14 @@ def step(images_seen: int, loss: float) -> dict[str, Any]:
     return {**dict.fromkeys(STEP_METRICS, 0.5), "box": loss, "images_seen": images_seen}
 
 
+def evaluation_of(images_seen: int, ap: float, uri: str = "") -> evaluations.Evaluation:
+    return evaluations.Evaluation(
+        uri, images_seen, 1, metrics={"AP": ap, "AP50": ap}, per_class={"cat": ap / 2}
+    )
+
+
 def evaluation(images_seen: int, ap: float) -> dict[str, Any]:
-    table = {
-        "images": 8,
-        "detections": 9,
-        "AP": ap,
-        "AP50": ap,
-        "AP75": ap,
-        "per_class": {"cat": {"objects": 3.0, "AP": ap / 2}},
-    }
-    return {"kind": "evaluation", "images_seen": images_seen, "epoch": 1, "table": table}
+    return {"kind": "evaluation", "evaluation": evaluation_of(images_seen, ap)}
 
 
 def checkpoint(root: Path, name: str, images_seen: int, told: list[dict[str, Any]]) -> str:
@@ -64,12 +62,8 @@ def checkpoint(root: Path, name: str, images_seen: int, told: list[dict[str, Any
     return uri
 
 
-def settle(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
-    numbers = evaluations.numbers(evaluation(images_seen, ap)["table"])
-    evaluations.settle(
-        f"{root}/runs/{name}",
-        {"checkpoint": uri, "images_seen": images_seen, "epoch": 1, "weights": "ema", **numbers},
-    )
+def store_evaluation(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
+    evaluations.store(f"{root}/runs/{name}", evaluation_of(images_seen, ap, uri))
 
 
 def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -91,7 +85,7 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
     first({"kind": "step", **step(8, 8.0)})
     first(evaluation(8, 0.25))
     uri = checkpoint(root, "killed", 8, [step(4, 4.0), step(8, 8.0)])
-    settle(root, "killed", uri, 0.25, 8)
+    store_evaluation(root, "killed", uri, 0.25, 8)
     again = driver(root, "killed")
     for event in (
         {"kind": "resume", "checkpoint": uri, "images_seen": 8, "epoch": 1},
@@ -99,7 +93,7 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
         evaluation(12, 0.5),
     ):
         again(event)
-    settle(
+    store_evaluation(
         root,
         "killed",
         checkpoint(root, "killed", 12, [step(4, 4.0), step(8, 8.0), step(12, 12.0)]),
@@ -123,7 +117,9 @@ def test_a_training_that_is_over_is_completed_once(
     """
     first = driver(root, "over")
     first({"kind": "step", **step(4, 4.0)})
-    settle(root, "over", checkpoint(root, "over", 8, [step(4, 4.0), step(8, 8.0)]), 0.5, 8)
+    store_evaluation(
+        root, "over", checkpoint(root, "over", 8, [step(4, 4.0), step(8, 8.0)]), 0.5, 8
+    )
     assert "complete" not in recorded(root, "over")
     interrupted = driver(root, "over")
     interrupted.finish("KILLED")
@@ -141,7 +137,7 @@ def test_a_training_that_is_over_is_completed_once(
 
 def test_a_training_that_no_store_took_is_recorded_when_one_answers(root: Path) -> None:
     """Also lines of another version of this code, which knew other metrics."""
-    settle(
+    store_evaluation(
         root,
         "unseen",
         checkpoint(root, "unseen", 8, [{"images_seen": 4, "box": 4.0}, step(8, 8.0)]),
@@ -176,7 +172,7 @@ def test_storage_that_fails_costs_what_it_holds_and_no_more(
     def away(_: str) -> None:
         raise PlainError("s3://bucket: storage is away")
 
-    monkeypatch.setattr(evaluations, "evaluations", away)
+    monkeypatch.setattr(evaluations, "read", away)
     tracker({"kind": "step", **step(8, 8.0)})
     tracker.finish("FINISHED")
     assert (

@@ -97,7 +97,7 @@ def loop_of(
         network=torch.nn.Identity(),
         timing=Timing(torch.device("cpu")),
         resumed_from=None,
-        over=evaluations.evaluations(run),
+        evaluations=evaluations.read(run),
         window=[],
         told=[],
         step=step,
@@ -204,7 +204,7 @@ def test_storage_that_is_away_at_an_epochs_end_does_not_stop_training(
         Clock(), str(tmp_path), training={"patience": 1}, evaluate=lambda uri, again: None
     )
     loop.job["evaluation"] = "beside"
-    monkeypatch.setattr(worker.verdicts, "evaluations", away)
+    monkeypatch.setattr(evaluations, "read", away)
     loop.train()
     (warning,) = [values["text"] for kind, values in told if kind == "warning"]
     assert (
@@ -357,17 +357,12 @@ def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> 
     run, aps = str(tmp_path), iter([0.25, 0.5, 0.5, 0.25, 0.75])
 
     def evaluate(uri: str, *, again: bool) -> None:
-        numbers = dict.fromkeys(("AP", "AP50", "AP75"), next(aps))
-        verdict = {
-            "checkpoint": uri,
-            "images_seen": loop.images_seen,
-            "epoch": loop.epoch + 1,
-            "weights": "model",
-            **numbers,
-        }
+        evaluation = evaluations.Evaluation(
+            uri, loop.images_seen, loop.epoch + 1, metrics={"AP": next(aps)}
+        )
         if place == "beside":
-            return evaluations.settle(run, verdict)
-        loop.over = evaluations.including(loop.over, verdict)
+            return evaluations.store(run, evaluation)
+        loop.evaluations = evaluations.insert(loop.evaluations, evaluation)
 
     loop, told = loop_of(Clock(), run, training={"patience": 2}, epochs=9, evaluate=evaluate)
     loop.job["evaluation"] = place
@@ -392,15 +387,12 @@ def test_after_a_resume_at_an_epochs_end_only_what_is_missing_is_made(
     run = str(tmp_path)
     first, second = (run_folder.checkpoint_uri(run, images_seen) for images_seen in (8, 16))
     if known:
-        numbers = dict.fromkeys(("AP", "AP50", "AP75"), 0.5)
-        evaluations.settle(
-            run, {"checkpoint": first, "images_seen": 8, "epoch": 1, "weights": "model", **numbers}
-        )
+        evaluations.store(run, evaluations.Evaluation(first, 8, 1, metrics={"AP": 0.5}))
     loop, _ = loop_of(Clock(), run, training={}, images_seen=8, left=[], resumed_from=first)
     loop.job["evaluation"] = "beside"
     loop.train()
     assert evaluations.waiting(run) == ([] if known else [first]) + [second]
-    assert evaluations.asked(run, second) == {"checkpoint": second, "images_seen": 16, "epoch": 2}
+    assert evaluations.read_request(run, second) == evaluations.Request(second, 16, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""A model package on a shard set -> the table, the curves and some pictures, in a local folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cluster.runs.package import read_package
+from cluster.scoring import evaluate
+from cluster.scoring.detect import detect_set
+from cluster.scoring.truths import read_truths
+from cluster.shards.index import ShardSet
+from cluster.shards.read import read_rows
+from detector.decode import Detections
+from detector.image import decode_image
+from detector.metrics import CocoTable
+from detector.plots import overlay_figure, precision_recall_figure
+from detector.predict import MODEL_FILE, read_json
+
+
+def evaluate_package(
+    package: str,
+    shard_set: ShardSet,
+    folder: str,
+    *,
+    scored: str,
+    overlays: int,
+    max_detections: int | None = None,
+    **resources: Any,
+) -> CocoTable:
+    """Score every image of the set once and fill `folder`: metrics.json, table.txt,
+    precision_recall.png, overlays/.
+
+    `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
+    the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
+    image and class. `resources`: see `detect_set`.
+    """
+    limits = (1, 10, 100)
+    if max_detections is not None:
+        limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
+        set_max_detections(package, max_detections)
+    coco = partial(evaluate.coco, limits=limits)
+    metrics = [coco if metric is evaluate.coco else metric for metric in evaluate.METRICS]
+    detections = detect_set(read_package(package), shard_set.uri, **resources)
+    table = evaluate.evaluate_detections(
+        detections, read_truths(shard_set), shard_set.class_names, [*metrics, evaluate.voc]
+    )
+    os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
+    with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
+        file.write(table.as_text() + "\n")
+    precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
+    _draw_overlays(shard_set, detections, os.path.join(folder, "overlays"), count=overlays)
+    source = {"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest}
+    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
+        json.dump({**source, **table.as_dict()}, file, indent=1)
+    return table
+
+
+def set_max_detections(package: str, count: int) -> None:
+    """Let the model of a package in a local folder return the `count` best detections of an image."""
+    description = read_json(package, MODEL_FILE)
+    description["decode"]["max_detections"] = count
+    with open(os.path.join(package, MODEL_FILE), "w", encoding="utf-8") as file:
+        json.dump(description, file, indent=1)
+
+
+def _draw_overlays(
+    shard_set: ShardSet, detections: Mapping[int, Detections], folder: str, *, count: int
+) -> None:
+    """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
+    drawn = 0
+    for group, rows in enumerate(shard_set.rows_per_group):
+        wanted = min(rows, count - drawn)
+        if wanted <= 0:
+            return
+        for row in read_rows(
+            [shard_set.locate_group(group)], [(0, i) for i in range(wanted)]
+        ).to_pylist():
+            truth_N4 = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
+            figure = overlay_figure(
+                decode_image(row["image"]),
+                detections[row["image_id"]],
+                shard_set.class_names,
+                truth_N4=truth_N4,
+                title=row["file_name"],
+            )
+            figure.savefig(os.path.join(folder, f"{row['image_id']}.png"), dpi=90)
+        drawn += wanted

@@ -1,0 +1,111 @@
+"""One evaluation for all: the metrics of the tuple reach training and the verb alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cluster.runs import package
+from cluster.runs.evaluations import Request
+from cluster.scoring import detect, evaluate, evaluate_package, truths
+from cluster.scoring.evaluate import MetricResult, evaluate_checkpoint, evaluate_detections
+from cluster.shards import index
+from cluster.training import background_evaluation
+from detector.decode import Detections
+from detector.metrics import SUMMARY_NAMES, Truth, coco_table
+
+NAMES = ("cat", "dog", "bird")
+A, B, FAR = (10, 10, 60, 60), (100, 50, 160, 150), (200, 200, 240, 240)
+REQUEST = Request("/run/checkpoints/images-000000000100", 100, 1)
+
+
+def truth(image_id: int, *objects: tuple[tuple[int, ...], int]) -> Truth:
+    boxes = np.array([box for box, _ in objects], np.float32).reshape(-1, 4)
+    area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).astype(np.float64)
+    labels = np.array([label for _, label in objects], np.int64)
+    return Truth(image_id, 300, 300, boxes, labels, np.zeros(len(objects), bool), area)
+
+
+def detections(*rows: tuple[tuple[int, ...], int, float]) -> Detections:
+    return Detections(
+        np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4),
+        np.array([score for _, _, score in rows], np.float32),
+        np.array([label for _, label, _ in rows], np.int64),
+    )
+
+
+# The cat is detected, the dog is missed, and there is no bird.
+TRUTHS = [truth(1, (A, 0)), truth(2, (B, 1))]
+DETECTIONS = {1: detections((A, 0, 0.9)), 2: detections((FAR, 1, 0.8), (A, 0, 0.3))}
+
+
+def busiest_image(
+    detections: Mapping[int, Detections], truths: Sequence[Truth], class_names: Sequence[str]
+) -> MetricResult:
+    """A metric that nobody needs: the largest number of detections in an image."""
+    most = max(len(each.scores_N) for each in detections.values())
+    per_class = {name: {"busiest": float(k)} for k, name in enumerate(class_names)}
+    return MetricResult({"busiest": float(most)}, per_class)
+
+
+@pytest.fixture
+def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`busiest_image` in the tuple, and a model whose detections are `DETECTIONS`."""
+    monkeypatch.setattr(evaluate, "METRICS", (*evaluate.METRICS, busiest_image))
+    monkeypatch.setattr(package, "build_package", lambda *_, **__: None)
+    shard_set = SimpleNamespace(
+        uri="/val", digest="d" * 64, class_names=NAMES, rows_per_group=[], locate_group=None
+    )
+    monkeypatch.setattr(index, "open_shard_set", lambda uri: shard_set)
+    for module in (detect, evaluate_package):
+        monkeypatch.setattr(module, "detect_set", lambda *_, **__: DETECTIONS)
+    for module in (truths, evaluate_package):
+        monkeypatch.setattr(module, "read_truths", lambda shard_set: TRUTHS)
+    for module in (package, evaluate_package):
+        monkeypatch.setattr(module, "read_package", lambda folder: {})
+
+
+def test_coco_numbers_are_those_of_the_table() -> None:
+    table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, evaluate.METRICS)
+    expected = coco_table(TRUTHS, DETECTIONS, NAMES)
+    assert table.as_dict() == expected.as_dict() and tuple(table.summary) == SUMMARY_NAMES
+    np.testing.assert_array_equal(table.precision_RK, expected.precision_RK)
+    assert (table.images, table.detections) == (2, 3)
+
+
+def test_voc_adds_its_two_numbers_to_the_table() -> None:
+    table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, [*evaluate.METRICS, evaluate.voc])
+    # cat 1, dog 0, bird without objects: the mean is over two classes.
+    assert (table.summary["VOC_AP50"], table.summary["VOC07_AP50"]) == pytest.approx((0.5, 0.5))
+    assert [table.per_class[name]["VOC_AP50"] for name in NAMES] == [1, 0, -1]
+    assert "VOC07_AP50" in table.as_text() and table.as_dict()["VOC_AP50"] == 0.5
+
+
+def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: None) -> None:
+    evaluation = evaluate_checkpoint(REQUEST, "ema", DETECTIONS, TRUTHS, NAMES)
+    assert evaluation.metrics["busiest"] == 2 and evaluation.request == REQUEST
+    # AP alone is stored for each class.
+    assert evaluation.per_class == pytest.approx({"cat": 1.0, "dog": 0.0, "bird": -1.0})
+    assert (evaluation.weights, evaluation.images_evaluated) == ("ema", 2)
+
+
+def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_metric: None) -> None:
+    evaluation = background_evaluation.evaluate(REQUEST, "model", "/val", {})
+    assert evaluation.metrics["busiest"] == 2 and evaluation.ap == pytest.approx(0.5)
+
+
+def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: Path) -> None:
+    table = evaluate_package.evaluate_package(
+        "/package", index.open_shard_set("/val"), str(tmp_path), scored="models:/m/1", overlays=0
+    )
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert table.summary["busiest"] == stored["busiest"] == 2
+    assert stored["per_class"]["dog"]["busiest"] == 1 and "VOC_AP50" in stored
+    assert stored["model"] == "models:/m/1" and stored["data_digest"] == "d" * 64
+    assert "busiest" in (tmp_path / "table.txt").read_text()
+    assert (tmp_path / "precision_recall.png").stat().st_size > 0
