@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from cluster.tracking import training_run
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch
+from tests.support.browser import WINDOW, Browser
 from tests.support.gates import Gate
 from tests.support.ray_nodes import free_port
 from tests.support.trainings import LIMIT_S
@@ -203,46 +203,32 @@ def test_the_server_has_pictures_and_model(recorded: dict[str, str]) -> None:
     assert client.get_model_version_by_alias("seen-model", "champion").run_id == recorded["run_id"]
 
 
-@pytest.mark.parametrize("page", ["run", "pictures", "model"])
-def test_the_pages_show_it(recorded: dict[str, str], page: str, tmp_path: Path) -> None:
-    browser = shutil.which("chromium")
-    assert browser, "these tests need Chromium: apt-get install chromium"
-    experiment = (
-        mlflow.MlflowClient(recorded["server"]).get_run(recorded["run_id"]).info.experiment_id
-    )
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("name", ["run", "pictures", "model"])
+def test_the_pages_show_it(
+    recorded: dict[str, str], browser: Browser, name: str, tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient(recorded["server"])
+    experiment = client.get_run(recorded["run_id"]).info.experiment_id
     run = f"{recorded['server']}/#/experiments/{experiment}/runs/{recorded['run_id']}"
     address, expected = {
-        "run": (f"{run}/model-metrics", ["outlived (train/classification)", "outlived (val/AP50)"]),
+        "run": (
+            f"{run}/model-metrics",
+            ["outlived (train/classification)", "outlived (val/AP50)"],
+        ),
         "pictures": (f"{run}/artifacts/evaluation/precision_recall.png", ["precision_recall.png"]),
         "model": (f"{recorded['server']}/#/models/seen-model", ["seen-model", "champion"]),
-    }[page]
-    picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{page}.png"
-    # MLflow draws the charts that are in sight, so the window is high enough for all of them.
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--window-size=1500,3000",
-        f"--user-data-dir={tmp_path}/profile",
-        "--virtual-time-budget=60000",
-        "--dump-dom",
-        f"--screenshot={picture}",
-    ]
-    # On a busy machine the page's own requests may outlast the browser's patience: then it is
-    # opened again.
-    until = time.monotonic() + LIMIT_S
-    missing = expected
-    while missing and time.monotonic() < until:
-        dumped = subprocess.run(
-            [browser, *options, address], capture_output=True, text=True, timeout=LIMIT_S
-        )
-        words = re.sub(r"<[^>]*>", " ", dumped.stdout)
-        missing = [text for text in expected if text not in words]
-    assert not missing, words
+    }[name]
+    picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}.png"
+    with browser.open(address) as page:
+        page.wait_for(*expected)
+        page.screenshot(picture)
     pixels = np.asarray(Image.open(picture).convert("L"))
-    assert pixels.shape == (3000, 1500)
+    assert pixels.shape == (WINDOW[1], WINDOW[0])
     # A page that did not render is one colour.
     assert len(np.unique(pixels)) > 50
