@@ -67,7 +67,7 @@ def main(config: EvaluateConfig) -> None:
 
     from cluster.compute import resources, session
     from cluster.runs import evaluations, run_folder
-    from cluster.runs.package import build_package
+    from cluster.runs.package_files import build_package
     from cluster.scoring.evaluate_package import evaluate_package
     from cluster.shards.index import open_shard_set
     from cluster.storage import files, preflight, uris
@@ -109,11 +109,9 @@ def main(config: EvaluateConfig) -> None:
         )
         table = evaluate_package(package, shard_set, folder, scored=scored, **asked, **resources)
         files.upload_folder(folder, output, last="metrics.json")
-        recorded = (
-            run_folder.read(uris.absolute(config.run), run_folder.TRACKING) if config.run else None
-        )
+        recorded = run_folder.read_tracking(uris.absolute(config.run)) if config.run else None
         if recorded is not None and best is not None:
-            log_evaluation(recorded["uri"], recorded["run_id"], folder, step=best.images_seen)
+            log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
     print(table.as_text())
     print(f"scored   {scored}")
     print(f"written  {output}: metrics.json, table.txt, precision_recall.png, overlays/")

@@ -41,7 +41,7 @@ def main(config: RegisterConfig) -> str:
 
     from cluster.errors import UsageError
     from cluster.runs import evaluations, run_folder
-    from cluster.runs.package import build_package, package_digest
+    from cluster.runs.package_files import build_package, package_digest
     from cluster.storage import preflight, uris
     from cluster.tracking import registry
     from cluster.tracking.config import check_server, ui_command
@@ -50,13 +50,13 @@ def main(config: RegisterConfig) -> str:
     folder = uris.absolute(config.run)
     preflight.check_readable(folder)
     best = evaluations.best_checkpoint(folder)
-    recorded = run_folder.read(folder, run_folder.TRACKING)
+    recorded = run_folder.read_tracking(folder)
     if recorded is None:
         raise UsageError(
             f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train"
             " command, it writes this file"
         )
-    uri = config.tracking.uri or recorded["uri"]
+    uri = config.tracking.uri or recorded.uri
     check_server(uri)
 
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
@@ -67,7 +67,7 @@ def main(config: RegisterConfig) -> str:
         if version is not None:
             print(f"{version} already holds this checkpoint; nothing was added")
         else:
-            run = attach_run(uri, recorded["run_id"])
+            run = attach_run(uri, recorded.run_id)
             try:
                 model_uri = registry.log_package(run, package, step=best.images_seen)
             finally:
@@ -84,7 +84,7 @@ def main(config: RegisterConfig) -> str:
         f"model    {version}   AP {best.ap:.3f}, AP50 {best.metrics['AP50']:.3f} at"
         f" {best.images_seen} images"
     )
-    if run_folder.read(folder, run_folder.FINISHED) is None:
+    if run_folder.read_finished(folder) is None:
         print("note     training is not finished; this is its best checkpoint so far")
     print(f"aliases  {', '.join(aliases) or 'none'}")
     print(f"see it   {ui_command(uri)}")

@@ -29,7 +29,8 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster.compute.resources import Resources, booked, unplaced
 from cluster.errors import PlainError, UsageError
 from cluster.runs import parent_checkpoint, run_folder, weight_file
-from cluster.runs.config import EVALUATION_SHARE, TrainConfig, TrainingConfig
+from cluster.runs.config import TrainConfig
+from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run, open_run
@@ -141,20 +142,16 @@ def tracked(
     """`search` under one MLflow run, the trials' runs nested in it, and its results written
     (`publish`).
     """
-    before = run_folder.read(uri, run_folder.TRACKING) or {}
+    before = run_folder.read_tracking(uri)
     parent = open_run(
         mlflow_uri,
         experiment=experiment,
         storage=config.storage,
         name=f"{config.name} (sweep)",
-        run_id=before.get("run_id"),
+        run_id=before and before.run_id,
         tags={"sweep_folder": uri},
     )
-    run_folder.write(
-        uri,
-        run_folder.TRACKING,
-        {"uri": mlflow_uri, "experiment": experiment, "run_id": parent.run_id},
-    )
+    run_folder.write_tracking(uri, run_folder.TrackingRecord(mlflow_uri, experiment, parent.run_id))
     parent.log_params(
         {
             f"sweep.{name}": value
@@ -298,7 +295,7 @@ def run_trial(
     config = trial_config(
         TrainConfig.model_validate(sections), SweepConfig.model_validate(budget), uri, sample
     )
-    already = run_folder.read(config.run_uri, run_folder.FINISHED) is not None
+    already = run_folder.read_finished(config.run_uri) is not None
     best = launch.launch(config, callbacks=[TuneReportCallback()])
     if already:
         # The searcher came to this sample twice, or the sweep was killed between the end of the
@@ -432,13 +429,13 @@ class Recorder(Callback):
         sample = space.rounded(trial.config)
         self.say(f"{config.name} started: {shown(sample)}")
         try:
-            before = run_folder.read(config.run_uri, run_folder.TRACKING) or {}
+            before = run_folder.read_tracking(config.run_uri)
             run = open_run(
                 self.parent.uri,
                 experiment=self.experiment,
                 storage=self.config.storage,
                 name=config.name,
-                run_id=before.get("run_id"),
+                run_id=before and before.run_id,
                 parent_run_id=self.parent.run_id,
                 tags={"run_folder": config.run_uri},
             )
@@ -446,10 +443,8 @@ class Recorder(Callback):
             self.say(f"warning: {config.name} is not tracked: {error}")
             return
         self.runs[trial.trial_id] = run
-        run_folder.write(
-            config.run_uri,
-            run_folder.TRACKING,
-            {"uri": run.uri, "experiment": self.experiment, "run_id": run.run_id},
+        run_folder.write_tracking(
+            config.run_uri, run_folder.TrackingRecord(run.uri, self.experiment, run.run_id)
         )
         run.log_params({f"{space.SECTIONS[name]}.{name}": value for name, value in sample.items()})
 

@@ -1,7 +1,5 @@
-"""What a training run is on storage: configuration, folder, lease, evaluations, starting weights.
-Knows no Ray and no MLflow.
-
-Imports shards and storage.
+"""A training run on storage: configuration, folder and records, lease, evaluations, model package,
+starting weights. Knows no Ray and no MLflow. Imports shards and storage.
 """
 
 from __future__ import annotations

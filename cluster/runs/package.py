@@ -1,103 +1,91 @@
-"""The model package: weights, description and classes that a checkpoint gives and a predictor
-loads.
+"""What a predictor needs of a model beside the weights: the network with its canvases and
+thresholds, and the classes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from cluster.errors import DataError, UsageError
-from cluster.runs.evaluations import Weights
-from cluster.storage import files
-from cluster.storage.uris import absolute, join
-from detector.checkpoint import STATE_FILE, parse_state
-from detector.predict import (
-    CLASSES_FILE,
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    Predictor,
-    check_description,
-    read_json,
-    write_package,
-)
-
-PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
-WEIGHT_FILES: dict[Weights, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
+from cluster.runs.config import TrainConfig
+from cluster.shards.format import Category
+from cluster.shards.index import ShardSet
 
 
-def read_package(folder: str) -> dict[str, bytes]:
-    """The files of a package by name, as they travel through the object store."""
-    package = {}
-    for name in (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE):
-        with open(os.path.join(folder, name), "rb") as file:
-            package[name] = file.read()
-    return package
+@dataclass(frozen=True)
+class Description:
+    """model.json of a package."""
+
+    model: Mapping[str, Any]
+    """Keywords of `detector.baselines.build_model`."""
+    canvases: tuple[tuple[int, int], ...]
+    """(height, width) in px."""
+    long_side: int | None
+    """px; None: no limit."""
+    decode: Mapping[str, Any]
+    """Keywords of `detector.decode.decode_detections`."""
+    amp: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.model),
+            "canvases": [list(canvas) for canvas in self.canvases],
+            "long_side": self.long_side,
+            "decode": dict(self.decode),
+            "amp": self.amp,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Description:
+        """Packages from before `long_side` have none."""
+        return cls(
+            model=stored["model"],
+            canvases=tuple((height, width) for height, width in stored["canvases"]),
+            long_side=stored.get("long_side"),
+            decode=stored["decode"],
+            amp=stored["amp"],
+        )
 
 
-def load_predictor(package: dict[str, bytes], device: str) -> Predictor:
-    with tempfile.TemporaryDirectory(prefix="package-") as folder:
-        for name, content in package.items():
-            with open(os.path.join(folder, name), "wb") as file:
-                file.write(content)
-        return Predictor.load(folder, device=device)
+@dataclass(frozen=True)
+class Package:
+    """The description and the classes, in the order of the labels. Every checkpoint stores them."""
+
+    description: Description
+    classes: tuple[Category, ...]
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category.name for category in self.classes]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "description": self.description.to_json(),
+            "classes": [category._asdict() for category in self.classes],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Package:
+        """Raises `KeyError` for a key that is missing."""
+        return cls(
+            Description.from_json(stored["description"]),
+            tuple(Category(each["label"], each["id"], each["name"]) for each in stored["classes"]),
+        )
 
 
-def build_package(checkpoint: str, folder: str, *, weights: Weights = "model") -> None:
-    """Write the three files of a model package from a checkpoint, a folder at a URI."""
-    checkpoint = absolute(checkpoint)
-    with tempfile.TemporaryDirectory() as scratch:
-        local = os.path.join(scratch, WEIGHTS_FILE)
-        try:
-            state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))
-            package, data = (
-                state["package"],
-                files.read_bytes(join(checkpoint, WEIGHT_FILES[weights])),
-            )
-            if hashlib.sha256(data).hexdigest() != state["files"][WEIGHT_FILES[weights]]["sha256"]:
-                raise DataError(
-                    f"{checkpoint}/{WEIGHT_FILES[weights]}: is damaged (its sha256 is another); continue"
-                    " the training, or take another run"
-                )
-            files.write_bytes(local, data)
-            write_package(
-                folder,
-                weights=local,
-                description=package["description"],
-                classes=package["classes"],
-            )
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"{checkpoint}: the best checkpoint is not complete there ({error}); was it deleted"
-                " or moved?"
-            ) from error
-        except KeyError as error:
-            raise UsageError(
-                f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by"
-                " another version of it"
-            ) from error
-        except ValueError as error:
-            raise DataError(
-                f"{checkpoint}: is damaged ({error}); continue the training, or take another run"
-            ) from error
-    check_version(folder, f"{checkpoint}/{STATE_FILE}")
-
-
-def package_digest(folder: str) -> str:
-    """sha256 over the three files: two packages with one digest predict the same."""
-    digest = hashlib.sha256()
-    for name in PACKAGE_FILES:
-        with open(os.path.join(folder, name), "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def check_version(package: str, source: str) -> None:
-    """`UsageError` where another version of the code wrote the package in this local folder, before
-    it is sent to workers; `source` is its name.
-    """
-    try:
-        check_description(read_json(package, MODEL_FILE))
-    except ValueError as error:
-        raise UsageError(f"{source}: {error}") from error
+def package_of(config: TrainConfig, shard_set: ShardSet) -> Package:
+    """The package of a run over these classes."""
+    model = {
+        "classes": len(shard_set.categories),
+        **config.model.model_dump(mode="json", exclude={"anchors"}),
+        **config.model.anchors.model_dump(mode="json"),
+    }
+    description = Description(
+        model=model,
+        canvases=tuple(config.canvas.canvases),
+        long_side=config.canvas.long_side,
+        decode=config.decode.model_dump(mode="json"),
+        amp=config.training.amp,
+    )
+    return Package(description, tuple(shard_set.categories))

@@ -1,23 +1,24 @@
-"""A new run that starts from another run's checkpoint: its weights alone, or its full state."""
+"""A new run that starts from another run's checkpoint, from its weights alone or its full state."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
-from cluster.runs.config import TrainConfig, package_of
+from cluster.runs.config import TrainConfig
+from cluster.runs.package import Package, package_of
 from cluster.shards.index import ShardSet
 from cluster.storage import files, preflight, uris
 
 
 def digest(uri: str) -> str:
-    """What names the checkpoint's content, wherever it lies. `UsageError` where there is none,
-    `DataError` where it is damaged.
+    """sha256 of the checkpoint's content, wherever it lies. `UsageError` where there is no
+    checkpoint, `DataError` where it is damaged.
     """
     # Imported here: torch comes with it.
     from detector.checkpoint import parse_state
@@ -29,47 +30,56 @@ def digest(uri: str) -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         inside = run_folder.checkpoints(uri)
         remedy = (
-            f"name one of the run's, such as {inside[-1]}"
+            f"name one of the run's checkpoints, such as {inside[-1]}"
             if inside
             else "give <storage>/runs/<name>/checkpoints/images-..."
         )
         raise UsageError(
-            f"from_checkpoint {uri}: is no checkpoint, there is no {run_folder.STATE_FILE} in it;"
+            f"from_checkpoint {uri}: is not a checkpoint, it has no {run_folder.STATE_FILE};"
             f" {remedy}"
         ) from error
     except KeyError as error:
-        raise UsageError(
-            f"from_checkpoint {uri}: {error} is missing in it; another version of this code wrote"
-            " it, take one of this"
-        ) from error
+        raise _of_another_version(uri, error) from error
     except ValueError as error:
-        raise DataError(
-            f"from_checkpoint {uri}: is damaged ({error}); take another checkpoint"
-        ) from error
+        raise _damaged(uri, error) from error
 
 
 def check(config: TrainConfig, train_set: ShardSet) -> str:
-    """Preflight: `digest` of `config.from_checkpoint`, every file of which is read and whole, and
-    fits the run that is to start from it.
+    """Preflight: read and verify every file of `config.from_checkpoint`, check that it fits the new
+    run, and return its `digest`.
     """
     from detector.checkpoint import verify_checkpoint
 
-    name = digest(config.from_checkpoint)
+    assert config.from_checkpoint is not None
+    sha256 = digest(config.from_checkpoint)
     uri = uris.absolute(config.from_checkpoint)
-    with local_copy(uri) as folder:
+    with _local_copy(uri) as folder:
         try:
             state = verify_checkpoint(folder)
         except ValueError as error:
-            raise DataError(
-                f"from_checkpoint {uri}: is damaged ({error}); take another checkpoint"
-            ) from error
-    refuse_misfits(uri, state, config, train_set)
-    return name
+            raise _damaged(uri, error) from error
+    try:
+        package = Package.from_json(state["package"])
+    except KeyError as error:
+        raise _of_another_version(uri, error) from error
+    _refuse_mismatch(uri, state, package, config, train_set)
+    return sha256
+
+
+def _of_another_version(uri: str, error: KeyError) -> UsageError:
+    return UsageError(
+        f"from_checkpoint {uri}: {error} is missing in it, another version of this code wrote it;"
+        " take a checkpoint of this version"
+    )
+
+
+def _damaged(uri: str, error: ValueError) -> DataError:
+    return DataError(f"from_checkpoint {uri}: is damaged ({error}); take another checkpoint")
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[str]:
-    """The folder itself, or a copy of one in S3 for as long as it is needed."""
+def _local_copy(uri: str) -> Iterator[str]:
+    """The folder itself, or a temporary copy of a folder in S3."""
     if not uri.startswith(uris.S3):
         yield uri
         return
@@ -78,91 +88,85 @@ def local_copy(uri: str) -> Iterator[str]:
         yield folder
 
 
-def refuse_misfits(
-    uri: str, state: dict[str, Any], config: TrainConfig, train_set: ShardSet
+def _refuse_mismatch(
+    uri: str, state: Mapping[str, Any], theirs: Package, config: TrainConfig, train_set: ShardSet
 ) -> None:
-    """`UsageError` naming what the checkpoint and the new run do not share, and must for
-    `config.from_state`.
+    """`UsageError` naming what the checkpoint and the new run must have in common for
+    `config.from_state` and have not.
     """
-    mine, theirs = package_of(config, train_set), state["package"]
-    if mine["classes"] != theirs["classes"]:
-        names = [[entry["name"] for entry in package["classes"]] for package in (theirs, mine)]
+    mine = package_of(config, train_set)
+    if mine.classes != theirs.classes:
         remedy = (
-            f"; --pretrained {uris.join(uri, 'model.safetensors')} takes over all but the layer of"
-            " the classes"
+            f"--pretrained {uris.join(uri, 'model.safetensors')} takes over all weights but those"
+            " of the class layer"
+            if config.model.architecture == "retinanet"
+            else "take data with the same classes"
         )
         raise UsageError(
-            f"from_checkpoint {uri}: its {len(names[0])} classes {names[0][:5]} are not the"
-            f" {len(names[1])} of data.train {names[1][:5]}"
-            + (
-                remedy
-                if config.model.architecture == "retinanet"
-                else "; take data with the same classes"
-            )
+            f"from_checkpoint {uri}: its {len(theirs.classes)} classes {theirs.class_names[:5]} are"
+            f" not the {len(mine.classes)} of data.train {mine.class_names[:5]}; {remedy}"
         )
-    # Which weights are trained is no part of them.
+    # The choice of the weights that are trained is no part of them.
     free = set() if config.from_state == "full" else {"frozen_stages"}
-    network = [
-        {k: v for k, v in package["description"]["model"].items() if k not in free}
+    their_model, my_model = (
+        {name: value for name, value in package.description.model.items() if name not in free}
         for package in (theirs, mine)
-    ]
-    refuse_differences(
-        uri,
-        "is of another model",
-        *network,
+    )
+    _refuse_differences(
+        f"from_checkpoint {uri}: has another model",
+        their_model,
+        my_model,
         remedy="take the model settings that it was trained with",
     )
     if config.from_state == "weights":
         return
-    here = going_on(config.model_dump(mode="json"), train_set.digest)
-    refuse_differences(
-        uri,
-        "cannot be gone on from",
-        going_on(state["config"], state["data_digest"]),
-        here,
-        remedy="take the same, or --from_state weights",
+    _refuse_differences(
+        f"from_checkpoint {uri}: its state cannot be continued",
+        _state_settings(state["config"], state["data_digest"]),
+        _state_settings(config.model_dump(mode="json"), train_set.digest),
+        remedy="take the same settings, or --from_state weights",
     )
     if state["epoch"] + (not state["left"]) >= config.training.epochs:
-        done = (
-            f"has seen {state['images_seen']} images, all that training.epochs"
-            f" {config.training.epochs} asks for"
+        raise UsageError(
+            f"from_checkpoint {uri}: has seen {state['images_seen']} images, all that"
+            f" training.epochs {config.training.epochs} asks for; raise it, or take --from_state"
+            " weights"
         )
-        raise UsageError(f"from_checkpoint {uri}: {done}; raise it, or take --from_state weights")
 
 
-def going_on(config: dict[str, Any], data: str) -> dict[str, Any]:
-    """What optimiser, average and place in the data depend on."""
+def _state_settings(config: Mapping[str, Any], data_digest: str) -> dict[str, Any]:
+    """The settings that the optimizer, the average and the position in the data depend on."""
     optimizer = {
         "name": config["optimizer"]["name"],
         "ema_images": "above 0" if config["optimizer"]["ema_images"] else 0,
     }
     return {
-        "data.train": data[:12],
+        "data.train": data_digest[:12],
         "sampling": config["sampling"],
         "training": {"seed": config["training"]["seed"]},
         "optimizer": optimizer,
     }
 
 
-def refuse_differences(
-    uri: str, verdict: str, theirs: dict[str, Any], mine: dict[str, Any], *, remedy: str
+def _refuse_differences(
+    message: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], *, remedy: str
 ) -> None:
     theirs, mine = run_folder.flatten(theirs), run_folder.flatten(mine)
     differing = sorted(
         name for name in theirs.keys() | mine.keys() if theirs.get(name) != mine.get(name)
     )
-    if differing:
-        shown = "; ".join(
-            f"{name} is {theirs.get(name)!r} there, {mine.get(name)!r} here"
-            for name in differing[:3]
-        )
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UsageError(f"from_checkpoint {uri}: {verdict} ({shown}{more}); {remedy}")
+    if not differing:
+        return
+    shown = "; ".join(
+        f"{name} is {theirs.get(name)!r} there, {mine.get(name)!r} here" for name in differing[:3]
+    )
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise UsageError(f"{message} ({shown}{more}); {remedy}")
 
 
 def publish(uri: str, folder: str, *, name: str, root: str) -> str:
-    """The URI at which every node can read the checkpoint: its own in S3 and below the storage
-    `root`, else a copy's in `<folder>/start/`.
+    """A URI at which every node can read the checkpoint: its own one in S3 and below the storage
+    `root`, else that of a copy in `<folder>/start/`. `name`: its `digest`.
     """
     uri = uris.absolute(uri)
     if uri.startswith((uris.S3, uris.absolute(root) + "/")):

@@ -1,12 +1,14 @@
-"""A training run's folder at its storage URI, and what may be read from it.
+"""A training run's folder at its storage URI, and the records in it.
 
-config.json      the configuration that names the run; another one under the same name is refused
-tracking.json    which MLflow run belongs to it, and whether that has everything ("complete")
-checkpoints/images-000000004100/   a checkpoint (detector/checkpoint.py,
-cluster/training/checkpoints.py); state.json is uploaded last waiting/, evaluations.json   which
-checkpoints are to be evaluated, and which were (cluster/runs/evaluations.py) best.json        the
-checkpoint with the highest AP so far (cluster/runs/evaluations.py) finished.json    written when all epochs are done, or training has
-stopped early
+config.json        the configuration that the run's name belongs to: `Claim`
+tracking.json      the MLflow run of this training run: `TrackingRecord`
+checkpoints/images-000000004100/
+                   a checkpoint (detector/checkpoint.py); state.json is uploaded last
+waiting/, evaluations.json, best.json
+                   requested and finished evaluations (cluster/runs/evaluations.py)
+finished.json      training has ended, after all epochs or early: `Finished`
+
+Records carry the version of their keys; without one it is 1.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from cluster.errors import UsageError
+from cluster.errors import DataError, UsageError
 from cluster.storage import files
 from cluster.storage.uris import join
 
@@ -30,35 +34,151 @@ CONFIG, TRACKING, BEST, FINISHED, CHECKPOINTS = (
     "finished.json",
     "checkpoints",
 )
+Record = TypeVar("Record")
+VERSION = 2
+"""Of the records below. Version 1 had no "version", and "born" for "run_uuid"."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The run that owns the folder's name."""
+
+    identity: Mapping[str, Any]
+    """The settings that make two runs the same run, see `identity.identity`."""
+    config: Mapping[str, Any]
+    """`TrainConfig`, dumped."""
+    run_uuid: str
+    """Another one when the folder was deleted and made again; empty in folders of the oldest
+    version.
+    """
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "identity": dict(self.identity),
+            "config": dict(self.config),
+            "run_uuid": self.run_uuid,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Claim:
+        run_uuid = stored.get("run_uuid", stored.get("born", ""))
+        return cls(stored["identity"], stored["config"], run_uuid)
+
+
+@dataclass(frozen=True)
+class TrackingRecord:
+    """The MLflow run that belongs to a training run or a sweep."""
+
+    uri: str
+    """Of the MLflow server or store."""
+    experiment: str
+    run_id: str
+    complete: bool = False
+    """MLflow has everything of the finished run."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "uri": self.uri,
+            "experiment": self.experiment,
+            "run_id": self.run_id,
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> TrackingRecord:
+        return cls(
+            stored["uri"], stored["experiment"], stored["run_id"], stored.get("complete", False)
+        )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a training."""
+
+    images_seen: int
+    epochs: int
+    stopped: str | None = None
+    """The reason why training stopped early; None: all epochs are done."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "images_seen": self.images_seen,
+            "epochs": self.epochs,
+            "stopped": self.stopped,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Finished:
+        return cls(stored["images_seen"], stored["epochs"], stored.get("stopped"))
 
 
 def read(run: str, name: str) -> dict[str, Any] | None:
-    """One of the run's JSON files, or None where it is not there (yet)."""
+    """One of the run's JSON files, or None where it does not exist (yet)."""
     try:
         return files.read_json(join(run, name))
     except FileNotFoundError:
         return None
 
 
-def write(run: str, name: str, content: dict[str, Any]) -> None:
+def write(run: str, name: str, content: Mapping[str, Any]) -> None:
     files.write_json(join(run, name), content)
 
 
-def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: bool) -> str:
-    """Make the folder this configuration's, or find that it already is, and return the run's
-    `born`: a folder that was deleted and made again holds another run. `UsageError` names what
-    differs from the run that has the name.
+def read_claim(run: str) -> Claim | None:
+    return _read_record(run, CONFIG, Claim.from_json)
 
-    A start that has not `begun` (was refused by the cluster, say, and reached no checkpoint) has
-    nothing to protect: its name is free for another configuration.
+
+def read_tracking(run: str) -> TrackingRecord | None:
+    return _read_record(run, TRACKING, TrackingRecord.from_json)
+
+
+def write_tracking(run: str, record: TrackingRecord) -> None:
+    write(run, TRACKING, record.to_json())
+
+
+def read_finished(run: str) -> Finished | None:
+    return _read_record(run, FINISHED, Finished.from_json)
+
+
+def write_finished(run: str, finished: Finished) -> None:
+    write(run, FINISHED, finished.to_json())
+
+
+def _read_record(
+    run: str, name: str, from_json: Callable[[Mapping[str, Any]], Record]
+) -> Record | None:
+    """None where the file does not exist. `DataError` where it is not such a record."""
+    stored = read(run, name)
+    if stored is None:
+        return None
+    if stored.get("version", 1) not in (1, VERSION):
+        raise DataError(
+            f"{join(run, name)}: version {stored['version']!r} is not known; use the version of the"
+            " code that wrote it"
+        )
+    try:
+        return from_json(stored)
+    except KeyError as error:
+        raise DataError(f"{join(run, name)}: cannot be read ({error} is missing)") from error
+
+
+def claim(run: str, config: Mapping[str, Any], identity: Mapping[str, Any], *, begun: bool) -> str:
+    """Give the folder to this configuration, or confirm that it owns it already, and return the
+    `run_uuid`. `UsageError` names the differences to the run that owns the name.
+
+    A run that has not `begun` (it reached no checkpoint; the cluster refused it, for example) has
+    nothing to protect: another configuration may take its name.
     """
-    before = read(run, CONFIG)
-    mine, theirs = flatten(identity), flatten(before["identity"] if before else {})
+    owner = read_claim(run)
+    mine, theirs = flatten(identity), flatten(owner.identity if owner else {})
     differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
-    if before is None or not begun:
-        born = before.get("born", "") if before and not differing else uuid.uuid4().hex
-        write(run, CONFIG, {"identity": identity, "config": config, "born": born})
-        return born
+    if owner is None or not begun:
+        run_uuid = owner.run_uuid if owner and not differing else uuid.uuid4().hex
+        write(run, CONFIG, Claim(identity, config, run_uuid).to_json())
+        return run_uuid
     if differing:
         shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differing[:4])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
@@ -66,12 +186,12 @@ def claim(run: str, config: dict[str, Any], identity: dict[str, Any], *, begun: 
             f"{run}: this run was started with another configuration ({shown}{more}); choose"
             " another --name, or repeat the old values to continue it"
         )
-    return before.get("born", "")
+    return owner.run_uuid
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return {prefix: json.loads(json.dumps(tree))}
     return {
         k: v
@@ -86,15 +206,15 @@ def checkpoints(run: str) -> list[str]:
 
 
 def checkpoint_folders(run: str) -> dict[str, bool]:
-    """URI -> whether its last file is there, oldest first: names carry the images seen with leading
-    zeros.
+    """URI of each checkpoint -> whether it is complete, oldest first: the names carry the images
+    seen with leading zeros, and the last file is uploaded last.
     """
     folder = join(run, CHECKPOINTS)
-    found: dict[str, bool] = {}
+    complete: dict[str, bool] = {}
     for uri, _ in files.list_files(folder) if files.exists(folder) else ():
         parent, name = os.path.split(uri)
-        found[parent] = found.get(parent, False) or name == STATE_FILE
-    return dict(sorted(found.items()))
+        complete[parent] = complete.get(parent, False) or name == STATE_FILE
+    return dict(sorted(complete.items()))
 
 
 def checkpoint_uri(run: str, images_seen: int) -> str:

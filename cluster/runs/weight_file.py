@@ -1,4 +1,4 @@
-"""The weight file a training starts from: a local path, s3://bucket/key or an https:// URL -> a
+"""The weight file that a training starts from: a local path, s3://bucket/key or https:// URL -> a
 local file that `detector.weights` reads.
 """
 
@@ -18,18 +18,18 @@ from cluster.errors import UsageError
 from cluster.storage import files, preflight, uris
 
 HTTPS = "https://"
-ANSWER_SECONDS = 10
+TIMEOUT_S = 10
 
 
 def absolute(uri: str) -> str:
-    """`uris.absolute`, and URLs as they are. `UsageError` for one that could carry a secret into a
-    stored configuration.
+    """`uris.absolute`; an https:// URL stays as it is. `UsageError` for a URL that could carry a
+    secret into a stored configuration.
     """
     if not uri.startswith(HTTPS):
         return uris.absolute(uri)
     parts = urlsplit(uri)
     if "@" in parts.netloc or parts.query or not os.path.basename(parts.path):
-        # The URL itself is not repeated: what stands before an @ or after a ? may be a secret.
+        # The message does not repeat the URL: the part before an @ or after a ? may be a secret.
         raise UsageError(
             f"pretrained, a URL at {parts.hostname}: must name a file, without a user or a query;"
             " download it and give its path instead"
@@ -38,12 +38,12 @@ def absolute(uri: str) -> str:
 
 
 def check(uri: str, model: Mapping[str, Any] | None) -> str:
-    """Preflight: read the file once, here, and return its sha256, 64 hex characters: the same file
-    elsewhere is the same file.
+    """Preflight: read the file once, on this machine, and return its sha256 (64 hex characters),
+    which stays the same when the file is moved.
 
-    `UsageError` where it is not there, cannot be fetched or, with `model` (keywords of
-    `build_model`), read, or where it does not fit such a network: found by a worker, that would
-    have cost the start of all of them.
+    `UsageError` where the file is missing, cannot be downloaded or, with `model` (keywords of
+    `build_model`), cannot be read or does not fit this network. If a worker found that instead,
+    the start of all workers would be lost.
     """
     with local_file(uri) as path:
         if model is not None:
@@ -63,7 +63,7 @@ def check(uri: str, model: Mapping[str, Any] | None) -> str:
 
 
 def publish(uri: str, folder: str, *, digest: str, root: str) -> str:
-    """The URI at which every node can read the file: its own in S3 and below the storage `root`,
+    """A URI at which every node can read the file: its own one in S3 and below the storage `root`,
     else that of a copy in `<folder>/pretrained/`.
     """
     uri = absolute(uri)
@@ -78,14 +78,14 @@ def publish(uri: str, folder: str, *, digest: str, root: str) -> str:
 
 @contextmanager
 def local_file(uri: str) -> Iterator[str]:
-    """A local path to read from: the file itself, a copy of the S3 object for as long as it is
-    needed, or the URL's file in torch hub's cache.
+    """A local path to read from: the file itself, a temporary copy of an S3 object, or the
+    downloaded file of a URL in torch hub's cache.
 
     `UsageError` where there is no such file.
     """
     uri = absolute(uri)
     if uri.startswith(HTTPS):
-        yield downloaded(uri)
+        yield _downloaded(uri)
         return
     preflight.check_readable(uri)
     if files.size(uri) is None:
@@ -94,7 +94,7 @@ def local_file(uri: str) -> Iterator[str]:
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
-        # The suffix says how it is read.
+        # The suffix decides how the file is read, so the copy keeps the name.
         path = os.path.join(folder, os.path.basename(uri))
         with (
             files.plain_errors(uri, "read"),
@@ -105,9 +105,9 @@ def local_file(uri: str) -> Iterator[str]:
         yield path
 
 
-def downloaded(url: str) -> str:
-    """The URL's file in torch hub's cache (TORCH_HOME), fetched where it is not there yet. A digest
-    in its name (resnet50-0676ba61) is checked.
+def _downloaded(url: str) -> str:
+    """The URL's file in torch hub's cache (TORCH_HOME), downloaded unless it is there. A digest in
+    its name (resnet50-0676ba61) is verified.
     """
     from torch import hub
 
@@ -116,28 +116,29 @@ def downloaded(url: str) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         digest = hub.HASH_REGEX.search(os.path.basename(path))
         try:
-            # torch's own request has no time limit, so a host that does not answer is found first.
+            # torch's own request has no timeout, so a host that does not answer is detected first.
             urllib.request.urlopen(
-                urllib.request.Request(url, method="HEAD"), timeout=ANSWER_SECONDS
+                urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S
             ).close()
-            # Downloads beside it and renames, so that processes that fetch at once do not meet.
+            # Downloads to a temporary name and renames: parallel downloads do not collide.
             hub.download_url_to_file(
                 url, path, hash_prefix=digest.group(1) if digest else None, progress=False
             )
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise UsageError(
-                f"pretrained {url}: cannot be fetched ({reason}); check the URL, or download it and"
-                " give its path"
+                f"pretrained {url}: cannot be downloaded ({reason}); check the URL, or download it"
+                " yourself and give its path"
             ) from error
     return path
 
 
 def cache_path(url: str) -> str:
+    """The path of the URL's file in torch hub's cache."""
     from torch import hub
 
     name = os.path.basename(urlsplit(url).path)
-    # torch hub keeps files by their last name, and many sites call theirs model_final.pkl; only a
+    # torch hub stores files by their last name, and many sites call theirs model_final.pkl; only a
     # name with a digest stands for one content.
     folder = "" if hub.HASH_REGEX.search(name) else hashlib.sha256(url.encode()).hexdigest()[:12]
     return os.path.join(hub.get_dir(), "checkpoints", folder, name)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from cluster.runs.package import load_predictor, read_package
+from cluster.runs.package_files import load_predictor, read_package
 from cluster.scoring.detect import BATCH
 from detector.decode import Detections
 from detector.image import ImageError, open_image

@@ -14,7 +14,7 @@ from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import fetch
 from cluster.loading.evaluation_batches import evaluation_batches
 from cluster.loading.prefetch import ordered_map
-from cluster.runs.package import load_predictor
+from cluster.runs.package_files import load_predictor
 from cluster.shards.index import ShardSet, open_shard_set
 from detector.decode import Detections
 from detector.predict import Predictor

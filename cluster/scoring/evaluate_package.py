@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.runs.package import read_package
+from cluster.runs.package_files import read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_truths

@@ -28,7 +28,7 @@ from cluster.tracking.run import Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-from cluster.runs.package import PACKAGE_FILES, check_version
+from cluster.runs.package_files import PACKAGE_FILES, check_version
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 DIGEST_TAG, LINK_TAG = "package_sha256", "mlflow.modelVersions"

@@ -8,11 +8,13 @@ import contextlib
 import json
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import PlainError
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation
+from cluster.runs.run_folder import TrackingRecord
 from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.tracking.run import Run, open_run
@@ -80,17 +82,16 @@ class Tracker:
 
     def open(self) -> None:
         try:
-            before = run_folder.read(self.run_folder, run_folder.TRACKING) or {}
-            same_store = before.get("uri") == self.uri
+            before = run_folder.read_tracking(self.run_folder)
             run = open_run(
                 self.uri,
                 experiment=self.experiment,
                 storage=self.storage,
                 name=self.name,
-                run_id=before.get("run_id") if same_store else None,
+                run_id=before.run_id if before is not None and before.uri == self.uri else None,
                 tags={"run_folder": self.run_folder},
             )
-            run_folder.write(self.run_folder, run_folder.TRACKING, self.record(run))
+            run_folder.write_tracking(self.run_folder, self.record(run))
         except PlainError as error:
             print(
                 f"warning: {error}; training goes on, its metrics are kept and sent later",
@@ -103,8 +104,8 @@ class Tracker:
             self.run = run
         self.tried_at = time.monotonic()
 
-    def record(self, run: Run) -> dict[str, Any]:
-        return {"uri": self.uri, "experiment": self.experiment, "run_id": run.run_id}
+    def record(self, run: Run) -> TrackingRecord:
+        return TrackingRecord(self.uri, self.experiment, run.run_id)
 
     def catch_up(self, run: Run) -> None:
         """What the run's folder knows; what MLflow has of it is not sent again."""
@@ -132,12 +133,12 @@ class Tracker:
         before MLflow had all of it.
         """
         try:
-            before = run_folder.read(self.run_folder, run_folder.TRACKING)
+            before = run_folder.read_tracking(self.run_folder)
             if before is None:
-                return run_folder.read(self.run_folder, run_folder.FINISHED) is not None
+                return run_folder.read_finished(self.run_folder) is not None
         except PlainError:
             return False
-        return before["uri"] == self.uri and not before.get("complete")
+        return before.uri == self.uri and not before.complete
 
     def finish(self, status: str) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a
@@ -155,10 +156,8 @@ class Tracker:
             if complete and status == "FINISHED":
                 # Without the mark the next start looks again, and sends nothing twice.
                 with contextlib.suppress(PlainError):
-                    run_folder.write(
-                        self.run_folder,
-                        run_folder.TRACKING,
-                        {**self.record(self.run), "complete": True},
+                    run_folder.write_tracking(
+                        self.run_folder, replace(self.record(self.run), complete=True)
                     )
         elif self.pending:
             print(

@@ -179,7 +179,7 @@ def evaluate(request: Request, weights: Weights, data: str, share: dict[str, Any
     """Evaluate a checkpoint on a shard set. One of the shares runs in this process, so that its
     actor books one share and no more.
     """
-    from cluster.runs.package import build_package, read_package
+    from cluster.runs.package_files import build_package, read_package
     from cluster.scoring.detect import detect_set
     from cluster.scoring.evaluate import evaluate_checkpoint
     from cluster.scoring.truths import read_truths

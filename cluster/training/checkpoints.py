@@ -52,14 +52,14 @@ class Checkpoints:
         self,
         run: str,
         *,
-        born: str,
+        run_uuid: str,
         settings: dict[str, Any],
         tell: Callable[..., None],
         writes: bool,
         protected: Callable[[], set[str]] = set,
         ask: Callable[[str, int, int], None] = lambda uri, images_seen, epoch: None,
     ):
-        """`born` tells runs apart that had the same URI one after the other; `settings` is
+        """`run_uuid` tells runs apart that had the same URI one after the other; `settings` is
         `TrainingConfig`, dumped; `tell(kind, **values)` sends an event to the driver. The URIs in
         `protected()` are not deleted. `ask` has a checkpoint scored that a worker before this one
         has left.
@@ -76,7 +76,7 @@ class Checkpoints:
             settings["checkpoint_images"],
             60 * settings["checkpoint_minutes"],
         )
-        self.local = local_folder(run, born, settings["checkpoint_folder"])
+        self.local = local_folder(run, run_uuid, settings["checkpoint_folder"])
         self.saved_at, self.steps, self.notice = time.monotonic(), 0, None
         self.memory: Snapshot | None = None
         self.stored: set[str] = set()
@@ -353,14 +353,14 @@ class Checkpoints:
             shutil.rmtree(os.path.join(self.local, name), ignore_errors=True)
 
 
-def local_folder(run: str, born: str, configured: str | None) -> str:
+def local_folder(run: str, run_uuid: str, configured: str | None) -> str:
     """Where the checkpoints of this run wait for their upload on whichever node: the same for every
     worker of it, another one for every other run.
     """
     parent = configured or os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
     return os.path.join(
         parent,
-        f"{os.path.basename(run)}-{hashlib.sha256(f'{run} {born}'.encode()).hexdigest()[:12]}",
+        f"{os.path.basename(run)}-{hashlib.sha256(f'{run} {run_uuid}'.encode()).hexdigest()[:12]}",
     )
 
 

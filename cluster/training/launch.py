@@ -13,7 +13,8 @@ from typing import Any
 from cluster.compute.resources import READ_CPUS, booked
 from cluster.errors import PlainError
 from cluster.runs import evaluations, lease, parent_checkpoint, run_folder, weight_file
-from cluster.runs.config import TrainConfig, package_of
+from cluster.runs.config import TrainConfig
+from cluster.runs.package import package_of
 from cluster.storage.uris import absolute, join
 from cluster.training.background_evaluation import Evaluator
 from cluster.training.event_channel import Board, Event
@@ -51,7 +52,7 @@ def launch(
     """
     checked = checked or check(config)
     run = config.run_uri
-    finished = run_folder.read(run, run_folder.FINISHED) is not None
+    finished = run_folder.read_finished(run) is not None
     if not finished or evaluations.waiting(run):
         outcome: Future[None] = Future()
         with (
@@ -77,10 +78,10 @@ def held(config: TrainConfig, checked: Checked) -> Checked:
     folder, or trained, between the two.
     """
     begun = bool(run_folder.checkpoints(config.run_uri))
-    born = run_folder.claim(
+    run_uuid = run_folder.claim(
         config.run_uri, config.model_dump(mode="json"), checked.identity, begun=begun
     )
-    return replace(checked, begun=begun, born=born)
+    return replace(checked, begun=begun, run_uuid=run_uuid)
 
 
 def train(
@@ -173,11 +174,11 @@ def job_of(config: TrainConfig, checked: Checked) -> dict[str, Any]:
         ),
         "data": {"train": absolute(config.data.train), "val": absolute(config.data.val)},
         "run": run,
-        "born": checked.born,
+        "run_uuid": checked.run_uuid,
         "pretrained": weights,
         "start": start,
         "from_state": config.from_state,
-        "package": package_of(config, checked.train_set),
+        "package": package_of(config, checked.train_set).to_json(),
         "config": sections,
     }
 

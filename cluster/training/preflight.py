@@ -8,8 +8,11 @@ from typing import Any
 
 from cluster.errors import UsageError
 from cluster.runs import lease, parent_checkpoint, run_folder, weight_file
-from cluster.runs.config import PROFILE_AFTER, SamplingConfig, TrainConfig, package_of
+from cluster.runs.config import TrainConfig
+from cluster.runs.data_config import SamplingConfig
 from cluster.runs.identity import identity
+from cluster.runs.package import package_of
+from cluster.runs.training_config import PROFILE_AFTER
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.storage.preflight import check_reachable, check_writable
 
@@ -22,7 +25,7 @@ class Checked:
     identity: dict[str, Any]
     begun: bool
     """Whether the run has a checkpoint to go on from."""
-    born: str
+    run_uuid: str
     """See `run_folder.claim`."""
 
 
@@ -55,8 +58,8 @@ def check(config: TrainConfig) -> Checked:
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    born = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
-    return Checked(train_set, same, begun, born)
+    run_uuid = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    return Checked(train_set, same, begun, run_uuid)
 
 
 def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
@@ -87,7 +90,7 @@ def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> 
         if name == "pretrained":
             return weight_file.check(
                 config.pretrained,
-                None if begun else package_of(config, train_set)["description"]["model"],
+                None if begun else package_of(config, train_set).description.model,
             )
         return (
             parent_checkpoint.digest(config.from_checkpoint)
@@ -95,7 +98,7 @@ def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> 
             else parent_checkpoint.check(config, train_set)
         )
     except UsageError:
-        before = run_folder.read(config.run_uri, run_folder.CONFIG)
-        if not begun or before is None or before["config"].get(name) != getattr(config, name):
+        owner = run_folder.read_claim(config.run_uri)
+        if not begun or owner is None or owner.config.get(name) != getattr(config, name):
             raise
-        return before["identity"][name]
+        return owner.identity[name]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cluster.errors import PlainError
-from cluster.runs.config import PROFILE_AFTER
+from cluster.runs.training_config import PROFILE_AFTER
 from cluster.storage import files
 from cluster.storage.uris import join
 

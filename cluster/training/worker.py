@@ -24,8 +24,8 @@ from cluster.errors import PlainError
 from cluster.loading import epoch_plan
 from cluster.loading.stream import Stream
 from cluster.runs import evaluations, run_folder
-from cluster.runs.config import compiles
 from cluster.runs.evaluations import Evaluation, Request
+from cluster.runs.training_config import compiles
 from cluster.scoring.detect import detections
 from cluster.scoring.evaluate import evaluate_checkpoint
 from cluster.scoring.truths import read_truths
@@ -128,7 +128,12 @@ class Worker:
             tell=self.tell,
         )
         self.compiled: dict[str, Any] = {}
-        if dense and compiles(job["training"], device=self.device.type, images=self.images_total):
+        if dense and compiles(
+            job["training"]["compile"],
+            batch_size=job["training"]["batch_size"],
+            device=self.device.type,
+            images=self.images_total,
+        ):
             self.network, self.compiled = (
                 torch.compile(self.network, dynamic=False),
                 compiled_parts(),
@@ -140,7 +145,7 @@ class Worker:
         self.evaluations = evaluations.read(self.run) if self.rank == 0 else []
         self.checkpoints = Checkpoints(
             self.run,
-            born=job["born"],
+            run_uuid=job["run_uuid"],
             settings=job["training"],
             tell=self.tell,
             writes=self.rank == 0,
@@ -204,11 +209,8 @@ class Worker:
         if self.publishing is not None:
             self.publishing.join()
         if self.rank == 0:
-            early = {"stopped": stopped} if stopped else {}
-            run_folder.write(
-                self.run,
-                run_folder.FINISHED,
-                {"images_seen": self.images_seen, "epochs": self.epoch, **early},
+            run_folder.write_finished(
+                self.run, run_folder.Finished(self.images_seen, self.epoch, stopped)
             )
             if stopped:
                 self.tell("stopped", images_seen=self.images_seen, epoch=self.epoch, reason=stopped)

@@ -85,7 +85,11 @@ def main() -> None:
             "checkpoint_folder": f"{folder}/local",
         }
         checkpoints = Checkpoints(
-            f"{folder}/beside", born="", settings=settings, tell=lambda *_, **__: None, writes=True
+            f"{folder}/beside",
+            run_uuid="",
+            settings=settings,
+            tell=lambda *_, **__: None,
+            writes=True,
         )
 
         def take(memory: Snapshot | None) -> Snapshot:

@@ -119,7 +119,7 @@ def worker_on(folder: str, training: Training, **counters):
         "checkpoint_folder": f"{folder}/local",
     }
     checkpoints = Checkpoints(
-        f"{folder}/run", born="", settings=settings, tell=lambda *_, **__: None, writes=True
+        f"{folder}/run", run_uuid="", settings=settings, tell=lambda *_, **__: None, writes=True
     )
     parts = {
         **training.parts(),

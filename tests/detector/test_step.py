@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cluster.runs.config import EXECUTION, TrainConfig
+from cluster.runs.config import TrainConfig
+from cluster.runs.training_config import EXECUTION
 from detector.anchors import match
 from detector.batch import Batch, Sample, collate
 from detector.loss import LossSums

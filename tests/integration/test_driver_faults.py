@@ -54,7 +54,7 @@ def test_a_killed_driver_costs_no_image(
     patch = (
         f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=5)"
     )
-    patch += "; from cluster.tracking import client as tracking; tracking.SEND_EVERY_S = 1e6"
+    patch += "; from cluster.tracking import run; run.SEND_EVERY_S = 1e6"
     with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as driver:
         driver.until(" checkpoint ", times=2)
         driver.process.kill()
@@ -69,6 +69,6 @@ def test_a_killed_driver_costs_no_image(
         [experiment.experiment_id for experiment in client.search_experiments()]
     )
     assert run.info.status == "FINISHED"
-    assert run.info.run_id == run_folder.read(config.run_uri, run_folder.TRACKING)["run_id"]
+    assert run.info.run_id == run_folder.read_tracking(config.run_uri).run_id
     history = client.get_metric_history(run.info.run_id, "train/box")
     assert {metric.step for metric in history} == set(range(4, 49, 4))

@@ -166,7 +166,7 @@ def recorded(mlflow_server: Server, outlived: dict[str, Any]) -> dict[str, str]:
     register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
     return {
         "server": mlflow_server.uri,
-        **run_folder.read(config.run_uri, run_folder.TRACKING),
+        "run_id": run_folder.read_tracking(config.run_uri).run_id,
     }
 
 

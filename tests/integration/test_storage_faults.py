@@ -60,7 +60,7 @@ def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole
     os.unlink(small_disk / "somebody's")
     again = Watched(config)
     assert again.error is None and len(again.of("resume")) == 1
-    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+    assert run_folder.read_finished(config.run_uri) == run_folder.Finished(48, 2)
 
 
 class Away(Rule):

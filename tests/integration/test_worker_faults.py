@@ -59,7 +59,7 @@ def test_workers_that_die_or_hang_cost_no_image(
     assert "wait for each other" in hang["place"] or "waits for other ranks" in hang["place"]
     assert len(run.of("start")) == len(run.of("workers")) == 4 and len(run.of("resume")) == 3
     assert last_weights(config) == undisturbed
-    assert run_folder.read(config.run_uri, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+    assert run_folder.read_finished(config.run_uri) == run_folder.Finished(48, 2)
 
 
 def bad_start() -> Any:

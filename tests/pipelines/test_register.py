@@ -101,7 +101,7 @@ def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
         (run_folder / "checkpoints/images-000000000300/ema.safetensors").read_bytes()
     ]
 
-    (run_folder / "finished.json").write_text("{}")
+    (run_folder / "finished.json").write_text('{"images_seen": 300, "epochs": 3}')
     code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "cells")
     assert (
         code == 0 and "models:/cells/1 already holds this checkpoint" in out and "so far" not in out
@@ -121,7 +121,13 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "no tracking.json" in err
     (tmp_path / "tracking.json").write_text(
-        json.dumps({"uri": tracking_uri(None, str(run_folder.parents[1])), "run_id": "f" * 32})
+        json.dumps(
+            {
+                "uri": tracking_uri(None, str(run_folder.parents[1])),
+                "experiment": "tests",
+                "run_id": "f" * 32,
+            }
+        )
     )
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "has no run" in err
@@ -130,10 +136,10 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
 
 
 def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypatch):
-    from cluster.runs import package as packages
+    from cluster.runs import package_files
 
     monkeypatch.setattr(
-        packages, "build_package", lambda *_: pytest.fail("the server is checked first")
+        package_files, "build_package", lambda *_: pytest.fail("the server is checked first")
     )
     code, _, err = type_command(
         capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1"

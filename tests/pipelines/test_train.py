@@ -106,12 +106,12 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     assert trained["best"] == evaluations.best_of(finished)
     assert trained["best"].ap == max(each.ap for each in finished)
     assert trained["best"].weights == "ema"
-    assert run_folder.read(run, run_folder.FINISHED) == {"images_seen": 48, "epochs": 2}
+    assert run_folder.read_finished(run) == run_folder.Finished(48, 2)
 
     import mlflow
 
-    recorded = run_folder.read(run, run_folder.TRACKING)
-    found = mlflow.MlflowClient(trained["store"]).get_run(recorded["run_id"])
+    recorded = run_folder.read_tracking(run)
+    found = mlflow.MlflowClient(trained["store"]).get_run(recorded.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params["model.backbone"] == "resnet18"
     assert found.data.params["data.train"]
@@ -122,11 +122,11 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
         "val/AP50",
     } <= found.data.metrics.keys()
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(
-        recorded["run_id"], "train/classification"
+        recorded.run_id, "train/classification"
     )
     # 24 images in steps of 4, two steps a line: after 8, 16, 24, ... images.
     assert [m.step for m in history] == [8, 16, 24, 32, 40, 48]
-    history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded["run_id"], "val/AP")
+    history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded.run_id, "val/AP")
     assert [m.step for m in history] == [24, 48]
     assert [m.value for m in history] == [each.ap for each in evaluations.read(run)]
 

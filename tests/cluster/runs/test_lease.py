@@ -160,10 +160,10 @@ def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Pa
             )
         )
     held = launch.held(configs[0], checked[0])
-    found = run_folder.read(run, run_folder.CONFIG)
+    claim = run_folder.read_claim(run)
     assert (
-        found["identity"] == checked[0].identity
-        and found["born"] == held.born != checked[1].born
+        claim.identity == checked[0].identity
+        and claim.run_uuid == held.run_uuid != checked[1].run_uuid
         and not held.begun
     )
     # Once there is a checkpoint, one that comes late finds another's run.

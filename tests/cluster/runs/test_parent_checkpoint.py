@@ -16,7 +16,8 @@ import torch
 
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs import parent_checkpoint, run_folder
-from cluster.runs.config import TrainConfig, package_of
+from cluster.runs.config import TrainConfig
+from cluster.runs.package import package_of
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import join
@@ -59,7 +60,7 @@ def parent(tmp_path: Path, configure: Callable[..., TrainConfig]) -> str:
         "data_digest": "d" * 64,
         "config": config.model_dump(mode="json"),
     }
-    state["package"] = package_of(config, shard_set(*CATEGORIES))
+    state["package"] = package_of(config, shard_set(*CATEGORIES)).to_json()
     uri = run_folder.checkpoint_uri(str(tmp_path / "store/runs/first"), 14)
     write_checkpoint(uri, Snapshot({"x": torch.ones(3)}, None, {}, None, state))
     return uri
@@ -136,20 +137,20 @@ def full(**changes: Any) -> dict[str, Any]:
     [
         (
             {"model": {"backbone": "resnet34", "width": 64}},
-            "is of another model (backbone is 'resnet18' there, 'resnet34' here)",
+            "has another model (backbone is 'resnet18' there, 'resnet34' here)",
         ),
         (
             {"model": {"backbone": "resnet18", "width": 64, "anchors": {"scales": [1.0]}}},
-            "is of another model (scales is",
+            "has another model (scales is",
         ),
         (
             full(model={"backbone": "resnet18", "width": 64, "frozen_stages": 1}),
-            "is of another model (frozen_stages is 0 there, 1 here)",
+            "has another model (frozen_stages is 0 there, 1 here)",
         ),
         (
             full(training={"seed": 1}),
             (
-                "cannot be gone on from (training.seed is 0 there, 1 here); take the same, or"
+                "its state cannot be continued (training.seed is 0 there, 1 here); take the same settings, or"
                 " --from_state weights"
             ),
         ),
@@ -171,7 +172,7 @@ def test_what_does_not_fit_is_named(
         preflight.check(configure(from_checkpoint=parent, **changes))
     assert str(raised.value).startswith(f"from_checkpoint {parent}: ") and said in str(raised.value)
     # The name stays free.
-    assert run_folder.read(configure().run_uri, run_folder.CONFIG) is None
+    assert run_folder.read_claim(configure().run_uri) is None
 
 
 def test_what_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> None:
@@ -206,7 +207,7 @@ def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
         parent_checkpoint.check(config, shard_set(CATEGORIES[0]))
     with pytest.raises(
         UsageError,
-        match="cannot be gone on from .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here",
+        match="its state cannot be continued .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here",
     ):
         parent_checkpoint.check(
             configure(from_checkpoint=parent, from_state="full"),
@@ -221,11 +222,11 @@ def test_what_is_no_checkpoint(
     Path(parent, "model.safetensors").write_bytes(b"torn")
     run, named = (
         os.path.dirname(os.path.dirname(parent)),
-        "is no checkpoint, there is no state.json in it; name one of the run's, such as",
+        "is not a checkpoint, it has no state.json; name one of the run's checkpoints, such as",
     )
     for uri, said in (
         (run, f"{named} {parent}"),
-        (f"{tmp_path}/empty", "is no checkpoint, there is no state.json in it; give <storage>"),
+        (f"{tmp_path}/empty", "is not a checkpoint, it has no state.json; give <storage>"),
         (f"{tmp_path}/nowhere", "there is no such file or folder"),
         (f"{bucket}/nowhere", "the bucket is there, this file or folder is not"),
         (parent, "is damaged (model.safetensors: has 4 bytes of "),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
+from cluster.runs.run_folder import Claim, Finished, TrackingRecord
 from detector import checkpoint
 
 
@@ -34,3 +36,52 @@ def test_a_name_belongs_to_the_configuration_that_has_begun(tmp_path: Path) -> N
     assert run_folder.claim(run, {}, {"loss": {"gamma": 1.0}}, begun=True) == second
     with pytest.raises(UsageError, match=r"loss\.gamma was 1\.0, is 2\.0"):
         run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=True)
+
+
+CONFIG_VERSION_1 = """{"identity": {"loss": {"gamma": 2.0}}, "config": {"name": "cells"},
+  "born": "0123456789abcdef0123456789abcdef"}"""
+TRACKING_VERSION_1 = """{"uri": "http://mlflow:5000", "experiment": "retinaray", "run_id": "f00d",
+  "complete": true}"""
+FINISHED_VERSION_1 = """{"images_seen": 48, "epochs": 2, "stopped": "AP has not risen"}"""
+
+
+def test_records_of_version_1_are_read(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    (tmp_path / "config.json").write_text(CONFIG_VERSION_1)
+    (tmp_path / "tracking.json").write_text(TRACKING_VERSION_1)
+    (tmp_path / "finished.json").write_text(FINISHED_VERSION_1)
+    run_uuid = "0123456789abcdef0123456789abcdef"
+    identity = {"loss": {"gamma": 2.0}}
+    assert run_folder.read_claim(run) == Claim(identity, {"name": "cells"}, run_uuid)
+    # The run that the version before has begun is continued as the same run.
+    assert run_folder.claim(run, {"name": "cells"}, identity, begun=True) == run_uuid
+    assert run_folder.claim(run, {"name": "cells"}, identity, begun=False) == run_uuid
+    assert run_folder.read_tracking(run) == TrackingRecord(
+        "http://mlflow:5000", "retinaray", "f00d", complete=True
+    )
+    assert run_folder.read_finished(run) == Finished(48, 2, stopped="AP has not risen")
+
+
+def test_json_restores_a_record(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    assert run_folder.read_claim(run) is None
+    assert run_folder.read_tracking(run) is None
+    assert run_folder.read_finished(run) is None
+    tracking, finished = TrackingRecord("sqlite:////m.db", "tests", "f00d"), Finished(48, 2)
+    run_folder.write_tracking(run, tracking)
+    run_folder.write_finished(run, finished)
+    assert run_folder.read_tracking(run) == tracking
+    assert run_folder.read_finished(run) == finished
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"version": 3}, "finished.json: version 3 is not known; use the version of the code"),
+        ({"images_seen": 48}, r"finished.json: cannot be read \('epochs' is missing\)"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, stored: dict[str, int], said: str) -> None:
+    (tmp_path / "finished.json").write_text(json.dumps(stored))
+    with pytest.raises(DataError, match=said):
+        run_folder.read_finished(str(tmp_path))

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cluster.errors import UsageError
-from cluster.runs import run_folder, weight_file
+from cluster.runs import evaluations, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.shards.format import Category
 from cluster.storage import files
@@ -101,7 +101,7 @@ def test_a_url_that_fails_is_one_plain_line(hub: Path, monkeypatch: pytest.Monke
         raise urllib.error.HTTPError(URL, 404, "Not Found", None, None)
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(UsageError, match="0676ba61.pth: cannot be fetched .*404.*give its path"):
+    with pytest.raises(UsageError, match="0676ba61.pth: cannot be downloaded .*404.*give its path"):
         weight_file.check(URL, None)
 
     def damaged(*_: object, **__: object) -> None:
@@ -224,7 +224,7 @@ def test_a_misfit_is_found_before_a_run_begins(
     with pytest.raises(UsageError, match="model.backbone is resnet18 here, resnet34 in the file"):
         preflight.check(config)
     # The name stays free: nothing was written under it.
-    assert run_folder.read(config.run_uri, run_folder.CONFIG) is None
+    assert run_folder.read_claim(config.run_uri) is None
 
 
 def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(
@@ -253,9 +253,9 @@ def test_what_was_checked_is_not_checked_again(
 ) -> None:
     config = configure()
     checked = preflight.check(config)
-    best = {"checkpoint": "there", "AP": 0.5}
-    for name, content in ((run_folder.FINISHED, {}), (run_folder.BEST, best)):
-        run_folder.write(config.run_uri, name, content)
+    best = evaluations.Evaluation("there", 8, 1, metrics={"AP": 0.5})
+    run_folder.write_finished(config.run_uri, run_folder.Finished(8, 1))
+    run_folder.write(config.run_uri, run_folder.BEST, best.to_json())
     monkeypatch.setattr(preflight, "check", lambda config: pytest.fail("checked twice"))
     assert launch.launch(config, checked=checked) == best
 

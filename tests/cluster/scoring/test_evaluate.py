@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cluster.runs import package
+from cluster.runs import package_files
 from cluster.runs.evaluations import Request
 from cluster.scoring import detect, evaluate, evaluate_package, truths
 from cluster.scoring.evaluate import MetricResult, evaluate_checkpoint, evaluate_detections
@@ -57,7 +57,7 @@ def busiest_image(
 def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     """`busiest_image` in the tuple, and a model whose detections are `DETECTIONS`."""
     monkeypatch.setattr(evaluate, "METRICS", (*evaluate.METRICS, busiest_image))
-    monkeypatch.setattr(package, "build_package", lambda *_, **__: None)
+    monkeypatch.setattr(package_files, "build_package", lambda *_, **__: None)
     shard_set = SimpleNamespace(
         uri="/val", digest="d" * 64, class_names=NAMES, rows_per_group=[], locate_group=None
     )
@@ -66,7 +66,7 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "detect_set", lambda *_, **__: DETECTIONS)
     for module in (truths, evaluate_package):
         monkeypatch.setattr(module, "read_truths", lambda shard_set: TRUTHS)
-    for module in (package, evaluate_package):
+    for module in (package_files, evaluate_package):
         monkeypatch.setattr(module, "read_package", lambda folder: {})
 
 

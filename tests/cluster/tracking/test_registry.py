@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.runs.package import PACKAGE_FILES, build_package, package_digest
+from cluster.runs.package_files import PACKAGE_FILES, build_package, package_digest
 from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.registry import (

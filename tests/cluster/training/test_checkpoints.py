@@ -38,14 +38,20 @@ class Run:
     """
 
     def __init__(
-        self, store: str, disk: Path, *, born: str = "first", writes: bool = True, **settings: Any
+        self,
+        store: str,
+        disk: Path,
+        *,
+        run_uuid: str = "first",
+        writes: bool = True,
+        **settings: Any,
     ) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[tuple[str, int, int]] = []
         self.uri = f"{store}/runs/cells"
         self.checkpoints = Checkpoints(
             self.uri,
-            born=born,
+            run_uuid=run_uuid,
             settings={**SETTINGS, "checkpoint_folder": str(disk), **settings},
             tell=lambda kind, **values: self.told.append((kind, values)),
             writes=writes,
@@ -259,7 +265,7 @@ def test_a_worker_started_again_uploads_what_was_left(
         run.checkpoints.close()
     away.times = 0
     # The same URI, deleted and made again.
-    assert Run(bucket, tmp_path / "disk", born="second").newest(tmp_path) == 100
+    assert Run(bucket, tmp_path / "disk", run_uuid="second").newest(tmp_path) == 100
     again = Run(bucket, tmp_path / "disk")
     assert again.newest(tmp_path) == 200
     assert again.checkpoints.waiting() == [] and again.stored == [100, 200]

@@ -73,8 +73,8 @@ def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
     )
 
 
-def recorded(root: Path, name: str) -> dict[str, Any]:
-    return run_folder.read(f"{root}/runs/{name}", run_folder.TRACKING)
+def recorded(root: Path, name: str) -> run_folder.TrackingRecord | None:
+    return run_folder.read_tracking(f"{root}/runs/{name}")
 
 
 def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -
         12,
     )
     again.finish("FINISHED")
-    run_id = recorded(root, "killed")["run_id"]
+    run_id = recorded(root, "killed").run_id
     assert run_id == first.run.run_id == again.run.run_id
     assert history(again, run_id, "train/box") == [(4, 4.0), (8, 8.0), (12, 12.0)]
     assert history(again, run_id, "train/images_per_second") == [(4, 0.5), (8, 0.5), (12, 0.5)]
@@ -120,13 +120,13 @@ def test_a_training_that_is_over_is_completed_once(
     store_evaluation(
         root, "over", checkpoint(root, "over", 8, [step(4, 4.0), step(8, 8.0)]), 0.5, 8
     )
-    assert "complete" not in recorded(root, "over")
+    assert not recorded(root, "over").complete
     interrupted = driver(root, "over")
     interrupted.finish("KILLED")
     assert interrupted.run is None
     driver(root, "over").finish("FINISHED")
-    run_id = recorded(root, "over")["run_id"]
-    assert run_id == first.run.run_id and recorded(root, "over")["complete"]
+    run_id = recorded(root, "over").run_id
+    assert run_id == first.run.run_id and recorded(root, "over").complete
     assert history(first, run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
         first, run_id, "val/AP"
     ) == [(8, 0.5)]
@@ -144,16 +144,13 @@ def test_a_training_that_no_store_took_is_recorded_when_one_answers(root: Path) 
         0.5,
         8,
     )
-    run_folder.write(f"{root}/runs/unseen", run_folder.FINISHED, {"images_seen": 8, "epochs": 1})
+    run_folder.write_finished(f"{root}/runs/unseen", run_folder.Finished(8, 1))
     tracker = driver(root, "unseen")
     tracker.finish("FINISHED")
     record = recorded(root, "unseen")
-    assert (
-        record["complete"]
-        and tracker.run.client.get_run(record["run_id"]).info.status == "FINISHED"
-    )
-    assert history(tracker, record["run_id"], "train/box") == [(4, 4.0), (8, 8.0)] and history(
-        tracker, record["run_id"], "val/AP"
+    assert record.complete and tracker.run.client.get_run(record.run_id).info.status == "FINISHED"
+    assert history(tracker, record.run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
+        tracker, record.run_id, "val/AP"
     ) == [(8, 0.5)]
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from cluster.errors import PlainError
-from cluster.runs.config import EXECUTION, PROFILE_AFTER, TrainingConfig
+from cluster.runs.training_config import EXECUTION, PROFILE_AFTER, TrainingConfig
 from cluster.training import timing
 from cluster.training.profile import publish_profile
 from cluster.training.system_metrics import system_metrics

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from cluster.errors import PlainError
 from cluster.runs import evaluations, run_folder
-from cluster.runs.config import compiles
+from cluster.runs.training_config import compiles
 from cluster.training import timing, worker
 from cluster.training.step_reports import StepReports
 from cluster.training.timing import Timing
@@ -212,7 +212,7 @@ def test_storage_that_is_away_at_an_epochs_end_does_not_stop_training(
         == "whether training should stop is judged by the evaluations known before: the storage is"
         " away"
     )
-    assert run_folder.read(str(tmp_path), run_folder.FINISHED) == {"images_seen": 16, "epochs": 2}
+    assert run_folder.read_finished(str(tmp_path)) == run_folder.Finished(16, 2)
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -266,7 +266,7 @@ def test_long_runs_on_a_gpu_are_compiled(
     choice: str, device: str, images: int, compiled: bool
 ) -> None:
     # 16 images a step: 3000 steps are 48,000 images.
-    assert compiles({"compile": choice, "batch_size": 16}, device=device, images=images) == compiled
+    assert compiles(choice, batch_size=16, device=device, images=images) == compiled
 
 
 def test_on_a_gpu_reports_are_read_one_step_late() -> None:
@@ -369,11 +369,7 @@ def test_training_stops_where_ap_no_longer_rises(tmp_path: Path, place: str) -> 
     loop.train()
     # The best was after the second epoch; the third and the fourth are two without a better one.
     reason = "AP has not risen in 2 evaluations, from 0.5000 after epoch 2"
-    assert run_folder.read(run, run_folder.FINISHED) == {
-        "images_seen": 32,
-        "epochs": 4,
-        "stopped": reason,
-    }
+    assert run_folder.read_finished(run) == run_folder.Finished(32, 4, stopped=reason)
     assert told[-1] == ("stopped", {"images_seen": 32, "epoch": 4, "reason": reason})
 
 

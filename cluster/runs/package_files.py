@@ -1,0 +1,106 @@
+"""The three files of a model package: built from a checkpoint, read to be sent to workers, loaded
+as a predictor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+
+from cluster.errors import DataError, UsageError
+from cluster.runs.evaluations import Weights
+from cluster.storage import files
+from cluster.storage.uris import absolute, join
+from detector.checkpoint import STATE_FILE, parse_state
+from detector.predict import (
+    CLASSES_FILE,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    Predictor,
+    check_description,
+    read_json,
+    write_package,
+)
+
+PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
+PackageFiles = dict[str, bytes]
+"""The content of the files by name, as it travels through the object store."""
+WEIGHT_FILES: dict[Weights, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
+"""The files of a checkpoint."""
+
+
+def read_package(folder: str) -> PackageFiles:
+    package = {}
+    for name in PACKAGE_FILES:
+        with open(os.path.join(folder, name), "rb") as file:
+            package[name] = file.read()
+    return package
+
+
+def load_predictor(package: PackageFiles, device: str) -> Predictor:
+    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+        for name, content in package.items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(content)
+        return Predictor.load(folder, device=device)
+
+
+def build_package(checkpoint: str, folder: str, *, weights: Weights = "model") -> None:
+    """Write the files of the package into a local folder, from a checkpoint at a URI.
+
+    `UsageError` where the checkpoint is incomplete or of another version, `DataError` where it is
+    damaged.
+    """
+    checkpoint = absolute(checkpoint)
+    weight_file = WEIGHT_FILES[weights]
+    remedy = "continue the training, or take another run"
+    with tempfile.TemporaryDirectory() as scratch:
+        local = os.path.join(scratch, WEIGHTS_FILE)
+        try:
+            state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))
+            package, data = state["package"], files.read_bytes(join(checkpoint, weight_file))
+            if hashlib.sha256(data).hexdigest() != state["files"][weight_file]["sha256"]:
+                raise DataError(
+                    f"{checkpoint}/{weight_file}: is damaged (sha256 mismatch); {remedy}"
+                )
+            files.write_bytes(local, data)
+            # As stored, not through `Package`: a package keeps the keys that its run has written.
+            write_package(
+                folder,
+                weights=local,
+                description=package["description"],
+                classes=package["classes"],
+            )
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{checkpoint}: the checkpoint is not complete ({error}); check whether it was"
+                " deleted or moved"
+            ) from error
+        except KeyError as error:
+            raise UsageError(
+                f"{checkpoint}/{STATE_FILE}: {error} is missing; it was not written by train, or by"
+                " another version of it"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{checkpoint}: is damaged ({error}); {remedy}") from error
+    check_version(folder, f"{checkpoint}/{STATE_FILE}")
+
+
+def package_digest(folder: str) -> str:
+    """sha256 of the files: two packages with the same digest predict the same."""
+    digest = hashlib.sha256()
+    for name in PACKAGE_FILES:
+        with open(os.path.join(folder, name), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_version(package: str, source: str) -> None:
+    """`UsageError` where another version of the code wrote the package in this local folder, before
+    it is sent to workers. The message names `source`.
+    """
+    try:
+        check_description(read_json(package, MODEL_FILE))
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from error
