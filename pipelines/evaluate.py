@@ -73,7 +73,8 @@ def main(config: EvaluateConfig) -> None:
     from cluster.storage import files, preflight, uris
     from cluster.tracking.config import check_server, tracking_uri
     from cluster.tracking.evaluation import log_evaluation
-    from cluster.tracking.registry import download_package, resolve
+    from cluster.tracking.logged_package import download_package
+    from cluster.tracking.registry import resolve
 
     preflight.check_reachable(config.data)
     shard_set = open_shard_set(config.data)

@@ -66,7 +66,8 @@ def main(config: PredictConfig) -> None:
     )
     from cluster.storage import files, preflight, uris
     from cluster.tracking.config import check_server, tracking_uri
-    from cluster.tracking.registry import download_package, resolve
+    from cluster.tracking.logged_package import download_package
+    from cluster.tracking.registry import resolve
 
     images, output = uris.absolute(config.images), uris.absolute(config.output)
     preflight.check_readable(images)

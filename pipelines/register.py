@@ -45,6 +45,7 @@ def main(config: RegisterConfig) -> str:
     from cluster.storage import preflight, uris
     from cluster.tracking import registry
     from cluster.tracking.config import check_server, ui_command
+    from cluster.tracking.logged_package import log_package
     from cluster.tracking.run import attach_run
 
     folder = uris.absolute(config.run)
@@ -69,7 +70,7 @@ def main(config: RegisterConfig) -> str:
         else:
             run = attach_run(uri, recorded.run_id)
             try:
-                model_uri = registry.log_package(run, package, step=best.images_seen)
+                model_uri = log_package(run, package, step=best.images_seen)
             finally:
                 run.close()
             tags = {registry.DIGEST_TAG: digest, "run_folder": folder} | {

@@ -1,3 +1,5 @@
-"""MLflow: runs, the registry, the packaged model. Knows no Ray. Imports runs and storage."""
+"""MLflow: the runs, the model registry and the packaged model. Knows no Ray. Imports runs and
+storage.
+"""
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""MLflow runs: one per training run, also across retries and resubmissions; a tracking failure
-never stops training.
+"""The connection to MLflow, with short timeouts and plain errors.
 
 `import mlflow` costs 4 s and 180 MB, so it happens inside functions only; the training workers
-never come here.
+never call them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from cluster.errors import PlainError
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-# Answers that stay the same however often the call is repeated; everything else may pass.
-REFUSED = (
+UPLOAD_TIMEOUT_S = 600
+# Error codes that a retry cannot change; every other error may be temporary.
+PERMANENT = (
     "INVALID_PARAMETER_VALUE",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "PERMISSION_DENIED",
 )
-MLFLOW_DEFAULTS = {
-    # MLflow's own patience with a dead server is 7 tries and 120 s each.
+_MLFLOW_DEFAULTS = {
+    # MLflow's own defaults for a server that does not answer are 7 retries of 120 s each.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,11 +39,11 @@ MLFLOW_DEFAULTS = {
 }
 
 
-def import_mlflow() -> Any:
-    """`import mlflow`, patient for seconds and not minutes, and quiet: its INFO lines and SQL
-    tracebacks bury our one plain line.
+def import_mlflow() -> ModuleType:
+    """`import mlflow` with timeouts of seconds and without its INFO lines and SQL tracebacks, which
+    would hide our one-line errors.
     """
-    for name, value in MLFLOW_DEFAULTS.items():
+    for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -55,7 +56,7 @@ def import_mlflow() -> Any:
 
 @contextmanager
 def plain_mlflow_errors(uri: str) -> Iterator[None]:
-    """A store that fails before anything was spent ends in one plain line."""
+    """An error of the store becomes a `PlainError`; for calls before any machine time is spent."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -63,12 +64,13 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise PlainError(
-            f"MLflow at {uri} failed: {brief(error)}; check the store and run the command again"
+            f"MLflow at {uri} failed: {first_line(error)}; check the store and run the command"
+            " again"
         ) from error
 
 
-def brief(error: BaseException) -> str:
-    """The first line of an MLflow error; with SQLAlchemy that is the one which says what happened."""
+def first_line(error: BaseException) -> str:
+    """Of an MLflow error; SQLAlchemy's other lines do not say what happened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -79,3 +81,31 @@ def connect(uri: str) -> MlflowClient:
 
     with plain_mlflow_errors(uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def connected(uri: str) -> Iterator[MlflowClient]:
+    """A client of `uri`, with MLflow's process-wide tracking URI set to it for as long: logging and
+    downloading a model has no parameter for it. Errors are plain, see `plain_mlflow_errors`.
+    """
+    mlflow = import_mlflow()
+    client = connect(uri)
+    # mlflow.set_tracking_uri writes this variable too; the caller's environment, which Ray inherits,
+    # must not change.
+    before = {
+        name: os.environ.get(name)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    }
+    # The server answers an upload when it has stored the whole file.
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(UPLOAD_TIMEOUT_S)
+    mlflow.set_tracking_uri(uri)
+    try:
+        with plain_mlflow_errors(uri):
+            yield client
+    finally:
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,5 +1,5 @@
-"""Where runs and models are recorded, and whether that can be used: read before a machine is spent,
-without MLflow.
+"""The MLflow server or store that records runs and models, and a preflight check of it that does not
+import MLflow.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         None,
         description=(
-            "MLflow server, http(s)://host:port; nothing = embedded SQLite in the storage root, for"
-            " one machine"
+            "MLflow server, http(s)://host:port; unset: an SQLite file in the storage root, for one"
+            " machine"
         ),
     )
     experiment: str = Field(
@@ -40,20 +40,20 @@ class TrackingConfig(BaseModel):
 
     @field_validator("uri")
     @classmethod
-    def check_scheme(cls, uri: str | None) -> str | None:
+    def _check_scheme(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
         if re.match(r"[^/]*//[^/]*@", uri):
             # The URI is printed and stored beside checkpoints; this message does not repeat it
             # either.
             raise ValueError(
-                "must not carry credentials; MLFLOW_TRACKING_USERNAME and _PASSWORD, or"
-                " MLFLOW_TRACKING_TOKEN, are their place"
+                "must not carry credentials; give them as MLFLOW_TRACKING_USERNAME and"
+                " MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
             )
         if not re.match(r"https?://[^/]+|sqlite:////.", uri):
             raise ValueError(
                 f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for"
-                " the embedded store"
+                " an SQLite file in the storage root"
             )
         return uri.rstrip("/")
 
@@ -64,20 +64,19 @@ def local_root(storage: str) -> str:
 
 
 def tracking_uri(config_uri: str | None, storage: str) -> str:
-    """The URI that MLflow understands: the server that was given, or the embedded SQLite file of
-    this storage root.
+    """The URI that MLflow understands: the configured server, or the SQLite file of this storage
+    root.
     """
     return config_uri or f"sqlite:///{local_root(storage)}/mlflow.db"
 
 
 def ui_command(uri: str) -> str:
-    """What to type, or the address to open, to look at the runs."""
+    """The command to type, or the address to open, to see the runs."""
     if not uri.startswith("sqlite:"):
         return uri
     mlflow = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "mlflow"))
     mlflow = os.path.abspath(mlflow) if mlflow.startswith("..") else mlflow
-    # The job backend doubles the start time and memory of the server and does nothing for looking
-    # at runs.
+    # The job backend doubles the server's start time and memory, and viewing runs does not use it.
     return (
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(mlflow)} ui --backend-store-uri"
         f" {shlex.quote(uri)}"
@@ -85,15 +84,15 @@ def ui_command(uri: str) -> str:
 
 
 def check_server(uri: str) -> None:
-    """Preflight: an MLflow server answers at `uri`, or its SQLite file can be used; within about
-    four seconds, without importing mlflow.
+    """Preflight: an MLflow server answers at `uri`, or its SQLite file is usable. Takes about four
+    seconds at most.
 
-    `PlainError` when nothing answers, it is ill, or something else lives there. A demand for
-    credentials counts as an answer.
+    `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
+    asks for credentials passes.
     """
     if uri.startswith("sqlite:"):
-        return check_sqlite(uri)
-    remedy = "start the server, correct --tracking.uri, or leave it out for the embedded store"
+        return _check_sqlite(uri.removeprefix("sqlite:///"))
+    remedy = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
     try:
         with urllib.request.urlopen(uri + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
             healthy = answer.read(16).strip() == b"OK"
@@ -101,7 +100,7 @@ def check_server(uri: str) -> None:
         error.close()
         if error.code >= 500:
             raise PlainError(
-                f"the MLflow server at {uri} is ill: /health answers {error.code}; {remedy}"
+                f"the MLflow server at {uri} is unhealthy: /health returned {error.code}; {remedy}"
             ) from error
         healthy = error.code in (401, 403)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -109,13 +108,12 @@ def check_server(uri: str) -> None:
         raise PlainError(f"no MLflow server answers at {uri} ({reason}); {remedy}") from error
     if not healthy:
         raise PlainError(
-            f"what answers at {uri} is not an MLflow server (its /health does not say OK); {remedy}"
+            f"the server at {uri} is not an MLflow server (its /health did not return OK); {remedy}"
         )
 
 
-def check_sqlite(uri: str) -> None:
-    """MLflow itself tries a file that is no database for 11 s."""
-    path = uri.removeprefix("sqlite:///")
+def _check_sqlite(path: str) -> None:
+    """MLflow itself retries a file that is not a database for 11 s."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "rb") as file:
@@ -134,6 +132,6 @@ def check_sqlite(uri: str) -> None:
         )
     if not os.access(path if head else os.path.dirname(path), os.W_OK):
         raise PlainError(
-            f"the MLflow store {path} may not be written by this user; change its permissions or"
-            " give another storage root"
+            f"the MLflow store {path} is not writable for this user; change its permissions or give"
+            " another storage root"
         )

@@ -22,13 +22,12 @@ from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.package_files import PACKAGE_FILES, build_package, package_digest
 from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
+from cluster.tracking.logged_package import download_package, log_package
 from cluster.tracking.registry import (
     DIGEST_TAG,
     Version,
     aliases,
-    download_package,
     find_package,
-    log_package,
     promote,
     register,
     resolve,

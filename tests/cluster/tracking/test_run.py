@@ -1,24 +1,21 @@
-"""cluster/tracking/client.py against a real SQLite store in this process, shared by the file
-because creating one costs seconds.
+"""MLflow runs against a real SQLite store in this process, one for the whole file, because creating
+one costs seconds.
 """
 
 from __future__ import annotations
 
-import http.server
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 
 import pytest
-from pydantic import ValidationError
 
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import run as tracking_run
 from cluster.tracking.client import connect
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
-from cluster.tracking.run import attach_run, metric_name, open_run
+from cluster.tracking.config import tracking_uri
+from cluster.tracking.run import attach_run, open_run
+from cluster.tracking.sender import metric_name
 
 
 @pytest.fixture(scope="module")
@@ -45,126 +42,7 @@ def history(run, key):
     )
 
 
-@pytest.fixture
-def port_without_server():
-    with socket.socket() as held:
-        # Bound and not listening: connections are refused and nobody else can take the port.
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def answer_with(status, body):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield answer_with
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_embedded_store_lies_in_the_storage_root_and_beside_the_driver_for_a_bucket(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    assert tracking_uri(None, "/data/root") == "sqlite:////data/root/mlflow.db"
-    assert tracking_uri(None, "s3://bucket/root") == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking_uri("http://server:5000", "/data/root") == "http://server:5000"
-
-
-def test_config_takes_servers_and_sqlite_and_nothing_else():
-    assert TrackingConfig(uri="https://server:5000/").uri == "https://server:5000"
-    assert TrackingConfig(uri="sqlite:////data/mlflow.db").uri == "sqlite:////data/mlflow.db"
-    for wrong in ("", "server:5000", "./mlruns", "file:///data", "sqlite:///relative.db"):
-        with pytest.raises(ValidationError, match="must be http"):
-            TrackingConfig(uri=wrong)
-    with pytest.raises(ValidationError, match="must not carry credentials") as refused:
-        TrackingConfig(uri="https://me:secret@server:5000")
-    assert "secret" not in refused.value.errors()[0]["msg"]
-
-
-def test_ui_command_names_the_store_or_the_server():
-    assert ui_command("sqlite:////data/a b/mlflow.db").endswith(
-        "mlflow ui --backend-store-uri 'sqlite:////data/a b/mlflow.db'"
-    )
-    assert ui_command("https://server:5000") == "https://server:5000"
-
-
-def test_module_and_preflight_do_not_import_mlflow(port_without_server):
-    code = (
-        "import sys, cluster.tracking.client; from cluster.tracking.config import check_server\n"
-        f"try: check_server('http://127.0.0.1:{port_without_server}')\n"
-        "except Exception as error: print(type(error).__name__, 'mlflow' in sys.modules)"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "PlainError False\n"
-    )
-
-
-def test_preflight_tells_a_dead_an_ill_and_a_wrong_server_from_a_good_one(
-    port_without_server, serve
-):
-    check_server(serve(200, b"OK"))
-    check_server(serve(401, b"who are you?"))
-    with pytest.raises(
-        PlainError,
-        match=(
-            rf"no MLflow server answers at http://127\.0\.0\.1:{port_without_server} .*refused.*uri"
-        ),
-    ) as dead:
-        check_server(f"http://127.0.0.1:{port_without_server}")
-    assert dead.value.exit_code == 1
-    with pytest.raises(PlainError, match="ill: /health answers 503"):
-        check_server(serve(503, b"starting"))
-    with pytest.raises(PlainError, match="not an MLflow server"):
-        check_server(serve(200, b"<html>a dashboard</html>"))
-    with pytest.raises(PlainError, match="not an MLflow server"):
-        check_server(serve(404, b""))
-
-
-def test_preflight_refuses_a_file_that_is_no_database_and_a_folder_that_cannot_be(tmp_path):
-    (tmp_path / "mlflow.db").write_text("this is a text file")
-    with pytest.raises(PlainError, match="not an SQLite file"):
-        check_server(f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(PlainError, match="cannot be used"):
-        check_server(f"sqlite:///{tmp_path}/mlflow.db/below/mlflow.db")
-    check_server(f"sqlite:///{tmp_path}/new/mlflow.db")
-
-
-def test_a_server_that_dies_after_the_preflight_is_one_plain_line(
-    port_without_server, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(PlainError, match=r"^MLflow at http://127\.0\.0\.1:\d+ failed: .*[^\n]$"):
-        open_run(
-            f"http://127.0.0.1:{port_without_server}",
-            experiment="tests",
-            storage=str(tmp_path),
-            name="x",
-        )
-
-
-def test_run_holds_what_was_logged(store, tmp_path):
+def test_the_run_has_everything_that_was_logged(store, tmp_path):
     run = start(store, tags={"digest": "abc"}, parent_run_id="0" * 32)
     run.log_params({"optimizer.lr": 0.01, **{f"p{i}": i for i in range(250)}})
     run.log_metrics({"loss": 2.5, "AP/tv, monitor": 0.25}, step=128)
@@ -190,7 +68,7 @@ def test_run_holds_what_was_logged(store, tmp_path):
             assert file.read() == text
 
 
-def test_resume_continues_the_run_without_doubling_what_it_has(store):
+def test_resume_continues_the_run_without_duplicates(store):
     first = start(store)
     first.log_params({"gamma": 2.0, "workers": 2})
     for step in (100, 200, 300):
@@ -215,7 +93,7 @@ def test_resume_continues_the_run_without_doubling_what_it_has(store):
     assert data.tags["changed.workers"] == "1" and "changed.gamma" not in data.tags
 
 
-def test_a_step_that_comes_again_is_sent_once(store):
+def test_a_repeated_step_is_sent_once(store):
     """Workers that are restarted from a checkpoint make steps again, also while the store takes
     nothing.
     """
@@ -232,7 +110,7 @@ def test_a_step_that_comes_again_is_sent_once(store):
     assert history(run, "loss") == [(100, 1.0), (150, 1.5), (200, 2.0), (300, 3.0), (400, 4.0)]
 
 
-def test_store_that_breaks_midway_loses_nothing_and_warns_once(store, capsys):
+def test_a_store_that_breaks_midway_loses_nothing_and_warns_once(store, capsys):
     run = start(store)
     run.log_metrics({"loss": 3.0}, 1)
     assert run.flush()
@@ -259,7 +137,7 @@ def test_store_that_breaks_midway_loses_nothing_and_warns_once(store, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_store_that_stays_broken_lets_the_run_end_and_says_what_is_lacking(
+def test_a_store_that_stays_broken_lets_the_run_end_and_a_warning_counts_the_rest(
     store, capsys, monkeypatch
 ):
     run = start(store)
@@ -275,7 +153,7 @@ def test_store_that_stays_broken_lets_the_run_end_and_says_what_is_lacking(
     assert "the server went away" in said and "lacks 2 metric values and 1 other entries" in said
 
 
-def test_a_refused_entry_does_not_hold_back_the_others(store, capsys, monkeypatch):
+def test_a_refused_entry_does_not_block_the_others(store, capsys, monkeypatch):
     from mlflow.exceptions import MlflowException
 
     run = start(store)
@@ -292,7 +170,7 @@ def test_a_refused_entry_does_not_hold_back_the_others(store, capsys, monkeypatc
     assert found.data.tags["after"] == "1" and found.info.status == "FINISHED"
 
 
-def test_attach_adds_to_a_finished_run_and_leaves_its_status(store):
+def test_attach_adds_to_a_finished_run_and_does_not_change_its_status(store):
     run = start(store)
     run.log_metrics({"AP": 0.5}, 100)
     assert run.finish("FINISHED", patience_s=0)
@@ -311,14 +189,17 @@ def test_a_run_or_experiment_that_was_deleted(store, capsys):
     run.client.delete_run(run.run_id)
     fresh = start(store, run_id=run.run_id)
     fresh.finish("FINISHED", patience_s=0)
-    assert fresh.run_id != run.run_id and "is gone" in capsys.readouterr().err
+    assert (
+        fresh.run_id != run.run_id
+        and f"has no run {run.run_id} any more" in capsys.readouterr().err
+    )
     client = connect(run.uri)
     client.delete_experiment(client.create_experiment("deleted"))
     with pytest.raises(UsageError, match="'deleted' was deleted"):
         open_run(run.uri, experiment="deleted", storage=store, name="x")
 
 
-def test_the_thread_sends_without_being_asked(store, monkeypatch):
+def test_the_thread_sends_by_itself(store, monkeypatch):
     monkeypatch.setattr(tracking_run, "SEND_EVERY_S", 0.0)
     run = start(store)
     sent = threading.Event()
@@ -329,7 +210,22 @@ def test_the_thread_sends_without_being_asked(store, monkeypatch):
     run.finish("FINISHED")
 
 
-def test_metric_names_become_what_mlflow_takes():
+def test_a_server_that_dies_after_the_preflight_is_one_plain_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as bound:
+        # Bound and not listening: connections are refused and nobody else can take the port.
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    with pytest.raises(PlainError, match=r"^MLflow at http://127\.0\.0\.1:\d+ failed: .*[^\n]$"):
+        open_run(
+            f"http://127.0.0.1:{port}",
+            experiment="tests",
+            storage=str(tmp_path),
+            name="x",
+        )
+
+
+def test_metric_names_become_valid_in_mlflow():
     # Comma, parentheses and the quote are not in MLflow's alphabet; ä counts as a letter there.
     assert metric_name("AP/cup, (small)'s ä") == "AP/cup_ _small__s ä"
     assert metric_name("x" * 300) == "x" * 250

@@ -1,0 +1,120 @@
+"""A model package as an MLflow model: logged without pickle, and downloaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from cluster.errors import PlainError
+from cluster.runs.package_files import PACKAGE_FILES, check_version
+from cluster.tracking.client import connected
+from cluster.tracking.registry import Version
+from cluster.tracking.run import Run
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+# The imports of detector/ and cluster/tracking/pyfunc_model.py.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "simplejpeg",
+    "torch",
+    "torchvision",
+)
+DETECTOR = Path(__file__).resolve().parents[2] / "detector"
+
+
+def log_package(run: Run, folder: str, *, step: int = 0) -> str:
+    """Log a package folder as a pickle-free pyfunc of this MLflow run -> `models:/m-...`. `step` is
+    images seen.
+
+    The model contains the three files, a copy of detector/, pinned requirements and the signature,
+    so it loads without this project.
+    """
+    with connected(run.uri) as client, warnings.catch_warnings():
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        # An input example would load the network two more times to show 40 characters of a JPEG;
+        # the signature is enough.
+        warnings.filterwarnings("ignore", message=".*[Ii]nput example.*")
+        logged = client.create_logged_model(
+            client.get_run(run.run_id).info.experiment_id, name="package", source_run_id=run.run_id
+        )
+        info = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run.run_id,
+            model_id=logged.model_id,
+            step=step,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"package": os.path.abspath(folder)},
+            code_paths=[str(DETECTOR)],
+            pip_requirements=_pinned_requirements(),
+            signature=_signature(),
+        )
+    return info.model_uri
+
+
+def _pinned_requirements() -> list[str]:
+    """The installed versions, without a local part such as +cu130, which no public index has."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.binary, "image"),
+                ColSpec(DataType.string, "image_id", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(Array(Array(DataType.double)), "boxes"),
+                ColSpec(Array(DataType.double), "scores"),
+                ColSpec(Array(DataType.long), "labels"),
+                ColSpec(Array(DataType.string), "names"),
+            ]
+        ),
+    )
+
+
+def download_package(version: Version, *, tracking: str, folder: str | None = None) -> str:
+    """A local folder with the three package files, below `folder` (None: a new temporary one, which
+    the caller deletes).
+
+    `PlainError` when the version is not a package of this project.
+    """
+    folder = folder or tempfile.mkdtemp(prefix="retinaray-package-")
+    with connected(tracking):
+        from mlflow.artifacts import download_artifacts
+
+        model = download_artifacts(
+            str(version), dst_path=folder, tracking_uri=tracking, registry_uri=tracking
+        )
+    with open(os.path.join(model, "MLmodel"), encoding="utf-8") as file:
+        flavor = yaml.safe_load(file)["flavors"].get("python_function", {})
+    package = os.path.join(model, flavor.get("artifacts", {}).get("package", {}).get("path", ""))
+    missing = [name for name in PACKAGE_FILES if not os.path.isfile(os.path.join(package, name))]
+    if missing:
+        raise PlainError(
+            f"{version} has no {', '.join(missing)}: it is not a model of this project; choose"
+            " another version"
+        )
+    check_version(package, str(version))
+    return package
