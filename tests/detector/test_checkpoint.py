@@ -129,7 +129,7 @@ def worker_on(folder: str, training: Training, **counters):
         "ranks": 1,
         "train_set": SimpleNamespace(digest="d" * 64),
     }
-    parts |= {"checkpoints": checkpoints, "over": [], "reports": SimpleNamespace(left_out=0)}
+    parts |= {"checkpoints": checkpoints, "evaluations": [], "reports": SimpleNamespace(left_out=0)}
     vars(worker).update(
         {
             **parts,
