@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,13 @@ class Desk:
         said, argv = io.StringIO(), sys.argv
         sys.argv = [module, *arguments]
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with (
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+                warnings.catch_warnings(),
+            ):
+                # Another verb has imported it.
+                warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
