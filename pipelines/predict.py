@@ -111,11 +111,8 @@ def main(config: PredictConfig) -> None:
         )
         files.upload_folder(folder, output, last=SUMMARY)
     print(f"model    {version}")
-    print(
-        f"images   {summary['images']}: {summary['ok']} predicted, {summary['errors']} could not be"
-        " read"
-    )
-    for line in summary["first_errors"][:5]:
+    print(f"images   {summary.images}: {summary.ok} predicted, {summary.errors} could not be read")
+    for line in summary.first_errors[:5]:
         print(f"         {on_one_line(line)}")
     print(f"written  {output}: {PREDICTIONS}, {RESULTS}{', overlays/' if config.overlays else ''}")
 

@@ -5,11 +5,13 @@ as a predictor.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 
 from cluster.errors import DataError, UsageError
 from cluster.runs.evaluations import Weights
+from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from detector.checkpoint import STATE_FILE, parse_state
@@ -36,6 +38,11 @@ def read_package(folder: str) -> PackageFiles:
         with open(os.path.join(folder, name), "rb") as file:
             package[name] = file.read()
     return package
+
+
+def stored_classes(content: bytes) -> list[Category]:
+    """The classes of a package's classes.json, in the order of the labels."""
+    return [Category(each["label"], each["id"], each["name"]) for each in json.loads(content)]
 
 
 def load_predictor(package: PackageFiles, device: str) -> Predictor:

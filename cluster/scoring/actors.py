@@ -1,21 +1,23 @@
-"""A model over a dataset of images: Ray actors that hold the network."""
+"""Detections for a Ray dataset of encoded images, by Ray actors that each hold the network."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import ray
+import ray.data
 import torch
 
-from cluster.runs.package_files import load_predictor, read_package
+from cluster.runs.package_files import PackageFiles, load_predictor, read_package, stored_classes
 from cluster.scoring.detect import BATCH
 from detector.decode import Detections
 from detector.image import ImageError, open_image
-from detector.predict import CLASSES_FILE
+from detector.predict import CLASSES_FILE, Predictor
 
-FOUND = pa.schema(
+SCORED = pa.schema(
     [
         ("status", pa.string()),
         ("error", pa.string()),
@@ -27,74 +29,96 @@ FOUND = pa.schema(
         ("names", pa.list_(pa.string())),
     ]
 )
-"""What scoring adds to a row: status ok or error (then the reason), px of the upright image,
-detections best first in its frame.
-"""
+"""The columns of `Scored`."""
 
 
-class Scorer:
-    """A predictor in a Ray actor; the weights arrive through the object store, so that no node
-    needs to see the driver's disk.
-    """
+@dataclass(frozen=True)
+class Scored:
+    """The values that scoring adds to a row."""
 
-    def __init__(self, package_ref: ray.ObjectRef, threads: int, device: str):
-        package: dict[str, bytes] = ray.get(package_ref)
-        torch.set_num_threads(threads)
-        self.predictor = load_predictor(package, device)
-        self.names = [entry["name"] for entry in json.loads(package[CLASSES_FILE])]
+    status: Literal["ok", "error"]
+    error: str | None = None
+    """Why there are no detections."""
+    height: int | None = None
+    """px of the upright image."""
+    width: int | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """XYXY px of the upright image, best score first."""
+    scores: tuple[float, ...] = ()
+    """0..1."""
+    labels: tuple[int, ...] = ()
+    """0..K-1."""
+    names: tuple[str, ...] = ()
+    """Class names."""
+
+    @property
+    def detections(self) -> Detections:
+        return Detections(
+            np.asarray(self.boxes, np.float32).reshape(-1, 4),
+            np.asarray(self.scores, np.float32),
+            np.asarray(self.labels, np.int64),
+        )
+
+
+class TableScorer:
+    """Scores the rows of Arrow tables with a predictor."""
+
+    def __init__(self, predictor: Predictor, class_names: list[str]):
+        self.predictor = predictor
+        self.class_names = class_names
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace the column `image` by the columns of `FOUND`. A row whose `error` is set already,
-        or whose image cannot be decoded, keeps its place.
+        """Replace the column `image` by the columns of `Scored`. A row whose `error` is set
+        already, or whose image cannot be decoded, stays in its place with status error.
         """
         errors: list[str | None] = (
             table["error"].to_pylist() if "error" in table.column_names else [None] * table.num_rows
         )
         samples = []
-        for place, data in enumerate(table["image"]):
-            if errors[place] is None:
+        for number, data in enumerate(table["image"]):
+            if errors[number] is None:
                 try:
-                    samples.append(self.predictor.sample(open_image(data.as_py()), place))
+                    samples.append(self.predictor.sample(open_image(data.as_py()), number))
                 except ImageError as error:
-                    errors[place] = str(error)
-        found = self.predictor.detect_all(samples)
+                    errors[number] = str(error)
+        detections = self.predictor.detect_all(samples)
         sizes = {sample.image_id: size for sample, size in samples}
-        scored = [self.row(found.get(i), sizes.get(i), errors[i]) for i in range(table.num_rows)]
-        kept = table.drop_columns(
-            [name for name in ("image", "error") if name in table.column_names]
-        )
-        columns = pa.Table.from_pylist(scored, schema=FOUND)
-        for field in FOUND:
-            if field.name in kept.column_names:
-                kept = kept.drop_columns([field.name])
-            kept = kept.append_column(field, columns[field.name])
-        return kept
+        rows = [
+            self._scored(detections[number], sizes[number])
+            if number in detections
+            else Scored("error", errors[number])
+            for number in range(table.num_rows)
+        ]
+        columns = pa.Table.from_pylist([vars(row) for row in rows], schema=SCORED)
+        replaced = {"image", *SCORED.names}
+        table = table.drop_columns([name for name in table.column_names if name in replaced])
+        for field in SCORED:
+            table = table.append_column(field, columns[field.name])
+        return table
 
-    def row(
-        self, found: Detections | None, size: tuple[int, int] | None, error: str | None
-    ) -> dict[str, Any]:
-        if found is None or size is None:
-            return {
-                "status": "error",
-                "error": error,
-                "height": None,
-                "width": None,
-                "boxes": [],
-                "scores": [],
-                "labels": [],
-                "names": [],
-            }
-        labels = found.labels_N.tolist()
-        return {
-            "status": "ok",
-            "error": None,
-            "height": size[0],
-            "width": size[1],
-            "boxes": found.boxes_N4.tolist(),
-            "scores": found.scores_N.tolist(),
-            "labels": labels,
-            "names": [self.names[label] for label in labels],
-        }
+    def _scored(self, detections: Detections, size: tuple[int, int]) -> Scored:
+        labels = detections.labels_N.tolist()
+        return Scored(
+            "ok",
+            height=size[0],
+            width=size[1],
+            boxes=tuple(detections.boxes_N4.tolist()),
+            scores=tuple(detections.scores_N.tolist()),
+            labels=tuple(labels),
+            names=tuple(self.class_names[label] for label in labels),
+        )
+
+
+class Scorer(TableScorer):
+    """`TableScorer` in a Ray actor. The weights arrive through the object store, so that no node
+    needs access to the driver's disk.
+    """
+
+    def __init__(self, package_ref: ray.ObjectRef, threads: int, device: str):
+        package: PackageFiles = ray.get(package_ref)
+        torch.set_num_threads(threads)
+        classes = stored_classes(package[CLASSES_FILE])
+        super().__init__(load_predictor(package, device), [category.name for category in classes])
 
 
 def score(
@@ -105,8 +129,8 @@ def score(
     cpus_per_worker: float,
     gpus_per_worker: float = 0,
 ) -> ray.data.Dataset:
-    """Detections for a dataset with a column `image` (encoded bytes) and any others, lazily: see
-    `Scorer`. Every row comes out exactly once.
+    """A dataset with a column `image` (encoded bytes) and any others -> the same rows, each exactly
+    once, scored by `Scorer`. Runs lazily.
     """
     return images.map_batches(
         Scorer,

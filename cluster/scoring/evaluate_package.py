@@ -62,7 +62,7 @@ def evaluate_package(
 
 
 def set_max_detections(package: str, count: int) -> None:
-    """Let the model of a package in a local folder return the `count` best detections of an image."""
+    """Let the model of a package in a local folder return the `count` best detections."""
     description = read_json(package, MODEL_FILE)
     description["decode"]["max_detections"] = count
     with open(os.path.join(package, MODEL_FILE), "w", encoding="utf-8") as file:

@@ -6,45 +6,86 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
 from cluster.loading import datasets
+from cluster.runs.package_files import stored_classes
 from cluster.scoring import actors
-from cluster.scoring.detect import detections_of
+from cluster.scoring.actors import Scored
 from cluster.storage import files
 from detector.image import decode_image
 from detector.plots import overlay_figure
+from detector.predict import CLASSES_FILE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 PREDICTIONS, RESULTS, SUMMARY = "predictions.parquet", "coco_results.json", "summary.json"
+SCHEMA = pa.schema(
+    [pa.field("uri", pa.string()), *actors.SCORED, pa.field("model_version", pa.string())]
+)
+"""Of predictions.parquet: the columns of `Prediction`."""
+LISTED_ERRORS = 20
+"""Errors in the summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Scored):
+    """One row of predictions.parquet."""
+
+    uri: str
+    model_version: str
+
+
+class CocoResult(TypedDict):
+    """One detection in COCO's results format."""
+
+    image_id: int
+    category_id: int
+    """The data set's own id."""
+    bbox: list[float]
+    """XYWH px."""
+    score: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json."""
+
+    model_version: str
+    images: int
+    ok: int
+    errors: int
+    first_errors: list[str]
+    """The first `LISTED_ERRORS`, as "<uri>: <reason>"."""
+    detections_with_image_id: int
+    """Detections in coco_results.json."""
 
 
 def list_images(uri: str) -> list[str]:
-    """URIs of all files below `uri` that are named like an image, sorted. `DataError` where there
-    is none.
+    """URIs of all files below `uri` whose names have the suffix of an image, sorted. `DataError`
+    where there is none.
     """
-    found = [name for name, _ in files.list_files(uri, IMAGE_SUFFIXES)]
-    if not found:
+    images = [name for name, _ in files.list_files(uri, IMAGE_SUFFIXES)]
+    if not images:
         raise DataError(
             f"{uri}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images"
         )
-    return found
+    return images
 
 
 def image_ids(
-    uris: Sequence[str], images: str, annotations: dict[str, Any] | None
+    uris: Sequence[str], images: str, annotations: Mapping[str, Any] | None
 ) -> dict[str, int]:
     """The image id of each file: that of the COCO JSON's `file_name` below `images`, or without a
-    JSON its place in the sorted list, from 1.
+    JSON its number in the sorted list, from 1.
     """
     if annotations is None:
-        return {uri: i for i, uri in enumerate(uris, start=1)}
+        return {uri: number for number, uri in enumerate(uris, start=1)}
     by_name = {entry["file_name"]: entry["id"] for entry in annotations["images"]}
     root = images.rstrip("/") + "/"
     return {uri: by_name[name] for uri in uris if (name := uri.removeprefix(root)) in by_name}
@@ -56,73 +97,63 @@ def predict(
     folder: str,
     *,
     model_version: str,
-    ids: dict[str, int],
+    ids: Mapping[str, int],
     overlays: int,
-    **resources: Any,
-) -> dict[str, Any]:
+    workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0,
+) -> Summary:
     """Fill the local `folder` with predictions.parquet (one row for every URI, in order),
     coco_results.json, overlays/ and summary.json, and return the summary.
 
-    An unreadable image is a row with status `error` and the reason. COCO results hold the data
-    set's own category ids and XYWH boxes; a file without an id in `ids` has none there.
+    An unreadable image is a row with status `error` and the reason. COCO results contain the data
+    set's own category ids and XYWH boxes; files without an id in `ids` are not in them.
     """
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
-    with open(os.path.join(package, "classes.json"), encoding="utf-8") as file:
-        classes = json.load(file)
-    category_ids = [entry["id"] for entry in classes]
-    names = [entry["name"] for entry in classes]
-    schema = pa.schema(
-        [pa.field("uri", pa.string()), *actors.FOUND, pa.field("model_version", pa.string())]
-    )
-    statuses: Counter[str] = Counter()
-    results: list[dict[str, Any]] = []
+    with open(os.path.join(package, CLASSES_FILE), "rb") as file:
+        classes = stored_classes(file.read())
+    category_ids, names = [each.id for each in classes], [each.name for each in classes]
+    results: list[CocoResult] = []
     errors: list[str] = []
-    drawn = 0
-    with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), schema) as writer:
-        for table in actors.score(
-            datasets.file_rows(uris, workers=resources["workers"]), package, **resources
-        ).iter_batches(batch_size=None, batch_format="pyarrow"):
-            table = table.append_column(
-                "model_version", pa.array([model_version] * table.num_rows, pa.string())
-            )
-            writer.write_table(table.select(schema.names).cast(schema))
-            for row in table.to_pylist():
-                statuses[row["status"]] += 1
-                if row["status"] == "error":
-                    errors.append(f"{row['uri']}: {row['error']}")
+    ok = 0
+    tables = actors.score(
+        datasets.file_rows(uris, workers=workers),
+        package,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    ).iter_batches(batch_size=None, batch_format="pyarrow")
+    with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), SCHEMA) as writer:
+        for table in tables:
+            versions = pa.array([model_version] * table.num_rows, pa.string())
+            table = table.append_column("model_version", versions)
+            table = table.select(SCHEMA.names).cast(SCHEMA)
+            writer.write_table(table)
+            for prediction in (Prediction(**row) for row in table.to_pylist()):
+                if prediction.status == "error":
+                    errors.append(f"{prediction.uri}: {prediction.error}")
                     continue
-                if row["uri"] in ids:
-                    results += coco_results(row, ids[row["uri"]], category_ids)
-                if drawn < overlays:
-                    picture = decode_image(files.read_bytes(row["uri"]))
-                    figure = overlay_figure(
-                        picture, detections_of(row), names, title=os.path.basename(row["uri"])
-                    )
-                    figure.savefig(
-                        os.path.join(
-                            folder, "overlays", f"{drawn:04d}-{os.path.basename(row['uri'])}.png"
-                        ),
-                        dpi=90,
-                    )
-                    drawn += 1
+                if prediction.uri in ids:
+                    results += _coco_results(prediction, ids[prediction.uri], category_ids)
+                if ok < overlays:
+                    _draw_overlay(prediction, names, folder, number=ok)
+                ok += 1
     with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as file:
         json.dump(results, file)
-    summary = {
-        "model_version": model_version,
-        "images": len(uris),
-        "ok": statuses["ok"],
-        "errors": statuses["error"],
-        "first_errors": errors[:20],
-    }
-    summary["detections_with_image_id"] = len(results)
+    summary = Summary(
+        model_version=model_version,
+        images=len(uris),
+        ok=ok,
+        errors=len(errors),
+        first_errors=errors[:LISTED_ERRORS],
+        detections_with_image_id=len(results),
+    )
     with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1)
+        json.dump(asdict(summary), file, indent=1)
     return summary
 
 
-def coco_results(
-    row: dict[str, Any], image_id: int, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+def _coco_results(scored: Scored, image_id: int, category_ids: Sequence[int]) -> list[CocoResult]:
     return [
         {
             "image_id": image_id,
@@ -131,6 +162,19 @@ def coco_results(
             "score": score,
         }
         for (x1, y1, x2, y2), score, label in zip(
-            row["boxes"], row["scores"], row["labels"], strict=True
+            scored.boxes, scored.scores, scored.labels, strict=True
         )
     ]
+
+
+def _draw_overlay(
+    prediction: Prediction, class_names: Sequence[str], folder: str, *, number: int
+) -> None:
+    name = os.path.basename(prediction.uri)
+    figure = overlay_figure(
+        decode_image(files.read_bytes(prediction.uri)),
+        prediction.detections,
+        class_names,
+        title=name,
+    )
+    figure.savefig(os.path.join(folder, "overlays", f"{number:04d}-{name}.png"), dpi=90)

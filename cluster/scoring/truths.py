@@ -1,4 +1,4 @@
-"""The annotated objects of a shard set, as evaluation takes them."""
+"""The annotated objects of a shard set, as the metrics take them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detector.metrics import Truth
 
 
 def read_truths(shard_set: ShardSet) -> list[Truth]:
-    """The annotated objects of every image of a set; no pixel is read."""
+    """The annotated objects of every image of a set. Images are not decoded."""
     return [
         Truth(
             image_id=row["image_id"],

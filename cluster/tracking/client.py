@@ -90,8 +90,8 @@ def connected(uri: str) -> Iterator[MlflowClient]:
     """
     mlflow = import_mlflow()
     client = connect(uri)
-    # mlflow.set_tracking_uri writes this variable too; the caller's environment, which Ray inherits,
-    # must not change.
+    # mlflow.set_tracking_uri writes this variable too; the caller's environment must not change,
+    # Ray inherits it.
     before = {
         name: os.environ.get(name)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT")

@@ -1,4 +1,4 @@
-"""The MLflow server or store that records runs and models, and a preflight check of it that does not
+"""The MLflow server or store that records runs and models, and its preflight check, which does not
 import MLflow.
 """
 

@@ -1,8 +1,8 @@
 """The models-from-code script of a registered detector: MLflow runs this file to load the model;
 nothing imports it.
 
-It travels with the model next to a copy of detector/, so it knows those two and MLflow alone. The
-weights are safetensors: nothing is unpickled.
+It is logged with the model, next to a copy of detector/, so it imports detector/ and MLflow alone.
+The weights are safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 
+from detector.batch import Sample
 from detector.image import ImageError, open_image
 from detector.predict import CLASSES_FILE, Predictor
 
-# Bounds the decoded pixels in memory; a request may hold thousands of images.
+# Limits the decoded pixels in memory; a request may have thousands of images.
 IMAGES_PER_CALL = 8
 
 
@@ -34,9 +35,11 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
             batch_size=IMAGES_PER_CALL,
         )
         with open(os.path.join(folder, CLASSES_FILE), encoding="utf-8") as file:
-            self.names = {entry["label"]: entry["name"] for entry in json.load(file)}
+            self.class_names: dict[int, str] = {
+                entry["label"]: entry["name"] for entry in json.load(file)
+            }
 
-    # MLflow looks the argument names up: they must be exactly these.
+    # MLflow inspects the names of the arguments: they must be exactly these.
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
@@ -44,37 +47,40 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
         `boxes` (N,4) XYXY pixels of the upright image, `scores` (N,), `labels` (N,) 0..K-1 and
         `names` (N,), as lists, best score first.
 
-        `MlflowException` (HTTP 400 from a server) naming the image_id, or the row, of a picture
-        that cannot be decoded.
+        `MlflowException` (HTTP 400 from a server) names the image_id, or the row, of an image that
+        cannot be decoded.
         """
         images = [bytes(image) for image in model_input["image"]]
         named = "image_id" in model_input and model_input["image_id"].notna().all()
-        who = (
-            [f"image_id {i!r}" for i in model_input["image_id"]]
+        names = (
+            [f"image_id {image_id!r}" for image_id in model_input["image_id"]]
             if named
-            else [f"row {i}" for i in range(len(images))]
+            else [f"row {number}" for number in range(len(images))]
         )
         rows = []
-        for i in range(0, len(images), IMAGES_PER_CALL):
-            places = range(i, min(i + IMAGES_PER_CALL, len(images)))
-            found = self.predictor.detect_all([self.sample(images[j], j, who[j]) for j in places])
-            for j in places:
-                labels = found[j].labels_N.tolist()
+        for start in range(0, len(images), IMAGES_PER_CALL):
+            numbers = range(start, min(start + IMAGES_PER_CALL, len(images)))
+            detections = self.predictor.detect_all(
+                [self._sample(images[number], number, names[number]) for number in numbers]
+            )
+            for number in numbers:
+                of_image = detections[number]
+                labels = of_image.labels_N.tolist()
                 rows.append(
                     (
-                        found[j].boxes_N4.tolist(),
-                        found[j].scores_N.tolist(),
+                        of_image.boxes_N4.tolist(),
+                        of_image.scores_N.tolist(),
                         labels,
-                        [self.names[label] for label in labels],
+                        [self.class_names[label] for label in labels],
                     )
                 )
         return pd.DataFrame(rows, columns=["boxes", "scores", "labels", "names"])
 
-    def sample(self, data: bytes, place: int, who: str) -> Any:
+    def _sample(self, data: bytes, number: int, name: str) -> tuple[Sample, tuple[int, int]]:
         try:
-            return self.predictor.sample(open_image(data), place)
+            return self.predictor.sample(open_image(data), number)
         except ImageError as error:
-            raise MlflowException.invalid_parameter_value(f"{who}: {error}") from error
+            raise MlflowException.invalid_parameter_value(f"{name}: {error}") from error
 
 
 mlflow.models.set_model(PackagedDetector())

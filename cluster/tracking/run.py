@@ -90,7 +90,7 @@ def attach_run(uri: str, run_id: str) -> Run:
 
 
 def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int] | None:
-    """The last step of every metric of the run; None when there is no such run or it was deleted."""
+    """The last step of every metric of the run; None when the run does not exist or is deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -218,7 +218,7 @@ class Run:
         return not (values or others)
 
     def flush(self) -> bool:
-        """Send the queue now. False when the store did not take everything; the rest stays queued."""
+        """Send the queue now. False when the store did not take all; the rest stays queued."""
         with self._sending:
             try:
                 # The status is queued last and must be sent last: a finished run is complete.

@@ -17,7 +17,7 @@ METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 
 
 def metric_name(name: str) -> str:
-    """MLflow takes letters, digits and _-. :/ and 250 characters; class names may contain anything."""
+    """MLflow takes 250 letters, digits and _-. :/ at most; class names may contain anything."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250].strip("/. ") or "_"
 
 

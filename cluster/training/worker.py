@@ -26,7 +26,7 @@ from cluster.loading.stream import Stream
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation, Request
 from cluster.runs.training_config import compiles
-from cluster.scoring.detect import detections
+from cluster.scoring.detect import detect_share
 from cluster.scoring.evaluate import evaluate_checkpoint
 from cluster.scoring.truths import read_truths
 from cluster.shards.index import open_shard_set
@@ -391,7 +391,7 @@ class Worker:
         share = dict(
             rank=self.rank, ranks=self.ranks, threads=threads, decode_threads=self.stream.threads
         )
-        found = detections(predictor, self.val_set, progressed=self.watchdog.progressed, **share)
+        found = detect_share(predictor, self.val_set, progressed=self.watchdog.progressed, **share)
         parts: list[Any] = [found]
         if self.ranks > 1:
             parts = [None] * self.ranks

@@ -1,4 +1,4 @@
-"""The evaluations of a run without Ray: requests, the best, early stopping, and the stored files."""
+"""The evaluations of a run without Ray: requests, the best, early stopping, stored files."""
 
 from __future__ import annotations
 

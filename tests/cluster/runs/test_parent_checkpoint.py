@@ -1,5 +1,5 @@
-"""A run that starts from another run's checkpoint: what is refused in one line before a machine is
-spent, and what makes it the same run again.
+"""A run that starts from another run's checkpoint: refusals of the preflight, and the identity of the
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cluster.runs.package import package_of
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import join
-from cluster.training import launch, preflight
+from cluster.training import preflight
 from detector.checkpoint import Snapshot, write_checkpoint
 
 CATEGORIES = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
@@ -40,7 +40,7 @@ def shard_set(*categories: Category, digest: str = "d" * 64) -> SimpleNamespace:
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
     """Makes the configuration of a run, whose shard sets need not be there."""
-    monkeypatch.setattr(launch, "open_shard_set", lambda uri: shard_set(*CATEGORIES))
+    monkeypatch.setattr(preflight, "open_shard_set", lambda uri: shard_set(*CATEGORIES))
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     return lambda **changes: TrainConfig.model_validate(
         {"name": "second", **places, "model": {"backbone": "resnet18", "width": 64}, **changes}
@@ -66,7 +66,7 @@ def parent(tmp_path: Path, configure: Callable[..., TrainConfig]) -> str:
     return uri
 
 
-def test_a_run_is_known_by_the_content_of_its_checkpoint(
+def test_the_content_of_the_checkpoint_identifies_a_run(
     parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]
 ) -> None:
     first = preflight.check(configure(from_checkpoint=parent))
@@ -84,7 +84,7 @@ def test_a_run_is_known_by_the_content_of_its_checkpoint(
     assert preflight.check(configure()).identity["from_checkpoint"] is None
 
 
-def test_a_run_that_has_begun_needs_its_checkpoint_no_more(
+def test_a_begun_run_no_longer_needs_its_checkpoint(
     parent: str, tmp_path: Path, configure: Callable[..., TrainConfig]
 ) -> None:
     config = configure(from_checkpoint=parent)
@@ -96,7 +96,7 @@ def test_a_run_that_has_begun_needs_its_checkpoint_no_more(
         preflight.check(configure())
 
 
-def test_the_checkpoint_lies_where_every_node_sees_it(
+def test_the_published_checkpoint_is_readable_on_every_node(
     parent: str, tmp_path: Path, bucket: str
 ) -> None:
     root, run, name = (
@@ -150,8 +150,8 @@ def full(**changes: Any) -> dict[str, Any]:
         (
             full(training={"seed": 1}),
             (
-                "its state cannot be continued (training.seed is 0 there, 1 here); take the same settings, or"
-                " --from_state weights"
+                "its state cannot be continued (training.seed is 0 there, 1 here); take the same"
+                " settings, or --from_state weights"
             ),
         ),
         (
@@ -165,7 +165,7 @@ def full(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_a_mismatch_names_the_settings(
     parent: str, configure: Callable[..., TrainConfig], changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError) as raised:
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_named(
     assert run_folder.read_claim(configure().run_uri) is None
 
 
-def test_what_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> None:
+def test_settings_that_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> None:
     preflight.check(
         configure(from_checkpoint=parent, optimizer={"name": "adamw"}, training={"seed": 1})
     )
@@ -194,7 +194,9 @@ def test_what_may_differ(parent: str, configure: Callable[..., TrainConfig]) -> 
     )
 
 
-def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
+def test_other_classes_are_refused_and_other_data_for_the_full_state(
+    parent: str, configure: Callable[..., TrainConfig]
+) -> None:
     config = configure(from_checkpoint=parent)
     parent_checkpoint.check(config, shard_set(*CATEGORIES, digest="e" * 64))
     with pytest.raises(
@@ -207,7 +209,9 @@ def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
         parent_checkpoint.check(config, shard_set(CATEGORIES[0]))
     with pytest.raises(
         UsageError,
-        match="its state cannot be continued .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here",
+        match=(
+            "its state cannot be continued .data.train is 'dddddddddddd' there, 'eeeeeeeeeeee' here"
+        ),
     ):
         parent_checkpoint.check(
             configure(from_checkpoint=parent, from_state="full"),
@@ -215,7 +219,7 @@ def test_other_data(parent: str, configure: Callable[..., TrainConfig]) -> None:
         )
 
 
-def test_what_is_no_checkpoint(
+def test_a_path_that_is_not_a_checkpoint_is_refused(
     parent: str, tmp_path: Path, bucket: str, configure: Callable[..., TrainConfig]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -236,7 +240,7 @@ def test_what_is_no_checkpoint(
         assert said in str(raised.value)
 
 
-def test_one_start(configure: Callable[..., TrainConfig]) -> None:
+def test_a_run_starts_from_one_source(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ValueError, match="a run starts from one of them"):
         configure(from_checkpoint="a", pretrained="b")
     with pytest.raises(ValueError, match="from_state full: does nothing without from_checkpoint"):

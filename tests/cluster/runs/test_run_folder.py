@@ -11,7 +11,7 @@ from cluster.runs.run_folder import Claim, Finished, TrackingRecord
 from detector import checkpoint
 
 
-def test_the_last_file_has_one_name_on_both_floors() -> None:
+def test_the_last_file_of_a_checkpoint_has_one_name_in_the_project() -> None:
     assert run_folder.STATE_FILE == checkpoint.STATE_FILE
 
 
@@ -26,7 +26,7 @@ def test_a_checkpoint_without_its_last_file_does_not_count(tmp_path: Path) -> No
     assert run_folder.checkpoint_folders(run) == {str(complete): True, str(torn): False}
 
 
-def test_a_name_belongs_to_the_configuration_that_has_begun(tmp_path: Path) -> None:
+def test_a_begun_run_owns_its_name(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     first = run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)
     # Nothing was trained yet: the name is free, and what has it then is another run.

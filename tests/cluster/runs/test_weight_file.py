@@ -1,5 +1,5 @@
-"""A training that starts from a weight file: where the file may lie, what is refused before a
-machine is spent, what every rank holds then.
+"""A training that starts from a weight file: where the file may be, the refusals of the preflight,
+and the weights of every rank.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def own_file(path: Path, **changed: Any) -> Path:
     return path
 
 
-def test_a_local_file_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_is_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
     with weight_file.local_file("model.safetensors") as path:
         assert path == str(tmp_path / "model.safetensors")
 
 
-def test_an_object_of_a_bucket_is_copied_and_the_copy_removed(bucket: str) -> None:
+def test_an_object_of_a_bucket_is_copied_and_the_copy_is_removed(bucket: str) -> None:
     uri = f"{bucket}/zoo/model_final.pkl"
     files.write_bytes(uri, b"weights")
     with weight_file.local_file(uri) as path:
@@ -85,9 +85,9 @@ def test_a_url_is_downloaded_once(hub: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert (
                 path == str(hub / "resnet50-0676ba61.pth") and Path(path).read_bytes() == b"weights"
             )
-    # The digest in the name goes along, so that torch checks the content.
+    # torch gets the digest in the name, and verifies the content.
     assert asked == [(URL, "0676ba61")]
-    # Names without a digest are many files' names.
+    # A name without a digest can stand for different files.
     paths = {
         weight_file.cache_path(f"https://weights.example.org/{number}/model_final.pkl")
         for number in (1, 2)
@@ -122,7 +122,7 @@ def test_a_url_that_fails_is_one_plain_line(hub: Path, monkeypatch: pytest.Monke
         "http://host/a.pth",
     ],
 )
-def test_urls_that_are_refused_show_no_secret(url: str) -> None:
+def test_the_message_about_a_refused_url_shows_no_secret(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         weight_file.check(url, None)
     assert "sesame" not in str(caught.value)
@@ -135,9 +135,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         weight_file.check(str(tmp_path), NETWORK)
 
 
-def test_a_file_that_does_not_fit_is_refused_by_the_command_itself(
-    tmp_path: Path, bucket: str
-) -> None:
+def test_a_file_that_does_not_fit_is_refused_in_the_preflight(tmp_path: Path, bucket: str) -> None:
     path = own_file(tmp_path / "model.safetensors")
     assert weight_file.check(str(path), NETWORK) == hashlib.sha256(path.read_bytes()).hexdigest()
     # Other classes are no misfit.
@@ -152,7 +150,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_command_itself(
         weight_file.check(damaged, NETWORK)
 
 
-def test_the_file_lies_where_every_node_sees_it(tmp_path: Path, bucket: str) -> None:
+def test_the_published_file_is_readable_on_every_node(tmp_path: Path, bucket: str) -> None:
     path, run = tmp_path / "elsewhere/model.safetensors", f"{bucket}/store/runs/cells"
     path.parent.mkdir()
     path.write_bytes(b"weights")
@@ -191,7 +189,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         source_names=(),
         digest="d",
     )
-    monkeypatch.setattr(launch, "open_shard_set", lambda uri: shards)
+    monkeypatch.setattr(preflight, "open_shard_set", lambda uri: shards)
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     model = {"backbone": "resnet18", "width": 64}
     return lambda **changes: TrainConfig.model_validate(
@@ -199,7 +197,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     )
 
 
-def test_a_run_is_known_by_the_content_of_its_file(
+def test_the_content_of_the_weight_file_identifies_a_run(
     tmp_path: Path, configure: Callable[..., TrainConfig]
 ) -> None:
     path, moved = own_file(tmp_path / "model.safetensors"), tmp_path / "moved.safetensors"
@@ -215,7 +213,7 @@ def test_a_run_is_known_by_the_content_of_its_file(
     assert preflight.check(configure(pretrained=str(path))).identity != first.identity
 
 
-def test_a_misfit_is_found_before_a_run_begins(
+def test_a_mismatch_is_refused_before_a_run_begins(
     tmp_path: Path, configure: Callable[..., TrainConfig]
 ) -> None:
     config = configure(
@@ -227,7 +225,7 @@ def test_a_misfit_is_found_before_a_run_begins(
     assert run_folder.read_claim(config.run_uri) is None
 
 
-def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(
+def test_a_begun_run_no_longer_needs_its_file_but_refuses_another_one(
     tmp_path: Path, configure: Callable[..., TrainConfig]
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -248,7 +246,7 @@ def test_a_run_that_has_begun_needs_its_file_no_more_but_refuses_another(
         preflight.check(configure(pretrained=str(tmp_path / "none.pth")))
 
 
-def test_what_was_checked_is_not_checked_again(
+def test_a_checked_configuration_is_not_checked_again(
     configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure()
@@ -256,7 +254,7 @@ def test_what_was_checked_is_not_checked_again(
     best = evaluations.Evaluation("there", 8, 1, metrics={"AP": 0.5})
     run_folder.write_finished(config.run_uri, run_folder.Finished(8, 1))
     run_folder.write(config.run_uri, run_folder.BEST, best.to_json())
-    monkeypatch.setattr(preflight, "check", lambda config: pytest.fail("checked twice"))
+    monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))
     assert launch.launch(config, checked=checked) == best
 
 
@@ -299,7 +297,7 @@ def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
     assert [kind for kind, _ in told] == (["weights"] if rank == 0 else [])
 
 
-def test_what_was_loaded_is_one_line() -> None:
+def test_the_report_of_loaded_weights_is_one_line() -> None:
     out = io.StringIO()
     report = PretrainedReport(
         "detectron2 RetinaNet",
@@ -317,7 +315,7 @@ def test_what_was_loaded_is_one_line() -> None:
     )
 
 
-def test_the_run_keeps_every_name() -> None:
+def test_mlflow_gets_the_names_of_all_tensors() -> None:
     report = PretrainedReport(
         "detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ()
     )

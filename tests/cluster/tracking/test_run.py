@@ -15,7 +15,6 @@ from cluster.tracking import run as tracking_run
 from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.run import attach_run, open_run
-from cluster.tracking.sender import metric_name
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +222,3 @@ def test_a_server_that_dies_after_the_preflight_is_one_plain_line(monkeypatch, t
             storage=str(tmp_path),
             name="x",
         )
-
-
-def test_metric_names_become_valid_in_mlflow():
-    # Comma, parentheses and the quote are not in MLflow's alphabet; ä counts as a letter there.
-    assert metric_name("AP/cup, (small)'s ä") == "AP/cup_ _small__s ä"
-    assert metric_name("x" * 300) == "x" * 250

@@ -1,5 +1,5 @@
-"""Rows of encoded pictures become rows of detections, in each picture's own frame; what is wrong
-with one is told in its row alone.
+"""Rows of encoded images become rows of detections, in the frame of each image; an error of one
+image stays in its row.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cluster.scoring.actors import FOUND, Scorer
-from cluster.scoring.evaluate_package import set_max_detections
+from cluster.scoring.actors import SCORED, TableScorer
 from detector.batch import Batch
 from detector.decode import Detections
-from detector.predict import MODEL_FILE, Predictor, read_json, rescale, write_package
+from detector.predict import Predictor, rescale
 
 BOX = (200, 120, 560, 480)
 """XYXY px of what is red in the pictures of 600 x 800 (height x width) px."""
 
 
 class Reds(Predictor):
-    """Finds what is red."""
+    """Detects the red area."""
 
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         found = []
@@ -43,13 +42,9 @@ class Reds(Predictor):
 
 
 @pytest.fixture
-def scorer() -> Scorer:
-    scorer = Scorer.__new__(Scorer)
-    scorer.predictor = Reds(
-        None, canvases=[(96, 128), (128, 96)], decode={}, amp=False, batch_size=3
-    )
-    scorer.names = ["red"]
-    return scorer
+def scorer() -> TableScorer:
+    predictor = Reds(None, canvases=[(96, 128), (128, 96)], decode={}, amp=False, batch_size=3)
+    return TableScorer(predictor, ["red"])
 
 
 def picture(kind: str = "JPEG", *, orientation: int = 1) -> bytes:
@@ -70,7 +65,7 @@ def picture(kind: str = "JPEG", *, orientation: int = 1) -> bytes:
     return sink.getvalue()
 
 
-def test_every_row_keeps_its_place_and_a_damaged_picture_costs_itself(scorer):
+def test_every_row_stays_in_place_and_a_damaged_image_is_an_error_of_its_row(scorer):
     whole = picture()
     images = [whole, whole[:-300], b"", picture("PNG"), b"GIF, or not", whole, whole[:40], whole]
     given = ["cannot be read: gone" if i == 5 else None for i in range(8)]
@@ -84,7 +79,7 @@ def test_every_row_keeps_its_place_and_a_damaged_picture_costs_itself(scorer):
     rows = scorer(table).to_pylist()
     assert [row["uri"] for row in rows] == [f"{i}.jpg" for i in range(8)] and set(rows[0]) == {
         "uri",
-        *FOUND.names,
+        *SCORED.names,
     }
     good = [i for i, row in enumerate(rows) if row["status"] == "ok"]
     assert good == [0, 3, 7]
@@ -108,7 +103,7 @@ def test_every_row_keeps_its_place_and_a_damaged_picture_costs_itself(scorer):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_turned_photo_is_found_in_its_upright_frame(scorer, orientation):
+def test_detections_of_a_rotated_photo_are_in_its_upright_frame(scorer, orientation):
     (row,) = scorer(
         pa.table({"image": pa.array([picture(orientation=orientation)], pa.binary())})
     ).to_pylist()
@@ -116,20 +111,6 @@ def test_a_turned_photo_is_found_in_its_upright_frame(scorer, orientation):
     np.testing.assert_allclose(row["boxes"], [BOX], atol=800 / 128)
 
 
-def test_a_table_of_damaged_pictures_alone(scorer):
+def test_a_table_with_damaged_images_only(scorer):
     rows = scorer(pa.table({"image": pa.array([b"", b"no"], pa.binary())})).to_pylist()
     assert [row["status"] for row in rows] == ["error"] * 2
-
-
-def test_an_evaluation_may_keep_more_detections_than_the_package_says(tmp_path):
-    (tmp_path / "weights").write_bytes(b"")
-    description = {"decode": {"max_detections": 100, "nms_threshold": 0.5}, "amp": False}
-    write_package(
-        str(tmp_path / "package"),
-        weights=str(tmp_path / "weights"),
-        description=description,
-        classes=[],
-    )
-    set_max_detections(str(tmp_path / "package"), 300)
-    expected = {"decode": {"max_detections": 300, "nms_threshold": 0.5}, "amp": False}
-    assert read_json(str(tmp_path / "package"), MODEL_FILE) == expected

@@ -1,0 +1,125 @@
+"""A package as an MLflow model, against a real SQLite store."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cluster.errors import PlainError
+from cluster.runs.package_files import PACKAGE_FILES, package_digest
+from cluster.tracking.client import connect
+from cluster.tracking.logged_package import download_package
+from cluster.tracking.registry import Version, register
+from detector.predict import Predictor
+
+CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
+
+
+def picture(seed, format="PNG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format=format)
+    return pixels, file.getvalue()
+
+
+def test_a_model_names_its_inputs_outputs_and_requirements(tracking, logged, root):
+    client = connect(tracking)
+    model = client.get_logged_model(logged[0].removeprefix("models:/"))
+    assert model.source_run_id == logged[1] and model.status == "READY"
+    assert model.experiment_id == client.get_experiment_by_name("tests").experiment_id
+    folder = model.artifact_location
+    assert folder.startswith(f"{root}/mlartifacts/")
+    names = {
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, files in os.walk(folder)
+        for name in files
+    }
+    assert "code/detector/predict.py" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pyc"))]
+    with open(f"{folder}/requirements.txt", encoding="utf-8") as file:
+        requirements = file.read().splitlines()
+    assert f"torch=={torch.__version__.split('+')[0]}" in requirements and all(
+        "==" in line and "+" not in line for line in requirements
+    )
+    from mlflow.models import Model
+
+    signature = Model.load(folder).signature
+    taken = [(column.name, column.type.name, column.required) for column in signature.inputs]
+    assert taken == [("image", "binary", True), ("image_id", "string", False)]
+    assert signature.outputs.input_names() == ["boxes", "scores", "labels", "names"]
+
+
+def test_a_model_loads_elsewhere_without_pickle_and_detects_as_the_predictor_does(
+    tracking, logged, package, tmp_path
+):
+    """Another process, another folder, nothing of the project on its path; more images than one
+    call of the network takes.
+    """
+    folder = (
+        connect(tracking).get_logged_model(logged[0].removeprefix("models:/")).artifact_location
+    )
+    pictures = [picture(seed) for seed in range(9)]
+    for i, (_, data) in enumerate(pictures):
+        (tmp_path / f"{i}.png").write_bytes(data)
+    Image.fromarray(pictures[0][0]).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-20])
+    (tmp_path / "use.py").write_text(
+        "import json, sys, mlflow, pandas as pd\nmodel ="
+        " mlflow.pyfunc.load_model(sys.argv[1])\nimages = [open(f'{i}.png', 'rb').read() for i in"
+        " range(9)]\nfound = model.predict(pd.DataFrame({'image': images}))\nsaid = []\nfor broken"
+        " in (b'GIF, or not', open('cut.jpg', 'rb').read()):\n    try:"
+        " model.predict(pd.DataFrame({'image': [images[0], broken], 'image_id': ['fine',"
+        " 'broken-17']}))\n    except mlflow.MlflowException as error:"
+        " said.append([error.error_code, str(error)])\nimport"
+        " detector.predict\nprint(json.dumps([found.to_dict('list'), said,"
+        " detector.predict.__file__]))\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_TRACKING_URI": tracking}
+    used = subprocess.run(
+        [sys.executable, "use.py", folder],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert used.returncode == 0, used.stderr
+    found, said, code = json.loads(used.stdout.splitlines()[-1])
+    assert code == f"{folder}/code/detector/predict.py"
+    assert [kind for kind, _ in said] == ["INVALID_PARAMETER_VALUE"] * 2
+    assert all("image_id 'broken-17': it cannot be decoded" in text for _, text in said)
+
+    expected = Predictor.load(package)([pixels for pixels, _ in pictures])
+    assert sum(len(e.scores_N) for e in expected) > 0 and len(found["boxes"]) == 9
+    for i, e in enumerate(expected):
+        assert found["labels"][i] == e.labels_N.tolist()
+        np.testing.assert_allclose(
+            np.array(found["boxes"][i]).reshape(-1, 4), e.boxes_N4, atol=1e-3
+        )
+        np.testing.assert_allclose(found["scores"][i], e.scores_N, atol=1e-5)
+        assert found["names"][i] == [CLASSES[label]["name"] for label in e.labels_N]
+
+
+def test_the_downloaded_package_is_the_logged_one(tracking, logged, package, tmp_path):
+    version = register(logged[0], "served", tracking=tracking)
+    folder = download_package(version, tracking=tracking, folder=str(tmp_path))
+    assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(PACKAGE_FILES)
+    assert package_digest(folder) == package_digest(package)
+
+
+def test_a_model_of_another_project_is_refused(tracking, tmp_path):
+    (tmp_path / "MLmodel").write_text("flavors: {sklearn: {}}")
+    client = connect(tracking)
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", source=str(tmp_path))
+    with pytest.raises(PlainError, match="models:/foreign/1 has no model.safetensors"):
+        download_package(Version("foreign", 1), tracking=tracking, folder=str(tmp_path / "down"))
