@@ -37,40 +37,40 @@ class TrainConfig(Section):
     """One training run."""
 
     name: str = Field(
-        "train",
+        default="train",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="the run's name; the same name and configuration continue the run",
     )
-    storage: str = Field("runs", description="folder or s3:// prefix that holds all runs")
+    storage: str = Field(default="runs", description="folder or s3:// prefix that holds all runs")
     data: DataConfig
     sampling: SamplingConfig = SamplingConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig.model_validate({})
     pretrained: str | None = Field(
-        None,
+        default=None,
         description=(
             "weight file that a new run starts from, of torchvision, detectron2 or this project: a"
             " path, s3://bucket/key or https:// URL; unset: random weights"
         ),
     )
     from_checkpoint: str | None = Field(
-        None,
+        default=None,
         description=(
             "checkpoint of another run that a new run starts from,"
             " <that run's folder>/checkpoints/images-...: a path or s3:// URI; unset: none"
         ),
     )
     from_state: FromState = Field(
-        "weights",
+        default="weights",
         description=(
             "what the new run takes from from_checkpoint: weights (the averaged ones if there are"
             " any), or full: also optimizer, average, images seen and position in the data"
         ),
     )
-    canvas: CanvasConfig = CanvasConfig()
-    loss: LossConfig = LossConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    decode: DecodeConfig = DecodeConfig()
+    canvas: CanvasConfig = CanvasConfig.model_validate({})
+    loss: LossConfig = LossConfig.model_validate({})
+    augmentation: AugmentationConfig = AugmentationConfig.model_validate({})
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
+    decode: DecodeConfig = DecodeConfig.model_validate({})
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")

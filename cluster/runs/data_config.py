@@ -22,7 +22,7 @@ class SamplingConfig(Section):
     """
 
     repeat_threshold: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description=(
@@ -32,7 +32,7 @@ class SamplingConfig(Section):
         ),
     )
     source_weights: dict[str, float] = Field(
-        {},
+        default={},
         description=(
             "how often each image of a source occurs in an epoch, as JSON from source name to a"
             ' weight above 0 and at most 1000, such as {"night": 2, "day": 0.5}; sources without an'

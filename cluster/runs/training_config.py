@@ -26,15 +26,15 @@ ResizedBatch = Literal["keep", "scale"]
 class TrainingConfig(Section):
     """Length, batch, evaluation, checkpoints, workers and failures of a training."""
 
-    epochs: int = Field(12, ge=1, le=10_000, description="passes over the training images")
+    epochs: int = Field(default=12, ge=1, le=10_000, description="passes over the training images")
     batch_size: int = Field(
-        16,
+        default=16,
         ge=1,
         le=65_536,
         description="images of the global batch, split evenly over the workers",
     )
     accumulate: int = Field(
-        1,
+        default=1,
         ge=1,
         le=65_536,
         description=(
@@ -43,27 +43,27 @@ class TrainingConfig(Section):
         ),
     )
     seed: int = Field(
-        0,
+        default=0,
         ge=0,
         lt=2**63,
         description="seed of the initial weights, the image order and the augmentation",
     )
     amp: bool = Field(
-        True,
+        default=True,
         description=(
             "run the network in bfloat16 (autocast) if that is faster on every device; losses and"
             " weights stay float32"
         ),
     )
     compile: CompileMode = Field(
-        "auto",
+        default="auto",
         description=(
             "compile network and loss with torch.compile, which takes about a minute and needs a"
             f" C++ compiler; auto: on a GPU, in a run of {COMPILE_AFTER} steps or more"
         ),
     )
     skip_nonfinite: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1_000_000,
         description=(
@@ -72,12 +72,12 @@ class TrainingConfig(Section):
         ),
     )
     evaluate_every: int = Field(
-        1,
+        default=1,
         ge=1,
         description="epochs between evaluations on data.val; the last epoch is always evaluated",
     )
     evaluation: Literal["auto", EvaluationPlace] = Field(
-        "auto",
+        default="auto",
         description=(
             "where checkpoints are evaluated: beside training in separate processes, between"
             " epochs by the workers, or auto: beside if the cluster has room for more processes"
@@ -85,25 +85,25 @@ class TrainingConfig(Section):
         ),
     )
     evaluation_workers: int = Field(
-        1,
+        default=1,
         ge=1,
         le=4096,
         description="processes that evaluate a checkpoint beside training; they split the images",
     )
     evaluation_cpus: float = Field(
-        0.75,
+        default=0.75,
         gt=0,
         le=256,
         description="CPUs that each evaluation process books; reading needs 0.25 more in each",
     )
     evaluation_gpus: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="GPUs that each evaluation process books; unset: as many as a worker",
     )
     patience: int = Field(
-        0,
+        default=0,
         ge=0,
         le=10_000,
         description=(
@@ -112,24 +112,26 @@ class TrainingConfig(Section):
         ),
     )
     min_improvement: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="AP must rise by more than this, 0..1, to count as better for patience",
     )
     checkpoint_every: int = Field(
-        1, ge=1, description="epochs between checkpoints; an evaluation takes a checkpoint too"
+        default=1,
+        ge=1,
+        description="epochs between checkpoints; an evaluation takes a checkpoint too",
     )
     checkpoint_images: int = Field(
-        0, ge=0, description="images between checkpoints within an epoch; 0: no image limit"
+        default=0, ge=0, description="images between checkpoints within an epoch; 0: no image limit"
     )
     checkpoint_minutes: float = Field(
-        0,
+        default=0,
         ge=0,
         description="minutes between checkpoints within an epoch; 0: no time limit",
     )
     checkpoint_folder: str | None = Field(
-        None,
+        default=None,
         pattern="^/",
         description=(
             "absolute path of a folder on the disk of each node, where checkpoints wait for their"
@@ -137,16 +139,19 @@ class TrainingConfig(Section):
         ),
     )
     keep_checkpoints: int = Field(
-        2, ge=1, le=1000, description="newest checkpoints to keep, in addition to the best one"
+        default=2,
+        ge=1,
+        le=1000,
+        description="newest checkpoints to keep, in addition to the best one",
     )
-    log_steps: int = Field(10, ge=1, description="steps averaged in one progress line")
+    log_steps: int = Field(default=10, ge=1, description="steps averaged in one progress line")
     log_seconds: float = Field(
-        10.0,
+        default=10.0,
         ge=0,
         description=("minimum seconds between progress lines where the output is not a terminal"),
     )
     profile_steps: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1000,
         description=(
@@ -155,10 +160,13 @@ class TrainingConfig(Section):
         ),
     )
     workers: int = Field(
-        2, ge=1, le=4096, description="processes; each is one rank of the data-parallel training"
+        default=2,
+        ge=1,
+        le=4096,
+        description="processes; each is one rank of the data-parallel training",
     )
     min_workers: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=4096,
         description=(
@@ -167,7 +175,7 @@ class TrainingConfig(Section):
         ),
     )
     resized_batch: ResizedBatch = Field(
-        "keep",
+        default="keep",
         description=(
             "the global batch while there are fewer workers than training.workers: keep (each"
             " worker takes more images, in parts of the usual size) or scale (each worker takes as"
@@ -176,16 +184,16 @@ class TrainingConfig(Section):
         ),
     )
     cpus_per_worker: float = Field(
-        0.75,
+        default=0.75,
         gt=0,
         le=256,
         description="CPUs that each worker books; reading needs 0.25 more in each",
     )
     gpus_per_worker: int = Field(
-        0, ge=0, le=1, description="GPUs that each worker books: 0 (gloo) or 1 (nccl)"
+        default=0, ge=0, le=1, description="GPUs that each worker books: 0 (gloo) or 1 (nccl)"
     )
     decode: Literal["auto", DecodePlace] = Field(
-        "auto",
+        default="auto",
         description=(
             "where images are decoded and augmented: in threads beside each worker, in Ray Data"
             " tasks on any node, or auto: tasks if the workers have GPUs and the cluster has nodes"
@@ -193,10 +201,10 @@ class TrainingConfig(Section):
         ),
     )
     decode_threads: int = Field(
-        1, ge=1, le=64, description="threads that decode and augment beside each worker"
+        default=1, ge=1, le=64, description="threads that decode and augment beside each worker"
     )
     retries: int = Field(
-        2,
+        default=2,
         ge=0,
         description=(
             "consecutive failures without a new checkpoint between them after which the workers"
@@ -204,7 +212,7 @@ class TrainingConfig(Section):
         ),
     )
     hang_minutes: float = Field(
-        15.0,
+        default=15.0,
         ge=0,
         description=(
             "minutes without a step or an evaluated batch after which a worker counts as hanging"
@@ -212,7 +220,7 @@ class TrainingConfig(Section):
         ),
     )
     wait_minutes: float = Field(
-        60.0,
+        default=60.0,
         ge=0,
         description=("minutes to wait for nodes when no worker is left, before the training ends"),
     )

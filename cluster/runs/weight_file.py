@@ -50,10 +50,12 @@ def check(uri: str, model: Mapping[str, Any] | None) -> str:
             import torch
 
             from detector.baselines import build_model
+            from detector.model import RetinaNet
             from detector.weights import fitting
 
             with torch.device("meta"):
                 network = build_model(**model)
+            assert isinstance(network, RetinaNet), "the configuration refuses other architectures"
             try:
                 fitting(network, path)
             except ValueError as error:

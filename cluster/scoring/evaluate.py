@@ -51,7 +51,7 @@ def voc(
     """PASCAL VOC's AP at IoU 0.5, by the rule of 2010 and by that of 2007."""
     precisions_K2 = voc_average_precisions(truths, detections, class_names)
     means = {name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)}
-    per_class = {
+    per_class: dict[str, dict[str, float]] = {
         name: dict(zip(NAMES, precisions_2.tolist(), strict=True))
         for name, precisions_2 in zip(class_names, precisions_K2, strict=True)
     }

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,13 +116,16 @@ def predict(
     results: list[CocoResult] = []
     errors: list[str] = []
     ok = 0
-    tables = actors.score(
+    scored = actors.score(
         datasets.file_rows(uris, workers=workers),
         package,
         workers=workers,
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
-    ).iter_batches(batch_size=None, batch_format="pyarrow")
+    )
+    batches = scored.iter_batches(batch_size=None, batch_format="pyarrow")
+    # Ray's type is that of every batch format.
+    tables = cast("Iterable[pa.Table]", batches)
     with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), SCHEMA) as writer:
         for table in tables:
             versions = pa.array([model_version] * table.num_rows, pa.string())

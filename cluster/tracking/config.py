@@ -25,14 +25,14 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str | None = Field(
-        None,
+        default=None,
         description=(
             "MLflow server, http(s)://host:port; unset: an SQLite file in the storage root, for one"
             " machine"
         ),
     )
     experiment: str = Field(
-        "retinaray",
+        default="retinaray",
         min_length=1,
         max_length=200,
         description="MLflow experiment that the runs belong to",

@@ -11,10 +11,11 @@ import json
 import os
 from typing import Any
 
-import mlflow
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 from detector.batch import Sample
 from detector.image import ImageError, open_image
@@ -24,7 +25,7 @@ from detector.predict import CLASSES_FILE, Predictor
 IMAGES_PER_CALL = 8
 
 
-class PackagedDetector(mlflow.pyfunc.PythonModel):
+class PackagedDetector(PythonModel):
     """Encoded images -> boxes. One output row for every input row, in order."""
 
     def load_context(self, context: Any) -> None:
@@ -39,8 +40,9 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
                 entry["label"]: entry["name"] for entry in json.load(file)
             }
 
-    # MLflow inspects the names of the arguments: they must be exactly these.
-    def predict(
+    # MLflow inspects the names of the arguments: they must be exactly these. Its own method returns
+    # None and is annotated so.
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Columns `image` (encoded bytes of any format Pillow reads) and, optionally, `image_id` ->
@@ -51,7 +53,7 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
         cannot be decoded.
         """
         images = [bytes(image) for image in model_input["image"]]
-        named = "image_id" in model_input and model_input["image_id"].notna().all()
+        named = "image_id" in model_input and bool(model_input["image_id"].notna().all())
         names = (
             [f"image_id {image_id!r}" for image_id in model_input["image_id"]]
             if named
@@ -83,4 +85,4 @@ class PackagedDetector(mlflow.pyfunc.PythonModel):
             raise MlflowException.invalid_parameter_value(f"{name}: {error}") from error
 
 
-mlflow.models.set_model(PackagedDetector())
+set_model(PackagedDetector())

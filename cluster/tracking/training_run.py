@@ -17,7 +17,7 @@ from cluster.runs.evaluations import Evaluation
 from cluster.runs.run_folder import TrackingRecord
 from cluster.storage import files
 from cluster.storage.uris import join
-from cluster.tracking.run import Run, open_run
+from cluster.tracking.run import Run, Status, open_run
 from cluster.training.console import SHARES
 
 RETRY_SECONDS = 30.0
@@ -140,7 +140,7 @@ class Tracker:
             return False
         return before.uri == self.uri and not before.complete
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: Status) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED. Nothing is recorded of a
         training that did not start.
         """

@@ -57,6 +57,7 @@ def run_folder(root):
             {
                 "checkpoint": str(checkpoint),
                 "images_seen": 300,
+                "epoch": 3,
                 "AP": 0.5312,
                 "AP50": 0.8614,
                 "weights": "ema",
