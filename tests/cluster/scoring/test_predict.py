@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cluster.errors import DataError
-from cluster.scoring.predict import image_ids, list_images
+from cluster.loading import datasets
+from cluster.scoring import actors
+from cluster.scoring.actors import Scored
+from cluster.scoring.predict import image_ids, list_images, predict
 
 
 def test_image_ids_are_those_of_the_json_or_numbers_from_one() -> None:
@@ -14,7 +23,7 @@ def test_image_ids_are_those_of_the_json_or_numbers_from_one() -> None:
     assert image_ids(uris, "s3://b/pictures/", annotations) == {uris[1]: 17}
 
 
-def test_images_are_listed_by_suffix_and_sorted(tmp_path) -> None:
+def test_images_are_listed_by_suffix_and_sorted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image below it .looked for .jpg"):
         list_images(str(tmp_path))
     (tmp_path / "below").mkdir()
@@ -23,3 +32,54 @@ def test_images_are_listed_by_suffix_and_sorted(tmp_path) -> None:
     assert list_images(str(tmp_path)) == sorted(
         f"{tmp_path}/{name}" for name in ("a.jpg", "b.PNG", "below/c.webp")
     )
+
+
+class Batches:
+    """A scored dataset that is one table."""
+
+    def __init__(self, table: pa.Table):
+        self.table = table
+
+    def iter_batches(self, **_: object) -> list[pa.Table]:
+        return [self.table]
+
+
+def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, folder = tmp_path / "package", tmp_path / "out"
+    package.mkdir()
+    classes = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
+    (package / "classes.json").write_text(json.dumps(classes))
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    uris = [f"{tmp_path}/a.png", f"{tmp_path}/broken.png", f"{tmp_path}/unnamed.png"]
+    detected = Scored("ok", None, 40, 60, ((10.0, 5.0, 30.0, 25.0),), (0.75,), (1,), ("platelet",))
+    rows = [detected, Scored("error", "it cannot be decoded"), detected]
+    table = pa.Table.from_pylist(
+        [{"uri": uri, **vars(row)} for uri, row in zip(uris, rows, strict=True)],
+        schema=pa.schema([pa.field("uri", pa.string()), *actors.SCORED]),
+    )
+    monkeypatch.setattr(datasets, "file_rows", lambda uris, workers: None)
+    monkeypatch.setattr(actors, "score", lambda *_, **__: Batches(table))
+
+    summary = predict(
+        str(package),
+        uris,
+        str(folder),
+        model_version="models:/cells/1",
+        ids={uris[0]: 17},
+        overlays=1,
+        workers=1,
+        cpus_per_worker=1,
+    )
+
+    stored = json.loads((folder / "summary.json").read_text())
+    assert (summary.images, summary.ok, summary.errors) == (3, 2, 1)
+    assert stored["first_errors"] == [f"{uris[1]}: it cannot be decoded"]
+    assert stored["detections_with_image_id"] == summary.detections_with_image_id == 1
+    # XYWH with the data set's own category id; the file without an id is not in it.
+    assert json.loads((folder / "coco_results.json").read_text()) == [
+        {"image_id": 17, "category_id": 9, "bbox": [10.0, 5.0, 20.0, 20.0], "score": 0.75}
+    ]
+    predictions = pq.read_table(folder / "predictions.parquet")
+    assert predictions.column_names == ["uri", *actors.SCORED.names, "model_version"]
+    assert predictions["uri"].to_pylist() == uris
+    assert [path.name for path in (folder / "overlays").iterdir()] == ["0000-a.png.png"]
