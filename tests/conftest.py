@@ -50,6 +50,7 @@ S3_BUCKETS = itertools.count()
 # begins last would be waited for by the other process.
 LONGEST = (
     "tests/integration/test_worker_faults.py",
+    "tests/integration/test_documents.py",
     "tests/integration/test_launch.py",
     "tests/integration/test_node_faults.py",
     "tests/integration/test_mlflow.py",

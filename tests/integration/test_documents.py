@@ -321,14 +321,28 @@ def test_python_blocks_run(desk: Desk) -> None:
             assert done.returncode == 0, f"{block.name}\n{done.stderr[-2000:]}"
 
 
-def test_a_submitted_job_runs_as_it_is_typed(desk: Desk, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def head(desk: Desk) -> Iterator[RayHead]:
     # The nodes need the settings and the credentials in the environment of `ray start`.
     with RayHead(desk.environment) as head:
-        # "In the checkout": a copy of its code, so that nothing is written there.
-        for floor in ("detector", "cluster", "tune", "pipelines"):
-            shutil.copytree(ROOT / floor, tmp_path / floor)
-        there = Desk(tmp_path, {**desk.environment, **head.environment})
-        for name, command in commands(submitted=True):
-            for _ in range(2):
-                code, said = there.type(command)
-                assert code == 0, f"{name}: {command}\n{said[-3000:]}"
+        yield head
+
+
+def test_a_submitted_job_runs_as_it_is_typed(desk: Desk, head: RayHead, tmp_path: Path) -> None:
+    # "In the checkout": a copy of its code, so that nothing is written there.
+    for floor in ("detector", "cluster", "tune", "pipelines"):
+        shutil.copytree(ROOT / floor, tmp_path / floor)
+    there = Desk(tmp_path, {**desk.environment, **head.environment})
+    for name, command in commands(submitted=True):
+        for _ in range(2):
+            code, said = there.type(command)
+            assert code == 0, f"{name}: {command}\n{said[-3000:]}"
+
+
+def test_no_job_is_started_without_the_token(desk: Desk, head: RayHead, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("f" * 64)
+    stranger = {**desk.environment, **head.environment, "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    code, _ = Desk(tmp_path, stranger).type(f"ray job submit -- touch {tmp_path}/started")
+    assert code != 0
+    assert not (tmp_path / "started").exists()

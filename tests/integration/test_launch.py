@@ -1,19 +1,14 @@
-"""The ways to start a training that the README names, each as a user types it, against real
-clusters.
+"""Commands as a user types them, in processes of their own: on a Ray that the command starts, on a
+cluster that runs already, interrupted, and where no cluster answers. Submitted jobs:
+tests/integration/test_documents.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,109 +112,6 @@ def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
     assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, (
         errors
     )
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication, as a child of this process; its jobs address
-    and token file.
-    """
-    ray = str(Path(sys.executable).parent / "ray")
-    with tempfile.TemporaryDirectory(prefix="rr-") as folder:
-        token = Path(folder, "token")
-        token.write_text("0123456789abcdef" * 4)
-        dashboard, port = free_port(), free_port()
-        # A job's `python` is the first on the head's PATH: the environment is active where `ray
-        # start` is typed.
-        path = f"{Path(ray).parent}:{os.environ['PATH']}"
-        secured = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), PATH=path)
-        command = [
-            ray,
-            "start",
-            "--head",
-            "--block",
-            f"--port={port}",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}",
-            "--num-cpus=4",
-        ]
-        command += [
-            "--node-ip-address=127.0.0.1",
-            f"--ray-client-server-port={free_port()}",
-            # The agent starts the jobs. The session's own cluster has the default port.
-            f"--dashboard-agent-listen-port={free_port()}",
-            "--object-store-memory=300000000",
-            "--disable-usage-stats",
-        ]
-        command += [f"--temp-dir={folder}/ray"]
-        with open(Path(folder, "head.log"), "w") as log:
-            process = subprocess.Popen(
-                command, env=secured, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        yield {
-            "address": f"http://127.0.0.1:{dashboard}",
-            "token": str(token),
-            "ray": ray,
-            "log": log.name,
-        }
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=LIMIT_S)
-
-
-def submit(
-    head: dict[str, str], arguments: list[str], **changes: str
-) -> subprocess.CompletedProcess[str]:
-    secured = environment(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=head["token"],
-        RAY_API_SERVER_ADDRESS=head["address"],
-    )
-    command = [head["ray"], "job", "submit", "--working-dir", ".", "--", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**secured, **changes}, capture_output=True, text=True
-    )
-
-
-def wait_until_up(head: dict[str, str]) -> None:
-    """Until the head's dashboard answers, and then until it takes jobs."""
-    until = time.monotonic() + LIMIT_S
-    while time.monotonic() < until:
-        try:
-            urllib.request.urlopen(head["address"], timeout=60).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-        except OSError:
-            time.sleep(0.2)
-            continue
-        secured = environment(
-            RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN_PATH=head["token"],
-            RAY_API_SERVER_ADDRESS=head["address"],
-        )
-        listed = subprocess.run([head["ray"], "job", "list"], env=secured, capture_output=True)
-        if listed.returncode == 0:
-            return
-    raise AssertionError(Path(head["log"]).read_text())
-
-
-def test_as_a_submitted_job_with_a_token(head: dict[str, str], job: dict[str, str]) -> None:
-    wait_until_up(head)
-    check_run(job, "job", submit(head, ["python", "pipelines/train.py", *flags(job, "job")]))
-
-
-def test_without_the_token_nothing_is_started(
-    head: dict[str, str], job: dict[str, str], tmp_path: Path
-) -> None:
-    wait_until_up(head)
-    wrong = tmp_path / "token"
-    wrong.write_text("f" * 64)
-    refused = submit(
-        head,
-        ["python", "pipelines/train.py", *flags(job, "refused")],
-        RAY_AUTH_TOKEN_PATH=str(wrong),
-    )
-    assert refused.returncode != 0
-    assert not Path(job["folder"], "store", "runs", "refused").exists()
 
 
 def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:

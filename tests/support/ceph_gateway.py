@@ -27,11 +27,10 @@ from typing import Self
 
 PACKAGES = "radosgw ceph-mon ceph-osd"
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
-# Those of the tests' S3 server in this process, so that one Ray cluster can read from both.
+# The same as for the tests' S3 server in this process, so that one Ray cluster reads from both.
 ACCESS_KEY, SECRET_KEY = "testing", "testing"
-START_SECONDS = 120
-# One copy of everything on one disk, nobody to replicate to, nobody to authenticate to but the
-# gateway's own users.
+START_SECONDS = 900
+# One copy on one disk, no replication, and no authentication but that of the gateway's users.
 CONFIGURATION = """\
 [global]
 fsid = {fsid}
@@ -79,8 +78,8 @@ def free_port() -> int:
 
 
 class CephGateway:
-    """`folder` must not hold anything yet; its path stays below 80 characters, as the daemons'
-    sockets lie in it.
+    """`folder` is new. Its path is shorter than 80 characters, because the daemons' sockets are in
+    it.
     """
 
     def __init__(self, folder: str | Path, *, port: int = 0) -> None:
@@ -191,7 +190,7 @@ class CephGateway:
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
-                daemon.wait(timeout=15)
+                daemon.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()

@@ -1,13 +1,13 @@
-"""A reverse proxy in front of any S3 endpoint that loses, delays and damages answers, the same ones
-every time.
+"""A reverse proxy in front of any S3 endpoint. It loses, delays and damages answers, the same ones in
+each run.
 
-    with FaultyS3("http://127.0.0.1:9000", Rule("reset", method="GET", path=r"\\.parquet", times=2))
-    as proxy:
+    rule = Rule("reset", method="GET", path=r"\\.parquet", times=2)
+    with FaultyS3("http://127.0.0.1:9000", rule) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
 
     python tests/support/faulty_s3.py --target http://127.0.0.1:9000 --latency 0.02 --errors 0.01
 
-Requests go on byte for byte, Host included, because a SigV4 signature covers it.
+It passes requests on byte for byte, with their Host, because a SigV4 signature covers it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,20 @@ FAULTS = ("answer", "reset", "lost", "stall", *HALVES)
 
 @dataclass
 class Rule:
-    """What happens to the requests of this method whose path and query match, after the first
-    `skip` of them, `times` times.
+    """A fault for the requests of this method whose path and query match: the first `skip` of them
+    are passed on, the next `times` meet the fault.
 
-    answer      the target is not asked; `status` and an error document with this `code`, or `body`
-    reset       the target is not asked; the connection is reset lost        the target does what it
-    was asked; the connection is reset instead of its answer stall       the target is not asked;
-    nothing is said for `seconds`, then the connection is closed reset body  half of the body, then
-    a reset stall body  half of the body, then nothing for `seconds` short       half of the body,
-    then the connection is closed; Content-Length says it is the whole truncate    half of the body,
-    and a Content-Length that agrees
+    answer      The target gets no request. The answer is `status` with `body`, or with an error
+                document of this `code`.
+    reset       The target gets no request. The connection is reset.
+    lost        The target does what it was asked. The connection is reset instead of its answer.
+    stall       The target gets no request. Nothing is sent for `seconds`, then the connection is
+                closed.
+    reset body  Half of the body is sent, then the connection is reset.
+    stall body  Half of the body is sent, then nothing for `seconds`.
+    short       Half of the body is sent, then the connection is closed. Content-Length is that of
+                the whole.
+    truncate    Half of the body is sent, with the Content-Length of the half.
     """
 
     fault: str
@@ -57,8 +61,8 @@ class Rule:
     seconds: float = 30
     seen: int = field(default=0, init=False)
     ended_stall: bool = field(default=False, init=False)
-    """Whether the proxy's `seconds` were over before the client gave the connection up and the test
-    ended.
+    """Whether the proxy waited all `seconds`: the client did not give up, and the test did not end,
+    before.
     """
 
     def __post_init__(self) -> None:
@@ -77,8 +81,8 @@ class Rule:
 
 
 class FaultyS3:
-    """The first rule that applies to a request decides. Where none does, a share `errors` of them,
-    drawn by `seed`, meets one of `random_faults`.
+    """The first rule that applies to a request decides. Of the requests without a rule, a share
+    `errors`, drawn with `seed`, meets one of `random_faults`.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class Server(ThreadingHTTPServer):
     proxy: FaultyS3
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up on purpose here."""
+        """Say nothing: clients close connections on purpose here."""
 
 
 class Handler(BaseHTTPRequestHandler):

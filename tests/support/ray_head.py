@@ -18,7 +18,7 @@ from typing import Self
 
 from tests.support.ray_nodes import free_port
 
-UP_SECONDS = 180.0
+LIMIT_S = 900.0
 
 
 class RayHead:
@@ -72,7 +72,7 @@ class RayHead:
 
     def wait_until_up(self) -> None:
         """The head answers when its dashboard has started; each call waits for an answer itself."""
-        until = time.monotonic() + UP_SECONDS
+        until = time.monotonic() + LIMIT_S
         while time.monotonic() < until and self.process.poll() is None:
             asked = subprocess.run(
                 [self.ray, "job", "list"],
@@ -88,5 +88,5 @@ class RayHead:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=LIMIT_S)
         self.folder.cleanup()

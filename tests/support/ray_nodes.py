@@ -1,5 +1,5 @@
-"""A Ray cluster of several nodes on this machine: a head without CPUs, and others that come and go,
-each a process group of its own.
+"""A Ray cluster of several nodes on this machine: a head without CPUs, and nodes that come and go.
+Each node is a process group of its own.
 
 with Nodes(environment) as nodes:
     nodes.add("first", cpus=1)
@@ -23,7 +23,7 @@ from typing import Self
 import ray
 from ray._raylet import GcsClient
 
-UP_SECONDS = 600.0
+LIMIT_S = 900.0
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ class Nodes:
     """`env` is the environment of all its processes."""
 
     def __init__(self, env: Mapping[str, str]):
-        # By default half a minute passes until a node counts as gone whose machine says nothing.
+        # By default Ray needs 30 s to notice that a node is gone.
         self.env = {
             **env,
             "RAY_health_check_period_ms": "1000",
@@ -72,11 +72,11 @@ class Nodes:
         return f"127.0.0.1:{self.port}"
 
     def start(self, name: str, *options: str) -> None:
-        """Start a node and wait until it is up. Ray gives it a fixed 30 s, which two busy cores do
-        not always manage: then it is started again.
+        """Start a node and wait until it is up. Ray gives up after a fixed 30 s, which may not be
+        enough on two busy cores: then start it again.
         """
-        # Before there is a head, the question alone takes half a minute.
-        before, until = self.alive() if self.processes else set(), time.monotonic() + UP_SECONDS
+        # Without a head the question alone takes 30 s.
+        before, until = self.alive() if self.processes else set(), time.monotonic() + LIMIT_S
         while time.monotonic() < until:
             self.spawn(name, *options)
             while self.processes[name].poll() is None and time.monotonic() < until:
@@ -108,7 +108,7 @@ class Nodes:
         self.start(name, f"--address={self.address}", f"--num-cpus={cpus}")
 
     def alive(self) -> set[ray.NodeID]:
-        """Nodes that are up. Asked of the control store itself: this process may be connected to
+        """Nodes that are up. It asks the control store, because this process may be connected to
         another cluster.
         """
         try:
@@ -118,16 +118,16 @@ class Nodes:
         return {node_id for node_id, node in nodes.items() if node.state == 0}
 
     def kill(self, name: str) -> None:
-        """As when its machine is taken away: the raylet and all it started, at once."""
+        """Kill the raylet and all processes that it started, as when its machine is lost."""
         process = self.processes.pop(name)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def remove_all(self) -> None:
-        """All nodes but the head, in order, until the control store knows that they are gone."""
+        """End all nodes but the head, and wait until the control store knows it."""
         self.end(*(name for name in self.processes if name != "head"))
-        until = time.monotonic() + UP_SECONDS
+        until = time.monotonic() + LIMIT_S
         while len(self.alive()) > 1:
             assert time.monotonic() < until, "a node that ended counts as alive"
             time.sleep(0.2)
@@ -141,4 +141,4 @@ class Nodes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
-            process.wait(timeout=UP_SECONDS)
+            process.wait(timeout=LIMIT_S)
