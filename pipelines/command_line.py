@@ -1,5 +1,5 @@
-"""The door every verb goes through: YAML + flags + environment -> one frozen config; errors -> one
-plain line and an exit code.
+"""The command line of every verb: YAML, flags and environment become one frozen configuration;
+errors become one plain line and an exit code.
 
 Later sources win over earlier ones: defaults, `--config file.yaml`, environment
 (`RETINARAY_SECTION__FIELD`), flags (`--section.field value`).
@@ -8,18 +8,14 @@ Later sources win over earlier ones: defaults, `--config file.yaml`, environment
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import sys
-import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,27 +24,48 @@ from pydantic_settings import (
 )
 
 from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
+from pipelines import refusals
+from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
-ENVIRONMENT_PREFIX = "RETINARAY_"
-KINDS = {int: "integer", float: "number", str: "text", bool: "true | false"}
-BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+Config = TypeVar("Config", bound=BaseModel)
 
-Fields = dict[str, FieldInfo]
-"""Every field by its dotted name, sections before their fields: `model`, `model.backbone`, ..."""
+
+class _Sources(BaseSettings):
+    """Reads a configuration from flags and environment too. Flags are passed when it is made."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        cli_exit_on_error=False,
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
 
 
 def run_verb(
-    config_class: type[BaseModel],
-    main: Callable[[Any], None],
+    config_class: type[Config],
+    main: Callable[[Config], None],
     *,
     description: str,
     argv: list[str] | None = None,
 ) -> None:
-    """Parse the command line into `config_class`, call `main(config)` and leave the process with
-    the exit code of the design.
+    """Parse the command line into `config_class`, call `main(config)` and end the process with an
+    exit code.
 
-    0 done, 1 failed, 2 usage or configuration, 3 the data is not acceptable, 4 the gate said no, 5
-    interrupted but resumable. `--debug` adds the traceback to whatever went wrong.
+    0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused by the gate,
+    5 interrupted, resumable. `--debug` adds the traceback of an error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -60,11 +77,8 @@ def run_verb(
         else:
             main(parse(config_class, [a for a in arguments if a != "--debug"]))
     except KeyboardInterrupt as error:
-        caught, code, message = (
-            error,
-            InterruptedRun.exit_code,
-            "interrupted; the same command continues where it stopped",
-        )
+        caught, code = error, InterruptedRun.exit_code
+        message = "interrupted; the same command continues where it stopped"
     except PlainError as error:
         caught, code, message = error, error.exit_code, str(error)
     except Exception as error:
@@ -83,61 +97,42 @@ def run_verb(
     sys.exit(code)
 
 
-def parse(config_class: type[BaseModel], argv: list[str]) -> Any:
-    """A checked, frozen `config_class` from YAML, environment and flags. `UsageError` names the
+def parse(config_class: type[Config], argv: list[str]) -> Config:
+    """A validated, frozen `config_class` from YAML, environment and flags. `UsageError` names the
     field, the value, the rule and the remedy.
     """
-    door = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    door.add_argument("--config")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
     fields = all_fields(config_class)
     try:
-        known, flags = door.parse_known_args(argv)
+        known, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError:
         raise UsageError("--config needs a value, the path of a YAML file") from None
     from_yaml = read_yaml(known.config) if known.config else {}
-    check_names(from_yaml, fields, where=f"in {known.config}")
+    _check_names(from_yaml, fields, where=f"in {known.config}")
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:
-            raise UsageError(
-                f"--{name} is not an option; {did_you_mean(name, fields, prefix='--')} (--help"
-                " lists all of them)"
-            )
+            suggestion = refusals.did_you_mean(name, fields, prefix="--")
+            raise UsageError(f"--{name} is not an option; {suggestion} (--help lists all of them)")
 
-    class Verb(config_class, BaseSettings):
-        model_config = SettingsConfigDict(
-            frozen=True,
-            extra="forbid",
-            cli_parse_args=flags,
-            cli_exit_on_error=False,
-            env_prefix=ENVIRONMENT_PREFIX,
-            env_nested_delimiter="__",
-            nested_model_default_partial_update=True,
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            **_: Any,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return env_settings, init_settings
-
+    # Any: pyright takes the class for one without the arguments of `BaseSettings`.
+    verb: Any = create_model("Verb", __base__=(config_class, _Sources))
     try:
-        parsed = Verb(**from_yaml)
+        parsed = verb(_cli_parse_args=flags, **from_yaml)
     except ValidationError as error:
-        raise UsageError(describe(error, fields)) from error
+        raise UsageError(refusals.describe(error, fields)) from error
     except SettingsError as error:
-        raise UsageError(
-            f"{describe_settings(error, fields, flags)}; --help shows what each option takes"
-        ) from error
+        described = refusals.describe_settings(error, fields, flags)
+        raise UsageError(f"{described}; --help shows what each option takes") from error
     # The caller gets the plain model: settings machinery must not travel into Ray tasks.
     return config_class.model_validate(parsed.model_dump())
 
 
 def read_yaml(path: str) -> dict[str, Any]:
+    """The content of a YAML file, empty for an empty one. `UsageError` where it is not pairs of
+    section and fields.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -156,239 +151,11 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content or {}
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model whose fields this field holds, also where it may be absent (`Section | None`); None
-    for a plain value and for a list of models.
-    """
-    candidates = (
-        field.annotation,
-        *(get_args(field.annotation) if type(None) in get_args(field.annotation) else ()),
-    )
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
-def item_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model whose list this field holds (`tuple[Section, ...]`); None for every other."""
-    items = get_args(field.annotation)[:1]
-    return (
-        items[0]
-        if get_origin(field.annotation) is tuple
-        and isinstance(items[0], type)
-        and issubclass(items[0], BaseModel)
-        else None
-    )
-
-
-def all_fields(config_class: type[BaseModel], prefix: str = "") -> Fields:
-    found: Fields = {}
-    for name, field in config_class.model_fields.items():
-        found[prefix + name] = field
-        if section := section_of(field):
-            found |= all_fields(section, f"{prefix}{name}.")
-    return found
-
-
-def check_names(content: dict[str, Any], fields: Fields, *, where: str, prefix: str = "") -> None:
+def _check_names(content: dict[str, Any], fields: Fields, *, where: str, prefix: str = "") -> None:
     for key, value in content.items():
         name = f"{prefix}{key}"
         if name not in fields:
-            raise UsageError(f"{name} ({where}) is not an option; {did_you_mean(name, fields)}")
+            suggestion = refusals.did_you_mean(name, fields)
+            raise UsageError(f"{name} ({where}) is not an option; {suggestion}")
         if section_of(fields[name]) and isinstance(value, dict):
-            check_names(value, fields, where=where, prefix=name + ".")
-
-
-def did_you_mean(name: str, fields: Fields, *, prefix: str = "") -> str:
-    # What may be given as a flag: sections are only headings there.
-    names = [n for n, field in fields.items() if not prefix or not section_of(field)]
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(prefix + n for n in close)}?"
-    return f"the sections are {', '.join(n for n in fields if '.' not in n)}"
-
-
-def describe(error: ValidationError, fields: Fields) -> str:
-    """The first complaints of pydantic as plain sentences: name, value, rule, and what the field
-    is.
-    """
-    lines: list[str] = []
-    # What is in a list of sections is no flag, but may be wrong like one.
-    fields = fields | {
-        f"{name}.{inner}": f
-        for name, field in fields.items()
-        if (item := item_of(field))
-        for inner, f in item.model_fields.items()
-    }
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"] if isinstance(part, str))
-        field = fields.get(name)
-        section = field is None or section_of(field) is not None
-        rule = (
-            problem["msg"]
-            .removeprefix("Value error, ")
-            .replace("Input should", "must")
-            .replace("valid tuple", "list")
-        )
-        if problem["type"] == "missing" and isinstance(
-            problem["loc"][-1], str
-        ):  # else a list is too short
-            required = [
-                n
-                for n in fields
-                if (n == name or n.startswith(name + "."))
-                and fields[n].is_required()
-                and not section_of(fields[n])
-            ]
-            lines += [f"--{n} is required: {fields[n].description}" for n in required]
-        elif problem["type"] == "extra_forbidden":
-            lines.append(f"{name} is not an option; {did_you_mean(name, fields)}")
-        elif problem["type"] == "value_error" and section:
-            lines.append(rule)  # from a validator of a whole section, which names its fields itself
-        elif problem["type"] == "value_error":
-            lines.append(f"{name}: {rule}")
-        elif section:
-            inside = [
-                n for n in fields if n.startswith(name + ".") and "." not in n[len(name) + 1 :]
-            ]
-            lines.append(
-                f"{name}: is a section of fields ({', '.join(inside[:4])}, ...), got"
-                f" {problem['input']!r}"
-            )
-        else:
-            lines.append(
-                f"{name} {problem['input']!r}: {rule[0].lower() + rule[1:]} ({field.description})"
-            )
-    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return "; ".join(lines[:3]) + more + "; --help shows the units and ranges"
-
-
-def describe_settings(error: SettingsError, fields: Fields, flags: Sequence[str]) -> str:
-    """What the flag or environment parser could not take apart, before pydantic saw any value."""
-    text = str(error)
-    if 'source "EnvSettingsSource"' in text:
-        section = text.split('"')[1]
-        return (
-            f"{ENVIRONMENT_PREFIX}{section.upper()}...: a variable of this section cannot be read;"
-            " lists are JSON there, such as [1, 2]"
-        )
-    if text.startswith("error parsing value"):
-        # Of a list of which an item is no JSON the settings library names only the section.
-        given = [
-            flag.partition("=")[::2] if "=" in flag else (flag, value)
-            for flag, value in zip(flags, [*flags[1:], ""], strict=True)
-        ]
-        section = text.split('"')[1]
-        lists = [
-            (flag, value)
-            for flag, value in given
-            if flag.startswith(f"--{section}.") and get_origin(fields[flag[2:]].annotation) is tuple
-        ]
-        wrong = [(flag, value) for flag, value in lists if not is_json_list(value)]
-        if wrong:
-            return "; ".join(
-                f"{flag} {value}: must be {takes(fields[flag[2:]])}" for flag, value in wrong
-            )
-    argument, _, reason = (
-        text.removeprefix("error parsing CLI: ").removeprefix("argument ").partition(": ")
-    )
-    return f"{argument} {reason.replace('expected one argument', 'needs a value')}".strip()
-
-
-def is_json_list(value: str) -> bool:
-    try:
-        json.loads(value if value.startswith("[") else f"[{value}]")
-    except ValueError:
-        return False
-    return True
-
-
-def help_text(config_class: type[BaseModel], *, description: str) -> str:
-    """Usage, then every option with what it takes, its range, its default and its meaning."""
-    fields = all_fields(config_class)
-    required = "".join(
-        f" --{name} ..."
-        for name, field in fields.items()
-        if field.is_required() and not section_of(field)
-    )
-    lines = [
-        (
-            f"usage: python -m pipelines.{Path(sys.argv[0]).stem} [--config FILE.yaml]{required}"
-            " [--section.field VALUE ...]"
-        ),
-        "",
-        description,
-        "",
-        "  --config FILE",
-        "        YAML with the names below, nested: `section:` and under it `field: value`",
-        "  --debug",
-        "        show the traceback of an error",
-        f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",
-        "        each field as a variable; flags win over it, it wins over the YAML",
-        "",
-    ]
-    for name, field in fields.items():
-        if section := section_of(field):
-            meaning = field.description or (section.__doc__ or "").strip().partition("\n")[0]
-            lines += ["", f"{name}: {meaning}"]
-        else:
-            default = (
-                "required"
-                if field.is_required()
-                else f"default {show(field.get_default(call_default_factory=True))}"
-            )
-            lines.append(f"  --{name}  {takes(field)}; {default}")
-            lines += textwrap.wrap(
-                field.description or "",
-                width=120,
-                initial_indent=" " * 8,
-                subsequent_indent=" " * 8,
-            )
-    lines += [
-        "",
-        (
-            "exit codes: 0 done, 1 failed, 2 usage or configuration, 3 data not acceptable, 4 the"
-            " gate said no, 5 interrupted, resumable"
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def takes(field: FieldInfo) -> str:
-    """The kind of value and its range: `integer, at least 1, at most 10000`."""
-    kinds = (
-        [k for k in get_args(field.annotation) if k is not type(None)]
-        if type(None) in get_args(field.annotation)
-        else [field.annotation]
-    )
-    kind, inner = kinds[0], get_args(kinds[0])
-    if get_origin(kind) is Literal:
-        return " | ".join(map(str, inner))
-    words = KINDS.get(kind, "text")
-    if item := item_of(field):
-        words = f"list of {{{', '.join(item.model_fields)}}}"
-    elif inner and get_origin(inner[0]) is tuple:
-        words = "JSON, a list of lists such as [[1,2],[3,4]]"
-    elif inner:
-        words = f"{KINDS.get(inner[0], 'value')}s with commas between" + (
-            f", exactly {len(inner)}" if ... not in inner and len(inner) > 1 else ""
-        )
-    rules = [
-        rule.format(getattr(m, name))
-        for m in field.metadata
-        for name, rule in BOUNDS.items()
-        if getattr(m, name, None) is not None
-    ]
-    return ", ".join([words, *rules])
-
-
-def show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(show, value)) or "empty"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return (
-        {True: "true", False: "false"}.get(value, str(value))
-        if isinstance(value, bool)
-        else "unset"
-        if value is None
-        else str(value)
-    )
+            _check_names(value, fields, where=where, prefix=name + ".")

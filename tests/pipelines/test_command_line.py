@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
-from pipelines.command_line import all_fields, help_text, parse, run_verb, section_of
+from pipelines.command_line import parse, run_verb
+from pipelines.options import all_fields, help_text, section_of
 
 ROOT = Path(__file__).parents[2]
 VERBS = sorted(
@@ -42,6 +43,7 @@ class Training(Section):
     amp: bool = Field(True, description="bfloat16 or not")
     scales: tuple[float, ...] = Field((1.0, 2.0), description="factors")
     crops: tuple[tuple[int, int], ...] = Field((), description="windows")
+    weights: dict[str, float] = Field({}, description="weight of each source")
 
     @field_validator("rate")
     @classmethod
@@ -139,6 +141,8 @@ def test_the_config_is_the_plain_frozen_class():
         (["--training.scales", "1,2,4"], "scales", (1.0, 2.0, 4.0)),
         (["--training.scales", "[0.5]"], "scales", (0.5,)),
         (["--training.crops", "[[1,2],[3,4]]"], "crops", ((1, 2), (3, 4))),
+        (["--training.weights", '{"day": 2}'], "weights", {"day": 2.0}),
+        (["--training.weights", "day=2,night=0.5"], "weights", {"day": 2.0, "night": 0.5}),
         (["--training.amp", "false"], "amp", False),
         (["--training.epochs=7"], "epochs", 7),
         (["--training.rate", "1e-3"], "rate", 0.001),
@@ -209,6 +213,22 @@ def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
         (
             ["--training.scales=1,inf"],
             ["--training.scales 1,inf: must be numbers with commas between"],
+        ),
+        (
+            ["--training.weights", "day:2"],
+            ["--training.weights day:2: must be JSON, numbers by name such as"],
+        ),
+        (
+            ["--training.weights", "5"],
+            ["--training.weights 5: must be JSON, numbers by name such as"],
+        ),
+        (
+            ['--training.weights={"day": 2'],
+            ['--training.weights {"day": 2: must be JSON, numbers by name such as'],
+        ),
+        (
+            ["--training.weights", '{"day": "much"}'],
+            ["training.weights 'much' of 'day': must be a valid number", "weight of each source"],
         ),
         (["--training.rate", "7"], ["training.rate: must not be 7, of all numbers"]),
         (
@@ -288,6 +308,7 @@ def test_an_environment_variable_that_cannot_be_read(monkeypatch):
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"training: 5\n", "training: is a section of fields"),
         (b"training:\n", "training: is a section of fields"),
+        (b"training: {weights: 5}\n", "training.weights 5: must be JSON, numbers by name such as"),
     ],
 )
 def test_bad_config_files(tmp_path, content, words):
@@ -382,8 +403,54 @@ def test_help_shows_kinds_ranges_defaults_and_meanings(capsys):
         "  --training.amp  true | false; default true",
         "  --training.scales  numbers with commas between; default 1,2",
         "  --training.crops  JSON, a list of lists such as [[1,2],[3,4]]; default empty",
+        '  --training.weights  JSON, numbers by name such as {"a":1,"b":2}; default empty',
     ):
         assert line in text.splitlines(), line
+
+
+class Folder(Section):
+    """A folder of images, or a list
+    of folders.
+
+    This paragraph is not shown.
+    """
+
+    path: str | None = Field(None, description="one folder")
+    paths: tuple[Data, ...] = Field((), description="several folders")
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> Folder:
+        if not self.path and not self.paths:
+            raise ValueError("path or paths must be given")
+        return self
+
+
+class Folders(Section):
+    train: Folder
+    weights: dict[str, str] | None = Field(None, description="texts")
+    pair: tuple[int, int] = Field((1, 2), description="two numbers")
+
+
+def test_help_of_sections_lists_and_mappings():
+    lines = help_text(Folders, description="").splitlines()
+    for line in (
+        "train: A folder of images, or a list of folders.",
+        "  --train.paths  JSON, a list of {train, val, share}; default empty",
+        "          train: text; required; URI of the set to train on",
+        '  --weights  JSON, texts by name such as {"a":"x","b":"y"}; default unset',
+        "  --pair  integers with commas between, exactly 2; default 1,2",
+    ):
+        assert line in lines, line
+    assert not any("not shown" in line for line in lines)
+
+
+def test_a_section_without_a_required_option_is_named_with_the_rule():
+    with pytest.raises(UsageError, match="^train is required: A folder .*--train.path, --train.pa"):
+        parse(Folders, [])
+    with pytest.raises(UsageError, match="^train: path or paths must be given; --help"):
+        parse(Folders, ["--train.path="])
+    with pytest.raises(UsageError, match="^--train.paths.val is required: URI of the set to sc"):
+        parse(Folders, ["--train.paths", '[{"train": "a"}]'])
 
 
 def config_class_of(verb: str) -> type[BaseModel]:

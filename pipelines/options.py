@@ -1,0 +1,164 @@
+"""The fields of a configuration as options: their dotted names, what each takes, and the text of
+`--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ENVIRONMENT_PREFIX = "RETINARAY_"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused"
+    " by the gate, 5 interrupted, resumable"
+)
+WIDTH = 100
+_KINDS = {int: "integer", float: "number", str: "text", bool: "true | false"}
+_BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+
+Fields = dict[str, FieldInfo]
+"""Every field by its dotted name, sections before their fields: `model`, `model.backbone`, ..."""
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a section, also of one that may be absent (`Section | None`); None for a plain
+    value and for a list of sections.
+    """
+    kinds: list[Any] = [field.annotation]
+    if type(None) in get_args(field.annotation):
+        kinds += get_args(field.annotation)
+    return next((kind for kind in kinds if _is_model(kind)), None)
+
+
+def item_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of the items of a list of sections (`tuple[Section, ...]`); None for every other
+    field.
+    """
+    items = get_args(field.annotation)[:1]
+    return items[0] if get_origin(field.annotation) is tuple and _is_model(items[0]) else None
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def all_fields(config_class: type[BaseModel], prefix: str = "") -> Fields:
+    fields: Fields = {}
+    for name, field in config_class.model_fields.items():
+        fields[prefix + name] = field
+        if section := section_of(field):
+            fields |= all_fields(section, f"{prefix}{name}.")
+    return fields
+
+
+def takes(field: FieldInfo) -> str:
+    """The kind of value and its range: `integer, at least 1, at most 10000`."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    optional = type(None) in get_args(field.annotation)
+    kind = kinds[0] if optional else field.annotation
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    rules = [
+        rule.format(getattr(bound, name))
+        for bound in field.metadata
+        for name, rule in _BOUNDS.items()
+        if getattr(bound, name, None) is not None
+    ]
+    return ", ".join([_kind_in_words(kind), *rules])
+
+
+def _kind_in_words(kind: Any) -> str:
+    inner = get_args(kind)
+    if not inner:
+        return _KINDS.get(kind, "text")
+    if _is_model(inner[0]):
+        return f"JSON, a list of {{{', '.join(inner[0].model_fields)}}}"
+    if get_origin(inner[0]) is tuple:
+        return "JSON, a list of lists such as [[1,2],[3,4]]"
+    if is_mapping(kind):
+        example = '{"a":1,"b":2}' if inner[1] in (int, float) else '{"a":"x","b":"y"}'
+        return f"JSON, {_KINDS.get(inner[1], 'value')}s by name such as {example}"
+    exactly = "" if ... in inner or len(inner) == 1 else f", exactly {len(inner)}"
+    return f"{_KINDS.get(inner[0], 'value')}s with commas between{exactly}"
+
+
+def is_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def show(value: Any) -> str:
+    """A default as one would type it; `unset` for None and `empty` for a list or mapping of
+    nothing.
+    """
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(map(show, value)) or "empty"
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value)) if value else "empty"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"default {show(field.get_default(call_default_factory=True))}"
+
+
+def meaning_of_section(field: FieldInfo) -> str:
+    """The field's description, else the first paragraph of the section's docstring, in one line."""
+    section = section_of(field)
+    docstring = (section.__doc__ or "") if section else ""
+    return " ".join((field.description or docstring.strip().partition("\n\n")[0]).split())
+
+
+def help_text(config_class: type[BaseModel], *, description: str) -> str:
+    """Usage, then every option with what it takes, its range, its default and its meaning."""
+    fields = all_fields(config_class)
+    required = "".join(
+        f" --{name} ..."
+        for name, field in fields.items()
+        if field.is_required() and not section_of(field)
+    )
+    lines = [
+        (
+            f"usage: python -m pipelines.{Path(sys.argv[0]).stem} [--config FILE.yaml]{required}"
+            " [--section.field VALUE ...]"
+        ),
+        "",
+        description,
+        "",
+        "  --config FILE",
+        "        YAML with the names below, nested: `section:` and under it `field: value`",
+        "  --debug",
+        "        show the traceback of an error",
+        f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",
+        "        each field as a variable; flags override it, it overrides the YAML",
+        "",
+    ]
+    for name, field in fields.items():
+        if section_of(field):
+            lines += ["", *textwrap.wrap(f"{name}: {meaning_of_section(field)}", width=WIDTH)]
+            continue
+        lines.append(f"  --{name}  {takes(field)}; {default_of(field)}")
+        lines += _indented(field.description or "", by=8)
+        if item := item_of(field):
+            for inner, part in item.model_fields.items():
+                about = f"{inner}: {takes(part)}; {default_of(part)}; {part.description}"
+                lines += _indented(about, by=10)
+    return "\n".join([*lines, "", *textwrap.wrap(EXIT_CODES, width=WIDTH)])
+
+
+def _indented(text: str, *, by: int) -> list[str]:
+    indent = " " * by
+    return textwrap.wrap(text, width=WIDTH, initial_indent=indent, subsequent_indent=indent)
