@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel  # noqa: E402
 
-from pipelines.command_line import ENVIRONMENT_PREFIX, section_of, show, takes  # noqa: E402
+from pipelines.options import ENVIRONMENT_PREFIX, section_of, show, takes  # noqa: E402
 
 TARGET = ROOT / "docs" / "reference" / "options.md"
 COMMAND = "python docs/reference.py"

@@ -1,59 +1,50 @@
-"""The whole way in one command: prepare -> sweep (if asked) -> train -> evaluate -> register ->
-predict.
+"""Annotated images to a model in one command: prepare -> sweep (if asked) -> train -> evaluate ->
+register -> predict.
 
-    python -m cluster.prepare.synthetic data/quickstart && python -m pipelines.run --config
-    pipelines/recipes/quickstart.yaml
+    python -m cluster.prepare.synthetic data/quickstart
+    python -m pipelines.run --config pipelines/recipes/quickstart.yaml
 
-A finished stage is reused as long as its inputs and options are the same, and an interrupted one
-goes on: repeat the command.
+A finished stage is reused as long as its inputs and options are the same, and an interrupted stage
+continues: repeat the command.
 """
 
 from __future__ import annotations
 
-from cluster.runs.config import TrainConfig
 from pipelines.command_line import run_verb
-from pipelines.workflow import RunConfig, Verbs
+from pipelines.run_config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from cluster.runs.identity import identity
-    from cluster.shards.index import open_shard_set
+    from cluster.compute.session import connect
     from cluster.storage import files
-    from cluster.tracking.config import check_server, tracking_uri, ui_command
-    from tune import space
+    from cluster.tracking.config import ui_command
+    from cluster.workflow.graph import run_stages
+    from pipelines.workflow import check, stages_of
 
-    check_server(tracking_uri(config.tracking.uri, config.storage))
-    verbs = Verbs(config)
-    train_shards = verbs.prepare("train")
-    shards = [train_shards, verbs.prepare("val", train_shards)]
-    sets = [open_shard_set(done.folder) for done in shards]
-    data = {"train": shards[0].folder, "val": shards[1].folder}
-    training = TrainConfig.model_validate(
-        {
-            **config.model_dump(include=set(TrainConfig.model_fields)),
-            "storage": verbs.root,
-            "data": data,
-        }
+    def connect_ray() -> None:
+        # One Ray for all stages, and none where all are reused. Ray Train is imported while the
+        # data is prepared.
+        ray = config.ray
+        connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
+
+    checked = check(config)
+    finished = run_stages(
+        stages_of(checked), root=checked.root, name=config.name, before_call=connect_ray
     )
-    if config.tune:
-        searched = verbs.sweep(
-            training, identity(training, *sets, weights=verbs.weights_digest), shards
-        )
-        training = space.apply(training, searched.values["records"][0]["sample"])
-    trained = verbs.train(training, identity(training, *sets, weights=verbs.weights_digest), shards)
-    evaluated = verbs.evaluate(trained, shards[1])
-    registered = verbs.register(trained)
-    predicted = verbs.predict(registered)
 
-    print(f"\n{files.read_bytes(evaluated.folder + '/table.txt').decode().rstrip()}\n")
+    table = f"{finished['evaluate'].folder}/table.txt"
+    print(f"\n{files.read_bytes(table).decode().rstrip()}\n")
     print(
-        f"table        {evaluated.folder}: table.txt, precision_recall.png, overlays/ with the"
-        " truth dashed"
+        f"table        {finished['evaluate'].folder}: table.txt, precision_recall.png, overlays/"
+        " with the truth dashed"
     )
-    print(f"training     {trained.folder}")
-    print(f"model        {registered.values['version']}")
-    print(f"predictions  {predicted.folder}: predictions.parquet, coco_results.json, overlays/")
-    print(f"see it       {ui_command(verbs.tracking_uri)}")
+    print(f"training     {finished['train'].folder}")
+    print(f"model        {finished['register'].values['version']}")
+    print(
+        f"predictions  {finished['predict'].folder}: predictions.parquet, coco_results.json,"
+        " overlays/"
+    )
+    print(f"see it       {ui_command(checked.tracking_uri)}")
 
 
 if __name__ == "__main__":
@@ -61,6 +52,7 @@ if __name__ == "__main__":
         RunConfig,
         main,
         description=(
-            "COCO data to a registered model and its predictions; finished stages are reused."
+            "Annotated images to a registered model and its predictions; finished stages are"
+            " reused."
         ),
     )

@@ -1,8 +1,7 @@
-"""Look at a shard set: what it holds, whether its bytes are those that were written, and how its
-boxes lie on the pictures.
+"""Look at a shard set: its counts, whether its bytes are unchanged, and its boxes on the images.
 
-python -m pipelines.shards --data runs/data/train python -m pipelines.shards --data
-s3://bucket/data/train --verify true --samples 8 --output runs/look
+python -m pipelines.shards --data runs/data/train
+python -m pipelines.shards --data s3://bucket/data/train --verify true --samples 8 --output look
 """
 
 from __future__ import annotations
@@ -18,31 +17,30 @@ class ShardsConfig(Section):
 
     data: str = Field(min_length=1, description="the shard set, a local folder or s3://bucket/key")
     verify: bool = Field(
-        False,
+        default=False,
         description=(
-            "read every shard again and compare its sha256 with the index; exit code 3 where one"
-            " differs"
+            "read every shard again and compare its sha256 with the index; exit code 3 for a"
+            " mismatch"
         ),
     )
     samples: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1000,
-        description="pictures drawn with their boxes, chosen to show many classes at many sizes",
+        description="images drawn with their boxes, chosen to show many classes at many sizes",
     )
     output: str | None = Field(
-        None,
-        description="folder for these pictures, <image id>.png: a local path or s3://bucket/key",
+        default=None,
+        description="folder for these drawings, <image id>.png: a local path or s3://bucket/key",
     )
 
     @model_validator(mode="after")
-    def pictures_have_a_place(self) -> ShardsConfig:
+    def _samples_need_output(self) -> ShardsConfig:
         if self.samples and not self.output:
-            raise ValueError(f"samples {self.samples}: needs --output, the folder for the pictures")
+            raise ValueError(f"samples {self.samples}: needs --output, the folder for the drawings")
         if self.output and not self.samples:
             raise ValueError(
-                f"output {self.output}: only pictures are written there; say how many, such as"
-                " --samples 8"
+                f"output {self.output}: is only for drawings; say how many, such as --samples 8"
             )
         return self
 
@@ -67,8 +65,8 @@ def main(config: ShardsConfig) -> None:
             shard_set, say=lambda line: print(f"damaged     {line}", flush=True)
         )
         print(
-            f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte is"
-            " as index.json has it"
+            f"verified    {len(shard_set.shards)} of {len(shard_set.shards)} shards: every byte"
+            " agrees with index.json"
         )
     if config.samples:
         print(
@@ -82,6 +80,6 @@ if __name__ == "__main__":
         ShardsConfig,
         main,
         description=(
-            "Look at a shard set: print what it holds, verify its bytes, draw sample pictures."
+            "Look at a shard set: print its counts, verify its bytes, draw sample images."
         ),
     )

@@ -1,275 +1,263 @@
-"""The verbs as stages of one workflow: what each is called with, what it builds on and what
-identifies it. `pipelines/run.py` calls them in order.
+"""The stages of `run`, made of its configuration: prepare-train, prepare-val, sweep (if asked),
+train, evaluate, register, predict. Each calls the function that its verb calls.
+
+A new stage is a function here that returns it, and its line in `stages_of`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import Field
+from cluster.runs.config import TrainConfig, TrainSections
+from cluster.runs.data_config import DataConfig
+from cluster.workflow.stages import Finished, Results, Stage
+from pipelines.run_config import RunConfig
+from tune.space import EXECUTION
 
-from cluster.runs.config import TrainConfig
-from cluster.workflow.stages import Finished
-from detector.config import Section
-from pipelines.train import TrainVerb
-from tune.space import SweepConfig
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
-
-
-class SplitConfig(Section):
-    """One split of a COCO data set."""
-
-    annotations: str = Field(min_length=1, description="COCO JSON: a local path or s3://bucket/key")
-    images: str = Field(
-        min_length=1,
-        description=(
-            "folder that the file_name fields of the JSON are relative to: a local path or"
-            " s3://bucket/key"
-        ),
-    )
+TRAIN_SET, VAL_SET = "prepare-train", "prepare-val"
 
 
-class SourceConfig(Section):
-    """COCO data, before it is prepared."""
+@dataclass(frozen=True)
+class Checked:
+    """A configuration whose inputs are there, and what was read of them."""
 
-    train: SplitConfig = Field(description="what is trained on")
-    val: SplitConfig = Field(description="what is evaluated on")
-
-
-class RunConfig(TrainVerb):
-    """A training run, where its data comes from and what follows it."""
-
-    name: str = Field(
-        "run",
-        pattern=NAME,
-        description=(
-            "how the outputs are called; each folder's name also carries its stage's fingerprint"
-        ),
-    )
-    data: SourceConfig = Field(description="COCO data")
-    tune: bool = Field(
-        False,
-        description="search with `sweep` before training, and train with the best configuration",
-    )
-    sweep: SweepConfig = Field(
-        SweepConfig(), description="what is searched, with what budget; only with tune"
-    )
-    registered_name: str | None = Field(
-        None, pattern=NAME, description="name of the registered model; unset: name"
-    )
-    pictures: str | None = Field(
-        None,
-        description=(
-            "folder or s3://bucket/prefix to predict on at the end; unset: data.val.images, with"
-            " the ids of its JSON"
-        ),
-    )
-    overlays: int = Field(
-        8, ge=0, le=1000, description="pictures drawn by evaluate, and by predict"
-    )
+    config: RunConfig
+    root: str
+    """The storage root, absolute."""
+    tracking_uri: str
+    sources: Mapping[str, Mapping[str, Any]]
+    """Identity of the sections data.train and data.val."""
+    pictures: Any
+    """Digest of the images to predict on."""
+    weights: str | None
+    """Digest of the weight file or checkpoint that the training starts from."""
 
 
-class Verbs:
-    """Each verb as a stage: the call, what it builds on and what identifies it. The sources are
-    looked at first: a wrong path costs nothing.
+def check(config: RunConfig) -> Checked:
+    """Look at every input, so that a wrong path costs no machine. `UsageError` where one is not
+    there or the storage cannot be written.
     """
+    from cluster.runs import parent_checkpoint, weight_file
+    from cluster.storage import preflight, uris
+    from cluster.tracking.config import check_server, tracking_uri
+    from cluster.workflow.stages import digest_of_folder
+    from pipelines.data_section import identity
 
-    def __init__(self, config: RunConfig):
-        from cluster.runs import parent_checkpoint, weight_file
-        from cluster.storage import preflight, uris
-        from cluster.tracking.config import tracking_uri
-        from cluster.workflow import stages
+    uri = tracking_uri(config.tracking.uri, config.storage)
+    check_server(uri)
+    root = uris.absolute(config.storage)
+    preflight.check_writable(root)
+    sources = {"train": identity(config.data.train), "val": identity(config.data.val)}
+    weights = weight_file.check(config.pretrained, None) if config.pretrained else None
+    if config.from_checkpoint:
+        weights = parent_checkpoint.digest(config.from_checkpoint)
+    val = sources["val"]
+    pictures = (
+        digest_of_folder(config.pictures)
+        if config.pictures
+        # A section that names nothing but a source is known by the source's digests alone.
+        else (val["source"] if set(val) == {"source"} else val)
+    )
+    return Checked(config, root, uri, sources, pictures, weights)
 
-        self.config, self.root = config, uris.absolute(config.storage)
-        preflight.check_writable(self.root)
-        self.tracking_uri = tracking_uri(config.tracking.uri, config.storage)
-        self.sources = {
-            split: [stages.digest_of_file(place.annotations), stages.digest_of_folder(place.images)]
-            for split, place in config.data
-        }
-        # Pictures of one's own have no image ids; those of the val split have.
-        self.pictures = (
-            {"images": config.pictures} if config.pictures else config.data.val.model_dump()
+
+def stages_of(checked: Checked) -> tuple[Stage, ...]:
+    """Every stage of the run, in order."""
+    return (
+        _prepare("train", TRAIN_SET, (), checked),
+        _prepare("val", VAL_SET, (TRAIN_SET,), checked),
+        *((_sweep(checked),) if checked.config.tune else ()),
+        _train(checked),
+        _evaluate(checked),
+        _register(checked),
+        _predict(checked),
+    )
+
+
+def _prepare(
+    split: Literal["train", "val"], name: str, inputs: tuple[str, ...], checked: Checked
+) -> Stage:
+    section = checked.config.data.train if split == "train" else checked.config.data.val
+
+    def call(folder: str, results: Results) -> None:
+        from pipelines.data_section import prepare_shards, summary
+
+        against = tuple(results[other].folder for other in inputs)
+        _, prepared = prepare_shards(
+            section, output=folder, against=against, ray=checked.config.ray
         )
-        self.pictures_digest = (
-            stages.digest_of_folder(config.pictures) if config.pictures else self.sources["val"]
+        print("\n".join(summary(prepared)))
+
+    return Stage(
+        name,
+        folder=f"data/{split}",
+        inputs=inputs,
+        identity=lambda results: checked.sources[split],
+        outputs=("index.json",),
+        call=call,
+    )
+
+
+def _sweep(checked: Checked) -> Stage:
+    config = checked.config
+
+    def identity(results: Results) -> dict[str, Any]:
+        budget = config.sweep.model_dump(mode="json", exclude=EXECUTION)
+        return {"training": _training_identity(checked, results), "sweep": budget}
+
+    def call(folder: str, results: Results) -> dict[str, Any]:
+        from tune.sweep import sweep
+
+        training = _named_like(_training(checked, results), folder)
+        swept = sweep(training, config.sweep, ray=config.ray, tracking=config.tracking)
+        print("\n".join(swept.lines()))
+        return {"best": swept.best, "records": [record.to_json() for record in swept.records]}
+
+    return Stage(
+        "sweep",
+        folder="sweeps",
+        inputs=(TRAIN_SET, VAL_SET),
+        identity=identity,
+        outputs=("best.yaml",),
+        call=call,
+    )
+
+
+def _train(checked: Checked) -> Stage:
+    def call(folder: str, results: Results) -> dict[str, Any]:
+        from pipelines.training_run import train
+
+        training = _named_like(_training(checked, results), folder)
+        trained = train(training, ray=checked.config.ray, tracking=checked.config.tracking)
+        print("\n".join(trained.lines()))
+        return trained.best.to_json()
+
+    return Stage(
+        "train",
+        folder="runs",
+        inputs=(TRAIN_SET, VAL_SET),
+        # The best sample of a sweep is part of the configuration, which is the identity.
+        reads=("sweep",) if checked.config.tune else (),
+        identity=lambda results: {"training": _training_identity(checked, results)},
+        outputs=("best.json", "finished.json"),
+        call=call,
+    )
+
+
+def _evaluate(checked: Checked) -> Stage:
+    def call(folder: str, results: Results) -> None:
+        from pipelines.scoring_run import evaluate
+
+        evaluated = evaluate(
+            results[VAL_SET].folder,
+            run=results["train"].folder,
+            output=folder,
+            **_scoring_options(checked),
         )
-        self.weights_digest = (
-            weight_file.check(config.pretrained, None) if config.pretrained else None
-        )
-        if config.from_checkpoint:
-            self.weights_digest = parent_checkpoint.digest(config.from_checkpoint)
-        self.services = {"ray": config.ray, "tracking": config.tracking}
-        self.machines = config.training.model_dump(
-            include={"workers", "cpus_per_worker", "gpus_per_worker"}
-        )
+        print("\n".join(evaluated.lines()))
 
-    def stage(
-        self,
-        verb: str,
-        parent: str,
-        work: Callable[[str], Any],
-        *upstream: Finished,
-        outputs: Sequence[str],
-        **identity: Any,
-    ) -> Finished:
-        from cluster.compute.session import connect
-        from cluster.workflow import stages
-
-        def connected(folder: str) -> Any:
-            # One Ray for all stages, and none where all are reused. The training's imports begin
-            # while the data is prepared.
-            ray = self.config.ray
-            connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
-            return work(folder)
-
-        return stages.run_or_reuse(
-            verb,
-            f"{self.root}/{parent}",
-            self.config.name,
-            connected,
-            identity=identity,
-            upstream=upstream,
-            outputs=outputs,
-        )
-
-    def prepare(self, split: str, *others: Finished) -> Finished:
-        """Pictures that one of the `others` holds too are named."""
-        from pipelines.prepare import PrepareConfig, main
-
-        def work(folder: str) -> None:
-            source, against = (
-                getattr(self.config.data, split).model_dump(),
-                tuple(other.folder for other in others),
-            )
-            main(PrepareConfig(**source, against=against, output=folder, ray=self.config.ray))
-
-        return self.stage(
-            f"prepare-{split}",
-            f"data/{split}",
-            work,
-            *others,
-            outputs=["index.json"],
-            source=self.sources[split],
-        )
-
-    def sweep(
-        self, training: TrainConfig, identity: dict[str, Any], shards: Sequence[Finished]
-    ) -> Finished:
-        from pipelines.sweep import sweep
-        from tune.space import EXECUTION
-
-        def work(folder: str) -> dict[str, Any]:
-            return sweep(called(training, folder), self.config.sweep, **self.services)
-
-        budget = self.config.sweep.model_dump(mode="json", exclude=EXECUTION)
-        return self.stage(
-            "sweep", "sweeps", work, *shards, outputs=["best.yaml"], training=identity, sweep=budget
-        )
-
-    def train(
-        self, training: TrainConfig, identity: dict[str, Any], shards: Sequence[Finished]
-    ) -> Finished:
-        from pipelines.train import train
-
-        def work(folder: str) -> dict[str, Any]:
-            return train(called(training, folder), **self.services).to_json()
-
-        return self.stage(
-            "train",
-            "runs",
-            work,
-            *shards,
-            outputs=["best.json", "finished.json"],
-            training=identity,
-        )
-
-    def evaluate(self, trained: Finished, val: Finished) -> Finished:
-        from pipelines.evaluate import EvaluateConfig, main
-
-        def work(folder: str) -> None:
-            main(
-                EvaluateConfig(
-                    run=trained.folder,
-                    data=val.folder,
-                    output=folder,
-                    overlays=self.config.overlays,
-                    **self.machines,
-                    **self.services,
-                )
-            )
-
-        return self.stage(
-            "evaluate",
-            "evaluations",
-            work,
-            trained,
-            val,
-            outputs=["metrics.json", "table.txt"],
-            overlays=self.config.overlays,
-        )
-
-    def register(self, trained: Finished) -> Finished:
-        from pipelines.register import RegisterConfig, main
-
-        name = self.config.registered_name or self.config.name
-
-        def work(_: str) -> dict[str, str]:
-            return {
-                "version": main(
-                    RegisterConfig(run=trained.folder, name=name, tracking=self.config.tracking)
-                )
-            }
-
-        # A version lives in its registry: a stage whose embedded store was deleted, or that goes to
-        # another server, is run again.
-        store = (
-            [self.tracking_uri.removeprefix("sqlite:///")]
-            if self.tracking_uri.startswith("sqlite:")
-            else []
-        )
-        return self.stage(
-            "register",
-            "models",
-            work,
-            trained,
-            outputs=store,
-            name=name,
-            server=self.config.tracking.uri,
-        )
-
-    def predict(self, registered: Finished) -> Finished:
-        from pipelines.predict import PredictConfig, main
-
-        def work(folder: str) -> None:
-            options = {
-                "overlays": self.config.overlays,
-                "overwrite": True,
-                "storage": self.root,
-                **self.machines,
-                **self.services,
-            }
-            main(
-                PredictConfig(
-                    model=registered.values["version"], **self.pictures, output=folder, **options
-                )
-            )
-
-        outputs = ["summary.json", "predictions.parquet"]
-        return self.stage(
-            "predict",
-            "predictions",
-            work,
-            registered,
-            outputs=outputs,
-            pictures=self.pictures_digest,
-            overlays=self.config.overlays,
-        )
+    return Stage(
+        "evaluate",
+        folder="evaluations",
+        inputs=("train", VAL_SET),
+        identity=lambda results: {"overlays": checked.config.overlays},
+        outputs=("metrics.json", "table.txt"),
+        call=call,
+    )
 
 
-def called(training: TrainConfig, folder: str) -> TrainConfig:
+def _register(checked: Checked) -> Stage:
+    config = checked.config
+    name = config.registered_name or config.name
+
+    def call(folder: str, results: Results) -> dict[str, Any]:
+        from cluster.tracking.register_run import register_run
+
+        registered = register_run(results["train"].folder, name, uri=config.tracking.uri)
+        print("\n".join(registered.lines()))
+        return {"version": str(registered.version)}
+
+    # A version lies in its registry: where the embedded store was deleted, or another server is
+    # given, the stage runs again.
+    uri = checked.tracking_uri
+    store = (uri.removeprefix("sqlite:///"),) if uri.startswith("sqlite:") else ()
+    return Stage(
+        "register",
+        folder="models",
+        inputs=("train",),
+        identity=lambda results: {"name": name, "server": config.tracking.uri},
+        outputs=store,
+        call=call,
+    )
+
+
+def _predict(checked: Checked) -> Stage:
+    config = checked.config
+
+    def call(folder: str, results: Results) -> None:
+        from cluster.shards.index import open_shard_set
+        from pipelines.data_section import pictures
+        from pipelines.scoring_run import predict_folder, predict_images
+
+        model = results["register"].values["version"]
+        options = {"output": folder, "overwrite": True, **_scoring_options(checked)}
+        if config.pictures:
+            predicted = predict_folder(model, config.pictures, **options)
+        else:
+            of_val = pictures(config.data.val, open_shard_set(results[VAL_SET].folder))
+            predicted = predict_images(model, of_val, **options)
+        print("\n".join(predicted.lines()))
+
+    return Stage(
+        "predict",
+        folder="predictions",
+        inputs=("register",),
+        # The ids of its images; the model was trained beside this set, so the fingerprint has it.
+        reads=(VAL_SET,),
+        identity=lambda results: {"pictures": checked.pictures, "overlays": config.overlays},
+        outputs=("summary.json", "predictions.parquet"),
+        call=call,
+    )
+
+
+def _scoring_options(checked: Checked) -> dict[str, Any]:
+    """What `evaluate` and `predict` take alike: as many processes as the training has."""
+    from pipelines.scoring_run import Replicas
+
+    training = checked.config.training
+    return {
+        "overlays": checked.config.overlays,
+        "replicas": Replicas(training.workers, training.cpus_per_worker, training.gpus_per_worker),
+        "ray": checked.config.ray,
+        "tracking": checked.config.tracking,
+        "storage": checked.root,
+    }
+
+
+def _training(checked: Checked, results: Results) -> TrainConfig:
+    """The training run on the prepared sets, with the best sample of the sweep if there was one."""
+    from tune import space
+
+    fields = checked.config.model_dump(include=set(TrainSections.model_fields))
+    data = DataConfig(train=results[TRAIN_SET].folder, val=results[VAL_SET].folder)
+    training = TrainConfig.model_validate({**fields, "storage": checked.root, "data": data})
+    swept: Finished | None = results.get("sweep")
+    if swept is not None:
+        training = space.apply(training, swept.values["records"][0]["sample"])
+    return training
+
+
+def _training_identity(checked: Checked, results: Results) -> dict[str, Any]:
+    from cluster.runs.identity import identity
+    from cluster.shards.index import open_shard_set
+
+    sets = [open_shard_set(results[name].folder) for name in (TRAIN_SET, VAL_SET)]
+    return identity(_training(checked, results), *sets, weights=checked.weights)
+
+
+def _named_like(training: TrainConfig, folder: str) -> TrainConfig:
     """The name that makes train and sweep write into the stage's folder."""
     return training.model_copy(update={"name": os.path.basename(folder)})

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from pipelines.command_line import ENVIRONMENT_PREFIX, all_fields, section_of
+from pipelines.options import ENVIRONMENT_PREFIX, all_fields, section_of
 from tests.support.documents import ROOT, anchors, blocks, documents, inline_code, prose
 
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in documents()]

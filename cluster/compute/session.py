@@ -50,26 +50,26 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str | None = Field(
-        None,
+        default=None,
         description=(
             "host:port of a running Ray cluster, or auto; unset: the cluster this job was submitted"
             " to, else Ray is started on this machine"
         ),
     )
     num_cpus: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1024,
         description="CPUs to offer when Ray is started on this machine; unset: all",
     )
     logs: bool = Field(
-        False,
+        default=False,
         description=(
             "show the log lines of Ray's worker processes too; they always are in Ray's log folder"
         ),
     )
     autoscaling: bool = Field(
-        False,
+        default=False,
         description=(
             "the cluster grows on demand: do not refuse requests that today's nodes cannot hold"
         ),

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, model_validator
 
+from cluster.runs import weight_file
 from cluster.runs.data_config import DataConfig, SamplingConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
 from cluster.storage.uris import absolute, join
@@ -33,8 +34,8 @@ class EvaluationShare(TypedDict):
     gpus_per_worker: float
 
 
-class TrainConfig(Section):
-    """One training run."""
+class TrainSections(Section):
+    """A training run without its data: what `train`, `sweep` and `run` share."""
 
     name: str = Field(
         default="train",
@@ -42,7 +43,6 @@ class TrainConfig(Section):
         description="the run's name; the same name and configuration continue the run",
     )
     storage: str = Field(default="runs", description="folder or s3:// prefix that holds all runs")
-    data: DataConfig
     sampling: SamplingConfig = SamplingConfig()
     model: ModelConfig = ModelConfig.model_validate({})
     pretrained: str | None = Field(
@@ -74,7 +74,7 @@ class TrainConfig(Section):
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
-    def _check_batch(self) -> TrainConfig:
+    def _check_batch(self) -> TrainSections:
         batch_size, workers = self.training.batch_size, self.training.workers
         if batch_size % workers:
             raise ValueError(
@@ -91,7 +91,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_min_workers(self) -> TrainConfig:
+    def _check_min_workers(self) -> TrainSections:
         fewest, workers = self.training.min_workers, self.training.workers
         if fewest is None:
             self._refuse_in_training(
@@ -105,7 +105,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_evaluation(self) -> TrainConfig:
+    def _check_evaluation(self) -> TrainSections:
         if self.training.evaluation == "between":
             reason = "with training.evaluation between, where the workers evaluate"
             self._refuse_in_training(EVALUATION_SHARE, reason, "set that to beside")
@@ -117,7 +117,7 @@ class TrainConfig(Section):
         refuse_unused(self.training, "training", names, reason, remedy)
 
     @model_validator(mode="after")
-    def _check_augmentation(self) -> TrainConfig:
+    def _check_augmentation(self) -> TrainSections:
         if self.training.batch_size == self.training.workers:
             refuse_unused(
                 self.augmentation,
@@ -136,7 +136,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_sync_norm(self) -> TrainConfig:
+    def _check_sync_norm(self) -> TrainSections:
         # Ray Train makes a process group for a single worker too, and torch's SyncBatchNorm then
         # refuses tensors of a CPU.
         if self.model.norm == "sync" and not self.training.gpus_per_worker:
@@ -147,7 +147,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_start(self) -> TrainConfig:
+    def _check_start(self) -> TrainSections:
         if self.pretrained is not None and self.from_checkpoint is not None:
             raise ValueError(
                 f"pretrained {self.pretrained} and from_checkpoint {self.from_checkpoint}: a run"
@@ -161,7 +161,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_fixed_weights(self) -> TrainConfig:
+    def _check_fixed_weights(self) -> TrainSections:
         fixed = (
             "norm frozen"
             if self.model.norm == "frozen"
@@ -178,7 +178,7 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_baseline(self) -> TrainConfig:
+    def _check_baseline(self) -> TrainSections:
         architecture = self.model.architecture
         if architecture == "retinanet":
             return self
@@ -208,3 +208,21 @@ class TrainConfig(Section):
     @property
     def run_uri(self) -> str:
         return join(absolute(self.storage), "runs", self.name)
+
+
+class TrainConfig(TrainSections):
+    """One training run."""
+
+    data: DataConfig
+
+    def with_absolute_uris(self) -> TrainConfig:
+        """The same run for another process, whose working directory may be another one. To be
+        called where the command was typed.
+        """
+        uris = {
+            "storage": absolute(self.storage),
+            "data": DataConfig(train=absolute(self.data.train), val=absolute(self.data.val)),
+            "pretrained": self.pretrained and weight_file.absolute(self.pretrained),
+            "from_checkpoint": self.from_checkpoint and absolute(self.from_checkpoint),
+        }
+        return self.model_copy(update=uris)

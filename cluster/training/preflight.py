@@ -99,6 +99,12 @@ def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> 
         )
     except UsageError:
         owner = run_folder.read_claim(config.run_uri)
-        if not begun or owner is None or owner.config.get(name) != getattr(config, name):
+        stored = owner.config.get(name) if owner else None
+        # Version 0.1 stored the path as it was typed, often relative.
+        if not begun or owner is None or not _same_file(stored, getattr(config, name)):
             raise
         return owner.identity[name]
+
+
+def _same_file(stored: str | None, uri: str) -> bool:
+    return stored is not None and weight_file.absolute(stored) == weight_file.absolute(uri)

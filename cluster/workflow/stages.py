@@ -1,11 +1,14 @@
-"""A pipeline stage: a name, what identifies it, and a function; run, or reused when its outputs are
-there already.
+"""A stage of a workflow: a name, what it builds on, what identifies it, and a function; run, or
+reused when its outputs are there already.
 
-The fingerprint is a digest of the identity fields and of the fingerprints of the stages it builds
-on. Worker counts and URIs are no identity: the same data elsewhere, or more machines, are the same
-stage. The output folder carries a readable name and the fingerprint, and its manifest, stage.json,
+The fingerprint is a digest of the identity fields and of the fingerprints of the inputs. Worker
+counts and URIs are not part of the identity: the same data elsewhere, or more machines, are the
+same stage. The output folder carries a readable name and the fingerprint. Its manifest, stage.json,
 is written last; a folder without one is a stage that did not finish, and its function is called
-again to go on.
+again to continue:
+
+    {"schema_version": 1, "stage": "train", "fingerprint": "3f0c...", "identity": {...},
+     "seconds": 61.3, "values": {...}}
 """
 
 from __future__ import annotations
@@ -24,28 +27,53 @@ SCHEMA_VERSION = 1
 SHOWN = 8
 """Characters of the fingerprint in names and messages."""
 
+Values = Mapping[str, Any]
+"""What a stage returns for the stages after it: plain JSON, with keys of the stage's own."""
+
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that is done. `values` are what its function returned: plain JSON, for the stages
-    after it.
-    """
+    """A stage that is done. `values` are what its function returned."""
 
     fingerprint: str
     folder: str
-    values: dict[str, Any]
+    values: Values
     reused: bool = False
 
 
+Results = Mapping[str, Finished]
+"""The finished stages that a stage may see, by their names: its `inputs` and `reads`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a workflow, as data.
+
+    `folder` is the folder below the storage root that holds the outputs of all such stages. The
+    fingerprints of the `inputs` are part of this stage's fingerprint, in their order; those of
+    the `reads` are not: what `identity` takes from them is. `identity` gives plain JSON.
+    `outputs` are files, in the stage's folder or absolute, that must be there for the stage to be
+    reused. `call` gets the stage's folder.
+    """
+
+    name: str
+    folder: str
+    inputs: tuple[str, ...]
+    identity: Callable[[Results], Mapping[str, Any]]
+    outputs: tuple[str, ...]
+    call: Callable[[str, Results], Values | None]
+    reads: tuple[str, ...] = ()
+
+
 def fingerprint(stage: str, identity: Mapping[str, Any], upstream: Sequence[Finished] = ()) -> str:
-    """64 hex characters; the order of the identity's fields does not matter, that of the upstream
-    stages does.
+    """64 hex characters. The order of the identity's fields does not matter, the order of the
+    upstream stages does.
     """
     content = {
         "schema": SCHEMA_VERSION,
         "stage": stage,
         "identity": identity,
-        "upstream": [one.fingerprint for one in upstream],
+        "upstream": [stage.fingerprint for stage in upstream],
     }
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
@@ -53,17 +81,17 @@ def fingerprint(stage: str, identity: Mapping[str, Any], upstream: Sequence[Fini
 
 
 def digest_of_file(uri: str) -> str:
-    """sha256 of the bytes. `UsageError` when it is not there."""
+    """sha256 of the bytes. `UsageError` when the file is not there."""
     preflight.check_readable(uri)
     return hashlib.sha256(files.read_bytes(uri)).hexdigest()
 
 
 def digest_of_folder(uri: str) -> str:
-    """sha256 of the names and sizes of all files below the folder. `UsageError` when it is not
-    there.
+    """sha256 of the names and sizes of all files below the folder. `UsageError` when the folder is
+    not there.
 
     A file replaced by another one of exactly its size is not noticed; reading every byte of the
-    pictures would cost as much as the stage itself.
+    images would cost as much as the stage itself.
     """
     uri = uris.absolute(uri)
     preflight.check_readable(uri)
@@ -72,52 +100,51 @@ def digest_of_folder(uri: str) -> str:
 
 
 def run_or_reuse(
-    stage: str,
-    parent: str,
-    name: str,
-    work: Callable[[str], dict[str, Any] | None],
+    stage: Stage,
+    results: Results,
     *,
-    identity: Mapping[str, Any],
-    upstream: Sequence[Finished] = (),
-    outputs: Sequence[str] = (),
+    root: str,
+    name: str,
+    before_call: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = print,
 ) -> Finished:
-    """Call `work(folder)` with `<parent>/<name>-<fingerprint>`, or find that it was done, and say
-    which.
+    """Call the stage's function with the folder `<root>/<stage.folder>/<name>-<fingerprint>`, or
+    find that the stage is done, and say which.
 
-    `work` returns plain JSON or nothing. `outputs` are files, in the folder or absolute, that must
-    still be there for the stage to be reused. An error leaves no manifest, so the same call goes on
-    with the same folder.
+    `before_call` is called first where the stage is not reused. An error leaves no manifest, so the
+    same call continues in the same folder.
     """
-    digest = fingerprint(stage, identity, upstream)
-    folder = uris.join(uris.absolute(parent), f"{name}-{digest[:SHOWN]}")
-    before = read_manifest(folder, digest)
-    gone = [
-        uri for uri in (uris.join(folder, output) for output in outputs) if not files.exists(uri)
-    ]
-    if before is not None and not gone:
-        say(f"[{stage}] reused (fingerprint {digest[:SHOWN]}) {folder}")
+    identity = stage.identity(results)
+    digest = fingerprint(stage.name, identity, [results[input_] for input_ in stage.inputs])
+    folder = uris.join(uris.absolute(root), stage.folder, f"{name}-{digest[:SHOWN]}")
+    before = _read_manifest(folder, digest)
+    outputs = [uris.join(folder, output) for output in stage.outputs]
+    missing = [uri for uri in outputs if not files.exists(uri)]
+    if before is not None and not missing:
+        say(f"[{stage.name}] reused (fingerprint {digest[:SHOWN]}) {folder}")
         return Finished(digest, folder, before, True)
-    why = f"{gone[0]} is gone, " if before is not None else ""
-    say(f"[{stage}] {why}running (fingerprint {digest[:SHOWN]}) {folder}")
+    why = f"{missing[0]} is gone, " if before is not None else ""
+    say(f"[{stage.name}] {why}running (fingerprint {digest[:SHOWN]}) {folder}")
     start = time.monotonic()
-    values = work(folder) or {}
+    before_call()
+    values = stage.call(folder, results) or {}
     seconds = time.monotonic() - start
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "stage": stage,
+        "stage": stage.name,
         "fingerprint": digest,
         "identity": dict(identity),
+        "seconds": round(seconds, 1),
+        "values": dict(values),
     }
-    manifest |= {"seconds": round(seconds, 1), "values": values}
     files.write_json(uris.join(folder, MANIFEST), manifest)
-    say(f"[{stage}] done in {seconds:.0f} s")
+    say(f"[{stage.name}] done in {seconds:.0f} s")
     return Finished(digest, folder, values, False)
 
 
-def read_manifest(folder: str, digest: str) -> dict[str, Any] | None:
-    """The values of the finished stage in this folder; None where it is not finished, or another
-    stage's fingerprint starts alike.
+def _read_manifest(folder: str, digest: str) -> Values | None:
+    """The values of the finished stage in this folder; None where the stage is not finished, or the
+    fingerprint of another stage starts with the same characters.
     """
     try:
         manifest = files.read_json(uris.join(folder, MANIFEST))

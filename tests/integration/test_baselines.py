@@ -24,7 +24,7 @@ def test_train_evaluate_register_predict(
     small_sets: dict[str, str], small_coco: Path, tmp_path: Path
 ) -> None:
     from pipelines import evaluate, predict, register
-    from pipelines.train import train
+    from pipelines.training_run import train
 
     tracking, resources = (
         TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"),
@@ -43,7 +43,7 @@ def test_train_evaluate_register_predict(
             "training": {"epochs": 1, "batch_size": 4, "workers": 2, "cpus_per_worker": 0.5},
         }
     )
-    best = train(chosen, ray=RayConfig(), tracking=tracking)
+    best = train(chosen, ray=RayConfig(), tracking=tracking).best
     assert best.images_seen == 24 and best.weights == "model"
 
     evaluate.main(

@@ -119,7 +119,7 @@ def outlived(
     """A training whose server was killed after its third step and came back, on the same store,
     when the training had noticed: its configuration, events, and what was printed on stderr.
     """
-    from pipelines.train import train
+    from pipelines.training_run import train
 
     folder = tmp_path_factory.mktemp("run")
     gate = Gate(folder / "gate", steps=9)

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.command_line import all_fields, item_of, section_of
 from pipelines.evaluate import EvaluateConfig
+from pipelines.options import all_fields, item_of, section_of
 from pipelines.predict import PredictConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.register import RegisterConfig
+from pipelines.run_config import RunConfig
 from pipelines.shards import ShardsConfig
 from pipelines.sweep import SweepVerb
 from pipelines.train import TrainVerb
-from pipelines.workflow import RunConfig
 
 CONFIGS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
@@ -90,8 +90,14 @@ OPTIONS = {
     "run": TRAINING
     + SEARCH
     + """
-        data.train: annotations images
-        data.val: annotations images
+        data.train: annotations images format sources split val_share against duplicates
+        data.train: seed shard_size_mib row_group_rows max_pixels
+        data.train: max_quarantined max_quarantined_annotations
+        data.train.sources[]: name format annotations images
+        data.val: annotations images format sources split val_share against duplicates
+        data.val: seed shard_size_mib row_group_rows max_pixels
+        data.val: max_quarantined max_quarantined_annotations
+        data.val.sources[]: name format annotations images
         tune registered_name pictures overlays
     """,
     "shards": "data verify samples output",

@@ -1015,12 +1015,12 @@ def test_wrong_sources_are_one_plain_line(
         (
             [good],
             ("--annotations", "a.json"),
-            "sources: is given together with annotations or images",
+            "sources is given together with annotations or images",
         ),
         ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc' or 'yolo'"),
         ([{"name": "one"}], (), "sources.annotations is required"),
         ([{**good, "labels": "x"}], (), "sources.labels is not an option"),
-        ([], (), "--annotations and --images: must both be given"),
+        ([], (), "annotations and images must both be given, or sources for several"),
     ):
         assert (
             run_prepare("--sources", json.dumps(sources), "--output", str(tmp_path / "out"), *flags)

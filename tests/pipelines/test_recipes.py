@@ -17,7 +17,7 @@ from detector.augment import evaluation_sample
 from detector.baselines import build_model
 from detector.optimizer import learning_rate_factor
 from pipelines.command_line import parse, read_yaml
-from pipelines.run import RunConfig
+from pipelines.run_config import RunConfig
 from pipelines.train import TrainVerb
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines/recipes").glob("*.yaml"))

@@ -137,10 +137,10 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
 
 
 def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypatch):
-    from cluster.runs import package_files
+    from cluster.tracking import register_run
 
     monkeypatch.setattr(
-        package_files, "build_package", lambda *_: pytest.fail("the server is checked first")
+        register_run, "build_package", lambda *_: pytest.fail("the server is checked first")
     )
     code, _, err = type_command(
         capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1"

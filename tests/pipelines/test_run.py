@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.runs.config import TrainConfig
+from cluster.shards.index import open_shard_set
+from cluster.shards.read import read_columns
 from pipelines.command_line import parse, run_verb
 from pipelines.run import main
-from pipelines.workflow import RunConfig, Verbs
+from pipelines.run_config import RunConfig
 
 STAGES = ["prepare-train", "prepare-val", "train", "evaluate", "register", "predict"]
 RECIPES = Path(__file__).parents[2] / "pipelines/recipes"
@@ -108,32 +109,132 @@ def test_everything_once_and_then_only_what_changed(
     ) == [8, 24]
 
 
-def test_the_best_of_a_sweep_is_what_is_trained(
-    small_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Sections for YOLO data in `tmp_path`, with paths relative to it."""
+    sections: dict[str, dict[str, Any]] = {}
+    for split in ("train", "val"):
+        listed = json.loads((small_coco / f"annotations/instances_{split}.json").read_text())
+        images, labels = tmp_path / "yolo/images" / split, tmp_path / "yolo/labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        numbers = {category["id"]: n for n, category in enumerate(listed["categories"])}
+        (tmp_path / "yolo/classes.txt").write_text(
+            "".join(f"{category['name']}\n" for category in listed["categories"])
+        )
+        for image in listed["images"]:
+            name, height, width = image["file_name"], image["height"], image["width"]
+            (images / name).write_bytes((small_coco / "images" / split / name).read_bytes())
+            lines = []
+            for annotation in listed["annotations"]:
+                if annotation["image_id"] == image["id"] and not annotation.get("iscrowd"):
+                    x, y, w, h = annotation["bbox"]
+                    shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                    label = numbers[annotation["category_id"]]
+                    lines.append(" ".join(map(str, (label, *shares))) + "\n")
+            (labels / name).with_suffix(".txt").write_text("".join(lines))
+        sections[split] = {
+            "annotations": f"yolo/labels/{split}",
+            "images": f"yolo/images/{split}",
+            "format": "yolo",
+        }
+    return sections
+
+
+def flags_of(sections: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"--data.{split}.{name}={value}"
+        for split, fields in sections.items()
+        for name, value in fields.items()
+    ]
+
+
+def type_run(*flags: str) -> None:
+    """The command as it is typed, in this process."""
+    with pytest.raises(SystemExit) as end:
+        run_verb(RunConfig, main, description="test", argv=list(flags))
+    assert end.value.code == 0
+
+
+TINY_FLAGS = [
+    "--name=tiny",
+    "--storage=out",
+    "--model.backbone=resnet18",
+    "--model.width=64",
+    "--model.anchors.base_sizes=8,16,32,64,128",
+    "--canvas.height=64",
+    "--canvas.width=96",
+    "--optimizer.name=adamw",
+    "--optimizer.learning_rate=0.001",
+    "--training.epochs=1",
+    "--training.batch_size=8",
+    "--training.workers=1",
+    # An untrained detector is sure of nothing.
+    "--decode.score_threshold=0",
+    "--overlays=1",
+]
+
+
+def test_yolo_data_with_relative_paths_becomes_a_model_and_its_predictions_once(
+    yolo: dict[str, dict[str, Any]],
+    ray_cluster: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    config = configuration(small_coco, tmp_path, tune=True)
-    data = {"train": "/t", "val": "/v"}
-    training = TrainConfig.model_validate(
-        {**config.model_dump(include=set(TrainConfig.model_fields)), "data": data}
-    )
-    asked = []
+    monkeypatch.chdir(tmp_path)
+    type_run(*TINY_FLAGS, *flags_of(yolo))
+    lines = stage_lines(capsys.readouterr().out)
+    assert list(lines) == STAGES and all(line.startswith("done in ") for line in lines.values())
+    (predictions,) = tmp_path.glob("out/predictions/tiny-*")
+    rows = pq.read_table(predictions / "predictions.parquet").to_pylist()
+    assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}
+    # YOLO has no image ids: prepare numbers the images of val from 1, and predictions use these.
+    results = json.loads((predictions / "coco_results.json").read_text())
+    assert {entry["image_id"] for entry in results} == set(range(1, 9))
 
-    def sweep(given: TrainConfig, budget: Any, **_: Any) -> dict[str, Any]:
-        asked.append(given.name)
-        return {"best": "/best.yaml", "records": [{"sample": {"gamma": 3.5}}]}
-
-    monkeypatch.setattr("pipelines.sweep.sweep", sweep)
-    monkeypatch.setattr("cluster.compute.session.connect", lambda *_, **__: None)
-    verbs = Verbs(config)
-    found = verbs.sweep(training, {"seed": 0}, [])
-    assert found.values["records"][0]["sample"] == {"gamma": 3.5}
-    # The stage's folder is the sweep's: named like it.
-    assert asked == [Path(found.folder).name] and found.folder.startswith(
-        f"{tmp_path}/sweeps/tiny-"
-    )
+    type_run(*TINY_FLAGS, *flags_of(yolo))
+    lines = stage_lines(capsys.readouterr().out)
+    assert all(line.startswith("reused (fingerprint ") for line in lines.values())
 
 
-def test_a_wrong_path_costs_nothing(
+def test_one_source_split_by_hash_is_trained_on_one_part_and_predicted_on_the_other(
+    small_coco: Path,
+    ray_cluster: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").symlink_to(small_coco)
+    source = {
+        "annotations": "coco/annotations/instances_train.json",
+        "images": "coco/images/train",
+        "val_share": 0.3,
+    }
+    sections = {split: {**source, "split": split} for split in ("train", "val")}
+    type_run(*TINY_FLAGS, *flags_of(sections))
+    said = capsys.readouterr().out
+    assert list(stage_lines(said)) == STAGES
+    ids = {}
+    for split in ("train", "val"):
+        (folder,) = tmp_path.glob(f"out/data/{split}/tiny-*")
+        rows = read_columns(open_shard_set(str(folder)), ["image_id", "file_name"]).to_pylist()
+        ids[split] = {row["file_name"]: row["image_id"] for row in rows}
+    assert ids["train"] and ids["val"] and not ids["train"].keys() & ids["val"].keys()
+    assert len(ids["train"]) + len(ids["val"]) == 24
+    (predictions,) = tmp_path.glob("out/predictions/tiny-*")
+    rows = pq.read_table(predictions / "predictions.parquet").to_pylist()
+    assert {Path(row["uri"]).name for row in rows} == set(ids["val"])
+    results = json.loads((predictions / "coco_results.json").read_text())
+    assert {entry["image_id"] for entry in results} == set(ids["val"].values())
+
+    type_run(*TINY_FLAGS, *flags_of(sections))
+    lines = stage_lines(capsys.readouterr().out)
+    assert all(line.startswith("reused (fingerprint ") for line in lines.values())
+
+
+def test_a_wrong_path_is_found_before_any_stage_runs(
     small_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = configuration(small_coco, tmp_path / "out").model_dump(mode="json")

@@ -103,7 +103,7 @@ def test_a_sound_set_is_verified_in_a_bucket_too(bucket, capsys):
     write_set(f"{bucket}/cells")
     code, said, _ = look(capsys, "--data", f"{bucket}/cells", "--verify", "true")
     assert code == 0 and said.endswith(
-        "verified    3 of 3 shards: every byte is as index.json has it\n"
+        "verified    3 of 3 shards: every byte agrees with index.json\n"
     )
 
 

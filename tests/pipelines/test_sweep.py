@@ -9,8 +9,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +28,8 @@ from detector.model import RetinaNet
 from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb
 from pipelines.train import TrainVerb
-from tune import search, space
-from tune.space import SpaceConfig, SweepConfig
+from tune import results, search, space, sweep, trials
+from tune.space import SweepConfig
 
 TINY = {
     "model": {"backbone": "resnet18", "width": 64, "anchors": {"base_sizes": (8, 16, 32, 64, 128)}},
@@ -39,9 +39,9 @@ TINY = {
 }
 
 
-def tiny(storage_root: Path, data: dict[str, str]) -> TrainConfig:
+def tiny(storage_root: str, data: dict[str, str]) -> TrainConfig:
     return TrainConfig.model_validate(
-        {"name": "tiny", "storage": str(storage_root), "data": data, **TINY}
+        {"name": "tiny", "storage": storage_root, "data": data, **TINY}
     )
 
 
@@ -50,28 +50,36 @@ def swept(
     small_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
     """A sweep of three trials, of which the second cannot use the folder of its run: its
-    configuration, what it returned and what it printed.
+    configuration, what it returned and what it printed. All paths are relative, as one types them.
     """
     root = tmp_path_factory.mktemp("sweep")
+    (root / "data").mkdir()
+    for split, folder in small_sets.items():
+        (root / "data" / split).symlink_to(folder)
     weights = root / "elsewhere/model.safetensors"
     weights.parent.mkdir()
     start = RetinaNet(classes=1, backbone="resnet18", width=64)
     save_file(
         {name: value.contiguous() for name, value in start.state_dict().items()}, str(weights)
     )
-    config = tiny(root / "store", small_sets).model_copy(update={"pretrained": str(weights)})
+    relative = {"train": "data/train", "val": "data/val"}
+    typed = tiny("store", relative).model_copy(update={"pretrained": "elsewhere/model.safetensors"})
     budget = SweepConfig(trials=3, concurrent=2)
-    uri = search.sweep_uri(config.storage, "tiny")
-    proposed = search.searcher(budget, [], first=space.given(config, budget.space))
-    proposed.suggest("first")
-    broken = search.trial_config(config, budget, uri, proposed.suggest("second"))
-    # A run's name is taken by its first checkpoint.
-    files.write_json(f"{run_folder.checkpoint_uri(broken.run_uri, 8)}/state.json", {})
-    files.write_json(
-        f"{broken.run_uri}/config.json", {"identity": {"seed": "another one"}, "config": {}}
-    )
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        returned = run_sweep(config, budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        config = typed.with_absolute_uris()
+        uri = sweep.sweep_uri(config.storage, "tiny")
+        proposed = search.searcher(budget, [], first=space.given(config, budget.space))
+        proposed.suggest("first")
+        broken = trials.trial_config(config, budget, uri, proposed.suggest("second"))
+        # A run's name is taken by its first checkpoint.
+        files.write_json(f"{run_folder.checkpoint_uri(broken.run_uri, 8)}/state.json", {})
+        files.write_json(
+            f"{broken.run_uri}/config.json", {"identity": {"seed": "another one"}, "config": {}}
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            returned = run_sweep(typed, budget)
+            print("\n".join(returned.lines()))
     yield {
         "config": config,
         "budget": budget,
@@ -79,12 +87,15 @@ def swept(
         "weights": weights.read_bytes(),
         "broken": broken.name,
         "said": said.getvalue(),
-        **returned,
+        "records": returned.records,
+        "best": returned.best,
     }
 
 
-def run_sweep(config: TrainConfig, budget: SweepConfig) -> dict[str, Any]:
-    return verb.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps"))
+def run_sweep(config: TrainConfig, budget: SweepConfig) -> sweep.Swept:
+    return sweep.sweep(
+        config, budget, ray=RayConfig(), tracking=TrackingConfig(experiment="sweeps")
+    )
 
 
 def test_two_trials_at_a_time_and_the_best_configuration(
@@ -93,30 +104,30 @@ def test_two_trials_at_a_time_and_the_best_configuration(
     config, uri = swept["config"], swept["uri"]
     assert swept["best"] == f"{uri}/best.yaml"
     best, second, _ = swept["records"]
-    assert [record["status"] for record in (best, second)] == ["done", "done"]
-    assert best["AP"] >= second["AP"]
+    assert [record.status for record in (best, second)] == ["done", "done"]
+    assert best.ap >= second.ap
     # The first trial is the configuration as given: the paper's gamma 2, alpha 0.25.
-    assert {"gamma": 2.0, "alpha": 0.25} in (best["sample"], second["sample"])
+    assert {"gamma": 2.0, "alpha": 0.25} in (best.sample, second.sample)
     for record in (best, second):
-        run = json.loads((Path(record["run"]) / "config.json").read_text())["config"]
-        assert record["run"] == f"{uri}/runs/{record['trial']}"
-        assert {name: run["loss"][name] for name in ("gamma", "alpha")} == record["sample"]
+        run = json.loads((Path(record.run) / "config.json").read_text())["config"]
+        assert record.run == f"{uri}/runs/{record.trial}"
+        assert {name: run["loss"][name] for name in ("gamma", "alpha")} == record.sample
         assert run["training"]["workers"] == 1
-        assert (Path(record["run"]) / "finished.json").exists()
+        assert (Path(record.run) / "finished.json").exists()
         # Trials start from the sweep's copy of the weight file, one for all.
         assert Path(run["pretrained"]).parent == Path(uri, "pretrained")
         assert Path(run["pretrained"]).read_bytes() == swept["weights"]
-        assert not (Path(record["run"]) / "pretrained").exists()
+        assert not (Path(record.run) / "pretrained").exists()
 
     data = ["--data.train", small_sets["train"], "--data.val", small_sets["val"]]
     run_flags = ["--name", "tiny", "--storage", config.storage]
     typed = parse(TrainVerb, ["--config", swept["best"], *data, *run_flags])
     assert TrainConfig.model_validate(
         typed.model_dump(include=set(TrainConfig.model_fields))
-    ) == space.apply(config, best["sample"])
+    ) == space.apply(config, best.sample)
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
-    assert [row["trial"] for row in rows] == [record["trial"] for record in swept["records"]]
-    assert float(rows[0]["gamma"]) == best["sample"]["gamma"]
+    assert [row["trial"] for row in rows] == [record.trial for record in swept["records"]]
+    assert float(rows[0]["gamma"]) == best.sample["gamma"]
 
     client = connect(tracking_uri(None, config.storage))
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
@@ -125,22 +136,22 @@ def test_two_trials_at_a_time_and_the_best_configuration(
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
     assert {run.info.run_name: run.info.status for run in children} == {
-        best["trial"]: "FINISHED",
-        second["trial"]: "FINISHED",
+        best.trial: "FINISHED",
+        second.trial: "FINISHED",
         swept["broken"]: "FAILED",
     }
-    assert parent.data.params["best.gamma"] == str(best["sample"]["gamma"])
+    assert parent.data.params["best.gamma"] == str(best.sample["gamma"])
     assert {
         run.info.run_name: run.data.metrics["val/AP"]
         for run in children
         if run.info.run_name != swept["broken"]
-    } == {record["trial"]: pytest.approx(record["AP"]) for record in (best, second)}
+    } == {record.trial: pytest.approx(record.ap) for record in (best, second)}
 
 
 def test_a_failing_trial_costs_that_trial(swept: dict[str, Any]) -> None:
     failed = swept["records"][2]
-    assert (failed["trial"], failed["status"], failed["AP"]) == (swept["broken"], "failed", None)
-    assert "was started with another configuration" in failed["reason"]
+    assert (failed.trial, failed.status, failed.ap) == (swept["broken"], "failed", None)
+    assert "was started with another configuration" in failed.reason
     assert f"{swept['broken']} failed" in swept["said"]
     assert "trials   3, of which 1 failed" in swept["said"]
     assert "Traceback" not in swept["said"]
@@ -150,75 +161,29 @@ def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
     swept: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:
     config, budget = swept["config"], swept["budget"]
-    assert run_sweep(config, budget)["records"] == swept["records"]
+    assert run_sweep(config, budget).records == swept["records"]
     assert "this sweep is finished; nothing was tried again" in capsys.readouterr().out
     with pytest.raises(UsageError, match="another configuration .canvas.width was 96, is 128"):
-        search.check(
+        sweep.check(
             config.model_copy(update={"canvas": CanvasConfig(height=64, width=128)}),
             budget,
             swept["uri"],
         )
 
 
-def test_an_interrupted_sweep_goes_on(swept: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
-    """The driver was killed between the end of a training and the record of it: the trials before
-    it are kept, and it comes to the same result without another training.
+def test_an_interrupted_sweep_continues(
+    swept: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    """The driver was killed between the end of a training and the record of it: the
+    finished trials are not repeated, and the result is the same without another training.
     """
     best = swept["records"][0]
-    files.delete_file(f"{swept['uri']}/{search.RESULTS}")
-    unrecorded = {**best, "status": search.RUNNING, "AP": None, "AP50": None, "epochs": 0}
-    files.write_json(f"{best['run']}/{search.TRIAL}", unrecorded)
+    files.delete_file(f"{swept['uri']}/{results.RESULTS}")
+    trials.write_record(replace(best, status="running", ap=None, ap50=None, epochs=0))
     again = run_sweep(swept["config"], swept["budget"])
     said = capsys.readouterr().out
-    assert "2 of 3 trials are there from a sweep that did not finish; kept" in said
-    assert again["records"] == swept["records"]
-
-
-def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
-    # Tune stops a trial by killing it, and after its last evaluation it has still its checkpoint
-    # and finished.json to write.
-    halving = search.Halving(epochs=3, grace_epochs=1)
-    assert halving.set_search_properties("AP", "max")
-    decisions = []
-    for number, ap in enumerate((0.9, 0.8, 0.1)):
-        trial = SimpleNamespace(
-            trial_id=str(number), evaluated_params={}, last_result={}, config={}
-        )
-        halving.on_trial_add(None, trial)
-        decisions.append(
-            [
-                halving.on_trial_result(None, trial, {"epoch": epoch, "AP": ap})
-                for epoch in (1, 2, 3)
-            ]
-        )
-    assert decisions[0] == ["CONTINUE"] * 3 and decisions[2] == ["STOP", "CONTINUE", "CONTINUE"]
-
-
-def test_concurrency_is_what_the_cluster_holds() -> None:
-    two = SweepConfig(concurrent=2)
-    # A trial books 0.01 + 1 x (0.5 + 0.25) = 0.76 CPUs: two fit into 2 CPUs, one into 1.5, none
-    # into 0.75.
-    assert [search.fitting(two, [{"CPU": cpus}]) for cpus in (64, 2, 1.52, 1.5, 0.76, 0.75)] == [
-        2,
-        2,
-        2,
-        1,
-        1,
-        0,
-    ]
-    # Two workers with a GPU each: 3 GPUs hold one trial.
-    wide = SweepConfig(concurrent=4, workers=2, cpus_per_worker=1, gpus_per_worker=1)
-    assert [search.fitting(wide, [{"CPU": 64, "GPU": gpus}]) for gpus in (1, 3, 4, 100)] == [
-        0,
-        1,
-        2,
-        4,
-    ]
-    # Nodes with one each hold half a trial each, and what has three CPUs in all may hold none.
-    assert (
-        search.fitting(wide, [{"CPU": 2, "GPU": 1}] * 5) == 2
-        and search.fitting(two, [{"CPU": 0.5}] * 6) == 0
-    )
+    assert "2 of 3 trials are finished already, by a sweep that was interrupted" in said
+    assert again.records == swept["records"]
 
 
 def test_too_few_machines_are_said_in_one_line(
@@ -227,8 +192,8 @@ def test_too_few_machines_are_said_in_one_line(
     # The cluster of the tests has 4 CPUs; a trial of 2 workers books 0.01 + 2 x (1.5 + 0.25) =
     # 3.51.
     assert (
-        verb.trials_at_once(
-            SweepConfig(concurrent=2, workers=2, cpus_per_worker=1.5), autoscaling=False
+        sweep.trials_at_once(
+            SweepConfig(concurrent=2, workers=2, cpus_per_worker=1.5), autoscaling=False, say=print
         )
         == 1
     )
@@ -237,8 +202,8 @@ def test_too_few_machines_are_said_in_one_line(
         in capsys.readouterr().out
     )
     assert (
-        verb.trials_at_once(
-            SweepConfig(concurrent=9, workers=2, cpus_per_worker=1.5), autoscaling=True
+        sweep.trials_at_once(
+            SweepConfig(concurrent=9, workers=2, cpus_per_worker=1.5), autoscaling=True, say=print
         )
         == 9
     )
@@ -287,68 +252,3 @@ def test_wrong_input_is_one_line_and_code_2(
         str(tmp_path),
     )
     assert code == 2 and "none" in err and err.count("\n") == 1
-
-
-def test_ranges_reach_the_searcher() -> None:
-    proposed = search.searcher(
-        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
-        [],
-        first={"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001},
-    )
-    samples = [proposed.suggest(str(number)) for number in range(12)]
-    assert samples[0] == {"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001}
-    assert all(
-        1.0 <= s["gamma"] <= 1.5
-        and 0.1 <= s["alpha"] <= 0.9
-        and 0.001 <= s["learning_rate"] <= 0.002
-        for s in samples
-    )
-    assert len({s["gamma"] for s in samples}) == 12
-    same = search.searcher(
-        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
-        [],
-        first=samples[0],
-    )
-    assert [same.suggest(str(number)) for number in range(12)] == samples
-
-
-def test_a_trial_that_is_stopped_early_keeps_its_result(tmp_path: Path) -> None:
-    lines: list[str] = []
-    config, budget = tiny(tmp_path, {"train": "/t", "val": "/v"}), SweepConfig(epochs=4)
-    uri = search.sweep_uri(str(tmp_path), "tiny")
-    recorder = search.Recorder(config, budget, uri, None, "sweeps", lines.append)
-    last = {"epoch": 2, "AP": 0.25, "AP50": 0.5, "images_seen": 48}
-    trial = SimpleNamespace(
-        trial_id="1", config={"gamma": 2.00004, "alpha": 0.25}, last_result=last
-    )
-    recorder.on_trial_result(1, [trial], trial, last)
-    recorder.on_trial_complete(1, [trial], trial)
-    (record,) = search.read_records(uri)
-    assert (record["status"], record["AP"], record["epochs"], record["sample"]) == (
-        "stopped early",
-        0.25,
-        2,
-        {"gamma": 2.0, "alpha": 0.25},
-    )
-    assert lines == [
-        f"{record['trial']} epoch 2 of 4: AP 0.2500  AP50 0.5000",
-        f"{record['trial']} stopped early after 2 epochs: AP 0.2500",
-    ]
-    trial.last_result = {**last, "epoch": 4}
-    recorder.on_trial_complete(1, [trial], trial)
-    assert search.read_records(uri)[0]["status"] == "done"
-
-
-def test_a_trial_is_evaluated_when_it_may_be_stopped_and_finds_its_files_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = {"evaluate_every": 7, "evaluation_workers": 2}
-    config = TrainConfig.model_validate(
-        {**TINY, "data": {"train": "a", "val": "b"}, "pretrained": "w.pth", "training": training}
-    )
-    monkeypatch.chdir(tmp_path)
-    trial = search.trial_config(
-        config, SweepConfig(epochs=4, grace_epochs=2), str(tmp_path), {"gamma": 2.0, "alpha": 0.25}
-    )
-    assert (trial.training.evaluate_every, trial.training.evaluation) == (2, "between")
-    assert (trial.pretrained, trial.data.train) == (str(tmp_path / "w.pth"), str(tmp_path / "a"))

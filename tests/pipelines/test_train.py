@@ -80,11 +80,11 @@ def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     """A finished run of two epochs, each evaluated beside training, and the MLflow store it is
     recorded in.
     """
-    from pipelines.train import train
+    from pipelines.training_run import train
 
     store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     chosen = config(shards, training=BESIDE)
-    best = train(chosen, ray=RayConfig(), tracking=TrackingConfig(uri=store))
+    best = train(chosen, ray=RayConfig(), tracking=TrackingConfig(uri=store)).best
     return {"config": chosen, "best": best, "store": store}
 
 
@@ -474,7 +474,7 @@ def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:
-    from pipelines.train import train
+    from pipelines.training_run import train
 
     greedy = config(
         shards, name="greedy", training={**TINY["training"], "workers": 4, "cpus_per_worker": 2.0}

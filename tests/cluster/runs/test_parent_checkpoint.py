@@ -96,6 +96,23 @@ def test_a_begun_run_no_longer_needs_its_checkpoint(
         preflight.check(configure())
 
 
+def test_a_run_begun_with_a_relative_path_continues_with_an_absolute_one(
+    parent: str,
+    tmp_path: Path,
+    configure: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Version 0.1 stored paths as they were typed.
+    monkeypatch.chdir(tmp_path)
+    typed = configure(from_checkpoint=os.path.relpath(parent, tmp_path))
+    before = preflight.check(typed)
+    files.write_json(join(run_folder.checkpoint_uri(typed.run_uri, 10), run_folder.STATE_FILE), {})
+    os.rename(parent, tmp_path / "moved")
+    assert preflight.check(typed.with_absolute_uris()) == dataclasses.replace(before, begun=True)
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        preflight.check(configure(from_checkpoint=str(tmp_path / "another")))
+
+
 def test_the_published_checkpoint_is_readable_on_every_node(
     parent: str, tmp_path: Path, bucket: str
 ) -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from cluster.errors import DataError, UsageError
 from cluster.workflow import stages
-from cluster.workflow.stages import Finished
+from cluster.workflow.stages import Finished, Results, Stage
 
 
-def said_by(calls: list[str]) -> Any:
-    """Work that notes its folder and leaves one file there."""
+def noting(calls: list[str]) -> Any:
+    """Work that notes its folder and writes one file there."""
 
-    def work(folder: str) -> dict[str, Any]:
+    def work(folder: str, results: Results) -> dict[str, Any]:
         calls.append(folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "out.txt").write_text("x")
@@ -23,25 +23,22 @@ def said_by(calls: list[str]) -> Any:
     return work
 
 
+def train_stage(call: Any, *, outputs: tuple[str, ...] = (), **identity: Any) -> Stage:
+    return Stage("train", "runs", (), lambda results: identity, outputs, call)
+
+
 def test_a_finished_stage_is_reused_until_its_identity_changes(tmp_path: Path) -> None:
     calls: list[str] = []
     lines: list[str] = []
 
     def run(**identity: Any) -> Finished:
-        return stages.run_or_reuse(
-            "train",
-            str(tmp_path),
-            "cells",
-            said_by(calls),
-            identity=identity,
-            outputs=["out.txt"],
-            say=lines.append,
-        )
+        stage = train_stage(noting(calls), outputs=("out.txt",), **identity)
+        return stages.run_or_reuse(stage, {}, root=str(tmp_path), name="cells", say=lines.append)
 
     first, again, other = run(rate=1, seed=0), run(seed=0, rate=1), run(rate=2, seed=0)
     assert (first.reused, again.reused, other.reused) == (False, True, False)
     assert calls == [first.folder, other.folder] and first.folder == again.folder == str(
-        tmp_path / f"cells-{first.fingerprint[:8]}"
+        tmp_path / f"runs/cells-{first.fingerprint[:8]}"
     )
     assert again.values == first.values == {"answer": 42}
     assert (
@@ -56,7 +53,7 @@ def test_a_finished_stage_is_reused_until_its_identity_changes(tmp_path: Path) -
     )
 
 
-def test_what_is_upstream_counts_and_where_it_lies_does_not() -> None:
+def test_the_fingerprint_follows_the_inputs_and_not_their_folders() -> None:
     one, two = Finished("a" * 64, "/one", {}), Finished("b" * 64, "/two", {})
     base = stages.fingerprint("train", {"rate": 1}, [one, two])
     assert base == stages.fingerprint(
@@ -71,41 +68,32 @@ def test_what_is_upstream_counts_and_where_it_lies_does_not() -> None:
     assert len({base, *others}) == 5
 
 
-def test_a_stage_that_failed_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+def test_a_stage_that_failed_continues_in_the_same_folder(tmp_path: Path) -> None:
     calls: list[str] = []
 
-    def fail(folder: str) -> None:
+    def fail(folder: str, results: Results) -> None:
         calls.append(folder)
         raise DataError("broken")
 
     with pytest.raises(DataError, match="broken"):
-        stages.run_or_reuse("train", str(tmp_path), "cells", fail, identity={})
+        stages.run_or_reuse(train_stage(fail), {}, root=str(tmp_path), name="cells")
     assert not list(tmp_path.rglob("stage.json"))
-    assert (
-        stages.run_or_reuse(
-            "train", str(tmp_path), "cells", said_by(calls), identity={}, say=lambda _: None
-        ).reused
-        is False
-    )
+    again = train_stage(noting(calls))
+    assert not stages.run_or_reuse(
+        again, {}, root=str(tmp_path), name="cells", say=lambda _: None
+    ).reused
     assert calls[0] == calls[1]
 
 
-def test_outputs_that_are_gone_are_made_again(tmp_path: Path) -> None:
+def test_a_stage_whose_outputs_are_gone_runs_again(tmp_path: Path) -> None:
     calls: list[str] = []
     lines: list[str] = []
     elsewhere = tmp_path / "store.db"
     elsewhere.touch()
 
     def run() -> Finished:
-        return stages.run_or_reuse(
-            "register",
-            str(tmp_path),
-            "m",
-            said_by(calls),
-            identity={},
-            outputs=["out.txt", str(elsewhere)],
-            say=lines.append,
-        )
+        stage = train_stage(noting(calls), outputs=("out.txt", str(elsewhere)))
+        return stages.run_or_reuse(stage, {}, root=str(tmp_path), name="m", say=lines.append)
 
     folder = run().folder
     assert run().reused
@@ -116,7 +104,7 @@ def test_outputs_that_are_gone_are_made_again(tmp_path: Path) -> None:
     assert len(calls) == 3
 
 
-def test_digests_follow_the_content_and_not_the_place(tmp_path: Path) -> None:
+def test_digests_follow_the_content_and_not_the_path(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep/1.jpg").write_bytes(b"1234")

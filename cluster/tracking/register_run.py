@@ -1,0 +1,93 @@
+"""The best checkpoint of a training run becomes a version of a registered model."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+
+from cluster.errors import UsageError
+from cluster.runs import evaluations, run_folder
+from cluster.runs.evaluations import Evaluation
+from cluster.runs.package_files import build_package, package_digest
+from cluster.storage import preflight, uris
+from cluster.tracking import registry
+from cluster.tracking.config import check_server, ui_command
+from cluster.tracking.logged_package import log_package
+from cluster.tracking.registry import Version
+from cluster.tracking.run import attach_run
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a model. `is_new` is False where the version had this very checkpoint already;
+    `is_final` is False where the training is not finished.
+    """
+
+    version: Version
+    best: Evaluation
+    aliases: list[str]
+    is_new: bool
+    is_final: bool
+    tracking_uri: str
+
+    def lines(self) -> list[str]:
+        """The result, for a terminal."""
+        lines = [
+            (
+                f"model    {self.version}   AP {self.best.ap:.3f}, AP50"
+                f" {self.best.metrics['AP50']:.3f} at {self.best.images_seen} images"
+            ),
+            f"aliases  {', '.join(self.aliases) or 'none'}",
+            f"see it   {ui_command(self.tracking_uri)}",
+        ]
+        if not self.is_final:
+            lines.insert(1, "note     training is not finished; this is its best checkpoint so far")
+        if not self.is_new:
+            lines.insert(0, f"{self.version} already holds this checkpoint; nothing was added")
+        return lines
+
+
+def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
+    """Register the best checkpoint of the training run in the folder `run` as a version of the
+    model `name`, unless a version has it already. `uri`: the MLflow store, by default the one that
+    the training used. `UsageError` where the run has no checkpoint or no MLflow run.
+    """
+    folder = uris.absolute(run)
+    preflight.check_readable(folder)
+    best = evaluations.best_checkpoint(folder)
+    recorded = run_folder.read_tracking(folder)
+    if recorded is None:
+        raise UsageError(
+            f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train"
+            " command, it writes this file"
+        )
+    store = uri or recorded.uri
+    check_server(store)
+    with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
+        package = f"{scratch}/package"
+        build_package(best.checkpoint, package, weights=best.weights)
+        digest = package_digest(package)
+        version = registry.find_package(digest, name, tracking=store)
+        is_new = version is None
+        if version is None:
+            mlflow_run = attach_run(store, recorded.run_id)
+            try:
+                model_uri = log_package(mlflow_run, package, step=best.images_seen)
+            finally:
+                mlflow_run.close()
+            tags = {
+                registry.DIGEST_TAG: digest,
+                "run_folder": folder,
+                "checkpoint": best.checkpoint,
+                "images_seen": str(best.images_seen),
+                **{metric: str(best.metrics[metric]) for metric in ("AP", "AP50")},
+            }
+            version = registry.register(model_uri, name, tracking=store, tags=tags)
+    return Registered(
+        version,
+        best,
+        registry.aliases(version, tracking=store),
+        is_new,
+        run_folder.read_finished(folder) is not None,
+        store,
+    )

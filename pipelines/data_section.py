@@ -1,0 +1,251 @@
+"""Annotated images as a section of a configuration, and the shard set that they become. `prepare`
+and `run` share it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.compute.session import RayConfig
+
+if TYPE_CHECKING:
+    from cluster.formats.read import SourcePaths
+    from cluster.prepare.plan import Plan, Prepared
+    from cluster.shards.index import ShardSet
+
+Format = Literal["coco", "voc", "yolo"]
+
+
+class SourceConfig(BaseModel):
+    """One of several sources. Classes of the same name become one class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200, description="name of the source in index.json")
+    format: Format = Field(default="coco", description="format of the annotations")
+    annotations: str = Field(
+        min_length=1, description="COCO JSON, folder of VOC XML files or folder of YOLO label files"
+    )
+    images: str = Field(min_length=1, description="folder of its images")
+
+
+class DataSection(BaseModel):
+    """Annotated images and how they become a shard set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    annotations: str | None = Field(
+        default=None,
+        description=(
+            "COCO JSON, folder of VOC XML files or folder of YOLO labels: a local path or"
+            " s3://bucket/key"
+        ),
+    )
+    images: str | None = Field(
+        default=None,
+        description=(
+            "folder that the file names of the annotations are relative to: a local path or"
+            " s3://bucket/key"
+        ),
+    )
+    format: Format = Field(default="coco", description="format of the annotations")
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(), description="several sources instead of annotations, images and format"
+    )
+    split: Literal["all", "train", "val"] = Field(
+        default="all",
+        description="which part of the images to take; a hash of the file name decides",
+    )
+    val_share: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the images, 0 to 1, in split val; the others are in split train",
+    )
+    against: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "other shard sets, such as the training set: images that are in them too are reported"
+        ),
+    )
+    duplicates: Literal["report", "drop"] = Field(
+        default="report",
+        description=(
+            "report or drop images that occur twice, or that are in a shard set of `against`"
+        ),
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the order in which images are stored"
+    )
+    shard_size_mib: int = Field(
+        default=64,
+        ge=1,
+        le=1024,
+        description="MiB of images in a shard; a task has one shard in memory",
+    )
+    row_group_rows: int = Field(
+        default=32, ge=1, le=4096, description="images in a row group, the unit of reading"
+    )
+    # At most `detector.image.MAX_PIXELS`: everything after this must be able to read the images.
+    max_pixels: int = Field(
+        default=100_000_000,
+        ge=1,
+        le=100_000_000,
+        description="pixels (width x height) of the largest image; larger ones are left out",
+    )
+    max_quarantined: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description=(
+            "largest share of the images, 0 to 1, that may be left out; above it nothing is written"
+        ),
+    )
+    max_quarantined_annotations: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="the same for the annotations of images that are not left out",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> DataSection:
+        if self.sources and (self.annotations or self.images):
+            raise ValueError(
+                "sources is given together with annotations or images; give one or the other"
+            )
+        if not self.sources and not (self.annotations and self.images):
+            raise ValueError("annotations and images must both be given, or sources for several")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"sources: two have the name {max(names, key=names.count)!r}; give each its own"
+            )
+        return self
+
+    def source_paths(self) -> list[SourcePaths]:
+        """Every source with its name; a single one is named like its annotations."""
+        from cluster.formats.read import SourcePaths
+        from cluster.prepare.plan import source_name
+
+        if self.sources:
+            return [SourcePaths(**source.model_dump()) for source in self.sources]
+        annotations, images = self.annotations or "", self.images or ""
+        return [SourcePaths(source_name(annotations), self.format, annotations, images)]
+
+
+SET_OPTIONS = {
+    "seed",
+    "row_group_rows",
+    "max_pixels",
+    "max_quarantined",
+    "max_quarantined_annotations",
+    "split",
+    "val_share",
+}
+"""Fields of the section that `plan_shards` takes under the same name."""
+
+
+def prepare_shards(
+    section: DataSection,
+    *,
+    output: str | None,
+    against: tuple[str, ...] = (),
+    overwrite: bool = False,
+    ray: RayConfig,
+) -> tuple[Plan, Prepared]:
+    """Write the shard set, or find it finished; without an `output`, look at everything and write
+    nothing. `against` are shard sets beside those of the section. Connects Ray only where there is
+    work. Errors: see `plan_shards` and `write_shards`.
+    """
+    from cluster.compute.session import connect
+    from cluster.prepare.plan import plan_shards, write_shards
+
+    plan = plan_shards(
+        section.source_paths(),
+        output=output,
+        shard_bytes=section.shard_size_mib << 20,
+        drop_duplicates=section.duplicates == "drop",
+        against=(*against, *section.against),
+        overwrite=overwrite,
+        **section.model_dump(include=SET_OPTIONS),
+    )
+    if plan.finished is None:
+        connect(ray.address, num_cpus=ray.num_cpus)
+    return plan, write_shards(plan, say=lambda line: print(line, flush=True))
+
+
+def summary(prepared: Prepared) -> list[str]:
+    """What came of it, in lines for a terminal."""
+    from cluster.reports.summary import summary_lines
+
+    lines = [f"set         {prepared.shard_set.uri}"] if prepared.shard_set is not None else []
+    return lines + summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+
+
+# What does not change the bytes of the shard set, or is in the identity in another form.
+NOT_IDENTITY = {
+    "annotations",
+    "images",
+    "format",
+    "sources",
+    "against",
+    "max_quarantined",
+    "max_quarantined_annotations",
+}
+
+
+def identity(section: DataSection) -> dict[str, Any]:
+    """What makes two sections the same data: the contents of the annotations, the names and sizes
+    of the images, and the options that differ from their defaults. `UsageError` where something is
+    not there.
+    """
+    from cluster.shards.index import open_shard_set
+
+    parts = [[place.name, *_source_digests(place)] for place in section.source_paths()]
+    # A single source has no name of its own.
+    fields: dict[str, Any] = {"source": parts if section.sources else parts[0][1:]}
+    if section.against:
+        fields["against"] = [open_shard_set(uri).digest for uri in section.against]
+    return fields | section.model_dump(mode="json", exclude=NOT_IDENTITY, exclude_defaults=True)
+
+
+def _source_digests(place: SourcePaths) -> list[str]:
+    from cluster.formats.read import check_place, read_source
+    from cluster.storage import uris
+    from cluster.workflow.stages import digest_of_file, digest_of_folder
+
+    place = place._replace(
+        annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
+    )
+    check_place(place)
+    if place.format == "coco":
+        return [digest_of_file(place.annotations), digest_of_folder(place.images)]
+    # Names and sizes would not do for labels: another class number leaves a YOLO file its size.
+    content = read_source(place, lambda name: True).digest
+    return [f"{place.format} {content}", digest_of_folder(place.images)]
+
+
+def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]:
+    """The images of a section by their URI, in the order of the sources, with their ids in the
+    shard set that was made of it; None for an image that the set left out.
+    """
+    from cluster.formats.read import in_val
+    from cluster.scoring.predict import list_images
+    from cluster.shards.read import read_columns
+    from cluster.storage import uris
+
+    rows = read_columns(shard_set, ["source", "file_name", "image_id"]).to_pylist()
+    ids = {(row["source"], row["file_name"]): row["image_id"] for row in rows}
+    found: dict[str, int | None] = {}
+    for number, place in enumerate(section.source_paths()):
+        folder = uris.absolute(place.images)
+        for uri in list_images(folder):
+            name = uri[len(folder) + 1 :]
+            if section.split == "all" or in_val(name, section.val_share) == (
+                section.split == "val"
+            ):
+                found[uri] = ids.get((number, name))
+    return found

@@ -1,0 +1,58 @@
+"""The configuration of `run`: a training run, where its data comes from and what follows it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cluster.compute.session import RayConfig
+from cluster.runs.config import TrainSections
+from cluster.tracking.config import TrackingConfig
+from detector.config import Section
+from pipelines.data_section import DataSection
+from tune.space import SweepConfig
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+
+
+class RunData(Section):
+    """The annotated images, before they are prepared."""
+
+    train: DataSection = Field(description="what is trained on, as `prepare` takes it")
+    val: DataSection = Field(
+        description="what is evaluated on; it is always compared with train for images in both"
+    )
+
+
+class RunConfig(TrainSections):
+    """A training run, where its data comes from and what follows it."""
+
+    name: str = Field(
+        default="run",
+        pattern=NAME,
+        description="name of the outputs; each folder's name has its stage's fingerprint too",
+    )
+    data: RunData = Field(description="the annotated images, before they are prepared")
+    ray: RayConfig = Field(default=RayConfig(), description="where the work runs")
+    tracking: TrackingConfig = Field(
+        default=TrackingConfig(), description="where the run is recorded"
+    )
+    tune: bool = Field(
+        default=False,
+        description="run a sweep before training, and train with its best configuration",
+    )
+    sweep: SweepConfig = Field(
+        default=SweepConfig(), description="what is searched, with what budget; only with tune"
+    )
+    registered_name: str | None = Field(
+        default=None, pattern=NAME, description="name of the registered model; unset: name"
+    )
+    pictures: str | None = Field(
+        default=None,
+        description=(
+            "folder or s3://bucket/prefix of the images to predict on at the end; unset: the"
+            " images of data.val, with their ids"
+        ),
+    )
+    overlays: int = Field(
+        default=8, ge=0, le=1000, description="images drawn by evaluate, and as many by predict"
+    )

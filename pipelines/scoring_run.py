@@ -1,0 +1,231 @@
+"""A model, of a training run or of the registry, over a shard set or over images. `evaluate`,
+`predict` and `run` share it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.compute import resources, session
+from cluster.compute.session import RayConfig
+from cluster.errors import UsageError, on_one_line
+from cluster.runs import evaluations, run_folder
+from cluster.runs.package_files import build_package
+from cluster.scoring import predict as prediction
+from cluster.scoring.evaluate_package import evaluate_package
+from cluster.shards.index import open_shard_set
+from cluster.storage import files, preflight, uris
+from cluster.tracking.config import TrackingConfig, check_server, tracking_uri
+from cluster.tracking.evaluation import log_evaluation
+from cluster.tracking.logged_package import download_package
+from cluster.tracking.registry import resolve
+from detector.metrics import CocoTable
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The processes that hold the model, and what each books; reading books more."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A table, the checkpoint or model version that it is of, and the folder with the files."""
+
+    table: CocoTable
+    scored: str
+    output: str
+
+    def lines(self) -> list[str]:
+        """The result, for a terminal."""
+        return [
+            self.table.as_text(),
+            f"scored   {self.scored}",
+            f"written  {self.output}: metrics.json, table.txt, precision_recall.png, overlays/",
+        ]
+
+
+def evaluate(
+    data: str,
+    *,
+    run: str | None = None,
+    model: str | None = None,
+    output: str | None = None,
+    overlays: int,
+    max_detections: int | None = None,
+    replicas: Replicas,
+    ray: RayConfig,
+    tracking: TrackingConfig,
+    storage: str,
+) -> Evaluated:
+    """Score a detector on the shard set `data`: the best checkpoint of the training run in the
+    folder `run`, whose MLflow run then has the result too, or a registered `model`.
+
+    `output` may be left out with `run`: it is a folder in that of the run.
+    """
+    preflight.check_reachable(data)
+    shard_set = open_shard_set(data)
+    best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
+    output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
+    preflight.check_writable(output)
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
+        if best is not None:
+            package, scored = f"{scratch}/package", best.checkpoint
+            build_package(best.checkpoint, package, weights=best.weights)
+        else:
+            assert model is not None, "give a run or a model"
+            package, scored = _download(model, scratch, tracking=tracking, storage=storage)
+        share = resources.booked(
+            replicas.cpus_per_worker + resources.READ_CPUS, replicas.gpus_per_worker
+        )
+        request = (
+            f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
+            f" {resources.READ_CPUS:g} for reading)"
+        )
+        _connect([share] * replicas.workers, request, ray)
+        folder = f"{scratch}/evaluation"
+        table = evaluate_package(
+            package,
+            shard_set,
+            folder,
+            scored=scored,
+            overlays=overlays,
+            max_detections=max_detections,
+            **vars(replicas),
+        )
+        files.upload_folder(folder, output, last="metrics.json")
+        recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
+        if recorded is not None and best is not None:
+            log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
+    return Evaluated(table, scored, output)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A finished prediction and the folder with its files."""
+
+    summary: prediction.Summary
+    output: str
+    overlays: int
+
+    def lines(self) -> list[str]:
+        """The result, for a terminal."""
+        summary = self.summary
+        overlays = ", overlays/" if self.overlays else ""
+        written = f"{prediction.PREDICTIONS}, {prediction.RESULTS}{overlays}"
+        return [
+            f"model    {summary.model_version}",
+            (
+                f"images   {summary.images}: {summary.ok} predicted, {summary.errors} could not be"
+                " read"
+            ),
+            *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
+            f"written  {self.output}: {written}",
+        ]
+
+
+def predict_folder(
+    model: str,
+    images: str,
+    *,
+    annotations: str | None = None,
+    output: str,
+    overwrite: bool = False,
+    overlays: int,
+    replicas: Replicas,
+    ray: RayConfig,
+    tracking: TrackingConfig,
+    storage: str,
+) -> Predicted:
+    """`predict_images` for all images below a folder. Their ids are those of a COCO JSON or,
+    without `annotations`, the positions in the sorted list, from 1.
+    """
+    images = uris.absolute(images)
+    preflight.check_readable(images)
+    _check_output(output, overwrite=overwrite)
+    pictures = prediction.list_images(images)
+    content = files.read_json(annotations) if annotations else None
+    ids = prediction.image_ids(pictures, images, content)
+    return predict_images(
+        model,
+        {uri: ids.get(uri) for uri in pictures},
+        output=output,
+        overwrite=overwrite,
+        overlays=overlays,
+        replicas=replicas,
+        ray=ray,
+        tracking=tracking,
+        storage=storage,
+    )
+
+
+def predict_images(
+    model: str,
+    pictures: Mapping[str, int | None],
+    *,
+    output: str,
+    overwrite: bool = False,
+    overlays: int,
+    replicas: Replicas,
+    ray: RayConfig,
+    tracking: TrackingConfig,
+    storage: str,
+) -> Predicted:
+    """Detections of a registered model for every image. `pictures` are image ids by URI; an image
+    whose id is None is left out of coco_results.json.
+    """
+    _check_output(output, overwrite=overwrite)
+    output = uris.absolute(output)
+    with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
+        package, version = _download(model, scratch, tracking=tracking, storage=storage)
+        folder = f"{scratch}/predictions"
+        replica = resources.booked(replicas.cpus_per_worker, replicas.gpus_per_worker)
+        request = (
+            f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g} +"
+            f" {resources.READ_CPUS:g} for reading"
+        )
+        reading = resources.booked(resources.READ_CPUS, 0)
+        _connect([*[replica] * replicas.workers, reading], request, ray)
+        summary = prediction.predict(
+            package,
+            list(pictures),
+            folder,
+            model_version=version,
+            ids={uri: id_ for uri, id_ in pictures.items() if id_ is not None},
+            overlays=overlays,
+            **vars(replicas),
+        )
+        files.upload_folder(folder, output, last=prediction.SUMMARY)
+    return Predicted(summary, output, overlays)
+
+
+def _check_output(output: str, *, overwrite: bool) -> None:
+    """`UsageError` where the folder cannot be written to, or has a finished prediction."""
+    output = uris.absolute(output)
+    preflight.check_writable(output)
+    if files.exists(uris.join(output, prediction.SUMMARY)) and not overwrite:
+        raise UsageError(
+            f"output {output}: holds a finished prediction; choose another folder or say"
+            " --overwrite true"
+        )
+
+
+def _download(
+    model: str, folder: str, *, tracking: TrackingConfig, storage: str
+) -> tuple[str, str]:
+    """The package of a registered model, below a local folder, and its version."""
+    uri = tracking_uri(tracking.uri, storage)
+    check_server(uri)
+    version = resolve(model, tracking=uri)
+    return download_package(version, tracking=uri, folder=folder), str(version)
+
+
+def _connect(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:
+    """Join or start Ray, and refuse what the cluster has no room for."""
+    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
+    resources.check_resources(processes, what=request, autoscaling=ray.autoscaling)

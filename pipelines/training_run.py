@@ -1,0 +1,98 @@
+"""A training under its MLflow run, with progress on the terminal. `train` and `run` share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.compute import resources, session
+from cluster.compute.session import RayConfig
+from cluster.runs import run_folder
+from cluster.runs.config import TrainConfig
+from cluster.runs.evaluations import Evaluation
+from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.tracking.training_run import Tracker
+from cluster.training import launch, placement, preflight
+from cluster.training.console import Progress
+from cluster.training.event_channel import Guarded
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its folder, its best evaluation and the MLflow store of its run."""
+
+    run: str
+    best: Evaluation
+    tracking_uri: str
+
+    def lines(self) -> list[str]:
+        """The result, for a terminal."""
+        return [
+            f"run      {self.run}",
+            (
+                f"best     AP {self.best.ap:.4f}, AP50 {self.best.metrics['AP50']:.4f} after"
+                f" {self.best.epoch} epochs, {self.best.checkpoint}"
+            ),
+            f"see it   {ui_command(self.tracking_uri)}",
+        ]
+
+
+def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> Trained:
+    """Train, continue the training, or find it finished. Errors: see `preflight.check` and
+    `launch.launch`.
+    """
+    config = config.with_absolute_uris()
+    uri = tracking_uri(tracking.uri, config.storage)
+    check_server(uri)
+    checked = preflight.check(config)
+    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
+    resources.check_resources(
+        placement.needs(config), what=_request(config), autoscaling=ray.autoscaling
+    )
+
+    progress = Progress(config.name, interval=config.training.log_seconds)
+    tracker = Tracker(
+        uri=uri,
+        experiment=tracking.experiment,
+        storage=config.storage,
+        run=config.run_uri,
+        name=config.name,
+        params=run_folder.flatten(checked.identity),
+        config=config.model_dump_json(indent=1),
+    )
+    consumers = [Guarded(progress), Guarded(tracker)]
+
+    def on_event(event: dict[str, Any]) -> None:
+        for consumer in consumers:
+            consumer(event)
+
+    status = "FAILED"
+    try:
+        best = launch.launch(config, checked=checked, on_event=on_event)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    return Trained(config.run_uri, best, uri)
+
+
+def _request(config: TrainConfig) -> str:
+    """What the training books, in the words of its options."""
+    training = config.training
+    workers = (
+        f"workers {training.workers}"
+        if training.min_workers is None
+        else f"min_workers {training.min_workers}"
+    )
+    request = (
+        f"training.{workers} x (training.cpus_per_worker {training.cpus_per_worker:g} +"
+        f" {resources.READ_CPUS:g} for reading)"
+    )
+    if training.evaluation == "beside":
+        request += (
+            f" and {training.evaluation_workers} x (evaluation_cpus {training.evaluation_cpus:g} +"
+            f" {resources.READ_CPUS:g}) of training.evaluation"
+        )
+    return request

@@ -1,0 +1,135 @@
+"""A section of annotated images: what identifies it, and the images it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from cluster.formats.read import in_val
+from cluster.shards.format import Category, Row, shard_name
+from cluster.shards.index import ShardSet, write_index
+from cluster.shards.write import write_shard
+from pipelines.data_section import DataSection, identity, pictures
+
+
+@pytest.fixture
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two COCO sources in data/, which is the working directory."""
+    (tmp_path / "data/annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "data/images" / split).mkdir(parents=True)
+        (tmp_path / "data/images" / split / "1.jpg").write_bytes(split.encode())
+        (tmp_path / f"data/annotations/{split}.json").write_text(f'{{"{split}": []}}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SOURCE = {"annotations": "data/annotations/train.json", "images": "data/images/train"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"split": "train"},
+        {"split": "train", "val_share": 0.2},
+        {"duplicates": "drop"},
+        {"seed": 1},
+        {"shard_size_mib": 1},
+        {"row_group_rows": 4},
+        {"max_pixels": 1000},
+    ],
+)
+def test_an_option_that_changes_the_set_changes_its_identity(
+    coco: Path, options: dict[str, Any]
+) -> None:
+    plain = identity(DataSection.model_validate(SOURCE))
+    other = identity(DataSection.model_validate({**SOURCE, **options}))
+    assert set(plain) == {"source"} and other == {**plain, **options}
+
+
+def test_a_limit_on_what_is_left_out_does_not_change_the_identity(coco: Path) -> None:
+    limits = {"max_quarantined": 0.5, "max_quarantined_annotations": 0}
+    assert identity(DataSection.model_validate({**SOURCE, **limits})) == identity(
+        DataSection.model_validate(SOURCE)
+    )
+
+
+def test_the_identity_of_yolo_data_follows_the_content_of_its_labels(coco: Path) -> None:
+    (coco / "labels").mkdir()
+    (coco / "labels/1.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (coco / "labels/classes.txt").write_text("cat\ndog\n")
+    section = DataSection(annotations="labels", images="data/images/train", format="yolo")
+    first = identity(section)
+    assert identity(section) == first
+    # The same number of bytes, another class.
+    (coco / "labels/1.txt").write_text("1 0.5 0.5 0.25 0.25\n")
+    assert identity(section) != first
+
+
+def test_the_identity_of_several_sources_has_their_names_and_the_sets_compared_with(
+    coco: Path,
+) -> None:
+    both = [
+        {"name": "day", **SOURCE},
+        {"name": "night", "annotations": "data/annotations/val.json", "images": "data/images/val"},
+    ]
+    write_index("other", categories=[Category(0, 1, "cat")], shards=[], counts={}, source_digest="")
+    fields = identity(DataSection.model_validate({"sources": both, "against": ["other"]}))
+    assert [name for name, *_ in fields["source"]] == ["day", "night"]
+    assert len(fields["against"]) == 1
+    swapped = identity(DataSection.model_validate({"sources": both[::-1]}))
+    assert swapped["source"] == fields["source"][::-1]
+
+
+def set_of(folder: Path, images: list[tuple[int, int, str]]) -> ShardSet:
+    """A shard set of images without boxes, each (source, id, file name)."""
+    none = np.zeros((0, 4), np.float32)
+    rows = [
+        Row(id_, name, b"x", 8, 8, none, [], [], [], source, bytes(32))
+        for source, id_, name in images
+    ]
+    shard = write_shard(str(folder), shard_name(0, 1), rows, row_group_rows=4)
+    categories = [Category(0, 1, "cat")]
+    return write_index(
+        str(folder), categories=categories, shards=[shard], counts={}, source_digest=""
+    )
+
+
+def test_the_images_of_several_sources_have_the_ids_of_the_set(coco: Path) -> None:
+    (coco / "data/images/val/2.jpg").touch()
+    # Both sources have a 1.jpg; prepare moved the second one's ids up, and left 2.jpg out.
+    prepared = set_of(coco / "set", [(0, 7, "1.jpg"), (1, 15, "1.jpg")])
+    both = [
+        {"name": name, "annotations": "data/annotations", "images": f"data/images/{name}"}
+        for name in ("train", "val")
+    ]
+    section = DataSection.model_validate({"sources": both})
+    assert pictures(section, prepared) == {
+        f"{coco}/data/images/train/1.jpg": 7,
+        f"{coco}/data/images/val/1.jpg": 15,
+        f"{coco}/data/images/val/2.jpg": None,
+    }
+
+
+def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
+    names = [f"{number}.jpg" for number in range(1, 41)]
+    for name in names:
+        (coco / "data/images/train" / name).touch()
+    prepared = set_of(coco / "set", [(0, 1, "1.jpg")])
+    found = {}
+    for split in ("train", "val"):
+        section = DataSection.model_validate({**SOURCE, "split": split, "val_share": 0.3})
+        found[split] = {Path(uri).name for uri in pictures(section, prepared)}
+    assert found["val"] == {name for name in names if in_val(name, 0.3)}
+    assert found["val"] and found["train"] == set(names) - found["val"]
+
+
+def test_a_source_is_given_in_one_way() -> None:
+    with pytest.raises(ValidationError, match="annotations and images must both be given"):
+        DataSection(annotations="a.json")
+    with pytest.raises(ValidationError, match="sources is given together with annotations"):
+        DataSection.model_validate({"sources": [{"name": "a", **SOURCE}], "images": "i"})

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.errors import PlainError
+from tune import search
+from tune.space import SpaceConfig, SweepConfig
+from tune.trials import TrialRecord
+
+
+def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
+    # Tune stops a trial by killing it, and after its last evaluation it has still its checkpoint
+    # and finished.json to write.
+    halving = search.Halving(epochs=3, grace_epochs=1)
+    assert halving.set_search_properties("AP", "max")
+    decisions = []
+    for number, ap in enumerate((0.9, 0.8, 0.1)):
+        trial = SimpleNamespace(
+            trial_id=str(number), evaluated_params={}, last_result={}, config={}
+        )
+        halving.on_trial_add(None, trial)
+        decisions.append(
+            [
+                halving.on_trial_result(None, trial, {"epoch": epoch, "AP": ap})
+                for epoch in (1, 2, 3)
+            ]
+        )
+    assert decisions[0] == ["CONTINUE"] * 3 and decisions[2] == ["STOP", "CONTINUE", "CONTINUE"]
+
+
+def test_ranges_reach_the_searcher() -> None:
+    proposed = search.searcher(
+        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
+        [],
+        first={"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001},
+    )
+    samples = [proposed.suggest(str(number)) for number in range(12)]
+    assert samples[0] == {"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001}
+    assert all(
+        1.0 <= s["gamma"] <= 1.5
+        and 0.1 <= s["alpha"] <= 0.9
+        and 0.001 <= s["learning_rate"] <= 0.002
+        for s in samples
+    )
+    assert len({s["gamma"] for s in samples}) == 12
+    same = search.searcher(
+        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
+        [],
+        first=samples[0],
+    )
+    assert [same.suggest(str(number)) for number in range(12)] == samples
+
+
+def record(trial: str, ap: float | None) -> TrialRecord:
+    sample = {"gamma": 2.0}
+    return TrialRecord(
+        trial, "failed" if ap is None else "done", ap, ap, 1, sample, sample, "/r", "no"
+    )
+
+
+def test_the_best_trial_comes_first_and_those_without_a_result_last() -> None:
+    records = [record("c", 0.25), record("a", None), record("b", 0.5), record("d", 0.25)]
+    assert [one.trial for one in search.best_first(records, "/s")] == ["b", "c", "d", "a"]
+    with pytest.raises(
+        PlainError, match="none of 1 trials has a result; the first failed with: no"
+    ):
+        search.best_first([record("a", None)], "/s")
+    with pytest.raises(PlainError, match="no trial was started"):
+        search.best_first([], "/s")
