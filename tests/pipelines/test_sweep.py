@@ -98,9 +98,7 @@ def run_sweep(config: TrainConfig, budget: SweepConfig) -> sweep.Swept:
     )
 
 
-def test_two_trials_at_a_time_and_the_best_configuration(
-    swept: dict[str, Any], small_sets: dict[str, str]
-) -> None:
+def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) -> None:
     config, uri = swept["config"], swept["uri"]
     assert swept["best"] == f"{uri}/best.yaml"
     best, second, _ = swept["records"]
@@ -119,7 +117,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(
         assert Path(run["pretrained"]).read_bytes() == swept["weights"]
         assert not (Path(record.run) / "pretrained").exists()
 
-    data = ["--data.train", small_sets["train"], "--data.val", small_sets["val"]]
+    data = ["--data.train", config.data.train, "--data.val", config.data.val]
     run_flags = ["--name", "tiny", "--storage", config.storage]
     typed = parse(TrainVerb, ["--config", swept["best"], *data, *run_flags])
     assert TrainConfig.model_validate(
