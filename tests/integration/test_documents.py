@@ -187,18 +187,17 @@ def upload(path: Path, key: str) -> None:
 
 
 def place_data(folder: Path, coco: Path) -> None:
-    """coco/, the quickstart's data, street/, voc/, yolo/ and a weight file."""
+    """The quickstart's data, street/, voc/, yolo/ and a weight file. The tutorial makes coco/."""
     from safetensors.torch import save_file
 
     from detector.model import RetinaNet
 
-    shutil.copytree(coco, folder / "coco")
     (folder / "data").mkdir()
-    (folder / "data/quickstart").symlink_to(folder / "coco")
+    (folder / "data/quickstart").symlink_to(coco)
     annotations = json.loads((coco / "annotations/instances_val.json").read_text())
     (folder / "street").mkdir()
     (folder / "street/instances.json").write_text(json.dumps(annotations))
-    (folder / "street/images").symlink_to(folder / "coco/images/val")
+    shutil.copytree(coco / "images/val", folder / "street/images")
     write_voc(folder / "voc", coco, annotations)
     write_yolo(folder / "yolo", coco, annotations)
     (folder / "weights").mkdir()
@@ -251,10 +250,10 @@ def write_yolo(folder: Path, coco: Path, annotations: dict) -> None:
 
 
 def commands(*, submitted: bool) -> list[tuple[str, str]]:
-    """(block, command) of all blocks that are run, each command once, in the order of README,
-    tutorial, and the others; `submitted` are those for a Ray cluster.
+    """(block, command) of all blocks that are run, each command once; `submitted` are those for a
+    Ray cluster. The tutorial comes first: it makes the pictures that the others use.
     """
-    order = ["README.md", "docs/tutorial.md", "docs/how-to/your-data.md"]
+    order = ["docs/tutorial.md", "README.md", "docs/how-to/your-data.md"]
     run = [block for block in SH if block.not_run is None]
     run.sort(key=lambda b: order.index(b.document) if b.document in order else len(order))
     found: dict[str, str] = {}
