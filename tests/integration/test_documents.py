@@ -30,7 +30,11 @@ from PIL import Image
 from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.ray_head import RayHead
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # A Ray that a busy machine did not start in time is started again and leaves open files behind.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TINY = {
     "RETINARAY_CANVAS__HEIGHT": "64",
