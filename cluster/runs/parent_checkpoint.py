@@ -17,10 +17,10 @@ from cluster.storage import files, preflight, uris
 
 
 def digest(uri: str) -> str:
-    """sha256 of the checkpoint's content, wherever it lies. `UsageError` where there is no
-    checkpoint, `DataError` where it is damaged.
+    """sha256 of the checkpoint's content, which stays the same when it is moved. `UsageError` where
+    there is no checkpoint, `DataError` where it is damaged.
     """
-    # Imported here: torch comes with it.
+    # Imported here: it imports torch.
     from detector.checkpoint import parse_state
 
     uri = uris.absolute(uri)

@@ -148,7 +148,7 @@ class TrainingConfig(Section):
     log_seconds: float = Field(
         default=10.0,
         ge=0,
-        description=("minimum seconds between progress lines where the output is not a terminal"),
+        description="minimum seconds between progress lines where the output is not a terminal",
     )
     profile_steps: int = Field(
         default=0,
@@ -222,7 +222,7 @@ class TrainingConfig(Section):
     wait_minutes: float = Field(
         default=60.0,
         ge=0,
-        description=("minutes to wait for nodes when no worker is left, before the training ends"),
+        description="minutes to wait for nodes when no worker is left, before the training ends",
     )
 
 
