@@ -1,40 +1,66 @@
-"""The anchor grid, and which anchor answers for which ground-truth box. Shapes: B batch, A anchors,
+"""The anchor grid, and the assignment of anchors to ground-truth boxes. Shapes: B batch, A anchors,
 G ground-truth slots, S anchors a position, N boxes, n those of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from detector.boxes import area, intersection, iou, sides_and_centres
+from detector.choices import AnchorConvention
 
 BACKGROUND = -1
 IGNORED = -2
+"""Codes of anchors without an object, in the place of a slot or a class."""
 
-CHUNK_BOXES = 1 << 16
+_CHUNK_BOXES = 1 << 16
 """Boxes that `best_iou` compares at a time: about 40 MB of temporary values for nine anchors a
 position.
 """
 
-CHUNK_PAIRS = 1 << 22
+_CHUNK_PAIRS = 1 << 22
 """Pairs of an anchor and a slot that `match` compares at a time, 16 MiB for each of four tensors:
 two images of 120,087 anchors (800x800) and 16 slots. All 16 images of a batch at once would take
-470 MiB, with 64 slots 1.8 GiB. One image that has more pairs is matched whole.
+470 MiB, with 64 slots 1.8 GiB. An image with more pairs is matched whole.
 """
+
+
+class AnchorShapes(TypedDict):
+    """What defines the anchor grid of a canvas; keywords of `anchor_grid`."""
+
+    strides: Sequence[int]
+    """Canvas px between the positions of each level."""
+    base_sizes: Sequence[float]
+    """Side of the square anchor of each level, canvas px."""
+    scales: Sequence[float]
+    """Factors of the base size."""
+    ratios: Sequence[float]
+    """Height / width."""
+    convention: AnchorConvention
+
+
+class PartialAnchorShapes(TypedDict, total=False):
+    """What a weight file tells of its `AnchorShapes`."""
+
+    strides: Sequence[int]
+    base_sizes: Sequence[float]
+    scales: Sequence[float]
+    ratios: Sequence[float]
+    convention: AnchorConvention
 
 
 def level_shapes(
     height: int, width: int, *, strides: Sequence[int] = (8, 16, 32, 64, 128)
 ) -> list[tuple[int, int]]:
-    """Rows and columns of the pyramid's levels on a canvas: every stride-2 convolution with padding
-    1 halves and rounds up.
+    """Rows and columns of the pyramid's levels on a canvas of `height` x `width` px: every stride-2
+    convolution with padding 1 halves and rounds up.
 
-    `ValueError` where a side is not a multiple of the coarsest stride up to 32: a level is then not
-    twice its neighbour and cannot be added to it.
+    `ValueError` where a side is not a multiple of the coarsest stride up to 32: a level would not
+    be half the size of the finer one, and could not be added to it.
     """
     coarsest = max(stride for stride in strides if stride <= 32)
     for name, side in (("height", height), ("width", width)):
@@ -42,13 +68,13 @@ def level_shapes(
             fits = -(-side // coarsest) * coarsest
             raise ValueError(
                 f"canvas {name} {side}: must be a multiple of {coarsest}, the stride of the"
-                f" coarsest feature; {fits} holds it"
+                f" coarsest feature; the next one is {fits}"
             )
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
-class Level(NamedTuple):
-    """A level of the pyramid on a canvas. Position (row, column) sits at (row * apart_y, column *
+class _Level(NamedTuple):
+    """A level of the pyramid on a canvas. Position (row, column) is at (row * apart_y, column *
     apart_x) px.
     """
 
@@ -57,10 +83,10 @@ class Level(NamedTuple):
     apart_y: int
     apart_x: int
     shapes_S4: Tensor
-    """The anchors of a position that sits at the origin, float32, XYXY px; ratio, then scale."""
+    """The anchors of a position at the origin, float32, XYXY px; by ratio, then scale."""
 
 
-def anchor_levels(
+def _anchor_levels(
     height: int,
     width: int,
     *,
@@ -68,15 +94,15 @@ def anchor_levels(
     scales: Sequence[float],
     ratios: Sequence[float],
     strides: Sequence[int] = (8, 16, 32, 64, 128),
-    convention: str = "exact",
-) -> list[Level]:
+    convention: AnchorConvention = "exact",
+) -> list[_Level]:
     """Positions and shapes of the anchors of each level on the canvas of `height` x `width` px.
 
     An anchor of size s and ratio r (height / width) has area s^2, and positions are `stride` px
-    apart. `convention` "exact" is the paper's and detectron2's. "torchvision", for its weights:
-    sizes are cut to whole pixels, shapes rounded around the position, and where a side is no
-    multiple of the stride, positions are side // rows px apart (P7 on 800 px: 114, not 128), as its
-    weights were trained.
+    apart. `convention` "exact" is that of the paper and detectron2. "torchvision" is the one its
+    weights were trained with: sizes are truncated to whole px, shapes rounded around the position,
+    and where a side is no multiple of the stride, positions are side // rows px apart (P7 on 800
+    px: 114, not 128).
     """
     if convention not in ("exact", "torchvision"):
         raise ValueError(
@@ -97,20 +123,19 @@ def anchor_levels(
         heights = (root[:, None] * sizes[None, :]).flatten()
         shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
         if whole_pixels:
-            levels.append(Level(rows, columns, height // rows, width // columns, shapes.round()))
+            levels.append(_Level(rows, columns, height // rows, width // columns, shapes.round()))
         else:
-            levels.append(Level(rows, columns, stride, stride, shapes))
+            levels.append(_Level(rows, columns, stride, stride, shapes))
     return levels
 
 
-def anchor_grid(height: int, width: int, **anchors: Any) -> list[Tensor]:
-    """Anchors of each level on the canvas, float32 (rows * columns * anchors a position, 4), XYXY
-    px; position-major, then ratio, then scale.
-
-    `anchors`: see `anchor_levels`.
+def anchor_grid(height: int, width: int, **anchors: Unpack[AnchorShapes]) -> list[Tensor]:
+    """Anchors of each level on the canvas of `height` x `width` px, float32 (rows * columns *
+    anchors a position, 4), XYXY px; ordered by position, then ratio, then scale. `ValueError` as in
+    `level_shapes`.
     """
     grids = []
-    for level in anchor_levels(height, width, **anchors):
+    for level in _anchor_levels(height, width, **anchors):
         y, x = torch.meshgrid(
             torch.arange(level.rows) * level.apart_y,
             torch.arange(level.columns) * level.apart_x,
@@ -121,19 +146,18 @@ def anchor_grid(height: int, width: int, **anchors: Any) -> list[Tensor]:
     return grids
 
 
-def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tensor:
+def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Unpack[AnchorShapes]) -> Tensor:
     """The highest IoU of each box (XYXY px on the canvas) with any anchor of the grid, float32
-    (N,). `anchors`: see `anchor_levels`.
+    (N,). The share of boxes above an IoU is the best recall that matching at this IoU can have
+    without low-quality matches.
 
-    Exact without the grid: the overlap with an anchor of one shape is the product of two functions
-    that fall with the distance of the centres in x and in y, so the position whose row and whose
-    column are nearest to the box's centre is the best one of a level, whatever the shape. The share
-    of boxes above an IoU is the best recall that matching at this IoU can have without low-quality
-    matches.
+    Exact without building the grid: the overlap with an anchor of one shape is the product of two
+    functions that fall with the distance of the centres in x and in y. So the position whose row
+    and column are nearest to the box's centre is the best of its level, whatever the shape.
     """
-    levels = anchor_levels(height, width, **anchors)
+    levels = _anchor_levels(height, width, **anchors)
     result = []
-    for boxes_n4 in boxes_N4.float().split(CHUNK_BOXES):
+    for boxes_n4 in boxes_N4.float().split(_CHUNK_BOXES):
         _, centres_n2 = sides_and_centres(boxes_n4)
         best_n = torch.zeros(len(boxes_n4))
         for level in levels:
@@ -149,10 +173,8 @@ def best_iou(boxes_N4: Tensor, height: int, width: int, **anchors: Any) -> Tenso
 
 
 def match(anchors_A4: Tensor, boxes_BG4: Tensor, labels_BG: Tensor, **thresholds: float) -> Tensor:
-    """`match_at_once`, which says what it means, for as many images at a time as `CHUNK_PAIRS`
-    allows.
-    """
-    images = max(1, CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
+    """`match_at_once`, for as many images at a time as `_CHUNK_PAIRS` allows."""
+    images = max(1, _CHUNK_PAIRS // (len(anchors_A4) * labels_BG.shape[1]))
     chunks = zip(boxes_BG4.split(images), labels_BG.split(images), strict=True)
     return torch.cat([match_at_once(anchors_A4, *chunk, **thresholds) for chunk in chunks])
 
@@ -166,18 +188,18 @@ def match_at_once(
     low: float = 0.4,
     ignore_overlap: float = 0.5,
 ) -> Tensor:
-    """Assign anchors to objects (section 4, Anchors): IoU >= `high` positive, < `low` background,
-    between them ignored.
+    """Assign anchors to objects (section 4, Anchors): IoU >= `high` is positive, < `low` is
+    background, between them is ignored. Anchors and boxes are XYXY px on the canvas.
 
-    Every object also gets the anchors that tie for its highest IoU, each towards the object that
-    anchor overlaps most (torchvision's low-quality matches). A slot with label -1 is padding, or
-    with an area an ignore region (a crowd): background anchors of which it covers more than
-    `ignore_overlap` are ignored.
+    The anchors with the highest IoU of an object are positive too, whatever that IoU is; each is
+    assigned to the object that it overlaps most (torchvision's low-quality matches). A slot with
+    label -1 is padding, or, if it has an area, an ignore region (a crowd): background anchors are
+    ignored when it covers more than `ignore_overlap` of them.
 
-    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2) where
-    there is none.
+    Returns the index of each anchor's slot, int64 (B, A); `BACKGROUND` (-1) or `IGNORED` (-2)
+    without one.
 
-    Four tensors of (B, G, A) are there at a time, unless it is compiled. Anchors are the last axis:
+    Four tensors of (B, G, A) exist at a time, unless it is compiled. Anchors are the last axis: the
     best slots are then maxima over whole rows, three to four times as fast on two CPU cores as
     maxima within each short row of slots.
     """

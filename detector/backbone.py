@@ -1,34 +1,40 @@
-"""ResNet or ResNeXt under a feature pyramid: images -> P2 or P3 to P7 (FPN, Lin et al. 2017; levels
-as in RetinaNet, section 4).
+"""A backbone under a feature pyramid: images -> P2 or P3 to P7 (FPN, Lin et al. 2017; levels as in
+RetinaNet, section 4). `BACKBONES` is the one list of backbones: each is a function that builds its
+stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-NETWORKS = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
-)  # fmt: skip
+from detector.choices import BackboneName, Norm, P6From, StrideIn
+
 DEEPEST_STRIDE = 32
-"""Canvas pixels between neighbouring positions of C5; the pyramid's coarser levels are made by
+"""Canvas px between neighbouring positions of C5; the pyramid makes its coarser levels with
 convolutions of its own.
 """
 
+NormLayer = Callable[[int], nn.Module]
+"""The number of channels -> a normalisation layer."""
+
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics, folded into y = x * scale + bias, (B, C, H, W) in
-    the dtype of x. Nothing in it is trained.
+    """Batch normalisation with fixed statistics: y = x * scale + bias, (B, C, H, W) in the dtype of
+    x. Nothing in it is trained.
 
-    The two buffers are what `detector.weights.fold` makes of a file's four vectors, once, so that
-    no step computes them again.
+    `detector.weight_families.fold` computes the two buffers from a file's four vectors, once, so
+    that no step computes them again.
     """
+
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -42,7 +48,7 @@ class FrozenBatchNorm(nn.Module):
         return torch.addcmul(bias, x, scale)
 
 
-NORMS = {
+NORMS: dict[Norm, NormLayer] = {
     "batch": nn.BatchNorm2d,
     "sync": nn.SyncBatchNorm,
     "frozen": FrozenBatchNorm,
@@ -50,82 +56,141 @@ NORMS = {
 }
 
 
+class Stage(NamedTuple):
+    """One part of a backbone: (B, C, H, W) of the stage before, or the images -> its features."""
+
+    name: str
+    """In the state dict: `backbone.<name>`."""
+    module: nn.Module
+    stride: int
+    """Canvas px between neighbouring positions of its features."""
+    channels: int
+    """Of its features."""
+
+
+@dataclass(frozen=True)
+class ResidualNetwork:
+    """The shape of a ResNet (He et al. 2016) or ResNeXt (Xie et al. 2017) of torchvision. Called
+    with a normalisation it builds the stages, without the classifier.
+    """
+
+    blocks: tuple[int, int, int, int]
+    """Residual blocks of layer1 to layer4."""
+    bottleneck: bool = True
+    """Blocks of 1x1, 3x3, 1x1 convolutions; else of two 3x3 ones."""
+    groups: int = 1
+    width_per_group: int = 64
+
+    def __call__(self, norm: NormLayer) -> list[Stage]:
+        network = ResNet(
+            Bottleneck if self.bottleneck else BasicBlock,
+            list(self.blocks),
+            groups=self.groups,
+            width_per_group=self.width_per_group,
+            norm_layer=norm,
+        )
+        stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        deepest = network.fc.in_features
+        return [
+            Stage("stem", stem, 4, 64),
+            Stage("layer1", network.layer1, 4, deepest // 8),
+            Stage("layer2", network.layer2, 8, deepest // 4),
+            Stage("layer3", network.layer3, 16, deepest // 2),
+            Stage("layer4", network.layer4, 32, deepest),
+        ]
+
+    @property
+    def second_convolution(self) -> tuple[int, int]:
+        """Output channels, and input channels of one group, of `layer1.0.conv2`: they tell a weight
+        file's network where the numbers of blocks are the same.
+        """
+        return self.groups * self.width_per_group, self.width_per_group
+
+
+BACKBONES: dict[BackboneName, Callable[[NormLayer], list[Stage]]] = {
+    "resnet18": ResidualNetwork((2, 2, 2, 2), bottleneck=False),
+    "resnet34": ResidualNetwork((3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResidualNetwork((3, 4, 6, 3)),
+    "resnet101": ResidualNetwork((3, 4, 23, 3)),
+    "resnet152": ResidualNetwork((3, 8, 36, 3)),
+    "resnext50_32x4d": ResidualNetwork((3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": ResidualNetwork((3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": ResidualNetwork((3, 4, 23, 3), groups=64, width_per_group=4),
+}
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """`ValueError` for what is none of the choices: a package that another version wrote may name
-    such a part, and another one would be built.
+    """`ValueError` for a value that is none of the choices. A package that another version wrote
+    may name such a part; without this check another part would be built.
     """
     if value not in choices:
         raise ValueError(f"{name} {value!r}: must be one of {', '.join(choices)}")
 
 
 class Backbone(nn.Module):
-    """torchvision's residual network without its classifier: (B, 3, H, W) -> those of C2..C5 that
-    have one of `strides`, finest first.
+    """The stages of one of `BACKBONES`: (B, 3, H, W) -> the features of each of `strides`, finest
+    first. A residual network has 4 (C2), 8 (C3), 16 (C4) and 32 (C5).
 
-    `frozen_stages` 1 fixes the stem, 2 also layer1 (C2) and so on to 5: their weights get no
-    gradient, no graph is built for them, and their batch normalisation stays in evaluation mode.
-    `stride_in` "1x1" lets the first convolution of a bottleneck halve the resolution, as in the
-    residual networks of He et al. (2016) and detectron2's files; "3x3" the second, as in
+    `frozen_stages` 1 freezes the first stage (the stem), 2 also the second (layer1, C2) and so on
+    to 5: their weights get no gradient, no graph is built for them, and their batch normalisation
+    stays in evaluation mode. `stride_in` "1x1" lets the first convolution of a bottleneck halve the
+    resolution, as in He et al. (2016) and detectron2's files; "3x3" the second, as in
     torchvision's.
     """
 
     def __init__(
         self,
-        name: str,
+        name: BackboneName,
         *,
-        norm: str,
+        norm: Norm,
         frozen_stages: int = 0,
-        stride_in: str = "3x3",
+        stride_in: StrideIn = "3x3",
         strides: Sequence[int] = (8, 16, 32),
     ):
         super().__init__()
-        for part, value, choices in (
-            ("backbone", name, NETWORKS),
-            ("norm", norm, NORMS),
-            ("stride_in", stride_in, ("3x3", "1x1")),
-        ):
-            check_choice(part, value, choices)
-        network = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
-        self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        self.strides = tuple(strides)
-        layers = {4: network.layer1, 8: network.layer2, 16: network.layer3, 32: network.layer4}
-        # What lies above the last level wanted would be weights without a gradient, which
+        check_choice("backbone", name, BACKBONES)
+        check_choice("norm", norm, NORMS)
+        check_choice("stride_in", stride_in, get_args(StrideIn))
+        # A stage above the coarsest level wanted would have weights without a gradient, which
         # DistributedDataParallel refuses.
-        kept = {stride: layer for stride, layer in layers.items() if stride <= self.strides[-1]}
-        for number, layer in enumerate(kept.values(), start=1):
-            setattr(self, f"layer{number}", layer)
-        self.channels = tuple(
-            network.fc.in_features * stride // DEEPEST_STRIDE for stride in self.strides
-        )
+        stages = [s for s in BACKBONES[name](NORMS[norm]) if s.stride <= strides[-1]]
+        for stage in stages:
+            self.add_module(stage.name, stage.module)
+        self._names = tuple(stage.name for stage in stages)
+        # Of two stages with one stride, such as the stem and layer1, the later one gives the level.
+        last = {stage.stride: stage for stage in stages}
+        self._feature_names = {last[stride].name for stride in strides}
+        self.channels = tuple(last[stride].channels for stride in strides)
+        """Of the features of each stride."""
         if stride_in == "1x1":
             for block in self.modules():
                 if isinstance(block, Bottleneck):
                     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-        self.fixed = [self.stem, *kept.values()][:frozen_stages]
-        for stage in self.fixed:
-            stage.requires_grad_(False).eval()
+        self._frozen_names = self._names[:frozen_stages]
+        for stage_name in self._frozen_names:
+            getattr(self, stage_name).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        for stage in self.fixed:
-            stage.eval()
+        for name in self._frozen_names:
+            getattr(self, name).eval()
         return self
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
-        out, features = self.stem(images_B3HW), []
-        for number in range(1, self.strides[-1].bit_length() - 1):
-            out = getattr(self, f"layer{number}")(out)
-            if 2 ** (number + 1) in self.strides:
+        out, features = images_B3HW, []
+        for name in self._names:
+            out = getattr(self, name)(out)
+            if name in self._feature_names:
                 features.append(out)
         return features
 
 
-class AddCoarser(torch.autograd.Function):
-    """A level (B, C, H, W) plus the next coarser one (B, C, H / 2, W / 2), each value of which is
-    added to a square of 2 x 2: nearest neighbours.
+class _AddCoarser(torch.autograd.Function):
+    """A level (B, C, H, W) plus the next coarser level (B, C, H / 2, W / 2), of which each value is
+    added to a square of 2 x 2 (nearest neighbours).
 
-    Added through axes of two and not by an interpolation, which autocast would do in float32 and
-    whose gradient a GPU sums by atomics.
+    It adds through axes of two. An interpolation would run in float32 under autocast, and a GPU
+    would sum its gradient by atomics.
     """
 
     @staticmethod
@@ -139,10 +204,11 @@ class AddCoarser(torch.autograd.Function):
 
 
 class Pyramid(nn.Module):
-    """Features of the backbone -> one level a stride, all of `width` channels (the paper: 256).
+    """Features of the backbone, finest first -> one level a stride, (B, width, H / stride, W /
+    stride); the paper's width is 256.
 
-    Up to stride 32 a level is a lateral with the coarser one added; P6 (64) is a stride-2
-    convolution on C5 or P5, P7 (128) another on relu(P6).
+    Up to stride 32 a level is a lateral plus the next coarser level; P6 (64) is a stride-2
+    convolution on C5 or P5, P7 (128) another one on relu(P6).
     """
 
     def __init__(
@@ -151,10 +217,10 @@ class Pyramid(nn.Module):
         *,
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         width: int,
-        p6_from: str,
+        p6_from: P6From,
     ):
         super().__init__()
-        check_choice("p6_from", p6_from, ("c5", "p5"))
+        check_choice("p6_from", p6_from, get_args(P6From))
         self.p6_from = p6_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
@@ -173,7 +239,7 @@ class Pyramid(nn.Module):
         inner = self.lateral[-1](features[-1])
         levels = [self.output[-1](inner)]
         for i in range(len(features) - 2, -1, -1):
-            inner = AddCoarser.apply(self.lateral[i](features[i]), inner)
+            inner = _AddCoarser.apply(self.lateral[i](features[i]), inner)
             levels.insert(0, self.output[i](inner))
         if self.p6 is not None:
             levels.append(self.p6(features[-1] if self.p6_from == "c5" else levels[-1]))

@@ -1,15 +1,15 @@
 """torchvision's Faster R-CNN and FCOS with this project's batches, backbone, pyramid and
-detections: what RetinaNet is compared with, untuned.
+detections: what RetinaNet is compared with. They are not tuned.
 
-Shapes: B batch, G ground-truth slots. Crowds and other ignore regions (label -1) are left out:
-these detectors have no notion of them.
+Shapes: B batch, G ground-truth slots. Crowds and other ignore regions (label -1) are removed:
+these detectors do not support them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +17,34 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from detector.backbone import DEEPEST_STRIDE, Backbone, Pyramid, check_choice
 from detector.batch import Batch
+from detector.choices import Architecture, BackboneName, Norm, P6From, StrideIn
 from detector.decode import Detections
 from detector.loss import FIRST_AVERAGE
-from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
+from detector.model import PixelNetwork, RetinaNet
 from detector.step import Statistics, StepReport, split, update, without_reduction
 
-POOLED_STRIDES = (4, 8, 16, 32)
-"""The levels from which Faster R-CNN cuts its regions; proposals also come from a coarser one,
-stride 64.
+_POOLED_STRIDES = (4, 8, 16, 32)
+"""Levels from which Faster R-CNN crops its regions; proposals also come from a coarser one, stride
+64.
 """
-DENSE_STRIDES = (8, 16, 32, 64, 128)
-SHARED_PARTS = ("classes", "backbone", "norm", "frozen_stages", "stride_in", "width")
-PARTS = {"faster_rcnn": (*SHARED_PARTS, "base_sizes", "ratios"), "fcos": (*SHARED_PARTS, "p6_from")}
-"""Which keywords of `RetinaNet` each baseline has a use for."""
+_DENSE_STRIDES = (8, 16, 32, 64, 128)
+_SHARED_PARTS = ("classes", "backbone", "norm", "frozen_stages", "stride_in", "width")
+PARTS: dict[Architecture, tuple[str, ...]] = {
+    "faster_rcnn": (*_SHARED_PARTS, "base_sizes", "ratios"),
+    "fcos": (*_SHARED_PARTS, "p6_from"),
+}
+"""The keywords of `RetinaNet` that each baseline uses."""
 
 
-def build_model(*, architecture: str = "retinanet", **parts: Any) -> RetinaNet | Baseline:
-    """The network of a description: `parts` are the keywords of `RetinaNet`, of which a baseline
-    takes those in `PARTS`.
+def build_model(*, architecture: Architecture = "retinanet", **parts: Any) -> RetinaNet | Baseline:
+    """The network of a description: `parts` are the keywords of `RetinaNet`. A baseline uses those
+    in `PARTS` and no others.
     """
     if architecture == "retinanet":
         return RetinaNet(**parts)
@@ -49,24 +54,40 @@ def build_model(*, architecture: str = "retinanet", **parts: Any) -> RetinaNet |
     )
 
 
-class Features(nn.Module):
+class _Trunk(TypedDict):
+    """Keywords of `_Features` that both baselines share."""
+
+    norm: Norm
+    frozen_stages: int
+    stride_in: StrideIn
+    width: int
+    p6_from: P6From
+
+
+class _Features(nn.Module):
     """Our backbone and pyramid in the form that torchvision's detectors take: (B, 3, H, W) ->
     float32 levels by name, finest first.
     """
 
     def __init__(
         self,
-        backbone: str,
+        backbone: BackboneName,
         *,
         strides: Sequence[int],
-        width: int,
-        p6_from: str,
         pooled: bool,
-        **body: Any,
+        norm: Norm,
+        frozen_stages: int,
+        stride_in: StrideIn,
+        width: int,
+        p6_from: P6From,
     ):
         super().__init__()
         self.body = Backbone(
-            backbone, strides=[stride for stride in strides if stride <= DEEPEST_STRIDE], **body
+            backbone,
+            norm=norm,
+            frozen_stages=frozen_stages,
+            stride_in=stride_in,
+            strides=[stride for stride in strides if stride <= DEEPEST_STRIDE],
         )
         self.pyramid = Pyramid(self.body.channels, strides=strides, width=width, p6_from=p6_from)
         self.out_channels = width
@@ -83,26 +104,47 @@ class Features(nn.Module):
         return levels
 
 
-class Baseline(nn.Module):
-    """One of torchvision's detectors, from scratch. Called in training mode it gives losses, by
-    `detect` detections; both on batches of one canvas.
+def _faster_rcnn(
+    backbone: BackboneName,
+    classes: int,
+    trunk: _Trunk,
+    base_sizes: Sequence[float],
+    ratios: Sequence[float],
+) -> FasterRCNN:
+    pool = MultiScaleRoIAlign(
+        [str(i) for i in range(len(_POOLED_STRIDES))], output_size=7, sampling_ratio=2
+    )
+    # torchvision infers the scales from the first pictures that it sees, but on a canvas the
+    # features cover more than a picture.
+    pool.scales = [1 / stride for stride in _POOLED_STRIDES]
+    pool.map_levels = initLevelMapper(2, 5)
+    # torchvision annotates whole numbers; its arithmetic takes any.
+    sizes = cast(tuple[tuple[int, ...], ...], tuple((size,) for size in base_sizes))
+    anchors = AnchorGenerator(sizes, (tuple(ratios),) * len(base_sizes))
+    features = _Features(backbone, strides=_POOLED_STRIDES, pooled=True, **trunk)
+    return FasterRCNN(features, classes + 1, rpn_anchor_generator=anchors, box_roi_pool=pool)
 
-    Backbone and pyramid run under the caller's autocast; what follows stays in float32: torchvision
-    computes anchors and boxes in the dtype of the features, and bfloat16 places a corner at 800 px
-    to within 2 px. Faster R-CNN's losses draw samples from torch's global generator.
+
+class Baseline(PixelNetwork):
+    """One of torchvision's detectors, untrained. In training mode a call returns losses, in
+    evaluation mode `detect` returns detections; both for batches of one canvas.
+
+    Backbone and pyramid run under the caller's autocast, the rest in float32: torchvision computes
+    anchors and boxes in the dtype of the features, and bfloat16 has steps of 2 px at 800 px. Faster
+    R-CNN's losses draw samples from torch's global generator.
     """
 
     def __init__(
         self,
-        architecture: str,
+        architecture: Architecture,
         *,
         classes: int,
-        backbone: str = "resnet50",
-        norm: str = "batch",
+        backbone: BackboneName = "resnet50",
+        norm: Norm = "batch",
         frozen_stages: int = 0,
-        stride_in: str = "3x3",
+        stride_in: StrideIn = "3x3",
         width: int = 256,
-        p6_from: str = "p5",
+        p6_from: P6From = "p5",
         base_sizes: Sequence[float] = (32, 64, 128, 256, 512),
         ratios: Sequence[float] = (0.5, 1, 2),
     ):
@@ -112,48 +154,27 @@ class Baseline(nn.Module):
                 f"classes {classes}: must be at least 1; does the data set have categories?"
             )
         self.classes = classes
-        trunk = dict(
-            norm=norm,
-            frozen_stages=frozen_stages,
-            stride_in=stride_in,
-            width=width,
-            p6_from=p6_from,
-        )
+        trunk: _Trunk = {
+            "norm": norm,
+            "frozen_stages": frozen_stages,
+            "stride_in": stride_in,
+            "width": width,
+            "p6_from": p6_from,
+        }
+        self.detector: FasterRCNN | FCOS
         if architecture == "faster_rcnn":
-            pool = MultiScaleRoIAlign(
-                [str(i) for i in range(len(POOLED_STRIDES))], output_size=7, sampling_ratio=2
-            )
-            # torchvision infers the scales from the first pictures that come along, but on a canvas
-            # the features cover more than a picture.
-            pool.scales, pool.map_levels = (
-                [1 / stride for stride in POOLED_STRIDES],
-                initLevelMapper(2, 5),
-            )
-            anchors = AnchorGenerator(
-                tuple((size,) for size in base_sizes), (tuple(ratios),) * len(base_sizes)
-            )
-            features = Features(backbone, strides=POOLED_STRIDES, pooled=True, **trunk)
-            self.detector = FasterRCNN(
-                features, classes + 1, rpn_anchor_generator=anchors, box_roi_pool=pool
-            )
+            self.detector = _faster_rcnn(backbone, classes, trunk, base_sizes, ratios)
         else:
-            self.detector = FCOS(
-                Features(backbone, strides=DENSE_STRIDES, pooled=False, **trunk), classes
-            )
+            features = _Features(backbone, strides=_DENSE_STRIDES, pooled=False, **trunk)
+            self.detector = FCOS(features, classes)
         # Label 0 of Faster R-CNN is the background.
         self.first_label = 1 if architecture == "faster_rcnn" else 0
-        self.register_buffer(
-            "pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False
-        )
 
     def forward(
         self, images_B3HW: Tensor, sizes_B2: Tensor, boxes_BG4: Tensor, labels_BG: Tensor
     ) -> Tensor:
-        """The fields of a `Batch` -> float32 (2,): its classification and its box loss, each a mean
-        in the way of its detector.
+        """The fields of a `Batch` -> float32 (2,): classification and box loss, each averaged as
+        its detector does it.
         """
         objects = [
             (boxes[labels >= 0], labels[labels >= 0])
@@ -162,11 +183,12 @@ class Baseline(nn.Module):
         targets = [
             {"boxes": boxes, "labels": labels + self.first_label} for boxes, labels in objects
         ]
-        _, losses = self.run(images_B3HW, sizes_B2, targets)
+        _, losses = self._run(images_B3HW, sizes_B2, targets)
         # torchvision's names: loss_box_reg, loss_rpn_box_reg, bbox_regression, bbox_ctrness;
         # loss_classifier, loss_objectness, classification.
-        box = sum(loss for name, loss in losses.items() if "box" in name)
-        return torch.stack([sum(losses.values()) - box, box])
+        zero = images_B3HW.new_zeros((), dtype=torch.float32)
+        box = sum((loss for name, loss in losses.items() if "box" in name), zero)
+        return torch.stack([sum(losses.values(), zero) - box, box])
 
     @torch.no_grad()
     def detect(
@@ -179,56 +201,63 @@ class Baseline(nn.Module):
         nms_threshold: float,
         max_detections: int,
     ) -> list[Detections]:
-        """Detections of each image in the frame of the canvas, cut to the picture's (height, width)
-        on it: `decode_detections` for this network.
+        """Detections of each image, XYXY px on the canvas, clipped to the picture's (height, width)
+        on it: `decode_detections` for this network, which must be in evaluation mode.
 
-        `top_per_level` has no counterpart in Faster R-CNN, which keeps the 1000 best proposals of
-        an image. The network must be in evaluation mode.
+        Faster R-CNN does not use `top_per_level`; it keeps the 1000 best proposals of an image.
         """
         assert not self.training
-        last = self.detector.roi_heads if self.first_label else self.detector
-        last.score_thresh, last.nms_thresh, last.detections_per_img = (
-            score_threshold,
-            nms_threshold,
-            max_detections,
-        )
-        last.topk_candidates = top_per_level
-        found, _ = self.run(images_B3HW, sizes_B2, None)
-        columns = [(f["boxes"], f["scores"], f["labels"] - self.first_label) for f in found]
+        last = self._last_part()
+        last.score_thresh = score_threshold
+        last.nms_thresh = nms_threshold
+        last.detections_per_img = max_detections
+        if isinstance(last, FCOS):
+            last.topk_candidates = top_per_level
+        detections, _ = self._run(images_B3HW, sizes_B2, None)
+        columns = [(d["boxes"], d["scores"], d["labels"] - self.first_label) for d in detections]
         return [Detections(*(column.cpu().numpy() for column in image)) for image in columns]
 
-    def run(
+    def _last_part(self) -> RoIHeads | FCOS:
+        """The module that makes detections of scores and boxes."""
+        if isinstance(self.detector, FCOS):
+            return self.detector
+        return cast(RoIHeads, self.detector.roi_heads)
+
+    def _run(
         self, images_B3HW: Tensor, sizes_B2: Tensor, targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """(detections, losses) of torchvision's modules without its own resizing and normalising;
-        boxes are cut to the pictures, not the canvas.
+        """(detections, losses) of torchvision's modules without its own resizing and normalising.
+        Boxes are clipped to the pictures, not to the canvas.
         """
-        pixels = ((images_B3HW - self.pixel_mean) / self.pixel_std).contiguous(
-            memory_format=torch.channels_last
-        )
+        pixels = self.normalised(images_B3HW)
         images = ImageList(
             pixels, [(int(height), int(width)) for height, width in sizes_B2.tolist()]
         )
         features = self.detector.backbone(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
-            if self.first_label:
-                proposals, region_losses = self.detector.rpn(images, features, targets)
-                found, head_losses = self.detector.roi_heads(
-                    features, proposals, images.image_sizes, targets
-                )
-                return found, region_losses | head_losses
-            levels = list(features.values())
-            outputs, anchors = (
-                self.detector.head(levels),
-                self.detector.anchor_generator(images, levels),
+            if isinstance(self.detector, FCOS):
+                return _run_fcos(self.detector, images, features, targets)
+            proposals, region_losses = self.detector.rpn(images, features, targets)
+            detections, head_losses = self.detector.roi_heads(
+                features, proposals, images.image_sizes, targets
             )
-            counts = [level.shape[2] * level.shape[3] for level in levels]
-            if targets is not None:
-                return [], self.detector.compute_loss(targets, outputs, anchors, counts)
-            by_level = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
-            return self.detector.postprocess_detections(
-                by_level, [list(a.split(counts)) for a in anchors], images.image_sizes
-            ), {}
+            return detections, region_losses | head_losses
+
+
+def _run_fcos(
+    network: FCOS,
+    images: ImageList,
+    features: dict[str, Tensor],
+    targets: list[dict[str, Tensor]] | None,
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    levels = list(features.values())
+    outputs, anchors = network.head(levels), network.anchor_generator(images, levels)
+    counts = [level.shape[2] * level.shape[3] for level in levels]
+    if targets is not None:
+        return [], network.compute_loss(targets, outputs, anchors, counts)
+    by_level = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
+    split_anchors = [list(a.split(counts)) for a in anchors]
+    return network.postprocess_detections(by_level, split_anchors, images.image_sizes), {}
 
 
 def baseline_step(
@@ -244,12 +273,12 @@ def baseline_step(
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ranks: int = 1,
 ) -> StepReport:
-    """`train_step` for a `Baseline`, which may be wrapped in DDP: each part of the batch weighs as
-    many images as it has, fillers not counted.
+    """`train_step` for a `Baseline`, which may be wrapped in DDP: the weight of each part of the
+    batch is its number of images, without fillers.
 
-    The report's positives are the objects of the global batch. What is not finite is left out as in
-    `train_step`; of images, those of a part are blamed together. torchvision's detectors ask their
-    device for numbers, and so does this.
+    The positives of the report are the objects of the global batch. Non-finite updates are skipped
+    as in `train_step`; the images of a part are blamed together. Unlike `train_step` it waits for
+    numbers from the device, as torchvision's detectors do.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -259,20 +288,20 @@ def baseline_step(
     statistics = Statistics(network)
     optimizer.zero_grad(set_to_none=True)
     own, finite, shares = [], [], []
-    for place, part in enumerate(split(batch, accumulate), start=1):
-        kept_B = part.image_ids >= 0
-        # Every rank makes the same number of passes: one with nothing but fillers makes its own for
-        # nothing.
-        shares.append(float(kept_B.sum()) / max(images, 1.0))
+    for number, part in enumerate(split(batch, accumulate), start=1):
+        used_B = part.image_ids >= 0
+        # Every rank makes the same number of passes. A rank with fillers alone makes its passes
+        # with weight 0.
+        shares.append(float(used_B.sum()) / max(images, 1.0))
         if not shares[-1]:
-            kept_B = torch.ones_like(kept_B)
-        with contextlib.nullcontext() if place == accumulate else without_reduction(network):
+            used_B = torch.ones_like(used_B)
+        with contextlib.nullcontext() if number == accumulate else without_reduction(network):
             with torch.autocast(
                 batch.images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None
             ):
                 losses_2 = network(
                     *(
-                        column[kept_B]
+                        column[used_B]
                         for column in (part.images, part.sizes_B2, part.boxes_BG4, part.labels_BG)
                     )
                 )

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLOT_STEP = 16
+_SLOT_STEP = 16
 """Slots are padded to a multiple of this, so that compiled code sees few shapes."""
 
-EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
-"""An ignore region that covers every anchor: those of P7 reach far beyond the edges of a small
-canvas.
+_EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
+"""An ignore region, XYXY px, that covers every anchor: those of P7 reach far beyond a small canvas.
 """
 
 
@@ -29,17 +28,19 @@ class Sample:
     boxes_N4: np.ndarray
     """float32 (N, 4), XYXY px on the canvas."""
     labels_N: np.ndarray
-    """int64 (N,), 0..K-1; -1 marks an ignore region (a crowd, or an object mostly cropped away)."""
+    """int64 (N,), 0..K-1; -1: an ignore region (a crowd, or an object that is mostly cropped)."""
     size: tuple[int, int]
-    """Height and width in px of the picture's part of the canvas, at its top left."""
+    """(height, width) px of the picture on the canvas, from the top left corner."""
     image_id: int
-    """The data set's id; -1 for a filler that carries no loss and is not counted."""
+    """The data set's id; -1 for a filler, which has no loss and is not counted."""
     mirrored: bool = False
-    """The picture is yet to be flipped left to right; its boxes are."""
+    """The boxes are flipped left to right, the picture is not yet."""
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Samples on one canvas, padded to the same number of ground-truth slots."""
+
     images: Tensor
     """uint8 (B, 3, H, W), RGB, channels-last."""
     boxes_BG4: Tensor
@@ -51,18 +52,18 @@ class Batch:
     image_ids: Tensor
     """int64 (B,); -1 for fillers."""
     mirrored_B: Tensor
-    """bool: pictures that are yet to be flipped left to right, see `unmirrored`."""
+    """bool: boxes are flipped left to right, pictures are not yet; see `unmirrored`."""
 
     def to(self, device: torch.device | str) -> Batch:
-        return self.each(lambda column: column.to(device, non_blocking=True))
+        return self._each(lambda column: column.to(device, non_blocking=True))
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on `device`. On a GPU each is copied from pinned memory in a stream of its
-    own while the one before it is used.
+    """The same batches on `device`. A GPU copies each from pinned memory, in a separate stream,
+    while the batch before it is used.
     """
     if device.type != "cuda":
         yield from batches
@@ -71,18 +72,18 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     waiting: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            moved = unmirrored(batch.each(torch.Tensor.pin_memory).to(device))
+            moved = unmirrored(batch._each(torch.Tensor.pin_memory).to(device))
             copied = (moved, copies.record_event())
         if waiting is not None:
-            yield hand_over(*waiting, used)
+            yield _handed_over(*waiting, used)
         waiting = copied
     if waiting is not None:
-        yield hand_over(*waiting, used)
+        yield _handed_over(*waiting, used)
 
 
 def unmirrored(batch: Batch) -> Batch:
-    """The batch with the pictures of `mirrored_B` flipped, each within its own part of the canvas:
-    one pass, no wait for the device.
+    """The batch with the pictures of `mirrored_B` flipped left to right, each within its own part
+    of the canvas: one pass, without waiting for the device.
     """
     column_W = torch.arange(batch.images.shape[3], device=batch.images.device)
     width_B1 = batch.sizes_B2[:, 1:].long()
@@ -94,18 +95,23 @@ def unmirrored(batch: Batch) -> Batch:
     return replace(batch, images=images, mirrored_B=torch.zeros_like(batch.mirrored_B))
 
 
-def hand_over(batch: Batch, copied: torch.cuda.Event, used: torch.cuda.Stream) -> Batch:
+def _handed_over(batch: Batch, copied: torch.cuda.Event, used: torch.cuda.Stream) -> Batch:
     """The batch, for work in the stream `used`, which waits until it is copied."""
     used.wait_event(copied)
-    # Else the memory would be given to the next copy while it is still read.
-    return batch.each(lambda column: column.record_stream(used) or column)
+
+    def reserved(column: Tensor) -> Tensor:
+        # Otherwise the next copy could get the memory while it is still being read.
+        column.record_stream(used)
+        return column
+
+    return batch._each(reserved)
 
 
 def check_objects(
     boxes_N4: np.ndarray, labels_N: np.ndarray, image_id: int, *, classes: int | None = None
 ) -> None:
-    """`ValueError` for coordinates that are not finite and labels outside -1..classes - 1 (without
-    `classes` there is no upper bound).
+    """`ValueError` for coordinates that are not finite, and for labels outside -1..classes - 1
+    (without `classes` there is no upper bound).
     """
     if not np.isfinite(boxes_N4).all():
         bad = boxes_N4[~np.isfinite(boxes_N4).all(axis=1)][0].tolist()
@@ -128,8 +134,8 @@ def check_objects(
 
 
 def empty_canvases(count: int, canvas: tuple[int, int]) -> Tensor:
-    """uint8 (count, 3, H, W), channels-last, of no certain content. Numpy asks for large pages
-    where a batch is large enough, torch does not.
+    """uint8 (count, 3, H, W), channels-last, not initialised. Numpy asks the system for large pages
+    where a batch is large enough; torch does not.
     """
     return torch.from_numpy(np.empty((count, *canvas, 3), np.uint8)).permute(0, 3, 1, 2)
 
@@ -137,13 +143,13 @@ def empty_canvases(count: int, canvas: tuple[int, int]) -> Tensor:
 def collate(
     samples: Sequence[Sample], *, classes: int | None = None, images: Tensor | None = None
 ) -> Batch:
-    """Stack samples that share a canvas; the objects of a filler become nothing and its whole
-    picture an ignore region.
+    """Stack samples of one canvas. A filler loses its objects, and its whole picture becomes an
+    ignore region.
 
-    `images` are the batch's `empty_canvases`, on which pictures may be drawn already: one whose
-    sample lies there in its own place is not copied. `ValueError` for what `check_objects` finds,
-    here because it is the last place where the numbers are on the CPU: in the loss a label too
-    large is an index out of bounds, on a GPU an assertion that ends the process.
+    `images` are the batch's `empty_canvases`; a sample whose picture was written there, at its own
+    index, is not copied. `ValueError` as in `check_objects`. The check is here because the numbers
+    are on the CPU for the last time: in the loss a too large label is an index out of bounds, and
+    on a GPU an assertion that ends the process.
     """
     boxes_M4, labels_M = (
         np.concatenate([sample.boxes_N4 for sample in samples]),
@@ -152,24 +158,25 @@ def collate(
     try:
         check_objects(boxes_M4, labels_M, -1, classes=classes)
     except ValueError:
-        # Looked at one by one only where there is one to be named.
+        # Checked one by one only when the message needs the id.
         for sample in samples:
             check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
         raise
     if images is None:
         images = empty_canvases(len(samples), samples[0].image.shape[1:])
-    for place, sample in zip(images, samples, strict=True):
-        if place.data_ptr() != sample.image.data_ptr():
-            place[:] = sample.image
+    for canvas, sample in zip(images, samples, strict=True):
+        if canvas.data_ptr() != sample.image.data_ptr():
+            canvas[:] = sample.image
     real, counts = (
         np.array([sample.image_id >= 0 for sample in samples]),
         np.array([len(sample.labels_N) for sample in samples]),
     )
-    slots = -(-max(1, counts.max()) // SLOT_STEP) * SLOT_STEP
-    held_BG, held_M = np.arange(slots) < (counts * real)[:, None], real.repeat(counts)
-    boxes, labels = np.zeros((*held_BG.shape, 4), np.float32), np.full(held_BG.shape, -1, np.int64)
-    boxes[held_BG], labels[held_BG] = boxes_M4[held_M], labels_M[held_M]
-    boxes[~real, 0] = EVERYTHING
+    slots = -(-max(1, counts.max()) // _SLOT_STEP) * _SLOT_STEP
+    filled_BG, real_M = np.arange(slots) < (counts * real)[:, None], real.repeat(counts)
+    boxes = np.zeros((*filled_BG.shape, 4), np.float32)
+    labels = np.full(filled_BG.shape, -1, np.int64)
+    boxes[filled_BG], labels[filled_BG] = boxes_M4[real_M], labels_M[real_M]
+    boxes[~real, 0] = _EVERYTHING
     return Batch(
         images=images,
         boxes_BG4=torch.from_numpy(boxes),
@@ -183,10 +190,10 @@ def collate(
 def collate_by_canvas(
     pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
-    """Every sample once, in batches of `size` that share a canvas, as they fill; what is left at
-    the end in shorter ones.
+    """Every sample once, in batches of `size` samples of one canvas, each as soon as it is full;
+    shorter ones at the end.
 
-    `pairs` are samples with the original (height, width) px of their pictures, which come back
+    `pairs` are samples with the original (height, width) px of their pictures, which are returned
     beside each batch.
     """
     waiting: dict[torch.Size, list[tuple[Sample, tuple[int, int]]]] = {}

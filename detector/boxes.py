@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""Largest predicted log size ratio: exp() of an untrained network must not overflow (the bound of
-Detectron and torchvision).
+"""Largest predicted log size ratio, so that exp() of an untrained network's output does not
+overflow (the bound of Detectron and torchvision).
 """
 
 
 def area(boxes_N4: Tensor) -> Tensor:
-    """Area in px^2, (...,)."""
+    """Area of XYXY px boxes in px^2, (...,)."""
     return (boxes_N4[..., 2] - boxes_N4[..., 0]) * (boxes_N4[..., 3] - boxes_N4[..., 1])
 
 
 def clip(boxes_N4: Tensor, height: Tensor | float, width: Tensor | float) -> Tensor:
-    """Boxes cut to [0, width] x [0, height]; sizes are numbers or tensors that broadcast against
-    (...,).
+    """XYXY px boxes clipped to [0, width] x [0, height]; sizes are numbers, or tensors that
+    broadcast against (...,).
     """
     x1, y1, x2, y2 = boxes_N4.unbind(-1)
     width, height = torch.as_tensor(width).to(x1), torch.as_tensor(height).to(x1)
@@ -42,7 +42,7 @@ def intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
     """Pairwise overlap in px^2: (..., N, 4) and (..., M, 4) -> (..., N, M)."""
     low_x, low_y, high_x, high_y = (boxes_N4[..., i, None] for i in range(4))
     left, top, right, bottom = (boxes_M4[..., None, :, i] for i in range(4))
-    # One extent after the other: neither is held beside a (..., N, M, 2).
+    # One axis after the other: no tensor of (..., N, M, 2) is built.
     across = (torch.minimum(high_x, right) - torch.maximum(low_x, left)).clamp_(min=0)
     return across.mul_((torch.minimum(high_y, bottom) - torch.maximum(low_y, top)).clamp_(min=0))
 
@@ -57,7 +57,7 @@ def iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
 
 
 def encode(boxes_A4: Tensor, anchors_A4: Tensor) -> Tensor:
-    """Offsets of boxes against anchors, (..., 4) as (dx, dy, log dw, log dh): centre shift in
+    """Offsets of XYXY px boxes from anchors, (..., 4) as (dx, dy, log dw, log dh): centre shift in
     anchor sides, log size ratio (R-CNN, appendix C).
     """
     anchor_sides, anchor_centres = sides_and_centres(anchors_A4)
@@ -68,7 +68,7 @@ def encode(boxes_A4: Tensor, anchors_A4: Tensor) -> Tensor:
 
 
 def decode(deltas_A4: Tensor, anchors_A4: Tensor) -> Tensor:
-    """The boxes that `encode` would turn into these offsets; log size ratios are bounded by
+    """The inverse of `encode`: offsets -> XYXY px boxes. Log size ratios are limited to
     `MAX_LOG_SCALE`.
     """
     anchor_sides, anchor_centres = sides_and_centres(anchors_A4)
@@ -78,6 +78,6 @@ def decode(deltas_A4: Tensor, anchors_A4: Tensor) -> Tensor:
 
 
 def sides_and_centres(boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
-    """(width, height) and (x, y) of the centre, each (..., 2)."""
+    """(width, height) and the centre (x, y) of XYXY px boxes, each (..., 2)."""
     sides = boxes_N4[..., 2:] - boxes_N4[..., :2]
     return sides, boxes_N4[..., :2] + 0.5 * sides

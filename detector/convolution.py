@@ -1,4 +1,4 @@
-"""A convolution whose weight gradient is made of matrix products, where oneDNN's own kernel is
+"""A convolution that computes its weight gradient by matrix products, where oneDNN's own kernel is
 slow. Shapes: B batch, C and O channels in and out.
 """
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SLOW_WEIGHT_GRADIENT = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""Where a CPU has AVX2 and not AVX-512, oneDNN computes the weight gradient of channels-last
-float32 at a half of the rate of its forward pass or less; products of matrices reach two thirds and
-more (docs/benchmarks.md). Elsewhere it was not measured, and oneDNN does it.
+"""On a CPU with AVX2 and without AVX-512, oneDNN computes the weight gradient of channels-last
+float32 at most half as fast as its forward pass; matrix products reach two thirds and more
+(docs/benchmarks.md). Other CPUs were not measured and use oneDNN.
 """
 
 
 class Convolution(nn.Conv2d):
-    """`nn.Conv2d` with another way to the same weight gradient; see `take_products`."""
+    """`nn.Conv2d` that computes the same weight gradient in another way; see `use_products`."""
 
     def forward(self, x: Tensor) -> Tensor:
         plain = (
@@ -29,12 +29,12 @@ class Convolution(nn.Conv2d):
         )
         if plain or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
-        return ProductGradient.apply(x, self.weight, self.bias)
+        return _ProductGradient.apply(x, self.weight, self.bias)
 
 
-def take_products(network: nn.Module) -> None:
-    """Let every convolution of stride 1 that keeps the size of the picture take its weight gradient
-    from products, where that pays.
+def use_products(network: nn.Module) -> None:
+    """On CPUs where it is faster, let every convolution of stride 1 that keeps the size of the
+    picture compute its weight gradient by matrix products.
     """
     for module in network.modules():
         if (
@@ -48,8 +48,8 @@ def take_products(network: nn.Module) -> None:
                 module.__class__ = Convolution
 
 
-class ProductGradient(torch.autograd.Function):
-    """A convolution of stride 1 with an odd square kernel and the padding that keeps the size."""
+class _ProductGradient(torch.autograd.Function):
+    """A convolution of stride 1 with an odd square kernel, and padding that keeps the size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,15 +67,15 @@ class ProductGradient(torch.autograd.Function):
                 outer, x, weight, None, one, edge, one, False, [0, 0], 1, mask
             )[0]
         bias_gradient = outer.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return x_gradient, weight_gradient(x, outer, weight.shape[2]), bias_gradient
+        return x_gradient, _weight_gradient(x, outer, weight.shape[2]), bias_gradient
 
 
-def weight_gradient(x: Tensor, outer: Tensor, kernel: int) -> Tensor:
+def _weight_gradient(x: Tensor, outer: Tensor, kernel: int) -> Tensor:
     """Sum over pictures and positions of outer(y, x) * input(y + i, x + j): (B, C, H, W) and (B, O,
     H, W) -> (O, C, kernel, kernel), channels-last.
 
-    Both are laid out as rows of positions with the same border, so that a shift by (i, j) is one by
-    i * width + j rows, and the sum a product.
+    Both become rows of positions with the same border. A shift by (i, j) is then a shift by i *
+    width + j rows, and the sum is a matrix product.
     """
     border, width = kernel - 1, x.shape[3] + kernel - 1
     # (B, H, W, C) -> (B * (H + border) * width, C); the picture in the middle, its gradient at the

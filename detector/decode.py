@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +30,19 @@ class Detections:
     """int64 (N,), 0..K-1."""
 
 
+class DecodeSettings(TypedDict):
+    """Keywords of `decode_detections`; the fields of `DecodeConfig`."""
+
+    score_threshold: float
+    """Lower scores are dropped first, 0..1."""
+    top_per_level: int
+    """Candidates that each pyramid level keeps."""
+    nms_threshold: float
+    """IoU above which the lower score of a class is removed."""
+    max_detections: int
+    """Of one image."""
+
+
 @torch.no_grad()
 def decode_detections(
     logits_BAK: Tensor,
@@ -41,15 +55,15 @@ def decode_detections(
     nms_threshold: float = 0.5,
     max_detections: int = 100,
 ) -> list[Detections]:
-    """Detections of each image in the frame of the canvas, cut to the picture's (height, width) on
-    it.
+    """Detections of each image, XYXY px on the canvas, clipped to the picture's (height, width) px
+    on it. Logits and offsets are those of all `anchors`, in the order of the levels.
 
     Equal scores are ordered by anchor, so the result does not depend on the device's sort.
     """
     batch, _, classes = logits_BAK.shape
-    # Few pass the threshold: they alone become scores, and only they are sorted (sorting all of a
-    # level took nine tenths of the time: 80 classes, 512 px, CPU). The limit on logits is a little
-    # low and the exact one, on scores, comes below.
+    # Only the few logits that pass the threshold become scores and are sorted (sorting all of a
+    # level took nine tenths of the time: 80 classes, 512 px, CPU). This limit on logits is a little
+    # too low; the exact one, on scores, is applied below.
     limit = (
         math.log(score_threshold / (1 - score_threshold)) - 0.01
         if score_threshold > 0
@@ -60,7 +74,7 @@ def decode_detections(
     ends = torch.tensor([len(level_A4) for level_A4 in anchors], device=anchor_M.device).cumsum(0)
     level_M = torch.bucketize(anchor_M, ends, right=True)
     groups = batch * len(anchors)
-    best_M, _ = best_of_each(
+    best_M, _ = _best_of_each(
         image_M * len(anchors) + level_M,
         scores_M,
         groups=groups,
@@ -72,13 +86,13 @@ def decode_detections(
     )
     boxes_M4 = decode(deltas_BA4[image_M, anchor_M].float(), torch.cat(list(anchors))[anchor_M])
     boxes_M4 = clip(boxes_M4, sizes_B2[image_M, 0], sizes_B2[image_M, 1])
-    kept_M = suppress(
+    nms_M = _suppress(
         boxes_M4, scores_M, label_M, image_M, images=batch, classes=classes, threshold=nms_threshold
     )
-    best_M, counts_B = best_of_each(
-        image_M[kept_M], scores_M[kept_M], groups=batch, most=max_detections
+    best_M, counts_B = _best_of_each(
+        image_M[nms_M], scores_M[nms_M], groups=batch, most=max_detections
     )
-    columns = [column[kept_M[best_M]].cpu().numpy() for column in (boxes_M4, scores_M, label_M)]
+    columns = [column[nms_M[best_M]].cpu().numpy() for column in (boxes_M4, scores_M, label_M)]
     ends = counts_B.cumsum(0).tolist()
     return [
         Detections(*(column[start:end] for column in columns))
@@ -86,7 +100,7 @@ def decode_detections(
     ]
 
 
-def suppress(
+def _suppress(
     boxes_M4: Tensor,
     scores_M: Tensor,
     label_M: Tensor,
@@ -96,11 +110,11 @@ def suppress(
     classes: int,
     threshold: float,
 ) -> Tensor:
-    """Which candidates NMS keeps among those of their image and class; of equal scores in the order
-    given. `image_M` must not fall.
+    """The indices of the candidates that NMS keeps, each compared with those of its image and
+    class; of equal scores the first is the better. `image_M` must be in rising order.
     """
     if boxes_M4.device.type != "cpu":
-        return suppress_at_once(
+        return _suppress_at_once(
             boxes_M4,
             scores_M,
             label_M,
@@ -109,14 +123,13 @@ def suppress(
             classes=classes,
             threshold=threshold,
         )
-    # Images and classes are moved apart so that one call serves them all: in float64, because the
-    # move costs float32 boxes up to 0.06 px (80 classes, 1000 px) and here they lie thousands of
-    # classes off.
+    # Images and classes are moved apart so that one call serves them all. In float64, because the
+    # move would cost float32 boxes up to 0.06 px (80 classes, 1000 px).
     apart = boxes_M4.amax().double() + 1 if len(boxes_M4) else 0.0
     shifted_M4 = boxes_M4.double() + ((image_M * classes + label_M) * apart)[:, None]
     scores_M = scores_M.double()
-    # The cost is quadratic in the candidates of a call, and a CPU does not mind several: at worst,
-    # 40,000 of 8 images, they save 1.7 s of a core.
+    # One call for each image: the cost of a call is quadratic in its candidates. At worst, 40,000
+    # candidates of 8 images, this saves 1.7 s of a core.
     counts = torch.bincount(image_M, minlength=images).tolist()
     parts = zip(
         itertools.accumulate(counts, initial=0),
@@ -132,11 +145,11 @@ def suppress(
     )
 
 
-PAIRS_AT_ONCE = 1 << 26
-"""Pairs of candidates that `suppress_at_once` holds, eight bytes each in a few tensors."""
+_PAIRS_AT_ONCE = 1 << 26
+"""Pairs of candidates that `_suppress_at_once` compares at a time, eight bytes each in a few tensors."""
 
 
-def suppress_at_once(
+def _suppress_at_once(
     boxes_M4: Tensor,
     scores_M: Tensor,
     label_M: Tensor,
@@ -146,18 +159,18 @@ def suppress_at_once(
     classes: int,
     threshold: float,
 ) -> Tensor:
-    """`suppress` for a device that is fast at many pairs and slow at one after the other: over all
-    images, or over all classes of all images, in parallel, whichever compares fewer pairs. G: these
-    groups, g those of a chunk; N: the most candidates of one.
+    """`_suppress` for a device that compares many pairs in parallel: over all images, or over all
+    classes of all images, whichever compares fewer pairs. G: these groups, g those of a chunk; N:
+    the most candidates of one group.
 
-    Greedy NMS is the one set that keeps exactly those candidates that no better kept one overlaps.
-    Starting from all, each pass drops what the last pass's set suppresses: after pass n the n best
-    of each group are settled, so the set that no pass changes is that one. Few passes are needed,
-    one more than the longest chain of candidates of which each suppresses the next; torchvision's
-    kernel takes 0.3 us a candidate, one by one.
+    Greedy NMS is the only set that contains exactly the candidates that no better member overlaps.
+    Starting from all candidates, each pass drops those that the last pass's set suppresses: after
+    pass n the n best of each group are final, so a set that a pass does not change is the right
+    one. Few passes are needed, one more than the longest chain of candidates of which each
+    suppresses the next; torchvision's kernel takes 0.3 us a candidate, one by one.
     """
-    kept_M = torch.zeros_like(image_M, dtype=torch.bool)
-    if not len(kept_M):
+    chosen_M = torch.zeros_like(image_M, dtype=torch.bool)
+    if not len(chosen_M):
         return image_M
     ways = ((image_M, images), (image_M * classes + label_M, images * classes))
     sizes = [torch.bincount(group_M, minlength=groups) for group_M, groups in ways]
@@ -167,14 +180,14 @@ def suppress_at_once(
     )
     order_M = torch.sort(scores_M, descending=True, stable=True)[1]
     order_M = order_M[torch.sort(group_M[order_M], stable=True)[1]]
-    place_GN = torch.arange(most, device=image_M.device).expand(groups, -1)
-    there_GN = place_GN < counts_G[:, None]
+    rank_GN = torch.arange(most, device=image_M.device).expand(groups, -1)
+    exists_GN = rank_GN < counts_G[:, None]
     candidate_GN = order_M[
-        ((counts_G.cumsum(0) - counts_G)[:, None] + place_GN).clamp(max=len(order_M) - 1)
+        ((counts_G.cumsum(0) - counts_G)[:, None] + rank_GN).clamp(max=len(order_M) - 1)
     ]
-    at_once = max(1, PAIRS_AT_ONCE // most**2)
-    for there_gN, candidate_gN in zip(
-        there_GN.split(at_once), candidate_GN.split(at_once), strict=True
+    at_once = max(1, _PAIRS_AT_ONCE // most**2)
+    for exists_gN, candidate_gN in zip(
+        exists_GN.split(at_once), candidate_GN.split(at_once), strict=True
     ):
         boxes_gN4, label_gN = boxes_M4[candidate_gN].double(), label_M[candidate_gN]
         shared_gNN = intersection(boxes_gN4, boxes_gN4)
@@ -182,25 +195,26 @@ def suppress_at_once(
         overlap_gNN = shared_gNN / (area_gN[:, :, None] + area_gN[:, None] - shared_gNN) > threshold
         # (g, i, j): the better one i suppresses j.
         suppresses_gNN = (overlap_gNN & (label_gN[:, :, None] == label_gN[:, None])).triu(1)
-        kept_gN, before = there_gN, None
-        while before is None or not torch.equal(kept_gN, before):
-            before, kept_gN = kept_gN, there_gN & ~(suppresses_gNN & kept_gN[:, :, None]).any(dim=1)
-        kept_M[candidate_gN[kept_gN]] = True
-    return kept_M.nonzero()[:, 0]
+        chosen_gN, before = exists_gN, None
+        while before is None or not torch.equal(chosen_gN, before):
+            suppressed_gN = (suppresses_gNN & chosen_gN[:, :, None]).any(dim=1)
+            before, chosen_gN = chosen_gN, exists_gN & ~suppressed_gN
+        chosen_M[candidate_gN[chosen_gN]] = True
+    return chosen_M.nonzero()[:, 0]
 
 
-def best_of_each(
+def _best_of_each(
     group_M: Tensor, scores_M: Tensor, *, groups: int, most: int, above: float = -math.inf
 ) -> tuple[Tensor, Tensor]:
-    """Where the best scores of each group are, at most `most` of it and only those `above`: group
-    by group, best first, equal scores in the order given. And how many of each, (groups,), without
-    regard to `above`.
+    """The indices of the best scores of each group, at most `most` of a group and only those
+    `above`: group by group, best first, equal scores in the order given. And their number in each
+    group, (groups,), not counting `above`.
     """
     order_M = torch.sort(scores_M, descending=True, stable=True)[1]
     order_M = order_M[torch.sort(group_M[order_M], stable=True)[1]]
     counts = torch.bincount(group_M, minlength=groups)
-    place_M = (
+    rank_M = (
         torch.arange(len(order_M), device=order_M.device)
         - (counts.cumsum(0) - counts)[group_M[order_M]]
     )
-    return order_M[(place_M < most) & (scores_M[order_M] > above)], counts.clamp(max=most)
+    return order_M[(rank_M < most) & (scores_M[order_M] > above)], counts.clamp(max=most)

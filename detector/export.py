@@ -1,5 +1,5 @@
-"""The dense network as a program of its own: torch.export, and ONNX for other runtimes. One file
-serves any batch size and canvas.
+"""The dense network as a program without this code: torch.export, and ONNX for other runtimes. One
+file serves any batch size and canvas.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from detector.backbone import DEEPEST_STRIDE
 from detector.model import RetinaNet
 
 SMALLEST_SIDE = 160
-"""px. From here on P7 has two cells a side; torch.export treats an extent of one as a special case
-and will not vary it.
+"""px. From this size on P7 has two cells a side; torch.export treats an extent of one as a special
+case and keeps it fixed.
 """
 
 
@@ -26,21 +26,19 @@ def export_program(model: RetinaNet) -> ExportedProgram:
     """The network in evaluation mode as a graph: uint8 (B, 3, H, W) RGB pixels -> logits (B, A, K),
     offsets (B, A, 4), both float32.
 
-    Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. Pixels are
-    normalised inside; anchors and decoding stay outside: `model.anchors(H, W)` are the boxes that
-    the A outputs belong to, `decode_detections` makes detections of them. The model is left as it
-    is.
+    Any B, and any H and W that are multiples of 32 from `SMALLEST_SIDE` to 8192 px. The graph
+    normalises the pixels. Anchors and decoding are not in it: the A outputs belong to
+    `model.anchors(H, W)`, and `decode_detections` turns them into detections. The model is not
+    changed. `ValueError` for a baseline.
     """
-    network, images, shapes = what_to_export(model)
+    network, images, shapes = _export_arguments(model)
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=shapes)
 
 
 def export_onnx(model: RetinaNet, path: str | Path) -> None:
-    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, with the
-    meaning and the sizes of `export_program`.
-
-    Raises `ValueError` where the packages that write ONNX are missing.
+    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, as in
+    `export_program`. `ValueError` where the packages that write ONNX are missing.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -48,7 +46,7 @@ def export_onnx(model: RetinaNet, path: str | Path) -> None:
             f"export to {path}: package {' and '.join(missing)} missing; torch writes ONNX with"
             " them: pip install onnx onnxscript"
         )
-    network, images, shapes = what_to_export(model)
+    network, images, shapes = _export_arguments(model)
     with torch.no_grad():
         torch.onnx.export(
             network,
@@ -63,9 +61,9 @@ def export_onnx(model: RetinaNet, path: str | Path) -> None:
         )
 
 
-def what_to_export(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
-    """A copy of the network in evaluation mode, example images on its device, and which of their
-    extents may vary. `ValueError` for a baseline.
+def _export_arguments(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
+    """A copy of the network in evaluation mode, example images on its device, and the extents of
+    the images that may vary. `ValueError` for a baseline.
     """
     if not isinstance(model, RetinaNet):
         raise ValueError(
@@ -73,8 +71,8 @@ def what_to_export(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int,
             " model of that architecture"
         )
     network = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
-    # Two images and two different sides: equal extents, or an extent of one, could be taken for a
-    # rule.
+    # Two images and two different sides: torch.export could take equal extents, or an extent of
+    # one, for a rule.
     images = torch.zeros(
         (2, 3, 6 * DEEPEST_STRIDE, 8 * DEEPEST_STRIDE),
         dtype=torch.uint8,

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from detector.anchors import IGNORED
 
-CHUNK = 1 << 18
-"""Logits worked on at a time on a CPU: five temporaries in float32 take 5 MiB. On two cores 2^20 is
+_CHUNK = 1 << 18
+"""Logits that a CPU works on at a time: five temporaries in float32 take 5 MiB. On two cores 2^20 is
 as fast, and 2^16 takes 1.7 times as long.
 """
 
@@ -23,9 +23,9 @@ def focal_term(logits: Tensor, *, positive: bool, gamma: float, alpha: float | N
     """FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t) (section 3.2), elementwise, for entries that are
     all positive or all negative.
 
-    `alpha` weighs positives, 1 - alpha negatives; None weighs both 1. (1 - p_t)^gamma is taken as
-    exp(gamma * log(1 - p_t)): finite in value and gradient for every finite logit, also for gamma
-    below 1.
+    `alpha` is the weight of positives, 1 - alpha that of negatives; None: both weigh 1. (1 -
+    p_t)^gamma is computed as exp(gamma * log(1 - p_t)): value and gradient are finite for every
+    finite logit, also for gamma below 1.
     """
     signed = logits if positive else -logits
     weight = 1.0 if alpha is None else alpha if positive else 1 - alpha
@@ -39,20 +39,20 @@ def focal_sums(
     """Sum of FL over the classes and the anchors of each image, (B,), in float32 or the logits'
     larger dtype.
 
-    `class_BA` is 0..K-1 for a positive anchor; a negative number but `IGNORED`, whose anchors count
-    nothing, for background. No one-hot target is built. A compiler fuses the plain formula; without
-    one `FocalSums` does the same in chunks.
+    `class_BA` is 0..K-1 for a positive anchor, `IGNORED` for one that counts nothing, and
+    `BACKGROUND` otherwise. No one-hot target is built. A compiler fuses the plain formula; without
+    a compiler `_FocalSums` computes the same in chunks.
     """
     if torch.compiler.is_compiling():
         return plain_focal_sums(logits_BAK, class_BA, gamma=gamma, alpha=alpha)
-    return FocalSums.apply(logits_BAK, class_BA, gamma, alpha)
+    return _FocalSums.apply(logits_BAK, class_BA, gamma, alpha)
 
 
 def plain_focal_sums(
     logits_BAK: Tensor, class_BA: Tensor, *, gamma: float, alpha: float | None
 ) -> Tensor:
-    """`focal_sums` as it is defined, by tensors of (B, A, K): for a compiler, which makes one pass
-    of it, and for tests.
+    """`focal_sums` by its definition, with tensors of (B, A, K): for a compiler, which makes one
+    pass of it, and for tests.
     """
     logits_BAK = logits_BAK.to(torch.promote_types(logits_BAK.dtype, torch.float32))
     own_BAK = torch.arange(logits_BAK.shape[2], device=class_BA.device) == class_BA[..., None]
@@ -63,9 +63,9 @@ def plain_focal_sums(
     return (loss_BAK * (class_BA != IGNORED)[..., None]).sum(dim=(1, 2))
 
 
-class FocalSums(torch.autograd.Function):
-    """`focal_sums` whose forward pass also makes the gradient: the logits are read once, and only
-    the gradient, in their dtype, is kept.
+class _FocalSums(torch.autograd.Function):
+    """`focal_sums` whose forward pass also computes the gradient: the logits are read once, and
+    only the gradient, in their dtype, stays in memory.
     """
 
     @staticmethod
@@ -75,21 +75,21 @@ class FocalSums(torch.autograd.Function):
         ctx.settings = dict(gamma=gamma, alpha=alpha)
         ctx.save_for_backward(logits_BAK, class_BA)
         ctx.gradient_BAK = torch.empty_like(logits_BAK) if ctx.needs_input_grad[0] else None
-        return sums_and_gradient(logits_BAK, class_BA, ctx.gradient_BAK, **ctx.settings)
+        return _sums_and_gradient(logits_BAK, class_BA, ctx.gradient_BAK, **ctx.settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer_B: Tensor) -> tuple[Tensor, None, None, None]:
         gradient_BAK, ctx.gradient_BAK = ctx.gradient_BAK, None
         if gradient_BAK is None:
-            # The first backward pass scaled the kept one in place and gave it away; a second one
-            # over the same graph makes its own.
+            # The first backward pass scaled the stored gradient in place and returned it; a second
+            # pass over the same graph computes it again.
             gradient_BAK = torch.empty_like(ctx.saved_tensors[0])
-            sums_and_gradient(*ctx.saved_tensors, gradient_BAK, **ctx.settings)
+            _sums_and_gradient(*ctx.saved_tensors, gradient_BAK, **ctx.settings)
         return gradient_BAK.mul_(outer_B.to(gradient_BAK.dtype)[:, None, None]), None, None, None
 
 
-def sums_and_gradient(
+def _sums_and_gradient(
     logits_BAK: Tensor,
     class_BA: Tensor,
     gradient_BAK: Tensor | None,
@@ -97,13 +97,13 @@ def sums_and_gradient(
     gamma: float,
     alpha: float | None,
 ) -> Tensor:
-    """`focal_sums` in chunks of rows; `gradient_BAK`, where given, is filled with its gradient."""
+    """`focal_sums` in chunks of rows; writes its gradient into `gradient_BAK`, where given."""
     classes = logits_BAK.shape[2]
-    chunk = CHUNK
+    chunk = _CHUNK
     if logits_BAK.device.type != "cpu":
-        # Few launches, within the memory that a float32 gradient and a twelfth of it take: 10
-        # chunks of bfloat16 logits, 80 of float32 ones.
-        chunk = max(CHUNK, logits_BAK.numel() // (80 if logits_BAK.itemsize >= 4 else 10))
+        # Few kernel launches, in the memory of a float32 gradient plus a twelfth of it: 10 chunks
+        # of bfloat16 logits, 80 of float32 ones.
+        chunk = max(_CHUNK, logits_BAK.numel() // (80 if logits_BAK.itemsize >= 4 else 10))
     rows = max(1, chunk // classes)
     precise = torch.promote_types(logits_BAK.dtype, torch.float32)
     # (B, A, K) -> (B * A, K) -> chunks of (N, K)
@@ -113,7 +113,7 @@ def sums_and_gradient(
         else gradient_BAK.view(-1, classes).split(rows)
     )
     parts = [
-        focal_rows(logits_NK.to(precise), class_N, gradient_NK, gamma=gamma, alpha=alpha)
+        _focal_rows(logits_NK.to(precise), class_N, gradient_NK, gamma=gamma, alpha=alpha)
         for logits_NK, class_N, gradient_NK in zip(
             logits_BAK.reshape(-1, classes).split(rows),
             class_BA.reshape(-1).split(rows),
@@ -124,7 +124,7 @@ def sums_and_gradient(
     return torch.cat(parts).view(class_BA.shape).sum(dim=1)
 
 
-def focal_rows(
+def _focal_rows(
     logits_NK: Tensor,
     class_N: Tensor,
     gradient_NK: Tensor | None,
@@ -132,8 +132,8 @@ def focal_rows(
     gamma: float,
     alpha: float | None,
 ) -> Tensor:
-    """The loss of each row, (N,). All entries count as negative first; that of a row's own class is
-    then put right.
+    """The loss of each row, (N,). All entries are computed as negatives first; then the entry of a
+    row's own class is corrected.
 
     Of a negative with p = sigmoid(x): FL = p^gamma * -log(1 - p) and dFL/dx = p^gamma (gamma (1 -
     p) * -log(1 - p) + p), of a positive FL(-x) and -dFL/dx(-x), and the weight of each.
@@ -147,28 +147,27 @@ def focal_rows(
         loss_NK.mul_(focus_NK)
     own_N1 = class_N.clamp(min=0)[:, None]
     own_logit_N1 = logits_NK.gather(1, own_N1)
-    both = dict(gamma=gamma, alpha=alpha)
-    correction_N = (
-        focal_term(own_logit_N1, positive=True, **both)
-        - focal_term(own_logit_N1, positive=False, **both)
-    )[:, 0]
+    right_N1 = focal_term(own_logit_N1, positive=True, gamma=gamma, alpha=alpha)
+    wrong_N1 = focal_term(own_logit_N1, positive=False, gamma=gamma, alpha=alpha)
+    correction_N = (right_N1 - wrong_N1)[:, 0]
     loss_N = weight_N * loss_NK.sum(dim=1) + torch.where(class_N >= 0, correction_N, 0.0)
     if gradient_NK is not None:
         slope_NK = p_NK
         if focus_NK is not None:
-            kept_NK = torch.addcmul(loss_NK, p_NK, loss_NK, value=-1)
-            slope_NK = focus_NK.mul_(p_NK).add_(kept_NK, alpha=gamma)
+            # (1 - p) * loss
+            scaled_NK = torch.addcmul(loss_NK, p_NK, loss_NK, value=-1)
+            slope_NK = focus_NK.mul_(p_NK).add_(scaled_NK, alpha=gamma)
         slope_NK.mul_(weight_N[:, None])
         own_slope_N1 = torch.where(
             class_N[:, None] >= 0,
-            -positive * focal_slope(-own_logit_N1, gamma),
+            -positive * _focal_slope(-own_logit_N1, gamma),
             slope_NK.gather(1, own_N1),
         )
         gradient_NK.copy_(slope_NK.scatter_(1, own_N1, own_slope_N1))
     return loss_N
 
 
-def focal_slope(logits: Tensor, gamma: float) -> Tensor:
-    """dFL/dx of negatives that weigh 1, elementwise."""
+def _focal_slope(logits: Tensor, gamma: float) -> Tensor:
+    """dFL/dx of negatives with weight 1, elementwise."""
     p = torch.sigmoid(logits)
     return p.pow(gamma) * (gamma * (1 - p) * F.softplus(logits) + p)

@@ -1,9 +1,9 @@
-"""Detections + truth -> the COCO table, number for number what pycocotools says. Boxes are XYXY px
-of the original image; labels 0..K-1.
+"""Detections and truths -> the COCO table, equal to that of pycocotools in every number. Boxes are
+XYXY px of the original image; labels 0..K-1.
 
-hotcoco scores: of the libraries compared in tests/benchmarks/scoring.py it is one of the two whose
-precision and recall are pycocotools' own to the last bit, and the one that takes columns; 5,000
-images with 100 detections each take it 1 % of pycocotools' time.
+hotcoco computes it: of the libraries compared in tests/benchmarks/scoring.py it is one of the two
+whose precision and recall equal those of pycocotools to the last bit, and the only one of them that
+takes columns; for 5,000 images with 100 detections each it needs 1 % of pycocotools' time.
 
 Shapes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium, large), M limits
 on the detections of an image and class; N objects or detections.
@@ -34,10 +34,10 @@ SUMMARY_NAMES = (
     "AR_medium",
     "AR_large",
 )
-"""COCO's twelve numbers, in COCOeval's order; -1 where there is no such truth. AR<n> is the recall
+"""COCO's twelve numbers, in COCOeval's order; -1 where there is no such object. AR<n> is the recall
 of the n best detections of an image and class.
 """
-COLUMNS = {
+_COLUMNS = {
     "AP": "AP",
     "AP50": "AP50",
     "AP75": "AP75",
@@ -45,7 +45,7 @@ COLUMNS = {
     "medium": "AP_medium",
     "large": "AP_large",
 }
-"""Heads of the table's columns -> the number of a class that stands there."""
+"""Heading of a column of the text table -> the name of a class's number."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,20 @@ class Truth:
     height: int
     width: int
     boxes_N4: np.ndarray
+    """XYXY px of the original image."""
     labels_N: np.ndarray
+    """int (N,), 0..K-1."""
     crowd_N: np.ndarray
-    """bool (N,): regions in which detections count neither for nor against."""
+    """bool (N,): regions in which a detection is neither a hit nor a false alarm."""
     area_N: np.ndarray
-    """px^2 as annotated (of the mask where there was one): decides small, medium, large."""
+    """px^2 as annotated (of the mask where there is one): it decides small, medium or large."""
 
 
 @dataclass(frozen=True)
 class CocoTable:
     summary: dict[str, float]
-    """The twelve COCO numbers by `SUMMARY_NAMES`, or one AR for each limit asked for; and those of
-    other metrics.
+    """The twelve COCO numbers by `SUMMARY_NAMES`, or with other limits one AR for each of them; and
+    the numbers of other metrics.
     """
     per_class: dict[str, dict[str, float]]
     """Class name -> objects, AP, AP50, AP75, AP_small .. AP_large, AR, AR_small .. AR_large: the
@@ -80,7 +82,7 @@ class CocoTable:
     images: int
     detections: int
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, int | float | dict[str, dict[str, float]]]:
         return {
             "images": self.images,
             "detections": self.detections,
@@ -89,25 +91,25 @@ class CocoTable:
         }
 
     def as_text(self) -> str:
-        """For people: a dash is a number that does not exist, for want of such objects."""
+        """A table to read: a dash stands for a number without such objects."""
         lines = [f"{self.images} images, {self.detections} detections"]
-        lines += [f"  {name:<10} {shown(value)}" for name, value in self.summary.items()]
+        lines += [f"  {name:<10} {_shown(value)}" for name, value in self.summary.items()]
         width = max([len(name) for name in self.per_class] + [5])
         columns = {
             head: name
-            for head, name in {**COLUMNS, "AR": "AR"}.items()
+            for head, name in {**_COLUMNS, "AR": "AR"}.items()
             if all(name in row for row in self.per_class.values())
         }
         lines.append(f"  {'class':<{width}}  objects " + " ".join(f"{head:>7}" for head in columns))
         for name, row in self.per_class.items():
             lines.append(
                 f"  {name:<{width}}  {int(row['objects']):7d} "
-                + " ".join(shown(row[column]) for column in columns.values())
+                + " ".join(_shown(row[column]) for column in columns.values())
             )
         return "\n".join(lines)
 
 
-def shown(value: float) -> str:
+def _shown(value: float) -> str:
     return f"{value:7.4f}" if value >= 0 else f"{'-':>7}"
 
 
@@ -119,18 +121,18 @@ def coco_table(
     max_detections: Sequence[int] = (1, 10, 100),
 ) -> CocoTable:
     """Score detections (by image id) against the truth of every image, exactly as pycocotools does,
-    in whatever order they come.
+    in any order.
 
-    `max_detections`: limits on the detections of an image and class, each with its AR; everything
-    else is read at the largest. Equal scores are ordered by image id, then by rank within the
-    image. Raises `ValueError` for detections of an image without truth record, and for a label out
-    of range: both would be dropped silently.
+    `max_detections`: limits on the detections of an image and class, each with its AR; all other
+    numbers are those of the largest. Equal scores are ordered by image id, then by rank within the
+    image. `ValueError` for detections of an image without a truth, and for a label out of range:
+    both would be dropped silently.
     """
     truths = sorted(truths, key=lambda t: t.image_id)
     limits = sorted(set(max_detections))
-    found = joined_detections(truths, detections, class_names)
-    precision_TRKSM, recall_TKSM = curves(coco_index(truths, class_names), found, limits)
-    summary = average_precisions(precision_TRKSM[..., -1])
+    columns = joined_detections(truths, detections, class_names)
+    precision_TRKSM, recall_TKSM = _curves(_coco_index(truths, class_names), columns, limits)
+    summary = _average_precisions(precision_TRKSM[..., -1])
     summary |= {f"AR{limit}": mean(recall_TKSM[:, :, 0, m]) for m, limit in enumerate(limits)}
     summary |= {
         f"AR_{size}": mean(recall_TKSM[:, :, s, -1]) for s, size in enumerate(SIZES, start=1)
@@ -145,22 +147,20 @@ def coco_table(
         }
         per_class[name] = {
             "objects": float(objects[k]),
-            **average_precisions(precision_TRKSM[:, :, k : k + 1, :, -1]),
+            **_average_precisions(precision_TRKSM[:, :, k : k + 1, :, -1]),
             **recalls,
         }
     return CocoTable(
-        summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(found["scores"])
+        summary, per_class, precision_TRKSM[0, :, :, 0, -1], len(truths), len(columns["scores"])
     )
 
 
-def curves(
-    truth_index: COCO, found: dict[str, np.ndarray], limits: Sequence[int]
+def _curves(
+    truth_index: COCO, columns: dict[str, np.ndarray], limits: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M), -1 where there is no
-    truth.
-    """
+    """COCOeval's arrays: precision (T, R, K, S, M) and recall (T, K, S, M); -1 without objects."""
     rows = np.column_stack(
-        [found["images"], as_xywh(found["boxes"]), found["scores"], found["labels"] + 1]
+        [columns["images"], _as_xywh(columns["boxes"]), columns["scores"], columns["labels"] + 1]
     ).astype(np.float64)
     evaluation = COCOeval(truth_index, truth_index.loadRes(rows), "bbox")
     evaluation.params.maxDets = list(limits)
@@ -169,7 +169,7 @@ def curves(
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
+def _average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
     # The thresholds are 0.50, 0.55, ... 0.95: AP75 is the sixth.
     of_all = {
         "AP": mean(precision_TRKS[..., 0]),
@@ -182,27 +182,27 @@ def average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
 
 
 def mean(values: np.ndarray) -> float:
-    """Of what exists, added up in the order in which pycocotools adds, so that the last digit is
-    its own. -1 for nothing.
+    """The mean of the numbers above -1, added in the order in which pycocotools adds them, so that
+    the last digit is the same; -1 without any.
     """
     valid = values[values > -1]
     return float(np.mean(valid)) if valid.size else -1.0
 
 
-def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
-    """The truth, indexed, with category ids label + 1 and annotation ids from 1: COCO's evaluation
-    takes id 0 for "no match".
+def _coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
+    """The truths as a COCO index with category ids label + 1 and annotation ids from 1: COCO's
+    evaluation takes id 0 for "no match".
 
-    An image's id is its place in the list: detections are handed over as float64, in which ids of
-    2^53 and more would not come through.
+    The id of an image is its index in the list: detections are passed as float64, which cannot hold
+    every id from 2^53 on.
     """
     objects = joined_truths(truths)
     return COCO.from_arrays(
-        [{"id": place, "height": t.height, "width": t.width} for place, t in enumerate(truths)],
+        [{"id": index, "height": t.height, "width": t.width} for index, t in enumerate(truths)],
         [{"id": k + 1, "name": name} for k, name in enumerate(class_names)],
         objects["images"],
         objects["labels"] + 1,
-        as_xywh(objects["boxes"]),
+        _as_xywh(objects["boxes"]),
         ids=np.arange(1, len(objects["boxes"]) + 1),
         area=objects["area"],
         iscrowd=objects["crowd"],
@@ -210,8 +210,8 @@ def coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
 
 
 def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
-    """Columns over the objects of all images: images (places in the list), boxes (XYXY, float64),
-    labels, crowd, area.
+    """Columns over the objects of all images: images (indices in the list), boxes (XYXY px,
+    float64), labels, crowd, area.
     """
     return {
         "images": np.repeat(np.arange(len(truths)), [len(t.labels_N) for t in truths]),
@@ -227,36 +227,37 @@ def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
 def joined_detections(
     truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Columns over the detections of all images, in the order of the truths: images (places in the
-    list of truths), boxes (XYXY, float64), scores, labels. `ValueError` for what would not be
-    scored.
+    """Columns over the detections of all images, in the order of the truths: images (indices in the
+    list of truths), boxes (XYXY px, float64), scores, labels. `ValueError` for detections that
+    would not be scored.
     """
     unknown = set(detections) - {t.image_id for t in truths}
     if unknown:
         raise ValueError(
             f"detections of {len(unknown)} images that are not in the truth, the first is image_id"
-            f" {min(unknown)}; score the set they come from"
+            f" {min(unknown)}; score them against the set that they come from"
         )
-    places = [place for place, t in enumerate(truths) if t.image_id in detections]
-    found = [detections[truths[place].image_id] for place in places]
+    indices = [index for index, t in enumerate(truths) if t.image_id in detections]
+    listed = [detections[truths[index].image_id] for index in indices]
     columns = {
-        "images": np.repeat(np.array(places, np.int64), [len(d.scores_N) for d in found]),
+        "images": np.repeat(np.array(indices, np.int64), [len(d.scores_N) for d in listed]),
         "boxes": (
-            np.concatenate([np.zeros((0, 4)), *(d.boxes_N4 for d in found)]).astype(np.float64)
+            np.concatenate([np.zeros((0, 4)), *(d.boxes_N4 for d in listed)]).astype(np.float64)
         ),
-        "scores": np.concatenate([np.zeros(0), *(d.scores_N for d in found)]),
-        "labels": np.concatenate([np.zeros(0, np.int64), *(d.labels_N for d in found)]),
+        "scores": np.concatenate([np.zeros(0), *(d.scores_N for d in listed)]),
+        "labels": np.concatenate([np.zeros(0, np.int64), *(d.labels_N for d in listed)]),
     }
     wrong = (columns["labels"] < 0) | (columns["labels"] >= len(class_names))
     if wrong.any():
-        place = columns["images"][wrong][0]
-        labels = np.unique(columns["labels"][columns["images"] == place])
+        index = columns["images"][wrong][0]
+        labels = np.unique(columns["labels"][columns["images"] == index])
         raise ValueError(
-            f"image_id {truths[place].image_id}: labels {labels} are not all in"
+            f"image_id {truths[index].image_id}: labels {labels} are not all in"
             f" 0..{len(class_names) - 1}"
         )
     return columns
 
 
-def as_xywh(boxes_N4: np.ndarray) -> np.ndarray:
+def _as_xywh(boxes_N4: np.ndarray) -> np.ndarray:
+    """XYXY -> left, top, width, height."""
     return np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], axis=1)

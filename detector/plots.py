@@ -1,6 +1,4 @@
-"""Pictures for people: PR curves, detections and annotations drawn on images. Matplotlib figures
-and nothing else.
-"""
+"""Matplotlib figures: precision-recall curves, and detections and annotations drawn on images."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from matplotlib.figure import Figure
 from detector.decode import Detections
 from detector.metrics import CocoTable
 
-COLOURS = (
+_COLOURS = (
     "#e6194b",
     "#3cb44b",
     "#4363d8",
@@ -29,21 +27,21 @@ COLOURS = (
 
 
 def precision_recall_figure(table: CocoTable) -> Figure:
-    """Precision over recall at IoU 0.5, one line a class (the ten classes with most objects where
-    there are more).
+    """Precision over recall at IoU 0.5, one line a class, at most the ten classes with the most
+    objects.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     rows = list(table.per_class.items())
-    shown = sorted(range(len(rows)), key=lambda k: -rows[k][1]["objects"])[: len(COLOURS)]
-    for place, k in enumerate(shown):
+    classes = sorted(range(len(rows)), key=lambda k: -rows[k][1]["objects"])[: len(_COLOURS)]
+    for rank, k in enumerate(classes):
         name, row = rows[k]
         if row["AP50"] >= 0:
             axes.plot(
                 recall,
                 table.precision_RK[:, k],
-                color=COLOURS[place],
+                color=_COLOURS[rank],
                 label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)",
             )
     axes.set(
@@ -61,28 +59,30 @@ def precision_recall_figure(table: CocoTable) -> Figure:
 
 def overlay_figure(
     image_HW3: np.ndarray,
-    found: Detections,
+    detections: Detections,
     class_names: Sequence[str],
     *,
     truth_N4: np.ndarray | None = None,
     score_threshold: float = 0.4,
     title: str = "",
 ) -> Figure:
-    """Detections above the threshold in their class's colour; the truth, where given, as thin white
-    dashes beneath.
+    """Detections (XYXY px of the image) above the threshold in the colour of their class; the
+    truth, where given, as thin white dashes below them.
     """
-    figure, axes = picture_figure(image_HW3, title)
+    figure, axes = _picture_figure(image_HW3, title)
     for box in [] if truth_N4 is None else truth_N4:
-        outline(axes, box, color="black", linewidth=1.6)
-        outline(axes, box, color="white", linewidth=0.9, linestyle="--")
-    for box, score, label in zip(found.boxes_N4, found.scores_N, found.labels_N, strict=True):
+        _outline(axes, box, color="black", linewidth=1.6)
+        _outline(axes, box, color="white", linewidth=0.9, linestyle="--")
+    for box, score, label in zip(
+        detections.boxes_N4, detections.scores_N, detections.labels_N, strict=True
+    ):
         if score >= score_threshold:
-            outline(axes, box, color=COLOURS[int(label) % len(COLOURS)], linewidth=1.8)
-            write_above(
+            _outline(axes, box, color=_COLOURS[int(label) % len(_COLOURS)], linewidth=1.8)
+            _write_above(
                 axes,
                 box,
                 f"{class_names[int(label)]} {score:.2f}",
-                COLOURS[int(label) % len(COLOURS)],
+                _COLOURS[int(label) % len(_COLOURS)],
             )
     return figure
 
@@ -96,40 +96,40 @@ def annotation_figure(
     *,
     title: str = "",
 ) -> Figure:
-    """Annotated boxes (XYXY px of the picture) in their class's colour, with its name; crowds
-    dashed.
+    """Annotated boxes (XYXY px of the picture) in the colour of their class, with its name; crowds
+    with dashed lines.
     """
-    figure, axes = picture_figure(image_HW3, title)
+    figure, axes = _picture_figure(image_HW3, title)
     for box, label, crowd in zip(boxes_N4, labels_N, crowd_N, strict=True):
-        outline(
+        _outline(
             axes,
             box,
-            color=COLOURS[label % len(COLOURS)],
+            color=_COLOURS[label % len(_COLOURS)],
             linewidth=1.8,
             linestyle="--" if crowd else "-",
         )
-        write_above(axes, box, class_names[label], COLOURS[label % len(COLOURS)])
+        _write_above(axes, box, class_names[label], _COLOURS[label % len(_COLOURS)])
     return figure
 
 
-def picture_figure(image_HW3: np.ndarray, title: str) -> tuple[Figure, Axes]:
+def _picture_figure(image_HW3: np.ndarray, title: str) -> tuple[Figure, Axes]:
     height, width = image_HW3.shape[:2]
     figure = Figure(figsize=(8, 8 * height / width + 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image_HW3)
-    # A name may hold signs that matplotlib would take for a formula.
+    # A name may contain signs that matplotlib reads as a formula.
     axes.set_title(title, parse_math=False)
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
     return figure, axes
 
 
-def outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
+def _outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
     x1, y1, x2, y2 = box
     axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], **style)
 
 
-def write_above(axes: Axes, box: np.ndarray, text: str, colour: str) -> None:
+def _write_above(axes: Axes, box: np.ndarray, text: str, colour: str) -> None:
     ground = dict(facecolor=colour, pad=0.8, linewidth=0)
     axes.text(
         box[0],

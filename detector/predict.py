@@ -1,5 +1,5 @@
-"""The model package, and a predictor over it: pictures of any size -> detections in each picture's
-own frame.
+"""The model package, and a predictor that loads it: pictures of any size -> detections in px of
+each picture.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.augment import evaluation_sample
 from detector.baselines import Baseline, build_model
 from detector.batch import Batch, Sample, collate_by_canvas
 from detector.checkpoint import load_weights
-from detector.decode import Detections, decode_detections
+from detector.decode import DecodeSettings, Detections, decode_detections
 from detector.folding import for_detecting
 from detector.image import Jpeg
 from detector.model import RetinaNet
+from detector.placement import evaluation_sample
 from detector.precision import autocast_dtype
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
@@ -30,7 +30,7 @@ WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "cla
 def write_package(
     folder: str, *, weights: str, description: dict[str, Any], classes: Sequence[dict[str, Any]]
 ) -> None:
-    """Write a package: `weights` is a safetensors file of the network that `description` builds.
+    """Write a package; `weights` is a safetensors file of the network that `description` builds.
 
     `description`: {"model": keywords of `build_model`, "canvases": [[height, width], ...],
     "long_side": px or None, "decode": keywords of `decode_detections`, "amp": bool}; `classes`:
@@ -45,9 +45,8 @@ def write_package(
 
 
 def check_description(description: dict[str, Any]) -> None:
-    """`ValueError` naming the fields of a package's description that this version of the code
-    lacks, or does not know, or the part of the network that it cannot build: another version wrote
-    it.
+    """`ValueError` for a description that another version of the code wrote: it names the fields
+    that are missing or unknown, or the part of the network that cannot be built.
     """
 
     def keywords(function: Callable[..., Any], *, required: bool) -> set[str]:
@@ -72,7 +71,7 @@ def check_description(description: dict[str, Any]) -> None:
             f"{section}.{name}" for name in given - keywords(function, required=False) - also
         }
     wrong = [f"{name} is missing" for name in sorted(lacking)] + [
-        f"{name} is not known" for name in sorted(unknown)
+        f"{name} is unknown" for name in sorted(unknown)
     ]
     if not wrong:
         try:
@@ -89,7 +88,7 @@ def check_description(description: dict[str, Any]) -> None:
 
 class Predictor:
     """A network in evaluation mode with its canvases and thresholds. Thread-safe as long as the
-    network's weights are left alone.
+    network's weights do not change.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Predictor:
         *,
         canvases: Sequence[tuple[int, int]],
         long_side: int | None = None,
-        decode: dict[str, Any],
+        decode: DecodeSettings,
         amp: bool,
         batch_size: int = 8,
     ):
@@ -111,8 +110,8 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: str, *, device: str = "cpu", batch_size: int = 8) -> Predictor:
-        """Read a package folder. Raises `ValueError` where its weights and its description do not
-        belong together, or to this version of the code.
+        """Load a package folder. `ValueError` where its weights do not fit its description, or
+        another version of the code wrote it.
         """
         description = read_json(folder, MODEL_FILE)
         check_description(description)
@@ -120,45 +119,46 @@ class Predictor:
         load_weights(model, os.path.join(folder, WEIGHTS_FILE))
         model = for_detecting(model, device, amp=description["amp"])
         canvases = [(height, width) for height, width in description["canvases"]]
-        settings = {name: description[name] for name in ("decode", "amp")}
         return cls(
             model,
             canvases=canvases,
             long_side=description.get("long_side"),
+            decode=description["decode"],
+            amp=description["amp"],
             batch_size=batch_size,
-            **settings,
         )
 
     def __call__(self, images: Sequence[np.ndarray | Jpeg]) -> list[Detections]:
-        """Upright RGB uint8 (H, W, 3) pictures, or what `open_image` gave -> their detections,
-        boxes in px of the picture itself.
+        """Upright RGB uint8 (H, W, 3) pictures, or results of `open_image` -> their detections,
+        boxes in px of the picture.
 
-        `ImageError` for a JPEG that turns out to be damaged; where one is to cost no other picture,
-        call `sample` and `detect_all` instead.
+        `ImageError` for a JPEG that proves to be damaged; to detect in the other pictures all the
+        same, call `sample` and `detect_all` instead.
         """
-        found = self.detect_all(self.sample(image, i) for i, image in enumerate(images))
-        return [found[i] for i in range(len(images))]
+        by_id = self.detect_all(self.sample(image, i) for i, image in enumerate(images))
+        return [by_id[i] for i in range(len(images))]
 
     def sample(self, image: np.ndarray | Jpeg, image_id: int) -> tuple[Sample, tuple[int, int]]:
         """The picture on its canvas, decoded if it is a JPEG, and its original (height, width) px."""
-        return (
-            evaluation_sample(image, image_id, canvases=self.canvases, long_side=self.long_side),
-            image.shape[:2],
+        height, width = image.shape[:2]
+        sample = evaluation_sample(
+            image, image_id, canvases=self.canvases, long_side=self.long_side
         )
+        return sample, (height, width)
 
     def detect_all(
         self, samples: Iterable[tuple[Sample, tuple[int, int]]]
     ) -> dict[int, Detections]:
         """The detections of each image id, boxes in px of the original picture."""
-        found: dict[int, Detections] = {}
+        by_id: dict[int, Detections] = {}
         for batch, sizes in collate_by_canvas(samples, self.batch_size):
-            found.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
-        return found
+            by_id.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
+        return by_id
 
     @torch.no_grad()
     def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Detections of a batch on one of the canvases in the frames of the original pictures,
-        whose (height, width) px are given.
+        """Detections of a batch on one of the canvases, boxes in px of the original pictures, whose
+        (height, width) px are `original_sizes`.
         """
         device = self.model.pixel_mean.device
         batch, dtype = batch.to(device), autocast_dtype(device, amp=self.amp)
@@ -168,28 +168,28 @@ class Predictor:
             on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
         self.model.train(was_training)
         return [
-            rescale(d, tuple(size), original)
-            for d, size, original in zip(
+            rescale(detections, (height, width), original)
+            for detections, (height, width), original in zip(
                 on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True
             )
         ]
 
 
 def rescale(
-    found: Detections, on_canvas: tuple[float, float], original: tuple[int, int]
+    detections: Detections, on_canvas: tuple[float, float], original: tuple[int, int]
 ) -> Detections:
-    """From the (height, width) px a picture has on the canvas to its original (height, width) px; a
-    box on the border stays exactly there.
+    """From the (height, width) px of a picture on the canvas to its original (height, width) px; a
+    box at the border stays exactly there.
 
-    In float64 and multiplied first: a factor rounded to float32 leaves some borders a fraction of a
-    pixel inside, as of 427 px shown at 41.
+    In float64, with the multiplication first: a factor rounded to float32 moves some borders a
+    fraction of a pixel inside, such as that of 427 px shown at 41.
     """
     boxes_N4 = (
-        found.boxes_N4.astype(np.float64)
+        detections.boxes_N4.astype(np.float64)
         * ([original[1], original[0]] * 2)
         / ([on_canvas[1], on_canvas[0]] * 2)
     )
-    return Detections(boxes_N4.astype(np.float32), found.scores_N, found.labels_N)
+    return Detections(boxes_N4.astype(np.float32), detections.scores_N, detections.labels_N)
 
 
 def read_json(folder: str, name: str) -> Any:

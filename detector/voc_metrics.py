@@ -1,13 +1,13 @@
 """PASCAL VOC's average precision at IoU 0.5, by the rule of VOC2007 (11 points) and of 2010 and
 later (the whole curve).
 
-Unlike COCO's: a detection goes to the object it overlaps most, taken or not; one that goes to a
-taken object is a false alarm; and one that goes to a difficult object (stored as a crowd) counts
-neither for nor against. (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010,
-4.2.)
+It differs from COCO's: a detection is assigned to the object that it overlaps most, even if a
+better detection has it already, and is then a false alarm; one that is assigned to a difficult
+object (stored as a crowd) is neither a hit nor a false alarm. (Everingham et al., The Pascal Visual
+Object Classes Challenge, IJCV 2010, 4.2.)
 
-Boxes are half-open, which is what the devkit's "+ 1" makes of VOC's inclusive pixels. D detections,
-G objects, P pairs of both of one image and class.
+Boxes are half-open, which is the same as VOC's inclusive pixels with the devkit's "+ 1". D
+detections, G objects, P pairs of a detection and an object of one image and class.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ NAMES = ("VOC_AP50", "VOC07_AP50")
 def voc_average_precisions(
     truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]
 ) -> np.ndarray:
-    """(K, 2): of the whole curve and of 11 points. Equal scores are ordered by image id, then by
-    rank within the image.
+    """(K, 2): the average precision over the whole curve and over 11 points, -1 for a class without
+    objects. Equal scores are ordered by image id, then by rank within the image.
     """
     truths = sorted(truths, key=lambda t: t.image_id)
-    objects, found = joined_truths(truths), joined_detections(truths, detections, class_names)
-    best_first = np.argsort(-found["scores"], kind="stable")
-    found = {name: column[best_first] for name, column in found.items()}
-    object_D = nearest_objects(objects, found, classes=len(class_names))
+    objects, columns = joined_truths(truths), joined_detections(truths, detections, class_names)
+    best_first = np.argsort(-columns["scores"], kind="stable")
+    columns = {name: column[best_first] for name, column in columns.items()}
+    object_D = _most_overlapping_objects(objects, columns, classes=len(class_names))
     hit_D = object_D >= 0
     counted_D = ~hit_D | ~objects["crowd"][object_D] if len(objects["crowd"]) else ~hit_D
-    # The best detection of an object is right, all others of it are not.
+    # The best detection of an object is right, all its others are wrong.
     right_D = np.zeros(len(object_D), bool)
     right_D[np.flatnonzero(hit_D)[np.unique(object_D[hit_D], return_index=True)[1]]] = True
     result = np.full((len(class_names), 2), -1.0)
     for k in range(len(class_names)):
         count = int(np.sum((objects["labels"] == k) & ~objects["crowd"]))
         if count:
-            result[k] = average_precisions(right_D[counted_D & (found["labels"] == k)], count)
+            result[k] = _average_precisions(right_D[counted_D & (columns["labels"] == k)], count)
     return result
 
 
-def nearest_objects(
+def _most_overlapping_objects(
     objects: dict[str, np.ndarray],
-    found: dict[str, np.ndarray],
+    detections: dict[str, np.ndarray],
     *,
     classes: int,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """int (D,): the object of its image and class that each detection overlaps most, the first of
-    equals; -1 where IoU is below the threshold.
+    """int (D,): the index of the object of its image and class that each detection overlaps most,
+    the first of equals; -1 where that IoU is below the threshold.
     """
     cell_G, cell_D = (
-        columns["images"] * classes + columns["labels"] for columns in (objects, found)
+        columns["images"] * classes + columns["labels"] for columns in (objects, detections)
     )
     order_G = np.argsort(cell_G, kind="stable")
     start_D, end_D = (np.searchsorted(cell_G[order_G], cell_D, side) for side in ("left", "right"))
@@ -67,10 +67,10 @@ def nearest_objects(
     object_P = order_G[
         np.arange(len(of_P)) - np.repeat(np.cumsum(pairs_D) - pairs_D - start_D, pairs_D)
     ]
-    one, other = found["boxes"][of_P], objects["boxes"][object_P]
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    first, second = detections["boxes"][of_P], objects["boxes"][object_P]
+    sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
     shared_P = np.clip(sides, 0, None).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
     iou_P = shared_P / np.maximum(areas[0] + areas[1] - shared_P, 1e-9)
     first_P = np.lexsort((-iou_P, of_P))
     has_D = np.flatnonzero(pairs_D)
@@ -80,15 +80,17 @@ def nearest_objects(
     return nearest_D
 
 
-def average_precisions(right_D: np.ndarray, objects: int) -> tuple[float, float]:
-    """Of the whole curve and of 11 points, from which detections, best first, are right."""
+def _average_precisions(right_D: np.ndarray, objects: int) -> tuple[float, float]:
+    """Over the whole curve and over 11 points; `right_D` (bool) says which detections, best first,
+    are right.
+    """
     if not len(right_D):
         return 0.0, 0.0
     hits_D = np.cumsum(right_D)
-    # The precision at a recall is the best at that recall or beyond.
+    # The precision at a recall is the largest at that recall or a higher one.
     precision_D = np.maximum.accumulate((hits_D / np.arange(1, len(hits_D) + 1))[::-1])[::-1]
-    # Recall k / 10 is reached where 10 x hits >= k x objects: in integers, so that no rounding
-    # decides.
+    # Recall k / 10 is reached where 10 x hits >= k x objects: in integers, so that
+    # rounding has no effect.
     reached = np.searchsorted(10 * hits_D, np.arange(11) * objects)
     eleven = np.append(precision_D, 0.0)[reached]
     return float(precision_D[right_D].sum() / objects), float(eleven.mean())

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -147,3 +148,31 @@ def test_a_call_that_would_fail_is_found(source: str, complaint: str, tmp_path: 
 @pytest.mark.parametrize(("operation", "group"), OPERATIONS.items())
 def test_the_breakdown_of_a_step_knows_operations_and_kernels(operation: str, group: str) -> None:
     assert importlib.import_module("tests.benchmarks.step").group_of(operation) == group
+
+
+def imported_by(path: Path, seen: set[Path]) -> set[str]:
+    """The outside packages that a file imports when it is imported, through files of ours too."""
+    if path in seen:
+        return set()
+    seen.add(path)
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            ours = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+            if ours.is_file():
+                found |= imported_by(ours, seen)
+        if modules[0].split(".")[0] not in FLOORS:
+            found.add(modules[0].split(".")[0])
+    return found
+
+
+def test_the_benchmark_of_the_step_needs_torch_alone() -> None:
+    """So that it runs on any machine with a GPU, without this project's other requirements."""
+    outside = imported_by(ROOT / "tests" / "benchmarks" / "step.py", set())
+    assert outside - set(sys.stdlib_module_names) == {"numpy", "torch", "torchvision"}

@@ -13,9 +13,9 @@ from cluster.loading.prefetch import WHOLE_BATCHES_AHEAD, Ahead, ordered_map
 from cluster.loading.sampler import named
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns
-from detector.augment import evaluation_sample, preferred_canvas
 from detector.batch import Batch, Sample, collate_by_canvas
 from detector.image import open_image
+from detector.placement import evaluation_sample, preferred_canvas
 
 
 def preferred_canvases(

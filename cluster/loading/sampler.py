@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from cluster.errors import DataError
-from detector.augment import mix, training_sample
+from detector.augment import training_sample
 from detector.batch import Batch, Sample, collate
 from detector.image import ImageError, open_image
+from detector.mixing import mix
 
 MIXING = ("mosaic", "mixup")
 """What is done to a batch and not to one picture."""
@@ -59,7 +60,7 @@ class Sampler:
     epoch: int
     augmentation: dict[str, Any]
     """Keywords of `detector.augment.training_sample`, and `mosaic` and `mixup` of
-    `detector.augment.mix`.
+    `detector.mixing.mix`.
     """
     mirror_later: bool = False
     """Flips are left to the GPU, except where pictures are mixed before."""

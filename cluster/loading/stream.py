@@ -24,8 +24,8 @@ from cluster.loading.prefetch import WHOLE_BATCHES_AHEAD, Ahead, chunks, in_orde
 from cluster.loading.sampler import Sampler
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns
-from detector.augment import evaluation_sample
 from detector.batch import Batch, Sample, empty_canvases
+from detector.placement import evaluation_sample
 
 BEGIN_S = 1.0
 """Seconds before the end of an epoch, at its own pace so far, at which the next one is begun: its

@@ -34,8 +34,9 @@ from cluster.shards.statistics import (
 from cluster.storage import files
 from cluster.storage.uris import join
 from detector.anchors import best_iou
-from detector.config import AnchorConfig, CanvasConfig
 from detector.image import ImageError, decode_image
+from detector.image_config import CanvasConfig
+from detector.model_config import AnchorConfig
 
 SAMPLES = 12
 THUMBNAIL = 480

@@ -11,17 +11,10 @@ from cluster.runs import weight_file
 from cluster.runs.data_config import DataConfig, SamplingConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
 from cluster.storage.uris import absolute, join
-from detector.config import (
-    AugmentationConfig,
-    CanvasConfig,
-    DecodeConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Section,
-    refuse_unused,
-    shown,
-)
+from detector.config import Section, refuse_unused, shown
+from detector.image_config import AugmentationConfig, CanvasConfig
+from detector.model_config import DecodeConfig, ModelConfig
+from detector.training_config import LossConfig, OptimizerConfig
 
 FromState = Literal["weights", "full"]
 

@@ -40,6 +40,7 @@ from cluster.training.watchdog import Watchdog
 from detector.baselines import Baseline, baseline_step, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, take_snapshot
+from detector.choices import LossSettings
 from detector.folding import for_detecting
 from detector.loss import FIRST_AVERAGE
 from detector.optimizer import MovingAverage, batch_factor, build_optimizer, learning_rate_factor
@@ -282,7 +283,7 @@ class Worker:
         return due
 
     def step(self, batch: Batch, *, learning_rate: float) -> StepReport:
-        loss = self.job["loss"]
+        loss = LossSettings(**self.job["loss"])
         common = dict(
             learning_rate=learning_rate,
             clip_norm=self.job["optimizer"]["clip_norm"],
@@ -293,7 +294,7 @@ class Worker:
         )
         if isinstance(self.model, Baseline):
             return baseline_step(
-                self.network, self.optimizer, batch, box_weight=loss["box_weight"], **common
+                self.network, self.optimizer, batch, box_weight=loss.box_weight, **common
             )
         anchors_A4 = self.anchors[tuple(batch.images.shape[2:])]
         return train_step(
@@ -301,10 +302,10 @@ class Worker:
             self.optimizer,
             batch,
             anchors_A4,
+            loss=loss,
             loss_normalizer=self.loss_normalizer,
             **self.compiled,
             **common,
-            **loss,
         )
 
     @property

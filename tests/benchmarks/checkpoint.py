@@ -31,11 +31,13 @@ import step  # noqa: E402
 from cluster.runs import run_folder  # noqa: E402
 from cluster.storage import files  # noqa: E402
 from cluster.training.checkpoints import Checkpoints  # noqa: E402
-from detector.checkpoint import Snapshot, save_checkpoint, take_snapshot  # noqa: E402
+from detector.checkpoint import Snapshot, take_snapshot  # noqa: E402
+from detector.choices import LossSettings  # noqa: E402
 from detector.model import RetinaNet  # noqa: E402
 from detector.optimizer import MovingAverage, build_optimizer  # noqa: E402
 from detector.precision import autocast_dtype  # noqa: E402
 from detector.step import train_step  # noqa: E402
+from tests.support.saved_checkpoint import save_checkpoint  # noqa: E402
 
 
 def main() -> None:
@@ -72,7 +74,7 @@ def main() -> None:
         for _ in range(given.steps):
             train_step(
                 model, optimizer, batch, anchors_A4,
-                learning_rate=1e-4, clip_norm=10.0, amp_dtype=dtype, gamma=2.0, alpha=0.25, box_weight=1.0, beta=1 / 9,
+                loss=LossSettings(), learning_rate=1e-4, clip_norm=10.0, amp_dtype=dtype,
             )  # fmt: skip
             average.update(model, given.batch)
         return time.perf_counter() - start

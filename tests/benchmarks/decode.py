@@ -32,9 +32,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from detector.augment import evaluation_sample, place, training_sample
+from detector.augment import training_sample
 from detector.batch import collate
 from detector.image import open_image
+from detector.placement import evaluation_sample, place_picture
 
 BATCH = 8
 SHRINKS = (1, 2, 4, 8)
@@ -262,10 +263,12 @@ def main() -> None:
         }
         print(f"| {name} | {' | '.join(times.get(shrink, '-') for shrink in SHRINKS)} |")
     onto = {
-        "decoded as small as it may be": lambda data: place(
+        "decoded as small as it may be": lambda data: place_picture(
             open_image(data), canvas=canvas, scale=0.125
         ),
-        "decoded whole": lambda data: place(open_image(data).pixels(), canvas=canvas, scale=0.125),
+        "decoded whole": lambda data: place_picture(
+            open_image(data).pixels(), canvas=canvas, scale=0.125
+        ),
     }
     for name, (_, cpu, _) in compare(onto, [large], rounds=5).items():
         print(f"\nonto {canvas[0]}x{canvas[1]} px, {name}: {1000 / cpu:.0f} CPU ms")

@@ -76,6 +76,7 @@ def step_of(wrap: Callable[[Any], Any], torch: Any, *, images: int) -> Callable[
     from step import random_batch
 
     from detector.baselines import build_model
+    from detector.choices import LossSettings
     from detector.optimizer import build_optimizer
     from detector.precision import autocast_dtype
     from detector.step import train_step
@@ -93,12 +94,9 @@ def step_of(wrap: Callable[[Any], Any], torch: Any, *, images: int) -> Callable[
     )
     dtype = autocast_dtype(torch.device("cpu"), amp=True)
     how = dict(
+        loss=LossSettings(),
         learning_rate=1e-4,
         clip_norm=5.0,
-        box_weight=1.0,
-        gamma=2.0,
-        alpha=0.25,
-        beta=1 / 9,
         amp_dtype=dtype,
     )
 

@@ -44,13 +44,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 import detector.convolution
 from detector.anchors import anchor_grid, match
 from detector.batch import Batch
-from detector.flops import convolution_flops
+from detector.choices import LossSettings
 from detector.focal import focal_sums, plain_focal_sums
 from detector.folding import fold_batch_norm, for_detecting
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.precision import autocast_dtype
 from detector.step import compiled_parts, train_step
+from tests.benchmarks.flops import convolution_flops
 
 PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 312.0}
 """Dense bf16 of a GPU, as MFU is reckoned in docs/benchmarks.md. A CPU's is measured, see
@@ -145,9 +146,7 @@ def our_step(
     # The parts without CUDA graphs: with them a part's sums would be overwritten by those of the
     # next.
     settings: dict[str, Any] = {} if compiled is None else compiled_parts()
-    settings |= dict(
-        learning_rate=1e-4, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9
-    )
+    settings |= dict(loss=LossSettings(), learning_rate=1e-4, clip_norm=10.0)
     reports: list[Any] = []
 
     def step(batch: Batch = batch) -> None:

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from detector.anchors import BACKGROUND, IGNORED, anchor_grid, best_iou, level_shapes, match
 from detector.boxes import iou
-from detector.config import AnchorConfig
+from detector.model_config import AnchorConfig
 
 SIZES = (32, 64, 128, 256, 512)
 OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -172,7 +172,9 @@ def test_every_anchor_that_is_admitted_has_an_area():
 
 
 def test_a_canvas_that_does_not_halve_is_refused():
-    with pytest.raises(ValueError, match="canvas width 80: must be a multiple of 32.*96 holds it"):
+    with pytest.raises(
+        ValueError, match="canvas width 80: must be a multiple of 32.*the next one is 96"
+    ):
         grid(64, 80)
     # Without C5 the coarsest feature has a stride of 16, and 80 is five of them.
     assert level_shapes(64, 80, strides=(8, 16)) == [(8, 10), (4, 5)]
@@ -272,7 +274,7 @@ def test_best_iou_does_not_depend_on_the_chunks(monkeypatch):
     boxes = random_boxes(torch.Generator().manual_seed(3), 50, 128)
     anchors = dict(base_sizes=SIZES, scales=OCTAVE, ratios=(0.5, 1.0, 2.0))
     whole = best_iou(boxes, 128, 128, **anchors)
-    monkeypatch.setattr("detector.anchors.CHUNK_BOXES", 7)
+    monkeypatch.setattr("detector.anchors._CHUNK_BOXES", 7)
     assert torch.equal(best_iou(boxes, 128, 128, **anchors), whole)
     assert best_iou(torch.zeros(0, 4), 128, 128, **anchors).shape == (0,)
 
@@ -343,7 +345,7 @@ def test_matches_do_not_depend_on_how_many_images_are_matched_at_a_time(monkeypa
     )
     together = match(anchors, boxes, labels)
     assert all((together == kind).any() for kind in (BACKGROUND, IGNORED)) and (together >= 0).any()
-    monkeypatch.setattr("detector.anchors.CHUNK_PAIRS", images * 7 * len(anchors))
+    monkeypatch.setattr("detector.anchors._CHUNK_PAIRS", images * 7 * len(anchors))
     assert torch.equal(match(anchors, boxes, labels), together)
 
 

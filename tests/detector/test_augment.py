@@ -10,19 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from detector.augment import (
-    PAD_PIXEL,
-    evaluation_sample,
-    fit_scale,
-    iou_window,
-    mix,
-    mixup_of,
-    mosaic_of,
-    place,
-    training_sample,
-)
+from detector.augment import _iou_window, training_sample
 from detector.batch import Sample, empty_canvases
 from detector.image import Jpeg, decode_image, open_image
+from detector.mixing import _mixup_of, _mosaic_of, mix
+from detector.placement import PAD_PIXEL, evaluation_sample, fit_scale, place_picture
 
 RED = (255, 0, 0)
 CANVAS = (96, 128)
@@ -104,7 +96,7 @@ def test_fit_scale_by_hand():
 
 def test_place_without_scaling_keeps_the_pixels_and_pads_below_and_right():
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    out, size, factors = place(image, canvas=CANVAS, scale=1.0)
+    out, size, factors = place_picture(image, canvas=CANVAS, scale=1.0)
     assert size == (40, 50) and factors == (1.0, 1.0)
     assert torch.equal(out[:, :40, :50], torch.from_numpy(image).permute(2, 0, 1))
     for channel, value in enumerate(PAD_PIXEL):
@@ -113,14 +105,14 @@ def test_place_without_scaling_keeps_the_pixels_and_pads_below_and_right():
 
 def test_place_cuts_the_offset():
     image = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
-    out, size, _ = place(image, canvas=CANVAS, scale=1.0, offset=(20, 60))
+    out, size, _ = place_picture(image, canvas=CANVAS, scale=1.0, offset=(20, 60))
     # 120 - 20 = 100 rows remain, the canvas holds 96; 200 - 60 = 140 columns, it holds 128.
     assert size == CANVAS
     assert torch.equal(out, torch.from_numpy(image[20:116, 60:188]).permute(2, 0, 1))
 
 
 def test_place_gives_the_factors_that_rounding_leaves():
-    _, size, factors = place(np.zeros((101, 67, 3), np.uint8), canvas=CANVAS, scale=0.5)
+    _, size, factors = place_picture(np.zeros((101, 67, 3), np.uint8), canvas=CANVAS, scale=0.5)
     # 50.5 and 33.5 round to even: 50 and 34.
     assert size == (50, 34) and factors == (50 / 101, 34 / 67)
 
@@ -144,7 +136,7 @@ def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_bat
         )
         frozen.flags.writeable = False
         for given in (image, frozen, backwards, part):
-            out, shown, _ = place(given, canvas=(96, 128), scale=scale)
+            out, shown, _ = place_picture(given, canvas=(96, 128), scale=scale)
             assert torch.equal(
                 out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]]
             )
@@ -154,12 +146,12 @@ def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_bat
 @pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.9])
 def test_what_is_cut_off_changes_nothing_of_what_is_left(scale):
     image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    whole = place(image, canvas=(400, 400), scale=scale)[0]
+    whole = place_picture(image, canvas=(400, 400), scale=scale)[0]
     spare = [
         max(0, round(side * scale) - room) for side, room in zip((120, 160), CANVAS, strict=True)
     ]
     for offset in ((0, 0), tuple(spare), (spare[0] // 2, 0), (0, spare[1] // 3)):
-        out, (height, width), _ = place(image, canvas=CANVAS, scale=scale, offset=offset)
+        out, (height, width), _ = place_picture(image, canvas=CANVAS, scale=scale, offset=offset)
         assert torch.equal(
             out[:, :height, :width],
             whole[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width],
@@ -186,11 +178,11 @@ def test_a_sample_drawn_in_its_place_of_a_batch_is_the_same(options):
 def test_a_placed_picture_is_no_view_of_its_source():
     image = np.zeros((*CANVAS, 3), np.uint8)
     for _ in range(2):
-        out, _, _ = place(image, canvas=CANVAS, scale=1.0)
+        out, _, _ = place_picture(image, canvas=CANVAS, scale=1.0)
         assert (out == 0).all()
         out[:] = 255
     assert (image == 0).all()
-    padding = place(image[:1, :1], canvas=CANVAS, scale=1.0)[0][:, 1:, 1:]
+    padding = place_picture(image[:1, :1], canvas=CANVAS, scale=1.0)[0][:, 1:, 1:]
     assert (padding == torch.tensor(PAD_PIXEL).view(3, 1, 1)).all()
 
 
@@ -198,7 +190,7 @@ def test_a_placed_picture_is_no_view_of_its_source():
 def test_a_jpeg_wanted_above_half_its_size_is_decoded_whole(scale):
     jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
     of_jpeg, of_array = (
-        place(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels())
+        place_picture(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels())
     )
     assert torch.equal(of_jpeg[0], of_array[0]) and of_jpeg[1:] == of_array[1:]
 
@@ -207,8 +199,10 @@ def test_a_jpeg_wanted_above_half_its_size_is_decoded_whole(scale):
 @pytest.mark.parametrize("scale", [0.5, 0.4, 0.25, 0.2, 0.125, 0.1, 0.03])
 def test_a_jpeg_decoded_smaller_looks_like_the_whole_one_resized(sides, scale):
     jpeg = jpeg_of(smooth(*sides))
-    small, size, factors = place(jpeg, canvas=(512, 512), scale=scale)
-    whole, size_of_whole, factors_of_whole = place(jpeg.pixels(), canvas=(512, 512), scale=scale)
+    small, size, factors = place_picture(jpeg, canvas=(512, 512), scale=scale)
+    whole, size_of_whole, factors_of_whole = place_picture(
+        jpeg.pixels(), canvas=(512, 512), scale=scale
+    )
     assert (size, factors) == (size_of_whole, factors_of_whole)
     difference = (small.int() - whole.int()).abs()[:, : size[0], : size[1]].float()
     assert difference.mean() < 1
@@ -235,7 +229,8 @@ def test_a_jpeg_decoded_smaller_keeps_its_edges_where_they_are(side, scale):
         for turned in (picture, picture.transpose(1, 0, 2)):
             jpeg = jpeg_of(turned)
             small, whole = (
-                place(image, canvas=(512, 512), scale=scale)[0] for image in (jpeg, jpeg.pixels())
+                place_picture(image, canvas=(512, 512), scale=scale)[0]
+                for image in (jpeg, jpeg.pixels())
             )
             shown = round(side * scale)
             white = [
@@ -359,7 +354,7 @@ def test_flipped_twice_is_identity(flips):
         once.image[:, :60].permute(1, 2, 0).numpy(), once.boxes_N4, once.labels_N, **flips
     )
     assert twice.boxes_N4.tolist() == boxes and twice.labels_N.tolist() == labels
-    assert torch.equal(twice.image, place(image, canvas=CANVAS, scale=1.0)[0])
+    assert torch.equal(twice.image, place_picture(image, canvas=CANVAS, scale=1.0)[0])
 
 
 def test_the_padding_is_not_flipped_in_and_keeps_its_colour():
@@ -487,7 +482,7 @@ def test_the_iou_crop_keeps_its_word():
         corners = np.sort(random.random((3, 2, 2)), axis=1) * [width, height]
         objects = corners.reshape(3, 4).astype(np.float32)
         minimum = float(random.choice([0.0, 0.1, 0.3, 0.5, 0.7, 0.9]))
-        x1, y1, x2, y2 = iou_window(
+        x1, y1, x2, y2 = _iou_window(
             (height, width), objects, minima=(minimum,), draw=random.random(161)
         )
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
@@ -508,14 +503,14 @@ def test_the_iou_crop_keeps_its_word():
 
 def test_the_iou_crop_leaves_whole_what_it_cannot_crop():
     draw = np.random.default_rng(0).random(161)
-    assert iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (
+    assert _iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (
         0,
         0,
         60,
         100,
     )
     # No window of at least 0.3 of each side has an IoU of 0.9 with an object of 4 x 4 px.
-    assert iou_window(
+    assert _iou_window(
         (100, 60), np.array([[30, 30, 34, 34]], np.float32), minima=(0.9,), draw=draw
     ) == (0, 0, 60, 100)
 
@@ -532,7 +527,7 @@ def test_an_iou_crop_cuts_boxes_by_the_rule():
         np.prod(
             np.subtract(
                 *np.array(
-                    iou_window(
+                    _iou_window(
                         (96, 128), np.array([[0, 0, 128, 96]], np.float32), minima=(0.1,), draw=d
                     )
                 ).reshape(2, 2)[::-1]
@@ -585,7 +580,7 @@ def whole(
     image = np.full((*size, 3), 90, np.uint8)
     image[box[1] : box[3], box[0] : box[2]] = colour
     return Sample(
-        place(image, canvas=CANVAS, scale=1.0)[0],
+        place_picture(image, canvas=CANVAS, scale=1.0)[0],
         np.array([box], np.float32),
         np.array([label]),
         size,
@@ -620,7 +615,7 @@ def four_of(seed: int) -> list[Sample]:
 @pytest.mark.parametrize("seed", range(12))
 def test_mosaic_boxes_follow_the_pixels(seed):
     first, *others = four_of(seed)
-    sample = mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=1e-6)
+    sample = _mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=1e-6)
     expected = np.zeros(CANVAS, bool)
     for x1, y1, x2, y2 in sample.boxes_N4.astype(int):
         expected[y1:y2, x1:x2] = True
@@ -640,7 +635,7 @@ def test_a_mosaic_has_a_quarter_for_each_and_keeps_the_rule():
         whole(colour, (0, 0, 128, 96), image_id=i, label=i) for i, colour in enumerate(colours)
     )
     for seed in range(20):
-        sample = mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=0.2)
+        sample = _mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=0.2)
         y, x = (
             round(side * (0.25 + 0.5 * share))
             for side, share in zip(CANVAS, np.random.default_rng(seed).random(2), strict=True)
@@ -667,7 +662,7 @@ def test_a_mosaic_has_a_quarter_for_each_and_keeps_the_rule():
 def test_mixup_keeps_both_sets_of_objects_with_their_pixels(seed):
     one = whole((240, 90, 90), (5, 8, 50, 60), image_id=1, label=3)
     two = whole((90, 240, 90), (60, 20, 120, 90), image_id=2, label=4)
-    sample = mixup_of(one, two, generator=np.random.default_rng(seed))
+    sample = _mixup_of(one, two, generator=np.random.default_rng(seed))
     assert sample.image.dtype == torch.uint8 and sample.image_id == 1
     assert sample.labels_N.tolist() == [3, 4] and sample.boxes_N4.tolist() == [
         [5, 8, 50, 60],

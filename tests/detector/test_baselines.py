@@ -17,23 +17,30 @@ from cluster.training.worker import Worker
 from detector.baselines import PARTS, Baseline, baseline_step, build_model
 from detector.batch import Batch, Sample, collate
 from detector.checkpoint import contiguous
-from detector.config import AnchorConfig, ModelConfig
 from detector.loss import FIRST_AVERAGE
 from detector.model import RetinaNet
+from detector.model_config import AnchorConfig, ModelConfig
 from detector.optimizer import build_optimizer
 from detector.predict import Predictor, write_package
 from detector.step import StepNumbers
+from tests.detector.toy import toy_backbones
 
 DECODE = dict(score_threshold=0.05, top_per_level=1000, nms_threshold=0.5, max_detections=20)
 CANVAS = (96, 128)
 both = pytest.mark.parametrize("architecture", ["faster_rcnn", "fcos"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _toys():
+    with toy_backbones():
+        yield
+
+
 def net(architecture: str, **changed) -> Baseline:
     torch.manual_seed(0)
     parts = dict(
         classes=2,
-        backbone="resnet18",
+        backbone="toy",
         width=64,
         norm="batch",
         base_sizes=(8, 16, 32, 64, 128),

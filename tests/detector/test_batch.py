@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detector.augment import training_sample
-from detector.batch import SLOT_STEP, Sample, collate, empty_canvases, unmirrored
+from detector.batch import _SLOT_STEP, Sample, collate, empty_canvases, unmirrored
 
 
 def sample(objects: int, image_id: int, *, value: int = 0) -> Sample:
@@ -66,7 +66,7 @@ def test_pictures_that_lie_in_the_batch_already_are_not_copied():
 
 @pytest.mark.parametrize(("most", "slots"), [(0, 16), (1, 16), (16, 16), (17, 32), (40, 48)])
 def test_slots_come_in_steps(most, slots):
-    assert SLOT_STEP == 16
+    assert _SLOT_STEP == 16
     assert collate([sample(most, 1)]).boxes_BG4.shape == (1, slots, 4)
     assert collate([sample(most, 1), sample(0, 2)]).labels_BG.shape == (2, slots)
 

@@ -12,25 +12,16 @@ import torch
 from pydantic import ValidationError
 
 from cluster.runs.config import TrainConfig
-from detector.augment import (
-    PAD_PIXEL,
-    evaluation_sample,
-    fit_scale,
-    preferred_canvas,
-    training_sample,
-)
+from detector.augment import training_sample
 from detector.batch import Sample, collate_by_canvas
 from detector.boxes import encode
-from detector.config import (
-    AnchorConfig,
-    AugmentationConfig,
-    CanvasConfig,
-    ModelConfig,
-    OptimizerConfig,
-)
 from detector.decode import Detections
+from detector.image_config import AugmentationConfig, CanvasConfig
 from detector.model import RetinaNet
+from detector.model_config import AnchorConfig, ModelConfig
+from detector.placement import PAD_PIXEL, evaluation_sample, fit_scale, preferred_canvas
 from detector.predict import Predictor, rescale
+from detector.training_config import OptimizerConfig
 
 PAPER = [(800, 1088), (800, 1344), (1344, 800)]
 CANVASES = [(64, 96), (96, 64), (64, 160)]
@@ -79,7 +70,7 @@ class SeesRed(torch.nn.Module):
         super().__init__()
         self.shapes: list[tuple[int, int]] = []
         self.pixel_mean = torch.zeros(1)
-        self.grids: dict = {}
+        self._grids: dict = {}
 
     detect = RetinaNet.detect
 
@@ -243,16 +234,16 @@ def test_one_canvas_or_up_to_three():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (dict(height=801), "canvas.height 801: must be a multiple of 32; 832 holds it"),
+        (dict(height=801), "canvas.height 801: must be a multiple of 32; the next one is 832"),
         (
             dict(shapes=[(800, 1088), (800, 1350)]),
-            r"canvas.shapes\[1\] width 1350: must be a multiple of 32; 1376 holds it",
+            r"canvas.shapes\[1\] width 1350: must be a multiple of 32; the next one is 1376",
         ),
         (
             dict(shapes=[(8192, 96)]),
             (
-                r"canvas.shapes\[0\] height 8192: must be within 64..4096 px; 800 and 1344 are the"
-                r" paper's"
+                r"canvas.shapes\[0\] height 8192: must be within 64..4096 px; the paper uses"
+                r" 800 and 1344"
             ),
         ),
         (dict(shapes=[(64, 64)]), "canvas 64x64: one side must be above 64 px"),
@@ -260,7 +251,7 @@ def test_one_canvas_or_up_to_three():
             dict(shapes=[*PAPER, (96, 96)]),
             (
                 "canvas.shapes 800x1088 800x1344 1344x800 96x96: must be at most 3 different"
-                " ones.*leave some out"
+                " ones.*remove some"
             ),
         ),
         (
@@ -281,7 +272,7 @@ def test_canvases_that_do_not_go_are_refused(settings, complaint):
             dict(short_sides=(800, 640)),
             "augmentation.short_sides 800,640: must be LOW,HIGH px with 1 <= LOW <= HIGH",
         ),
-        (dict(iou_minima=(0.5, 1.5)), r"augmentation.iou_minima 0.5,1.5: an IoU is within 0..1"),
+        (dict(iou_minima=(0.5, 1.5)), r"augmentation.iou_minima 0.5,1.5: must be within 0..1"),
         (dict(scale_min=0.05), "scale_min"),
         (dict(hue=0.7), "hue"),
     ],

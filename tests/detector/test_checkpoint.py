@@ -18,21 +18,24 @@ from cluster.errors import UsageError
 from cluster.training.checkpoints import Checkpoints
 from cluster.training.state import resume
 from detector.batch import Sample, collate
-from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, save_checkpoint, seal
+from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, seal
+from detector.choices import LossSettings
 from detector.decode import Detections
 from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer
 from detector.predict import Predictor, rescale, write_package
 from detector.step import train_step
+from tests.detector.toy import TOY, toy_backbones
+from tests.support.saved_checkpoint import save_checkpoint
 
-KEYWORDS = {
-    "classes": 2,
-    "backbone": "resnet18",
-    "width": 64,
-    "head_norm": "group",
-    "base_sizes": [8, 16, 32, 64, 128],
-}
+KEYWORDS = TOY | {"head_norm": "group"}
 CANVAS = (64, 96)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toys():
+    with toy_backbones():
+        yield
 
 
 class Training:
@@ -56,15 +59,7 @@ class Training:
 
     def step(self, times: int = 1) -> None:
         anchors = torch.cat(self.model.anchors(*CANVAS))
-        settings = dict(
-            learning_rate=1e-3,
-            clip_norm=10.0,
-            box_weight=1.0,
-            gamma=2.0,
-            alpha=0.25,
-            beta=1 / 9,
-            amp_dtype=None,
-        )
+        settings = dict(loss=LossSettings(), learning_rate=1e-3, clip_norm=10.0, amp_dtype=None)
         for _ in range(times):
             train_step(self.model, self.optimizer, self.batch, anchors, **settings)
             if self.average is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detector import convolution
-from detector.convolution import Convolution, ProductGradient, take_products
+from detector.convolution import Convolution, _ProductGradient, use_products
 from detector.model import RetinaNet
 
 
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_the_convolutions(kernel, size, bias):
         [torch.randn(4, generator=generator, dtype=torch.float64).requires_grad_()] if bias else []
     )
     outer = torch.randn(2, 4, *size, generator=generator, dtype=torch.float64)
-    found = ProductGradient.apply(x, weight, inputs[2] if bias else None)
+    found = _ProductGradient.apply(x, weight, inputs[2] if bias else None)
     expected = torch.conv2d(*inputs, padding=kernel // 2)
     assert torch.allclose(found, expected, rtol=1e-12)
     for one, other in zip(
@@ -46,7 +46,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_convolution():
         for _ in range(2)
     )
     exact = nn.grad.conv2d_weight(x.double(), (64, 64, 3, 3), outer.double(), padding=1)
-    ours = (convolution.weight_gradient(x, outer, 3) - exact).abs().max()
+    ours = (convolution._weight_gradient(x, outer, 3) - exact).abs().max()
     theirs = (nn.grad.conv2d_weight(x, (64, 64, 3, 3), outer, padding=1) - exact).abs().max()
     # Sums of 960 products of unit size: 2^-24 times their square root times a few.
     assert float(ours) < 2 * float(theirs) and float(ours) < 1e-4
@@ -67,7 +67,7 @@ def test_it_is_taken_where_it_pays_and_changes_no_name(monkeypatch, slow):
         nn.Conv2d(4, 4, 3),
     )
     names = list(layers.state_dict())
-    take_products(layers)
+    use_products(layers)
     assert [name for name, layer in layers.items() if isinstance(layer, Convolution)] == (
         ["same", "one"] if slow else []
     )

@@ -17,7 +17,7 @@ from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetin
 from detector import decode
 from detector.anchors import anchor_grid
 from detector.boxes import iou
-from detector.decode import Detections, best_of_each, decode_detections
+from detector.decode import Detections, _best_of_each, decode_detections
 
 CLASSES = 3
 LEVELS = anchor_grid(
@@ -308,7 +308,7 @@ def test_the_best_of_each_image_in_order(pairs, most):
         torch.tensor(column, dtype=torch.int64)
         for column in (zip(*pairs, strict=True) if pairs else ((), ()))
     )
-    best, counts = best_of_each(images, scores.float(), groups=4, most=most)
+    best, counts = _best_of_each(images, scores.float(), groups=4, most=most)
     expected = [
         sorted(
             (i for i, pair in enumerate(pairs) if pair[0] == image), key=lambda i: (-pairs[i][1], i)
@@ -346,10 +346,10 @@ def test_nms_of_all_images_at_once_keeps_what_one_after_the_other_does(
     images = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     given = dict(images=len(counts), classes=2, threshold=threshold)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "PAIRS_AT_ONCE", pairs)
-        found = decode.suppress_at_once(boxes, scores, labels, images, **given)
+        patch.setattr(decode, "_PAIRS_AT_ONCE", pairs)
+        found = decode._suppress_at_once(boxes, scores, labels, images, **given)
     assert found.tolist() == sorted(
-        decode.suppress(boxes, scores, labels, images, **given).tolist()
+        decode._suppress(boxes, scores, labels, images, **given).tolist()
     )
 
 
@@ -358,7 +358,7 @@ def test_a_long_chain_of_suppression_is_followed_to_its_end():
     left = torch.arange(60) * 3.0
     boxes = torch.stack([left, torch.zeros(60), left + 10, torch.full((60,), 10.0)], dim=1)
     zeros = torch.zeros(60, dtype=torch.int64)
-    kept = decode.suppress_at_once(
+    kept = decode._suppress_at_once(
         boxes, torch.linspace(1, 0.1, 60), zeros, zeros, images=1, classes=1, threshold=0.5
     )
     assert kept.tolist() == list(range(0, 60, 2))

@@ -13,6 +13,13 @@ from detector.backbone import FrozenBatchNorm
 from detector.baselines import build_model
 from detector.folding import ConvolutionRelu, fold_batch_norm, for_detecting, fuse_relu
 from detector.model import RetinaNet
+from tests.detector.toy import toy_backbones
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toys():
+    with toy_backbones():
+        yield
 
 
 def network(seed: int, **parts) -> nn.Module:
@@ -48,10 +55,10 @@ def pictures(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 NETWORKS = pytest.mark.parametrize(
     "parts",
     [
-        {"backbone": "resnet18", "norm": "batch"},
-        {"backbone": "resnet50", "norm": "frozen", "stride_in": "1x1"},
-        {"backbone": "resnext50_32x4d", "norm": "sync", "head_norm": "group"},
-        {"backbone": "resnet18", "norm": "group"},
+        {"backbone": "toy", "norm": "batch"},
+        {"backbone": "toy_bottleneck", "norm": "frozen", "stride_in": "1x1"},
+        {"backbone": "toy_bottleneck", "norm": "sync", "head_norm": "group"},
+        {"backbone": "toy", "norm": "group"},
     ],
     ids=lambda parts: "-".join(parts.values()),
 )
@@ -93,11 +100,11 @@ def test_the_fused_network_is_the_folded_one(parts):
         for name, net in (("folded", folded), ("fused", fused))
     }
     joined = sum(isinstance(m, ConvolutionRelu) for m in fused.modules())
-    # Two for a block of ResNet-18 and three for one of ResNet-50, the stem, and four in each head
-    # where group normalisation is not between.
-    expected = {"resnet18": 8 * 2 + 1, "resnet50": 16 * 3 + 1, "resnext50_32x4d": 16 * 3 + 1}[
-        parts["backbone"]
-    ] * (parts["norm"] != "group")
+    # Four blocks of two convolutions, or of three in a bottleneck; the stem; and four in each head,
+    # where no group normalisation stands between.
+    expected = {"toy": 4 * 2 + 1, "toy_bottleneck": 4 * 3 + 1}[parts["backbone"]] * (
+        parts["norm"] != "group"
+    )
     assert joined == expected + 8 * ("head_norm" not in parts)
     assert relus["fused"] < relus["folded"]
     images, _ = pictures(5)
@@ -107,7 +114,7 @@ def test_the_fused_network_is_the_folded_one(parts):
 
 
 def test_only_a_gpu_gets_the_fused_network():
-    detecting = for_detecting(network(3, backbone="resnet18"), "cpu", amp=True)
+    detecting = for_detecting(network(3, backbone="toy"), "cpu", amp=True)
     assert (
         not any(isinstance(m, ConvolutionRelu | nn.BatchNorm2d) for m in detecting.modules())
         and not detecting.training
@@ -131,7 +138,7 @@ def test_a_baseline_is_folded_in_its_backbone(architecture):
     parts = {
         "architecture": architecture,
         "classes": 3,
-        "backbone": "resnet18",
+        "backbone": "toy",
         "norm": "batch",
         "width": 64,
     }

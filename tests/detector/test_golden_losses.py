@@ -21,10 +21,11 @@ import pytest
 import torch
 
 from detector.batch import Batch, Sample, collate
-from detector.config import LossConfig
+from detector.choices import LossSettings
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer, learning_rate_factor
 from detector.step import train_step
+from detector.training_config import LossConfig
 
 FILE = Path(__file__).with_name("golden_losses.json")
 STEPS = 8
@@ -108,16 +109,16 @@ def curve(
             factor = learning_rate_factor(
                 2 * done, 2 * STEPS, schedule="cosine", warmup=0.25, milestones=()
             )
-            loss = LossConfig(**changed).model_dump()
+            loss = LossSettings(**LossConfig(**changed).model_dump())
             report = train_step(
                 model,
                 optimizer,
                 batch,
                 anchors,
+                loss=loss,
                 learning_rate=rate * factor,
                 clip_norm=10.0,
                 amp_dtype=None,
-                **loss,
             )
             reports.append(report.read())
     finally:

@@ -82,7 +82,7 @@ def test_both_decoders_give_the_same_pixels_at_every_scale(name, size, monkeypat
 
 
 def test_a_plain_jpeg_never_reaches_pillows_decoder(monkeypatch):
-    monkeypatch.delattr(image, "upright_rgb")
+    monkeypatch.delattr(image, "_upright_rgb")
     data = encoded(Image.fromarray(photo(120, 160)), "JPEG")
     assert decode_image(data).shape == (120, 160, 3)
     assert open_image(data).pixels(4).shape == (30, 40, 3)

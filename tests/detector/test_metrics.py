@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.decode import Detections
-from detector.metrics import SUMMARY_NAMES, CocoTable, Truth, coco_index, coco_table
+from detector.metrics import SUMMARY_NAMES, CocoTable, Truth, _coco_index, coco_table
 from detector.voc_metrics import voc_average_precisions
 
 NAMES = ("cat", "dog", "bird")
@@ -165,7 +165,7 @@ def test_ids_of_images_may_be_as_large_as_a_shard_set_takes_them():
 
 
 def test_our_ids_start_at_one():
-    index = coco_index([truth(1, (A, 0), (B, 1)), truth(0, (C, 2))], NAMES)
+    index = _coco_index([truth(1, (A, 0), (B, 1)), truth(0, (C, 2))], NAMES)
     assert sorted(index.anns) == [1, 2, 3] and sorted(index.cats) == [1, 2, 3]
     assert index.anns[2]["bbox"] == [200, 50, 120, 120]
 

@@ -15,7 +15,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.decode import Detections
-from detector.metrics import SUMMARY_NAMES, Truth, coco_index, coco_table, curves, joined_detections
+from detector.metrics import (
+    SUMMARY_NAMES,
+    Truth,
+    _coco_index,
+    _curves,
+    coco_table,
+    joined_detections,
+)
 
 LIMITS = ([1, 10, 100], [1, 2, 3], [5, 50, 300], [100])
 CASES = list(itertools.product(("free", "lattice"), ("one image", "few", "many"), range(8)))
@@ -141,10 +148,10 @@ def test_every_entry_is_that_of_pycocotools(kind, size, seed):
     found = joined_detections(
         sorted(truths, key=lambda t: t.image_id), detections, names_of(classes)
     )
-    index = coco_index(sorted(truths, key=lambda t: t.image_id), names_of(classes))
+    index = _coco_index(sorted(truths, key=lambda t: t.image_id), names_of(classes))
     for limits in LIMITS:
         reference = by_pycocotools(truths, detections, classes, limits)
-        precision, recall = curves(index, found, limits)
+        precision, recall = _curves(index, found, limits)
         assert np.array_equal(precision, reference.eval["precision"]) and np.array_equal(
             recall, reference.eval["recall"]
         )

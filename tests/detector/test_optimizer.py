@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from detector.config import OptimizerConfig
 from detector.model import RetinaNet
 from detector.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from detector.training_config import OptimizerConfig
 
 COSINE = dict(schedule="cosine", warmup=0.1, milestones=())
 STEPS = dict(schedule="steps", warmup=0.0, milestones=(2 / 3, 8 / 9))

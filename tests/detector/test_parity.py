@@ -12,6 +12,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection.image_list import ImageList
 
 from detector.anchors import IGNORED, match
+from detector.choices import LossSettings
 from detector.decode import Detections, decode_detections
 from detector.loss import detection_loss, image_weights
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
@@ -224,10 +225,7 @@ def test_losses(pair, seed):
         boxes_BG4,
         labels_BG,
         slot_BA,
-        gamma=2.0,
-        alpha=0.25,
-        box=kind,
-        beta=1.0,
+        settings=LossSettings(box=kind, beta=1.0),
     )
     positives_B = (slot_BA >= 0).sum(dim=1).float()
     assert positives_B[0] == 0 and (positives_B[1:] > 0).all() and (slot_BA == IGNORED).any()

@@ -22,7 +22,7 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    monkeypatch.setattr(precision, "is_intel", lambda: intel)
+    monkeypatch.setattr(precision, "_is_intel", lambda: intel)
     cpu = torch.device("cpu")
     assert precision.computes_bfloat16(cpu) == gains
     assert (

@@ -9,12 +9,9 @@ import dataclasses
 import math
 import pickle
 import re
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,26 +25,12 @@ from cluster.runs.config import TrainConfig
 from cluster.runs.training_config import EXECUTION
 from detector.anchors import match
 from detector.batch import Batch, Sample, collate
+from detector.choices import LossSettings
 from detector.loss import LossSums
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.step import StepNumbers, StepReport, forward_loss, nonfinite_loss, split, train_step
-
-LOSS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
-
-
-def net(**changed) -> RetinaNet:
-    torch.manual_seed(3)
-    # Small anchors, so that the objects of a 64 x 96 canvas have some.
-    settings = {
-        "classes": 2,
-        "backbone": "resnet18",
-        "width": 64,
-        "head_norm": "group",
-        "norm": "frozen",
-        "base_sizes": (8, 16, 32, 64, 128),
-    }
-    return RetinaNet(**(settings | changed))
+from tests.detector.toy import toy_retinanet
 
 
 def scene(image_id: int, *boxes: tuple[int, int, int, int]) -> Sample:
@@ -92,7 +75,7 @@ def report_of(
     **changed,
 ) -> StepReport:
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=0.0)
-    settings = dict(learning_rate=0.0, clip_norm=1e9, box_weight=1.0, amp_dtype=None, **LOSS)
+    settings = dict(loss=LossSettings(), learning_rate=0.0, clip_norm=1e9, amp_dtype=None)
     model = network.module if isinstance(network, DistributedDataParallel) else network
     return train_step(
         network, optimizer, batch, torch.cat(model.anchors(64, 96)), **(settings | changed)
@@ -104,9 +87,8 @@ def plain_sums(network: RetinaNet, batch: Batch) -> tuple[LossSums, torch.Tensor
     anchors = torch.cat(network.anchors(64, 96))
     slot_BA = match(anchors, batch.boxes_BG4, batch.labels_BG)
     with torch.no_grad():
-        return forward_loss(network, batch, anchors, slot_BA, amp_dtype=None, **LOSS), (
-            slot_BA >= 0
-        ).sum(dim=1)
+        sums = forward_loss(network, batch, anchors, slot_BA, loss=LossSettings(), amp_dtype=None)
+    return sums, (slot_BA >= 0).sum(dim=1)
 
 
 class Ranks:
@@ -159,7 +141,7 @@ def gradients(network: RetinaNet) -> dict[str, torch.Tensor]:
 
 
 def test_a_few_steps_learn_two_pictures():
-    network = net(norm="batch").train()
+    network = toy_retinanet(norm="batch").train()
     optimizer = build_optimizer(
         network, name="adamw", learning_rate=1e-3, weight_decay=0.0, momentum=0.9
     )
@@ -173,7 +155,7 @@ def test_a_few_steps_learn_two_pictures():
 
 
 def test_the_report_is_the_sum_over_the_positives():
-    network, batch = net(), collate(SCENES)
+    network, batch = toy_retinanet(), collate(SCENES)
     sums, positives_B = plain_sums(network, batch)
     report = step(network, batch)
     assert report.positives == int(positives_B.sum()) > 4
@@ -188,12 +170,12 @@ def test_the_report_is_the_sum_over_the_positives():
 
 
 def test_the_other_normalisers_divide_by_what_they_say():
-    network, batch = net(), collate([*SCENES, scene(-1)])
+    network, batch = toy_retinanet(), collate([*SCENES, scene(-1)])
     sums, positives_B = plain_sums(network, batch)
     for name in ("classification", "box"):
         sum_B = getattr(sums, name + "_B")
         by_image, average = (
-            step(network, batch, normalizer=kind, loss_normalizer=40.0)
+            step(network, batch, loss=LossSettings(normalizer=kind), loss_normalizer=40.0)
             for kind in ("image", "moving_average")
         )
         # Four images and a filler; the third has no objects and is divided by one.
@@ -212,8 +194,8 @@ def test_the_loss_is_classification_plus_weighted_box():
     batch = collate(SCENES)
     found = []
     for box_weight in (1e-9, 1.0, 3.0):
-        network = net()
-        step(network, batch, box_weight=box_weight)
+        network = toy_retinanet()
+        step(network, batch, loss=LossSettings(box_weight=box_weight))
         found.append(gradients(network))
     name = "box_head.output.weight"
     # The classes do not see the box weight; three times the weight is three times the gradient.
@@ -235,14 +217,12 @@ def test_the_loss_is_classification_plus_weighted_box():
 def test_ranks_together_have_the_gradient_of_the_whole_batch(cut, normalizer):
     # DDP takes the mean over ranks. A rank with few or no objects must not weigh more than its
     # images, so all divide by the numbers of all.
-    whole = net()
-    report = step(whole, collate(SCENES), normalizer=normalizer)
+    whole = toy_retinanet()
+    loss = LossSettings(normalizer=normalizer)
+    report = step(whole, collate(SCENES), loss=loss)
     shares = [collate([SCENES[i] for i in rank]) for rank in cut]
-    networks = [net() for _ in shares]
-    for its in (
-        report.read()
-        for report in Ranks(len(shares)).steps(networks, shares, normalizer=normalizer)
-    ):
+    networks = [toy_retinanet() for _ in shares]
+    for its in (report.read() for report in Ranks(len(shares)).steps(networks, shares, loss=loss)):
         assert its.positives == report.positives and its.loss_normalizer == report.loss_normalizer
         assert its.classification == pytest.approx(
             report.classification, rel=1e-5
@@ -263,7 +243,7 @@ def test_parts_of_a_batch_have_the_gradient_and_the_update_of_the_whole(normaliz
     """
     networks, reports = [], []
     for parts in (1, accumulate):
-        networks.append(net().double())
+        networks.append(toy_retinanet().double())
         optimizer = build_optimizer(
             networks[-1], name="sgd", learning_rate=0.1, weight_decay=1e-4, momentum=0.9
         )
@@ -274,7 +254,7 @@ def test_parts_of_a_batch_have_the_gradient_and_the_update_of_the_whole(normaliz
                 optimizer,
                 learning_rate=0.1,
                 clip_norm=1.0,
-                normalizer=normalizer,
+                loss=LossSettings(normalizer=normalizer),
                 accumulate=parts,
             )
         )
@@ -298,7 +278,7 @@ def test_ranks_exchange_gradients_once_a_step():
     try:
         sent, found = [], []
         for accumulate in (1, 4):
-            network = net().to(memory_format=torch.channels_last)
+            network = toy_retinanet().to(memory_format=torch.channels_last)
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", message=".*broadcast_buffers.*", category=FutureWarning
@@ -343,7 +323,7 @@ def test_parts_must_be_equal_and_are_no_part_of_what_a_run_is():
 
 
 def test_fillers_change_nothing():
-    plain, padded = net(), net()
+    plain, padded = toy_retinanet(), toy_retinanet()
     fillers = [scene(-1, (4, 6, 36, 20)), scene(-1)]
     one, two = step(plain, collate(SCENES)), step(padded, collate(SCENES + fillers))
     assert (one.positives, pytest.approx(one.classification, rel=1e-5)) == (
@@ -356,7 +336,7 @@ def test_fillers_change_nothing():
 
 
 def test_a_batch_without_objects_divides_by_one():
-    network, batch = net(), collate([SCENES[2]])
+    network, batch = toy_retinanet(), collate([SCENES[2]])
     sums, positives_B = plain_sums(network, batch)
     report = step(network, batch)
     assert int(positives_B.sum()) == report.positives == 0 and report.box == 0
@@ -364,13 +344,13 @@ def test_a_batch_without_objects_divides_by_one():
 
 
 def test_gradients_do_not_pile_up():
-    network, batch = net(), collate(SCENES)
+    network, batch = toy_retinanet(), collate(SCENES)
     one, two = step(network, batch), step(network, batch)
     assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
 
 
 def test_clipping_limits_the_update():
-    network = net()
+    network = toy_retinanet()
     before = copy.deepcopy(dict(network.named_parameters()))
     report = step(
         network,
@@ -432,7 +412,7 @@ def everything(network: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str
     ids=["loss", "gradient", "other rank"],
 )
 def test_what_is_not_finite_is_left_out(poison, sum_over_ranks, blame, optimiser):
-    network = net(norm="batch").train()
+    network = toy_retinanet(norm="batch").train()
     build = dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9)
     if optimiser == "not fused":
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=False)
@@ -473,7 +453,7 @@ def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
     """Also the very first one, before there are moments."""
     bad, networks = collate([dataclasses.replace(SCENES[0], image_id=9), SCENES[1]]), []
     for skipped in (False, True):
-        network = net(norm="batch").train()
+        network = toy_retinanet(norm="batch").train()
         optimizer = build_optimizer(
             network, name=optimiser, learning_rate=1e-2, weight_decay=1e-4, momentum=0.9
         )
@@ -500,7 +480,7 @@ def spoiled(_: object, __: object, logits_BaK: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
-    networks = [net(norm="batch").train() for _ in range(2)]
+    networks = [toy_retinanet(norm="batch").train() for _ in range(2)]
     optimizers = [
         build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
         for network in networks
@@ -546,22 +526,28 @@ class NoAnswers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "kinds",
+    "loss",
     [
-        {},
-        {"normalizer": "moving_average", "box": "ciou"},
-        {"normalizer": "image", "classification": "cross_entropy"},
+        LossSettings(),
+        LossSettings(normalizer="moving_average", box="ciou"),
+        LossSettings(normalizer="image", classification="cross_entropy"),
     ],
+    ids=lambda loss: loss.normalizer,
 )
-def test_a_step_asks_the_device_for_nothing(kinds):
-    network, batch = net(norm="batch").train(), collate(SCENES)
+def test_a_step_asks_the_device_for_nothing(loss):
+    network, batch = toy_retinanet(norm="batch").train(), collate(SCENES)
     optimizer = build_optimizer(
         network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9
     )
-    report = report_of(network, batch, optimizer, accumulate=2, **kinds)
+    report = report_of(network, batch, optimizer, accumulate=2, loss=loss)
     with NoAnswers():
         again = report_of(
-            network, batch, optimizer, accumulate=2, loss_normalizer=report.loss_normalizer, **kinds
+            network,
+            batch,
+            optimizer,
+            accumulate=2,
+            loss_normalizer=report.loss_normalizer,
+            loss=loss,
         )
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             float(again.loss_normalizer)
@@ -570,35 +556,10 @@ def test_a_step_asks_the_device_for_nothing(kinds):
 
 def test_bfloat16_is_close_to_float32():
     full, half = (
-        step(net(), collate(SCENES)),
-        step(net(), collate(SCENES), amp_dtype=torch.bfloat16),
+        step(toy_retinanet(), collate(SCENES)),
+        step(toy_retinanet(), collate(SCENES), amp_dtype=torch.bfloat16),
     )
     # 8 bits of mantissa: 0.4 % a rounding.
     assert half.classification == pytest.approx(full.classification, rel=0.05)
     assert half.box == pytest.approx(full.box, rel=0.05)
     assert half.positives == full.positives
-
-
-ALONE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"ray", "mlflow", "pydantic", "safetensors", "hotcoco", "matplotlib", "simplejpeg", "pyarrow", "boto3", "cluster"}:
-            raise ModuleNotFoundError(f"{name} is not here", name=name)
-
-sys.meta_path.insert(0, Absent())
-sys.path.insert(0, "tests/benchmarks")
-import step
-
-theirs = step.torchvision_model(backbone="resnet18", classes=2, height=64, width=64)
-step.same_weights(theirs, step.RetinaNet(classes=2, backbone="resnet18", p6_from="p5"))
-"""
-
-
-def test_the_benchmark_of_the_step_needs_torch_alone():
-    """So that it runs on any machine with a GPU, without this project's other requirements."""
-    child = subprocess.run(
-        [sys.executable, "-c", ALONE], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
-    assert child.returncode == 0, child.stderr

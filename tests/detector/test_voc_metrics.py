@@ -9,14 +9,14 @@ import pytest
 
 from detector.decode import Detections
 from detector.metrics import Truth, coco_table
-from detector.voc_metrics import average_precisions, voc_average_precisions
+from detector.voc_metrics import _average_precisions, voc_average_precisions
 from tests.detector.test_metrics import NAMES, A, B, found, random_set, truth
 
 
 def test_both_rules_by_hand():
     # Right, wrong, right, wrong for four objects: recall 1/4, 1/4, 2/4, 2/4; precision 1, 1/2, 2/3,
     # 1/2; best from there on 1, 2/3, 2/3, 1/2.
-    whole, eleven = average_precisions(np.array([True, False, True, False]), 4)
+    whole, eleven = _average_precisions(np.array([True, False, True, False]), 4)
     # Each right one adds a quarter of recall: 1/4 x 1 + 1/4 x 2/3.
     assert whole == pytest.approx(1 / 4 + 1 / 6)
     # Recall 0, 0.1, 0.2 are reached at precision 1, those of 0.3, 0.4, 0.5 at 2/3, the other five
@@ -27,7 +27,7 @@ def test_both_rules_by_hand():
 def test_a_recall_that_is_reached_exactly_counts():
     # Three of ten objects: recall 0.3, which as a sum of tenths in floating point is above 3 / 10.
     # Points 0.0 to 0.3 of eleven.
-    assert average_precisions(np.array([True] * 3), 10) == pytest.approx((0.3, 4 / 11))
+    assert _average_precisions(np.array([True] * 3), 10) == pytest.approx((0.3, 4 / 11))
 
 
 def test_no_detections_are_zero_and_no_objects_are_minus_one():

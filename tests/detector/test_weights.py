@@ -17,9 +17,9 @@ from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.checkpoint import save_checkpoint
 from detector.model import PIXEL_MEAN, PIXEL_STD, RetinaNet
 from detector.weights import load_pretrained
+from tests.support.saved_checkpoint import save_checkpoint
 
 
 def net(**changed) -> RetinaNet:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detector import decode
 from detector.anchors import match
 from detector.batch import Batch, Sample, collate, on_device
+from detector.choices import LossSettings
 from detector.focal import focal_sums
 from detector.folding import ConvolutionRelu, fold_batch_norm, for_detecting
 from detector.model import RetinaNet
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.gpu
 
 GPU = torch.device("cuda")
 CANVAS, CLASSES = (256, 320), 7
-LOSS = dict(learning_rate=1e-3, clip_norm=10.0, box_weight=1.0, gamma=2.0, alpha=0.25, beta=1 / 9)
+STEP = dict(loss=LossSettings(), learning_rate=1e-3, clip_norm=10.0)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def steps(
 ) -> list[StepNumbers]:
     device = model.pixel_mean.device
     anchors, optimizer = torch.cat(model.anchors(*CANVAS)), optimizer_of(model)
-    settings = {"amp_dtype": None} | LOSS | changed
+    settings = {"amp_dtype": None} | STEP | changed
     return [
         train_step(
             model if run is None else run, optimizer, b.to(device), anchors, **settings
@@ -166,11 +167,11 @@ def test_a_step_does_not_wait_for_the_device() -> None:
         collate(samples(0)).to(GPU),
     )
     reports: list[StepReport] = []
-    train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS).read()
+    train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **STEP).read()
     torch.cuda.set_sync_debug_mode("error")
     try:
         reports.append(
-            train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS)
+            train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **STEP)
         )
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -184,12 +185,12 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
         torch.cat(model.anchors(*CANVAS)),
         collate(samples(0)).to(GPU),
     )
-    train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS).read()
+    train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **STEP).read()
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     # The first image with an object gets a box of which one side is nowhere.
     first = int((batch.labels_BG >= 0).any(dim=1).nonzero()[0])
     batch.boxes_BG4[first, int((batch.labels_BG[first] >= 0).nonzero()[0]), 2] = float("nan")
-    report = train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **LOSS)
+    report = train_step(model, optimizer, batch, anchors, amp_dtype=torch.bfloat16, **STEP)
     assert not report.read().finite and report.blamed() == [first]
     after = (model.state_dict(), optimizer.state_dict()["state"])
     assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
@@ -223,8 +224,8 @@ def test_nms_keeps_what_a_cpu_keeps(seed: int) -> None:
         torch.from_numpy(random.integers(0, 5, 9000)),
     )
     images = torch.from_numpy(np.sort(random.integers(0, 6, 9000)))
-    expected = decode.suppress(boxes, scores, labels, images, images=6, classes=5, threshold=0.5)
-    found = decode.suppress(
+    expected = decode._suppress(boxes, scores, labels, images, images=6, classes=5, threshold=0.5)
+    found = decode._suppress(
         *(t.to(GPU) for t in (boxes, scores, labels, images)), images=6, classes=5, threshold=0.5
     )
     assert found.tolist() == sorted(expected.tolist()) and 500 < len(found) < 8500

@@ -11,6 +11,7 @@ import torch
 
 from cluster.training.timing import Timing
 from detector.anchors import match
+from detector.choices import LossSettings
 from detector.loss import dense_loss, detection_loss
 from detector.optimizer import build_optimizer
 from detector.step import compiled_parts, train_step
@@ -23,8 +24,6 @@ pytestmark = [
         "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
     ),
 ]
-
-KINDS = dict(gamma=2.0, alpha=0.25, beta=1 / 9)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +51,13 @@ def test_the_compiled_loss_has_the_value_and_gradient_of_the_plain_one(kinds):
         inputs = [logits.clone().requires_grad_(), deltas.clone().requires_grad_()]
         levels = [tensor.split(ends, dim=1) for tensor in inputs]
         sums = detection_loss(
-            *levels, anchors, batch.boxes_BG4, batch.labels_BG, slots, dense=dense, **KINDS | kinds
+            *levels,
+            anchors,
+            batch.boxes_BG4,
+            batch.labels_BG,
+            slots,
+            settings=LossSettings(**kinds),
+            dense=dense,
         )
         (sums.classification_B.sum() + 2 * sums.box_B.sum()).backward()
         found.append([*sums, *(tensor.grad for tensor in inputs)])
@@ -75,11 +80,10 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
         # writes C++ for a hundred layers takes minutes.
         run = torch.compile(model, dynamic=False, backend="aot_eager") if compiled else model
         settings = dict(
+            loss=LossSettings(),
             learning_rate=0.01,
             clip_norm=10.0,
-            box_weight=1.0,
             amp_dtype=None,
-            **KINDS,
             **(compiled_parts() if compiled else {}),
         )
         torch._dynamo.utils.counters.clear()

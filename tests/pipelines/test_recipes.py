@@ -13,9 +13,9 @@ import torch
 
 from cluster.errors import UsageError
 from detector.anchors import anchor_grid
-from detector.augment import evaluation_sample
 from detector.baselines import build_model
 from detector.optimizer import learning_rate_factor
+from detector.placement import evaluation_sample
 from pipelines.command_line import parse, read_yaml
 from pipelines.run_config import RunConfig
 from pipelines.train import TrainVerb

@@ -23,7 +23,7 @@ from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.tracking.client import connect
 from cluster.tracking.config import TrackingConfig, tracking_uri
-from detector.config import CanvasConfig
+from detector.image_config import CanvasConfig
 from detector.model import RetinaNet
 from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from cluster.errors import UsageError
 from cluster.runs.config import TrainConfig
-from detector.config import LossConfig, ModelConfig
+from detector.model_config import ModelConfig
+from detector.training_config import LossConfig
 from pipelines.command_line import parse
 from pipelines.train import TrainVerb
 from tune import space

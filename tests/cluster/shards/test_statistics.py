@@ -18,7 +18,7 @@ from cluster.shards.index import ShardSet
 from cluster.shards.statistics import Annotations
 from cluster.storage import files
 from cluster.storage.uris import join
-from detector.augment import fit_scale, place
+from detector.placement import fit_scale, place_picture
 
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
 
@@ -91,7 +91,7 @@ def test_a_set_without_boxes(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(64, 96), (128, 64)]))
 def test_boxes_are_where_the_network_sees_them(height, width, canvas):
-    _, (new_height, new_width), (y, x) = place(
+    _, (new_height, new_width), (y, x) = place_picture(
         np.zeros((height, width, 3), np.uint8),
         canvas=canvas,
         scale=fit_scale(height, width, canvas),

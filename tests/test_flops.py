@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from detector.flops import Flops, convolution_flops
 from detector.model import RetinaNet
+from tests.benchmarks.flops import Flops, convolution_flops
 
 G = 1e9
 

@@ -1,0 +1,54 @@
+"""The names that a setting may take, one type a choice, and the settings of the loss. The
+configuration offers these names and the code has a table with the same names. torch is not imported
+here, so a configuration is checked without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Architecture = Literal["retinanet", "faster_rcnn", "fcos"]
+BackboneName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+]
+"""The keys of `detector.backbone.BACKBONES`."""
+Norm = Literal["batch", "frozen", "sync", "group"]
+"""The keys of `detector.backbone.NORMS`."""
+StrideIn = Literal["3x3", "1x1"]
+HeadNorm = Literal["none", "group"]
+P6From = Literal["c5", "p5"]
+AnchorConvention = Literal["exact", "torchvision"]
+
+ClassificationLoss = Literal["focal", "balanced_cross_entropy", "cross_entropy"]
+"""The keys of `detector.loss.CLASSIFICATION_LOSSES`."""
+BoxLoss = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
+"""The keys of `detector.box_loss.BOX_LOSSES`."""
+LossNormalizer = Literal["batch", "image", "moving_average"]
+
+OptimizerName = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "steps", "constant"]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss of a training step is made of; the fields and defaults of `LossConfig`."""
+
+    classification: ClassificationLoss = "focal"
+    gamma: float = 2.0
+    """Focusing exponent of the focal loss."""
+    alpha: float = 0.25
+    """Weight of positive entries; negative ones weigh 1 - alpha."""
+    box: BoxLoss = "smooth_l1"
+    box_weight: float = 1.0
+    """L = L_cls + box_weight * L_box."""
+    beta: float = 1 / 9
+    """Where smooth L1 turns from square to linear, in encoded offsets."""
+    normalizer: LossNormalizer = "batch"
