@@ -22,8 +22,7 @@ from detector.image import Jpeg
 from detector.placement import fit_scale, place_picture
 
 _CROP_TRIES = 40
-"""Windows that the IoU crop tries before it leaves a picture whole (torchvision's number of trials).
-"""
+"""Windows that the IoU crop tries before it leaves a picture whole (torchvision's number)."""
 
 
 def training_sample(

@@ -1,8 +1,8 @@
 """A checkpoint is a directory: model.safetensors, ema.safetensors, optimizer.pt, state.json.
 Nothing in it is pickled code.
 
-state.json is written last. Its `files` hold the size in bytes and the sha256 of all other files, its
-`sha256` is that of the rest of its own content, so that an incomplete or changed checkpoint is
+state.json is written last. Its `files` are the size in bytes and the sha256 of all other files; its
+`sha256` is that of the rest of its own content. So an incomplete or changed checkpoint is
 recognised.
 """
 

@@ -146,7 +146,7 @@ def _suppress(
 
 
 _PAIRS_AT_ONCE = 1 << 26
-"""Pairs of candidates that `_suppress_at_once` compares at a time, eight bytes each in a few tensors."""
+"""Pairs that `_suppress_at_once` compares at a time, eight bytes each in a few tensors."""
 
 
 def _suppress_at_once(

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from detector.anchors import IGNORED
 
 _CHUNK = 1 << 18
-"""Logits that a CPU works on at a time: five temporaries in float32 take 5 MiB. On two cores 2^20 is
-as fast, and 2^16 takes 1.7 times as long.
+"""Logits that a CPU works on at a time: five temporaries in float32 take 5 MiB. On two cores 2^20
+is as fast, and 2^16 takes 1.7 times as long.
 """
 
 

@@ -1,5 +1,5 @@
-"""Samples of one canvas -> mixed ones: mosaic and mixup. torchvision.transforms.v2 has no mosaic, and
-its MixUp does not handle boxes.
+"""Samples of one canvas -> mixed ones: mosaic and mixup. torchvision.transforms.v2 has no mosaic,
+and its MixUp does not handle boxes.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Predictor:
         return [by_id[i] for i in range(len(images))]
 
     def sample(self, image: np.ndarray | Jpeg, image_id: int) -> tuple[Sample, tuple[int, int]]:
-        """The picture on its canvas, decoded if it is a JPEG, and its original (height, width) px."""
+        """The picture on its canvas, decoded, and its original (height, width) px."""
         height, width = image.shape[:2]
         sample = evaluation_sample(
             image, image_id, canvases=self.canvases, long_side=self.long_side

@@ -30,15 +30,16 @@ from detector.loss import (
 )
 
 EAGER_ARITHMETIC = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
-"""Options of compiled matching: no fused multiply-add, division rounded to nearest. Without them two
-kernels compute two values of one overlap, and an object, whose best anchors are found by equality,
-gets none: on an H200 the box loss of a small network was 1 % off (`tests/gpu/test_detector.py`).
+"""Options of compiled matching: no fused multiply-add, division rounded to nearest. Without them
+two kernels may compute two values of one overlap; an object, whose best anchors are found by equality,
+then gets none. On an H200 the box loss of a small network was 1 % off
+(`tests/gpu/test_detector.py`).
 """
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient is NaN or infinite, and the update was skipped. The message names the
-    step, the rank and the images.
+    """The loss or its gradient is NaN or infinite, and the update was skipped. The message names
+    the step, the rank and the images.
     """
 
 

@@ -1,5 +1,5 @@
-"""What a network costs by arithmetic: the convolutions' floating point operations of a forward pass
-and of a training step.
+"""The floating point operations of a network's convolutions, by arithmetic: of a forward pass and
+of a training step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations for one image, a multiplication and an addition counted as two; convolutions only."""
+    """Operations for one image; a multiplication and an addition are two. Convolutions only."""
 
     forward: int
     train: int

@@ -42,7 +42,9 @@ batch = step.random_batch(batch={batch}, height=320, width=448, classes=5)
 if {torchvision}:
     one = step.torchvision_step(batch, backbone="resnet18", classes=5, amp=True, channels_last=True)
 else:
-    one = step.our_step(batch, backbone="resnet18", classes=5, amp=True, width=128, head_norm="group")
+    one = step.our_step(
+        batch, backbone="resnet18", classes=5, amp=True, width=128, head_norm="group"
+    )
 one()
 start = time.perf_counter()
 for _ in range({steps}):
@@ -62,7 +64,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 ray.init(log_to_driver=False, logging_level="ERROR")
 scaling = ScalingConfig(num_workers={workers}, resources_per_worker={{"CPU": 0.75}})
-TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=tempfile.mkdtemp(dir={folder!r}))).fit()
+run = RunConfig(storage_path=tempfile.mkdtemp(dir={folder!r}))
+TorchTrainer(work, scaling_config=scaling, run_config=run).fit()
 """
 
 

@@ -47,7 +47,8 @@ if {plain}:
     images = len(content["images"])
 else:
     images = len(coco.read_coco({path!r}).images)
-print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports, {{time.process_time() - start:.1f}} s CPU")
+print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports,",
+      f"{{time.process_time() - start:.1f}} s CPU")
 """
 
 WHOLE = """
@@ -60,10 +61,13 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 connect()
 before, start = peak(), time.perf_counter()
-found = ingest.prepare(annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
+found = ingest.prepare(
+    annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
 taken = time.perf_counter() - start
-print(f"{{found.counts['images']}} images, {{found.counts['boxes']}} boxes in {{len(found.shards)}} shards: {{taken:.0f}} s,",
-      f"{{found.counts['images'] / taken:.0f}} images/s, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports and Ray")
+print(f"{{found.counts['images']}} images, {{found.counts['boxes']}} boxes in",
+      f"{{len(found.shards)}} shards: {{taken:.0f}} s,",
+      f"{{found.counts['images'] / taken:.0f}} images/s, peak {{peak() - before:.0f}} MB over",
+      f"{{before:.0f}} MB of imports and Ray")
 """
 
 
@@ -258,10 +262,10 @@ def main() -> None:
         )
         for name, plain in (("json.load", True), ("read_coco", False)):
             code = READ.format(root=ROOT, path=path, plain=plain)
-            print(
-                f"{name:12s}{subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()}",
-                flush=True,
+            child = subprocess.run(
+                [sys.executable, "-c", code], check=True, capture_output=True, text=True
             )
+            print(f"{name:12s}{child.stdout.strip()}", flush=True)
     speed(given)
 
 

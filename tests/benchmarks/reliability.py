@@ -87,8 +87,10 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 ray.init(log_to_driver=False, logging_level="ERROR")
-run = RunConfig(storage_path=tempfile.mkdtemp(dir={folder!r}), failure_config=FailureConfig(max_failures=1))
-TorchTrainer(work, scaling_config=ScalingConfig(num_workers=2, resources_per_worker={{"CPU": 0.75}}), run_config=run).fit()
+run = RunConfig(
+    storage_path=tempfile.mkdtemp(dir={folder!r}), failure_config=FailureConfig(max_failures=1))
+scaling = ScalingConfig(num_workers=2, resources_per_worker={{"CPU": 0.75}})
+TorchTrainer(work, scaling_config=scaling, run_config=run).fit()
 """
 
 
@@ -135,7 +137,7 @@ def prepare(folder: str, *, train: int, val: int) -> None:
 
 
 class Training:
-    """A typed command, its lines with the time at which they came, and the processes of its ranks."""
+    """A command, its lines with the time of each, and the processes of its ranks."""
 
     def __init__(self, folder: str, name: str, **training: float | str):
         recipe, address = f"{folder}/{name}.yaml", training.pop("address", None)

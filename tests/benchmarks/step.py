@@ -469,16 +469,22 @@ def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None
 
 def same_weights(theirs: torch.nn.Module, ours: RetinaNet) -> None:
     """torchvision's weights into ours, by name."""
+    prefixes = {
+        "backbone.body.conv1.": "backbone.stem.0.",
+        "backbone.body.bn1.": "backbone.stem.1.",
+        "backbone.body.": "backbone.",
+        "backbone.fpn.inner_blocks.": "pyramid.lateral.",
+        "backbone.fpn.layer_blocks.": "pyramid.output.",
+        "backbone.fpn.extra_blocks.": "pyramid.",
+        "head.classification_head.cls_logits.": "class_head.output.",
+        "head.regression_head.bbox_reg.": "box_head.output.",
+    }
+    for i in range(4):
+        prefixes[f"head.classification_head.conv.{i}.0."] = f"class_head.tower.{2 * i}."
+        prefixes[f"head.regression_head.conv.{i}.0."] = f"box_head.tower.{2 * i}."
     renamed = {}
     for name, value in theirs.state_dict().items():
-        for old, new in (
-            ("backbone.body.conv1.", "backbone.stem.0."), ("backbone.body.bn1.", "backbone.stem.1."), ("backbone.body.", "backbone."),
-            ("backbone.fpn.inner_blocks.", "pyramid.lateral."), ("backbone.fpn.layer_blocks.", "pyramid.output."),
-            ("backbone.fpn.extra_blocks.", "pyramid."), ("head.classification_head.cls_logits.", "class_head.output."),
-            ("head.regression_head.bbox_reg.", "box_head.output."),
-            *((f"head.classification_head.conv.{i}.0.", f"class_head.tower.{2 * i}.") for i in range(4)),
-            *((f"head.regression_head.conv.{i}.0.", f"box_head.tower.{2 * i}.") for i in range(4)),
-        ):  # fmt: skip
+        for old, new in prefixes.items():
             if name.startswith(old):
                 name = new + name.removeprefix(old)
                 break

@@ -68,7 +68,7 @@ TOY = {
     "width": WIDTH,
     "base_sizes": [8, 16, 32, 64, 128],
 }
-"""Keywords of `RetinaNet`. The anchors are small, so that the objects of a 64x96 canvas have some."""
+"""Keywords of `RetinaNet`; small anchors, so that the objects of a 64x96 canvas have some."""
 
 
 def toy_retinanet(**changed: object) -> RetinaNet:
