@@ -60,23 +60,16 @@ def training_sample(
     `ValueError` for boxes that are not finite and labels below -1.
     """
     check_objects(boxes_N4, labels_N, image_id)
-    draw, crop_draw, colour_draw = (
-        generator.random(5),
-        generator.random(2 + 4 * _CROP_TRIES),
-        generator.random(9),
-    )
+    draw = generator.random(5)
+    crop_draw = generator.random(2 + 4 * _CROP_TRIES)
+    colour_draw = generator.random(9)
     if crop_draw[0] < iou_crop:
         image_HW3, boxes_N4 = _iou_cropped(
             image_HW3, boxes_N4, labels_N, minima=iou_minima, draw=crop_draw[1:]
         )
     sides = image_HW3.shape[:2]
-    scale = _drawn_scale(
-        sides,
-        fit_scale(*sides, canvas, long_side=long_side),
-        jitter=(scale_min, scale_max),
-        short_sides=short_sides,
-        draw=draw[0],
-    )
+    fitting, jitter = fit_scale(*sides, canvas, long_side=long_side), (scale_min, scale_max)
+    scale = _drawn_scale(sides, fitting, jitter=jitter, short_sides=short_sides, draw=draw[0])
     spare = [max(0, round(side * scale) - room) for side, room in zip(sides, canvas, strict=True)]
     offset = (int(draw[1] * (spare[0] + 1)), int(draw[2] * (spare[1] + 1)))
     image, (height, width), (scale_y, scale_x) = place_picture(
@@ -92,9 +85,8 @@ def training_sample(
     if colour_draw[0] < photometric:
         # Its formulas take one channel at a time. Before the flips, so that these may be made later
         # and the pixels are the same to the bit.
-        picture[:] = _jitter_colours(
-            picture.contiguous(), (brightness, contrast, saturation, hue), draw=colour_draw[1:]
-        )
+        strengths = (brightness, contrast, saturation, hue)
+        picture[:] = _jitter_colours(picture.contiguous(), strengths, draw=colour_draw[1:])
     mirror, turn = draw[3] < flip, draw[4] < vertical_flip
     _flip(picture, boxes, across=mirror, pixels_across=not mirror_later, down=turn)
     return Sample(

@@ -31,8 +31,8 @@ from detector.loss import (
 
 EAGER_ARITHMETIC = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 """Options of compiled matching: no fused multiply-add, division rounded to nearest. Without them
-two kernels may compute two values of one overlap; an object, whose best anchors are found by equality,
-then gets none. On an H200 the box loss of a small network was 1 % off
+two kernels may compute two values of one overlap; an object, whose best anchors are found by
+equality, then gets none. On an H200 the box loss of a small network was 1 % off
 (`tests/gpu/test_detector.py`).
 """
 

@@ -37,7 +37,8 @@ from cluster.training.step_reports import StepReports
 from cluster.training.system_metrics import system_metrics
 from cluster.training.timing import Timing, shares
 from cluster.training.watchdog import Watchdog
-from detector.baselines import Baseline, baseline_step, build_model
+from detector.baseline_step import baseline_step
+from detector.baselines import Baseline, build_model
 from detector.batch import Batch, on_device
 from detector.checkpoint import Snapshot, take_snapshot
 from detector.choices import LossSettings

@@ -322,6 +322,13 @@ def test_crowds_and_ignored_objects_silence_the_background_beneath():
     assert alone == [IGNORED, IGNORED, BACKGROUND, IGNORED]
 
 
+def test_a_region_that_covers_half_of_an_anchor_does_not_silence_it():
+    # 5 of 10 columns: exactly the half. A column of an eighth of a px more is above it.
+    anchors = torch.tensor([[0.0, 0, 10, 10]])
+    for right, slot in ((5.0, BACKGROUND), (5.125, IGNORED)):
+        assert match(anchors, *padded(([[0.0, 0, right, 10]], [-1]))).tolist() == [[slot]]
+
+
 def test_empty_truth_and_padding_are_background():
     anchors = torch.cat(grid(64, 64))
     matches = match(anchors, *padded(([], []), ([], [])))
@@ -329,7 +336,7 @@ def test_empty_truth_and_padding_are_background():
     assert int((matches >= 0).sum()) == 0
 
 
-@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
 def test_matches_do_not_depend_on_how_many_images_are_matched_at_a_time(monkeypatch, images):
     generator = torch.Generator().manual_seed(2)
     corners, sides = (

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from cluster.runs.config import TrainConfig
 from cluster.training.worker import Worker
-from detector.baselines import PARTS, Baseline, baseline_step, build_model
+from detector.baseline_step import baseline_step
+from detector.baselines import PARTS, Baseline, build_model
 from detector.batch import Batch, Sample, collate
 from detector.checkpoint import contiguous
 from detector.loss import FIRST_AVERAGE

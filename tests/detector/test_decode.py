@@ -353,6 +353,17 @@ def test_nms_of_all_images_at_once_keeps_what_one_after_the_other_does(
     )
 
 
+def test_classes_at_opposite_corners_do_not_suppress_each_other():
+    # The first ends at 96 px in x and y, the second begins at 0: moved apart by a px less than 96,
+    # the class of the second would lie on the first.
+    boxes = torch.tensor([[95.0, 95, 96, 96], [0, 0, 1, 1]])
+    labels, images = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
+    given = dict(images=1, classes=2, threshold=0.5)
+    for suppress_of in (decode._suppress, decode._suppress_at_once):
+        found = suppress_of(boxes, torch.tensor([0.9, 0.8]), labels, images, **given)
+        assert sorted(found.tolist()) == [0, 1]
+
+
 def test_a_long_chain_of_suppression_is_followed_to_its_end():
     # Each overlaps the next alone by more than a half, so every second one stays.
     left = torch.arange(60) * 3.0
