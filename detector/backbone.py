@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         for stage_name in self._frozen_names:
             getattr(self, stage_name).requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self._frozen_names:
             getattr(self, name).eval()
@@ -232,6 +232,7 @@ class Pyramid(nn.Module):
         self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1) if 128 in strides else None
         for convolution in self.modules():
             if isinstance(convolution, nn.Conv2d):
+                assert convolution.bias is not None
                 nn.init.kaiming_uniform_(convolution.weight, a=1)
                 nn.init.zeros_(convolution.bias)
 

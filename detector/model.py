@@ -147,7 +147,7 @@ class RetinaNet(PixelNetwork):
                 f"base_sizes {tuple(base_sizes)}: {len(strides)} levels have strides"
                 f" {tuple(strides)}; give one size a stride"
             )
-        self.parts: ModelParts = dict(
+        self.parts = ModelParts(
             backbone=backbone,
             norm=norm,
             stride_in=stride_in,
@@ -156,7 +156,7 @@ class RetinaNet(PixelNetwork):
             p6_from=p6_from,
         )
         # The arguments may come from JSON, where a tuple is a list.
-        self.anchor_shapes: AnchorShapes = dict(
+        self.anchor_shapes = AnchorShapes(
             strides=tuple(strides),
             base_sizes=tuple(base_sizes),
             scales=tuple(scales),
@@ -173,6 +173,7 @@ class RetinaNet(PixelNetwork):
         anchors_a_position = len(scales) * len(ratios)
         self.class_head = Head(classes, anchors_a_position, width=width, norm=head_norm)
         self.box_head = Head(4, anchors_a_position, width=width, norm=head_norm)
+        assert self.class_head.output.bias is not None
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - prior) / prior))
         use_products(self)
         self._grids: dict[tuple[int, int, torch.device], list[Tensor]] = {}
