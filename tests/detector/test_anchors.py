@@ -309,7 +309,7 @@ def test_an_object_that_no_anchor_fits_gets_its_best_ones():
     assert int((matches >= 0).sum()) == 2
 
 
-def test_crowds_and_ignored_objects_silence_the_background_beneath():
+def test_background_below_a_crowd_is_ignored():
     # The region covers the first anchor wholly, 6 of 10 columns of the second, 4 of 10 of the
     # third; the fourth is an object's own.
     anchors = torch.tensor([[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [10, 0, 20, 10]])
@@ -322,7 +322,7 @@ def test_crowds_and_ignored_objects_silence_the_background_beneath():
     assert alone == [IGNORED, IGNORED, BACKGROUND, IGNORED]
 
 
-def test_a_region_that_covers_half_of_an_anchor_does_not_silence_it():
+def test_an_anchor_is_ignored_when_a_region_covers_more_than_half_of_it():
     # 5 of 10 columns: exactly the half. A column of an eighth of a px more is above it.
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     for right, slot in ((5.0, BACKGROUND), (5.125, IGNORED)):

@@ -13,8 +13,7 @@ from PIL import Image
 from detector.augment import _iou_window, training_sample
 from detector.batch import Sample, empty_canvases
 from detector.image import Jpeg, decode_image, open_image
-from detector.mixing import _mixup_of, _mosaic_of, mix
-from detector.placement import PAD_PIXEL, evaluation_sample, fit_scale, place_picture
+from detector.placement import PAD_PIXEL, evaluation_sample, place_picture
 
 RED = (255, 0, 0)
 CANVAS = (96, 128)
@@ -88,78 +87,8 @@ def sample_of(image: np.ndarray | Jpeg, boxes, labels=None, *, seed: int = 0, **
     )
 
 
-def test_fit_scale_by_hand():
-    # 480 x 640 onto 96 x 128: both 0.2. 480 x 320: min(96 / 480, 128 / 320) = min(0.2, 0.4).
-    assert fit_scale(480, 640, CANVAS) == pytest.approx(0.2)
-    assert fit_scale(480, 320, CANVAS) == pytest.approx(0.2)
-
-
-def test_place_without_scaling_keeps_the_pixels_and_pads_below_and_right():
-    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    out, size, factors = place_picture(image, canvas=CANVAS, scale=1.0)
-    assert size == (40, 50) and factors == (1.0, 1.0)
-    assert torch.equal(out[:, :40, :50], torch.from_numpy(image).permute(2, 0, 1))
-    for channel, value in enumerate(PAD_PIXEL):
-        assert (out[channel, 40:] == value).all() and (out[channel, :, 50:] == value).all()
-
-
-def test_place_cuts_the_offset():
-    image = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
-    out, size, _ = place_picture(image, canvas=CANVAS, scale=1.0, offset=(20, 60))
-    # 120 - 20 = 100 rows remain, the canvas holds 96; 200 - 60 = 140 columns, it holds 128.
-    assert size == CANVAS
-    assert torch.equal(out, torch.from_numpy(image[20:116, 60:188]).permute(2, 0, 1))
-
-
-def test_place_gives_the_factors_that_rounding_leaves():
-    _, size, factors = place_picture(np.zeros((101, 67, 3), np.uint8), canvas=CANVAS, scale=0.5)
-    # 50.5 and 33.5 round to even: 50 and 34.
-    assert size == (50, 34) and factors == (50 / 101, 34 / 67)
-
-
-def test_a_placed_picture_is_resized_as_torch_does_it_and_channels_last_as_a_batch():
-    for size, scale in (((120, 160), 0.8), ((120, 160), 0.3), ((40, 50), 1.9)):
-        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        height, width = (round(side * scale) for side in size)
-        whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
-        # Rows first; each axis is rounded to whole numbers, so that both at once, columns first,
-        # differ by one at the most.
-        rows = F.interpolate(whole, size=(height, size[1]), mode="bilinear", antialias=True)
-        expected = F.interpolate(rows, size=(height, width), mode="bilinear", antialias=True)
-        at_once = F.interpolate(whole, size=(height, width), mode="bilinear", antialias=True)
-        assert (expected.int() - at_once.int()).abs().max() <= 1
-        # Read-only, backwards in memory, or a part of another: an array is what it shows.
-        frozen, backwards, part = (
-            image.copy(),
-            image[::-1, ::-1].copy()[::-1, ::-1],
-            np.pad(image, ((3, 4), (5, 6), (0, 0)))[3:-4, 5:-6],
-        )
-        frozen.flags.writeable = False
-        for given in (image, frozen, backwards, part):
-            out, shown, _ = place_picture(given, canvas=(96, 128), scale=scale)
-            assert torch.equal(
-                out[:, : shown[0], : shown[1]], expected[0, :, : shown[0], : shown[1]]
-            )
-            assert out[None].is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.9])
-def test_what_is_cut_off_changes_nothing_of_what_is_left(scale):
-    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    whole = place_picture(image, canvas=(400, 400), scale=scale)[0]
-    spare = [
-        max(0, round(side * scale) - room) for side, room in zip((120, 160), CANVAS, strict=True)
-    ]
-    for offset in ((0, 0), tuple(spare), (spare[0] // 2, 0), (0, spare[1] // 3)):
-        out, (height, width), _ = place_picture(image, canvas=CANVAS, scale=scale, offset=offset)
-        assert torch.equal(
-            out[:, :height, :width],
-            whole[:, offset[0] : offset[0] + height, offset[1] : offset[1] + width],
-        )
-
-
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_sample_drawn_in_its_place_of_a_batch_is_the_same(options):
+def test_a_sample_written_into_a_batch_is_the_same(options):
     batch = empty_canvases(3, CANVAS)
     for size in ((300, 200), (97, 331), (96, 128), (192, 256), (50, 60)):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -175,73 +104,8 @@ def test_a_sample_drawn_in_its_place_of_a_batch_is_the_same(options):
             assert (batch[0] == 77).all() and (batch[2] == 77).all()
 
 
-def test_a_placed_picture_is_no_view_of_its_source():
-    image = np.zeros((*CANVAS, 3), np.uint8)
-    for _ in range(2):
-        out, _, _ = place_picture(image, canvas=CANVAS, scale=1.0)
-        assert (out == 0).all()
-        out[:] = 255
-    assert (image == 0).all()
-    padding = place_picture(image[:1, :1], canvas=CANVAS, scale=1.0)[0][:, 1:, 1:]
-    assert (padding == torch.tensor(PAD_PIXEL).view(3, 1, 1)).all()
-
-
-@pytest.mark.parametrize("scale", [0.51, 0.8, 1.0, 1.7])
-def test_a_jpeg_wanted_above_half_its_size_is_decoded_whole(scale):
-    jpeg = jpeg_of(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
-    of_jpeg, of_array = (
-        place_picture(image, canvas=(320, 352), scale=scale) for image in (jpeg, jpeg.pixels())
-    )
-    assert torch.equal(of_jpeg[0], of_array[0]) and of_jpeg[1:] == of_array[1:]
-
-
-@pytest.mark.parametrize("sides", [(768, 1024), (767, 1023), (769, 1025), (601, 803)])
-@pytest.mark.parametrize("scale", [0.5, 0.4, 0.25, 0.2, 0.125, 0.1, 0.03])
-def test_a_jpeg_decoded_smaller_looks_like_the_whole_one_resized(sides, scale):
-    jpeg = jpeg_of(smooth(*sides))
-    small, size, factors = place_picture(jpeg, canvas=(512, 512), scale=scale)
-    whole, size_of_whole, factors_of_whole = place_picture(
-        jpeg.pixels(), canvas=(512, 512), scale=scale
-    )
-    assert (size, factors) == (size_of_whole, factors_of_whole)
-    difference = (small.int() - whole.int()).abs()[:, : size[0], : size[1]].float()
-    assert difference.mean() < 1
-    # Nor is the border anything else: the last rows and columns.
-    assert (
-        max(
-            difference[:, -1].mean(),
-            difference[:, :, -1].mean(),
-            difference[:, 0].mean(),
-            difference[:, :, 0].mean(),
-        )
-        < 2
-    )
-
-
-@pytest.mark.parametrize("side", [*range(640, 657), 801, 999, 1001])
-@pytest.mark.parametrize("scale", [0.5, 0.37, 0.25, 0.125, 0.1])
-def test_a_jpeg_decoded_smaller_keeps_its_edges_where_they_are(side, scale):
-    # White from a place on: how much white is left of a line, in px of the canvas, is where the
-    # edge is.
-    for edge in (0.1, 0.5, 0.97):
-        picture = np.zeros((side, side, 3), np.uint8)
-        picture[:, round(edge * side) :] = 255
-        for turned in (picture, picture.transpose(1, 0, 2)):
-            jpeg = jpeg_of(turned)
-            small, whole = (
-                place_picture(image, canvas=(512, 512), scale=scale)[0]
-                for image in (jpeg, jpeg.pixels())
-            )
-            shown = round(side * scale)
-            white = [
-                (image[1, :shown, :shown].float().mean() / 255 * shown).item()
-                for image in (small, whole)
-            ]
-            assert white == pytest.approx([(side - round(edge * side)) * shown / side] * 2, abs=0.1)
-
-
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_objects_do_not_know_how_their_jpeg_was_decoded(options):
+def test_boxes_do_not_depend_on_how_the_jpeg_is_decoded(options):
     jpeg = jpeg_of(smooth(400, 500))
     whole = jpeg.pixels()
     boxes, labels = [[10, 10, 110, 90], [300, 200, 500, 400], [0, 0, 500, 400]], [0, 1, -1]
@@ -474,7 +338,7 @@ def test_short_sides_by_hand():
     assert sample_of(np.zeros((40, 120, 3), np.uint8), [], short_sides=(60, 70)).size == (43, 128)
 
 
-def test_the_iou_crop_keeps_its_word():
+def test_the_window_of_the_iou_crop_has_the_promised_properties():
     random = np.random.default_rng(0)
     cropped = 0
     for _ in range(300):
@@ -501,7 +365,7 @@ def test_the_iou_crop_keeps_its_word():
     assert cropped > 100
 
 
-def test_the_iou_crop_leaves_whole_what_it_cannot_crop():
+def test_the_iou_crop_returns_the_whole_picture_without_a_valid_window():
     draw = np.random.default_rng(0).random(161)
     assert _iou_window((100, 60), np.zeros((0, 4), np.float32), minima=(0.0,), draw=draw) == (
         0,
@@ -568,177 +432,6 @@ def test_photometric_jitter_by_hand():
     assert 15 < half < 45
 
 
-def whole(
-    colour: tuple[int, int, int],
-    box: tuple[int, int, int, int],
-    *,
-    image_id: int,
-    label: int,
-    size: tuple[int, int] = CANVAS,
-) -> Sample:
-    """A grey picture of `size` with a box of that colour, on the canvas."""
-    image = np.full((*size, 3), 90, np.uint8)
-    image[box[1] : box[3], box[0] : box[2]] = colour
-    return Sample(
-        place_picture(image, canvas=CANVAS, scale=1.0)[0],
-        np.array([box], np.float32),
-        np.array([label]),
-        size,
-        image_id,
-    )
-
-
-def four_of(seed: int) -> list[Sample]:
-    """Four pictures of any size on the canvas, each with a red box."""
-    random = np.random.default_rng(seed)
-    found = []
-    for i in range(4):
-        size = (int(random.integers(30, 97)), int(random.integers(30, 129)))
-        x, y = int(random.integers(0, size[1] - 20)), int(random.integers(0, size[0] - 20))
-        found.append(
-            whole(
-                RED,
-                (
-                    x,
-                    y,
-                    int(random.integers(x + 5, size[1] + 1)),
-                    int(random.integers(y + 5, size[0] + 1)),
-                ),
-                image_id=i,
-                label=i,
-                size=size,
-            )
-        )
-    return found
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_mosaic_boxes_follow_the_pixels(seed):
-    first, *others = four_of(seed)
-    sample = _mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=1e-6)
-    expected = np.zeros(CANVAS, bool)
-    for x1, y1, x2, y2 in sample.boxes_N4.astype(int):
-        expected[y1:y2, x1:x2] = True
-    assert np.array_equal(is_red(sample.image), expected)
-    assert sample.image.shape == (3, *CANVAS) and sample.image.dtype == torch.uint8
-    assert sample.size == CANVAS and sample.image_id == 0
-    assert (
-        sample.boxes_N4.dtype == np.float32
-        and sample.labels_N.dtype == np.int64
-        and len(sample.boxes_N4) == len(sample.labels_N)
-    )
-
-
-def test_a_mosaic_has_a_quarter_for_each_and_keeps_the_rule():
-    colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0))
-    first, *others = (
-        whole(colour, (0, 0, 128, 96), image_id=i, label=i) for i, colour in enumerate(colours)
-    )
-    for seed in range(20):
-        sample = _mosaic_of(first, others, generator=np.random.default_rng(seed), min_visible=0.2)
-        y, x = (
-            round(side * (0.25 + 0.5 * share))
-            for side, share in zip(CANVAS, np.random.default_rng(seed).random(2), strict=True)
-        )
-        assert sample.boxes_N4.tolist() == [
-            [0, 0, x, y],
-            [x, 0, 128, y],
-            [0, y, x, 96],
-            [x, y, 128, 96],
-        ]
-        # What is left of a box that filled the canvas is its quarter's share of it.
-        quarters = [x * y, (128 - x) * y, x * (96 - y), (128 - x) * (96 - y)]
-        assert sample.labels_N.tolist() == [
-            i if quarter / (128 * 96) >= 0.2 else -1 for i, quarter in enumerate(quarters)
-        ]
-        corners = [
-            sample.image[:, row, column].tolist()
-            for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1))
-        ]
-        assert corners == [list(colour) for colour in colours]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_mixup_keeps_both_sets_of_objects_with_their_pixels(seed):
-    one = whole((240, 90, 90), (5, 8, 50, 60), image_id=1, label=3)
-    two = whole((90, 240, 90), (60, 20, 120, 90), image_id=2, label=4)
-    sample = _mixup_of(one, two, generator=np.random.default_rng(seed))
-    assert sample.image.dtype == torch.uint8 and sample.image_id == 1
-    assert sample.labels_N.tolist() == [3, 4] and sample.boxes_N4.tolist() == [
-        [5, 8, 50, 60],
-        [60, 20, 120, 90],
-    ]
-    share = 0.4 + 0.2 * np.random.default_rng(seed).random()
-    # Red and green over grey: 90 + 150 * share, 90 + 150 * (1 - share).
-    assert sample.image[:, 8:60, 5:50].flatten(1).unique(dim=1).flatten().tolist() == [
-        round(90 + 150 * share),
-        90,
-        90,
-    ]
-    assert sample.image[:, 20:90, 60:120].flatten(1).unique(dim=1).flatten().tolist() == [
-        90,
-        round(90 + 150 * (1 - share)),
-        90,
-    ]
-
-
-def generators(samples: list[Sample], seed: int) -> list[np.random.Generator]:
-    return [np.random.default_rng((seed, sample.image_id % 2**63)) for sample in samples]
-
-
-@pytest.mark.parametrize(
-    "options", [dict(mosaic=1.0), dict(mixup=1.0), dict(mosaic=0.5, mixup=0.5)]
-)
-def test_mixing_depends_on_the_generators_alone_and_leaves_its_input_alone(options):
-    samples = four_of(1)
-    before = [sample.image.clone() for sample in samples]
-    one, two, other = (
-        mix(samples, generators=generators(samples, seed), **options) for seed in (5, 5, 6)
-    )
-    assert all(
-        torch.equal(a.image, b.image) and np.array_equal(a.boxes_N4, b.boxes_N4)
-        for a, b in zip(one, two, strict=True)
-    )
-    assert not all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
-    assert [sample.image_id for sample in one] == [0, 1, 2, 3]
-    assert all(
-        torch.equal(sample.image, image) for sample, image in zip(samples, before, strict=True)
-    )
-
-
-def test_mixup_does_not_change_what_mosaic_draws():
-    samples = four_of(2)
-    for seed in range(6):
-        plain, both = (
-            mix(samples, generators=generators(samples, seed), mosaic=0.5, mixup=p)
-            for p in (0.0, 1.0)
-        )
-        for one, two, follower in zip(plain, both, [*samples[1:], samples[0]], strict=True):
-            assert np.array_equal(np.concatenate([one.boxes_N4, follower.boxes_N4]), two.boxes_N4)
-
-
-def test_neighbours_are_taken_in_order_and_fillers_are_not():
-    samples = [
-        whole(RED, (5, 5, 40, 40), image_id=i, label=i if i >= 0 else 99) for i in (10, 11, -1, 12)
-    ]
-    mixed = mix(samples, generators=generators(samples, 0), mixup=1.0)
-    assert [sample.labels_N.tolist() for sample in mixed] == [[10, 11], [11, 12], [99], [12, 10]]
-    tiled = mix(samples, generators=generators(samples, 0), mosaic=1.0, min_visible=1e-6)
-    assert [sample.image_id for sample in tiled] == [10, 11, -1, 12] and tiled[2] is samples[2]
-    assert all(set(sample.labels_N) <= {10, 11, 12} for i, sample in enumerate(tiled) if i != 2)
-    # A picture alone with fillers has nothing to be blended with.
-    alone = [samples[0], samples[2]]
-    assert mix(alone, generators=generators(alone, 0), mixup=1.0)[0] is samples[0]
-
-
-def test_mixing_that_is_off_changes_nothing():
-    samples = four_of(3)
-    assert all(
-        a is b
-        for a, b in zip(samples, mix(samples, generators=generators(samples, 0)), strict=True)
-    )
-
-
 @pytest.mark.parametrize(
     ("box", "label", "complaint"),
     [
@@ -751,7 +444,7 @@ def test_mixing_that_is_off_changes_nothing():
         ([1, 2, 5, 9], -2, "labels of image_id 7, -2: must be at least -1"),
     ],
 )
-def test_boxes_that_are_no_numbers_and_impossible_labels_are_refused(box, label, complaint):
+def test_non_finite_boxes_and_invalid_labels_are_refused(box, label, complaint):
     with pytest.raises(ValueError, match=complaint):
         sample_of(np.zeros((20, 20, 3), np.uint8), [[0, 0, 5, 5], box], [1, label])
 

@@ -376,7 +376,7 @@ def test_bfloat16_keeps_anchors_and_boxes_exact(architecture):
     assert seen and all(level.dtype == torch.float32 for level in seen)
 
 
-def test_what_is_not_finite_is_left_out():
+def test_a_non_finite_step_is_skipped():
     network = net("fcos")
     network.detector.head.classification_head.cls_logits.bias.data[0] = float("inf")
     before = {name: value.clone() for name, value in network.state_dict().items()}

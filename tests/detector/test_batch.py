@@ -23,7 +23,7 @@ def sample(objects: int, image_id: int, *, value: int = 0) -> Sample:
     )
 
 
-def test_everything_is_where_it_belongs():
+def test_collate_by_hand():
     batch = collate([sample(2, 5, value=7), sample(0, 6, value=8), sample(3, 9, value=9)])
     assert batch.images.shape == (3, 3, 32, 64) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -88,7 +88,7 @@ def test_to_moves_every_field_and_keeps_the_layout():
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_the_loss_could_not_survive_is_refused():
+def test_boxes_and_labels_that_would_break_the_loss_are_refused():
     good = sample(3, 4)
     collate([good], classes=3)
     collate([Sample(good.image, good.boxes_N4, np.array([-1, 0, 2]), good.size, 4)], classes=3)

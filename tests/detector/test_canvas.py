@@ -152,7 +152,7 @@ def test_an_evaluation_sample_is_on_its_canvas_and_touches_two_sides_of_it(size)
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("long_side", [40, 96, 130])
-def test_the_longer_side_stays_below_its_bound(size, long_side):
+def test_the_longer_side_stays_within_long_side(size, long_side):
     sample = evaluation_sample(
         np.full((*size, 3), 9, np.uint8), 1, canvases=CANVASES, long_side=long_side
     )
@@ -178,7 +178,7 @@ def factor_of(size: tuple[int, int], long_side: int) -> float:
     return max(fit_scale(*size, canvas, long_side=long_side) for canvas in CANVASES)
 
 
-def test_every_predictor_and_training_heeds_the_bound(tmp_path):
+def test_predictors_and_training_respect_long_side(tmp_path):
     picture, model = np.zeros((80, 100, 3), np.uint8), SeesRed()
     for long_side, shown in ((None, 80), (50, 50)):
         predictor = Predictor(
@@ -260,7 +260,7 @@ def test_one_canvas_or_up_to_three():
         ),
     ],
 )
-def test_canvases_that_do_not_go_are_refused(settings, complaint):
+def test_invalid_canvases_are_refused(settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         CanvasConfig(**settings)
 
@@ -277,7 +277,7 @@ def test_canvases_that_do_not_go_are_refused(settings, complaint):
         (dict(hue=0.7), "hue"),
     ],
 )
-def test_augmentations_that_do_not_go_are_refused(settings, complaint):
+def test_invalid_augmentations_are_refused(settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         AugmentationConfig(**settings)
 
@@ -347,7 +347,7 @@ IGNORED = [
     IGNORED,
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
 )
-def test_a_setting_that_does_nothing_is_refused(section, settings, complaint):
+def test_a_setting_without_effect_is_refused(section, settings, complaint):
     with pytest.raises(ValidationError, match=complaint):
         section(**settings)
 
@@ -377,7 +377,7 @@ def test_an_augmentation_without_room_is_refused(settings, complaint):
         TrainConfig(**TRAINING, **settings)
 
 
-def test_an_augmentation_with_room_is_taken():
+def test_an_augmentation_with_room_is_accepted():
     TrainConfig(
         **TRAINING,
         augmentation={"mixup": 0.5, "short_sides": (320, 800)},
@@ -386,7 +386,7 @@ def test_an_augmentation_with_room_is_taken():
     TrainConfig(**TRAINING, augmentation={"mosaic": 0.5}, training={"batch_size": 2, "workers": 2})
 
 
-def test_a_setting_that_does_something_is_taken():
+def test_a_setting_with_an_effect_is_accepted():
     AugmentationConfig(
         iou_crop=0.5, iou_minima=(0.5,), photometric=0.5, brightness=0.3, hue=0.1, scale_min=0.5
     )

@@ -73,7 +73,7 @@ STATE = {"images_seen": 4, "epoch": 0, "left": [[4, 20]], "seed": 0, "best": Non
 
 
 @pytest.mark.parametrize(("name", "average"), [("adamw", True), ("sgd", False)])
-def test_going_on_from_a_checkpoint_is_going_on(tmp_path, name, average):
+def test_training_continues_from_a_checkpoint_as_if_uninterrupted(tmp_path, name, average):
     first = Training(0, name=name, average=average)
     first.step(2)
     save_checkpoint(str(tmp_path), **first.parts(), state=STATE)
@@ -219,7 +219,7 @@ def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, k
         ),
     ],
 )
-def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, change, complaint):
+def test_a_checkpoint_that_cannot_be_continued_is_a_one_line_error(tmp_path, change, complaint):
     uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
     state = json.loads((Path(uri) / STATE_FILE).read_text())
     change(state)
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_a_run_cannot_go_on_from_is_one_plain_line(tmp_path, c
         resume(worker_on(str(tmp_path), Training(1)))
 
 
-def test_weights_of_another_network_are_one_plain_line_for_a_worker(tmp_path):
+def test_weights_of_another_network_are_a_one_line_error_of_a_worker(tmp_path):
     uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
     other = Training(1)
     other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
@@ -339,7 +339,7 @@ def test_the_package_gives_detections_in_each_pictures_own_frame(package):
     assert found[1].boxes_N4[:, 3].max() > 100
 
 
-def test_a_package_that_was_moved_finds_the_same(package, tmp_path):
+def test_a_moved_package_gives_the_same_detections(package, tmp_path):
     moved = tmp_path / "elsewhere"
     package.rename(moved)
     try:
@@ -373,7 +373,7 @@ def test_no_pictures_no_detections(package):
     assert Predictor.load(str(package))([]) == []
 
 
-def test_the_network_is_left_in_the_mode_it_had(package):
+def test_prediction_does_not_change_the_mode_of_the_network(package):
     predictor = Predictor.load(str(package))
     # As it is while it trains, with batch normalisation that a forward pass in the wrong mode would
     # move.

@@ -53,7 +53,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_convolution():
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_it_is_taken_where_it_pays_and_changes_no_name(monkeypatch, slow):
+def test_products_are_used_where_they_are_faster_and_change_no_name(monkeypatch, slow):
     monkeypatch.setattr(convolution, "SLOW_WEIGHT_GRADIENT", slow)
     layers = nn.ModuleDict(
         {

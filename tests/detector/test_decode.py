@@ -232,7 +232,7 @@ def test_the_threshold_itself_is_not_passed():
     assert found.labels_N.tolist() == [1]
 
 
-def test_the_best_of_each_level_go_on():
+def test_each_level_keeps_its_best_candidates():
     # Levels of 96 * 6 = 576 anchors on P3 and 24 * 6 = 144 on P4. One candidate a level: the best
     # of P3 and the best of P4, though P3 has two better ones.
     logits, deltas = outputs_of([(5, 0, 0.9), (300, 0, 0.8), (570, 0, 0.7), (576 + 77, 0, 0.6)])
@@ -327,9 +327,7 @@ def test_the_best_of_each_image_in_order(pairs, most):
     st.sampled_from([1, 200, 1 << 26]),
 )
 @settings(max_examples=80, deadline=None)
-def test_nms_of_all_images_at_once_keeps_what_one_after_the_other_does(
-    seed, counts, threshold, pairs
-):
+def test_parallel_nms_equals_sequential_nms(seed, counts, threshold, pairs):
     """Whole numbers of px and of eighths of a score: overlaps at the threshold and ties are common.
     Boxes without area are among them.
     """

@@ -148,7 +148,7 @@ def test_the_losses_are_those_of_the_file():
     ],
     ids=str,
 )
-def test_two_per_cent_of_another_science_are_seen(changed, steps):
+def test_a_two_percent_change_of_any_setting_changes_the_losses(changed, steps):
     expected = json.loads(FILE.read_text())
     found = curve(steps=steps, **changed)
     assert any(

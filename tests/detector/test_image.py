@@ -299,7 +299,7 @@ def test_a_jpeg_without_its_end_is_truncated_at_every_scale(decoder, missing, op
             jpeg.pixels(shrink)
 
 
-def test_a_fault_that_libjpeg_only_warns_of_is_decoded(decoder):
+def test_a_jpeg_with_a_fault_that_is_only_a_warning_is_decoded(decoder):
     data = encoded(Image.fromarray(photo(200, 200)), "JPEG", quality=95)
     holed = data[:5000] + data[5100:]
     assert np.array_equal(decode_image(holed), np.asarray(Image.open(io.BytesIO(holed))))

@@ -4,11 +4,7 @@ no loss; what divides the sums.
 
 from __future__ import annotations
 
-import decimal
 import math
-import re
-from decimal import Decimal
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -21,17 +17,14 @@ from pydantic import ValidationError
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import (
     complete_box_iou_loss,
-    distance_box_iou_loss,
-    generalized_box_iou_loss,
     sigmoid_focal_loss,
 )
 
 from detector.anchors import BACKGROUND, IGNORED, anchor_grid, match
 from detector.batch import Sample, collate
-from detector.box_loss import BOX_LOSSES, ciou_loss, diou_loss, giou_loss, iou_loss
+from detector.box_loss import BOX_LOSSES
 from detector.boxes import decode, encode
 from detector.choices import BoxLoss, ClassificationLoss, LossSettings
-from detector.focal import focal_sums, focal_term, plain_focal_sums
 from detector.loss import (
     CLASSIFICATION_LOSSES,
     LossSums,
@@ -93,81 +86,6 @@ CAT, DOG, FAR = (
 )
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-@pytest.mark.parametrize("positive", [True, False])
-@pytest.mark.parametrize("alpha", [0.25, None])
-def test_value_and_derivative_of_the_focal_term_are_the_papers(gamma, positive, alpha):
-    logits = torch.linspace(-12, 12, 97, dtype=torch.float64, requires_grad=True)
-    y, alpha_t = (1, 0.25) if positive else (-1, 0.75)
-    alpha_t = alpha_t if alpha else 1.0
-    found = focal_term(logits, positive=positive, gamma=gamma, alpha=alpha)
-    found.sum().backward()
-    # x_t = y x, p_t = sigmoid(x_t). Section 3.2: FL = -alpha_t (1 - p_t)^gamma log(p_t).
-    p_t = torch.sigmoid(y * logits.detach())
-    assert torch.allclose(
-        found.detach(), -alpha_t * (1 - p_t) ** gamma * torch.log(p_t), rtol=1e-6, atol=0
-    )
-    # Appendix B: dFL/dx = y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1), and alpha_t times that;
-    # dCE/dx = y (p_t - 1) is gamma 0.
-    derivative = alpha_t * y * (1 - p_t) ** gamma * (gamma * p_t * torch.log(p_t) + p_t - 1)
-    assert torch.allclose(logits.grad, derivative, rtol=1e-6, atol=0)
-    assert torch.autograd.gradcheck(
-        lambda x: focal_term(x, positive=positive, gamma=gamma, alpha=alpha), (logits,)
-    )
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-@pytest.mark.parametrize("positive", [True, False])
-def test_extreme_logits_agree_with_eighty_digits(gamma, positive):
-    values = [-1e4, -300.0, -60.0, -25.0, -19.0, 19.0, 25.0, 60.0, 300.0, 1e4]
-    logits = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    found = focal_term(logits, positive=positive, gamma=gamma, alpha=0.25)
-    found.sum().backward()
-    y, alpha_t = (1, Decimal("0.25")) if positive else (-1, Decimal("0.75"))
-    with decimal.localcontext(prec=80):
-        for value, loss, slope in zip(values, found.tolist(), logits.grad.tolist(), strict=True):
-            x_t = y * Decimal(value)
-            p_t, other = (
-                1 / (1 + (-x_t).exp()),
-                1 / (1 + x_t.exp()),
-            )  # other = 1 - p_t, with all its digits
-            # log(p_t) = -log(1 + e^-x_t); below 1e-70 the logarithm is its argument.
-            log_p_t = -(-x_t).exp() if x_t > 161 else p_t.ln()
-            focus = other ** Decimal(gamma) if gamma else Decimal(1)
-            expected = -alpha_t * focus * log_p_t
-            derivative = alpha_t * y * focus * (Decimal(gamma) * p_t * log_p_t - other)
-            # Under 1e-300 float64 runs out of digits, and 0 is right.
-            assert loss == pytest.approx(float(expected), rel=1e-6, abs=1e-300), value
-            assert slope == pytest.approx(float(derivative), rel=1e-6, abs=1e-300), value
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-@pytest.mark.parametrize("positive", [True, False])
-def test_extreme_logits_stay_finite_in_float32(gamma, positive):
-    logits = torch.tensor([-1e4, -100.0, -20, 20, 100, 1e4], requires_grad=True)
-    loss = focal_term(logits, positive=positive, gamma=gamma, alpha=0.25)
-    loss.sum().backward()
-    loss = loss.detach()
-    assert torch.isfinite(loss).all() and torch.isfinite(logits.grad).all()
-    # Wholly wrong: log p_t is the logit itself. Wholly right: nothing.
-    wrong, right = (0, -1) if positive else (-1, 0)
-    assert (
-        float(loss[wrong]) == pytest.approx(1e4 * (0.25 if positive else 0.75))
-        and float(loss[right]) == 0.0
-    )
-
-
-def test_focal_term_by_hand():
-    # p = 0.5 at logit 0: positive -0.25 * 0.5^2 * log 0.5 = 0.0433217, negative three times that.
-    zero = torch.zeros(())
-    assert float(focal_term(zero, positive=True, gamma=2.0, alpha=0.25)) == pytest.approx(
-        0.0625 * math.log(2)
-    )
-    assert float(focal_term(zero, positive=False, gamma=2.0, alpha=0.25)) == pytest.approx(
-        0.1875 * math.log(2)
-    )
-
-
 def one_hot_of(samples: list[Sample], slot_BA: torch.Tensor) -> torch.Tensor:
     batch = collate(samples)
     return (
@@ -214,79 +132,6 @@ def test_cross_entropies_are_pytorchs_and_have_no_gamma(kind):
     expected.sum().backward()
     assert torch.allclose(sums.classification_B, expected.sum(dim=(1, 2)), rtol=1e-6)
     assert torch.allclose(logits.grad, theirs.grad, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("gamma", "alpha"), [(2.0, 0.25), (0.5, 0.6), (5.0, None), (0.0, 0.25), (0.0, None)]
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_chunks_have_the_sum_and_the_gradient_of_the_formula(monkeypatch, dtype, gamma, alpha):
-    """Fresh logits, cut into chunks that end inside an image and leave a rest, against the plain
-    formula in float64.
-    """
-    monkeypatch.setattr("detector.focal._CHUNK", 7 * 5 + 3)
-    generator = torch.Generator().manual_seed(4)
-    logits = (4 * torch.randn(3, 40, 5, generator=generator)).to(dtype).requires_grad_()
-    classes = torch.randint(IGNORED, 5, (3, 40), generator=generator)
-    exact = logits.detach().double().requires_grad_()
-    outer = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
-    found, expected = (
-        focal_sums(logits, classes, gamma=gamma, alpha=alpha),
-        plain_focal_sums(exact, classes, gamma=gamma, alpha=alpha),
-    )
-    assert found.dtype == torch.promote_types(dtype, torch.float32)
-    (found * outer).sum().backward()
-    (expected * outer).sum().backward()
-    # The sums are of float32 whatever the logits are; a gradient in bfloat16 is rounded twice, by
-    # 2^-9 each time.
-    digits, rounding = {
-        torch.float64: (1e-9, 1e-9),
-        torch.float32: (1e-6, 1e-5),
-        torch.bfloat16: (1e-6, 1e-2),
-    }[dtype]
-    assert torch.allclose(found.detach().double(), expected.detach(), rtol=digits)
-    assert torch.allclose(logits.grad.double(), exact.grad, rtol=rounding, atol=rounding * 1e-3)
-
-
-def test_a_second_backward_pass_has_the_gradient_of_the_first():
-    logits = outputs(2)[0].requires_grad_()
-    classes = torch.arange(2 * len(ANCHORS)).view(2, -1) % 5 + IGNORED
-    sums = focal_sums(logits, classes, gamma=2.0, alpha=0.25)
-    first, second = (
-        torch.autograd.grad(sums.sum() * scale, logits, retain_graph=True)[0]
-        for scale in (1.0, 3.0)
-    )
-    assert torch.allclose(second, 3 * first) and first.data_ptr() != second.data_ptr()
-    # Where no gradient is asked for, none is made.
-    with torch.no_grad():
-        assert torch.equal(focal_sums(logits, classes, gamma=2.0, alpha=0.25), sums)
-
-
-def peak_memory() -> float:
-    """The most memory that this process had since the peak was reset, MiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
-
-
-def reset_peak_memory() -> bool:
-    """Whether Linux let us do it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not reset_peak_memory(), reason="the peak of a process is read from Linux")
-def test_the_loss_takes_no_more_memory_than_its_gradient_and_a_chunk():
-    # 2 x 60,000 anchors x 91 classes in float32: 41.7 MiB of logits and as many of gradient. The
-    # temporaries of a chunk are 5 MiB; without chunks each of them would be 41.7 MiB.
-    logits = torch.empty(2, 60_000, 91).normal_().requires_grad_()
-    classes = torch.randint(-2, 91, (2, 60_000))
-    reset_peak_memory()
-    before = peak_memory()
-    focal_sums(logits, classes, gamma=2.0, alpha=0.25).sum().backward()
-    assert 41 < peak_memory() - before < 60
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -382,49 +227,6 @@ def test_offset_losses_by_hand():
     assert float(sums.box_B) == pytest.approx(0.7)
 
 
-def test_overlap_losses_by_hand():
-    boxes, targets = (
-        torch.tensor([[0.0, 0, 4, 2], [0, 0, 2, 2]]),
-        torch.tensor([[2.0, 0, 4, 4], [4, 0, 6, 2]]),
-    )
-    # First pair: shared 2 x 2 = 4, union 8 + 8 - 4 = 12, hull 4 x 4. Second: nothing shared, union
-    # 8, hull 6 x 2.
-    assert iou_loss(boxes, targets).tolist() == pytest.approx([1 - 4 / 12, 1.0])
-    assert giou_loss(boxes, targets).tolist() == pytest.approx([1 - 4 / 12 + 4 / 16, 1 + 4 / 12])
-    # Centres (2, 1) and (3, 2), then (1, 1) and (5, 1): squared distances 2 and 16 over the squared
-    # diagonals 32 and 40.
-    assert diou_loss(boxes, targets).tolist() == pytest.approx([1 - 4 / 12 + 2 / 32, 1.4])
-    # Widths over heights 2 and 1/2: v = 4 / pi^2 (atan 0.5 - atan 2)^2, weighed by v / (1 - IoU +
-    # v). The squares have v = 0.
-    v = 4 / math.pi**2 * (math.atan(0.5) - math.atan(2)) ** 2
-    assert ciou_loss(boxes, targets).tolist() == pytest.approx(
-        [1 - 4 / 12 + 2 / 32 + v * v / (1 - 4 / 12 + v), 1.4]
-    )
-
-
-@pytest.mark.parametrize(
-    ("loss", "theirs"),
-    [
-        (giou_loss, generalized_box_iou_loss),
-        (diou_loss, distance_box_iou_loss),
-        (ciou_loss, complete_box_iou_loss),
-    ],
-)
-def test_overlap_losses_and_gradients_are_torchvisions(loss, theirs):
-    generator = torch.Generator().manual_seed(0)
-    corners, sides = (
-        60 * torch.rand(2, 200, 2, generator=generator).double(),
-        2 + 40 * torch.rand(2, 200, 2, generator=generator).double(),
-    )
-    boxes, targets = torch.cat([corners, corners + sides], dim=2)
-    ours, other = boxes.clone().requires_grad_(), boxes.clone().requires_grad_()
-    found, expected = loss(ours, targets), theirs(other, targets, eps=1e-12)
-    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
-    found.sum().backward()
-    expected.sum().backward()
-    assert torch.allclose(ours.grad, other.grad, rtol=1e-6, atol=1e-12)
-
-
 @pytest.mark.parametrize("kind", BOXES)
 def test_the_right_box_has_no_loss(kind):
     batch = collate([CAT, DOG])
@@ -439,32 +241,6 @@ def test_the_right_box_has_no_loss(kind):
     sums, _ = loss_of([CAT, DOG], logits, targets.nan_to_num(), box=kind)
     # Offsets are exact; a decoded box is off by roundings of 64 px.
     assert float(sums.box_B.abs().max()) <= (0.0 if "l1" in kind else 1e-4)
-
-
-OFFSETS = st.floats(-1e4, 1e4, width=32)
-SIDES = st.floats(1.0, 2000.0, width=32)
-
-
-@given(
-    st.lists(st.tuples(OFFSETS, OFFSETS, OFFSETS, OFFSETS, SIDES, SIDES), min_size=1, max_size=8),
-    st.sampled_from(BOXES),
-)
-@settings(max_examples=150, deadline=None)
-def test_box_losses_are_finite_whatever_is_predicted(rows, kind):
-    """Also for boxes that collapse to a point or a line, swallow the picture, or lie far outside of
-    it.
-    """
-    table = torch.tensor(rows)
-    deltas, sides = table[:, :4].clone().requires_grad_(), table[:, 4:]
-    anchors, targets = (
-        torch.cat([-sides / 2, sides / 2], dim=1),
-        torch.cat([-sides / 3, sides / 2], dim=1),
-    )
-    loss = BOX_LOSSES[kind](deltas, anchors, targets, LossSettings())
-    loss.sum().backward()
-    assert torch.isfinite(loss).all() and torch.isfinite(deltas.grad).all()
-    # IoU lies in 0..1 and each penalty too, so no kind on boxes goes beyond 3.
-    assert float(loss.detach().min()) > -1e-5 and ("l1" in kind or float(loss.detach().max()) < 3)
 
 
 @given(
@@ -586,7 +362,7 @@ def weights(
     return image_weights(own, **totals, normalizer=normalizer).tolist()
 
 
-def test_what_divides_the_sums_by_hand():
+def test_image_weights_by_hand():
     assert weights("batch", [3.0, 0.0, 7.0], 3) == pytest.approx([0.1] * 3)
     assert weights("moving_average", [3.0, 0.0, 7.0], 3) == pytest.approx([0.02] * 3)
     # Own positives times three images; the one without objects is divided by one and three.
@@ -601,7 +377,7 @@ def test_the_moving_average_by_hand():
     assert float(moving_average(94.0, torch.tensor(0.0))) == pytest.approx(84.7)
 
 
-def test_by_image_it_is_torchvisions_loss():
+def test_the_normalizer_image_gives_torchvisions_loss():
     samples = [CAT, DOG, FAR, sample([[2, 30, 20, 62], [30, 4, 60, 60]], [1, 1])]
     logits, deltas = outputs(4)
     sums, slot_BA = loss_of(samples, logits, deltas, box="l1")
@@ -648,7 +424,7 @@ def test_by_image_it_is_torchvisions_loss():
         ({"normalizer": "none"}, "moving_average"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(fields, message):
+def test_settings_without_effect_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         LossConfig(**fields)
 
@@ -660,7 +436,7 @@ def test_the_code_has_the_losses_of_the_configuration():
     assert LossSettings(**LossConfig().model_dump()) == LossSettings()
 
 
-def test_settings_that_do_something_are_taken():
+def test_settings_with_an_effect_are_accepted():
     assert LossConfig(classification="balanced_cross_entropy", alpha=0.5, box="l1").gamma == 2.0
     again = LossConfig(classification="cross_entropy", box="ciou", normalizer="moving_average")
     assert LossConfig.model_validate(again.model_dump(mode="json")) == again

@@ -187,7 +187,7 @@ def test_the_cases_hold_what_they_claim():
 
 
 @pytest.mark.parametrize("ranks", range(1, 6))
-def test_however_the_images_are_spread_over_ranks_the_numbers_are_those_of_one_process(ranks):
+def test_the_numbers_do_not_depend_on_how_images_are_spread_over_ranks(ranks):
     truths, detections, classes = random_case("lattice", "many", 1)
     reference = by_pycocotools(truths, detections, classes, [1, 10, 100])
     random = np.random.default_rng(ranks)

@@ -191,7 +191,7 @@ def test_a_bottleneck_halves_in_the_convolution_that_was_asked_for():
     ]
 
 
-def test_batches_of_one_do_not_trouble_group_norm():
+def test_group_norm_gives_the_same_for_a_batch_of_one():
     net = small_net(norm="group", head_norm="group").train()
     together, alone = net(pictures(2, 64, 64))[0], net(pictures(2, 64, 64)[:1])[0]
     assert torch.allclose(together[:1], alone, atol=1e-4)

@@ -95,7 +95,7 @@ def test_norms_and_biases_do_not_decay(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_frozen_parameters_are_left_out_and_stay(name):
+def test_frozen_parameters_have_no_optimizer_state_and_do_not_change(name):
     net = nn.Sequential(nn.Linear(2, 2), nn.GroupNorm(1, 2), nn.Linear(2, 2))
     net[0].requires_grad_(False)
     optimizer = build_optimizer(net, name=name, learning_rate=0.1, weight_decay=0.5, momentum=0.9)
@@ -202,7 +202,7 @@ def test_average_does_not_depend_on_the_batch_size():
     assert results[0] == pytest.approx(results[1]) == pytest.approx(1 - math.exp(-0.4))
 
 
-def test_average_takes_running_statistics_and_counters_along():
+def test_the_average_includes_running_statistics_and_counters():
     net = nn.BatchNorm1d(2)
     average = MovingAverage(net, images=10.0)
     net.train()(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))

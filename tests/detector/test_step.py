@@ -169,7 +169,7 @@ def test_the_report_is_the_sum_over_the_positives():
     assert report.gradient_norm == pytest.approx(math.sqrt(squares), rel=1e-4)
 
 
-def test_the_other_normalisers_divide_by_what_they_say():
+def test_divisors_of_the_normalizers_image_and_moving_average():
     network, batch = toy_retinanet(), collate([*SCENES, scene(-1)])
     sums, positives_B = plain_sums(network, batch)
     for name in ("classification", "box"):
@@ -214,7 +214,7 @@ def test_the_loss_is_classification_plus_weighted_box():
         ([[0, 1, 3], [2]], "moving_average"),
     ],
 )
-def test_ranks_together_have_the_gradient_of_the_whole_batch(cut, normalizer):
+def test_the_mean_over_ranks_is_the_gradient_of_the_whole_batch(cut, normalizer):
     # DDP takes the mean over ranks. A rank with few or no objects must not weigh more than its
     # images, so all divide by the numbers of all.
     whole = toy_retinanet()
@@ -273,7 +273,7 @@ def test_a_batch_is_split_in_order():
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
 
-def test_ranks_exchange_gradients_once_a_step():
+def test_ranks_exchange_gradients_once_per_step():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         sent, found = [], []
@@ -306,7 +306,7 @@ def test_ranks_exchange_gradients_once_a_step():
         assert torch.allclose(found[1][name], gradient, rtol=1e-3, atol=1e-6), name
 
 
-def test_parts_must_be_equal_and_are_no_part_of_what_a_run_is():
+def test_accumulate_must_divide_the_batch_and_is_not_part_of_the_identity():
     fields = {"data": {"train": "a", "val": "b"}, "training": {"batch_size": 12, "workers": 2}}
     with pytest.raises(
         ValidationError,
@@ -411,7 +411,7 @@ def everything(network: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str
     ],
     ids=["loss", "gradient", "other rank"],
 )
-def test_what_is_not_finite_is_left_out(poison, sum_over_ranks, blame, optimiser):
+def test_a_non_finite_step_is_skipped(poison, sum_over_ranks, blame, optimiser):
     network = toy_retinanet(norm="batch").train()
     build = dict(learning_rate=0.1, weight_decay=0.1, momentum=0.9)
     if optimiser == "not fused":
@@ -449,7 +449,7 @@ def test_what_is_not_finite_is_left_out(poison, sum_over_ranks, blame, optimiser
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_step_that_was_left_out_is_as_if_it_had_not_been(optimiser):
+def test_a_skipped_step_leaves_no_trace(optimiser):
     """Also the very first one, before there are moments."""
     bad, networks = collate([dataclasses.replace(SCENES[0], image_id=9), SCENES[1]]), []
     for skipped in (False, True):
@@ -479,7 +479,7 @@ def spoiled(_: object, __: object, logits_BaK: torch.Tensor) -> torch.Tensor:
     return logits_BaK * torch.tensor([float("nan"), 1.0]).view(2, 1, 1)
 
 
-def test_one_image_of_one_rank_stops_all_ranks_and_is_named_by_its_own():
+def test_a_non_finite_image_skips_the_step_on_all_ranks_and_its_own_rank_names_it():
     networks = [toy_retinanet(norm="batch").train() for _ in range(2)]
     optimizers = [
         build_optimizer(network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9)
@@ -534,7 +534,7 @@ class NoAnswers(TorchDispatchMode):
     ],
     ids=lambda loss: loss.normalizer,
 )
-def test_a_step_asks_the_device_for_nothing(loss):
+def test_a_step_does_not_wait_for_the_device(loss):
     network, batch = toy_retinanet(norm="batch").train(), collate(SCENES)
     optimizer = build_optimizer(
         network, name="adamw", learning_rate=0.1, weight_decay=0.1, momentum=0.9
