@@ -18,12 +18,10 @@ import pytest
 # Names as torch 2.11 and its CUDA libraries give them.
 OPERATIONS = {
     "aten::mkldnn_convolution": "convolutions",
-    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1": (
-        "convolutions"
-    ),
-    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_256x128_32x3_nhwc_align8>": (
-        "convolutions"
-    ),
+    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_"
+    "tilesize128x128x64_warpgroupsize1x1x1": "convolutions",
+    "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_"
+    "256x128_32x3_nhwc_align8>": "convolutions",
     "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT": "matrix products",
     "triton_poi_fused__native_batch_norm_legit_functional_relu_5": "compiled elementwise work",
     "aten::native_batch_norm_backward": "normalisation",
