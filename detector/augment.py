@@ -67,7 +67,7 @@ def training_sample(
         image_HW3, boxes_N4 = _iou_cropped(
             image_HW3, boxes_N4, labels_N, minima=iou_minima, draw=crop_draw[1:]
         )
-    sides = image_HW3.shape[:2]
+    sides = (image_HW3.shape[0], image_HW3.shape[1])
     fitting, jitter = fit_scale(*sides, canvas, long_side=long_side), (scale_min, scale_max)
     scale = _drawn_scale(sides, fitting, jitter=jitter, short_sides=short_sides, draw=draw[0])
     spare = [max(0, round(side * scale) - room) for side, room in zip(sides, canvas, strict=True)]

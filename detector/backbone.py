@@ -199,7 +199,8 @@ class _AddCoarser(torch.autograd.Function):
         return (squares + coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *outers: Tensor) -> tuple[Tensor, Tensor]:
+        (outer,) = outers
         return outer, nn.functional.avg_pool2d(outer, 2, divisor_override=1)
 
 

@@ -18,6 +18,8 @@ _EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
 """An ignore region, XYXY px, that covers every anchor: those of P7 reach far beyond a small canvas.
 """
 
+_Event = torch.cuda.Event | torch.Event
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -69,7 +71,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield from batches
         return
     copies, used = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    waiting: tuple[Batch, _Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
             moved = unmirrored(batch._each(torch.Tensor.pin_memory).to(device))
@@ -95,7 +97,7 @@ def unmirrored(batch: Batch) -> Batch:
     return replace(batch, images=images, mirrored_B=torch.zeros_like(batch.mirrored_B))
 
 
-def _handed_over(batch: Batch, copied: torch.cuda.Event, used: torch.cuda.Stream) -> Batch:
+def _handed_over(batch: Batch, copied: _Event, used: torch.cuda.Stream) -> Batch:
     """The batch, for work in the stream `used`, which waits until it is copied."""
     used.wait_event(copied)
 
@@ -163,7 +165,8 @@ def collate(
             check_objects(sample.boxes_N4, sample.labels_N, sample.image_id, classes=classes)
         raise
     if images is None:
-        images = empty_canvases(len(samples), samples[0].image.shape[1:])
+        _, height, width = samples[0].image.shape
+        images = empty_canvases(len(samples), (height, width))
     for canvas, sample in zip(images, samples, strict=True):
         if canvas.data_ptr() != sample.image.data_ptr():
             canvas[:] = sample.image

@@ -21,15 +21,15 @@ float32 at most half as fast as its forward pass; matrix products reach two thir
 class Convolution(nn.Conv2d):
     """`nn.Conv2d` that computes the same weight gradient in another way; see `use_products`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         plain = (
             torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
             or not (torch.is_grad_enabled() and self.weight.requires_grad)
         )
-        if plain or x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        return _ProductGradient.apply(x, self.weight, self.bias)
+        if plain or input.device.type != "cpu" or input.dtype != torch.float32:
+            return super().forward(input)
+        return _ProductGradient.apply(input, self.weight, self.bias)
 
 
 def use_products(network: nn.Module) -> None:
@@ -58,7 +58,8 @@ class _ProductGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, *outers: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        (outer,) = outers
         x, weight = ctx.saved_tensors
         x_gradient, pad = None, weight.shape[2] // 2
         if ctx.needs_input_grad[0]:

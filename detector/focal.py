@@ -72,20 +72,22 @@ class _FocalSums(torch.autograd.Function):
     def forward(
         ctx: Any, logits_BAK: Tensor, class_BA: Tensor, gamma: float, alpha: float | None
     ) -> Tensor:
-        ctx.settings = dict(gamma=gamma, alpha=alpha)
+        ctx.gamma, ctx.alpha = gamma, alpha
         ctx.save_for_backward(logits_BAK, class_BA)
         ctx.gradient_BAK = torch.empty_like(logits_BAK) if ctx.needs_input_grad[0] else None
-        return _sums_and_gradient(logits_BAK, class_BA, ctx.gradient_BAK, **ctx.settings)
+        return _sums_and_gradient(logits_BAK, class_BA, ctx.gradient_BAK, gamma=gamma, alpha=alpha)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer_B: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outers: Tensor) -> tuple[Tensor, None, None, None]:
+        (outer_B,) = outers
         gradient_BAK, ctx.gradient_BAK = ctx.gradient_BAK, None
         if gradient_BAK is None:
             # The first backward pass scaled the stored gradient in place and returned it; a second
             # pass over the same graph computes it again.
-            gradient_BAK = torch.empty_like(ctx.saved_tensors[0])
-            _sums_and_gradient(*ctx.saved_tensors, gradient_BAK, **ctx.settings)
+            logits_BAK, class_BA = ctx.saved_tensors
+            gradient_BAK = torch.empty_like(logits_BAK)
+            _sums_and_gradient(logits_BAK, class_BA, gradient_BAK, gamma=ctx.gamma, alpha=ctx.alpha)
         return gradient_BAK.mul_(outer_B.to(gradient_BAK.dtype)[:, None, None]), None, None, None
 
 

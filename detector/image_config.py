@@ -19,10 +19,10 @@ class CanvasConfig(Section):
     fits, aspect ratio unchanged, and placed at the top left corner.
     """
 
-    height: int = Field(800, ge=64, le=4096, description="px, a multiple of 32")
-    width: int = Field(1344, ge=64, le=4096, description="px, a multiple of 32")
+    height: int = Field(default=800, ge=64, le=4096, description="px, a multiple of 32")
+    width: int = Field(default=1344, ge=64, le=4096, description="px, a multiple of 32")
     shapes: tuple[tuple[int, int], ...] = Field(
-        (),
+        default=(),
         description=(
             "up to three canvases instead of height and width, each [height,width] in px; an image"
             " goes to the canvas on which it becomes largest, and a batch has one canvas. The"
@@ -31,7 +31,7 @@ class CanvasConfig(Section):
         ),
     )
     long_side: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=4096,
         description=(
@@ -108,12 +108,15 @@ class CanvasConfig(Section):
 class AugmentationConfig(Section):
     """Random changes of a training image, drawn from (seed, epoch, image id) alone."""
 
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
     vertical_flip: float = Field(
-        0.0, ge=0, le=1, description="probability of a vertical flip (microscopy, aerial images)"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of a vertical flip (microscopy, aerial images)",
     )
     scale_min: float = Field(
-        0.8,
+        default=0.8,
         ge=0.1,
         le=1,
         description=(
@@ -122,7 +125,7 @@ class AugmentationConfig(Section):
         ),
     )
     scale_max: float = Field(
-        1.25,
+        default=1.25,
         ge=1,
         le=4,
         description=(
@@ -131,14 +134,14 @@ class AugmentationConfig(Section):
         ),
     )
     short_sides: tuple[int, int] | None = Field(
-        None,
+        default=None,
         description=(
             "LOW,HIGH px: instead of the scale jitter, the length of the shorter side is drawn"
             " between them, limited by what fits the canvas (the paper: 640,800); unset: off"
         ),
     )
     min_visible: float = Field(
-        0.25,
+        default=0.25,
         gt=0,
         le=1,
         description=(
@@ -146,7 +149,7 @@ class AugmentationConfig(Section):
         ),
     )
     iou_crop: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description=(
@@ -154,12 +157,12 @@ class AugmentationConfig(Section):
         ),
     )
     iou_minima: tuple[float, ...] = Field(
-        (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
+        default=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
         min_length=1,
         description="the minimum IoU of SSD's crop is drawn from these, each 0..1",
     )
     photometric: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description=(
@@ -168,16 +171,16 @@ class AugmentationConfig(Section):
         ),
     )
     brightness: float = Field(
-        0.125, ge=0, le=1, description="largest change of the brightness, a share of it"
+        default=0.125, ge=0, le=1, description="largest change of the brightness, a share of it"
     )
     contrast: float = Field(
-        0.5, ge=0, le=1, description="largest change of the contrast, a share of it"
+        default=0.5, ge=0, le=1, description="largest change of the contrast, a share of it"
     )
     saturation: float = Field(
-        0.5, ge=0, le=1, description="largest change of the saturation, a share of it"
+        default=0.5, ge=0, le=1, description="largest change of the saturation, a share of it"
     )
     hue: float = Field(
-        0.05,
+        default=0.05,
         ge=0,
         le=0.5,
         description=(
@@ -185,13 +188,13 @@ class AugmentationConfig(Section):
         ),
     )
     mosaic: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="probability that windows of four images of the batch share one canvas",
     )
     mixup: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="probability that an image is blended with the next image of the batch",

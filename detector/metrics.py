@@ -166,7 +166,9 @@ def _curves(
     evaluation.params.maxDets = list(limits)
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    arrays = evaluation.eval
+    assert arrays is not None
+    return arrays["precision"], arrays["recall"]
 
 
 def _average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:

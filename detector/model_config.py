@@ -26,7 +26,7 @@ class AnchorConfig(Section):
     """
 
     strides: tuple[int, ...] = Field(
-        (8, 16, 32, 64, 128),
+        default=(8, 16, 32, 64, 128),
         min_length=1,
         description=(
             "distance between the positions of each level, canvas px: starts at 8 (P3, the paper)"
@@ -34,14 +34,14 @@ class AnchorConfig(Section):
         ),
     )
     base_sizes: tuple[float, ...] = Field(
-        (32.0, 64.0, 128.0, 256.0, 512.0),
+        default=(32.0, 64.0, 128.0, 256.0, 512.0),
         description=(
             "side of the square anchor of each level before scales and ratios, canvas px; one for"
             " each stride"
         ),
     )
     scales: tuple[float, ...] = Field(
-        (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        default=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         min_length=1,
         description=(
             "factors of the base size; 1,1.4142 with three ratios are the 6 anchors of the best row"
@@ -49,10 +49,10 @@ class AnchorConfig(Section):
         ),
     )
     ratios: tuple[float, ...] = Field(
-        (0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors"
+        default=(0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors"
     )
     convention: AnchorConvention = Field(
-        "exact",
+        default="exact",
         description=(
             "exact (the paper, detectron2's weights) or torchvision (anchors rounded to whole px,"
             " as torchvision's weights were trained)"
@@ -104,17 +104,17 @@ class ModelConfig(Section):
     """The network and its parts."""
 
     architecture: Architecture = Field(
-        "retinanet",
+        default="retinanet",
         description=(
             "retinanet, or a baseline for comparison: torchvision's faster_rcnn or fcos on the same"
             " backbone and pyramid"
         ),
     )
     backbone: BackboneName = Field(
-        "resnet50", description="the network below the pyramid, as torchvision defines it"
+        default="resnet50", description="the network below the pyramid, as torchvision defines it"
     )
     norm: Norm = Field(
-        "batch",
+        default="batch",
         description=(
             "normalisation of the backbone: batch (statistics of one worker), frozen (fixed scale"
             " and bias, for fine-tuning), sync (statistics of all workers, GPUs only) or group (32"
@@ -122,7 +122,7 @@ class ModelConfig(Section):
         ),
     )
     frozen_stages: int = Field(
-        0,
+        default=0,
         ge=0,
         le=5,
         description=(
@@ -131,14 +131,14 @@ class ModelConfig(Section):
         ),
     )
     stride_in: StrideIn = Field(
-        "3x3",
+        default="3x3",
         description=(
             "which convolution of a bottleneck halves the resolution: 3x3 (torchvision's weights)"
             " or 1x1 (detectron2's)"
         ),
     )
     head_norm: HeadNorm = Field(
-        "none",
+        default="none",
         description=(
             "normalisation of the two heads: none (the paper) or group (32 groups of channels)"
         ),
@@ -148,17 +148,17 @@ class ModelConfig(Section):
         Literal[64, 128, 256],
         BeforeValidator(lambda given: int(given) if str(given).isdecimal() else given),
     ] = Field(
-        256,
+        default=256,
         description=(
             "channels of the pyramid and the heads; the paper uses 256; 128 costs less than half,"
             " for small data sets"
         ),
     )
     p6_from: P6From = Field(
-        "c5", description="input of the pyramid's level P6: c5 (the paper) or p5"
+        default="c5", description="input of the pyramid's level P6: c5 (the paper) or p5"
     )
     prior: float = Field(
-        0.01,
+        default=0.01,
         gt=0,
         lt=1,
         description="initial object probability of the class head (section 4.1)",
@@ -203,20 +203,20 @@ class DecodeConfig(Section):
     """How the network's outputs become detections (section 4.1, Inference)."""
 
     score_threshold: float = Field(
-        0.05, ge=0, lt=1, description="detections with a lower score are dropped first"
+        default=0.05, ge=0, lt=1, description="detections with a lower score are dropped first"
     )
     top_per_level: int = Field(
-        1000,
+        default=1000,
         ge=1,
         le=100_000,
         description="number of candidates with the best scores that each pyramid level keeps",
     )
     nms_threshold: float = Field(
-        0.5,
+        default=0.5,
         gt=0,
         lt=1,
         description="IoU above which the box with the lower score of the same class is removed",
     )
     max_detections: int = Field(
-        100, ge=1, le=10_000, description="most detections of one image, the best ones"
+        default=100, ge=1, le=10_000, description="most detections of one image, the best ones"
     )

@@ -111,7 +111,8 @@ class MovingAverage:
         keep = math.exp(-batch_images / min(self.images, max(self.seen / 5, 1.0)))
         now = model.state_dict()
         floating = [k for k, v in self.state.items() if v.is_floating_point()]
-        torch._foreach_lerp_(
+        # torch has no public name for this kernel.
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [self.state[k] for k in floating], [now[k].detach() for k in floating], 1 - keep
         )
         for k, v in self.state.items():

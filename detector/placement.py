@@ -127,8 +127,9 @@ def evaluation_sample(
     """The picture without objects on its `preferred_canvas`, as large as `fit_scale` says,
     otherwise unchanged.
     """
-    canvas = canvases[preferred_canvas(*image_HW3.shape[:2], canvases, long_side=long_side)]
+    height, width = image_HW3.shape[:2]
+    canvas = canvases[preferred_canvas(height, width, canvases, long_side=long_side)]
     image, size, _ = place_picture(
-        image_HW3, canvas=canvas, scale=fit_scale(*image_HW3.shape[:2], canvas, long_side=long_side)
+        image_HW3, canvas=canvas, scale=fit_scale(height, width, canvas, long_side=long_side)
     )
     return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), size, image_id)

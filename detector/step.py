@@ -249,7 +249,8 @@ class Statistics:
             values = torch.where(finite, _side_by_side(group), before).split(
                 [buffer.numel() for buffer in group]
             )
-            torch._foreach_copy_(
+            # torch has no public name for this kernel.
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
                 group, [part.view_as(buffer) for part, buffer in zip(values, group, strict=True)]
             )
 

@@ -21,33 +21,33 @@ class LossConfig(Section):
     """
 
     classification: ClassificationLoss = Field(
-        LossSettings.classification,
+        default=LossSettings.classification,
         description=(
             "focal (the paper), balanced_cross_entropy (the same with gamma 0) or cross_entropy"
             " (gamma 0, and positives and negatives weigh 1)"
         ),
     )
     gamma: float = Field(
-        LossSettings.gamma,
+        default=LossSettings.gamma,
         ge=0,
         le=10,
         description="focusing exponent of the focal loss; 0 is alpha-balanced cross entropy",
     )
     alpha: float = Field(
-        LossSettings.alpha,
+        default=LossSettings.alpha,
         gt=0,
         lt=1,
         description="weight of the positive class; negatives weigh 1 - alpha",
     )
     box: BoxLoss = Field(
-        LossSettings.box,
+        default=LossSettings.box,
         description=(
             "smooth_l1 or l1 on the four encoded offsets; iou, giou, diou or ciou: 1 - IoU of the"
             " decoded boxes plus the penalty of that loss"
         ),
     )
     box_weight: float = Field(
-        LossSettings.box_weight,
+        default=LossSettings.box_weight,
         gt=0,
         le=100,
         description=(
@@ -55,7 +55,7 @@ class LossConfig(Section):
         ),
     )
     beta: float = Field(
-        LossSettings.beta,
+        default=LossSettings.beta,
         gt=0,
         le=10,
         description=(
@@ -64,7 +64,7 @@ class LossConfig(Section):
         ),
     )
     normalizer: LossNormalizer = Field(
-        LossSettings.normalizer,
+        default=LossSettings.normalizer,
         description=(
             "divisor of the summed loss: batch (the positive anchors of the global batch), image"
             " (each image's own positive anchors, then the number of images) or moving_average (of"
@@ -95,41 +95,43 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """The update rule, and its schedule as a function of images seen."""
 
-    name: OptimizerName = Field("sgd", description="sgd (momentum 0.9, the paper) or adamw")
+    name: OptimizerName = Field(default="sgd", description="sgd (momentum 0.9, the paper) or adamw")
     learning_rate: float = Field(
-        0.01,
+        default=0.01,
         gt=0,
         le=10,
         description="peak learning rate, for the configured size of the global batch",
     )
     weight_decay: float = Field(
-        1e-4,
+        default=1e-4,
         ge=0,
         le=1,
         description="weight decay of the convolutions; norms and biases have none",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd's momentum; adamw's first beta")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="sgd's momentum; adamw's first beta"
+    )
     clip_norm: float = Field(
-        10.0,
+        default=10.0,
         gt=0,
         description="largest gradient norm of the global batch; a larger one is scaled down to it",
     )
     schedule: Schedule = Field(
-        "cosine",
+        default="cosine",
         description=(
             "learning rate after the warm-up: cosine (falls to 1 % of the peak), steps (falls to a"
             " tenth at each milestone) or constant (stays at the peak)"
         ),
     )
     milestones: tuple[float, ...] = Field(
-        (2 / 3, 8 / 9),
+        default=(2 / 3, 8 / 9),
         description=(
             "where the schedule steps reduces the rate, as shares of all images of the training"
             " (the paper: 60k and 80k of 90k)"
         ),
     )
     warmup: float = Field(
-        0.05,
+        default=0.05,
         ge=0,
         lt=1,
         description=(
@@ -137,7 +139,7 @@ class OptimizerConfig(Section):
         ),
     )
     ema_images: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description=(
             "time constant of the moving average of the weights, in images; 0 turns it off"

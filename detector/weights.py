@@ -137,9 +137,8 @@ def _refuse_other_settings(
     ]
     strides = model.anchor_shapes["strides"]
     if (trained := anchors.get("strides", strides)) != strides:
-        wrong.append(
-            ("model.anchors.strides", *(",".join(map(str, each)) for each in (strides, trained)))
-        )
+        here, in_file = (",".join(map(str, each)) for each in (strides, trained))
+        wrong.append(("model.anchors.strides", here, in_file))
     if "box_head.output.weight" in state:
         in_file = state["box_head.output.weight"].shape[0] // 4
         here = len(model.anchor_shapes["scales"]) * len(model.anchor_shapes["ratios"])
