@@ -51,15 +51,15 @@ def test_a_package_has_the_chosen_weights(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d["model"].update(depth=18), "model.depth is not known"),
+        (lambda d: d["model"].update(depth=18), "model.depth is unknown"),
         (lambda d: d["model"].pop("classes"), "model.classes is missing"),
         (
             lambda d: d["model"].update(norm="layer"),
             "model.norm 'layer': must be one of batch, sync, frozen, group",
         ),
-        (lambda d: d["decode"].update(nms=0.5), "decode.nms is not known"),
+        (lambda d: d["decode"].update(nms=0.5), "decode.nms is unknown"),
         (lambda d: d.pop("canvases"), "canvases is missing"),
-        (lambda d: d.update(canvas=[64, 96]), "canvas is not known"),
+        (lambda d: d.update(canvas=[64, 96]), "canvas is unknown"),
     ],
 )
 def test_a_package_of_another_version_is_refused_by_the_name_of_the_field(
