@@ -250,7 +250,7 @@ def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence
 
 
 def real(uri: str) -> str:
-    return uri if uri.startswith(uris.S3) else os.path.realpath(uri)
+    return uri if uris.is_remote(uri) else os.path.realpath(uri)
 
 
 def is_written(name: str) -> bool:

@@ -80,7 +80,7 @@ def _damaged(uri: str, error: ValueError) -> DataError:
 @contextmanager
 def _local_copy(uri: str) -> Iterator[str]:
     """The folder itself, or a temporary copy of a folder in S3."""
-    if not uri.startswith(uris.S3):
+    if not uris.is_remote(uri):
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
@@ -169,7 +169,7 @@ def publish(uri: str, folder: str, *, name: str, root: str) -> str:
     `root`, else that of a copy in `<folder>/start/`. `name`: its `digest`.
     """
     uri = uris.absolute(uri)
-    if uri.startswith((uris.S3, uris.absolute(root) + "/")):
+    if uris.is_remote(uri) or uris.is_below(uri, uris.absolute(root)):
         return uri
     copy = uris.join(folder, "start", f"{name[:12]}-{os.path.basename(uri)}")
     if not files.exists(uris.join(copy, run_folder.STATE_FILE)):

@@ -69,7 +69,7 @@ def publish(uri: str, folder: str, *, digest: str, root: str) -> str:
     else that of a copy in `<folder>/pretrained/`.
     """
     uri = absolute(uri)
-    if uri.startswith((uris.S3, uris.absolute(root) + "/")):
+    if uris.is_remote(uri) or uris.is_below(uri, uris.absolute(root)):
         return uri
     copy = uris.join(folder, "pretrained", f"{digest[:12]}-{os.path.basename(uri)}")
     if not files.exists(copy):
@@ -92,7 +92,7 @@ def local_file(uri: str) -> Iterator[str]:
     preflight.check_readable(uri)
     if files.size(uri) is None:
         raise UsageError(f"pretrained {uri}: is a folder; name the file of weights in it")
-    if not uri.startswith(uris.S3):
+    if not uris.is_remote(uri):
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:

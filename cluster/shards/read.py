@@ -17,6 +17,7 @@ from cluster.errors import DataError
 from cluster.shards.format import REMEDY, SCHEMA, Place, Shard
 from cluster.shards.index import ShardSet
 from cluster.storage import files
+from cluster.storage.fetched_file import open_fetched
 from cluster.storage.uris import join
 
 
@@ -29,7 +30,7 @@ def read_row_group(place: Place) -> pa.Table:
     footer = read_footer(place.uri, place.footer_start, place.footer_bytes, place.footer_sha256)
     data = pa.py_buffer(read_verified(place.uri, place.start, place.bytes, place.sha256))
     # Only this part of the file is here, and with the footer given Parquet asks for no other.
-    file = files.fetched_file(
+    file = open_fetched(
         place.footer_start + place.footer_bytes,
         lambda start, count: data.slice(start - place.start, count),
     )

@@ -1,5 +1,5 @@
-"""Files and folders on a local disk or in S3: read, write, list, check before work starts. Imports
-errors alone.
+"""Files and folders on a local disk or in object storage: read, write, list, and check access
+before work starts. Imports errors alone.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Every path and URI the project reads or writes: an absolute local path and s3://bucket/key behave
-alike.
+"""Read, write and list files: an absolute local path and scheme://bucket/key behave alike.
 
-The S3 endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION,
-AWS_ACCESS_KEY_ID, ...), never from a URI, so that no message and no stored file can carry a secret.
+The endpoint, region and credentials of object storage come from the environment (AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID, ...), never from a URI, so no message and no stored file can contain
+a secret.
 
-What S3 fails to do for a while is tried again (`s3.Patience`); what it refuses ends in one
-`PlainError` that says why, a `UsageError` in preflights.
+Temporary failures of object storage are retried (`s3.Patience`). Other failures end in one
+`PlainError` with the reason; the preflight checks raise `UsageError`.
 """
 
 from __future__ import annotations
@@ -23,88 +23,87 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.storage import s3
-from cluster.storage.uris import S3, absolute, join
+from cluster.storage import schemes
+from cluster.storage.fetched_file import open_fetched
+from cluster.storage.uris import absolute, join, relative_to
 
 TRANSFER_THREADS = 8
+PARTIAL = ".partial-"
+"""Prefix of a local file that is not complete yet; listings leave it out."""
 Result = TypeVar("Result")
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` (one per process and environment) and the path inside it."""
+    """The pyarrow file system of `uri` (one per process and environment) and the path inside it."""
     uri = absolute(uri)
-    if not uri.startswith(S3):
-        return pafs.LocalFileSystem(), uri
-    return s3.client(s3.PATIENT), uri[len(S3) :]
+    store = schemes.store_of(uri)
+    return (
+        pafs.LocalFileSystem() if store is None else store.file_system(),
+        schemes.split(uri)[1],
+    )
 
 
-def patiently(uri: str, verb: str, operation: Callable[[], Result]) -> Result:
-    """What `operation` gives, tried again where S3 may recover. Errors: see `plain_errors`."""
+def _attempt(uri: str, verb: str, operation: Callable[[], Result]) -> Result:
+    """The result of `operation`, with retries in object storage. Errors: see `plain_errors`."""
+    store = schemes.store_of(uri)
     with plain_errors(uri, verb):
-        return s3.patiently(operation)
+        return operation() if store is None else store.retry(operation)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there."""
-    filesystem, path = resolve(uri)
-    return patiently(
-        uri, "looked up", lambda: filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    """Whether a file or a folder exists."""
+    file_system, path = resolve(uri)
+    return _attempt(
+        uri, "looked up", lambda: file_system.get_file_info(path).type != pafs.FileType.NotFound
     )
 
 
 def size(uri: str) -> int | None:
-    """Bytes of a file; None for a folder and where nothing is there."""
-    filesystem, path = resolve(uri)
-    return patiently(uri, "looked up", lambda: filesystem.get_file_info(path).size)
+    """Bytes of a file; None for a folder and where nothing exists."""
+    file_system, path = resolve(uri)
+    return _attempt(uri, "looked up", lambda: file_system.get_file_info(path).size)
 
 
 def open_input(uri: str) -> pa.NativeFile:
-    """A seekable file to read from. `FileNotFoundError` when it is not there; from S3 `PlainError`,
-    now or when it is read, when storage fails.
+    """A seekable file for reading. `FileNotFoundError` where it does not exist. A failing object
+    store raises `PlainError`, here or at a later read; a local disk other `OSError`s.
     """
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return filesystem.open_input_file(path)
-    file = patiently(uri, "read", lambda: filesystem.open_input_file(path))
-    return fetched_file(
-        file.size(),
-        lambda start, count: patiently(uri, "read", lambda: s3.read_range(file, start, count)),
-    )
+    file_system, path = resolve(uri)
+    store = schemes.store_of(uri)
+    if store is None:
+        return file_system.open_input_file(path)
+    file = _attempt(uri, "read", lambda: file_system.open_input_file(path))
 
+    def fetch(start: int, count: int) -> pa.Buffer:
+        return _attempt(uri, "read", lambda: store.read_range(file, start, count))
 
-def fetched_file(size: int, fetch: Callable[[int, int], pa.Buffer]) -> pa.NativeFile:
-    """A seekable file of `size` bytes, of which `fetch(start, count)` gives every byte asked for or
-    raises.
-    """
-    return pa.PythonFile(s3.FetchedFile(size, fetch), mode="r")
+    return open_fetched(file.size(), fetch)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. `FileNotFoundError` when it is not there; from S3 `PlainError` when storage
-    fails, from elsewhere other `OSError`s.
-    """
+    """The whole file. Errors: see `open_input`."""
     with open_input(uri) as file:
         return file.read_buffer().to_pybytes()
 
 
 def read_range(uri: str, start: int, count: int) -> bytes:
     """`count` bytes from byte `start` on, fewer where the file ends before. Errors: see
-    `read_bytes`.
+    `open_input`.
     """
     with open_input(uri) as file:
         return file.read_at(count, start)
 
 
 def read_json(uri: str) -> Any:
-    """`FileNotFoundError` when it is not there, `DataError` with line and column when it is not
-    JSON.
+    """The content of a JSON file. `DataError` with line and column where it is not JSON; other
+    errors: see `open_input`.
     """
     return parse_json(read_bytes(uri), uri)
 
 
 def parse_json(data: bytes, uri: str) -> Any:
-    """The content of the JSON file whose bytes are `data`; `uri` is for the `DataError` that names
-    line and column.
+    """The content of the JSON file whose bytes are `data`. The `DataError` names `uri`, line and
+    column.
     """
     try:
         return json.loads(data.decode("utf-8-sig"))
@@ -121,23 +120,29 @@ def parse_json(data: bytes, uri: str) -> Any:
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Publish a whole file at once: readers see the old content or the new, never a part of it."""
-    filesystem, path = resolve(uri)
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    patiently(
+    file_system, path = resolve(uri)
+    local = isinstance(file_system, pafs.LocalFileSystem)
+    _attempt(
         uri,
         "written",
-        lambda: replace_file(path, data) if local else s3.put(filesystem, path, data),
+        lambda: _replace_file(path, data) if local else _put(file_system, path, data),
     )
 
 
-def replace_file(path: str, data: bytes | pa.Buffer) -> None:
+def _put(file_system: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    # An object becomes visible when its upload is complete, not before.
+    with file_system.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+def _replace_file(path: str, data: bytes | pa.Buffer) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".partial-")
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes files private; these are meant to be read by whoever may read the folder.
-        os.chmod(temporary, 0o666 & ~current_umask())
+        # mkstemp makes private files; whoever may read the folder should be able to read these.
+        os.chmod(temporary, 0o666 & ~_current_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -145,7 +150,7 @@ def replace_file(path: str, data: bytes | pa.Buffer) -> None:
 
 
 @lru_cache(maxsize=1)
-def current_umask() -> int:
+def _current_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -158,8 +163,8 @@ def write_json(uri: str, content: Any) -> None:
 
 
 def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int]]:
-    """(uri, bytes) of every file below the folder, sorted; empty when there is no folder.
-    `suffixes` (".jpg", ...) ignore case.
+    """(uri, bytes) of every file below the folder, sorted; empty where there is no folder.
+    `suffixes` (".jpg", ...) select files and ignore case.
 
     `DataError` where a name is not UTF-8.
     """
@@ -167,31 +172,32 @@ def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[st
 
 
 def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int, int]]:
-    """As `list_files`, with the time of each file's last change: ns since 1970, on S3 whole
-    seconds.
+    """As `list_files`, and the time of each file's last change: ns since 1970, whole seconds in
+    object storage.
     """
-    filesystem, path = resolve(uri)
+    file_system, path = resolve(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    entries = patiently(uri, "listed", lambda: filesystem.get_file_info(selector))
+    entries = _attempt(uri, "listed", lambda: file_system.get_file_info(selector))
     wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
-    scheme = S3 if uri.startswith(S3) else ""
+    scheme, _ = schemes.split(uri)
+    prefix = "" if scheme is None else f"{scheme}://"
     try:
         return sorted(
-            (scheme + entry.path, entry.size, entry.mtime_ns or 0)
+            (prefix + entry.path, entry.size, entry.mtime_ns or 0)
             for entry in entries
             if entry.type == pafs.FileType.File
-            and not entry.base_name.startswith(".partial-")
+            and not entry.base_name.startswith(PARTIAL)
             and (wanted is None or entry.path.lower().endswith(wanted))
         )
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{uri}: holds a file whose name is not UTF-8: {error.object!r}; rename or remove it"
+            f"{uri}: contains a file whose name is not UTF-8: {error.object!r}; rename or remove it"
         ) from error
 
 
 def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:
     """Copy the files of a local folder to `uri`, the one named `last` (relative to the folder)
-    after all others: it says "complete".
+    after all others: its presence says that the copy is complete.
     """
     names = [os.path.relpath(path, local).replace(os.sep, "/") for path, _ in list_files(local)]
 
@@ -206,38 +212,37 @@ def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:
 
 
 def download_folder(uri: str, local: str) -> None:
-    """Copy every file below `uri` into the local folder. `UsageError` when there is none."""
+    """Copy every file below `uri` into the local folder. `UsageError` where there is none."""
     uri = absolute(uri)
-    files = list_files(uri)
-    if not files:
+    sources = [source for source, _ in list_files(uri)]
+    if not sources:
         raise UsageError(f"{uri}: there is no such folder or it is empty; check the path")
+
+    def copy(source: str) -> None:
+        write_bytes(join(local, relative_to(source, uri)), read_bytes(source))
+
     with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
-        list(
-            pool.map(
-                lambda file: write_bytes(join(local, file[0][len(uri) + 1 :]), read_bytes(file[0])),
-                files,
-            )
-        )
+        list(pool.map(copy, sources))
 
 
 def delete_file(uri: str) -> None:
-    """Nothing happens when it is not there."""
-    filesystem, path = resolve(uri)
+    """Delete the file; no error where it does not exist."""
+    file_system, path = resolve(uri)
     with suppress(FileNotFoundError):
-        patiently(uri, "deleted", lambda: filesystem.delete_file(path))
+        _attempt(uri, "deleted", lambda: file_system.delete_file(path))
 
 
 def delete_folder(uri: str) -> None:
-    """The folder and everything in it. Nothing happens when it is not there; a whole bucket and /
-    are refused.
+    """Delete the folder and everything in it; no error where it does not exist. `UsageError` for a
+    whole bucket or a top-level folder.
     """
-    filesystem, path = resolve(uri)
+    file_system, path = resolve(uri)
     if "/" not in path.strip("/"):
         raise UsageError(
-            f"{uri}: a whole bucket or top-level folder is not deleted; name a folder inside it"
+            f"{uri}: a whole bucket or top-level folder cannot be deleted; name a folder inside it"
         )
     with suppress(FileNotFoundError):
-        patiently(uri, "deleted", lambda: filesystem.delete_dir(path))
+        _attempt(uri, "deleted", lambda: file_system.delete_dir(path))
 
 
 def reason(error: Exception) -> str:
@@ -249,17 +254,19 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def plain_errors(uri: str, verb: str) -> Iterator[None]:
-    """A failing storage becomes one plain line (exit code 1); a missing file stays a
-    `FileNotFoundError`, which callers decide about.
+    """A storage failure becomes one plain line (exit code 1); a missing file stays a
+    `FileNotFoundError`, which the caller handles.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        # pyarrow's S3 errors have no number; one that has comes from this machine's disk.
-        if uri.startswith(S3) and error.errno is None:
-            why = s3.cause(absolute(uri)[len(S3) :], error)
+        store = schemes.store_of(uri)
+        # pyarrow's errors of object storage have no errno; an error with one comes from this
+        # machine's disk.
+        if store is not None and error.errno is None:
+            why = store.cause(schemes.split(absolute(uri))[1], error)
             raise PlainError(
                 f"{uri}: cannot be {verb}: {why}; then run the command again"
             ) from error
@@ -271,16 +278,16 @@ def plain_errors(uri: str, verb: str) -> Iterator[None]:
 
 @contextmanager
 def content_errors(uri: str, remedy: str) -> Iterator[None]:
-    """For a file that belongs to a set: `DataError` with the remedy when it is missing or damaged,
-    `PlainError` when the storage fails.
+    """For a file of a shard set: `DataError` with the remedy where it is missing or damaged,
+    `PlainError` where the storage fails.
     """
     try:
         yield
     except FileNotFoundError:
         raise DataError(f"{uri}: is not in the folder of its set; {remedy}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        # What pyarrow says of the content has no number, a disk's fault has one. S3's are a
-        # `PlainError` already.
+        # pyarrow's errors about the content have no errno, those of a disk have one. Errors of
+        # object storage are `PlainError`s already.
         if getattr(error, "errno", None) is not None:
             raise PlainError(
                 f"{uri}: cannot be read ({reason(error)}); check the storage and run the command"

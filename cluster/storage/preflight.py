@@ -1,5 +1,5 @@
-"""Before work starts: can a place be reached, read, written? A `UsageError` says what is wrong and
-the remedy.
+"""Checks before work starts: can this path or bucket be reached, read, written? A `UsageError` says
+what is wrong and gives the remedy.
 """
 
 from __future__ import annotations
@@ -10,79 +10,89 @@ import posixpath
 import pyarrow.fs as pafs
 
 from cluster.errors import UsageError
-from cluster.storage import s3
-from cluster.storage.uris import S3, absolute
+from cluster.storage import schemes
+from cluster.storage.schemes import ObjectStore
+from cluster.storage.uris import absolute
 
 WRITE_CHECK = ".write-check"
 
 
 def check_reachable(uri: str) -> None:
-    """Preflight: where `uri` is in S3, its endpoint answers and lets these credentials into the
-    bucket. `UsageError` like `check_readable`.
+    """Where `uri` is in object storage: its endpoint answers and these credentials may list the
+    bucket. `UsageError` as `check_readable`.
     """
     uri = absolute(uri)
-    if uri.startswith(S3):
-        reach_bucket(uri)
+    if (store := schemes.store_of(uri)) is not None:
+        _check_bucket(store, uri)
 
 
 def check_readable(uri: str) -> None:
-    """Preflight: the file or folder is there and can be read. `UsageError` naming what is wrong and
-    the remedy, within about ten seconds.
+    """The file or folder exists and can be read. `UsageError` with the fault and the remedy, within
+    about ten seconds.
     """
     uri = absolute(uri)
-    if not uri.startswith(S3):
+    store = schemes.store_of(uri)
+    if store is None:
         if not os.path.exists(uri):
             raise UsageError(f"{uri}: there is no such file or folder; check the path")
         if not os.access(uri, os.R_OK):
-            raise UsageError(f"{uri}: may not be read by this user; change its permissions")
+            raise UsageError(f"{uri}: this user may not read it; change its permissions")
         return
-    filesystem, path = reach_bucket(uri)
+    path = _check_bucket(store, uri)
     try:
-        found = filesystem.get_file_info(path).type != pafs.FileType.NotFound
+        exists = store.hasty_file_system().get_file_info(path).type != pafs.FileType.NotFound
     except OSError as error:
-        raise UsageError(f"{uri}: {s3.cause(path, error)}") from error
-    if not found:
-        raise UsageError(f"{uri}: the bucket is there, this file or folder is not; check the key")
+        raise UsageError(f"{uri}: {store.cause(path, error)}") from error
+    if not exists:
+        raise UsageError(f"{uri}: the bucket exists, this file or folder does not; check the key")
 
 
 def check_writable(uri: str) -> None:
-    """Preflight: files can be written below the folder, which need not exist yet. `UsageError` like
+    """Files can be written below the folder, which need not exist yet. `UsageError` as
     `check_readable`.
     """
     uri = absolute(uri)
-    if not uri.startswith(S3):
-        nearest = uri
-        while not os.path.lexists(nearest):
-            nearest = os.path.dirname(nearest)
-        if not os.path.exists(nearest):
-            raise UsageError(
-                f"{uri}: {nearest} is a link to {os.readlink(nearest)}, which is not there; mend it"
-                " or give another path"
-            )
-        if not os.path.isdir(nearest):
-            raise UsageError(f"{uri}: {nearest} is a file, a folder is needed; give another path")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"{uri}: {nearest} may not be written by this user; change its permissions or give"
-                " another path"
-            )
+    store = schemes.store_of(uri)
+    if store is None:
+        _check_writable_locally(uri)
         return
-    filesystem, path = reach_bucket(uri)
-    # The right to list is not the right to write, and that would show only after the work is done.
+    path = _check_bucket(store, uri)
+    # The right to list is not the right to write; without this check the missing right would show
+    # only when the work is done.
     probe = posixpath.join(path, WRITE_CHECK)
+    file_system = store.hasty_file_system()
     try:
-        # Not empty: an empty upload passes where others do not.
-        s3.put(filesystem, probe, b"x")
-        filesystem.delete_file(probe)
+        with file_system.open_output_stream(probe) as stream:
+            # One byte: some servers accept an empty upload and refuse others.
+            stream.write(b"x")
+        file_system.delete_file(probe)
     except OSError as error:
         raise UsageError(
-            f"{uri}: the bucket can be listed but not written: {s3.cause(path, error)}"
+            f"{uri}: the bucket can be listed but not written: {store.cause(path, error)}"
         ) from error
 
 
-def reach_bucket(uri: str) -> tuple[pafs.FileSystem, str]:
-    """An impatient client and the path inside it, after one LIST."""
-    path = uri[len(S3) :]
-    if (error := s3.list_error(path)) is not None:
-        raise UsageError(f"{uri}: {s3.cause(path, error)}") from error
-    return s3.client(s3.IMPATIENT), path
+def _check_writable_locally(path: str) -> None:
+    nearest = path
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.exists(nearest):
+        raise UsageError(
+            f"{path}: {nearest} is a link to {os.readlink(nearest)}, which does not exist; repair"
+            " the link or give another path"
+        )
+    if not os.path.isdir(nearest):
+        raise UsageError(f"{path}: {nearest} is a file, a folder is needed; give another path")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{path}: this user may not write to {nearest}; change its permissions or give another"
+            " path"
+        )
+
+
+def _check_bucket(store: ObjectStore, uri: str) -> str:
+    """The bucket/key of `uri`, after one LIST of it."""
+    _, path = schemes.split(uri)
+    if (error := store.list_error(path)) is not None:
+        raise UsageError(f"{uri}: {store.cause(path, error)}") from error
+    return path

@@ -60,7 +60,10 @@ class TrackingConfig(BaseModel):
 
 def local_root(storage: str) -> str:
     """SQLite needs a local disk: the storage root, or ./runs when that is in a bucket."""
-    return os.path.abspath("runs" if storage.startswith("s3://") else storage)
+    # Imported here: it loads pyarrow, which `--help` does not need.
+    from cluster.storage import uris
+
+    return os.path.abspath("runs" if uris.is_remote(storage) else storage)
 
 
 def tracking_uri(config_uri: str | None, storage: str) -> str:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import PlainError, UsageError
 from cluster.storage import files, preflight, s3
+from cluster.storage.fetched_file import open_fetched
 from tests.support.faulty_s3 import FaultyS3, Rule
 
 CONTENT = bytes(range(251)) * 40
@@ -26,7 +27,7 @@ PAGE = (
     b"<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>\r\n<center><h1>404 Not"
     b" Found</h1></center>\r\n</body>\r\n</html>\r\n"
 )
-# One request of the client an attempt, no pauses: what is tried again is then up to `s3.patiently`.
+# The client makes one attempt without pauses: retries are then up to `s3.retry`.
 QUICK = s3.Patience(attempts=1, connect_seconds=2, stall_seconds=1, again_seconds=60)
 
 
@@ -182,9 +183,7 @@ def test_a_connection_that_stalls_is_given_up(bucket: str, behind: Behind) -> No
 def test_a_range_is_what_a_slice_is(start: int, count: int, last: int) -> None:
     content = CONTENT[:-1] + bytes([last])
     raw = pa.BufferReader(content)
-    file = pa.PythonFile(
-        s3.FetchedFile(raw.size(), lambda start, count: s3.read_range(raw, start, count)), mode="r"
-    )
+    file = open_fetched(raw.size(), lambda start, count: s3.read_range(raw, start, count))
     file.seek(start)
     assert file.read(count) == content[start : start + count]
     assert file.tell() == max(start, min(start + count, len(content)))
@@ -210,8 +209,8 @@ def test_answers_that_stay_incomplete_end_in_an_error(
     with pytest.raises(
         PlainError,
         match=(
-            rf"^{bucket}/key: cannot be read: {proxy.url} or a proxy before it sends incomplete"
-            r" answers \(.*10040"
+            rf"^{bucket}/key: cannot be read: {proxy.url} or a proxy in front of it sends"
+            r" incomplete answers \(.*10040"
         ),
     ):
         files.read_bytes(f"{bucket}/key")
@@ -224,7 +223,7 @@ def test_patience_ends_with_one_line_that_names_the_place_and_the_cause(
     with pytest.raises(PlainError) as caught:
         files.write_bytes(f"{bucket}/key", CONTENT)
     assert str(caught.value).startswith(
-        f"{bucket}/key: cannot be written: {proxy.url} is overloaded or ill ("
+        f"{bucket}/key: cannot be written: {proxy.url} is overloaded or unhealthy ("
     )
     assert "SLOW_DOWN" in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, UsageError)
@@ -268,7 +267,7 @@ ANSWERS = {
     "wrong secret": (
         403,
         "SignatureDoesNotMatch",
-        "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY",
+        "knows the access key, but the secret is wrong; check AWS_SECRET_ACCESS_KEY",
     ),
     "expired": (400, "ExpiredToken", "the credentials have expired; renew them"),
     "wrong token": (
@@ -289,7 +288,7 @@ ANSWERS = {
         "AuthorizationHeaderMalformed",
         "in this region; check AWS_REGION",
     ),
-    "overloaded": (503, "SlowDown", "is overloaded or ill"),
+    "overloaded": (503, "SlowDown", "is overloaded or unhealthy"),
     "anything else": (
         400,
         "Unheard",
@@ -328,7 +327,7 @@ def test_preflights_know_what_is_not_s3(
     proxy = behind(Rule("answer", times=math.inf, status=status, body=page))
     with pytest.raises(
         UsageError,
-        match=rf"^{bucket}/key: what answers at {proxy.url} is not S3; check AWS_ENDPOINT_URL$",
+        match=rf"^{bucket}/key: the server at {proxy.url} is not S3; check AWS_ENDPOINT_URL$",
     ):
         check(f"{bucket}/key")
 
@@ -437,5 +436,5 @@ def test_uploads_are_as_every_server_takes_them(
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
     for endpoint in ("", "https://s3.eu-west-1.amazonaws.com"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        s3.client(QUICK)
+        s3.file_system()
         assert "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ
