@@ -80,14 +80,11 @@ def evaluate(
         else:
             assert model is not None, "give a run or a model"
             package, scored = _download(model, scratch, tracking=tracking, storage=storage)
-        share = resources.booked(
-            replicas.cpus_per_worker + resources.READ_CPUS, replicas.gpus_per_worker
-        )
         request = (
             f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
             f" {resources.READ_CPUS:g} for reading)"
         )
-        _connect([share] * replicas.workers, request, ray)
+        _connect(resources.detection_shares(**vars(replicas)), request, ray)
         folder = f"{scratch}/evaluation"
         table = evaluate_package(
             package,
@@ -184,13 +181,11 @@ def predict_images(
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
         package, version = _download(model, scratch, tracking=tracking, storage=storage)
         folder = f"{scratch}/predictions"
-        replica = resources.booked(replicas.cpus_per_worker, replicas.gpus_per_worker)
         request = (
             f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g} +"
             f" {resources.READ_CPUS:g} for reading"
         )
-        reading = resources.booked(resources.READ_CPUS, 0)
-        _connect([*[replica] * replicas.workers, reading], request, ray)
+        _connect(resources.prediction_shares(**vars(replicas)), request, ray)
         summary = prediction.predict(
             package,
             list(pictures),

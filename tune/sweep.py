@@ -133,7 +133,7 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
 
 def processes(sweep: SweepConfig) -> list[dict[str, float]]:
     """What one trial books: its workers, and the process around them."""
-    worker = resources.booked(sweep.cpus_per_worker + resources.READ_CPUS, sweep.gpus_per_worker)
+    worker = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
     return [worker] * sweep.workers + [{"CPU": TRIAL_CPUS}]
 
 

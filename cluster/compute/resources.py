@@ -1,81 +1,111 @@
-"""CPUs and GPUs: what a piece of work books, and whether the cluster can hold it."""
+"""CPUs and GPUs: what a process books, and whether the cluster can place all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from cluster.errors import UsageError
 
 Resources = Mapping[str, float]
-"""CPU and GPU by Ray's names: what a process books or a node has."""
+"""CPU and GPU by Ray's names: what a process books, or what a node has."""
+READ_CPUS = 0.25
+"""CPUs booked for reading one rank's rows: the reader waits for storage most of its time."""
+_ROUNDING = 1e-6
+"""Sums of fractions of a CPU may differ from the node's number by this much."""
+
+
+class TaskOptions(TypedDict):
+    """Keywords of Ray's `options` and of Ray Data's `map_batches`."""
+
+    num_cpus: float
+    num_gpus: float | None
+
+
+def booked(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def reading_worker(cpus: float, gpus: float) -> dict[str, float]:
+    """What a process books that computes with `cpus` and `gpus` and reads its own rows on the same
+    node: a training worker, a task of `detect_set`.
+    """
+    return booked(cpus + READ_CPUS, gpus)
+
+
+def detection_shares(
+    *, workers: int, cpus_per_worker: float, gpus_per_worker: float
+) -> list[dict[str, float]]:
+    """What the tasks of `detect_set` book. Each of them must find its place on one node."""
+    return [reading_worker(cpus_per_worker, gpus_per_worker)] * workers
+
+
+def prediction_shares(
+    *, workers: int, cpus_per_worker: float, gpus_per_worker: float
+) -> list[dict[str, float]]:
+    """What `predict` books: actors that hold the network, and one task that reads files for all of
+    them.
+    """
+    return [booked(cpus_per_worker, gpus_per_worker)] * workers + [booked(READ_CPUS, 0)]
+
+
+def task_options(share: Resources) -> TaskOptions:
+    """The keywords with which a Ray task or actor books this share."""
+    return {"num_cpus": share["CPU"], "num_gpus": share.get("GPU")}
 
 
 def check_resources(
     processes: Sequence[Resources], *, what: str, autoscaling: bool = False
 ) -> None:
-    """Raise `UsageError` when the cluster, empty, could not hold these processes, each of which
-    needs what it books on one node; `what` names the request and its fields."""
+    """Raise `UsageError` where the cluster, when idle, could not place these processes. Each needs
+    all that it books on one node; `what` names the request and its fields."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if autoscaling:
         return
-    asked, has = total(processes), total(nodes)
-    for name in asked:
-        if asked[name] > has[name] + 1e-6:
+    needed, available = total(processes), total(nodes)
+    for name in needed:
+        if needed[name] > available[name] + _ROUNDING:
             raise UsageError(
-                f"{what} needs {asked[name]:g} {name}s, the cluster has {has[name]:g}; "
-                "ask for less, add nodes, or say --ray.autoscaling true if it grows by itself"
+                f"{what} needs {needed[name]:g} {name}s, the cluster has {available[name]:g};"
+                " ask for less, add nodes, or set --ray.autoscaling true if the cluster grows by"
+                " itself"
             )
-    if left := unplaced(processes, nodes):
-        needs, sizes = (
-            shown(left[0]),
-            "; ".join(sorted({shown(node) for node in nodes}, reverse=True)[:4]),
-        )
+    if rest := unplaced(processes, nodes):
+        sizes = sorted({shown(node) for node in nodes}, reverse=True)[:4]
         raise UsageError(
-            f"{what}: {len(left)} of {len(processes)} processes find no node, one needs {needs} on"
-            f" one node and the {len(nodes)} nodes have {sizes}; ask for less a process, add nodes,"
-            " or say --ray.autoscaling true if the cluster grows by itself"
+            f"{what}: {len(rest)} of {len(processes)} processes fit on no node; one needs"
+            f" {shown(rest[0])} on one node and the {len(nodes)} nodes have {'; '.join(sizes)}; ask"
+            " for less per process, add nodes, or set --ray.autoscaling true if the cluster grows"
+            " by itself"
         )
 
 
 def unplaced(processes: Sequence[Resources], nodes: Sequence[Resources]) -> list[Resources]:
-    """The processes that are left when the others have their share of a node: the largest first,
-    each on the first node that has room, those without a GPU on nodes without any while there is
-    one."""
+    """The processes that find no node. The largest is placed first, each on the first node with
+    room; processes without a GPU go to nodes without GPUs as long as there is room."""
     free = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0.0))]
-    left = []
-    for needs in sorted(processes, key=lambda one: (-one.get("GPU", 0.0), -one.get("CPU", 0.0))):
-        node = next(
-            (
-                node
-                for node in free
-                if all(node.get(name, 0.0) + 1e-6 >= asked for name, asked in needs.items())
-            ),
-            None,
-        )
+    rest = []
+    for process in sorted(processes, key=lambda p: (-p.get("GPU", 0.0), -p.get("CPU", 0.0))):
+        node = next((node for node in free if _has_room(node, process)), None)
         if node is None:
-            left.append(needs)
+            rest.append(process)
             continue
-        for name, asked in needs.items():
-            node[name] = node.get(name, 0.0) - asked
-    return left
+        for name, amount in process.items():
+            node[name] = node.get(name, 0.0) - amount
+    return rest
 
 
-def total(every: Sequence[Resources]) -> dict[str, float]:
-    return {name: sum(held.get(name, 0.0) for held in every) for name in ("CPU", "GPU")}
+def _has_room(node: Resources, process: Resources) -> bool:
+    return all(node.get(name, 0.0) + _ROUNDING >= amount for name, amount in process.items())
 
 
-def shown(held: Resources) -> str:
-    return (
-        " and ".join(f"{held[name]:g} {name}s" for name in ("CPU", "GPU") if held.get(name))
-        or "nothing"
-    )
+def total(shares: Sequence[Resources]) -> dict[str, float]:
+    return {name: sum(share.get(name, 0.0) for share in shares) for name in ("CPU", "GPU")}
 
 
-READ_CPUS = 0.25
-"""CPUs that are booked for reading a rank's rows: it waits for storage most of its time."""
-
-
-def booked(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+def shown(share: Resources) -> str:
+    """A share in words: "2 CPUs and 1 GPUs"."""
+    amounts = [f"{share[name]:g} {name}s" for name in ("CPU", "GPU") if share.get(name)]
+    return " and ".join(amounts) or "nothing"

@@ -11,6 +11,7 @@ import ray
 import ray.data
 import torch
 
+from cluster.compute.resources import booked, task_options
 from cluster.runs.package_files import PackageFiles, load_predictor, read_package, stored_classes
 from cluster.scoring.detect import BATCH
 from detector.decode import Detections
@@ -142,6 +143,5 @@ def score(
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=cpus_per_worker,
-        num_gpus=gpus_per_worker or None,
+        **task_options(booked(cpus_per_worker, gpus_per_worker)),
     )

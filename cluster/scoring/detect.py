@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import ray
 
-from cluster.compute.resources import READ_CPUS
+from cluster.compute.resources import reading_worker, task_options
 from cluster.compute.session import fetch
 from cluster.loading.evaluation_batches import evaluation_batches
 from cluster.loading.prefetch import ordered_map
@@ -36,7 +36,7 @@ def detect_set(
     threads, device = max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"
     # No retries of a single task: the caller retries the whole evaluation.
     task = ray.remote(_detect_share).options(
-        num_cpus=cpus_per_worker + READ_CPUS, num_gpus=gpus_per_worker or None, max_retries=0
+        **task_options(reading_worker(cpus_per_worker, gpus_per_worker)), max_retries=0
     )
     shares = [
         task.remote(package_ref, data, rank, workers, threads, device)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from cluster.compute.resources import READ_CPUS
+from cluster.compute.resources import reading_worker, task_options
 from cluster.compute.session import fetch
 from cluster.errors import PlainError
 from cluster.runs import evaluations
@@ -144,11 +144,8 @@ class Evaluator:
     def start(self, request: Request) -> Evaluation:
         import ray
 
-        cpus, gpus = (
-            self.share["cpus_per_worker"] + READ_CPUS,
-            self.share["gpus_per_worker"] or None,
-        )
-        self.running = ray.remote(Scorer).options(num_cpus=cpus, num_gpus=gpus).remote()
+        booking = reading_worker(self.share["cpus_per_worker"], self.share["gpus_per_worker"])
+        self.running = ray.remote(Scorer).options(**task_options(booking)).remote()
         try:
             return fetch(self.running.evaluate.remote(request, self.weights, self.data, self.share))
         finally:

@@ -10,7 +10,7 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
-from cluster.compute.resources import READ_CPUS, booked
+from cluster.compute.resources import reading_worker
 from cluster.errors import PlainError
 from cluster.runs import evaluations, lease, parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import TrainConfig
@@ -109,7 +109,7 @@ def train(
         if training.min_workers is None
         else (training.min_workers, training.workers),
         use_gpu=training.gpus_per_worker > 0,
-        resources_per_worker=booked(training.cpus_per_worker + READ_CPUS, training.gpus_per_worker),
+        resources_per_worker=reading_worker(training.cpus_per_worker, training.gpus_per_worker),
         elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
     )
 

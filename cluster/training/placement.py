@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.compute.resources import READ_CPUS, booked, unplaced
+from cluster.compute.resources import detection_shares, reading_worker, unplaced
 from cluster.runs.config import TrainConfig
 from cluster.storage.uris import absolute
 from cluster.training.background_evaluation import Evaluator
@@ -65,12 +65,8 @@ def needs(
     beside = (evaluation or config.training.evaluation) == "beside"
     shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
     return [
-        *(
-            booked(share["cpus_per_worker"] + READ_CPUS, share["gpus_per_worker"])
-            for share in shares
-            for _ in range(share["workers"])
-        ),
-        *([booked(1 + READ_CPUS, 0)] if config.training.decode == "tasks" else []),
+        *(process for share in shares for process in detection_shares(**share)),
+        *([reading_worker(1, 0)] if config.training.decode == "tasks" else []),
     ]
 
 
