@@ -182,7 +182,7 @@ def summary(prepared: Prepared) -> list[str]:
     from cluster.reports.summary import summary_lines
 
     lines = [f"set         {prepared.shard_set.uri}"] if prepared.shard_set is not None else []
-    return lines + summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+    return lines + summary_lines(prepared.index, prepared.quarantined)
 
 
 # What does not change the bytes of the shard set, or is in the identity in another form.

@@ -56,9 +56,7 @@ def main(config: ShardsConfig) -> None:
     if output:
         preflight.check_writable(output)
     print(f"set         {shard_set.uri}")
-    for line in summary.summary_lines(
-        index.read_index(shard_set.uri), quarantine.read_quarantine(shard_set.uri)
-    ):
+    for line in summary.summary_lines(shard_set.index, quarantine.read_quarantine(shard_set.uri)):
         print(line, flush=True)
     if config.verify:
         verify.verify_shard_set(

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cluster.prepare.tasks import Picture
 from cluster.shards import index, read
+from cluster.shards.index import Duplicates, NamedDuplicate
 from cluster.shards.quarantine import Quarantined
 
 # So many are named in the index; all are counted.
@@ -62,24 +63,25 @@ def find_duplicates(
     return found
 
 
-def describe(duplicates: Sequence[Duplicate]) -> dict[str, Any]:
+def describe(duplicates: Sequence[Duplicate]) -> Duplicates:
     """What the index says: how many by set ("" is the set itself), and the first of them by name."""
     named = [
-        {"file_name": one.picture.file_name, "same_as": one.same_as, "set": one.uri}
+        NamedDuplicate(file_name=one.picture.file_name, same_as=one.same_as, set=one.uri)
         for one in duplicates[:NAMED]
     ]
-    return {"counts": dict(sorted(Counter(one.uri for one in duplicates).items())), "named": named}
+    counts = Counter(one.uri for one in duplicates)
+    return Duplicates(dict(sorted(counts.items())), tuple(named))
 
 
-def sentences(described: dict[str, Any]) -> list[tuple[str, str]]:
+def sentences(described: Duplicates) -> list[tuple[str, str]]:
     """(leak or duplicate, what a person is told), one for every set of `describe`."""
     found = []
-    for uri, times in described["counts"].items():
+    for uri, times in described.counts.items():
         example = next(
             (
-                f" (such as {one['file_name']} = {one['same_as']})"
-                for one in described["named"]
-                if one["set"] == uri
+                f" (such as {one.file_name} = {one.same_as})"
+                for one in described.named
+                if one.set == uri
             ),
             "",
         )

@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,14 @@ from cluster.formats.read import SourcePaths, United, check_place, read_sources
 from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
 from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.shards.format import REPORT, SCHEMA_VERSION, Shard, shard_name
+from cluster.shards.format import REPORT, SCHEMA_VERSION, shard_name
 from cluster.shards.index import (
     INDEX,
+    Counts,
+    Index,
+    IndexedSource,
     ShardSet,
     open_shard_set,
-    read_index,
     set_digest,
     write_index,
 )
@@ -121,7 +123,7 @@ class Prepared:
     written; what was left out; the set.
     """
 
-    index: dict[str, Any]
+    index: Index
     quarantined: Sequence[Quarantined]
     shard_set: ShardSet | None
 
@@ -334,12 +336,13 @@ def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> ShardSet
     """The set that a former run finished at `output` from the same source with the same options."""
     if overwrite or not files.exists(uris.join(output, INDEX)):
         return None
-    if read_index(output).get("fingerprint") != fingerprint:
+    shard_set = open_shard_set(output)
+    if shard_set.index.fingerprint != fingerprint:
         raise UsageError(
             f"--output {output}: holds a shard set of another source or other options; give another"
             " folder or say --overwrite true"
         )
-    return open_shard_set(output)
+    return shard_set
 
 
 def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
@@ -350,8 +353,8 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     """
     if plan.finished is not None:
         say(f"{plan.output}: the shard set is already there and fits source and options; reused")
-        quarantined = [Quarantined(**record) for record in read_quarantine(plan.finished.uri)]
-        return Prepared(read_index(plan.finished.uri), quarantined, plan.finished)
+        quarantined = read_quarantine(plan.finished.uri)
+        return Prepared(plan.finished.index, quarantined, plan.finished)
     known = duplicates.known_pictures(plan.options.against)
     if plan.output is not None:
         files.delete_file(uris.join(plan.output, INDEX))
@@ -364,45 +367,33 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
 
     left_out = [*plan.quarantined, *(record for report in reports for record in report.quarantined)]
     quarantined = [*left_out, *(duplicates.to_quarantine(found) if drop else [])]
-    index, categories = summarise(plan, reports, left_out, found), plan.united.source.categories
+    index = summarise(plan, reports, left_out, found)
     if plan.output is None:
-        return Prepared(
-            index | {"categories": [category._asdict() for category in categories]},
-            quarantined,
-            None,
-        )
+        return Prepared(index, quarantined, None)
     check_shares(plan, left_out)
-    if not index["counts"]["images"]:
+    if not index.counts.images:
         raise DataError(
             f"none of the {plan.united.source.listed} images is left: all are in"
             f" {', '.join(plan.options.against)}; prepare other images"
         )
     kept = [report.shard for report in reports if report.shard is not None]
     remove_strays(plan.output, {shard.name for shard in kept})
-    publish_findings(plan, kept, index, [asdict(record) for record in quarantined])
-    shard_set = write_index(plan.output, categories=categories, shards=kept, **index)
+    index = replace(index, shards=tuple(kept))
+    publish_findings(plan.output, index, quarantined)
+    shard_set = write_index(plan.output, index)
     files.delete_folder(uris.join(plan.output, PROGRESS))
-    return Prepared(read_index(plan.output), quarantined, shard_set)
+    return Prepared(shard_set.index, quarantined, shard_set)
 
 
-def publish_findings(
-    plan: Plan, kept: Sequence[Shard], index: dict[str, Any], quarantined: Sequence[dict[str, str]]
-) -> None:
+def publish_findings(output: str, index: Index, quarantined: Sequence[Quarantined]) -> None:
     """quarantine.parquet and report.html of shards that have no index yet."""
     # It imports torch, which nothing before needs.
     from cluster.reports.data_report import write_report
 
-    assert plan.output is not None
-    write_quarantine(plan.output, quarantined)
-    categories, names = (
-        plan.united.source.categories,
-        tuple(source["name"] for source in index["sources"]),
-    )
-    shard_set = ShardSet(
-        plan.output, categories, tuple(kept), set_digest(categories, kept), index["counts"], names
-    )
-    notes = [sentence for _, sentence in duplicates.sentences(index["duplicates"])]
-    write_report(shard_set, quarantined, repairs=index["repairs"], notes=notes)
+    write_quarantine(output, quarantined)
+    index = replace(index, set_digest=set_digest(index.categories, index.shards))
+    notes = [sentence for _, sentence in duplicates.sentences(index.duplicates)]
+    write_report(ShardSet(output, index), quarantined, repairs=index.repairs, notes=notes)
 
 
 def summarise(
@@ -410,8 +401,8 @@ def summarise(
     reports: Sequence[ShardReport],
     left_out: Sequence[Quarantined],
     found: Sequence[duplicates.Duplicate],
-) -> dict[str, Any]:
-    """What index.json says besides shards and categories. Of the images and the annotations listed
+) -> Index:
+    """The index without shards and digest. Of the images and the annotations listed
     each is in one of `counts`: stored (`images`; `boxes`, crowds among them), left out itself
     (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image
     (`lost_annotations`)."""
@@ -425,27 +416,30 @@ def summarise(
     )
     whats = Counter(record.what for record in left_out)
     repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
-    return {
-        "counts": (
-            {name: counts[name] for name in ("images", "boxes", "crowds", "empty_images")}
-            | {
-                "quarantined": len(left_out),
-                "quarantined_images": whats["image"],
-                "quarantined_annotations": whats["annotation"],
-                "lost_annotations": plan.lost + counts["lost"],
-                "dropped_images": len(dropped),
-                "listed_images": plan.united.source.listed,
-                "listed_annotations": plan.united.source.annotated,
-            }
+    return Index(
+        categories=tuple(plan.united.source.categories),
+        counts=Counts(
+            images=counts["images"],
+            boxes=counts["boxes"],
+            crowds=counts["crowds"],
+            empty_images=counts["empty_images"],
+            quarantined=len(left_out),
+            quarantined_images=whats["image"],
+            quarantined_annotations=whats["annotation"],
+            lost_annotations=plan.lost + counts["lost"],
+            dropped_images=len(dropped),
+            listed_images=plan.united.source.listed,
+            listed_annotations=plan.united.source.annotated,
         ),
-        "source_digest": plan.united.source.digest,
-        "sources": [
-            {**about, "images": stored[number]} for number, about in enumerate(plan.united.about)
-        ],
-        "fingerprint": plan.fingerprint,
-        "repairs": dict(sorted(repairs.items())),
-        "duplicates": duplicates.describe(found),
-    }
+        sources=tuple(
+            IndexedSource(**about, images=stored[number])
+            for number, about in enumerate(plan.united.about)
+        ),
+        source_digest=plan.united.source.digest,
+        fingerprint=plan.fingerprint,
+        repairs=dict(sorted(repairs.items())),
+        duplicates=duplicates.describe(found),
+    )
 
 
 def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
@@ -469,10 +463,9 @@ def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
         if len(records) <= allowed and not none_left:
             continue
         if plan.output is not None:
-            write_quarantine(plan.output, [asdict(record) for record in quarantined])
+            write_quarantine(plan.output, quarantined)
         top = "; ".join(
-            f"{len(ones)} x {why}, such as {ones[0]['where']}"
-            for why, ones in by_reason(map(asdict, records))[:3]
+            f"{len(ones)} x {why}, such as {ones[0].where}" for why, ones in by_reason(records)[:3]
         )
         rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
         remedy = f"see {uris.join(plan.output, QUARANTINE)}, " if plan.output is not None else ""

@@ -124,7 +124,7 @@ def run_job(job: ShardJob) -> ShardReport:
         note = {
             "fingerprint": job.fingerprint,
             **asdict(report),
-            "shard": shard._asdict() if shard else None,
+            "shard": shard.to_json() if shard else None,
         }
         files.write_json(report_uri(job.output, job.name), note)
     return report
@@ -144,7 +144,7 @@ def find_report(job: ShardJob) -> ShardReport | None:
         note = files.read_json(report_uri(job.output, job.name))
         if note["fingerprint"] != job.fingerprint:
             return None
-        shard = Shard.of(note["shard"]) if note["shard"] else None
+        shard = Shard.from_json(note["shard"]) if note["shard"] else None
         quarantined = tuple(Quarantined(**record) for record in note["quarantined"])
         pictures = tuple(Picture(*picture) for picture in note["pictures"])
         report = ShardReport(

@@ -21,7 +21,7 @@ from cluster.errors import DataError
 from cluster.reports.html import Bar, bar_row, bullets, chart, clip, page, section
 from cluster.shards.format import REPORT
 from cluster.shards.index import ShardSet
-from cluster.shards.quarantine import QUARANTINE, by_reason
+from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason
 from cluster.shards.statistics import (
     COCO_SIDES,
     SIZES,
@@ -52,7 +52,7 @@ EXAMPLES = 20
 
 def write_report(
     shard_set: ShardSet,
-    quarantined: Sequence[dict[str, str]],
+    quarantined: Sequence[Quarantined],
     *,
     repairs: dict[str, int],
     notes: Sequence[str] = (),
@@ -342,14 +342,14 @@ def repaired(repairs: dict[str, int]) -> str:
     return f"<table>{''.join(f'<tr><td>{times:,}</td><th>{escape(what)}</th></tr>' for what, times in repairs.items())}</table>"
 
 
-def left_out(quarantined: Sequence[dict[str, str]]) -> str:
+def left_out(quarantined: Sequence[Quarantined]) -> str:
     if not quarantined:
         return "<p>Nothing was left out.</p>"
     parts = []
     reasons = by_reason(quarantined)
     for why, records in reasons[:MOST_REASONS]:
         shown = [
-            [escape(clip(record[name], 300)) for name in ("what", "where", "why")]
+            [escape(clip(text, 300)) for text in (record.what, record.where, record.why)]
             for record in records[:EXAMPLES]
         ]
         items = "".join(

@@ -1,4 +1,4 @@
-"""The shard set, the form in which the project keeps its data: format, index, writing, reading,
+"""The shard set, the project's own form of a data set: format, index, write, read, verify,
 statistics. Imports storage.
 """
 

@@ -1,18 +1,23 @@
 """The shard set: Parquet shards of encoded images with their boxes, and the index.json that makes
 them a data set.
 
-    shard-00007-of-00064.parquet   image_id int64, file_name string, image binary (encoded), height
-    int32, width int32, boxes list<float[4]>
-                                   XYXY px of the upright image, labels list<int32> 0..K-1, crowd
-                                   list<bool>, area list<float> px^2, source int32 (place in the
-                                   index's `sources`), sha256 binary[32] (of the source file, before
-                                   any turning)
-    quarantine.parquet             what was left out: what (image | annotation | duplicate), where
-    (file name or id), why, raw (JSON) index.json                     written last; without it there
-    is no data set
+    shard-00007-of-00064.parquet
+        image_id int64, file_name string, image binary (encoded), height int32, width int32,
+        boxes list<float[4]>  XYXY px of the upright image
+        labels list<int32>    0..K-1
+        crowd list<bool>
+        area list<float>      px^2
+        source int32          position in the index's `sources`
+        sha256 binary[32]     of the source file, before any rotation
+    quarantine.parquet
+        what prepare left out: what (image | annotation | duplicate), where (file name or id), why,
+        raw (JSON)
+    index.json
+        written last; without it there is no data set
 
 A digest is a sha256 in hex. The set digest covers the schema version, the categories and the
-digests of the shards, in order, so two sets of one digest hold the same bytes in the same order.
+digests of the shards, in order, so two sets with the same digest have the same bytes in the same
+order.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 class Category(NamedTuple):
-    """`label` 0..K-1 is ours, `id` is the one of the COCO JSON."""
+    """`label` 0..K-1 is the project's own number, `id` that of the COCO JSON."""
 
     label: int
     id: int
@@ -53,7 +58,7 @@ class Category(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """A stretch of the file: `bytes` from byte `start` on, and their digest."""
+    """A part of the file: `bytes` from byte `start` on, and their digest."""
 
     rows: int
     start: int
@@ -62,9 +67,7 @@ class RowGroup(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One file: row groups one after another and, from the end of the last one to the end of the
-    file, Parquet's footer.
-    """
+    """One file: its row groups one after another, then Parquet's footer to the end of the file."""
 
     name: str
     rows: int
@@ -77,22 +80,24 @@ class Shard(NamedTuple):
     def footer_start(self) -> int:
         return self.row_groups[-1].start + self.row_groups[-1].bytes
 
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict()
+
     @staticmethod
-    def of(fields: dict[str, Any]) -> Shard:
-        """The shard that `_asdict` gave, also after a round trip through JSON."""
-        return Shard(
-            **{**fields, "row_groups": tuple(RowGroup(*group) for group in fields["row_groups"])}
-        )
+    def from_json(fields: dict[str, Any]) -> Shard:
+        groups = tuple(RowGroup(*group) for group in fields["row_groups"])
+        return Shard(**{**fields, "row_groups": groups})
 
 
-class Place(NamedTuple):
-    """All that is needed to read one row group and to know that it is the right one; plain values
-    that travel as JSON.
-    """
+class GroupLocation(NamedTuple):
+    """All that is needed to read and verify one row group; plain values that travel as JSON."""
 
     uri: str
+    """Of the shard."""
     number: int
+    """Of the row group in the shard."""
     start: int
+    """First byte of the row group in the shard."""
     bytes: int
     sha256: str
     footer_start: int
@@ -102,8 +107,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored. boxes_N4 float32 XYXY px of the upright image; labels_N, crowd_N, area_N
-    beside it; sha256 of the source file.
+    """One image as stored. boxes_N4 are float32 XYXY px of the upright image, area_N is px^2, and
+    sha256 is that of the source file.
     """
 
     image_id: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,40 +14,45 @@ from cluster.storage import files
 from cluster.storage.uris import join
 
 QUARANTINE = "quarantine.parquet"
-QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
-
-
-def write_quarantine(folder: str, records: Sequence[dict[str, str]]) -> None:
-    """`records` hold what, where, why and raw."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(records), schema=QUARANTINE_SCHEMA), sink)
-    files.write_bytes(join(folder, QUARANTINE), sink.getvalue())
-
-
-def read_quarantine(uri: str) -> list[dict[str, str]]:
-    """The records left out. Errors: see `files.content_errors`."""
-    uri = join(uri, QUARANTINE)
-    with files.content_errors(uri, REMEDY):
-        return pq.read_table(pa.BufferReader(files.read_bytes(uri))).to_pylist()
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """`what` image, annotation or duplicate, `where` its file name or id, `why` in a few words,
-    `raw` the record as JSON.
-    """
+    """One row of the quarantine."""
 
     what: str
+    """image, annotation or duplicate."""
     where: str
+    """File name or id."""
     why: str
+    """The reason in a few words."""
     raw: str
+    """The record of the source as JSON."""
 
 
-def by_reason(quarantined: Iterable[dict[str, str]]) -> list[tuple[str, list[dict[str, str]]]]:
-    """(why, its records), the most frequent reason first. Details in brackets are not told apart.
-    Records hold what, where, why and raw.
+def write_quarantine(folder: str, quarantined: Sequence[Quarantined]) -> None:
+    sink = pa.BufferOutputStream()
+    rows = [asdict(row) for row in quarantined]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+    files.write_bytes(join(folder, QUARANTINE), sink.getvalue())
+
+
+def read_quarantine(uri: str) -> list[Quarantined]:
+    """The quarantine of the set at `uri`. Errors: see `files.content_errors`."""
+    uri = join(uri, QUARANTINE)
+    with files.content_errors(uri, REMEDY):
+        table = pq.read_table(pa.BufferReader(files.read_bytes(uri)))
+        if table.column_names != _SCHEMA.names:
+            raise ValueError(f"its columns are {table.column_names}")
+        return [Quarantined(**row) for row in table.to_pylist()]
+
+
+def by_reason(quarantined: Iterable[Quarantined]) -> list[tuple[str, list[Quarantined]]]:
+    """(why, its rows), the most frequent reason first. Reasons that differ only in the details in
+    their brackets count as one.
     """
-    whys: dict[str, list[dict[str, str]]] = {}
-    for record in quarantined:
-        whys.setdefault(re.sub(r"\s*[(<].*?[)>]", "", record["why"]), []).append(record)
-    return sorted(whys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    reasons: dict[str, list[Quarantined]] = {}
+    for row in quarantined:
+        reasons.setdefault(re.sub(r"\s*[(<].*?[)>]", "", row.why), []).append(row)
+    return sorted(reasons.items(), key=lambda entry: (-len(entry[1]), entry[0]))

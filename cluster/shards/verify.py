@@ -1,4 +1,4 @@
-"""Are the bytes of a shard set those that its index names?"""
+"""Compare the bytes of a shard set with the digests in its index."""
 
 from __future__ import annotations
 
@@ -7,41 +7,38 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.errors import DataError
-from cluster.shards.format import Shard
+from cluster.shards.format import REMEDY, Shard
 from cluster.shards.index import INDEX, ShardSet, set_digest
 from cluster.storage import files
 from cluster.storage.uris import join
 
-PIECE_BYTES = 8 << 20
-"""Verifying reads in pieces: large enough to be worth a request each, and whole shards need not fit
-into memory.
+_PIECE_BYTES = 8 << 20
+"""Bytes per read: enough for a request to be worth its cost, and far less than a whole shard in
+memory.
 """
 
 
 def verify_shard_set(
     shard_set: ShardSet, *, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Read every shard again, some at a time and each in pieces. `say` hears what is wrong with
-    each bad one.
+    """Read every shard again, several at a time and each in pieces. `say` gets a line about every
+    bad shard.
 
-    `DataError` naming every shard that is missing or whose bytes are not those of the index,
-    `PlainError` when the storage fails.
+    `DataError` with the names of all shards that are missing or differ from the index, `PlainError`
+    where the storage fails.
     """
 
     def fault(shard: Shard) -> str:
         uri, digest = join(shard_set.uri, shard.name), hashlib.sha256()
         try:
             with files.plain_errors(uri, "read"), files.open_input(uri) as file:
-                while piece := file.read(PIECE_BYTES):
+                while piece := file.read(_PIECE_BYTES):
                     digest.update(piece)
         except FileNotFoundError:
             return "is in the index but not in the folder"
-        found = digest.hexdigest()
-        return (
-            ""
-            if found == shard.sha256
-            else f"has sha256 {found[:12]}..., the index names {shard.sha256[:12]}..."
-        )
+        if (actual := digest.hexdigest()) != shard.sha256:
+            return f"has sha256 {actual[:12]}..., the index has {shard.sha256[:12]}..."
+        return ""
 
     bad = []
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
@@ -50,13 +47,11 @@ def verify_shard_set(
                 bad.append(shard.name)
                 say(f"{shard.name} {why}")
     if bad:
-        several = (
-            f"{len(bad)} of {len(shard_set.shards)} shards are not as {INDEX} has them:"
-            f" {', '.join(bad)}"
+        raise DataError(
+            f"{shard_set.uri}: {len(bad)} of {len(shard_set.shards)} shards differ from {INDEX}:"
+            f" {', '.join(bad)}; {REMEDY}"
         )
-        raise DataError(f"{shard_set.uri}: {several}; run prepare with --overwrite true")
     if set_digest(shard_set.categories, shard_set.shards) != shard_set.digest:
         raise DataError(
-            f"{shard_set.uri}/{INDEX}: the set digest does not fit its shards; run prepare with"
-            " --overwrite true"
+            f"{shard_set.uri}/{INDEX}: the set digest is not that of its shards; {REMEDY}"
         )

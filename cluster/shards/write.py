@@ -1,4 +1,4 @@
-"""Rows -> the bytes of a shard, the same for the same rows."""
+"""Rows to the bytes of a shard. The same rows give the same bytes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from cluster.storage import files
 from cluster.storage.uris import join
 
 MAX_GROUP_BYTES = 4 << 20
-"""A row group is cut before its images pass this, one larger picture being a group of its own: a
-window of four of them is one block of a stream.
+"""A row group ends before its images exceed this size; a larger image is a group of its own. A
+stream reads a window of four groups as one block.
 """
 
 
 def encode_shard(rows: Sequence[Row], *, row_group_rows: int) -> pa.Buffer:
-    """The bytes of one shard. The same rows give the same bytes: the options are fixed and nothing
-    tells the time.
+    """The bytes of one shard. The same rows give the same bytes: the options are fixed and no
+    timestamp is stored.
     """
     sink = pa.BufferOutputStream()
     # Compressing encoded images costs time and saves nothing, and the other columns are small.
-    # Statistics of image bytes would copy whole images into the footer. Checksums of pages guard
-    # what is read of a row group without the whole of it, see `read_columns`.
-    options = dict(
-        compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
-    )
-    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
-        for group in cut_groups(rows, row_group_rows):
-            writer.write_table(to_table(group), row_group_size=len(group))
+    # Statistics of image bytes would copy whole images into the footer. Page checksums protect
+    # reads of single columns, see `read_columns`.
+    with pq.ParquetWriter(
+        sink,
+        SCHEMA,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    ) as writer:
+        for group in _cut_groups(rows, row_group_rows):
+            writer.write_table(_to_table(group), row_group_size=len(group))
     return sink.getvalue()
 
 
-def cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
+def _cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
     groups: list[list[Row]] = []
     size = 0
     for row in rows:
@@ -54,7 +58,7 @@ def cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
     return groups
 
 
-def to_table(rows: Sequence[Row]) -> pa.Table:
+def _to_table(rows: Sequence[Row]) -> pa.Table:
     offsets = pa.array([0, *itertools.accumulate(len(row.boxes_N4) for row in rows)], pa.int32())
     # (N, 4) of every row -> (4 * all N)
     corners = (
@@ -88,21 +92,21 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def write_shard(folder: str, name: str, rows: Sequence[Row], *, row_group_rows: int) -> Shard:
-    """Publish one shard and say what the index will say about it."""
+    """Publish one shard and return its row of the index."""
     data = encode_shard(rows, row_group_rows=row_group_rows)
     files.write_bytes(join(folder, name), data)
-    return describe_shard(name, data)
+    return _describe_shard(name, data)
 
 
-def describe_shard(name: str, data: pa.Buffer) -> Shard:
-    """What the index says about a shard of these bytes."""
+def _describe_shard(name: str, data: pa.Buffer) -> Shard:
+    """The row of the index for a shard of these bytes."""
     metadata, content = pq.read_metadata(pa.BufferReader(data)), memoryview(data)
 
     def digest(start: int, stop: int) -> str:
         return hashlib.sha256(content[start:stop]).hexdigest()
 
-    # Columns lie one after another; a row group begins where its first one does, without
-    # dictionaries at its first page.
+    # The columns of a row group follow each other. It begins at the first page of its first column,
+    # because there are no dictionaries.
     starts = [
         metadata.row_group(number).column(0).data_page_offset
         for number in range(metadata.num_row_groups)

@@ -105,15 +105,10 @@ def write_set(uri: str, images: int) -> index.ShardSet:
         write.write_shard(uri, shard_name(i, len(held)), part, row_group_rows=32)
         for i, part in enumerate(held)
     ]
-    categories = [Category(label, label + 1, name) for label, name in enumerate("abc")]
-    index.write_index(
-        uri,
-        categories=categories,
-        shards=written,
-        counts={"images": images},
-        source_digest="0" * 64,
+    categories = tuple(Category(label, label + 1, name) for label, name in enumerate("abc"))
+    return index.write_index(
+        uri, index.Index(categories, tuple(written), index.Counts(images=images))
     )
-    return index.open_shard_set(uri)
 
 
 def sampler(epoch: int) -> Sampler:

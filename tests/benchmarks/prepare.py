@@ -64,9 +64,9 @@ before, start = peak(), time.perf_counter()
 found = ingest.prepare(
     annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
 taken = time.perf_counter() - start
-print(f"{{found.counts['images']}} images, {{found.counts['boxes']}} boxes in",
+print(f"{{found.counts.images}} images, {{found.counts.boxes}} boxes in",
       f"{{len(found.shards)}} shards: {{taken:.0f}} s,",
-      f"{{found.counts['images'] / taken:.0f}} images/s, peak {{peak() - before:.0f}} MB over",
+      f"{{found.counts.images / taken:.0f}} images/s, peak {{peak() - before:.0f}} MB over",
       f"{{before:.0f}} MB of imports and Ray")
 """
 

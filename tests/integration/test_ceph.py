@@ -22,8 +22,7 @@ from cluster.shards.index import open_shard_set
 from cluster.shards.verify import verify_shard_set
 from cluster.storage import files
 from cluster.storage.preflight import check_readable, check_writable
-from tests.cluster.storage import test_files as test_storage
-from tests.cluster.storage import test_s3
+from tests.cluster.storage import test_files, test_preflight, test_s3
 from tests.support.ceph_gateway import CephGateway
 from tests.support.faulty_s3 import FaultyS3
 
@@ -91,14 +90,14 @@ def root(bucket: str) -> str:
 
 clock, behind = test_s3.clock, test_s3.behind
 
-test_what_is_written_is_read = test_storage.test_what_is_written_is_read
-test_large_file = test_storage.test_large_file
-test_listing = test_storage.test_listing_is_recursive_sorted_and_filtered
-test_missing_file = test_storage.test_missing_file
-test_folders_go_up_and_down = test_storage.test_folders_go_up_and_down
-test_delete_folder_takes_that_folder_alone = test_storage.test_delete_folder_takes_that_folder_alone
-test_preflights_pass_and_leave_nothing = test_storage.test_preflights_pass_and_leave_nothing
-test_preflight_names_a_missing_folder = test_storage.test_preflight_names_a_missing_folder
+test_what_is_written_is_read = test_files.test_what_is_written_is_read
+test_large_file = test_files.test_large_file
+test_listing = test_files.test_listing_is_recursive_sorted_and_filtered
+test_missing_file = test_files.test_missing_file
+test_folders_go_up_and_down = test_files.test_folders_go_up_and_down
+test_delete_folder_takes_that_folder_alone = test_files.test_delete_folder_takes_that_folder_alone
+test_checks_pass_and_leave_no_file = test_preflight.test_checks_pass_and_leave_no_file
+test_preflight_names_a_missing_folder = test_preflight.test_preflight_names_a_missing_folder
 # These go through the proxy, with their signatures.
 test_a_read_is_whole = test_s3.test_a_read_is_whole_whatever_happens_on_the_way
 test_a_range_is_whole = test_s3.test_a_range_is_whole_whatever_happens_on_the_way
@@ -110,7 +109,7 @@ test_an_object_deleted_while_it_is_open_is_missing = (
     test_s3.test_an_object_deleted_while_it_is_open_is_missing
 )
 
-PREFLIGHTS = test_storage.PREFLIGHTS
+PREFLIGHTS = test_preflight.PREFLIGHTS
 
 
 @PREFLIGHTS
@@ -120,7 +119,7 @@ PREFLIGHTS = test_storage.PREFLIGHTS
     [
         (
             "AWS_SECRET_ACCESS_KEY",
-            "knows the access key, the secret does not fit it; check AWS_SECRET_ACCESS_KEY",
+            "knows the access key, but the secret is wrong; check AWS_SECRET_ACCESS_KEY",
         ),
         ("AWS_ACCESS_KEY_ID", "does not know this access key; check AWS_ACCESS_KEY_ID"),
     ],
@@ -160,8 +159,7 @@ def test_a_wrong_secret_in_the_middle_of_a_run(
         with pytest.raises(
             PlainError,
             match=(
-                "the secret does not fit it; check AWS_SECRET_ACCESS_KEY; then run the command"
-                " again$"
+                "but the secret is wrong; check AWS_SECRET_ACCESS_KEY; then run the command again$"
             ),
         ):
             operation(f"{bucket}/key")

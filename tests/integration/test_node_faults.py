@@ -129,7 +129,7 @@ def test_prepare_on_two_nodes_of_which_one_goes_away(
     sets = [open_shard_set(f"{tmp_path}/{name}") for name in ("one", "two")]
     assert (
         len(sets[0].shards) > 20
-        and sets[0].counts["images"] == 60
+        and sets[0].counts.images == 60
         and sets[0].digest == sets[1].digest
     )
     names = sorted(os.listdir(tmp_path / "one"))

@@ -19,7 +19,7 @@ from cluster.errors import DataError
 from cluster.loading import epoch_plan
 from cluster.runs import run_folder
 from cluster.shards.format import Row
-from cluster.shards.index import ShardSet, open_shard_set, write_index
+from cluster.shards.index import Index, ShardSet, open_shard_set, write_index
 from cluster.shards.read import read_columns, read_rows
 from cluster.shards.write import write_shard
 from cluster.storage import files
@@ -130,13 +130,7 @@ def test_one_rank_raises_and_the_others_stop_with_its_traceback(
     made = [replace(row, image=b"not a picture") if row.image_id == victim else row for row in rows]
     uri = f"{tmp_path}/one-broken"
     shard = write_shard(uri, "shard-00000-of-00001.parquet", made, row_group_rows=4)
-    write_index(
-        uri,
-        categories=source.categories,
-        shards=[shard],
-        counts=source.counts,
-        source_digest="none",
-    )
+    write_index(uri, Index(source.categories, (shard,), source.counts))
     run = Watched(configured({**small_sets, "train": uri}, tmp_path, "one-raises", retries=2))
     (failure,) = run.of("failure")
     assert (failure["rank"], failure["then"]) == (1, "a restart would meet it again")

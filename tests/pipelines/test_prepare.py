@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from cluster.prepare.tasks import ShardJob, find_report, run_job, run_jobs
 from cluster.reports.summary import summary_lines
 from cluster.shards import quarantine, read, verify
 from cluster.shards.format import Row
-from cluster.shards.index import ShardSet, open_shard_set, read_index
+from cluster.shards.index import IndexedSource, ShardSet, open_shard_set
 from cluster.storage import files
 from detector.image import MAX_PIXELS, decode_image
 from pipelines.command_line import run_verb
@@ -59,7 +60,7 @@ def write(plan: Plan, say: Callable[[str], None] = quiet) -> ShardSet:
 
 
 def told(prepared: Prepared) -> list[str]:
-    return summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+    return summary_lines(prepared.index, prepared.quarantined)
 
 
 def jobs(plan: Plan) -> list[ShardJob]:
@@ -134,7 +135,7 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: ShardSet) -
         assert row["crowd"] == [bool(one["iscrowd"]) for one in own] and row["area"] == [
             one["area"] for one in own
         ]
-    assert finished.counts == {
+    assert asdict(finished.counts) == {
         "images": 24,
         "boxes": len(content["annotations"]),
         "crowds": sum(one["iscrowd"] for one in content["annotations"]),
@@ -356,7 +357,7 @@ def test_bad_images_cost_themselves(tmp_path: Path, ray_cluster: str) -> None:
         "grey.jpg",
         "sub/png.jpg",
     ]
-    whys = {record["where"]: record["why"] for record in quarantine.read_quarantine(result.uri)}
+    whys = {record.where: record.why for record in quarantine.read_quarantine(result.uri)}
     assert set(whys) == {"truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg"}
     assert (
         "truncated" in whys["truncated.jpg"]
@@ -364,7 +365,7 @@ def test_bad_images_cost_themselves(tmp_path: Path, ray_cluster: str) -> None:
         and "cannot identify" in whys["text.jpg"]
     )
     assert whys["missing.jpg"] == "the file is not in the images folder"
-    assert result.counts["images"] == 4 and result.counts["quarantined_images"] == 4
+    assert result.counts.images == 4 and result.counts.quarantined_images == 4
     assert {
         str(path): path.read_bytes() for path in (tmp_path / "coco").rglob("*") if path.is_file()
     } == before
@@ -520,7 +521,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         with pytest.raises(UsageError, match=said):
             plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which is not there"):
+    with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which does not exist"):
         plan(str(small_coco), str(tmp_path / "dangling/out"))
 
 
@@ -824,7 +825,7 @@ def test_too_many_bad_annotations_are_refused(tmp_path: Path, ray_cluster: str) 
     with pytest.raises(DataError, match="1 of 4 annotations had to be left out"):
         plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.0)
     assert (
-        write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.5)).counts["boxes"]
+        write(plan(folder, str(tmp_path / "out"), max_quarantined_annotations=0.5)).counts.boxes
         == 2
     )
 
@@ -856,7 +857,7 @@ def test_pictures_of_other_sets_are_named_and_stay(train_set: ShardSet, tmp_path
         in lines
     )
     assert "duplicate   1 x the picture of another image (such as new again.jpg = new.jpg)" in lines
-    assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []
+    assert prepared.index.counts.images == 4 and prepared.quarantined == []
     # A finished set says the same again, and is not the one of a preparation without `against`.
     again = plan(str(tmp_path / "coco"), str(tmp_path / "out"), against=(train_set.uri,))
     assert told(write_shards(again, say=quiet)) == lines
@@ -876,7 +877,7 @@ def test_duplicates_are_dropped_and_counted_apart(train_set: ShardSet, tmp_path:
     ].to_pylist() == ["new.jpg"]
     verify.verify_shard_set(prepared.shard_set)
     whys = {
-        record["where"]: (record["what"], record["why"])
+        record.where: (record.what, record.why)
         for record in quarantine.read_quarantine(str(tmp_path / "out"))
     }
     there = ("duplicate", f"the same picture is in {train_set.uri}")
@@ -885,14 +886,14 @@ def test_duplicates_are_dropped_and_counted_apart(train_set: ShardSet, tmp_path:
         "turned.jpg": there,
         "new again.jpg": ("duplicate", "the same picture comes twice"),
     }
-    counts = prepared.index["counts"]
+    counts = prepared.index.counts
     assert (
-        counts["images"],
-        counts["dropped_images"],
-        counts["quarantined_images"],
-        counts["listed_images"],
+        counts.images,
+        counts.dropped_images,
+        counts.quarantined_images,
+        counts.listed_images,
     ) == (1, 3, 0, 4)
-    assert (counts["boxes"], counts["lost_annotations"], counts["listed_annotations"]) == (1, 3, 4)
+    assert (counts.boxes, counts.lost_annotations, counts.listed_annotations) == (1, 3, 4)
     assert len(prepared.shard_set.shards) == 1
 
     # The same from the notes of an interrupted run of either kind.
@@ -986,18 +987,13 @@ def test_several_sources_by_configuration(
         "source      2 images of one (coco)" in out and "source      2 images of two (yolo)" in out
     )
     assert "duplicate   2 x the picture of another image (such as a.jpg = a.jpg)" in out
-    index = read_index(str(tmp_path / "out"))
-    assert [one["name"] for one in index["categories"]] == ["thing", "other"]
-    assert [
-        {name: value for name, value in one.items() if name != "digest"} for one in index["sources"]
-    ] == [
-        {"name": "one", "format": "coco", "image_id_offset": 0, "category_ids": {}, "images": 2},
-        {"name": "two", "format": "yolo", "image_id_offset": 2, "category_ids": {}, "images": 2},
+    opened = open_shard_set(str(tmp_path / "out"))
+    assert opened.class_names == ["thing", "other"]
+    assert [replace(one, digest="") for one in opened.index.sources] == [
+        IndexedSource("one", "coco", image_id_offset=0, images=2),
+        IndexedSource("two", "yolo", image_id_offset=2, images=2),
     ]
-    rows = {
-        row["image_id"]: row
-        for row in read.read_annotations(open_shard_set(str(tmp_path / "out"))).to_pylist()
-    }
+    rows = {row["image_id"]: row for row in read.read_annotations(opened).to_pylist()}
     # The second source's image 1 is 3: a.jpg of 30 x 20 px, half of it around the middle.
     assert sorted(rows) == [0, 1, 3, 4] and (
         rows[3]["source"],
@@ -1050,5 +1046,5 @@ def test_two_splits_of_one_source(ray_cluster: str, small_coco: Path, tmp_path: 
     assert all(parts) and not parts[0] & parts[1]
     assert parts[0] | parts[1] == {100 + 3 * number for number in range(24)}
     assert sets[0].categories == sets[1].categories and [
-        one.counts["listed_images"] for one in sets
+        one.counts.listed_images for one in sets
     ] == [len(part) for part in parts]

@@ -51,26 +51,22 @@ def write_set(uri: str) -> ShardSet:
                 )
             )
         written.append(write.write_shard(uri, shard_name(n, 3), rows, row_group_rows=2))
-    counts = {
-        "images": 6,
-        "listed_images": 7,
-        "empty_images": 0,
-        "boxes": 9,
-        "listed_annotations": 9,
-        "crowds": 3,
-        "lost_annotations": 0,
-    }
-    more = {
-        "repairs": {"boxes clipped": 2},
-        "sources": [{"name": "one"}],
-        "duplicates": {"counts": {}, "named": []},
-    }
-    quarantine.write_quarantine(
-        uri, [{"what": "image", "where": "9.jpg", "why": "it is empty (0 bytes)", "raw": "{}"}]
+    counts = index.Counts(
+        images=6, listed_images=7, boxes=9, listed_annotations=9, crowds=3, quarantined=1
     )
-    categories = [Category(0, 1, "cat"), Category(1, 2, "dog")]
+    quarantine.write_quarantine(
+        uri, [quarantine.Quarantined("image", "9.jpg", "it is empty (0 bytes)", "{}")]
+    )
+    categories = (Category(0, 1, "cat"), Category(1, 2, "dog"))
     return index.write_index(
-        uri, categories=categories, shards=written, counts=counts, source_digest="", **more
+        uri,
+        index.Index(
+            categories,
+            tuple(written),
+            counts,
+            sources=(index.IndexedSource("one"),),
+            repairs={"boxes clipped": 2},
+        ),
     )
 
 
@@ -122,7 +118,7 @@ def test_every_damaged_shard_is_named(tmp_path, capsys):
     )
     assert "verified" not in said and second.name not in said
     assert (
-        wrong == f"error: {tmp_path}: 2 of 3 shards are not as index.json has them: {first.name},"
+        wrong == f"error: {tmp_path}: 2 of 3 shards differ from index.json: {first.name},"
         f" {third.name}; run prepare with --overwrite true\n"
     )
 

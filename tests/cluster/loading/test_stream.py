@@ -16,11 +16,10 @@ import torch
 from cluster.errors import DataError
 from cluster.loading import epoch_plan
 from cluster.loading.evaluation_batches import evaluation_batches
-from cluster.loading.prefetch import Ahead, in_order, ordered_map
+from cluster.loading.prefetch import Ahead
 from cluster.loading.stream import Stream
-from cluster.prepare.plan import prepare
 from cluster.shards.format import Row, shard_name
-from cluster.shards.index import ShardSet, open_shard_set, write_index
+from cluster.shards.index import Index, ShardSet, open_shard_set, write_index
 from cluster.shards.read import read_rows
 from cluster.shards.write import write_shard
 from detector.image import open_image
@@ -28,20 +27,6 @@ from detector.predict import Predictor
 
 CANVAS = (64, 96)
 AUGMENTATION = {"flip": 0.5, "scale_min": 0.8, "scale_max": 1.25}
-
-
-@pytest.fixture(scope="module")
-def shard_set(
-    ray_cluster: str, small_coco: Path, tmp_path_factory: pytest.TempPathFactory
-) -> ShardSet:
-    """24 images in row groups of 5: 5 groups, the last one of 4."""
-    output = str(tmp_path_factory.mktemp("shards") / "train")
-    places = {
-        "annotations": f"{small_coco}/annotations/instances_train.json",
-        "images": f"{small_coco}/images/train",
-    }
-    prepare(**places, output=output, row_group_rows=5, max_quarantined=0.0, say=lambda line: None)
-    return open_shard_set(output)
 
 
 def stream(shard_set: ShardSet, rank: int, ranks: int, *, batch: int = 4) -> Stream:
@@ -211,18 +196,18 @@ def test_copies_of_an_image_look_different(shard_set: ShardSet) -> None:
 def test_the_next_epoch_is_begun_before_this_one_ends_and_is_the_same(shard_set: ShardSet) -> None:
     eager, late = (replace(stream(shard_set, 0, 1), epochs=epochs) for epochs in (3, 1))
     expected = [ids(late.epoch(epoch, [(0, 24)])) for epoch in range(3)]
-    assert not late.prepared
+    assert not late._prepared
     found = []
     for epoch in range(3):
         batches = eager.epoch(epoch, [(0, 24)])
         found.append([next(batches).image_ids.tolist() for _ in range(5)])
         # One batch before the end the next epoch is under way; after the last epoch there is none.
-        assert list(eager.prepared) == ([epoch + 1] if epoch < 2 else [])
+        assert list(eager._prepared) == ([epoch + 1] if epoch < 2 else [])
         found[-1] += ids(batches)
     assert found == expected
     list(eager.epoch(0, [(0, 24)]))
     eager.close()
-    assert not eager.prepared
+    assert not eager._prepared
 
 
 def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +217,7 @@ def test_an_epoch_that_is_prepared_is_not_begun_again(monkeypatch: pytest.Monkey
         begun.append(epoch)
         return Ahead((number for number in range(2)), depth=2)
 
-    monkeypatch.setattr(Stream, "begin", begin)
+    monkeypatch.setattr(Stream, "_begin", begin)
     again = Stream(
         SimpleNamespace(num_rows=8), rank=0, batches=[4], canvases=[CANVAS], seed=0, epochs=2
     )
@@ -255,7 +240,7 @@ def test_the_next_epoch_is_begun_a_second_before_this_one_ends(
         begun.append((epoch, taken))
         return Ahead((number for number in range(10)), depth=2)
 
-    monkeypatch.setattr(Stream, "begin", begin)
+    monkeypatch.setattr(Stream, "_begin", begin)
     monkeypatch.setattr("cluster.loading.stream.time", SimpleNamespace(monotonic=lambda: clock[0]))
     own, taken = (
         Stream(
@@ -310,14 +295,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(
         for i in (8, 9)
     ]
     written = [write_shard(str(tmp_path), shard_name(0, 1), rows, row_group_rows=2)]
-    write_index(
-        str(tmp_path),
-        categories=shard_set.categories,
-        shards=written,
-        counts={"images": 2},
-        source_digest="0" * 64,
-    )
-    unreadable = open_shard_set(str(tmp_path))
+    unreadable = write_index(str(tmp_path), Index(shard_set.categories, tuple(written)))
     refusal = (
         r"^sub/[89]\.jpg \(image_id [89]\): it cannot be decoded: .*; prepare the data set again"
     )
@@ -370,57 +348,6 @@ def test_order_differs_between_epochs(shard_set: ShardSet) -> None:
     )
     assert first == again
     assert first != second
-
-
-def test_evaluation_takes_every_row_once_with_its_own_size(shard_set: ShardSet) -> None:
-    from cluster.scoring.truths import read_truths
-
-    sizes = {t.image_id: (t.height, t.width) for t in read_truths(shard_set)}
-    found: dict[int, tuple[int, int]] = {}
-    for rank in range(3):
-        for batch, originals in evaluation_batches(
-            shard_set, rank=rank, ranks=3, batch=5, canvases=[CANVAS]
-        ):
-            for image_id, original in zip(batch.image_ids.tolist(), originals, strict=True):
-                assert image_id not in found
-                found[image_id] = original
-    assert found == sizes
-
-
-def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> None:
-    """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs
-    and by `evaluate` rests on.
-    """
-    from cluster.scoring.detect import detect_share
-    from detector.model import RetinaNet
-
-    torch.manual_seed(0)
-    # Noise makes the scores of an untrained network differ, so that hundreds of boxes pass the
-    # threshold.
-    model = RetinaNet(classes=2, backbone="resnet18", width=64, base_sizes=(8, 16, 32, 64, 128)).to(
-        memory_format=torch.channels_last
-    )
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    predictor = Predictor(
-        model,
-        canvases=[(64, 96), (96, 64)],
-        decode={"score_threshold": 0.0, "max_detections": 20},
-        amp=False,
-    )
-    alone = detect_share(predictor, shard_set)
-    assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
-    for ranks, threads in ((1, 2), (2, 1), (3, 2)):
-        parts = [
-            detect_share(predictor, shard_set, rank=rank, ranks=ranks, threads=threads)
-            for rank in range(ranks)
-        ]
-        assert sum(map(len, parts)) == 24
-        for image_id, found in {k: v for part in parts for k, v in part.items()}.items():
-            for mine, other in zip(
-                vars(found).values(), vars(alone[image_id]).values(), strict=True
-            ):
-                np.testing.assert_array_equal(mine, other)
 
 
 def test_crowds_arrive_as_ignore_regions(shard_set: ShardSet) -> None:
@@ -479,48 +406,6 @@ def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: 
         }
 
 
-def test_values_come_in_the_order_that_was_asked_for() -> None:
-    arriving = iter([(1, "a"), (2, "b"), (3, "c"), (4, "d")])
-    assert list(in_order([3, 1, 4, 2], arriving)) == ["c", "a", "d", "b"]
-    assert list(in_order([], iter([]))) == []
-    # Nothing is read before it is needed.
-    arriving = iter([(1, "a"), (2, "b"), (3, "c")])
-    assert next(in_order([2, 1, 3], arriving)) == "b" and next(arriving) == (3, "c")
-    with pytest.raises(ValueError, match="5: arrived and was not asked for"):
-        list(in_order([1], iter([(1, "a"), (5, "e")])))
-
-
-def test_ordered_map_keeps_order_on_several_threads() -> None:
-    assert list(ordered_map(lambda x: x * x, iter(range(50)), threads=3)) == [
-        x * x for x in range(50)
-    ]
-
-
-def test_an_error_in_the_reading_thread_reaches_the_loop() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise OSError("the disk is gone")
-
-    items = iter(Ahead(broken(), depth=2))
-    assert next(items) == 1
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(items)
-
-
-def test_leaving_early_stops_the_reading_thread() -> None:
-    made: list[int] = []
-
-    def endless() -> Iterator[int]:
-        while True:
-            made.append(1)
-            yield 1
-
-    with Ahead(endless(), depth=2) as items:
-        next(iter(items))
-    count = len(made)
-    assert np.array_equal([len(made) for _ in range(1000)], [count] * 1000)
-
-
 def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: ShardSet) -> None:
     """Three ranks in processes of their own make one step; one is killed in the middle of its
     second; one rank does the rest.
@@ -570,15 +455,3 @@ def test_a_rank_killed_mid_epoch_costs_no_image_and_changes_no_pixel(shard_set: 
         for batch in whole
         for i, image in zip(batch.image_ids, batch.images, strict=True)
     }
-
-
-def test_threads_beside_the_model_work_alone_and_leave_the_model_its_own() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        beside = list(ordered_map(lambda _: torch.get_num_threads(), iter(range(8)), threads=2))
-        with Ahead((torch.get_num_threads() for _ in range(3)), depth=1) as made:
-            beside += list(made)
-        assert (beside, torch.get_num_threads()) == ([1] * 11, 2)
-    finally:
-        torch.set_num_threads(before)

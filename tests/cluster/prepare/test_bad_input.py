@@ -76,7 +76,7 @@ CASES = [
         "max_quarantined",
     ),
     ("shards --data {dir}/nowhere", 2, "nowhere: there is no such file or folder"),
-    ("shards --data {dir}/empty", 2, "not a shard set, or its prepare was not finished"),
+    ("shards --data {dir}/empty", 2, "not a shard set, or its prepare did not finish"),
     ("shards --data s3://no-such-bucket/x", 2, "no bucket 'no-such-bucket'"),
     ("shards --data gs://bucket/x", 2, "the scheme gs:// is not supported"),
     ("shards", 2, "--data is required: the shard set"),
@@ -279,14 +279,3 @@ def test_data_behind_a_dead_endpoint_is_told_before_anything_is_read(
         run_verb(config, main, description="", argv=arguments)
     assert ended.value.code == 2
     assert f"{places['dead']} does not answer" in capsys.readouterr().err
-
-
-def test_a_ray_address_that_does_not_answer(
-    places: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cluster.compute.session import check_answers
-    from cluster.errors import PlainError
-
-    with pytest.raises(PlainError, match="nothing answers there") as raised:
-        check_answers(places["dead"])
-    assert raised.value.exit_code == 1

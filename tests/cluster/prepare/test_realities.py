@@ -380,7 +380,7 @@ def prepare(place: SourcePaths, output: Path, **options: Any) -> ingest.Prepared
 
 
 def lines(prepared: ingest.Prepared) -> list[str]:
-    return summary_lines(prepared.index, [vars(record) for record in prepared.quarantined])
+    return summary_lines(prepared.index, prepared.quarantined)
 
 
 # Pillow warns of pictures whose transparency it could show better; colour is all that is asked for.
@@ -438,14 +438,14 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
             or "NaN" in prepared.quarantined[0].raw
         )
 
-    counts = prepared.index["counts"]
-    assert counts["listed_images"] == 2 == counts["images"] + counts["quarantined_images"]
+    counts = prepared.index.counts
+    assert counts.listed_images == 2 == counts.images + counts.quarantined_images
     assert (
-        counts["listed_annotations"]
+        counts.listed_annotations
         == 2
-        == counts["boxes"] + counts["quarantined_annotations"] + counts["lost_annotations"]
+        == counts.boxes + counts.quarantined_annotations + counts.lost_annotations
     )
-    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == counts["quarantined"]
+    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == counts.quarantined
 
 
 def test_a_file_beyond_all_measure_is_not_read(
@@ -496,7 +496,8 @@ def test_a_file_name_that_is_not_unicode_is_refused_in_one_line(tmp_path: Path) 
     place = write_source(tmp_path / "source", Case("", ""))
     (tmp_path / "source/images" / b"\xff.jpg".decode("utf-8", "surrogateescape")).write_bytes(GOOD)
     with pytest.raises(
-        DataError, match=r"holds a file whose name is not UTF-8: b'.*xff.jpg'; rename or remove it"
+        DataError,
+        match=r"contains a file whose name is not UTF-8: b'.*xff.jpg'; rename or remove it",
     ):
         prepare(place, tmp_path / "out")
 
@@ -513,4 +514,4 @@ def test_the_same_picture_twice(tmp_path: Path) -> None:
     assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines(
         prepared
     )
-    assert prepared.index["counts"]["images"] == 4 and prepared.quarantined == []
+    assert prepared.index.counts.images == 4 and prepared.quarantined == []

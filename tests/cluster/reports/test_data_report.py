@@ -18,8 +18,9 @@ from cluster.reports import data_report as report
 from cluster.reports.html import Bar, chart, round_up
 from cluster.reports.summary import summary_lines
 from cluster.shards import index, write
-from cluster.shards.format import Category, Row, shard_name
+from cluster.shards.format import Category, Row, Shard, shard_name
 from cluster.shards.index import ShardSet
+from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
 from cluster.storage.uris import join
 
@@ -61,13 +62,11 @@ def row(
 
 def write_set(uri: str, rows: list[Row], *, names: list[str]) -> ShardSet:
     shard = write.write_shard(uri, shard_name(0, 1), rows, row_group_rows=4)
-    categories = [Category(k, k + 1, name) for k, name in enumerate(names)]
-    return index.write_index(
-        uri, categories=categories, shards=[shard], counts={}, source_digest=""
-    )
+    categories = tuple(Category(k, k + 1, name) for k, name in enumerate(names))
+    return index.write_index(uri, index.Index(categories, (shard,)))
 
 
-def write_page(shard_set: ShardSet, quarantined: list[dict[str, str]] | None = None, **more) -> str:
+def write_page(shard_set: ShardSet, quarantined: list[Quarantined] | None = None, **more) -> str:
     uri = report.write_report(shard_set, quarantined or [], **{"repairs": {}} | more)
     assert uri == join(shard_set.uri, "report.html")
     return files.read_bytes(uri).decode()
@@ -159,7 +158,7 @@ def test_each_bar_counts_its_own(tmp_path):
 
 def test_whatever_the_data_holds_stays_text(tmp_path):
     rows = [row(1, [[8, 8, 24, 24]], [0], name=NASTY)]
-    left_out = [{"what": NASTY, "where": NASTY, "why": NASTY, "raw": NASTY}]
+    left_out = [Quarantined(NASTY, NASTY, NASTY, NASTY)]
     page = write_page(
         write_set(str(tmp_path / "a&<b>"), rows, names=[NASTY]),
         left_out,
@@ -239,12 +238,9 @@ def test_many_classes_are_told_in_few_bars(tmp_path):
 
 def test_what_was_left_out_is_told_by_reason(tmp_path):
     left_out = [
-        {"what": "image", "where": f"{n}.jpg", "why": f"it is truncated ({n} bytes)", "raw": "{}"}
-        for n in range(25)
+        Quarantined("image", f"{n}.jpg", f"it is truncated ({n} bytes)", "{}") for n in range(25)
     ]
-    left_out.append(
-        {"what": "annotation", "where": "918", "why": "the box is under 1 px", "raw": "{}"}
-    )
+    left_out.append(Quarantined("annotation", "918", "the box is under 1 px", "{}"))
     page = write_page(
         write_set(str(tmp_path), [row(1, [], [])], names=["cat"]),
         left_out,
@@ -261,9 +257,7 @@ def test_what_was_left_out_is_told_by_reason(tmp_path):
 
 
 def test_many_reasons_are_counted(tmp_path):
-    left_out = [
-        {"what": "image", "where": f"{n}.jpg", "why": f"reason {n}", "raw": "{}"} for n in range(50)
-    ]
+    left_out = [Quarantined("image", f"{n}.jpg", f"reason {n}", "{}") for n in range(50)]
     text = words(write_page(write_set(str(tmp_path), [row(1, [], [])], names=["cat"]), left_out))
     assert text.count("x reason") == 40 and "And 10 more reasons, 10 records." in text
 
@@ -282,11 +276,7 @@ def test_a_set_without_objects_or_images(tmp_path):
     assert "0 objects" in words(
         write_page(write_set(str(tmp_path / "empty"), [row(1, [], [])], names=["cat"]))
     )
-    assert "No image." in words(
-        write_page(
-            index.write_index(str(tmp_path), categories=[], shards=[], counts={}, source_digest="")
-        )
-    )
+    assert "No image." in words(write_page(index.write_index(str(tmp_path), index.Index(()))))
 
 
 def test_in_a_bucket(bucket):
@@ -304,34 +294,34 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
 
 
 def test_lines_for_the_terminal():
-    index = {
-        "set_digest": "abc",
-        "counts": {
-            "images": 9,
-            "listed_images": 11,
-            "empty_images": 2,
-            "boxes": 30,
-            "listed_annotations": 37,
-            "crowds": 1,
-            "lost_annotations": 7,
-        },
-        "sources": [
-            {"name": "street", "format": "coco", "images": 6},
-            {"name": "old", "format": "voc", "images": 3},
-        ],
-        "duplicates": {
-            "counts": {"": 2, "runs/train": 1},
-            "named": [{"set": "", "file_name": "c.jpg", "same_as": "d.jpg"}],
-        },
-        "categories": [{}, {}],
-        "repairs": {"boxes clipped to the picture": 4},
-        "shards": [{"bytes": 1 << 20}, {"bytes": 1 << 19}],
-    }
+    content = index.Index(
+        categories=(Category(0, 1, "cat"), Category(1, 2, "dog")),
+        shards=tuple(
+            Shard(name, 1, size, "", (), "") for name, size in (("a", 1 << 20), ("b", 1 << 19))
+        ),
+        counts=index.Counts(
+            images=9,
+            listed_images=11,
+            empty_images=2,
+            boxes=30,
+            listed_annotations=37,
+            crowds=1,
+            lost_annotations=7,
+        ),
+        sources=(
+            index.IndexedSource("street", "coco", images=6),
+            index.IndexedSource("old", "voc", images=3),
+        ),
+        repairs={"boxes clipped to the picture": 4},
+        duplicates=index.Duplicates(
+            {"": 2, "runs/train": 1}, (index.NamedDuplicate("c.jpg", "d.jpg", ""),)
+        ),
+        set_digest="abc",
+    )
     left_out = [
-        {"what": "image", "where": name, "why": f"it is truncated ({name})", "raw": ""}
-        for name in ("b.jpg", "a.jpg")
+        Quarantined("image", name, f"it is truncated ({name})", "") for name in ("b.jpg", "a.jpg")
     ]
-    assert summary_lines(index, left_out) == [
+    assert summary_lines(content, left_out) == [
         "shards      2, 1.5 MiB",
         "images      9 of 11 listed, of which 2 without objects",
         "boxes       30 of 37 listed, of 2 classes, of which 1 crowds",
