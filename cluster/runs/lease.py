@@ -1,14 +1,17 @@
-"""One driver a run: who trains it says so in the run's folder, every few seconds, and a second one
-is refused.
+"""One driver per run: the driver that trains a run renews a record in the run's folder every few
+seconds, and a second driver is refused.
 
-driver.json      {"driver", "since", "process", "token", "beat"}, written anew every `BEAT_S`;
-deleted at the end
+driver.json      {"driver": "gpu-7 (pid 12)", "since": "2026-01-02 03:04:05 UTC",
+                  "process": {"host", "boot", "table", "pid", "started"}, "token", "beat": 3},
+                 written again every `BEAT_S`, deleted at the end
 
-A driver that was killed leaves the file. On its own machine its process is looked up, so the same
-command goes on at once; from elsewhere the file is watched, and when it has not changed for
-`SILENT_S` its driver counts as gone. Nobody's clock is compared with another's. Storage has no lock
-that local disks and S3 share, so two that start in the same second may both believe that they hold
-the run: the one whose file was overwritten finds out at its next beat and ends.
+A killed driver leaves the file behind. On the same machine its process is looked up, so the same
+command continues at once. From another machine the file is watched: when it has not changed for
+`SILENT_S`, its driver is considered dead. No two clocks are compared.
+
+Storage has no lock that local disks and object storage share, so two drivers that start in the same
+second may both take the run. The one whose file was overwritten notices it at its next beat and
+ends.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
 
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs import run_folder
 from cluster.storage import files
 from cluster.storage.uris import join
@@ -34,112 +38,192 @@ BEAT_S = 5.0
 SILENT_S = 30.0
 
 
+@dataclass(frozen=True)
+class Process:
+    """Identifies a process among all machines and restarts."""
+
+    host: str
+    boot: str
+    """Of the machine, since its last start."""
+    table: str
+    """The process table that `pid` belongs to; containers have their own."""
+    pid: int
+    started: float
+    """Seconds since 1970."""
+
+    def same_table(self, other: Process) -> bool:
+        """Whether this process can look up the pid of `other`."""
+        return (self.host, self.boot, self.table) == (other.host, other.boot, other.table)
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """The content of driver.json."""
+
+    driver: str
+    """Host and process id, for messages."""
+    since: str
+    process: Process
+    token: str
+    """Unique per lease."""
+    beat: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> LeaseRecord:
+        """`KeyError` or `TypeError` where the content is not that of driver.json."""
+        process = content["process"]
+        return LeaseRecord(
+            driver=content["driver"],
+            since=content["since"],
+            process=Process(
+                process["host"],
+                process["boot"],
+                process["table"],
+                process["pid"],
+                process["started"],
+            ),
+            token=content["token"],
+            beat=content["beat"],
+        )
+
+
 class Lease:
-    """Holds a run while it is entered. `lost(reason)` is called from a thread when another driver
-    has taken the run.
+    """Takes a run on entry and releases it on exit. A thread calls `lost(reason)` where another
+    driver has taken the run meanwhile.
     """
 
     def __init__(self, run: str, lost: Callable[[str], None]):
-        self.run, self.lost = run, lost
-        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        self.mine = {
-            "driver": f"{socket.gethostname()} (pid {os.getpid()})",
-            "since": since,
-            "process": this_process(),
-            "token": uuid.uuid4().hex,
-        }
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self.keep, daemon=True, name="lease")
+        self.run, self._lost = run, lost
+        self._mine = LeaseRecord(
+            driver=f"{socket.gethostname()} (pid {os.getpid()})",
+            since=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            process=this_process(),
+            token=uuid.uuid4().hex,
+            beat=0,
+        )
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> Lease:
         refuse_held(self.run)
-        self.write(0)
-        found = run_folder.read(self.run, DRIVER) or {}
-        if found.get("token") != self.mine["token"]:
-            raise UsageError(held(self.run, found))
-        self.thread.start()
+        self._write(beat=0)
+        record = read_record(self.run)
+        if record is None or record.token != self._mine.token:
+            raise UsageError(_refusal(self.run, record))
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        self.thread.join(timeout=2 * BEAT_S)
+        self._stopped.set()
+        self._thread.join(timeout=2 * BEAT_S)
         try:
-            if (run_folder.read(self.run, DRIVER) or {}).get("token") == self.mine["token"]:
+            record = read_record(self.run)
+            if record is not None and record.token == self._mine.token:
                 files.delete_file(join(self.run, DRIVER))
         except (PlainError, OSError):
-            # What stays there counts as gone as soon as this process is.
+            # A file that stays is considered dead as soon as this process is.
             return
 
-    def keep(self) -> None:
+    def _renew(self) -> None:
         beat = 0
-        while not self.stopped.wait(BEAT_S):
+        while not self._stopped.wait(BEAT_S):
             beat += 1
             try:
-                found = run_folder.read(self.run, DRIVER)
-                if found is not None and found["token"] != self.mine["token"]:
-                    return self.lost(
-                        f"{self.run}: {found['driver']} has trained it since {found['since']}, this"
+                record = read_record(self.run)
+                if record is not None and record.token != self._mine.token:
+                    self._lost(
+                        f"{self.run}: {record.driver} has trained it since {record.since}, this"
                         " driver ends"
                     )
-                self.write(beat)
+                    return
+                self._write(beat)
             except (PlainError, OSError):
-                # Storage is away: for the workers too, and whoever comes meanwhile cannot read this
+                # Storage is unreachable for the workers too, and a second driver cannot read this
                 # file either.
                 continue
 
-    def write(self, beat: int) -> None:
-        run_folder.write(self.run, DRIVER, {**self.mine, "beat": beat})
+    def _write(self, beat: int) -> None:
+        run_folder.write(self.run, DRIVER, replace(self._mine, beat=beat).to_json())
+
+
+def read_record(run: str) -> LeaseRecord | None:
+    """The record of the driver that has the run; None where there is none. `DataError` where
+    driver.json is damaged.
+    """
+    content = run_folder.read(run, DRIVER)
+    if content is None:
+        return None
+    try:
+        return LeaseRecord.from_json(content)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{join(run, DRIVER)}: is damaged ({error!r}); delete it when no driver trains the run"
+        ) from error
 
 
 def refuse_held(run: str) -> None:
-    """`UsageError` where a driver that is alive trains the run; takes up to `SILENT_S` where that
-    cannot be seen from here.
+    """`UsageError` where a living driver trains the run. Takes up to `SILENT_S` where the driver's
+    process cannot be looked up from here.
     """
-    found = run_folder.read(run, DRIVER)
-    if found is None or found["process"] == this_process():
+    record, here = read_record(run), this_process()
+    if record is None or record.process == here:
         return
-    here = this_process()
-    if {**found["process"], "pid": 0, "started": 0} == {**here, "pid": 0, "started": 0}:
-        if is_running(found["process"]):
-            raise UsageError(held(run, found))
+    if here.same_table(record.process):
+        if is_running(record.process):
+            raise UsageError(_refusal(run, record))
         return
     print(
-        f"{run} may be in the hands of {found['driver']}; watching up to {SILENT_S:g} s whether"
-        " that is alive",
+        f"{run} may belong to {record.driver}; watching up to {SILENT_S:g} s whether that driver"
+        " is alive",
         file=sys.stderr,
         flush=True,
     )
-    given_up = time.monotonic() + SILENT_S
-    while time.monotonic() < given_up:
+    deadline = time.monotonic() + SILENT_S
+    while time.monotonic() < deadline:
         time.sleep(1)
-        now = run_folder.read(run, DRIVER)
+        now = read_record(run)
         if now is None:
             return
-        if now != found:
-            raise UsageError(held(run, now))
+        if now != record:
+            raise UsageError(_refusal(run, now))
 
 
-def held(run: str, found: dict[str, Any]) -> str:
+def _refusal(run: str, record: LeaseRecord | None) -> str:
+    driver, since = (record.driver, record.since) if record else ("another driver", "just now")
     return (
-        f"{run}: {found.get('driver', 'another driver')} has trained it since"
-        f" {found.get('since', 'just now')}; wait for its end, end it, or take another --name"
+        f"{run}: {driver} has trained it since {since}; wait for its end, end it, or take another"
+        " --name"
     )
 
 
-def this_process() -> dict[str, Any]:
-    """What names this process: the machine since its last start, the table its number is in
-    (containers have their own), number and start.
-    """
-    return {
-        "host": socket.gethostname(),
-        "boot": boot(),
-        "table": process_table(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
+def this_process() -> Process:
+    return Process(
+        host=socket.gethostname(),
+        boot=_boot_id(),
+        table=_process_table(),
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+    )
 
 
-def boot() -> str:
+def is_running(process: Process) -> bool:
+    """Whether a process of this machine's table is alive."""
+    try:
+        found = psutil.Process(process.pid)
+        # Process ids are reused. A start within one second is the same process: the time is
+        # computed from a clock that may be adjusted meanwhile.
+        return (
+            abs(found.create_time() - process.started) < 1
+            and found.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _boot_id() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -147,21 +231,8 @@ def boot() -> str:
         return ""
 
 
-def process_table() -> str:
+def _process_table() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def is_running(process: dict[str, Any]) -> bool:
-    try:
-        found = psutil.Process(process["pid"])
-        # Numbers are used again; a start within a second is the same one, as it is computed from a
-        # clock that is corrected.
-        return (
-            abs(found.create_time() - process["started"]) < 1
-            and found.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False

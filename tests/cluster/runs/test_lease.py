@@ -1,4 +1,6 @@
-"""One driver a run: a second one is refused with the first one's name, a dead one's run is free."""
+"""A run has one driver: a second one is refused with the name of the first, and the run of a dead
+driver is free.
+"""
 
 from __future__ import annotations
 
@@ -6,168 +8,253 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import DataError, UsageError
 from cluster.runs import lease, run_folder
-from cluster.runs.config import TrainConfig
-from cluster.runs.lease import DRIVER, Lease, refuse_held, this_process
+from cluster.runs.lease import DRIVER, Lease, LeaseRecord, read_record, refuse_held, this_process
 from cluster.storage import files
-from cluster.training import launch, preflight
 
 
 def ignore(reason: str) -> None:
     raise AssertionError(reason)
 
 
-def left_by(run: str, **process: Any) -> None:
-    """What a driver leaves that was killed after its third beat."""
-    found = {
-        "driver": "gpu-7 (pid 12)",
-        "since": "2026-01-02 03:04:05 UTC",
-        "process": {**this_process(), **process},
-        "token": "its own",
-        "beat": 3,
-    }
-    run_folder.write(run, DRIVER, found)
+def other_record(**process: object) -> LeaseRecord:
+    return LeaseRecord(
+        driver="gpu-7 (pid 12)",
+        since="2026-01-02 03:04:05 UTC",
+        process=replace(this_process(), **process),
+        token="its own",
+        beat=3,
+    )
+
+
+def leave(run: str, record: LeaseRecord) -> None:
+    """The file that a driver leaves behind when it is killed."""
+    run_folder.write(run, DRIVER, record.to_json())
 
 
 def other_process() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
 
-def test_a_run_is_free_before_and_after_and_held_meanwhile(tmp_path: Path) -> None:
+def test_a_run_is_free_before_and_after_a_lease_and_taken_during_it(tmp_path: Path) -> None:
     run = str(tmp_path)
     refuse_held(run)
     with Lease(run, ignore):
-        mine = run_folder.read(run, DRIVER)
-        assert mine["driver"].endswith(f"(pid {os.getpid()})") and mine["process"] == this_process()
-    assert run_folder.read(run, DRIVER) is None
+        record = read_record(run)
+        assert record is not None
+        assert record.driver.endswith(f"(pid {os.getpid()})") and record.beat == 0
+        assert record.process == this_process()
+        # The same process may start the run again.
+        refuse_held(run)
+    assert read_record(run) is None
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    content = {
+        "driver": "gpu-7 (pid 12)",
+        "since": "2026-01-02 03:04:05 UTC",
+        "process": {**asdict(this_process()), "host": "elsewhere"},
+        "token": "its own",
+        "beat": 3,
+    }
+    files.write_json(f"{tmp_path}/{DRIVER}", content)
+    record = read_record(str(tmp_path))
+    assert record == other_record(host="elsewhere") and record.to_json() == content
+    files.write_json(f"{tmp_path}/{DRIVER}", {**content, "later": 1})
+    assert read_record(str(tmp_path)) == record
+
+
+@pytest.mark.parametrize("content", [{}, {"driver": "a"}, {"process": 7}])
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, content: object) -> None:
+    files.write_json(f"{tmp_path}/{DRIVER}", content)
+    with pytest.raises(DataError, match=f"{tmp_path}/driver.json: is damaged .*; delete it"):
+        refuse_held(str(tmp_path))
 
 
 def test_a_living_process_of_this_machine_is_named_at_once(tmp_path: Path) -> None:
     run, other = str(tmp_path), other_process()
     with other:
-        left_by(run, pid=other.pid, started=lease.psutil.Process(other.pid).create_time())
-        with pytest.raises(
-            UsageError,
-            match=(
-                r"gpu-7 \(pid 12\) has trained it since 2026-01-02 03:04:05 UTC; wait for its end"
-            ),
-        ):
+        started = psutil.Process(other.pid).create_time()
+        leave(run, other_record(pid=other.pid, started=started))
+        message = r"gpu-7 \(pid 12\) has trained it since 2026-01-02 03:04:05 UTC; wait for its end"
+        with pytest.raises(UsageError, match=message):
             Lease(run, ignore).__enter__()
-        # Its number now belongs to another process.
-        left_by(run, pid=other.pid, started=1.0)
-        refuse_held(run)
-        left_by(run, pid=other.pid, started=lease.psutil.Process(other.pid).create_time())
+        # The start is computed from a clock that may be adjusted by less than a second.
+        leave(run, other_record(pid=other.pid, started=started + 0.9))
+        with pytest.raises(UsageError, match=message):
+            refuse_held(run)
+        # A start one second apart is another process with the same id.
+        for difference in (1, -1):
+            leave(run, other_record(pid=other.pid, started=started + difference))
+            refuse_held(run)
+        leave(run, other_record(pid=other.pid, started=started))
         other.kill()
-        # Killed, and not yet taken note of by its parent: it is gone.
-        while lease.psutil.Process(other.pid).status() != lease.psutil.STATUS_ZOMBIE:
+        # A killed process stays a zombie until its parent asks for its status.
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
             threading.Event().wait(0.01)
         refuse_held(run)
+    # Now the process id is unknown.
+    refuse_held(run)
 
 
-@pytest.mark.parametrize("end", ["beats", "silent", "leaves"])
-def test_a_driver_elsewhere_is_watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, end: str
+class Clock:
+    """Time passes in `sleep` alone. `at_second` runs when that second has passed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, second: int, at_second) -> None:
+        self.now, self.second, self.at_second = 0.0, second, at_second
+        monkeypatch.setattr(lease.time, "sleep", self.sleep)
+        monkeypatch.setattr(lease.time, "monotonic", lambda: self.now)
+
+    def sleep(self, duration: float) -> None:
+        self.now += duration
+        if self.now == self.second:
+            self.at_second()
+
+
+ELSEWHERE = pytest.mark.parametrize(
+    "process", [{"host": "elsewhere"}, {"boot": "earlier"}, {"table": "of a container"}]
+)
+
+
+@ELSEWHERE
+def test_a_driver_elsewhere_that_renews_its_record_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    process: dict[str, str],
 ) -> None:
-    run, seconds = str(tmp_path), []
-
-    def sleep(duration: float) -> None:
-        """What the other driver does in the third second."""
-        seconds.append(duration)
-        if len(seconds) == 3 and end == "beats":
-            run_folder.write(run, DRIVER, {**run_folder.read(run, DRIVER), "beat": 4})
-        if len(seconds) == 3 and end == "leaves":
-            lease.storage.delete_file(f"{run}/{DRIVER}")
-
-    monkeypatch.setattr(lease.time, "sleep", sleep)
-    monkeypatch.setattr(lease.time, "monotonic", lambda: float(sum(seconds)))
-    left_by(run, host="elsewhere")
-    if end == "beats":
-        with pytest.raises(UsageError, match="gpu-7"):
-            refuse_held(run)
-    else:
+    run, record = str(tmp_path), other_record(**process)
+    leave(run, record)
+    clock = Clock(monkeypatch, 3, lambda: leave(run, replace(record, beat=4)))
+    with pytest.raises(UsageError, match="gpu-7"):
         refuse_held(run)
-    assert sum(seconds) == {"beats": 3, "leaves": 3, "silent": lease.SILENT_S}[end]
-    assert "watching up to 30 s" in capsys.readouterr().err
+    assert clock.now == 3
+    assert capsys.readouterr().err == (
+        f"{run} may belong to gpu-7 (pid 12); watching up to 30 s whether that driver is alive\n"
+    )
 
 
-def test_whose_file_is_overwritten_hears_of_it_and_leaves_the_other_ones_alone(
+def test_a_driver_elsewhere_that_renews_in_the_last_second_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, record = str(tmp_path), other_record(host="elsewhere")
+    leave(run, record)
+    Clock(monkeypatch, 30, lambda: leave(run, replace(record, beat=4)))
+    with pytest.raises(UsageError, match="gpu-7"):
+        refuse_held(run)
+
+
+@ELSEWHERE
+def test_a_driver_elsewhere_that_stays_silent_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: dict[str, str]
+) -> None:
+    leave(str(tmp_path), other_record(**process))
+    clock = Clock(monkeypatch, 0, lambda: None)
+    refuse_held(str(tmp_path))
+    assert clock.now == 30
+
+
+def test_a_driver_elsewhere_that_ends_frees_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(str(tmp_path), other_record(host="elsewhere"))
+    clock = Clock(monkeypatch, 3, lambda: files.delete_file(f"{tmp_path}/{DRIVER}"))
+    refuse_held(str(tmp_path))
+    assert clock.now == 3
+
+
+def test_of_two_drivers_that_start_together_the_overwritten_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other driver writes between this one's write and its check; or its file is gone again."""
+    run, write = str(tmp_path), run_folder.write
+
+    def write_and_lose(run: str, name: str, content: dict) -> None:
+        write(run, name, content)
+        write(run, name, other_record(host="elsewhere").to_json())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write", write_and_lose)
+        with pytest.raises(UsageError, match=r"gpu-7 \(pid 12\) has trained it since 2026"):
+            Lease(run, ignore).__enter__()
+    files.delete_file(f"{run}/{DRIVER}")
+    monkeypatch.setattr(run_folder, "write", lambda *_: None)
+    with pytest.raises(UsageError, match="another driver has trained it since just now"):
+        Lease(run, ignore).__enter__()
+
+
+def test_a_driver_whose_file_is_overwritten_ends_and_leaves_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
-    run, lost, told = str(tmp_path), threading.Event(), []
+    run, lost, reasons = str(tmp_path), threading.Event(), []
 
-    def tell(reason: str) -> None:
-        told.append(reason)
+    def lose(reason: str) -> None:
+        reasons.append(reason)
         lost.set()
 
-    with Lease(run, tell):
-        left_by(run, host="elsewhere")
+    with Lease(run, lose) as own:
+        leave(run, other_record(host="elsewhere"))
         assert lost.wait(30)
-    assert "gpu-7" in told[0] and "this driver ends" in told[0]
-    assert run_folder.read(run, DRIVER)["token"] == "its own"
+        own._thread.join(30)
+    assert reasons == [
+        f"{run}: gpu-7 (pid 12) has trained it since 2026-01-02 03:04:05 UTC, this driver ends"
+    ]
+    assert read_record(run) == other_record(host="elsewhere")
 
 
-def test_the_file_changes_from_beat_to_beat(
+def beats(run: str, count: int) -> list[int]:
+    """The next `count` different beats in the file."""
+    seen: list[int] = []
+    while len(seen) < count:
+        record = read_record(run)
+        if record is not None and record.beat not in seen:
+            seen.append(record.beat)
+    return seen
+
+
+def test_the_beat_grows_and_a_deleted_file_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
-    run, beats = str(tmp_path), set()
-    with Lease(run, ignore):
-        while len(beats) < 3:
-            beats.add(run_folder.read(run, DRIVER)["beat"])
+    with Lease(str(tmp_path), ignore):
+        files.delete_file(f"{tmp_path}/{DRIVER}")
+        seen = beats(str(tmp_path), 3)
+        assert seen == sorted(seen)
 
 
-def test_storage_that_is_away_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_storage_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
     failed = threading.Semaphore(0)
-    with Lease(str(tmp_path), ignore) as held:
 
-        def away(*_: object) -> None:
-            failed.release()
-            raise OSError("the storage is away")
+    def fail(*_: object) -> None:
+        failed.release()
+        raise OSError("the storage is unreachable")
 
+    with Lease(str(tmp_path), ignore):
         with monkeypatch.context() as patch:
-            patch.setattr(lease.run_folder, "read", away)
+            patch.setattr(run_folder, "read", fail)
             for _ in range(3):
                 assert failed.acquire(timeout=30)
-            assert held.thread.is_alive()
+        beats(str(tmp_path), 2)
 
 
-def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Path) -> None:
-    """Both have looked before one had the lease; the other one was the last to write what names the
-    run.
-    """
-    given = {"data": {"train": "/t", "val": "/v"}, "storage": str(tmp_path), "name": "cells"}
-    configs = [
-        TrainConfig.model_validate({**given, "loss": {"gamma": gamma}}) for gamma in (2.0, 1.0)
-    ]
-    run = configs[0].run_uri
-    checked = []
-    for config in configs:
-        identity = {"loss": {"gamma": config.loss.gamma}}
-        checked.append(
-            preflight.Checked(
-                None,
-                identity,
-                False,
-                run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False),
-            )
-        )
-    held = launch.held(configs[0], checked[0])
-    claim = run_folder.read_claim(run)
-    assert (
-        claim.identity == checked[0].identity
-        and claim.run_uuid == held.run_uuid != checked[1].run_uuid
-        and not held.begun
-    )
-    # Once there is a checkpoint, one that comes late finds another's run.
-    files.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
-    assert launch.held(configs[0], checked[0]).begun
-    with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
-        launch.held(configs[1], checked[1])
+def test_a_file_that_cannot_be_deleted_at_the_end_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(str(tmp_path), ignore):
+
+        def fail(*_: object) -> None:
+            raise OSError("the storage is unreachable")
+
+        monkeypatch.setattr(files, "delete_file", fail)
+    assert read_record(str(tmp_path)) is not None
