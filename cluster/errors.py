@@ -1,23 +1,23 @@
-"""What goes wrong in a way the user can mend: one plain line and the exit code that belongs to it.
+"""Errors that the user can remedy: one plain line and its exit code.
 
-Every message names the thing, its value, the rule it breaks and the remedy. The entry points print
-the message alone; a traceback is for bugs. Each class carries only a message, so that it survives
-the pickling between Ray processes.
+Every message names the thing, its value, the rule that it breaks and the remedy. The entry points
+print the message alone; a traceback is for bugs. Each class has only a message, so that it survives
+pickling between Ray processes.
 """
 
 from __future__ import annotations
 
 
 class PlainError(Exception):
-    """An error whose message is meant for the person who typed the command. Infrastructure that
-    failed is exit code 1.
+    """An error whose message is for the person who typed the command. Failed infrastructure has
+    exit code 1.
     """
 
     exit_code = 1
 
 
 class UsageError(PlainError):
-    """A wrong name, value, path or resource request: nothing was spent yet."""
+    """A wrong name, value, path or resource request: no work has begun."""
 
     exit_code = 2
 
@@ -29,13 +29,11 @@ class DataError(PlainError):
 
 
 class DiskFull(PlainError):
-    """A node's disk has no room for a checkpoint; a worker that is started again there would meet
-    it again.
-    """
+    """A node's disk has no room for a checkpoint. A restarted worker would fail in the same way."""
 
 
 class GateError(PlainError):
-    """A model did not meet the evidence asked of it and was not promoted."""
+    """A model did not meet the required evidence and was not promoted."""
 
     exit_code = 4
 
@@ -47,8 +45,8 @@ class InterruptedRun(PlainError):
 
 
 def on_one_line(value: str) -> str:
-    """`value` for a terminal: what would move its cursor, colour it or break the line is escaped.
-    File names and categories may hold any of it.
+    """`value` for a terminal: characters that move the cursor, change colours or break the line are
+    escaped. File names and category names may contain them.
     """
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()

@@ -1,5 +1,5 @@
-"""The cluster: connect to Ray, and what work books on it. Imports errors; the only room below
-training that starts Ray.
+"""Connections to Ray, and what processes book on the cluster. Imports errors; no other room below
+training starts Ray.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Join or start Ray, and refuse what the cluster cannot hold before anything is spent."""
+"""Connect to a Ray cluster, or start Ray on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import PlainError, UsageError
 
-# Each was seen to cost seconds or to fill the log of a training run; a value the user has set
+# Ray's defaults cost seconds or fill the log of a training run. A value that the user has set
 # stays.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,15 +26,15 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # A group that failed has nothing to say good-bye to (30 s), and one that does not fit the nodes
-    # that are left is tried in another size (60 s).
+    # The default waits 30 s for a process group whose peers are dead, and 60 s for a worker group
+    # that does not fit on the remaining nodes and is then tried in another size.
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
-# What processes on other machines need and do not inherit. Keys and tokens are left out on purpose:
-# a runtime environment can be read in Ray's dashboard and logs, so nodes get credentials from their
-# instance profile or from the environment in which `ray start` ran.
-PASSED_ON = (
+# Variables that processes on other machines need and do not inherit. Keys and tokens are left out
+# on purpose: Ray's dashboard and logs show a runtime environment, so nodes get credentials from
+# their instance profile or from the environment of `ray start`.
+_PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
@@ -71,7 +71,7 @@ class RayConfig(BaseModel):
     autoscaling: bool = Field(
         default=False,
         description=(
-            "the cluster grows on demand: do not refuse requests that today's nodes cannot hold"
+            "the cluster grows on demand: accept requests that today's nodes cannot place"
         ),
     )
 
@@ -83,12 +83,11 @@ def connect(
     logs: bool = False,
     needs: Sequence[str] = (),
 ) -> None:
-    """Join the cluster at `address`, or the one of RAY_ADDRESS (as set in a submitted job), else
-    start Ray here. A second call does nothing.
+    """Connect to the cluster at `address`, else to that of RAY_ADDRESS (set in a submitted job),
+    else start Ray on this machine. A second call does nothing.
 
-    `needs` names modules that this process will import next: that is done in a thread, in the
-    seconds in which it waits for Ray. Raises `PlainError` within seconds when nothing answers
-    there.
+    `needs` names modules that this process will import next; threads import them while this one
+    waits for Ray. `PlainError` within seconds where nothing answers at the address.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -100,37 +99,38 @@ def connect(
         return
     for module in needs:
         threading.Thread(
-            target=import_early, args=(module,), name=f"import {module}", daemon=True
+            target=_import_early, args=(module,), name=f"import {module}", daemon=True
         ).start()
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None or address == "local":
-        # Nobody reclaims this machine, and the watcher is one more process to start (5 CPU
+        # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
         # seconds).
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Ray ends processes that idle for a second beyond one a CPU; every epoch then starts its
-        # read tasks in new ones (8 s on two cores).
+        # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
+        # its read tasks in new processes (8 s on two cores).
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # The dashboard is left out: it takes seconds to start and needs its own port.
+        # No dashboard: it takes seconds to start and needs its own port.
         ray.init(
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
             log_to_driver=logs,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
-        end_like_ctrl_c()
+        _end_like_ctrl_c()
         return
     check_answers(address)
-    runtime_env: dict = {
-        "env_vars": {k: os.environ[k] for k in (*QUIET, *PASSED_ON) if k in os.environ}
-    }
+    passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
+    runtime_env: dict[str, Any] = {"env_vars": passed_on}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        # A submitted job brought its working directory along; any other driver sends the code it
-        # runs itself.
+        # A submitted job brings its own working directory; any other driver sends its own code.
         runtime_env["working_dir"] = str(Path(__file__).parents[2])
     try:
         ray.init(
-            address=address, runtime_env=runtime_env, log_to_driver=logs, logging_level="ERROR"
+            address=address,
+            runtime_env=runtime_env,
+            log_to_driver=logs,
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PlainError(
@@ -138,26 +138,25 @@ def connect(
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
-    end_like_ctrl_c()
+    _end_like_ctrl_c()
 
 
-def end_like_ctrl_c() -> None:
-    """SIGTERM (of `ray job stop`, a service manager, a container's end) is what Ctrl-C is:
-    interrupted and resumable. Ray, connected, would abort the process with a stack dump.
+def _end_like_ctrl_c() -> None:
+    """Treat SIGTERM (from `ray job stop`, a service manager, the end of a container) as Ctrl-C:
+    interrupted and resumable. Connected to Ray the process would abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def import_early(module: str) -> None:
-    with contextlib.suppress(
-        Exception
-    ):  # whoever really needs it reports why it cannot be imported
+def _import_early(module: str) -> None:
+    # The code that needs the module reports why it cannot be imported.
+    with contextlib.suppress(Exception):
         import_module(module)
 
 
 def check_answers(address: str) -> None:
-    """Whether something listens at host:port. Ray itself tries for half a minute before it says so."""
+    """`PlainError` where nothing listens at host:port. Ray itself tries for half a minute."""
     if address == "auto":
         return
     if "://" in address:
@@ -168,8 +167,8 @@ def check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(
-            f"ray.address {address}: must read host:port (the head's port is 6379 unless chosen"
-            " otherwise) or auto"
+            f"ray.address {address}: must have the form host:port (the default port of a head is"
+            " 6379) or be auto"
         )
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
@@ -181,14 +180,13 @@ def check_answers(address: str) -> None:
 
 
 def fetch(results: Any) -> Any:
-    """`ray.get`. A `PlainError` of a task is raised as it was there, and not as Ray's wrapping of
-    it.
-    """
+    """`ray.get`. A `PlainError` of a task is raised as it is, without Ray's wrapping."""
     import ray
+    from ray.exceptions import RayTaskError
 
     try:
         return ray.get(results)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, PlainError):
             raise error.cause from None
         raise

@@ -1,14 +1,15 @@
-"""Who reads which rows when: pure integer arithmetic over (counts, seed, epoch, ranks, what is
-left). No Ray, no storage.
+"""Who reads which rows when: pure integer arithmetic over (row counts, seed, epoch, ranks, data
+position). No Ray, no storage.
 
-A row is called by its number in stored order, 0..N-1. An epoch is a sequence of row numbers: a
-seeded permutation of the row groups, dealt into windows of a few groups, rows mixed inside each
-window, each row once or, where rows are weighted, as often as its share says; then, where the
-images prefer several canvases, arranged in runs that prefer one. The data position is the list of
-half-open intervals of places in that sequence that are not yet consumed. Ranks read contiguous cuts
-of whole batches of what is left, so every place is read exactly once an epoch, whatever failed and
-however the number of ranks changed on the way. Ranks may take batches of different sizes, so that a
-global batch of 16 is one on 3 ranks too.
+A row is its number in stored order, 0..N-1. The sequence of an epoch is a list of row numbers: a
+seeded permutation of the row groups, divided into windows of a few groups, with the rows of each
+window shuffled. Each row occurs once or, where rows are weighted, as often as its share says. Where
+images prefer several canvases, the sequence is then arranged in runs of one preferred canvas.
+
+A place is a position in the sequence. The data position is the list of half-open intervals of
+places that no step has consumed yet. The ranks read contiguous cuts of it, in whole batches, so
+every place is read exactly once per epoch, whatever fails and however the number of ranks changes.
+Ranks may have batches of different sizes, so a global batch of 16 stays one on 3 ranks.
 
 Shapes: N rows of the set, L places of an epoch (N unless rows are weighted), R row groups.
 """
@@ -23,17 +24,15 @@ import numpy as np
 from cluster.shards.format import first_rows
 
 WINDOW = 4
-"""Row groups that are read together and mixed."""
+"""Row groups that are read together and shuffled."""
 COPIED_ROWS = 512
-"""Rows of a unit at the most where an epoch repeats some; without repeats its row groups bound it."""
+"""Most rows of a unit where an epoch repeats rows; otherwise its row groups are the limit."""
 Intervals = list[tuple[int, int]]
 """Sorted, disjoint, half-open [start, stop) ranges of places in the epoch's sequence."""
 
 
 class Unit(NamedTuple):
-    """What one read task fetches: rows of a few row groups, in the order in which they are to come
-    out.
-    """
+    """The work of one read task: rows of a few row groups, in output order."""
 
     groups: tuple[int, ...]
     """Numbers of row groups in the whole set."""
@@ -52,9 +51,9 @@ def epoch_sequence(
     """int64 (L,): row numbers in the reading order of this epoch, which depends on (seed, epoch)
     alone.
 
-    A window of `window` row groups is read together and mixed; `window` 0 keeps the stored order
-    (evaluation). `copies_N` says how often each row occurs, else once; copies of a row are in one
-    window, so that it is fetched once.
+    `window` row groups are shuffled together; `window` 0 keeps the stored order (evaluation).
+    `copies_N` is how often each row occurs, once by default. The copies of a row are in one window,
+    so it is fetched once.
     """
     first = first_rows(rows_per_group)
     if window == 0:
@@ -63,9 +62,8 @@ def epoch_sequence(
     groups = random.permutation(len(rows_per_group))
     windows = []
     for start in range(0, len(groups), window):
-        rows = np.concatenate(
-            [np.arange(first[group], first[group + 1]) for group in groups[start : start + window]]
-        )
+        together = groups[start : start + window].tolist()
+        rows = np.concatenate([np.arange(first[group], first[group + 1]) for group in together])
         if copies_N is not None:
             rows = rows.repeat(copies_N[rows])
         windows.append(rows[random.permutation(len(rows))])
@@ -73,29 +71,29 @@ def epoch_sequence(
 
 
 def copies(shares_N: np.ndarray, *, total: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 (N,): how often each row occurs in this epoch: in proportion to its share, `total`
-    times in all, in every epoch.
+    """int64 (N,): how often each row occurs in this epoch, in proportion to its share. The counts
+    of every epoch sum to `total`.
 
-    Systematic sampling: the shares are laid end to end and a comb of `total` teeth with a random
-    offset is put over them. So a row of the expected count c occurs floor(c) or ceil(c) times, c on
-    average over the epochs.
+    Systematic sampling: the shares are segments of a line of length `total`, and a row occurs once
+    for every point of a grid of spacing 1 with a random offset that lies in its segment. So a row
+    with the expected count c occurs floor(c) or ceil(c) times, and c times on average over epochs.
     """
     ends = np.cumsum(shares_N, dtype=np.float64)
     offset = np.random.default_rng((seed, epoch, 1)).random()
-    teeth = np.floor(np.concatenate([[0.0], ends / ends[-1] * total]) + offset)
-    # The last end is exactly `total`, whatever the sum was rounded to.
-    teeth[-1] = total
-    return np.diff(teeth.clip(max=total)).astype(np.int64)
+    points = np.floor(np.concatenate([[0.0], ends / ends[-1] * total]) + offset)
+    # Rounding must not change the number of points before the end of the line.
+    points[-1] = total
+    return np.diff(points.clip(max=total)).astype(np.int64)
 
 
 def repeat_factors(
     labels: Sequence[Sequence[int]], *, classes: int, threshold: float
 ) -> np.ndarray:
-    """float64 (N,): how often an image should occur so that rare classes are seen; `labels` are
-    those of its objects, 0..K-1.
+    """float64 (N,): how often each image should occur so that rare classes are seen; `labels` are
+    those of the objects in each image, 0..K-1.
 
     Gupta et al., LVIS (2019), section 5.2: r = max over its classes of max(1, sqrt(threshold / f)),
-    f being the share of the images with the class. An image without objects has 1.
+    where f is the share of images with the class. An image without objects has r = 1.
     """
     present = [np.unique(np.asarray(image, np.int64)) for image in labels]
     counts = np.bincount(np.concatenate([*present, np.zeros(0, np.int64)]), minlength=classes)
@@ -104,8 +102,8 @@ def repeat_factors(
 
 
 def copy_numbers(sequence_L: np.ndarray) -> np.ndarray:
-    """int64 (L,): 0 where a row occurs for the first time in the sequence, 1 where for the second
-    time, ...
+    """int64 (L,): 0 where a row occurs for the first time in the sequence, 1 for the second time,
+    and so on.
     """
     order = np.argsort(sequence_L, kind="stable")
     ordered = sequence_L[order]
@@ -118,28 +116,28 @@ def copy_numbers(sequence_L: np.ndarray) -> np.ndarray:
 
 
 def arrangement(canvas_L: np.ndarray, *, run: int) -> np.ndarray:
-    """int64 (L,): the places of the epoch's sequence in the order of runs of `run` that prefer one
-    canvas; 0, 1, 2, ... where all do.
+    """int64 (L,): the places of the sequence, reordered into runs of `run` places that prefer one
+    canvas; 0, 1, 2, ... where all prefer the same.
 
-    `canvas_L` is the number of the canvas that the row at each place prefers. A row waits for the
-    run of its canvas to fill; what has not filled one at the end comes last, canvas by canvas. With
-    the global batch as `run`, which stays when the number of ranks changes, the whole batches of
-    every rank's cut of a whole epoch prefer one canvas, up to the last (canvases x run) rows.
+    `canvas_L` is the number of the canvas that the row at each place prefers. A run comes where its
+    last place was; places that fill no run come last, canvas by canvas. With the global batch as
+    `run`, which stays when the number of ranks changes, the whole batches of every rank's cut of a
+    whole epoch prefer one canvas, except in the last (canvases x run) rows.
     """
     count = len(canvas_L)
-    # The place at which its run is full, or behind everything else.
-    filled = np.empty(count, np.int64)
+    # Of each place: the last place of its run, or a number behind all places.
+    sort_key = np.empty(count, np.int64)
     for canvas in np.unique(canvas_L):
         places = np.flatnonzero(canvas_L == canvas)
         whole = len(places) // run * run
-        filled[places[:whole]] = np.repeat(places[run - 1 : whole : run], run)
-        filled[places[whole:]] = count + canvas
-    return np.argsort(filled, kind="stable")
+        sort_key[places[:whole]] = np.repeat(places[run - 1 : whole : run], run)
+        sort_key[places[whole:]] = count + canvas
+    return np.argsort(sort_key, kind="stable")
 
 
 def batch_canvases(canvas: np.ndarray, *, batch: int) -> list[int]:
-    """The canvas of each batch of a rank's rows, whose preferred canvases are given: what most of
-    its images prefer, the first of those that tie.
+    """The canvas of each batch of a rank's rows: the one that most of its images prefer, on a tie
+    the one with the lowest number. `canvas` is the preferred canvas of each row.
     """
     return [
         int(np.bincount(canvas[start : start + batch]).argmax())
@@ -147,16 +145,15 @@ def batch_canvases(canvas: np.ndarray, *, batch: int) -> list[int]:
     ]
 
 
-def size(left: Intervals) -> int:
-    return sum(stop - start for start, stop in left)
+def size(position: Intervals) -> int:
+    """The number of places."""
+    return sum(stop - start for start, stop in position)
 
 
-def take(left: Intervals, start: int, stop: int) -> Intervals:
-    """The part of `left` between its `start`-th and `stop`-th place, counted over the intervals
-    laid end to end.
-    """
+def take(position: Intervals, start: int, stop: int) -> Intervals:
+    """The places number `start` to `stop` of `position`, counted over all its intervals."""
     taken, offset = [], 0
-    for low, high in left:
+    for low, high in position:
         first, last = max(start - offset, 0), min(stop - offset, high - low)
         if first < last:
             taken.append((low + first, low + last))
@@ -165,19 +162,19 @@ def take(left: Intervals, start: int, stop: int) -> Intervals:
 
 
 def split_batch(batch: int, *, ranks: int) -> list[int]:
-    """Images of each rank's part of a global batch: as even as whole images allow, the larger parts
-    first; 16 on 3 ranks are 6, 5, 5.
+    """Images of each rank's part of a global batch, as even as possible, larger parts first: 16 on
+    3 ranks are 6, 5, 5.
     """
     return [batch // ranks + (rank < batch % ranks) for rank in range(ranks)]
 
 
-def borders(count: int, batches: Sequence[int]) -> list[int]:
-    """Where the cuts of `count` places begin and end, of ranks whose batches hold these many
-    images: in whole batches, the same number of them on every rank or, on the first ranks, one
-    more; what the last of them is short of lies at the end.
+def _borders(count: int, batches: Sequence[int]) -> list[int]:
+    """Where the cuts of `count` places begin and end; `batches` are the images of each rank's
+    batch. Every rank gets the same number of whole batches, the first ranks one more. Only the last
+    batch of all may be short.
     """
-    # The places before the last step of all, and those of that step but one; -1 and a whole step
-    # but one where there is nothing.
+    # The number of steps before the last one, and the places of the last step minus one. Without
+    # places it is -1 step and a whole step minus one.
     steps, rest = divmod(count - 1, sum(batches))
     ends, before = [0], 0
     for images in batches:
@@ -186,19 +183,20 @@ def borders(count: int, batches: Sequence[int]) -> list[int]:
     return ends
 
 
-def cut(left: Intervals, *, rank: int, batches: Sequence[int]) -> Intervals:
-    """The contiguous share of one rank, see `borders`; `batches` are the images of every rank's
-    batch.
+def cut(position: Intervals, *, rank: int, batches: Sequence[int]) -> Intervals:
+    """The contiguous share of one rank in the places that are left; `batches` are the images of
+    each rank's batch.
     """
-    return take(left, *borders(size(left), batches)[rank : rank + 2])
+    start, stop = _borders(size(position), batches)[rank : rank + 2]
+    return take(position, start, stop)
 
 
 def evaluation_share(canvas_N: np.ndarray, *, rank: int, ranks: int, batch: int) -> np.ndarray:
     """int64: one rank's rows of a whole set, in stored order; `canvas_N` is the number of the
     canvas that each row prefers.
 
-    The set is dealt into batches of one canvas first, and ranks share these out whole, so the
-    batches are the same ones for any number of ranks.
+    The set is first divided into batches of one canvas. Each rank gets whole batches, so the
+    batches are the same for any number of ranks.
     """
     of_canvas = [np.flatnonzero(canvas_N == canvas) for canvas in np.unique(canvas_N)]
     batches = [
@@ -209,18 +207,18 @@ def evaluation_share(canvas_N: np.ndarray, *, rank: int, ranks: int, batch: int)
     return np.sort(np.concatenate([np.zeros(0, np.int64), *batches[first:stop]]))
 
 
-def steps(left: Intervals, *, batches: Sequence[int]) -> int:
-    """Steps every rank makes to consume what is left: those of the longest share. Shorter shares
-    end with fillers that carry no loss.
+def steps(position: Intervals, *, batches: Sequence[int]) -> int:
+    """Steps that every rank makes to consume all places: those of the longest share. Shorter shares
+    end with fillers, which have no loss.
     """
-    return -(-size(left) // sum(batches))
+    return -(-size(position) // sum(batches))
 
 
-def advance(left: Intervals, *, batches: Sequence[int], done: int) -> Intervals:
-    """What is left after every rank has made `done` steps of its batch over its cut of `left`."""
+def advance(position: Intervals, *, batches: Sequence[int], done: int) -> Intervals:
+    """The data position after every rank has made `done` steps over its cut of `position`."""
     remaining: Intervals = []
     for rank, images in enumerate(batches):
-        share = cut(left, rank=rank, batches=batches)
+        share = cut(position, rank=rank, batches=batches)
         for low, high in take(share, done * images, size(share)):
             if remaining and remaining[-1][1] == low:
                 remaining[-1] = (remaining[-1][0], high)
@@ -230,7 +228,7 @@ def advance(left: Intervals, *, batches: Sequence[int], done: int) -> Intervals:
 
 
 def places_of(share: Intervals) -> np.ndarray:
-    """int64: the places, one by one."""
+    """int64: the single places."""
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(low, high) for low, high in share)])
 
 
@@ -239,29 +237,28 @@ def units(
     rows_per_group: Sequence[int],
     *,
     window: int = WINDOW,
-    most_rows: int | None = None,
 ) -> list[Unit]:
-    """Rows, by number, as read units in order: each as long as its rows come from at most `window`
-    row groups and are at most `most_rows`.
+    """Row numbers divided into read units, in order. A unit has rows of at most `window` groups. It
+    has at most as many rows as these groups, or `COPIED_ROWS` where that is more.
 
-    Without `most_rows` they are no more than its row groups hold, or than `COPIED_ROWS` where rows
-    are repeated. So in an epoch's sequence a unit is a window, and a row group is read once by the
-    rank to which its window falls.
+    So in an epoch's sequence a unit is a window, and a row group is read once, by the rank that has
+    its window.
     """
     first = first_rows(rows_per_group)
     groups = np.searchsorted(first, rows, side="right") - 1
     inside = rows - first[groups]
-    found: list[Unit] = []
-    held: dict[int, int] = {}
+    finished: list[Unit] = []
+    # Of the current unit: the index of each row group, the rows, and the rows of its row groups.
+    index_of: dict[int, int] = {}
     picked: list[tuple[int, int]] = []
     room = 0
     for group, row in zip(groups.tolist(), inside.tolist(), strict=True):
-        full = len(picked) >= (max(room, COPIED_ROWS) if most_rows is None else most_rows)
-        if picked and (full or (group not in held and len(held) == window)):
-            found.append(Unit(tuple(held), tuple(picked)))
-            held, picked, room = {}, [], 0
-        if group not in held:
-            held[group] = len(held)
+        full = len(picked) >= max(room, COPIED_ROWS)
+        if picked and (full or (group not in index_of and len(index_of) == window)):
+            finished.append(Unit(tuple(index_of), tuple(picked)))
+            index_of, picked, room = {}, [], 0
+        if group not in index_of:
+            index_of[group] = len(index_of)
             room += rows_per_group[group]
-        picked.append((held[group], row))
-    return [*found, Unit(tuple(held), tuple(picked))] if picked else found
+        picked.append((index_of[group], row))
+    return [*finished, Unit(tuple(index_of), tuple(picked))] if picked else finished

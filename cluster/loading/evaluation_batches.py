@@ -10,7 +10,7 @@ import numpy as np
 from cluster.loading import epoch_plan
 from cluster.loading.datasets import iterate, planned_rows
 from cluster.loading.prefetch import WHOLE_BATCHES_AHEAD, Ahead, ordered_map
-from cluster.loading.sampler import named
+from cluster.loading.sampler import naming_image
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns
 from detector.batch import Batch, Sample, collate_by_canvas
@@ -21,8 +21,8 @@ from detector.placement import evaluation_sample, preferred_canvas
 def preferred_canvases(
     shard_set: ShardSet, canvases: Sequence[tuple[int, int]], *, long_side: int | None
 ) -> np.ndarray:
-    """int64 (N,): the number of the canvas that each row prefers. Heights and widths are read only
-    where there is a choice.
+    """int64 (N,): the number of the canvas that each row prefers. With one canvas no height and
+    width is read.
     """
     if len(canvases) == 1:
         return np.zeros(shard_set.num_rows, np.int64)
@@ -44,12 +44,12 @@ def evaluation_batches(
     long_side: int | None = None,
     threads: int = 1,
 ) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
-    """This rank's share of every row exactly once, with the original (height, width) px of each
-    image.
+    """The batches of this rank, with the original (height, width) px of each image. Over all ranks
+    every row comes exactly once.
 
-    Batches hold the images of one preferred canvas, in stored order; the last one of each canvas is
-    short. They are the same for any number of ranks: a convolution of 3 images in float32 rounds
-    otherwise than one of 8.
+    A batch has images of one preferred canvas, in stored order; the last batch of a canvas may be
+    short. The batches are the same for any number of ranks, because a convolution of 3 images in
+    float32 rounds differently from one of 8.
     """
     preferred = preferred_canvases(shard_set, canvases, long_side=long_side)
     share = epoch_plan.evaluation_share(preferred, rank=rank, ranks=ranks, batch=batch)
@@ -57,7 +57,7 @@ def evaluation_batches(
         return
 
     def load(row: dict[str, Any]) -> tuple[Sample, tuple[int, int]]:
-        with named(row):
+        with naming_image(row):
             image = open_image(row["image"])
             return evaluation_sample(
                 image, row["image_id"], canvases=canvases, long_side=long_side

@@ -1,5 +1,5 @@
-"""A row of a shard -> a training sample, in whichever process it is made: a thread beside the
-trainer or a task of Ray Data.
+"""A row of a shard becomes a training sample, in a thread beside the trainer or in a task of Ray
+Data.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from detector.batch import Batch, Sample, collate
 from detector.image import ImageError, open_image
 from detector.mixing import mix
 
-MIXING = ("mosaic", "mixup")
-"""What is done to a batch and not to one picture."""
+_MIXING = ("mosaic", "mixup")
+"""Augmentations of a batch; all others are of one image."""
 
 SAMPLES = pa.schema(
     [
@@ -36,25 +36,25 @@ SAMPLES = pa.schema(
         ("mirrored", pa.bool_()),
     ]
 )
-"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and height and width px of the
-picture on it.
+"""A sample between processes: uint8 (H, W, 3) pixels of its canvas, and the height and width in px
+of the image on it.
 """
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How rows of one set become samples in one epoch. A row is one of a shard with two columns
-    more: `copy` and `canvas`.
+    """How rows of one set become samples in one epoch. A row has the columns of a shard, `copy` and
+    `canvas`.
 
-    The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch holds
-    it more than once, on the number of the copy. Mosaic and mixup show its neighbours in the batch
-    too, and those change where a failure leaves another number of ranks.
+    The augmentation of an image depends on (seed, epoch, image id) alone and, where an epoch has it
+    more than once, on the number of the copy. Mosaic and mixup also show its neighbours in the
+    batch, which change when a failure changes the number of ranks.
     """
 
     canvases: Sequence[tuple[int, int]]
-    """(height, width) px; a row's `canvas` is the number of its own."""
+    """(height, width) px; a row's `canvas` is an index into them."""
     long_side: int | None
-    """px that the longer side of a picture must not pass on it."""
+    """Most px of the longer side of an image on its canvas; None: no limit."""
     classes: int
     seed: int
     epoch: int
@@ -63,15 +63,15 @@ class Sampler:
     `detector.mixing.mix`.
     """
     mirror_later: bool = False
-    """Flips are left to the GPU, except where pictures are mixed before."""
+    """Leave flips to the GPU, except where images are mixed before."""
 
     def sample(self, row: dict[str, Any], out: Tensor | None = None) -> Sample:
-        """The picture is drawn on `out`, a place of its canvas in a batch, if one is given.
-        `DataError` names a picture that cannot be decoded.
+        """The image is drawn on `out`, the memory of its canvas in a batch, if one is given.
+        `DataError` names an image that cannot be decoded.
         """
         boxes, labels = row_boxes(row)
         crowd = np.asarray(row["crowd"], dtype=bool)
-        with named(row):
+        with naming_image(row):
             return training_sample(
                 open_image(row["image"]),
                 boxes,
@@ -79,48 +79,48 @@ class Sampler:
                 row["image_id"],
                 canvas=self.canvases[row["canvas"]],
                 long_side=self.long_side,
-                generator=self.generator(row["image_id"], row["copy"]),
-                mirror_later=self.mirror_later and not self.mixing,
+                generator=self._generator(row["image_id"], row["copy"]),
+                mirror_later=self.mirror_later and not self._mixing,
                 out=out,
-                **{name: value for name, value in self.augmentation.items() if name not in MIXING},
+                **{name: value for name, value in self.augmentation.items() if name not in _MIXING},
             )
 
-    def generator(self, image_id: int, copy: int) -> np.random.Generator:
-        # A filler's id is -1, and seeds must not be negative. The first copy has the numbers of an
-        # image that is there once.
+    def _generator(self, image_id: int, copy: int) -> np.random.Generator:
+        # A filler's id is -1, and seeds must not be negative. The first copy has the random numbers
+        # of an image that occurs once.
         return np.random.default_rng(
             (self.seed, self.epoch, image_id % 2**63, *([copy] if copy else []))
         )
 
     @property
-    def mixing(self) -> bool:
-        return any(self.augmentation.get(name) for name in MIXING)
+    def _mixing(self) -> bool:
+        return any(self.augmentation.get(name) for name in _MIXING)
 
     def batch(
         self, samples: Sequence[Sample], copies: Sequence[int], images: Tensor | None = None
     ) -> Batch:
-        """Samples of one canvas, with the number of the copy that each is, mixed where that is
-        asked for and stacked; `images` as of `collate`.
+        """Samples of one canvas, with the copy number of each, mixed where configured and stacked;
+        `images` as in `collate`.
         """
-        if self.mixing:
+        if self._mixing:
             settings = {
                 name: value
                 for name, value in self.augmentation.items()
-                if name in (*MIXING, "min_visible")
+                if name in (*_MIXING, "min_visible")
             }
             generators = [
-                self.generator(sample.image_id, copy)
+                self._generator(sample.image_id, copy)
                 for sample, copy in zip(samples, copies, strict=True)
             ]
             samples = mix(samples, generators=generators, **settings)
         return collate(samples, classes=self.classes, images=images)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """`sample` for Ray Data, in tasks of their own: rows -> `SAMPLES`."""
+        """`sample` in a task of Ray Data: rows to `SAMPLES`."""
         torch.set_num_threads(1)
-        return pa.Table.from_pylist([self.sent(row) for row in rows.to_pylist()], schema=SAMPLES)
+        return pa.Table.from_pylist([self._sent(row) for row in rows.to_pylist()], schema=SAMPLES)
 
-    def sent(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _sent(self, row: dict[str, Any]) -> dict[str, Any]:
         sample = self.sample(row)
         return {
             **{name: row[name] for name in ("image_id", "copy", "canvas")},
@@ -133,7 +133,7 @@ class Sampler:
         }
 
     def received(self, row: dict[str, Any], out: Tensor) -> Sample:
-        """The sample of a row of `SAMPLES`, its picture copied to `out`."""
+        """The sample of a row of `SAMPLES`, with its image copied to `out`."""
         boxes, labels = row_boxes(row)
         out.permute(1, 2, 0).numpy()[:] = np.frombuffer(row["pixels"], np.uint8).reshape(
             *self.canvases[row["canvas"]], 3
@@ -144,8 +144,8 @@ class Sampler:
 
 
 @contextmanager
-def named(row: dict[str, Any]) -> Iterator[None]:
-    """Whatever is wrong with the picture of a row is a `DataError` that says which it is."""
+def naming_image(row: dict[str, Any]) -> Iterator[None]:
+    """An `ImageError` becomes a `DataError` that names the image of the row."""
     try:
         yield
     except ImageError as error:

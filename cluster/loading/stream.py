@@ -1,8 +1,8 @@
-"""A plan -> Ray Data -> decoded, augmented, batched, on one rank.
+"""The training batches of one rank: plan, Ray Data, decoding, augmentation.
 
 Ray Data moves encoded bytes (six to nine times smaller than pixels) in the order of the plan.
-Decoding and augmentation run in threads beside the trainer, or in tasks of Ray Data where machines
-without GPUs are there to do it; either way the same pixels come out.
+Decoding and augmentation run in threads beside the trainer, or in tasks of Ray Data where there are
+machines without GPUs. Both ways give the same pixels.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from detector.batch import Batch, Sample, empty_canvases
 from detector.placement import evaluation_sample
 
 BEGIN_S = 1.0
-"""Seconds before the end of an epoch, at its own pace so far, at which the next one is begun: its
-first batch takes 0.2 s, and longer where a step keeps the cores busy."""
+"""The next epoch starts this many seconds before the expected end of an epoch: its first batch
+takes 0.2 s, and longer where a step keeps the cores busy."""
 
 
 @dataclass
 class Stream:
     """The training batches of one rank, epoch after epoch.
 
-    Memory, beside the batches: of encoded images `datasets.READ_TASKS` + 2 windows of
-    `epoch_plan.WINDOW` row groups (16 MiB each where no picture is larger than 4 MiB and none is
-    repeated, see `shards.MAX_GROUP_BYTES`) in the object store, of decoded ones
-    `WHOLE_BATCHES_AHEAD` batches and those in which the next four images a thread are; twice where
-    two epochs meet. Tasks that decode fill the object store as far as Ray Data lets them.
+    Memory besides the batches in use: for encoded images `datasets.READ_TASKS` + 2 windows of
+    `epoch_plan.WINDOW` row groups in the object store (16 MiB each where no image exceeds 4 MiB and
+    none is repeated, see `write.MAX_GROUP_BYTES`); for decoded images `WHOLE_BATCHES_AHEAD` batches
+    and the batches of the next four images per thread. Twice that where two epochs overlap. Tasks
+    that decode fill the object store as far as Ray Data allows.
     """
 
     shard_set: ShardSet
@@ -48,16 +48,18 @@ class Stream:
     batches: Sequence[int]
     """Images of each rank's batch; their sum is the global batch."""
     run: int | None = field(default=None, kw_only=True)
-    """Images of a run of `epoch_plan.arrangement`, the same over the whole history of an epoch;
-    None: the global batch.
+    """Images of a run in `epoch_plan.arrangement`. It must stay the same for a whole epoch, also
+    after failures. None: the global batch.
     """
     canvases: Sequence[tuple[int, int]]
-    """(height, width) px. A batch has one of them, the one that most of its images prefer."""
+    """(height, width) px. A batch has the one that most of its images prefer."""
     long_side: int | None = field(default=None, kw_only=True)
-    """px that the longer side of a picture must not pass on its canvas."""
+    """Most px of the longer side of an image on its canvas; None: no limit."""
     seed: int
     epochs: int = 1
-    """Epochs in all: while the last batches of one are used, the first ones of the next are made."""
+    """Number of epochs: the first batches of an epoch are made during the last ones of the epoch
+    before.
+    """
     augmentation: dict[str, Any] = field(default_factory=dict)
     """See `cluster.loading.sampler.Sampler`."""
     mirror_later: bool = False
@@ -66,62 +68,63 @@ class Stream:
     decode: Literal["threads", "tasks"] = "threads"
     window: int = epoch_plan.WINDOW
     repeat_threshold: float = 0.0
-    """Images whose rarest class is in a smaller share of the images than this are repeated, see
-    `epoch_plan.repeat_factors`; 0: none.
+    """Repeat images whose rarest class is in a smaller share of the images than this, see
+    `epoch_plan.repeat_factors`; 0: repeat none.
     """
     source_weights: dict[str, float] = field(default_factory=dict)
-    """How often the images of a source occur, 1 where it is not named."""
-    prepared: dict[int, Ahead] = field(default_factory=dict, init=False)
-    """Epochs that were begun before they were asked for."""
+    """How often the images of a source occur, by name; 1 for other sources."""
+    _prepared: dict[int, Ahead] = field(default_factory=dict, init=False)
+    """Epochs that started ahead of their use."""
 
     def epoch(self, epoch: int, left: epoch_plan.Intervals) -> Iterator[Batch]:
         """`epoch_plan.steps(left, ...)` batches, the same number on every rank; a shorter share
-        ends with fillers (image id -1), which carry no loss.
+        ends with fillers (image id -1), which have no loss.
 
-        `left` are places of the epoch's sequence, which has `places` of them.
+        `left` is the data position in the epoch's sequence of `places` places.
         """
         whole = [(0, self.places)]
-        ready = self.prepared.pop(epoch, None) if left == whole else None
+        ready = self._prepared.pop(epoch, None) if left == whole else None
         steps = epoch_plan.steps(left, batches=self.batches)
-        with ready or self.begin(epoch, left) as batches:
+        began = 0.0
+        with ready or self._begin(epoch, left) as batches:
             for number, batch in enumerate(batches):
                 if number == 0:
                     began = time.monotonic()
-                # Of those after the first, which waits for the start.
+                # The pace without the first batch, which waits for the start.
                 batch_s = (time.monotonic() - began) / number if number else math.inf
                 ending = steps - 1 - number <= max(
                     WHOLE_BATCHES_AHEAD, BEGIN_S / max(batch_s, 1e-9)
                 )
-                if ending and epoch + 1 < self.epochs and epoch + 1 not in self.prepared:
-                    self.prepared[epoch + 1] = self.begin(epoch + 1, whole)
+                if ending and epoch + 1 < self.epochs and epoch + 1 not in self._prepared:
+                    self._prepared[epoch + 1] = self._begin(epoch + 1, whole)
                 yield batch
 
     def close(self) -> None:
-        """Stop the threads of epochs that were prepared and not used."""
-        while self.prepared:
-            self.prepared.popitem()[1].close()
+        """Stop the threads of prepared epochs that were not used."""
+        while self._prepared:
+            self._prepared.popitem()[1].close()
 
-    def begin(self, epoch: int, left: epoch_plan.Intervals) -> Ahead:
-        return Ahead(self.produce(epoch, left), depth=WHOLE_BATCHES_AHEAD)
+    def _begin(self, epoch: int, left: epoch_plan.Intervals) -> Ahead:
+        return Ahead(self._produce(epoch, left), depth=WHOLE_BATCHES_AHEAD)
 
-    def produce(self, epoch: int, left: epoch_plan.Intervals) -> Generator[Batch]:
+    def _produce(self, epoch: int, left: epoch_plan.Intervals) -> Generator[Batch]:
         counts, images = self.shard_set.rows_per_group, self.batches[self.rank]
         copies = (
             None
-            if self.shares is None
-            else epoch_plan.copies(self.shares, total=self.places, seed=self.seed, epoch=epoch)
+            if self._shares is None
+            else epoch_plan.copies(self._shares, total=self.places, seed=self.seed, epoch=epoch)
         )
         stored = epoch_plan.epoch_sequence(
             counts, seed=self.seed, epoch=epoch, window=self.window, copies_N=copies
         )
-        order = epoch_plan.arrangement(self.preferred[stored], run=self.run or sum(self.batches))
+        order = epoch_plan.arrangement(self._preferred[stored], run=self.run or sum(self.batches))
         places = order[
             epoch_plan.places_of(epoch_plan.cut(left, rank=self.rank, batches=self.batches))
         ]
-        canvases = epoch_plan.batch_canvases(self.preferred[stored[places]], batch=images)
-        # Read in the order of the sequence, in which the rows of a row group are near each other:
-        # those of a seldom canvas come from all over. What is read before its turn waits here,
-        # encoded: less than one run a canvas.
+        canvases = epoch_plan.batch_canvases(self._preferred[stored[places]], batch=images)
+        # Read in the order of the sequence, where the rows of a row group are near each other; the
+        # rows of a rare canvas come from everywhere. Rows that arrive early wait here, encoded:
+        # less than one run per canvas.
         reading = np.argsort(places)
         canvas_of_place = np.repeat(canvases, images)[: len(places)]
         sampler = Sampler(
@@ -142,12 +145,12 @@ class Stream:
         def samples() -> Iterator[tuple[Sample, int, Tensor | None]]:
             if self.decode == "threads":
                 arriving, make = (
-                    iterate(planned_rows(self.shard_set, units, **marks)),
+                    iterate(planned_rows(self.shard_set, units, marks=marks)),
                     sampler.sample,
                 )
             else:
                 arriving, make = (
-                    iterate(sampled_rows(self.shard_set, units, sampler, **marks)),
+                    iterate(sampled_rows(self.shard_set, units, sampler, marks=marks)),
                     sampler.received,
                 )
             in_turn = in_order(range(len(places)), zip(reading.tolist(), arriving, strict=True))
@@ -156,10 +159,10 @@ class Stream:
                 row, batch, place = placed
                 return make(row, batch[place]), row["copy"], batch
 
-            yield from ordered_map(draw, self.with_places(in_turn, images), threads=self.threads)
+            yield from ordered_map(draw, self._with_memory(in_turn, images), threads=self.threads)
 
         def padded() -> Iterator[tuple[Sample, int, Tensor | None]]:
-            last = blank(self.canvases)
+            last = _blank(self.canvases)
             for last, copy, batch in samples() if len(places) else ():
                 yield last, copy, batch
             for _ in range(epoch_plan.steps(left, batches=self.batches) * images - len(places)):
@@ -169,12 +172,13 @@ class Stream:
             made, copy, batch = zip(*chunk, strict=True)
             yield sampler.batch(made, copy, batch[0])
 
-    def with_places(
+    def _with_memory(
         self, rows: Iterator[dict[str, Any]], images: int
     ) -> Iterator[tuple[dict[str, Any], Tensor, int]]:
-        """Each row with the memory of its batch and its number in it. Pictures are drawn where they
-        are to be: stacking copies took 0.1 ms each.
+        """Each row with the memory of its batch and its index in the batch. Images are drawn in
+        place: stacking them afterwards cost 0.1 ms per image.
         """
+        batch = Tensor()
         for number, row in enumerate(rows):
             if number % images == 0:
                 batch = empty_canvases(images, self.canvases[row["canvas"]])
@@ -182,17 +186,17 @@ class Stream:
 
     @cached_property
     def places(self) -> int:
-        """Images of an epoch, copies counted; the same in every epoch, so that images seen tell the
-        epoch.
+        """Images of an epoch, with copies; the same number in every epoch, so that the number of
+        images seen determines the epoch.
         """
         return (
             self.shard_set.num_rows
-            if self.shares is None
-            else max(1, round(float(self.shares.sum())))
+            if self._shares is None
+            else max(1, round(float(self._shares.sum())))
         )
 
     @cached_property
-    def shares(self) -> np.ndarray | None:
+    def _shares(self) -> np.ndarray | None:
         """float64 (N,): how often each row should occur in an epoch; None: each once."""
         if not self.repeat_threshold and not self.source_weights:
             return None
@@ -205,7 +209,7 @@ class Stream:
         if self.repeat_threshold:
             columns = read_columns(self.shard_set, ["labels", "crowd"])
             pairs = zip(columns["labels"].to_pylist(), columns["crowd"].to_pylist(), strict=True)
-            # Crowds are not trained on, so they show nothing of a rare class.
+            # Crowds are not trained on, so they do not count as objects of a rare class.
             labels = [
                 [label for label, crowd in zip(*of_image, strict=True) if not crowd]
                 for of_image in pairs
@@ -216,10 +220,10 @@ class Stream:
         return shares
 
     @cached_property
-    def preferred(self) -> np.ndarray:
+    def _preferred(self) -> np.ndarray:
         return preferred_canvases(self.shard_set, self.canvases, long_side=self.long_side)
 
 
-def blank(canvases: Sequence[tuple[int, int]]) -> Sample:
-    """The filler of a rank that got no row at all."""
+def _blank(canvases: Sequence[tuple[int, int]]) -> Sample:
+    """The filler of a rank without rows."""
     return evaluation_sample(np.zeros((*canvases[0], 3), np.uint8), -1, canvases=canvases)

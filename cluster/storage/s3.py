@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-ENVIRONMENT = "AWS_"
+ENVIRONMENT: str = "AWS_"
 """Prefix of the environment variables with the endpoint and the credentials."""
 # A pattern in pyarrow's message (in capitals where pyarrow knows the code) and its meaning for the
 # user. The first match counts.

@@ -1,6 +1,4 @@
-"""Who reads which rows when: every row exactly once an epoch, whatever fails and however many ranks
-there are.
-"""
+"""Every row is read exactly once per epoch, whatever fails and however many ranks there are."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.loading import epoch_plan
 from cluster.loading.epoch_plan import (
     Intervals,
     advance,
@@ -68,26 +67,26 @@ def test_the_order_changes_with_seed_and_epoch_and_with_nothing_else():
     assert orders[1] != orders[3]
 
 
-def test_without_a_window_the_stored_order_is_kept():
+def test_without_a_window_the_order_is_the_stored_one():
     assert epoch_sequence([2, 1, 3], seed=5, epoch=7, window=0).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_window_mixes_its_groups_and_no_others():
+def test_a_window_shuffles_its_own_groups_alone():
     counts = [10] * 12
     sequence = epoch_sequence(counts, seed=1, epoch=0, window=4)
     groups = [set(group_of(sequence[start : start + 40], counts).tolist()) for start in (0, 40, 80)]
     assert [len(some) for some in groups] == [4, 4, 4] and set().union(*groups) == set(range(12))
-    # Mixed: the first ten rows are not one group's.
+    # Shuffled: the first ten rows come from several groups.
     assert len(set(group_of(sequence[:10], counts).tolist())) > 1
     assert groups[0] != {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("window", "least"), [(1, 0.0), (4, 0.7), (16, 0.9)])
-def test_neighbours_in_the_stream_are_strangers_in_the_shards(window, least):
-    """The mean distance in the shards of two neighbours in the stream, as a share of that of a full
-    shuffle, which is N / 3.
+def test_neighbours_in_the_stream_are_far_apart_in_the_shards(window, least):
+    """The mean distance in the shards between two neighbours in the stream, relative to that of a
+    full shuffle, which is N / 3.
 
-    With four groups a window three neighbours of four come from different, random groups: 0.75.
+    With four groups per window three neighbours of four come from different, random groups: 0.75.
     """
     counts = [32] * 256
     shares = []
@@ -102,7 +101,7 @@ SHARES = st.lists(st.floats(0.01, 100), min_size=1, max_size=40).map(np.array)
 
 @settings(deadline=None)
 @given(SHARES, st.integers(1, 200), st.integers(0, 2**62), st.integers(0, 1000))
-def test_copies_follow_the_shares_and_their_number_never_changes(shares, total, seed, epoch):
+def test_copies_follow_the_shares_and_sum_to_the_total(shares, total, seed, epoch):
     found = copies(shares, total=total, seed=seed, epoch=epoch)
     expected = shares / shares.sum() * total
     assert found.sum() == total
@@ -127,7 +126,7 @@ def test_copies_are_right_on_average_over_the_epochs():
     assert mean == pytest.approx(shares, abs=0.03)
 
 
-def test_whole_shares_are_met_exactly():
+def test_whole_numbers_of_copies_are_exact():
     for epoch in range(50):
         assert copies(np.array([1, 3, 1, 2]), total=7, seed=0, epoch=epoch).tolist() == [1, 3, 1, 2]
 
@@ -143,7 +142,7 @@ def test_rare_classes_repeat_their_images():
 
 @settings(deadline=None)
 @given(GROUPS, st.integers(0, 99), st.integers(0, 9))
-def test_an_epoch_holds_each_row_as_often_as_it_should(rows_per_group, seed, epoch):
+def test_an_epoch_has_the_requested_copies_of_each_row(rows_per_group, seed, epoch):
     wanted = np.random.default_rng(seed).integers(0, 4, sum(rows_per_group))
     sequence = epoch_sequence(rows_per_group, seed=seed, epoch=epoch, copies_N=wanted)
     assert np.bincount(sequence, minlength=len(wanted)).tolist() == wanted.tolist()
@@ -153,7 +152,7 @@ def test_an_epoch_holds_each_row_as_often_as_it_should(rows_per_group, seed, epo
         numbers[row] += 1
 
 
-def test_a_batch_is_shared_as_evenly_as_whole_images_allow():
+def test_a_global_batch_is_split_as_evenly_as_possible():
     assert split_batch(16, ranks=4) == [4, 4, 4, 4]
     assert split_batch(16, ranks=3) == [6, 5, 5]
     assert split_batch(3, ranks=3) == [1, 1, 1]
@@ -169,17 +168,17 @@ def test_cuts_by_hand():
     ]
     assert steps(left, batches=[2, 2, 2]) == 2  # ceil(7 / 6)
     assert take(left, 3, 6) == [(5, 6), (10, 12)]
-    # In whole batches of 2 these are 4, for 3 ranks: 2, 1, 1. Places 2 3 4 5 | 10 11 | 12.
+    # In whole batches of 2 that is 4 batches for 3 ranks: 2, 1, 1. Places 2 3 4 5 | 10 11 | 12.
     assert [cut(left, rank=rank, batches=[2, 2, 2]) for rank in range(3)] == [
         [(2, 6)],
         [(10, 12)],
         [(12, 13)],
     ]
-    # One step of 2: 2 3 | 10 11 | 12 are gone, 4 5 are left.
+    # One step of 2 reads 2 3 | 10 11 | 12; 4 5 remain.
     assert advance(left, batches=[2, 2, 2], done=1) == [(4, 6)]
     assert advance(left, batches=[2, 2, 2], done=0) == left
-    # A global batch of 5 on 2 ranks: 3 and 2. The first step takes 5, the second the last 2, which
-    # rank 0 has. Places 2 3 4 5 10 | 11 12.
+    # A global batch of 5 on 2 ranks: 3 and 2. The first step reads 5 places, the second the last
+    # 2, which rank 0 has. Places 2 3 4 5 10 | 11 12.
     assert [cut(left, rank=rank, batches=[3, 2]) for rank in range(2)] == [
         [(2, 6), (10, 12)],
         [(12, 13)],
@@ -194,20 +193,20 @@ BATCHES = st.one_of(
         lambda pair: split_batch(pair[0] + pair[1], ranks=pair[0])
     ),
 )
-"""Images of each rank's batch: all the same, or as even as a global batch can be shared."""
+"""Images of each rank's batch: all the same, or as even as a global batch can be split."""
 
 
 @settings(deadline=None)
 @given(positions(), BATCHES)
-def test_cuts_share_what_is_left_evenly_in_whole_batches(left, batches):
+def test_cuts_are_even_in_whole_batches(left, batches):
     cuts = [cut(left, rank=rank, batches=batches) for rank in range(len(batches))]
     assert [place for share in cuts for place in places_of(share).tolist()] == places_of(
         left
     ).tolist()
     made = [-(-size(share) // images) for share, images in zip(cuts, batches, strict=True)]
     assert made == sorted(made, reverse=True)
-    # The same number of batches, or one more; where a rank's batches are smaller than another's,
-    # one less at the very end.
+    # The same number of batches, or one more. Where batch sizes differ, a rank may have one less
+    # at the very end.
     assert max(made) - min(made) <= (1 if len(set(batches)) == 1 else 2)
     # Only the very last batch of all may be short.
     assert sum(size(share) % images > 0 for share, images in zip(cuts, batches, strict=True)) <= 1
@@ -215,9 +214,7 @@ def test_cuts_share_what_is_left_evenly_in_whole_batches(left, batches):
 
 @settings(deadline=None)
 @given(positions(), BATCHES)
-def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_than_needed(
-    left, batches
-):
+def test_all_ranks_make_the_same_number_of_steps_and_no_step_is_without_rows(left, batches):
     cuts = [size(cut(left, rank=rank, batches=batches)) for rank in range(len(batches))]
     count = steps(left, batches=batches)
     assert count == -(-size(left) // sum(batches))
@@ -228,7 +225,7 @@ def test_all_ranks_make_the_same_steps_and_none_is_idle_for_a_whole_one_more_tha
 
 @settings(deadline=None)
 @given(positions(), BATCHES, st.integers(0, 12))
-def test_advance_takes_what_the_steps_read(left, batches, done):
+def test_advance_removes_what_the_steps_read(left, batches, done):
     read = [
         place
         for rank, images in enumerate(batches)
@@ -236,18 +233,17 @@ def test_advance_takes_what_the_steps_read(left, batches, done):
     ]
     after = advance(left, batches=batches, done=done)
     assert sorted(read + places_of(after).tolist()) == places_of(left).tolist()
-    # Whole steps but for the last two: each but these takes the global batch, so images seen grow
-    # by it whatever the ranks.
+    # Every step before the last two reads a whole global batch, so images seen grow by the same
+    # number whatever the ranks.
     if done < steps(left, batches=batches) - 1:
         assert len(read) == done * sum(batches)
-    # In normal form: sorted, disjoint, not touching, none empty; so that a position is written in
-    # one way only.
+    # A position has one normal form: sorted, disjoint, not touching, none empty.
     assert all(low < high for low, high in after)
     assert all(before[1] < behind[0] for before, behind in itertools.pairwise(after))
 
 
-def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
-    """For each row the number of the canvas it prefers; low numbers are more frequent."""
+def preferred_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
+    """The number of the canvas that each row prefers; low numbers are more frequent."""
     return (canvases * np.random.default_rng(seed).random(sum(rows_per_group)) ** 2).astype(
         np.int64
     )
@@ -262,13 +258,13 @@ def kinds_of(rows_per_group: list[int], canvases: int, seed: int) -> np.ndarray:
     st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), max_size=6),
     st.integers(1, 6),
 )
-def test_every_row_as_often_as_it_should_over_a_history_of_failures(
+def test_every_row_has_its_copies_over_a_history_of_failures(
     rows_per_group, canvases, seed, weighted, attempts, last_ranks
 ):
     """Attempts are (ranks, steps until a failure); the last one ends the epoch. The global batch is
     6 whatever the ranks.
     """
-    preferred = kinds_of(rows_per_group, canvases, seed)
+    preferred = preferred_of(rows_per_group, canvases, seed)
     wanted = (
         np.random.default_rng(seed).integers(0, 3, len(preferred))
         if weighted
@@ -284,7 +280,7 @@ def test_every_row_as_often_as_it_should_over_a_history_of_failures(
         planned = steps(left, batches=batches)
         done = planned if until is None else min(until, planned)
         for rank, batch in enumerate(batches):
-            # A rank reads ahead, but what counts is what its steps have used.
+            # A rank reads ahead; only the rows that its steps used count.
             rows = stored[order[places_of(cut(left, rank=rank, batches=batches))]]
             read = [
                 int(first[unit.groups[group]]) + row
@@ -311,17 +307,17 @@ def test_every_row_as_often_as_it_should_over_a_history_of_failures(
 def test_whole_batches_prefer_one_canvas(
     rows_per_group, canvases, seed, ranks, batch, failed_after
 ):
-    preferred = kinds_of(rows_per_group * 3, canvases, seed)
+    preferred = preferred_of(rows_per_group * 3, canvases, seed)
     stored = epoch_sequence(rows_per_group * 3, seed=seed, epoch=1)
     run = ranks * batch
     order = arrangement(preferred[stored], run=run)
     assert sorted(order.tolist()) == list(range(len(stored)))
     arranged = preferred[stored[order]]
-    # Runs that did not fill lie at the end, canvas by canvas.
+    # Places that fill no run come at the end, canvas by canvas.
     tail = sum(count % run for count in Counter(preferred.tolist()).values())
     assert tail <= canvases * (run - 1)
     left: Intervals = [(0, len(order))]
-    # Also what a failure leaves is cut at the same borders, as long as the number of ranks stays.
+    # After a failure the rest is cut at the same borders, as long as the number of ranks stays.
     for start in (left, advance(left, batches=[batch] * ranks, done=failed_after)):
         mixed = 0
         for rank in range(ranks):
@@ -332,17 +328,17 @@ def test_whole_batches_prefer_one_canvas(
                 if len(set(votes)) > 1:
                     mixed += 1
                     assert share[min((i + 1) * batch, len(share)) - 1] >= len(order) - tail
-        # One border less than there are canvases.
+        # There is one border less than there are canvases.
         assert mixed <= canvases - 1
 
 
 def test_arrangement_by_hand():
-    # Runs of 2: 0 2 fill canvas 0 at place 2, 1 3 canvas 1 at place 3, 5 6 canvas 1 at place 6; 4
-    # of canvas 0 and 7 of canvas 2 are left.
+    # Runs of 2: places 0 2 fill a run of canvas 0 at place 2, 1 3 of canvas 1 at place 3, 5 6 of
+    # canvas 1 at place 6. Place 4 of canvas 0 and 7 of canvas 2 remain.
     preferred = np.array([0, 1, 0, 1, 0, 1, 1, 2])
     assert arrangement(preferred, run=2).tolist() == [0, 2, 1, 3, 5, 6, 4, 7]
     assert arrangement(np.zeros(8, np.int64), run=3).tolist() == list(range(8))
-    # 0 1 2 tie between 0, 0, 1: canvas 0; 3 4: one each, the first; 7 alone.
+    # Rows 0 1 2 prefer 0, 1, 0: canvas 0. Rows 3 4 tie: the lower number. Row 7 is alone.
     assert batch_canvases(preferred[:3], batch=3) == [0]
     assert batch_canvases(preferred[3:5], batch=2) == [0]
     assert batch_canvases(preferred[[1, 3, 7]], batch=2) == [1, 2]
@@ -351,11 +347,13 @@ def test_arrangement_by_hand():
 
 @settings(deadline=None)
 @given(GROUPS, st.integers(1, 5), st.integers(1, 40))
-def test_units_read_each_window_once(rows_per_group, window, most_rows):
+def test_units_read_each_window_once(rows_per_group, window, copied_rows):
     counts = rows_per_group * 5
     sequence = epoch_sequence(counts, seed=0, epoch=0, window=window)
     first = first_rows(counts)
-    found = units(sequence, counts, window=window, most_rows=most_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_plan, "COPIED_ROWS", copied_rows)
+        found = units(sequence, counts, window=window)
     assert [
         int(first[unit.groups[group]]) + row for unit in found for group, row in unit.rows
     ] == sequence.tolist()
@@ -363,24 +361,22 @@ def test_units_read_each_window_once(rows_per_group, window, most_rows):
         assert {group for group, _ in unit.rows} == set(range(len(unit.groups))) and len(
             set(unit.groups)
         ) == len(unit.groups) <= window
-        assert 0 < len(unit.rows) <= most_rows
-    if most_rows >= 9 * window:
-        # Whole windows: every row group is in one unit alone.
-        fetched = [group for unit in found for group in unit.groups]
-        assert sorted(fetched) == list(range(len(counts)))
+        assert 0 < len(unit.rows) <= sum(counts[group] for group in unit.groups)
+    # A unit is a whole window, so every row group is in one unit alone.
+    assert sorted(group for unit in found for group in unit.groups) == list(range(len(counts)))
 
 
 @pytest.mark.parametrize("rows_per_group", [[400] * 9, [32] * 40, [3000, 1, 700] * 3])
-def test_large_row_groups_are_read_once_too(rows_per_group):
+def test_large_row_groups_are_read_once(rows_per_group):
     found = units(epoch_sequence(rows_per_group, seed=0, epoch=0), rows_per_group)
     assert sorted(group for unit in found for group in unit.groups) == list(
         range(len(rows_per_group))
     )
 
 
-def test_repeated_rows_make_no_unit_without_bound():
-    """Eight groups of 32 rows of which some are repeated 90 times: the images of a unit are in
-    memory as often as they occur.
+def test_repeated_rows_do_not_exceed_the_limit_of_a_unit():
+    """Eight groups of 32 rows, some of which occur 90 times. An image is in memory as often as it
+    occurs.
     """
     counts = [32] * 8
     sequence = epoch_sequence(
@@ -393,8 +389,8 @@ def test_repeated_rows_make_no_unit_without_bound():
     ("rows", "ranks", "batch"), [(1, 4, 2), (3, 4, 1), (11, 4, 2), (103, 2, 8), (0, 3, 2)]
 )
 def test_few_rows_and_many_ranks(rows, ranks, batch):
-    # 103 rows on 2 ranks are 56 + 47 and 7 steps of 8 each; 11 on 4 are 4 + 4 + 2 + 1; 1 on 4 gives
-    # three ranks fillers.
+    # 103 rows on 2 ranks are 56 + 47 in 7 steps of 8; 11 rows on 4 ranks are 4 + 4 + 2 + 1; with 1
+    # row on 4 ranks three ranks get fillers alone.
     left = [(0, rows)] if rows else []
     cuts = [size(cut(left, rank=rank, batches=[batch] * ranks)) for rank in range(ranks)]
     assert (
@@ -420,9 +416,7 @@ def test_evaluation_batches_are_the_same_for_any_number_of_ranks(
     canvas_N = np.array(canvases, np.int64)
 
     def batches(ranks: int) -> list[list[int]]:
-        """As `collate_by_canvas` fills them: the rows of one canvas in the order in which they
-        come.
-        """
+        """As `collate_by_canvas` fills them: the rows of one canvas in their order."""
         filled = []
         for rank in range(ranks):
             share = evaluation_share(canvas_N, rank=rank, ranks=ranks, batch=batch)

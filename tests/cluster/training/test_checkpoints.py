@@ -258,7 +258,7 @@ def test_a_worker_started_again_uploads_what_was_left(
     with pytest.raises(
         PlainError,
         match=(
-            r"images-000000000200/.* cannot be written: .*overloaded or ill.*the last checkpoints"
+            r"images-000000000200/.* cannot be written: .*overloaded or unhealthy.*the last checkpoints"
             r" wait in"
         ),
     ):

@@ -1,0 +1,49 @@
+"""The address of a Ray cluster is checked before Ray tries it for half a minute."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import ray
+
+from cluster.compute import session
+from cluster.errors import DataError, PlainError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("ray://head:10001", "give host:port of the cluster's head"),
+        ("head", "must have the form host:port"),
+        (":6379", "must have the form host:port"),
+        ("head:ray", "must have the form host:port"),
+    ],
+)
+def test_an_address_of_another_form_is_a_usage_error(address: str, line: str) -> None:
+    with pytest.raises(UsageError, match=f"^ray.address {address}: {line}"):
+        session.check_answers(address)
+
+
+def test_an_address_where_nothing_listens_is_a_plain_error() -> None:
+    with socket.socket() as closed:
+        # Bound but not listening: connections are refused and nobody else gets the port.
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(PlainError, match="nothing answers there .*ray start --head") as raised:
+            session.check_answers(f"127.0.0.1:{closed.getsockname()[1]}")
+    assert raised.value.exit_code == 1
+
+
+def test_an_address_where_something_listens_and_auto_pass() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        session.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+    session.check_answers("auto")
+
+
+def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:
+    def fail() -> None:
+        raise DataError("a.jpg: is damaged")
+
+    with pytest.raises(DataError) as raised:
+        session.fetch([ray.remote(num_cpus=0)(fail).remote()])
+    assert str(raised.value) == "a.jpg: is damaged"
