@@ -29,7 +29,7 @@ def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> N
     """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs
     and by `evaluate` rests on.
     """
-    from cluster.scoring.detect import detections
+    from cluster.scoring.detect import detect_share
     from detector.model import RetinaNet
 
     torch.manual_seed(0)
@@ -46,11 +46,11 @@ def test_detections_do_not_depend_on_ranks_and_threads(shard_set: ShardSet) -> N
         decode={"score_threshold": 0.0, "max_detections": 20},
         amp=False,
     )
-    alone = detections(predictor, shard_set)
+    alone = detect_share(predictor, shard_set)
     assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
     for ranks, threads in ((1, 2), (2, 1), (3, 2)):
         parts = [
-            detections(predictor, shard_set, rank=rank, ranks=ranks, threads=threads)
+            detect_share(predictor, shard_set, rank=rank, ranks=ranks, threads=threads)
             for rank in range(ranks)
         ]
         assert sum(map(len, parts)) == 24
