@@ -89,7 +89,7 @@ def canvas_factors(
     heights_I: np.ndarray, widths_I: np.ndarray, *, canvas: tuple[int, int]
 ) -> np.ndarray:
     """float64 (I, 2): the (y, x) factors from each image to the canvas (height, width). They are
-    those of `augment.place` at the largest scale that fits.
+    those of `placement.place_picture` at the largest scale that fits.
     """
     sides_I2 = np.stack([heights_I, widths_I], axis=1)
     scale_I1 = (np.array(canvas) / sides_I2).min(axis=1, keepdims=True)
