@@ -45,7 +45,7 @@ from cluster.loading.stream import Stream
 from cluster.shards import index, read, write
 from cluster.shards.format import Category, Row, shard_name
 from cluster.storage import files
-from cluster.storage.uris import S3
+from cluster.storage.uris import is_remote
 from detector.batch import Batch, collate
 from detector.image import decode_image
 
@@ -292,7 +292,7 @@ def compare(shard_set: index.ShardSet, folder: str, rounds: int) -> None:
     held = [row for place in some for row in marked(read.read_row_group(place))]
     # A forked process cannot use the S3 client of its parent: it gets empty answers, which the
     # digests then refuse.
-    start = "spawn" if shard_set.uri.startswith(S3) else "fork"
+    start = "spawn" if is_remote(shard_set.uri) else "fork"
     settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=start)
     loader = torch.utils.data.DataLoader(
         Rows(shard_set), batch_size=BATCH, collate_fn=collate, **settings
