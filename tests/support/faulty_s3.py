@@ -1,5 +1,5 @@
-"""A reverse proxy in front of any S3 endpoint. It loses, delays and damages answers, the same ones in
-each run.
+"""A reverse proxy in front of any S3 endpoint. It loses, delays and damages answers, the same ones
+in each run.
 
     rule = Rule("reset", method="GET", path=r"\\.parquet", times=2)
     with FaultyS3("http://127.0.0.1:9000", rule) as proxy:
