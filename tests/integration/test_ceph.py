@@ -124,7 +124,7 @@ PREFLIGHTS = test_preflight.PREFLIGHTS
         ("AWS_ACCESS_KEY_ID", "does not know this access key; check AWS_ACCESS_KEY_ID"),
     ],
 )
-def test_wrong_credentials_are_told_from_a_missing_bucket(
+def test_wrong_credentials_are_not_called_a_missing_bucket(
     bucket: str,
     check: Callable[[str], None],
     place: str,
@@ -165,7 +165,7 @@ def test_a_wrong_secret_in_the_middle_of_a_run(
             operation(f"{bucket}/key")
 
 
-def test_rights_are_told_apart(
+def test_missing_rights_to_list_and_to_write_have_different_errors(
     bucket: str, gateway: CephGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write_bytes(f"{bucket}/key", b"x")
@@ -207,7 +207,7 @@ def test_rights_are_told_apart(
         check_readable(f"{bucket}/key")
 
 
-def test_an_upload_that_the_gateway_does_not_take_is_explained(
+def test_a_checksum_that_the_gateway_does_not_support_is_explained(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What pyarrow does by itself; the other tests show that it is switched off where nobody asks
@@ -222,7 +222,7 @@ def test_an_upload_that_the_gateway_does_not_take_is_explained(
         check_writable(bucket)
 
 
-def test_from_images_to_batches_through_one_fault_in_fifty(
+def test_prepare_and_streaming_survive_one_fault_in_fifty(
     bucket: str,
     ray_cluster: str,
     gateway: CephGateway,

@@ -43,7 +43,7 @@ def test_a_second_driver_of_the_same_run_is_refused(
     assert run_folder.read(f"{tmp_path}/runs/held", "driver.json") is None
 
 
-def test_a_killed_driver_costs_no_image(
+def test_no_image_is_lost_when_the_driver_is_killed(
     small_sets: dict[str, str], undisturbed: dict[str, bytes], ray_cluster: str, tmp_path: Path
 ) -> None:
     """The same command goes on, in the same MLflow run, which has every step at the end: also those

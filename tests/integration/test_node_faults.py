@@ -34,7 +34,7 @@ def nodes(head: Nodes) -> Iterator[Nodes]:
     head.remove_all()
 
 
-def test_a_node_leaves_and_returns(
+def test_training_continues_when_a_node_leaves_and_returns(
     small_sets: dict[str, str], nodes: Nodes, tmp_path: Path
 ) -> None:
     """1..2 workers on two nodes: on with one worker and the same global batch in two parts, and
@@ -74,7 +74,7 @@ def test_a_node_leaves_and_returns(
     assert len(starts) == 3 and set(starts[1:]) <= {state["images_seen"] for state in states}
 
 
-def test_prepare_on_two_nodes_of_which_one_goes_away(
+def test_prepare_finishes_when_one_of_two_nodes_leaves(
     nodes: Nodes, ray_cluster: str, tmp_path: Path
 ) -> None:
     """The set is, to the byte, what one machine makes of the same source."""
@@ -141,7 +141,7 @@ def test_prepare_on_two_nodes_of_which_one_goes_away(
     )
 
 
-def test_nodes_that_do_not_come_end_the_wait_in_one_line(
+def test_training_ends_with_one_line_when_no_node_comes(
     small_sets: dict[str, str], nodes: Nodes, tmp_path: Path
 ) -> None:
     nodes.add("only", cpus=2)
