@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cluster.formats.read import in_val
 from cluster.shards.format import Category, Row, shard_name
-from cluster.shards.index import ShardSet, write_index
+from cluster.shards.index import Index, ShardSet, write_index
 from cluster.shards.write import write_shard
 from pipelines.data_section import DataSection, identity, pictures
 
@@ -77,7 +77,7 @@ def test_the_identity_of_several_sources_has_their_names_and_the_sets_compared_w
         {"name": "day", **SOURCE},
         {"name": "night", "annotations": "data/annotations/val.json", "images": "data/images/val"},
     ]
-    write_index("other", categories=[Category(0, 1, "cat")], shards=[], counts={}, source_digest="")
+    write_index("other", Index((Category(0, 1, "cat"),)))
     fields = identity(DataSection.model_validate({"sources": both, "against": ["other"]}))
     assert [name for name, *_ in fields["source"]] == ["day", "night"]
     assert len(fields["against"]) == 1
@@ -93,10 +93,7 @@ def set_of(folder: Path, images: list[tuple[int, int, str]]) -> ShardSet:
         for source, id_, name in images
     ]
     shard = write_shard(str(folder), shard_name(0, 1), rows, row_group_rows=4)
-    categories = [Category(0, 1, "cat")]
-    return write_index(
-        str(folder), categories=categories, shards=[shard], counts={}, source_digest=""
-    )
+    return write_index(str(folder), Index((Category(0, 1, "cat"),), (shard,)))
 
 
 def test_the_images_of_several_sources_have_the_ids_of_the_set(coco: Path) -> None:

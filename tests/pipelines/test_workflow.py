@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import UsageError
 from cluster.shards.format import Category
-from cluster.shards.index import write_index
+from cluster.shards.index import Index, write_index
 from cluster.workflow.graph import run_stages
 from cluster.workflow.stages import Finished, Results, Stage
 from pipelines.run_config import RunConfig
@@ -82,7 +82,7 @@ def leave_outputs(stage: Stage, calls: list[str]) -> Callable[[str, Results], Ma
         if stage.name in ("prepare-train", "prepare-val"):
             names = ["cat"] if stage.name == "prepare-train" else ["cat", "dog"]
             categories = [Category(label, label + 1, name) for label, name in enumerate(names)]
-            write_index(folder, categories=categories, shards=[], counts={}, source_digest="")
+            write_index(folder, Index(tuple(categories)))
         else:
             for output in stage.outputs:
                 # Empty: register's output is the MLflow store, which may be empty but not text.
