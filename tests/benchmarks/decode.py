@@ -177,34 +177,34 @@ def main() -> None:
     torch.set_num_threads(1)
     canvas = (options.height, options.width)
     if options.folder:
-        datas = [
+        files = [
             open(path, "rb").read()
             for path in sorted(glob.glob(os.path.join(options.folder, "*.jp*g")))[:64]
         ]
-        if not datas:
+        if not files:
             raise SystemExit(f"{options.folder}: no *.jpg or *.jpeg in it")
     else:
-        datas = [encoded(photo(480, 640, seed), most_bytes=100_000) for seed in range(16)]
+        files = [encoded(photo(480, 640, seed), most_bytes=100_000) for seed in range(16)]
     found = decoders()
     reference = next(iter(found))
     sides = " ".join(
         f"{width}x{height}"
-        for height, width in sorted({open_image(data).shape[:2] for data in datas})[:3]
+        for height, width in sorted({open_image(data).shape[:2] for data in files})[:3]
     )
     print(
-        f"{len(datas)} JPEGs of {sides} px, {sum(map(len, datas)) / len(datas) / 1000:.0f} kB each,"
+        f"{len(files)} JPEGs of {sides} px, {sum(map(len, files)) / len(files) / 1000:.0f} kB each,"
         f" {platform.processor() or platform.machine()},"
     )
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds interleaved")
     for name, decode in found.items():
-        if not all(np.array_equal(decode(data, 1), found[reference](data, 1)) for data in datas):
+        if not all(np.array_equal(decode(data, 1), found[reference](data, 1)) for data in files):
             print(f"{name}: other pixels than {reference}")
 
     whole = {name: lambda data, decode=decode: decode(data, 1) for name, decode in found.items()}
     print_table(
         "decoder",
         compare(
-            whole | {"ours": lambda data: open_image(data).pixels()}, datas, rounds=options.rounds
+            whole | {"ours": lambda data: open_image(data).pixels()}, files, rounds=options.rounds
         ),
         reference,
     )
@@ -236,10 +236,10 @@ def main() -> None:
         )
     print_table(
         f"JPEG to {canvas[0]}x{canvas[1]}",
-        compare(ways, datas, rounds=options.rounds),
+        compare(ways, files, rounds=options.rounds),
         "decoded by ours",
     )
-    samples = [train(datas[i % len(datas)]) for i in range(BATCH)]
+    samples = [train(files[i % len(files)]) for i in range(BATCH)]
     batched = BATCH * statistics.median(
         rate(collate, [samples] * 9)[1] for _ in range(options.rounds)
     )
