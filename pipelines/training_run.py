@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
+from cluster.runs.events import Event
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
-from cluster.training.console import Progress
+from cluster.training.console import Console
 from cluster.training.event_channel import Guarded
 
 
@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
         placement.needs(config), what=_request(config), autoscaling=ray.autoscaling
     )
 
-    progress = Progress(config.name, interval=config.training.log_seconds)
+    console = Console(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
         uri=uri,
         experiment=tracking.experiment,
@@ -60,9 +60,9 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
         params=run_folder.flatten(checked.identity),
         config=config.model_dump_json(indent=1),
     )
-    consumers = [Guarded(progress), Guarded(tracker)]
+    consumers = [Guarded(console), Guarded(tracker)]
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         for consumer in consumers:
             consumer(event)
 

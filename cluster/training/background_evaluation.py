@@ -1,171 +1,176 @@
-"""Checkpoints scored beside training: one after the other, by Ray actors with a share of their own,
-in the order of images seen.
+"""Evaluates checkpoints beside training: one after the other in the order of images seen, by Ray
+actors with resources of their own.
 """
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.compute.resources import reading_worker, task_options
 from cluster.compute.session import fetch
 from cluster.errors import PlainError
 from cluster.runs import evaluations
 from cluster.runs.evaluations import Evaluation, Request, Weights
+from cluster.runs.events import EvaluationDone, EvaluationFailed, EvaluationStarted, Tell
 
 LOOK_EVERY_S = 5.0
-"""Seconds between two looks at what waits, one listing of a folder each."""
+"""Seconds between two looks for checkpoints that wait, each of which lists a folder."""
 
 
-class Evaluator:
-    """Runs in the driver. What waits is read from the run's folder, so evaluations that a killed
-    driver left behind are made by the next one.
+class Evaluator(Protocol):
+    """Evaluates one checkpoint at a time."""
 
-    While it is entered a thread evaluates beside training, and a failing evaluation costs that
-    evaluation: it is tried once more, then counted as missing. `finish` evaluates what still waits
-    when training is over. `share` is what `detect_set` takes of the machines.
+    def evaluate(self, request: Request) -> Evaluation: ...
+
+    def grow(self, share: dict[str, Any]) -> None:
+        """Use these resources from now on, if they are more."""
+        ...
+
+    def kill(self) -> None:
+        """End the evaluation under way."""
+        ...
+
+
+class BackgroundEvaluation:
+    """Runs in the driver. It reads from the run's folder what waits, so a driver that is killed
+    leaves its evaluations to the next one.
+
+    While it is entered, a thread evaluates beside training. An evaluation that fails is retried
+    once, then stored as failed; training is not affected. `finish` evaluates what still waits when
+    training is over.
     """
 
-    def __init__(
-        self,
-        run: str,
-        data: str,
-        *,
-        weights: Weights,
-        share: dict[str, Any],
-        tell: Callable[..., None],
-    ):
-        self.run, self.data, self.weights, self.share, self.tell = run, data, weights, share, tell
-        self.stopped = threading.Event()
-        self.abandoned = False
-        self.running: Any = None
+    def __init__(self, run: str, evaluator: Evaluator, *, tell: Tell):
+        self._run, self._evaluator, self._tell = run, evaluator, tell
+        self._stopped = threading.Event()
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._work, daemon=True, name="evaluator")
 
-    def __enter__(self) -> Evaluator:
-        self.thread = threading.Thread(target=self.work, daemon=True, name="evaluator")
-        self.thread.start()
+    def __enter__(self) -> BackgroundEvaluation:
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """The evaluation under way is waited for, unless training failed: then it waits for the
-        next start of the run.
+        """Wait for the evaluation under way, unless training failed: then it waits for the next
+        start of the run.
         """
-        self.abandoned = kind is not None
-        self.stopped.set()
-        if self.abandoned and (scorer := self.running) is not None:
-            import ray
+        self._abandoned = kind is not None
+        self._stopped.set()
+        if self._abandoned:
+            self._evaluator.kill()
+        self._thread.join(timeout=10 if self._abandoned else None)
 
-            ray.kill(scorer)
-        self.thread.join(timeout=10 if self.abandoned else None)
-
-    def work(self) -> None:
-        while not self.stopped.wait(LOOK_EVERY_S):
-            try:
-                while not self.stopped.is_set() and (queue := evaluations.waiting(self.run)):
-                    self.evaluate(queue, must=False)
-            except (
-                Exception
-            ) as error:  # of the storage, say; what waits still waits, and training goes on
-                if not self.abandoned:
-                    self.tell(
-                        "evaluation_failed",
-                        what="evaluating beside training",
-                        reason=reason_of(error),
-                        then="tried again",
-                    )
+    def is_alive(self) -> bool:
+        """Whether the thread beside training still runs."""
+        return self._thread.is_alive()
 
     def finish(self, share: dict[str, Any]) -> None:
-        """Evaluate what still waits, in the share that the workers have left where that is larger.
-        The newest checkpoint must come to numbers.
-
-        Raises `PlainError` where it does not; then it still waits.
+        """Evaluate what still waits, with the resources that the workers have freed if those are
+        more. `PlainError` if the newest checkpoint cannot be evaluated; then it still waits.
         """
-        self.share = max(
-            self.share,
-            share,
-            key=lambda one: (
-                one["workers"] * one["gpus_per_worker"],
-                one["workers"] * one["cpus_per_worker"],
-            ),
-        )
-        finished = evaluations.read(self.run)
+        self._evaluator.grow(share)
+        finished = evaluations.read(self._run)
         if finished and finished[-1].error is not None:
-            evaluations.store_request(self.run, finished[-1].request)
-        while queue := evaluations.waiting(self.run):
-            self.evaluate(queue, must=len(queue) == 1)
+            evaluations.store_request(self._run, finished[-1].request)
+        while queue := evaluations.waiting(self._run):
+            self._evaluate_first(queue, must_succeed=len(queue) == 1)
 
-    def evaluate(self, queue: list[str], *, must: bool) -> None:
-        """The first of what waits. Where it `must` come to numbers its failure is raised, else stored
-        as its error.
-        """
-        request = evaluations.read_request(self.run, queue[0])
-        self.tell(
-            "evaluating",
-            images_seen=request.images_seen,
-            epoch=request.epoch,
-            waiting=len(queue) - 1,
-        )
+    def _work(self) -> None:
+        while not self._stopped.wait(LOOK_EVERY_S):
+            try:
+                while not self._stopped.is_set() and (queue := evaluations.waiting(self._run)):
+                    self._evaluate_first(queue, must_succeed=False)
+            except Exception as error:  # of storage, say; what waits still waits
+                if not self._abandoned:
+                    self._tell(
+                        EvaluationFailed(
+                            "evaluating beside training", _reason(error), "it is retried"
+                        )
+                    )
+
+    def _evaluate_first(self, queue: list[str], *, must_succeed: bool) -> None:
+        """Raises a failure if it `must_succeed`, else stores it in place of the result."""
+        request = evaluations.read_request(self._run, queue[0])
+        waiting = len(queue) - 1
+        self._tell(EvaluationStarted(request.images_seen, request.epoch, waiting))
         try:
-            evaluation = self.score(request)
-        except Exception as error:  # whatever a task or its machine came to
-            if self.abandoned:
+            evaluation = self._evaluate(request)
+        except Exception as error:  # whatever happened to a task or its machine
+            if self._abandoned:
                 raise
-            if must:
+            reason = _reason(error)
+            if must_succeed:
                 kind = type(error) if isinstance(error, PlainError) else PlainError
                 raise kind(
-                    f"the evaluation of {request.checkpoint} failed: {reason_of(error)}; training"
-                    " is finished, the same command evaluates it again"
+                    f"the evaluation of {request.checkpoint} failed: {reason}; training is"
+                    " finished, the same command evaluates it again"
                 ) from error
-            evaluations.store(
-                self.run,
-                Evaluation(
-                    request.checkpoint,
-                    request.images_seen,
-                    request.epoch,
-                    error=reason_of(error),
-                ),
+            failed = Evaluation(
+                request.checkpoint, request.images_seen, request.epoch, error=reason
             )
-            self.failed(request, error, then="it stays without AP")
+            evaluations.store(self._run, failed)
+            self._tell_failure(request, error, "the checkpoint has no AP")
             return
-        evaluations.store(self.run, evaluation)
-        self.tell("evaluation", evaluation=evaluation)
+        evaluations.store(self._run, evaluation)
+        self._tell(EvaluationDone(evaluation))
 
-    def score(self, request: Request) -> Evaluation:
+    def _evaluate(self, request: Request) -> Evaluation:
         try:
-            return self.start(request)
-        # a machine that was taken away, a connection that broke: the same again may pass
+            return self._evaluator.evaluate(request)
+        # A machine that was taken away, a connection that broke: a retry may succeed.
         except Exception as error:
-            if self.abandoned:
+            if self._abandoned:
                 raise
-            self.failed(request, error, then="tried once more")
-            return self.start(request)
+            self._tell_failure(request, error, "it is retried once")
+            return self._evaluator.evaluate(request)
 
-    def start(self, request: Request) -> Evaluation:
+    def _tell_failure(self, request: Request, error: Exception, consequence: str) -> None:
+        subject = f"evaluation of the checkpoint at {request.images_seen} images"
+        self._tell(EvaluationFailed(subject, _reason(error), consequence))
+
+
+class ActorEvaluator:
+    """Evaluates each checkpoint with a Ray actor of its own, which can be killed at any moment. Not
+    with a task: in Ray 2.60 `ray.cancel` of a task that is just beginning can end the driver
+    ("Check failed: Tried to complete task that was not pending").
+    """
+
+    def __init__(self, data: str, *, weights: Weights, share: dict[str, Any]):
+        """`data` is the URI of the shard set, `share` what `detect_set` takes of the machines."""
+        self._data, self._weights, self.share = data, weights, share
+        self.running: Any = None
+        """Handle of the actor that evaluates now."""
+
+    def evaluate(self, request: Request) -> Evaluation:
         import ray
 
         booking = reading_worker(self.share["cpus_per_worker"], self.share["gpus_per_worker"])
-        self.running = ray.remote(Scorer).options(**task_options(booking)).remote()
+        self.running = ray.remote(_EvaluationActor).options(**task_options(booking)).remote()
         try:
-            return fetch(self.running.evaluate.remote(request, self.weights, self.data, self.share))
+            return fetch(
+                self.running.evaluate.remote(request, self._weights, self._data, self.share)
+            )
         finally:
             self.running = None
 
-    def failed(self, request: Request, error: Exception, *, then: str) -> None:
-        self.tell(
-            "evaluation_failed",
-            what=f"evaluation of the checkpoint at {request.images_seen} images",
-            reason=reason_of(error),
-            then=then,
-        )
+    def grow(self, share: dict[str, Any]) -> None:
+        self.share = max(self.share, share, key=_size)
+
+    def kill(self) -> None:
+        if (running := self.running) is not None:
+            import ray
+
+            ray.kill(running)
 
 
-class Scorer:
-    """`evaluate` as an actor, one for each evaluation. It can be killed at any moment: in Ray 2.60
-    `ray.cancel` of a task that is just beginning can end the driver ("Check failed: Tried to
-    complete task that was not pending").
-    """
+def _size(share: dict[str, Any]) -> tuple[float, float]:
+    workers = share["workers"]
+    return workers * share["gpus_per_worker"], workers * share["cpus_per_worker"]
 
+
+class _EvaluationActor:
     def evaluate(
         self, request: Request, weights: Weights, data: str, share: dict[str, Any]
     ) -> Evaluation:
@@ -173,8 +178,8 @@ class Scorer:
 
 
 def evaluate(request: Request, weights: Weights, data: str, share: dict[str, Any]) -> Evaluation:
-    """Evaluate a checkpoint on a shard set. One of the shares runs in this process, so that its
-    actor books one share and no more.
+    """Evaluate a checkpoint on a shard set. This process computes one of the shares itself, so it
+    books only one.
     """
     from cluster.runs.package_files import build_package, read_package
     from cluster.scoring.detect import detect_set
@@ -192,15 +197,11 @@ def evaluate(request: Request, weights: Weights, data: str, share: dict[str, Any
     )
 
 
-def reason_of(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """One line: a plain message as it is, else the last line, in which Ray repeats what the task
     raised.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        lines[0]
-        if isinstance(error, PlainError) and lines
-        else lines[-1]
-        if lines
-        else type(error).__name__
-    )
+    if not lines:
+        return type(error).__name__
+    return lines[0] if isinstance(error, PlainError) else lines[-1]

@@ -1,4 +1,4 @@
-"""Events of the workers, carried to the driver."""
+"""Carries events from the workers and the controller to the driver."""
 
 from __future__ import annotations
 
@@ -8,80 +8,100 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-Event = dict[str, Any]
+from cluster.runs.events import Event, Tell
+
+_FETCH_EVERY_S = 0.5
+_LAST_FETCH_S = 30.0
+"""Seconds for the last fetch when training has ended."""
 
 
 class Guarded:
-    """A consumer of events whose failures cost nobody else's: a terminal that was closed ends no
-    tracking. The first is told on stderr.
+    """A consumer of events whose failure does not affect the others: a closed terminal must not end
+    the tracking. Only the first failure is printed, to stderr.
     """
 
-    def __init__(self, consumer: Callable[[Event], None]):
-        self.consumer, self.told = consumer, False
+    def __init__(self, consumer: Tell):
+        self._consumer, self._has_warned = consumer, False
 
     def __call__(self, event: Event) -> None:
         try:
-            self.consumer(event)
+            self._consumer(event)
         except Exception as error:  # whatever it is, the training is worth more
-            if not self.told:
-                self.told = True
+            if not self._has_warned:
+                self._has_warned = True
                 with contextlib.suppress(OSError):
                     text = (
-                        f"warning: what training says ({event['kind']}) could not be passed on:"
-                        f" {type(error).__name__}: {error}; it goes on"
+                        f"warning: the event {type(event).__name__} could not be shown or recorded:"
+                        f" {type(error).__name__}: {error}; training continues"
                     )
                     print(text, file=sys.stderr, flush=True)
 
 
-class Board:
-    """Carries events from the workers to a function in the driver: an actor collects them, a thread
-    fetches them twice a second.
+class Sender:
+    """Sends events to the driver from any process: call it with an event. It does not wait and does
+    not fail. `mailbox` is what entering an `EventChannel` returned.
+    """
+
+    def __init__(self, mailbox: Any):
+        self._mailbox = mailbox
+
+    def __call__(self, event: Event) -> None:
+        if self._mailbox is not None:
+            self._mailbox.put.remote(event)
+
+
+class EventChannel:
+    """Delivers events to a function in the driver: an actor collects them, a thread fetches them
+    twice a second. Entering it returns the actor's handle, None where nobody listens.
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None):
-        self.on_event = on_event and Guarded(on_event)
+        self._deliver = None if on_event is None else Guarded(on_event)
 
     def __enter__(self) -> Any:
-        if self.on_event is None:
+        if self._deliver is None:
             return None
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On the driver's own node: on one that is taken away it would take all that is said after
-        # with it. One thread: with several Ray 2.60 gives up the order of calls, and makes those
-        # twice whose answer a broken connection has lost.
+        # On the driver's own node: if it ran on a node that is taken away, all later events would
+        # be lost. With one thread: with several, Ray 2.60 does not keep the order of calls, and
+        # repeats a call if a broken connection has lost its answer.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(EventList).remote()
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self.fetch, daemon=True, name="events")
-        self.thread.start()
-        return self.actor
+        actor: Any = ray.remote(_Mailbox)
+        self._mailbox = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._fetch, args=(self._deliver,), daemon=True, name="events"
+        )
+        self._thread.start()
+        return self._mailbox
 
     def __exit__(self, *_: object) -> None:
-        if self.on_event is not None:
-            self.stopped.set()
-            self.thread.join(timeout=30)
+        if self._deliver is not None:
+            self._stopped.set()
+            self._thread.join(timeout=_LAST_FETCH_S)
 
-    def fetch(self) -> None:
+    def _fetch(self, deliver: Tell) -> None:
         import ray
 
         while True:
-            last = self.stopped.wait(0.5)
-            for event in ray.get(self.actor.take.remote()):
-                self.on_event(event)
+            last = self._stopped.wait(_FETCH_EVERY_S)
+            for event in ray.get(self._mailbox.take.remote()):
+                deliver(event)
             if last:
                 return
 
 
-class EventList:
-    """The actor of `Board`."""
+class _Mailbox:
+    """The actor of `EventChannel`."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self._events: list[Event] = []
 
     def put(self, event: Event) -> None:
-        self.events.append(event)
+        self._events.append(event)
 
     def take(self) -> list[Event]:
-        taken, self.events = self.events, []
+        taken, self._events = self._events, []
         return taken

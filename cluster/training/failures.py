@@ -1,5 +1,5 @@
-"""What ended a training or a part of it: which failures a restart may cure, which rank's is the
-cause, and what the person who typed the command is told.
+"""Sorts failures of a training: which ones a restart can fix, which rank caused them, and what the
+user is told.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from cluster.errors import DataError, DiskFull, PlainError, UsageError
 
 LASTING = (UsageError, DataError, DiskFull, ArithmeticError)
-"""Errors of a worker that its restart would meet again: a configuration or data that cannot be
-used, a full disk, and `NonFiniteLoss`.
+"""Errors of a worker that a restart cannot fix: an unusable configuration or data set, a full disk,
+and `NonFiniteLoss`. They stop the run immediately.
 """
 
-BROKEN_OFF = (
+_LOST_PEER = (
     "gloo",
     "nccl",
     "connection closed by peer",
     "connection reset by peer",
     "process group",
 )
-"""What a rank says whose neighbour went away in the middle of an exchange."""
+"""Words in the error of a rank that lost another rank in the middle of an exchange."""
 
 
 class RetriesSpent(PlainError):
@@ -28,8 +28,8 @@ class RetriesSpent(PlainError):
 
 
 def plain_failure(error: BaseException, name: str) -> PlainError:
-    """What Ray Train's `TrainingFailedError` means to the person who typed the command, with the
-    exit code of the worker's own error.
+    """Ray Train's `TrainingFailedError` as one plain line for the user, with the exit code of the
+    worker's own error.
     """
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RetriesSpent):
@@ -41,45 +41,32 @@ def plain_failure(error: BaseException, name: str) -> PlainError:
 
 
 def culprit(errors: Mapping[int, BaseException]) -> int:
-    """The rank whose error is the cause: of several the first that raised by itself, then one whose
-    process ended, then one that was left alone.
+    """The rank that most likely caused the failure: the first that raised its own error, else one
+    whose process died, else one that lost its peers.
     """
 
     def order(rank: int) -> tuple[int, int]:
-        return (2 if is_broken_off(errors[rank]) else 1 if has_died(errors[rank]) else 0), rank
+        error = errors[rank]
+        return 2 if _lost_a_peer(error) else 1 if _death(error) is not None else 0, rank
 
     return min(errors, key=order)
 
 
-def is_broken_off(error: BaseException) -> bool:
-    return (
-        not isinstance(error, PlainError)
-        and not has_died(error)
-        and any(words in str(error).lower() for words in BROKEN_OFF)
-    )
-
-
-def has_died(error: BaseException) -> bool:
-    """Whether the worker's process is gone, as Ray Train tells it."""
-    return getattr(error, "health_check_failure", None) is not None
-
-
 def what_happened(error: BaseException) -> str:
     """One line."""
-    if has_died(error):
-        return how_it_died(error.health_check_failure)
-    return (
-        f"{last_line(error)} (another rank went away)" if is_broken_off(error) else last_line(error)
-    )
+    death = _death(error)
+    if death is not None:
+        return describe_death(death)
+    return f"{last_line(error)} (another rank is gone)" if _lost_a_peer(error) else last_line(error)
 
 
-def how_it_died(error: BaseException) -> str:
-    """What Ray says of a worker whose process is gone, in a few words."""
+def describe_death(error: BaseException) -> str:
+    """In a few words what Ray says about a worker whose process is gone."""
     text = str(error)
     if "OutOfMemory" in text or "OUT_OF_MEMORY" in text:
         return "Ray ended its process, the node was out of memory"
     return (
-        "its node went away"
+        "its node is gone"
         if "node has died" in text or "node died" in text
         else "its process ended (killed, or out of memory)"
     )
@@ -94,3 +81,16 @@ def last_line(error: BaseException) -> str:
         if isinstance(error, PlainError) or type(error).__name__ in last
         else f"{type(error).__name__}: {last}"
     )
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    return (
+        not isinstance(error, PlainError)
+        and _death(error) is None
+        and any(words in str(error).lower() for words in _LOST_PEER)
+    )
+
+
+def _death(error: BaseException) -> BaseException | None:
+    """Ray Train's reason why the worker's process is gone; None where the worker itself raised."""
+    return getattr(error, "health_check_failure", None)

@@ -1,4 +1,6 @@
-"""A config -> TorchTrainer -> result; the one function that `train` and `sweep` share."""
+"""Launches a training: a configuration -> Ray's TorchTrainer -> the run's best checkpoint. `train`
+and `sweep` share it.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,24 @@ from cluster.compute.resources import reading_worker
 from cluster.errors import PlainError
 from cluster.runs import evaluations, lease, parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import TrainConfig
+from cluster.runs.events import Event
+from cluster.runs.job import Job
 from cluster.runs.package import package_of
 from cluster.storage.uris import absolute, join
-from cluster.training.background_evaluation import Evaluator
-from cluster.training.event_channel import Board, Event
+from cluster.training.background_evaluation import ActorEvaluator, BackgroundEvaluation
+from cluster.training.event_channel import EventChannel, Sender
 from cluster.training.failures import RetriesSpent, plain_failure
 from cluster.training.placement import (
     decode_place,
+    describe_workers,
     evaluation_place,
-    evaluator_of,
-    wanted,
     workers_share,
 )
 from cluster.training.preflight import Checked, check
 
 RESIZE_LOOK_S = 60.0
-"""Seconds between two looks at whether a group with fewer workers than it may have could grow;
-growing costs a restart.
+"""Seconds between two looks whether a group with fewer workers than configured could grow; growing
+costs a restart.
 """
 
 
@@ -41,14 +44,14 @@ def launch(
     on_event: Callable[[Event], None] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> evaluations.Evaluation:
-    """Train, or continue, or find it finished; Ray must be connected. Returns the run's best.json.
+    """Train, continue, or find the run finished; Ray must be connected. Returns the run's best
+    evaluation.
 
-    `checked` is what `check` returned for this configuration, where it was called before.
-    `on_event` gets the events of workers and controller (weights, start, workers, resume, step,
-    timing, checkpoint, evaluating, evaluation, evaluation_failed, stopped, profile, warning, hang,
-    failure, start_failed, waiting, resize) in this process; `callbacks` go to Ray Train. Raises
-    `PlainError` with the failing rank's last line when the retries are spent, or at once where they
-    would not help (`failures.LASTING`), and `UsageError` where another driver trains the run.
+    `checked` is the result of an earlier `check` of this configuration. `on_event` gets the events
+    of workers and controller (`cluster.runs.events`) in this process; `callbacks` go to Ray Train.
+    Raises `PlainError` with the failing rank's last line when the retries are spent, or immediately
+    if a restart cannot fix the failure (`failures.LASTING`), and `UsageError` if another driver
+    trains the run.
     """
     checked = checked or check(config)
     run = config.run_uri
@@ -56,26 +59,26 @@ def launch(
     if not finished or evaluations.waiting(run):
         outcome: Future[None] = Future()
         with (
-            lease.Lease(run, lambda reason: end(outcome, PlainError(reason))),
-            Board(on_event) as board,
+            lease.Lease(run, lambda reason: _set_outcome(outcome, PlainError(reason))),
+            EventChannel(on_event) as mailbox,
         ):
-            evaluator = evaluator_of(config, board)
+            background = BackgroundEvaluation(run, _evaluator(config), tell=Sender(mailbox))
             if not finished:
-                train(
+                _train(
                     config,
-                    held(config, checked),
+                    claim_again(config, checked),
                     outcome,
-                    board=board,
-                    evaluator=evaluator,
+                    mailbox=mailbox,
+                    background=background,
                     callbacks=callbacks,
                 )
-            evaluator.finish(workers_share(config))
+            background.finish(workers_share(config))
     return evaluations.best_checkpoint(run)
 
 
-def held(config: TrainConfig, checked: Checked) -> Checked:
-    """`checked` as it is now that this driver has the lease: another one may have claimed the
-    folder, or trained, between the two.
+def claim_again(config: TrainConfig, checked: Checked) -> Checked:
+    """`checked`, brought up to date now that this driver has the lease: another driver may have
+    claimed the folder, or trained, in between.
     """
     begun = bool(run_folder.checkpoints(config.run_uri))
     run_uuid = run_folder.claim(
@@ -84,125 +87,136 @@ def held(config: TrainConfig, checked: Checked) -> Checked:
     return replace(checked, begun=begun, run_uuid=run_uuid)
 
 
-def train(
+def _evaluator(config: TrainConfig) -> ActorEvaluator:
+    return ActorEvaluator(
+        absolute(config.data.val),
+        weights="ema" if config.optimizer.ema_images else "model",
+        share=config.evaluation_share,
+    )
+
+
+def _train(
     config: TrainConfig,
     checked: Checked,
     outcome: Future[None],
     *,
-    board: Any,
-    evaluator: Evaluator,
+    mailbox: Any,
+    background: BackgroundEvaluation,
     callbacks: Sequence[Any],
 ) -> None:
-    # Imported here: the sections above are read by `--help`, and this import takes seconds.
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    # Imported here: `--help` reads the sections above, and this import takes seconds.
+    from ray.train import TrainingFailedError
 
-    from cluster.training.supervisor import Retries, Supervisor, is_of_the_start
+    from cluster.training.retries import Retries, is_start_failure
+    from cluster.training.supervisor import Supervisor
 
-    training, run = config.training, config.run_uri
-    evaluation = evaluation_place(config)
-    retries = Retries(run, allowed=training.retries, board=board)
-    job = {**job_of(config, checked), "evaluation": evaluation, "board": board}
-    scaling = ScalingConfig(
-        num_workers=training.workers
-        if training.min_workers is None
-        else (training.min_workers, training.workers),
-        use_gpu=training.gpus_per_worker > 0,
-        resources_per_worker=reading_worker(training.cpus_per_worker, training.gpus_per_worker),
-        elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
+    training = config.training
+    retries = Retries(config.run_uri, allowed=training.retries, tell=Sender(mailbox))
+    supervisor = Supervisor(
+        retries, wait_s=60 * training.wait_minutes, wanted=describe_workers(config)
     )
-
-    def attempt() -> None:
-        TorchTrainer(
-            train_on_worker,
-            train_loop_config=job,
-            torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
-            scaling_config=scaling,
-            # Our own checkpoints carry a run on, under any Ray version; Ray's record of one attempt
-            # is never resumed, so each has a name of its own.
-            run_config=RunConfig(
-                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
-                storage_path=join(run, "ray"),
-                # The supervisor counts.
-                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-                callbacks=[
-                    *callbacks,
-                    Supervisor(retries, wait_s=60 * training.wait_minutes, wanted=wanted(config)),
-                ],
-            ),
-        ).fit()
+    job = job_of(config, checked)
 
     def fit() -> None:
         while True:
             try:
-                return attempt()
+                return _attempt(job, mailbox, [*callbacks, supervisor])
             except TrainingFailedError as error:
-                if not is_of_the_start(error):
+                if not is_start_failure(error):
                     raise
                 retries.spend_on_start(error.controller_failure)
 
     try:
-        with evaluator if evaluation == "beside" else nullcontext():
-            in_thread(fit, outcome)
+        with background if job.evaluate == "beside" else nullcontext():
+            _in_thread(fit, outcome)
     except (TrainingFailedError, RetriesSpent) as error:
         raise plain_failure(error, config.name) from error
 
 
-def job_of(config: TrainConfig, checked: Checked) -> dict[str, Any]:
-    """What every worker is told, but for where it evaluates and whom it tells."""
-    sections, run = config.model_dump(mode="json"), config.run_uri
-    weights, start = None, None
+def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
+    """One Ray Train run, from its start to the end of the training or a failure of its start."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = job.config.training
+    TorchTrainer(
+        train_on_worker,
+        train_loop_config={"job": job.to_json(), "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers
+            if training.min_workers is None
+            else (training.min_workers, training.workers),
+            use_gpu=training.gpus_per_worker > 0,
+            resources_per_worker=reading_worker(training.cpus_per_worker, training.gpus_per_worker),
+            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
+        ),
+        # Our own checkpoints continue a run under any version of Ray. Ray's record of an attempt is
+        # never resumed, so each attempt has a name of its own.
+        run_config=RunConfig(
+            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
+            storage_path=join(job.run, "ray"),
+            # The supervisor counts failures.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+            callbacks=callbacks,
+        ),
+    ).fit()
+
+
+def job_of(config: TrainConfig, checked: Checked) -> Job:
+    """What every worker is told. A new run gets its weight file, or the checkpoint that it starts
+    from, copied into its folder first.
+    """
+    run = config.run_uri
+    weights, parent = None, None
     if config.pretrained is not None and not checked.begun:
         weights = weight_file.publish(
             config.pretrained, run, digest=checked.identity["pretrained"], root=config.storage
         )
     if config.from_checkpoint is not None and not checked.begun:
-        start = parent_checkpoint.publish(
+        parent = parent_checkpoint.publish(
             config.from_checkpoint,
             run,
             name=checked.identity["from_checkpoint"],
             root=config.storage,
         )
-    return {
-        **{
-            name: sections[name]
-            for name in ("sampling", "loss", "augmentation", "optimizer", "training")
-        },
-        "decode": decode_place(
+    return Job(
+        config=config,
+        run=run,
+        run_uuid=checked.run_uuid,
+        train_data=absolute(config.data.train),
+        val_data=absolute(config.data.val),
+        decode_in=decode_place(
             config.training.decode, gpus_per_worker=config.training.gpus_per_worker
         ),
-        "data": {"train": absolute(config.data.train), "val": absolute(config.data.val)},
-        "run": run,
-        "run_uuid": checked.run_uuid,
-        "pretrained": weights,
-        "start": start,
-        "from_state": config.from_state,
-        "package": package_of(config, checked.train_set).to_json(),
-        "config": sections,
-    }
+        evaluate=evaluation_place(config),
+        weight_file=weights,
+        parent_checkpoint=parent,
+        package=package_of(config, checked.train_set),
+    )
 
 
-def in_thread(work: Callable[[], Any], outcome: Future[None]) -> None:
-    """Wait for `work`, done in a thread so that Ctrl-C reaches this one as `KeyboardInterrupt`: in
-    the main thread Ray Train's handler ends the process with code 1 and no word (Ray 2.60). Raises
-    what it raised, or what `outcome` was given before.
+def _in_thread(work: Callable[[], Any], outcome: Future[None]) -> None:
+    """Run `work` in a thread and wait for it, so that Ctrl-C reaches this thread as
+    `KeyboardInterrupt`: in the main thread Ray Train's handler ends the process with code 1 and
+    prints nothing (Ray 2.60). Raises what `work` raised, or the error that `outcome` was given
+    before.
     """
 
     def run() -> None:
         try:
             work()
         except BaseException as error:
-            end(outcome, error)
+            _set_outcome(outcome, error)
         else:
-            end(outcome, None)
+            _set_outcome(outcome, None)
 
     threading.Thread(target=run, daemon=True, name="fit").start()
     outcome.result()
 
 
-def end(outcome: Future[None], error: BaseException | None) -> None:
-    """The first end counts."""
+def _set_outcome(outcome: Future[None], error: BaseException | None) -> None:
+    """Set the outcome once; later calls are ignored."""
     with suppress(InvalidStateError):
         if error is None:
             outcome.set_result(None)
@@ -210,13 +224,13 @@ def end(outcome: Future[None], error: BaseException | None) -> None:
             outcome.set_exception(error)
 
 
-def train_on_worker(job: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker. The loop is imported there: driver and controller do
+def train_on_worker(told: dict[str, Any]) -> None:
+    """Ray Train runs this on every worker. The loop is imported there: driver and controller do
     without torch's compiler and the rest (5 CPU seconds each).
     """
-    from cluster.training.worker import Worker
+    from cluster.training.build import build_worker
 
-    worker = Worker(job)
-    # After an error threads would go on reading the epoch that was begun ahead.
+    worker = build_worker(Job.from_json(told["job"]), Sender(told["mailbox"]))
+    # After an error its threads would otherwise read the epoch that was begun ahead.
     with closing(worker.stream):
         worker.train()

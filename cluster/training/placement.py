@@ -1,77 +1,66 @@
-"""What a training books, and where it decodes and evaluates."""
+"""Which resources a training books, and where it decodes and evaluates."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from cluster.compute.resources import detection_shares, reading_worker, unplaced
 from cluster.runs.config import TrainConfig
-from cluster.storage.uris import absolute
-from cluster.training.background_evaluation import Evaluator
-
-
-def evaluator_of(config: TrainConfig, board: Any) -> Evaluator:
-    def tell(kind: str, **values: Any) -> None:
-        if board is not None:
-            board.put.remote({"kind": kind, **values})
-
-    weights = "ema" if config.optimizer.ema_images else "model"
-    return Evaluator(
-        config.run_uri,
-        absolute(config.data.val),
-        weights=weights,
-        share=config.evaluation_share,
-        tell=tell,
-    )
 
 
 def workers_share(config: TrainConfig) -> dict[str, Any]:
+    """What the workers book, in the form of `detect_set`'s keywords."""
     return config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
 
 
-def evaluation_place(config: TrainConfig) -> str:
-    """`beside` or `between`, see `TrainingConfig.evaluation`; Ray must be connected."""
-    from ray._private.state import available_resources_per_node
-
+def evaluation_place(config: TrainConfig) -> Literal["beside", "between"]:
+    """Where checkpoints are evaluated, see `TrainingConfig.evaluation`; Ray must be connected."""
     if config.training.evaluation != "auto":
         return config.training.evaluation
-    # All workers: one that comes later would find an evaluation in its place.
-    asked = needs(config, workers=config.training.workers, evaluation="beside")
-    return "between" if unplaced(asked, list(available_resources_per_node().values())) else "beside"
+    # Imported here: it imports Ray Train, which takes seconds.
+    from cluster.training import ray_internals
+
+    # Room for all workers: one that joins later would find an evaluation in its place.
+    wanted = needs(config, workers=config.training.workers, evaluation="beside")
+    fits = not unplaced(wanted, ray_internals.free_resources_of_nodes())
+    return "beside" if fits else "between"
 
 
-def decode_place(choice: str, *, gpus_per_worker: float) -> str:
-    """`threads` or `tasks`, see `TrainingConfig.decode`; Ray must be connected."""
+def decode_place(
+    choice: Literal["auto", "threads", "tasks"], *, gpus_per_worker: float
+) -> Literal["threads", "tasks"]:
+    """Where images are decoded, see `TrainingConfig.decode`; Ray must be connected."""
     import ray
 
     if choice != "auto":
         return choice
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return (
-        "tasks"
-        if gpus_per_worker and any(held.get("CPU") and not held.get("GPU") for held in resources)
-        else "threads"
-    )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has_cpu_nodes = any(node.get("CPU") and not node.get("GPU") for node in nodes)
+    return "tasks" if gpus_per_worker and has_cpu_nodes else "threads"
 
 
 def needs(
-    config: TrainConfig, *, workers: int | None = None, evaluation: str | None = None
+    config: TrainConfig,
+    *,
+    workers: int | None = None,
+    evaluation: Literal["auto", "beside", "between"] | None = None,
 ) -> list[dict[str, float]]:
-    """The processes of a training with the CPUs and GPUs that each books: with so many `workers`,
-    unset as few as it may have, and with an evaluation beside it where that is `beside`; a task
+    """The processes of a training, each with the CPUs and GPUs that it books: with this number of
+    `workers`, by default the fewest allowed, and with those of an `evaluation` beside it. A task
     that decodes needs a core, and a share to read, of its own.
     """
-    number = {"workers": workers or config.training.min_workers or config.training.workers}
-    beside = (evaluation or config.training.evaluation) == "beside"
-    shares = [workers_share(config) | number, *([config.evaluation_share] if beside else [])]
-    return [
-        *(process for share in shares for process in detection_shares(**share)),
-        *([reading_worker(1, 0)] if config.training.decode == "tasks" else []),
-    ]
+    number = workers or config.training.min_workers or config.training.workers
+    shares = [{**workers_share(config), "workers": number}]
+    if (evaluation or config.training.evaluation) == "beside":
+        shares.append(config.evaluation_share)
+    processes = [process for share in shares for process in detection_shares(**share)]
+    if config.training.decode == "tasks":
+        processes.append(reading_worker(1, 0))
+    return processes
 
 
-def wanted(config: TrainConfig) -> str:
-    """The fewest workers in words, with what each books."""
+def describe_workers(config: TrainConfig) -> str:
+    """The fewest workers with which training starts, and what each books, in words."""
     training = config.training
     gpus = f" and {training.gpus_per_worker:g} GPUs" if training.gpus_per_worker else ""
     return (

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a training before a machine is spent."""
+"""Checks everything that can be wrong with a training before any machine is used."""
 
 from __future__ import annotations
 
@@ -19,30 +19,43 @@ from cluster.storage.preflight import check_reachable, check_writable
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration that may be launched: what `check` opened and read on the way."""
+    """A configuration that may be launched, with what `check` has read."""
 
     train_set: ShardSet
     identity: dict[str, Any]
+    """`cluster.runs.identity.identity`."""
     begun: bool
-    """Whether the run has a checkpoint to go on from."""
+    """Whether the run has a checkpoint to continue from."""
     run_uuid: str
     """See `run_folder.claim`."""
 
 
 def check(config: TrainConfig) -> Checked:
-    """Everything that can be wrong before a machine is spent: the data, the storage, the weight
-    file, the run's name.
+    """Check data, storage, weight file and the run's name. `UsageError` or `PlainError` for the
+    first fault.
     """
     for uri in (config.data.train, config.data.val):
         check_reachable(uri)
     train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
+    _check_sets(config, train_set, val_set)
+    _check_profile(config, train_set)
+    check_writable(config.run_uri)
+    lease.refuse_held(config.run_uri)
+    begun = bool(run_folder.checkpoints(config.run_uri))
+    weights = _weights_digest(config, train_set, begun=begun)
+    same = identity(config, train_set, val_set, weights=weights)
+    run_uuid = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    return Checked(train_set, same, begun, run_uuid)
+
+
+def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
-        raise UsageError(f"{empty}: holds no images; prepare it from a JSON that lists some")
+        raise UsageError(f"{empty}: has no images; prepare it from annotations that list some")
     if train_set.categories != val_set.categories:
         raise UsageError(
             f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of"
-            f" data.train {train_set.class_names[:5]}; prepare both from JSON files with the same"
+            f" data.train {train_set.class_names[:5]}; prepare both from annotations with the same"
             " categories"
         )
     unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
@@ -52,17 +65,9 @@ def check(config: TrainConfig) -> Checked:
             f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known};"
             " name one of these"
         )
-    check_profile(config, train_set)
-    check_writable(config.run_uri)
-    lease.refuse_held(config.run_uri)
-    begun = bool(run_folder.checkpoints(config.run_uri))
-    weights = weights_digest(config, train_set, begun=begun)
-    same = identity(config, train_set, val_set, weights=weights)
-    run_uuid = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
-    return Checked(train_set, same, begun, run_uuid)
 
 
-def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
+def _check_profile(config: TrainConfig, train_set: ShardSet) -> None:
     training = config.training
     steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
     # With another sampling an epoch has another number of images, which only workers count.
@@ -71,37 +76,36 @@ def check_profile(config: TrainConfig, train_set: ShardSet) -> None:
         and 0 < training.profile_steps
         and steps < PROFILE_AFTER + training.profile_steps
     ):
+        possible = max(0, steps - PROFILE_AFTER)
         raise UsageError(
             f"training.profile_steps {training.profile_steps}: the run has {steps} steps in all and"
             f" the first {PROFILE_AFTER} are not recorded; take"
-            f" {'at most ' + str(steps - PROFILE_AFTER) if steps > PROFILE_AFTER else '0'}, or more"
-            " epochs"
+            f" {f'at most {possible}' if possible else '0'}, or more epochs"
         )
 
 
-def weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
-    """Digest of the weight file or the checkpoint that the run starts from, which must be there and
-    fit until the run has `begun`; after that it may be gone, but not be another one.
+def _weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
+    """Digest of the weight file or checkpoint that the run starts from. Until the run has `begun`
+    it must exist and fit the model; after that it may be gone, but it must not have changed.
     """
-    name = "pretrained" if config.pretrained is not None else "from_checkpoint"
-    if getattr(config, name) is None:
+    if config.pretrained is not None:
+        name, uri = "pretrained", config.pretrained
+    elif config.from_checkpoint is not None:
+        name, uri = "from_checkpoint", config.from_checkpoint
+    else:
         return None
     try:
         if name == "pretrained":
-            return weight_file.check(
-                config.pretrained,
-                None if begun else package_of(config, train_set).description.model,
-            )
+            model = None if begun else package_of(config, train_set).description.model
+            return weight_file.check(uri, model)
         return (
-            parent_checkpoint.digest(config.from_checkpoint)
-            if begun
-            else parent_checkpoint.check(config, train_set)
+            parent_checkpoint.digest(uri) if begun else parent_checkpoint.check(config, train_set)
         )
     except UsageError:
         owner = run_folder.read_claim(config.run_uri)
         stored = owner.config.get(name) if owner else None
         # Version 0.1 stored the path as it was typed, often relative.
-        if not begun or owner is None or not _same_file(stored, getattr(config, name)):
+        if not begun or owner is None or not _same_file(stored, uri):
             raise
         return owner.identity[name]
 

@@ -1,119 +1,142 @@
-"""What a worker starts from: the run's newest checkpoint; where there is none yet, a weight file,
-another run's checkpoint, or its seed.
-"""
+"""What a worker needs to continue a training: weights, optimiser, average, and how far it is."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch.distributed as dist
+import torch
+from torch import nn
 
 from cluster.errors import UsageError
-from cluster.runs import weight_file
-from cluster.training import checkpoints
-from detector.checkpoint import load_checkpoint, load_weights
+from cluster.loading import epoch_plan
+from cluster.training.checkpoint_download import other_version
+from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
+from detector.loss import FIRST_AVERAGE
 from detector.optimizer import MovingAverage
-from detector.weights import PretrainedReport, load_pretrained
-
-if TYPE_CHECKING:
-    from cluster.training.worker import Worker
 
 
-def resume(worker: Worker) -> None:
-    """Continue from the newest checkpoint that is whole. Rank 0 chooses, so that all ranks take the
-    same one.
+@dataclass
+class Progress:
+    """How far a training is; the same on every rank."""
+
+    images_per_epoch: int
+    epoch: int = 0
+    """The current one, counted from 0."""
+    images_seen: int = 0
+    """In the whole run."""
+    remaining: epoch_plan.Intervals = field(init=False)
+    """Intervals of this epoch's sequence that no rank has trained on yet."""
+    skipped_updates: int = 0
+    """Updates skipped in the run because they were not finite."""
+
+    def __post_init__(self) -> None:
+        self.remaining = [(0, self.images_per_epoch)]
+
+    def advance(self, remaining: epoch_plan.Intervals) -> int:
+        """A step was made, after which these intervals remain. Returns the images of the step."""
+        before, self.remaining = self.images_seen, remaining
+        self.images_seen = (self.epoch + 1) * self.images_per_epoch - epoch_plan.size(remaining)
+        return self.images_seen - before
+
+    def begin_next_epoch(self) -> None:
+        self.epoch += 1
+        self.remaining = [(0, self.images_per_epoch)]
+
+
+class TrainingState:
+    """All ranks hold the same state. It travels from worker to worker through checkpoints, of which
+    state.json has these entries beside those that the caller adds: `images_seen`, `epoch`, `left`
+    (`Progress.remaining`), `left_out` (`Progress.skipped_updates`) and `loss_normalizer`.
     """
-    with tempfile.TemporaryDirectory(prefix="resume-") as parent:
-        folder = os.path.join(parent, "checkpoint")
-        found: list[str | None] = [worker.checkpoints.newest(folder) if worker.rank == 0 else None]
-        if worker.ranks > 1:
-            dist.broadcast_object_list(found, src=0)
-        (uri,) = found
-        if uri is None:
-            load_weight_file(worker)
-            load_start(worker, folder)
-            return
-        if worker.rank:
-            checkpoints.fetch(uri, folder)
-        state = load(worker, uri, folder)
-    worker.told.extend(state.get("told", ()))
-    worker.resumed_from = uri
-    worker.tell("resume", checkpoint=uri, images_seen=worker.images_seen, epoch=worker.epoch)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: MovingAverage | None,
+        *,
+        images_per_epoch: int,
+    ):
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.progress = Progress(images_per_epoch)
+        self.loss_normalizer: float | torch.Tensor = FIRST_AVERAGE
+        """Moving average of the positive anchors; a scalar on the device while steps run."""
 
-def load(worker: Worker, uri: str, folder: str) -> dict[str, Any]:
-    """Take over the whole state of the checkpoint `uri`, whose verified files lie in `folder`, and
-    return its state.json.
-    """
-    try:
-        state = load_checkpoint(
-            folder, model=worker.model, optimizer=worker.optimizer, average=worker.average
+    def advance(
+        self, remaining: epoch_plan.Intervals, loss_normalizer: float | torch.Tensor
+    ) -> int:
+        """A step was made, after which these intervals of the epoch remain. Returns its images."""
+        self.loss_normalizer = loss_normalizer
+        images = self.progress.advance(remaining)
+        if self.average is not None:
+            self.average.update(self.model, images)
+        return images
+
+    def snapshot(self, more: Mapping[str, Any], *, memory: Snapshot | None = None) -> Snapshot:
+        """A copy of everything, with `more` entries for state.json; `memory` is an older snapshot
+        whose memory is used again.
+        """
+        progress = self.progress
+        own = {
+            "images_seen": progress.images_seen,
+            "epoch": progress.epoch,
+            "left": progress.remaining,
+            "left_out": progress.skipped_updates,
+            "loss_normalizer": float(self.loss_normalizer),
+        }
+        return take_snapshot(
+            model=self.model,
+            optimizer=self.optimizer,
+            average=self.average,
+            state={**own, **more},
+            before=memory,
         )
-        worker.epoch, worker.images_seen, worker.reports.left_out = (
-            state[name] for name in ("epoch", "images_seen", "left_out")
+
+    def load(self, folder: str, uri: str, *, data_digest: str) -> dict[str, Any]:
+        """Take over the checkpoint whose verified files are in `folder`; `uri` names it in errors.
+        Returns its state.json. `UsageError` where it belongs to another network, another version of
+        this code or other data.
+        """
+        try:
+            state = load_checkpoint(
+                folder, model=self.model, optimizer=self.optimizer, average=self.average
+            )
+            progress = self.progress
+            progress.epoch, progress.images_seen = state["epoch"], state["images_seen"]
+            progress.skipped_updates = state["left_out"]
+            progress.remaining = [(start, end) for start, end in state["left"]]
+            self.loss_normalizer = state["loss_normalizer"]
+        except KeyError as error:
+            raise UsageError(other_version(uri, error)) from error
+        except ValueError as error:
+            raise UsageError(str(error).replace(folder, uri)) from error
+        if state["data_digest"] != data_digest:
+            raise UsageError(
+                f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is"
+                f" {data_digest[:12]}; use a new --name for new data"
+            )
+        return state
+
+    def load_weights(self, folder: str, uri: str) -> str:
+        """Take over only the weights of a checkpoint, the averaged ones where it has any. Returns
+        the name of the file.
+        """
+        name = next(
+            name
+            for name in ("ema.safetensors", "model.safetensors")
+            if os.path.exists(os.path.join(folder, name))
         )
-        worker.loss_normalizer = state["loss_normalizer"]
-        worker.left = [tuple(interval) for interval in state["left"]]
-    except KeyError as error:
-        raise UsageError(checkpoints.other_version(uri, error)) from error
-    except ValueError as error:
-        raise UsageError(str(error).replace(folder, uri)) from error
-    if state["data_digest"] != worker.train_set.digest:
-        raise UsageError(
-            f"{uri}: was trained on data {state['data_digest'][:12]}, data.train is"
-            f" {worker.train_set.digest[:12]}; use a new --name for new data"
-        )
-    return state
+        try:
+            load_weights(self.model, os.path.join(folder, name))
+        except ValueError as error:
+            raise UsageError(str(error).replace(folder, uri)) from error
+        self.restart_average()
+        return name
 
-
-def load_weight_file(worker: Worker) -> None:
-    """Start from the weight file, if one was named. Rank 0 reads it and sends it on: one download,
-    and the same weights on every rank.
-    """
-    uri = worker.job["pretrained"]
-    if uri is None:
-        return
-    if worker.rank == 0:
-        with weight_file.local_file(uri) as path:
-            try:
-                report = load_pretrained(worker.model, path)
-            except ValueError as error:
-                raise UsageError(str(error).replace(path, uri)) from error
-        worker.tell("weights", uri=uri, **asdict(report))
-    if worker.ranks > 1:
-        for value in worker.model.state_dict().values():
-            sent = value.contiguous()
-            dist.broadcast(sent, src=0)
-            value.copy_(sent)
-    if worker.average is not None:
-        worker.average = MovingAverage(worker.model, images=worker.average.images)
-
-
-def load_start(worker: Worker, folder: str) -> None:
-    """Start from another run's checkpoint, if one was named; `folder` is free for its files."""
-    uri = worker.job["start"]
-    if uri is None:
-        return
-    checkpoints.fetch(uri, folder)
-    if worker.job["from_state"] == "full":
-        load(worker, uri, folder)
-        worker.tell("resume", checkpoint=uri, images_seen=worker.images_seen, epoch=worker.epoch)
-        return
-    name = next(
-        name
-        for name in ("ema.safetensors", "model.safetensors")
-        if os.path.exists(os.path.join(folder, name))
-    )
-    try:
-        load_weights(worker.model, os.path.join(folder, name))
-    except ValueError as error:
-        raise UsageError(str(error).replace(folder, uri)) from error
-    if worker.average is not None:
-        worker.average = MovingAverage(worker.model, images=worker.average.images)
-    report = PretrainedReport(
-        "checkpoint of another run", len(worker.model.state_dict()), (), (), (), ()
-    )
-    worker.tell("weights", uri=f"{uri}/{name}", **asdict(report))
+    def restart_average(self) -> None:
+        """The average begins anew at the model's weights."""
+        if self.average is not None:
+            self.average = MovingAverage(self.model, images=self.average.images)

@@ -1,77 +1,70 @@
-"""What the steps of one rank saw, on its way from the device: read late where that keeps a GPU
-busy, and what is not finite counted.
+"""Reads what the steps of one rank saw: late, where that keeps a GPU busy; and counts updates that
+were skipped because they were not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
-import torch
-import torch.distributed as dist
+from cluster.runs.events import Tell, TrainingWarning
+from cluster.training.ranks import Ranks
+from cluster.training.state import Progress
+from detector.step import NonFiniteLoss, StepNumbers, StepReport, nonfinite_loss
 
-from detector.step import NonFiniteLoss, StepReport, nonfinite_loss
+T = TypeVar("T")
 
 
-class StepReports:
-    """All ranks read the same numbers of the same step at the same place of their programs, so all
+class StepReports(Generic[T]):
+    """All ranks read the same numbers of the same step at the same point of their program, so all
     decide alike.
 
-    `allowed` updates of a run may be left out because their loss or gradient is not finite,
-    `left_out` of them were; each is told as a warning, and the next is a `NonFiniteLoss` on every
-    rank.
+    `allowed` updates of a run may be skipped because their loss or gradient is not finite; each is
+    told as a warning. The next is a `NonFiniteLoss` on every rank.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        rank: int,
-        ranks: int,
-        *,
-        allowed: int,
-        tell: Callable[..., None],
-    ):
+    def __init__(self, ranks: Ranks, progress: Progress, *, allowed: int, tell: Tell):
+        """Counts skipped updates in `progress`."""
         # A GPU makes the next step while the last one's numbers are read.
-        self.late = 0 if device.type == "cpu" else 1
-        self.rank, self.ranks, self.allowed, self.tell = rank, ranks, allowed, tell
-        self.left_out = 0
-        self.unread: list[tuple[StepReport, int, dict[str, Any]]] = []
+        self._late = 0 if ranks.device.type == "cpu" else 1
+        self._ranks, self._progress, self._allowed, self._tell = ranks, progress, allowed, tell
+        self._unread: list[tuple[StepReport, int, T]] = []
 
-    def add(self, report: StepReport, step: int, values: dict[str, Any]) -> None:
-        """`values` are the host's own of this step, and come back with the numbers."""
-        self.unread.append((report, step, values))
+    def add(self, report: StepReport, step: int, values: T) -> None:
+        """`values` are what the host knows of this step; `read` returns them with the numbers."""
+        self._unread.append((report, step, values))
 
     def wait(self) -> None:
-        """Until the device has made the step before the newest: here the host's time belongs to a
-        step.
+        """Until the device has made the step before the newest. Here the host's time still counts
+        to a step.
         """
-        if self.late and self.unread:
-            self.unread[-1][0].read()
+        if self._late and self._unread:
+            self._unread[-1][0].read()
 
-    def read(self, *, all: bool) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+    def read(self, *, drain: bool) -> Iterator[tuple[StepNumbers | None, T]]:
         """The numbers and values of each step that is due, in order; no numbers where the update
-        was left out.
+        was skipped. `drain`: also of the newest step, for which a GPU is waited for.
         """
-        while len(self.unread) > (0 if all else self.late):
-            report, step, values = self.unread.pop(0)
+        while len(self._unread) > (0 if drain else self._late):
+            report, step, values = self._unread.pop(0)
             numbers = report.read()
             if not numbers.finite:
-                self.leave_out(report, step)
-            yield asdict(numbers) if numbers.finite else {}, values
+                self._skip(report, step)
+            yield (numbers if numbers.finite else None), values
 
-    def leave_out(self, report: StepReport, step: int) -> None:
-        """Of the ranks whose own loss is not finite the first is named; where only the gradient is
-        not, rank 0.
+    @property
+    def unread(self) -> int:
+        """Steps whose numbers were not read yet."""
+        return len(self._unread)
+
+    def _skip(self, report: StepReport, step: int) -> None:
+        """Among the ranks whose own loss is not finite name the first; if only the gradient is not,
+        rank 0.
         """
-        found: list[Any] = [
-            (not report.blamed(), self.rank, str(nonfinite_loss(report, step=step, rank=self.rank)))
-        ]
-        if self.ranks > 1:
-            own, found = found[0], [None] * self.ranks
-            dist.all_gather_object(found, own)
-        _, _, text = min(found)
-        self.left_out += 1
-        if self.left_out > self.allowed:
+        error = nonfinite_loss(report, step=step, rank=self._ranks.rank)
+        own = (not report.blamed(), self._ranks.rank, str(error))
+        _, _, text = min(self._ranks.gather(own))
+        self._progress.skipped_updates += 1
+        if self._progress.skipped_updates > self._allowed:
             raise NonFiniteLoss(text)
-        self.tell("warning", text=text)
+        self._tell(TrainingWarning(text))

@@ -1,81 +1,81 @@
-"""Which ranks hold the others up, found in the driver from what each rank says of its own time."""
+"""Names the ranks that slow the others down, from the times that every rank reports."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+
+from cluster.runs.events import RankTiming
 
 SLOW = 1.5
-"""Times the median forward pass."""
+"""A rank is slow if its forward pass takes more than this many times the median."""
 STARVED = 0.2
-"""Share of the interval spent waiting for data."""
+"""A rank is starved if it waits for data longer than this share of the interval."""
 LEAST_WAIT_S = 1.0
-"""Shorter waits are not worth a line, whatever their share."""
+"""Shorter waits are not reported, whatever their share."""
 REPEAT_S = 600.0
-"""The same ranks are named again after this long."""
+"""The same ranks are named again after this many seconds."""
 
 
 class Stragglers:
-    """Compares the ranks' `timing` events of one interval when all have come, and says in a line
-    each who is slow and who waits for data.
+    """Compares the ranks' times of one interval once all have arrived. Each call returns lines that
+    say which rank is slow and which waits for data.
 
-    A rank is slow when its forward pass takes more than `SLOW` times the median, two intervals in a
-    row: one alone may be a neighbour's doing. Of two ranks the faster is the median.
+    A rank is slow if its forward pass takes more than `SLOW` times the median in two intervals in a
+    row: in a single one a busy neighbour may be the cause. Of two ranks the faster is the median.
     """
 
     def __init__(self, ranks: int):
-        self.ranks = ranks
-        self.arrived: dict[int, dict[int, dict[str, Any]]] = {}
-        self.slow_before: set[int] = set()
-        self.said: dict[tuple[str, tuple[int, ...]], float] = {}
+        self._ranks = ranks
+        self._arrived: dict[int, dict[int, RankTiming]] = {}
+        self._slow_before: set[int] = set()
+        self._named_at: dict[tuple[str, tuple[int, ...]], float] = {}
 
-    def __call__(self, event: dict[str, Any]) -> list[str]:
-        images = event["images_seen"]
-        self.arrived.setdefault(images, {})[event["rank"]] = event
-        if len(self.arrived[images]) < self.ranks:
+    def __call__(self, timing: RankTiming) -> list[str]:
+        images = timing.images_seen
+        self._arrived.setdefault(images, {})[timing.worker.rank] = timing
+        if len(self._arrived[images]) < self._ranks:
             return []
-        interval = self.arrived[images]
-        # Ranks tell their intervals in order, so what is older stays incomplete.
-        self.arrived = {later: events for later, events in self.arrived.items() if later > images}
-        return [*self.starved(interval), *self.slow(interval)]
+        interval = self._arrived[images]
+        # Every rank reports its intervals in order, so older incomplete ones stay incomplete.
+        self._arrived = {
+            later: timings for later, timings in self._arrived.items() if later > images
+        }
+        return [*self._starved(interval), *self._slow(interval)]
 
-    def starved(self, interval: dict[int, dict[str, Any]]) -> list[str]:
-        waits = {rank: event["data_seconds"] for rank, event in interval.items()}
+    def _starved(self, interval: dict[int, RankTiming]) -> list[str]:
         waiting = [
             rank
-            for rank in sorted(waits)
-            if waits[rank] > max(STARVED * interval[rank]["seconds"], LEAST_WAIT_S)
+            for rank, timing in sorted(interval.items())
+            if timing.data_seconds > max(STARVED * timing.seconds, LEAST_WAIT_S)
         ]
-        if not waiting or self.lately("data", waiting):
+        if not waiting or self._named_lately("data", waiting):
             return []
-        worst = max(waiting, key=waits.get)
-        event, others = (
-            interval[worst],
-            f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else "",
-        )
+        worst = max((interval[rank] for rank in waiting), key=lambda timing: timing.data_seconds)
+        others = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
         return [
-            f"data stall: rank {worst} on {event['node']} waited {event['data_seconds']:.1f} of"
-            f" {event['seconds']:.1f} s for its data{others}; more training.decode_threads, or"
-            " faster storage"
+            f"data stall: rank {worst.worker.rank} on {worst.worker.node} waited"
+            f" {worst.data_seconds:.1f} of {worst.seconds:.1f} s for its data{others}; more"
+            " training.decode_threads, or faster storage"
         ]
 
-    def slow(self, interval: dict[int, dict[str, Any]]) -> list[str]:
-        passes = {rank: event["forward_seconds"] for rank, event in interval.items()}
+    def _slow(self, interval: dict[int, RankTiming]) -> list[str]:
+        passes = {rank: timing.forward_seconds for rank, timing in interval.items()}
         median = statistics.median_low(passes.values())
         slow = {rank for rank in passes if passes[rank] > SLOW * median > 0}
-        slow, self.slow_before = slow & self.slow_before, slow
-        if not slow or self.lately("slow", sorted(slow)):
+        slow, self._slow_before = slow & self._slow_before, slow
+        if not slow or self._named_lately("slow", sorted(slow)):
             return []
+        slowest = sorted(slow, key=lambda rank: passes[rank], reverse=True)[:4]
         return [
-            f"straggler: rank {rank} on {interval[rank]['node']} takes {passes[rank]:.2f} s for a"
-            f" forward pass, the median is {median:.2f} s; every step waits for it"
-            for rank in sorted(slow, key=passes.get, reverse=True)[:4]
+            f"straggler: rank {rank} on {interval[rank].worker.node} takes {passes[rank]:.2f} s for"
+            f" a forward pass, the median is {median:.2f} s; every step waits for it"
+            for rank in slowest
         ]
 
-    def lately(self, what: str, ranks: list[int]) -> bool:
-        now, key = time.monotonic(), (what, tuple(ranks))
-        if now - self.said.get(key, -REPEAT_S) < REPEAT_S:
+    def _named_lately(self, reason: str, ranks: list[int]) -> bool:
+        now, key = time.monotonic(), (reason, tuple(ranks))
+        if now - self._named_at.get(key, -REPEAT_S) < REPEAT_S:
             return True
-        self.said[key] = now
+        self._named_at[key] = now
         return False

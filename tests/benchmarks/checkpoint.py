@@ -30,7 +30,7 @@ import step  # noqa: E402
 
 from cluster.runs import run_folder  # noqa: E402
 from cluster.storage import files  # noqa: E402
-from cluster.training.checkpoints import Checkpoints  # noqa: E402
+from cluster.training.checkpoints import CheckpointStore  # noqa: E402
 from detector.checkpoint import Snapshot, take_snapshot  # noqa: E402
 from detector.choices import LossSettings  # noqa: E402
 from detector.model import RetinaNet  # noqa: E402
@@ -80,18 +80,8 @@ def main() -> None:
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory(prefix="checkpoint-bench-") as folder:
-        settings = {
-            "keep_checkpoints": 2,
-            "checkpoint_images": 0,
-            "checkpoint_minutes": 0,
-            "checkpoint_folder": f"{folder}/local",
-        }
-        checkpoints = Checkpoints(
-            f"{folder}/beside",
-            run_uuid="",
-            settings=settings,
-            tell=lambda *_, **__: None,
-            writes=True,
+        store = CheckpointStore(
+            f"{folder}/beside", f"{folder}/local", keep=2, tell=lambda event: None
         )
 
         def take(memory: Snapshot | None) -> Snapshot:
@@ -105,7 +95,9 @@ def main() -> None:
 
         ways: dict[str, Callable[[int], object]] = {
             "none": lambda number: None,
-            "beside": lambda number: checkpoints.save(number, take),
+            "beside": lambda number: store.save(
+                run_folder.checkpoint_uri(f"{folder}/beside", number), take, to_be_evaluated=False
+            ),
             "blocking": blocking,
         }
         steps()
@@ -118,8 +110,7 @@ def main() -> None:
                 still[way].append(time.perf_counter() - start)
                 after[way].append(steps())
                 if way == "beside":
-                    checkpoints.writing.result()
-                    checkpoints.uploading.result()
+                    store.settle()
         size = take(None).size
     bare = statistics.median(after["none"])
     parameters = sum(p.numel() for p in model.parameters())

@@ -24,6 +24,7 @@ from cluster.compute.session import connect
 from cluster.errors import PlainError
 from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
+from cluster.runs.events import Event, StepsDone, WorkersPlaced
 from cluster.training import launch
 
 IMAGES, EPOCHS = 160, 10
@@ -64,10 +65,10 @@ def train(
     """
     pids: list[int] = []
 
-    def hear(event: dict[str, Any]) -> None:
-        if event["kind"] == "workers":
-            pids[:] = [worker["pid"] for worker in event["workers"]]
-        if event["kind"] == "step" and event["images_seen"] >= kill_after:
+    def hear(event: Event) -> None:
+        if isinstance(event, WorkersPlaced):
+            pids[:] = [worker.pid for worker in event.workers]
+        if isinstance(event, StepsDone) and event.images_seen >= kill_after:
             while pids:
                 os.kill(pids.pop(), signal.SIGKILL)
 

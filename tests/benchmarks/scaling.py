@@ -43,7 +43,7 @@ def bare_rank(options: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-    from cluster.training.worker import distribute
+    from cluster.training.step import distribute
 
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[options.rank]})
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.runs.config import TrainConfig
-from cluster.training.worker import Worker
 from detector.baseline_step import baseline_step
 from detector.baselines import PARTS, Baseline, build_model
 from detector.batch import Batch, Sample, collate
@@ -233,36 +232,6 @@ def test_a_package_answers_for_pictures_of_any_size(architecture, tmp_path):
     assert (
         predictor(pictures[:1])[0].boxes_N4.max() > 128
     )  # in the frame of the picture, not of the canvas
-
-
-@pytest.mark.parametrize("architecture", ["retinanet", "fcos"])
-def test_a_worker_steps_either_network(architecture):
-    config, worker = (
-        TrainConfig(data={"train": "t", "val": "v"}).model_dump(),
-        Worker.__new__(Worker),
-    )
-    worker.job, worker.ranks, worker.amp_dtype, worker.loss_normalizer = config, 1, None, 1.0
-    worker.compiled, worker.parts = {}, 1
-    worker.model = worker.network = net(architecture)
-    worker.anchors = (
-        {CANVAS: torch.cat(worker.model.anchors(*CANVAS))} if architecture == "retinanet" else {}
-    )
-    worker.optimizer = build_optimizer(
-        worker.model, name="sgd", learning_rate=0.0, weight_decay=0.0, momentum=0.9
-    )
-    before = class_bias(worker.model).clone()
-    report = worker.step(collate(SCENES[:1]), learning_rate=0.01).read()
-    assert (
-        report.classification > 0
-        and report.positives >= 1
-        and not torch.equal(class_bias(worker.model), before)
-    )
-
-
-def class_bias(network: torch.nn.Module) -> torch.Tensor:
-    return (
-        network.class_head.output if isinstance(network, RetinaNet) else class_layer(network)
-    ).bias.detach()
 
 
 @pytest.mark.parametrize(

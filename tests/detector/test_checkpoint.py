@@ -5,20 +5,15 @@ another network are refused by name.
 from __future__ import annotations
 
 import json
-from collections import deque
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.errors import UsageError
-from cluster.training.checkpoints import Checkpoints
-from cluster.training.state import resume
 from detector.batch import Sample, collate
-from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, seal
+from detector.checkpoint import STATE_FILE, load_checkpoint, load_weights, take_snapshot
 from detector.choices import LossSettings
 from detector.decode import Detections
 from detector.model import RetinaNet
@@ -92,150 +87,6 @@ def test_training_continues_from_a_checkpoint_as_if_uninterrupted(tmp_path, name
             torch.equal(second.average.state[key], value)
             for key, value in first.average.state.items()
         )
-
-
-def worker_on(folder: str, training: Training, **counters):
-    """A worker as it is between two steps, without its cluster and its data."""
-    from cluster.training.worker import Worker
-
-    worker = Worker.__new__(Worker)
-    job = {
-        "training": {"seed": 0},
-        "package": {},
-        "config": {},
-        "board": None,
-        "pretrained": None,
-        "start": None,
-    }
-    settings = {
-        "keep_checkpoints": 2,
-        "checkpoint_images": 0,
-        "checkpoint_minutes": 0,
-        "checkpoint_folder": f"{folder}/local",
-    }
-    checkpoints = Checkpoints(
-        f"{folder}/run", run_uuid="", settings=settings, tell=lambda *_, **__: None, writes=True
-    )
-    parts = {
-        **training.parts(),
-        "job": job,
-        "run": f"{folder}/run",
-        "rank": 0,
-        "ranks": 1,
-        "train_set": SimpleNamespace(digest="d" * 64),
-    }
-    parts |= {"checkpoints": checkpoints, "evaluations": [], "reports": SimpleNamespace(left_out=0)}
-    vars(worker).update(
-        {
-            **parts,
-            "told": deque(maxlen=2),
-            "images_seen": 0,
-            "epoch": 0,
-            "left": [(0, 20)],
-            "loss_normalizer": 100.0,
-            **counters,
-        }
-    )
-    return worker
-
-
-def saved_by(worker) -> str:
-    uri = worker.save()
-    worker.checkpoints.close()
-    return uri
-
-
-def test_a_worker_goes_on_with_its_place_and_its_moving_average(tmp_path):
-    first = worker_on(
-        str(tmp_path), Training(0), images_seen=4, left=[(4, 20)], loss_normalizer=37.25
-    )
-    first.told.extend({"images_seen": seen, "box": 0.5} for seen in (2, 3, 4))
-    saved_by(first)
-    second = worker_on(str(tmp_path), Training(1))
-    resume(second)
-    assert (second.images_seen, second.left, second.loss_normalizer) == (4, [(4, 20)], 37.25)
-    assert list(second.told) == [{"images_seen": 3, "box": 0.5}, {"images_seen": 4, "box": 0.5}]
-
-
-@pytest.mark.parametrize(
-    ("average", "kind"), [(True, "weights"), (False, "weights"), (True, "full")]
-)
-def test_a_worker_starts_from_the_checkpoint_of_another_run(tmp_path, average, kind):
-    first = Training(0, average=average)
-    first.step(2)
-    other = worker_on(
-        str(tmp_path / "first"), first, images_seen=4, left=[(4, 20)], loss_normalizer=37.25
-    )
-    other.told.append({"images_seen": 4, "box": 0.5})
-    uri = saved_by(other)
-    second = worker_on(str(tmp_path / "second"), Training(1))
-    second.job |= {"start": uri, "from_state": kind}
-    resume(second)
-    # What was said of that run's steps is not this run's.
-    assert not second.told
-    expected = first.average.state if average and kind == "weights" else first.model.state_dict()
-    assert all(
-        torch.equal(value, expected[name]) for name, value in second.model.state_dict().items()
-    )
-    assert all(
-        torch.equal(second.average.state[name], value)
-        for name, value in (first.average.state if average else expected).items()
-    )
-    if kind == "full":
-        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (
-            4,
-            [(4, 20)],
-            37.25,
-            4,
-        )
-        assert len(second.optimizer.state) == len(first.optimizer.state) > 0
-    else:
-        assert (second.images_seen, second.left, second.loss_normalizer, second.average.seen) == (
-            0,
-            [(0, 20)],
-            100.0,
-            0,
-        )
-        assert not second.optimizer.state
-    # Its own checkpoint comes first from then on.
-    second.images_seen = 8
-    saved_by(second)
-    third = worker_on(str(tmp_path / "second"), Training(2))
-    third.job |= {"start": f"{tmp_path}/gone", "from_state": kind}
-    resume(third)
-    assert third.images_seen == 8
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (
-            lambda state: state.pop("loss_normalizer"),
-            "images-000000000004: 'loss_normalizer' is missing in it; another version",
-        ),
-        (
-            lambda state: state.update(data_digest="e" * 64),
-            "was trained on data eeeeeeeeeeee, data.train is dddddddddddd",
-        ),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_continued_is_a_one_line_error(tmp_path, change, complaint):
-    uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
-    state = json.loads((Path(uri) / STATE_FILE).read_text())
-    change(state)
-    seal(uri, state)
-    with pytest.raises(UsageError, match=complaint):
-        resume(worker_on(str(tmp_path), Training(1)))
-
-
-def test_weights_of_another_network_are_a_one_line_error_of_a_worker(tmp_path):
-    uri = saved_by(worker_on(str(tmp_path), Training(0), images_seen=4))
-    other = Training(1)
-    other.model = RetinaNet(**(KEYWORDS | {"classes": 3}))
-    with pytest.raises(
-        UsageError, match=f"^{uri}/model.safetensors: the weights are of another network"
-    ):
-        resume(worker_on(str(tmp_path), other))
 
 
 def test_the_folder_holds_what_the_contract_names(tmp_path):
@@ -407,3 +258,28 @@ def test_rescale_by_hand():
     moved = rescale(found, (50.0, 40.0), (200, 100))
     np.testing.assert_allclose(moved.boxes_N4, [[10, 80, 100, 200]], rtol=1e-6)
     assert (moved.scores_N, moved.labels_N) == (found.scores_N, found.labels_N)
+
+
+def test_a_snapshot_is_not_touched_by_what_follows_and_its_memory_is_used_again() -> None:
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        model(torch.ones(1, 3, 8, 8)).sum().backward()
+        optimizer.step()
+
+    step()
+    first = take_snapshot(model=model, optimizer=optimizer, average=None, state={"images_seen": 1})
+    before = model.weight.detach().clone()
+    step()
+    assert torch.equal(first.model["weight"], before) and not torch.equal(model.weight, before)
+    again = take_snapshot(
+        model=model, optimizer=optimizer, average=None, state={"images_seen": 2}, before=first
+    )
+    assert torch.equal(again.model["weight"], model.weight)
+    assert again.model["weight"].data_ptr() == first.model["weight"].data_ptr()
+    assert (
+        again.optimizer["state"][0]["exp_avg"].data_ptr()
+        == first.optimizer["state"][0]["exp_avg"].data_ptr()
+    )
+    assert again.optimizer["state"][0]["step"] == 2

@@ -25,6 +25,7 @@ from PIL import Image
 from cluster.compute.session import RayConfig
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
+from cluster.runs.events import Event, StepsDone
 from cluster.tracking import training_run
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.training_run import Tracker
@@ -125,17 +126,17 @@ def outlived(
     gate = Gate(folder / "gate", steps=9)
     sections = {**TINY, "data": small_sets, "storage": str(folder)}
     config = TrainConfig.model_validate({**sections, "name": "outlived"})
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     hear = Tracker.__call__
     errors = io.StringIO()
 
-    def watched(tracker: Tracker, event: dict[str, Any]) -> None:
+    def watched(tracker: Tracker, event: Event) -> None:
         hear(tracker, event)
         events.append(event)
-        steps = sum(event["kind"] == "step" for event in events)
-        if event["kind"] == "step" and steps == 3:
+        steps = sum(isinstance(event, StepsDone) for event in events)
+        if isinstance(event, StepsDone) and steps == 3:
             mlflow_server.end(signal.SIGKILL)
-        if event["kind"] == "step" and steps == 9:
+        if isinstance(event, StepsDone) and steps == 9:
             until = time.monotonic() + LIMIT_S
             while "is unavailable" not in errors.getvalue():
                 assert time.monotonic() < until, errors.getvalue()
@@ -176,13 +177,13 @@ def test_a_killed_server_misses_nothing(mlflow_server: Server, outlived: dict[st
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, filter_string="attributes.run_name = 'outlived'")
     assert run.info.status == "FINISHED"
-    sent = [event for event in outlived["events"] if event["kind"] == "step"]
+    sent = [event for event in outlived["events"] if isinstance(event, StepsDone)]
     # 24 images an epoch in steps of 4, two epochs.
-    assert [event["images_seen"] for event in sent] == list(range(4, 49, 4))
+    assert [event.images_seen for event in sent] == list(range(4, 49, 4))
     for name in ("classification", "box", "images_per_second", "data_share"):
         history = client.get_metric_history(run.info.run_id, f"train/{name}")
         assert sorted((metric.step, metric.value) for metric in history) == [
-            (event["images_seen"], event[name]) for event in sent
+            (event.images_seen, getattr(event, name)) for event in sent
         ]
     assert {"val/AP"} <= run.data.metrics.keys() and run.data.params["model.width"] == "64"
     assert any(

@@ -14,7 +14,8 @@ import pytest
 
 from cluster.errors import DiskFull
 from cluster.runs import run_folder
-from cluster.training.checkpoints import fetch
+from cluster.runs.events import Resumed, Started
+from cluster.training.checkpoint_download import download
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.gates import Gate
 from tests.support.trainings import ENDLESS, Typed, Watched, configured, train_flags
@@ -56,10 +57,10 @@ def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole
     assert "the disk is full" in str(run.error)
     assert "the checkpoints before it are whole" in str(run.error)
     # Not tried again: it would be as full.
-    assert len(run.of("start")) == 1
+    assert len(run.of(Started)) == 1
     os.unlink(small_disk / "somebody's")
     again = Watched(config)
-    assert again.error is None and len(again.of("resume")) == 1
+    assert again.error is None and len(again.of(Resumed)) == 1
     assert run_folder.read_finished(config.run_uri) == run_folder.Finished(48, 2)
 
 
@@ -114,4 +115,4 @@ def test_training_goes_on_while_storage_is_away(
     assert driver.text.count("training on 2 workers") == 1, driver.text
     newest = run_folder.checkpoints(f"{bucket}/store/runs/away")[-1]
     assert newest >= re.findall(r" checkpoint (s3://\S+)", driver.text)[-1]
-    fetch(newest, str(tmp_path / "fetched"))
+    download(newest, str(tmp_path / "fetched"))

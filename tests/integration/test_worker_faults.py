@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cluster.errors import DataError
 from cluster.loading import epoch_plan
-from cluster.runs import run_folder
+from cluster.runs import events, run_folder
 from cluster.shards.format import Row
 from cluster.shards.index import Index, ShardSet, open_shard_set, write_index
 from cluster.shards.read import read_columns, read_rows
@@ -49,15 +49,18 @@ def test_workers_that_die_or_hang_cost_no_image(
     config = configured(small_sets, tmp_path, "faults", retries=1)
     run = Watched(config, kill(1), kill(0, 1), stop_rank_1, gate=gate)
     assert run.error is None and run.faults == []
-    first, second, third = run.of("failure")
-    assert first["rank"] == 1
+    first, second, third = run.of(events.WorkerFailed)
+    assert first.worker.rank == 1
     for failure in (first, second, third):
-        assert failure["then"] == "restart 1 of 1 since the newest checkpoint"
-        assert failure["reason"] == "its process ended (killed, or out of memory)"
-    (hang,) = run.of("hang")
-    assert hang["rank"] == third["rank"] == 0
-    assert "wait for each other" in hang["place"] or "waits for other ranks" in hang["place"]
-    assert len(run.of("start")) == len(run.of("workers")) == 4 and len(run.of("resume")) == 3
+        assert failure.consequence == "restart 1 of 1 since the newest checkpoint"
+        assert failure.reason == "its process ended (killed, or out of memory)"
+    (hang,) = run.of(events.WorkerHung)
+    assert hang.worker.rank == third.worker.rank == 0
+    assert "wait for each other" in hang.location or "waits for other ranks" in hang.location
+    assert (
+        len(run.of(events.Started)) == len(run.of(events.WorkersPlaced)) == 4
+        and len(run.of(events.Resumed)) == 3
+    )
     assert last_weights(config) == undisturbed
     assert run_folder.read_finished(config.run_uri) == run_folder.Finished(48, 2)
 
@@ -95,14 +98,14 @@ def test_a_group_that_does_not_start_is_started_again(
     config = configured(small_sets, tmp_path, "bad-start", retries=2)
     run = Watched(config, callbacks=[bad_start()])
     assert run.error is None
-    first, second = run.of("start_failed")
-    assert first["who"] == "the start of the workers"
-    assert first["reason"].endswith("connect: no route to host")
-    assert second["who"] == "a worker that started"
-    assert second["reason"] == "its process ended (killed, or out of memory)"
-    assert first["then"].startswith("restart 1 of 2")
-    assert second["then"].startswith("restart 2 of 2")
-    assert b"find_no_one" in files.read_bytes(first["details"])
+    first, second = run.of(events.GroupStartFailed)
+    assert first.subject == "the start of the workers"
+    assert first.reason.endswith("connect: no route to host")
+    assert second.subject == "a worker that started"
+    assert second.reason == "its process ended (killed, or out of memory)"
+    assert first.consequence.startswith("restart 1 of 2")
+    assert second.consequence.startswith("restart 2 of 2")
+    assert b"find_no_one" in files.read_bytes(first.traceback_uri)
     assert last_weights(config) == undisturbed
 
 
@@ -132,17 +135,17 @@ def test_one_rank_raises_and_the_others_stop_with_its_traceback(
     shard = write_shard(uri, "shard-00000-of-00001.parquet", made, row_group_rows=4)
     write_index(uri, Index(source.categories, (shard,), source.counts))
     run = Watched(configured({**small_sets, "train": uri}, tmp_path, "one-raises", retries=2))
-    (failure,) = run.of("failure")
-    assert (failure["rank"], failure["then"]) == (1, "a restart would meet it again")
-    assert len(run.of("start")) == 1
-    assert "cannot be decoded" in failure["reason"]
+    (failure,) = run.of(events.WorkerFailed)
+    assert (failure.worker.rank, failure.consequence) == (1, "a restart cannot fix it")
+    assert len(run.of(events.Started)) == 1
+    assert "cannot be decoded" in failure.reason
     assert type(run.error) is DataError
     assert re.fullmatch(
         rf"training one-raises stopped: .* \(image_id {victim}\): it cannot be decoded: .*; prepare"
         r" the data set again",
         str(run.error),
     )
-    details = files.read_bytes(failure["details"]).decode()
+    details = files.read_bytes(failure.traceback_uri).decode()
     assert "Traceback" in details and "detector/image.py" in details
 
 

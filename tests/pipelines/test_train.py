@@ -23,9 +23,18 @@ from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError
 from cluster.runs import evaluations, run_folder
 from cluster.runs.config import TrainConfig
+from cluster.runs.events import (
+    EvaluationDone,
+    EvaluationStarted,
+    Event,
+    Started,
+    StepsDone,
+    TrainingWarning,
+    WeightsLoaded,
+)
 from cluster.storage import files
 from cluster.tracking.config import TrackingConfig
-from cluster.training import background_evaluation, launch, placement, preflight
+from cluster.training import background_evaluation, launch, preflight
 from detector.model import RetinaNet
 
 ROOT = Path(__file__).parents[2]
@@ -146,12 +155,13 @@ def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same
     files.delete_file(f"{run}/{evaluations.EVALUATIONS}")
     for each in before:
         evaluations.store_request(run, each.request)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     assert launch.launch(trained["config"], on_event=events.append) == trained["best"]
     assert evaluations.read(run) == before and evaluations.waiting(run) == []
-    assert [e["kind"] for e in events] == ["evaluating", "evaluation"] * 2
-    assert [e["images_seen"] for e in events if e["kind"] == "evaluating"] == [24, 48]
-    assert [e["evaluation"] for e in events if e["kind"] == "evaluation"] == before
+    assert [type(event) for event in events] == [EvaluationStarted, EvaluationDone] * 2
+    started, done = events[::2], events[1::2]
+    assert [(event.images_seen, event.epoch) for event in started] == [(24, 1), (48, 2)]
+    assert [event.evaluation for event in done] == before
 
 
 def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
@@ -163,19 +173,18 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
         evaluations.read(trained["config"].run_uri)[1].checkpoint,
     )
     evaluations.store_request(run, evaluations.Request(checkpoint, 48, 2))
-    events: list[str] = []
+    events: list[Event] = []
     share = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
-    beside = background_evaluation.Evaluator(
-        run, shards["val"], weights="model", share=share, tell=lambda kind, **_: events.append(kind)
-    )
+    evaluator = background_evaluation.ActorEvaluator(shards["val"], weights="model", share=share)
+    beside = background_evaluation.BackgroundEvaluation(run, evaluator, tell=events.append)
     with pytest.raises(RuntimeError, match="a worker"), beside:
-        while beside.running is None:
+        while evaluator.running is None:
             time.sleep(0.01)
-        scorer = beside.running
+        actor = evaluator.running
         raise RuntimeError("a worker")
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(scorer.evaluate.remote({}, "model", "", {}))
-    assert not beside.thread.is_alive() and events == ["evaluating"]
+        ray.get(actor.evaluate.remote(None, "model", "", {}))
+    assert not beside.is_alive() and [type(event) for event in events] == [EvaluationStarted]
     assert len(evaluations.waiting(run)) == 1 and evaluations.read(run) == []
 
 
@@ -271,7 +280,7 @@ def read_parquet(path: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def test_what_a_restart_would_meet_again_is_not_retried(
+def test_a_failure_that_a_restart_cannot_fix_is_not_retried(
     shards: dict[str, str], tmp_path: Path
 ) -> None:
     """Weights that are not finite, in a file that fits: the workers read the run's copy of it and
@@ -290,12 +299,10 @@ def test_what_a_restart_would_meet_again_is_not_retried(
         PlainError, match="^training lasting stopped: step 1, rank 0: the loss of images "
     ):
         launch.launch(lasting, on_event=events.append)
-    assert [event["kind"] for event in events].count("start") == 1
-    (weights,) = [event for event in events if event["kind"] == "weights"]
-    assert (
-        weights["uri"].startswith(f"{lasting.run_uri}/pretrained/")
-        and files.read_bytes(weights["uri"]) == path.read_bytes()
-    )
+    assert len([event for event in events if isinstance(event, Started)]) == 1
+    (weights,) = [event for event in events if isinstance(event, WeightsLoaded)]
+    assert weights.uri.startswith(f"{lasting.run_uri}/pretrained/")
+    assert files.read_bytes(weights.uri) == path.read_bytes()
 
 
 @pytest.mark.integration
@@ -306,18 +313,20 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
     go on, then stop; the user is told whose.
     """
 
-    def poisoned(job: dict[str, Any]) -> None:
+    def poisoned(told: dict[str, Any]) -> None:
         from contextlib import closing
 
-        from cluster.training.worker import Worker
+        from cluster.runs.job import Job
+        from cluster.training.build import build_worker
+        from cluster.training.event_channel import Sender
 
-        worker, calls = Worker(job), []
+        worker, calls = build_worker(Job.from_json(told["job"]), Sender(told["mailbox"])), []
 
         def spoil(
             _: object, __: object, outputs: tuple[list[torch.Tensor], ...]
         ) -> tuple[list[torch.Tensor], ...] | None:
             calls.append(1)
-            if worker.rank != 1 or len(calls) not in (2, 3):
+            if worker.ranks.rank != 1 or len(calls) not in (2, 3):
                 return None
             logits, offsets = outputs
             factor = torch.ones(len(logits[0]), 1, 1)
@@ -325,11 +334,11 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
             return [level * factor for level in logits], offsets
 
         with closing(worker.stream):
-            worker.model.register_forward_hook(spoil)
+            worker.state.model.register_forward_hook(spoil)
             worker.train()
 
     monkeypatch.setattr(launch, "train_on_worker", poisoned)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     chosen = config(
         shards, name="poisoned", training={**TINY["training"], "skip_nonfinite": 1, "log_steps": 1}
     )
@@ -340,15 +349,13 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
         ),
     ):
         launch.launch(chosen, on_event=events.append)
-    (warning,) = [event["text"] for event in events if event["kind"] == "warning"]
+    (warning,) = [event.text for event in events if isinstance(event, TrainingWarning)]
     assert re.match(
         r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out",
         warning,
     )
-    steps = [event for event in events if event["kind"] == "step"]
-    assert [event["images_seen"] for event in steps] == [4] and math.isfinite(
-        steps[0]["classification"]
-    )
+    (steps,) = [event for event in events if isinstance(event, StepsDone)]
+    assert steps.images_seen == 4 and math.isfinite(steps.classification)
 
 
 @pytest.mark.parametrize(
@@ -374,103 +381,6 @@ def test_wrong_places_are_refused_before_workers_start(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         preflight.check(config(shards, **{"name": "refused", **changes}))
-
-
-CPU_NODE, GPU_NODE = (
-    {"Alive": True, "Resources": {"CPU": 16.0}},
-    {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}},
-)
-
-
-@pytest.mark.parametrize(
-    ("choice", "gpus", "nodes", "place"),
-    [
-        ("auto", 0, [CPU_NODE, CPU_NODE], "threads"),
-        ("auto", 1, [GPU_NODE], "threads"),
-        ("auto", 1, [GPU_NODE, CPU_NODE], "tasks"),
-        ("auto", 1, [GPU_NODE, {**CPU_NODE, "Alive": False}], "threads"),
-        (
-            "auto",
-            1,
-            [GPU_NODE, {"Alive": True, "Resources": {"memory": 1.0}}],
-            "threads",
-        ),  # a head without CPUs
-        ("threads", 1, [GPU_NODE, CPU_NODE], "threads"),
-        ("tasks", 0, [CPU_NODE], "tasks"),
-    ],
-)
-def test_images_are_decoded_where_cpus_are_idle(
-    monkeypatch: pytest.MonkeyPatch, choice: str, gpus: int, nodes: list[dict], place: str
-) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert placement.decode_place(choice, gpus_per_worker=gpus) == place
-
-
-@pytest.mark.parametrize(
-    ("training", "free", "place"),
-    [
-        # Two workers book 2 x (0.5 + 0.25), the task that evaluates 0.75 + 0.25 more.
-        ({"evaluation": "auto"}, {"CPU": 2.5}, "beside"),
-        ({"evaluation": "auto"}, {"CPU": 2.25}, "between"),
-        ({"evaluation": "beside"}, {"CPU": 1.0}, "beside"),
-        ({"evaluation": "between"}, {"CPU": 64.0}, "between"),
-        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 2.0}, "between"),
-        ({"evaluation": "auto", "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 3.0}, "beside"),
-        (
-            {"evaluation": "auto", "gpus_per_worker": 1, "evaluation_gpus": 0},
-            {"CPU": 64.0, "GPU": 2.0},
-            "beside",
-        ),
-        ({"evaluation": "auto", "evaluation_workers": 3}, {"CPU": 4.0}, "between"),
-        # One worker would do and 0.75 CPUs are free beside the evaluation; the second may come any
-        # time, and books those.
-        ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.25}, "between"),
-        ({"evaluation": "auto", "min_workers": 1}, {"CPU": 2.5}, "beside"),
-        # Enough in all, and on no node.
-        (
-            {"evaluation": "auto"},
-            [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 0.5}, {"CPU": 0.5}],
-            "between",
-        ),
-        ({"evaluation": "auto"}, [{"CPU": 0.75}, {"CPU": 0.75}, {"CPU": 1.0}], "beside"),
-    ],
-)
-def test_checkpoints_are_scored_beside_training_where_there_is_room(
-    monkeypatch: pytest.MonkeyPatch,
-    training: dict[str, Any],
-    free: dict[str, float] | list[dict[str, float]],
-    place: str,
-) -> None:
-    monkeypatch.setattr(
-        "ray._private.state.available_resources_per_node",
-        lambda: dict(enumerate(free if isinstance(free, list) else [free])),
-    )
-    chosen = TrainConfig.model_validate(
-        {"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], **training}}
-    )
-    assert placement.evaluation_place(chosen) == place
-
-
-def test_what_a_training_needs_is_its_fewest_workers_unless_said() -> None:
-    chosen = TrainConfig.model_validate(
-        {"data": {"train": "/t", "val": "/v"}, "training": {**TINY["training"], "min_workers": 1}}
-    )
-    assert placement.needs(chosen) == [{"CPU": 0.75}]
-    assert placement.needs(chosen, workers=2) == [{"CPU": 0.75}] * 2
-    assert placement.needs(chosen, workers=2, evaluation="beside") == [
-        {"CPU": 0.75},
-        {"CPU": 0.75},
-        {"CPU": 1.0},
-    ]
-    chosen = TrainConfig.model_validate(
-        {
-            **chosen.model_dump(),
-            "training": {**TINY["training"], "decode": "tasks", "gpus_per_worker": 1},
-        }
-    )
-    assert placement.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
 
 
 def test_more_workers_than_the_cluster_has(shards: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 from cluster.errors import PlainError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
+from cluster.runs.events import CheckpointStored, Event, WorkersPlaced
 from cluster.storage import files
 from cluster.training import launch
 from tests.support.gates import Gate
@@ -48,7 +49,6 @@ ENDLESS = {"epochs": 500, "evaluate_every": 500}
 """Until the test ends it."""
 LIMIT_S = 900.0
 """Seconds after which a command that a test types counts as hanging."""
-Event = dict[str, Any]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -104,17 +104,17 @@ class Watched:
 
     def hear(self, event: Event) -> None:
         self.events.append(event)
-        if event["kind"] == "workers":
-            self.pids = {worker["rank"]: worker["pid"] for worker in event["workers"]}
-        self.stored |= event["kind"] == "checkpoint"
+        if isinstance(event, WorkersPlaced):
+            self.pids = {worker.rank: worker.pid for worker in event.workers}
+        self.stored |= isinstance(event, CheckpointStored)
         if self.faults and self.stored and self.pids:
             self.faults.pop(0)(self.pids)
             self.pids, self.stored = {}, False
             if not self.faults and self.gate:
                 self.gate.open()
 
-    def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event["kind"] == kind]
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 def train_flags(

@@ -7,18 +7,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import urllib.error
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cluster.errors import UsageError
@@ -27,11 +24,8 @@ from cluster.runs.config import TrainConfig
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import join
-from cluster.tracking.training_run import track
 from cluster.training import launch, preflight
-from cluster.training.console import Progress
 from detector.model import RetinaNet
-from detector.weights import PretrainedReport
 
 URL = "https://weights.example.org/models/resnet50-0676ba61.pth"
 NETWORK = {"classes": 2, "backbone": "resnet18", "width": 64}
@@ -256,70 +250,3 @@ def test_a_checked_configuration_is_not_checked_again(
     run_folder.write(config.run_uri, run_folder.BEST, best.to_json())
     monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))
     assert launch.launch(config, checked=checked) == best
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_worker_starts_from_the_file(tmp_path: Path, rank: int) -> None:
-    from cluster.training.state import load_weight_file
-    from cluster.training.worker import Worker
-    from detector.optimizer import MovingAverage
-
-    def net(seed: int) -> RetinaNet:
-        torch.manual_seed(seed)
-        return RetinaNet(**NETWORK).to(memory_format=torch.channels_last)
-
-    source = net(1)
-    path = str(tmp_path / "model.safetensors")
-    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, path)
-
-    worker = Worker.__new__(Worker)
-    worker.rank, worker.ranks, worker.model, worker.job = (
-        rank,
-        2,
-        net(2),
-        {"pretrained": path, "board": None},
-    )
-    worker.average = MovingAverage(worker.model, images=100)
-    told = []
-    worker.tell = lambda kind, **values: told.append((kind, values))
-    # A group of one stands for the two ranks: what rank 0 sends is what it has, and the other keeps
-    # its own.
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        load_weight_file(worker)
-    finally:
-        dist.destroy_process_group()
-    expected = (source if rank == 0 else net(2)).state_dict()
-    for name, value in worker.model.state_dict().items():
-        assert torch.equal(value, expected[name]) and torch.equal(
-            worker.average.state[name], expected[name]
-        )
-    assert [kind for kind, _ in told] == (["weights"] if rank == 0 else [])
-
-
-def test_the_report_of_loaded_weights_is_one_line() -> None:
-    out = io.StringIO()
-    report = PretrainedReport(
-        "detectron2 RetinaNet",
-        290,
-        ("class_head.output.weight",),
-        (),
-        ("a", "b", "c", "d"),
-        ("a note",),
-    )
-    Progress("cells", out=out)({"kind": "weights", "uri": "/m.pkl", **asdict(report)})
-    assert (
-        out.getvalue()
-        == "[cells] 290 tensors loaded from /m.pkl (detectron2 RetinaNet); new for other classes:"
-        " class_head.output.weight; of no use: a, b, c and 1 more; a note\n"
-    )
-
-
-def test_mlflow_gets_the_names_of_all_tensors() -> None:
-    report = PretrainedReport(
-        "detectron2 RetinaNet", 290, ("class_head.output.weight",), (), ("a", "b", "c", "d"), ()
-    )
-    kept: dict[str, str] = {}
-    run = SimpleNamespace(log_text=lambda text, file: kept.update({file: text}))
-    track(run, {"kind": "weights", "uri": "/m.pkl", **asdict(report)})
-    assert json.loads(kept["pretrained.json"])["unused"] == ["a", "b", "c", "d"]

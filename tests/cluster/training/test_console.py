@@ -1,179 +1,189 @@
-"""The MLflow run of a training whose driver was killed, or had no store, before it had sent all
-that it was told; against a real SQLite store.
-"""
+"""What a person reads while a training runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import io
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from cluster.errors import PlainError
-from cluster.runs import evaluations, run_folder
-from cluster.storage import files
-from cluster.tracking import client as tracking
-from cluster.tracking import run
-from cluster.tracking.config import tracking_uri
-from cluster.tracking.training_run import STEP_METRICS, Tracker
+from cluster.runs import events
+from cluster.runs.evaluations import Evaluation
+from cluster.training.console import Console
+
+STARTED = events.Started(
+    ranks=1,
+    workers=2,
+    batch_size=8,
+    batch=8,
+    parts=1,
+    threads=1,
+    precision="float32",
+    images_seen=0,
+    images_total=100,
+    epoch=0,
+)
+STEPS = events.StepsDone(
+    images_seen=50,
+    epoch=0.5,
+    images_per_second=10.0,
+    data_share=0.124,
+    step_share=0.8,
+    rest_share=0.076,
+    classification=0.25,
+    box=0.125,
+    positives=3.0,
+    gradient_norm=1.0,
+    loss_normalizer=90.0,
+    learning_rate=0.01,
+)
+WORKER = events.WorkerProcess(1, "10.0.0.2", 42)
+EVALUATED = events.EvaluationDone(
+    Evaluation("/c", 8, 1, metrics={"AP": 0.5, "AP50": 0.75, "AP75": 0.25}, images_evaluated=8)
+)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all, because creating it costs seconds."""
-    return tmp_path_factory.mktemp("storage")
+def lines(*given: events.Event) -> list[str]:
+    out = io.StringIO()
+    console = Console("cells", out=out, interval=0)
+    for event in given:
+        console(event)
+    printed = out.getvalue().splitlines()
+    assert all(line.startswith("[cells] ") for line in printed)
+    return [line.removeprefix("[cells] ") for line in printed]
 
 
-@pytest.fixture(autouse=True)
-def sends_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SEND_EVERY_S", 1e6)
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (events.WorkersPlaced((WORKER,)), "ranks: 1 on 10.0.0.2 (pid 42)"),
+        (events.Resumed("/c", 8, 1), "continuing from /c"),
+        (events.CheckpointStored("/c", 8), "checkpoint /c"),
+        (events.TrainingWarning("a"), "warning: a"),
+        (
+            events.EvaluationStarted(8, 1, 2),
+            "evaluating the checkpoint at 8 images (epoch 1); 2 more wait",
+        ),
+        (
+            EVALUATED,
+            "evaluation of the checkpoint at 8 images (epoch 1) on 8 images: AP 0.5000  AP50"
+            " 0.7500  AP75 0.2500",
+        ),
+        (
+            events.EvaluationFailed("an evaluation", "no disk", "it is retried once"),
+            "warning: an evaluation failed (no disk); it is retried once",
+        ),
+        (events.StoppedEarly(8, 1, "AP fell"), "stopped early after epoch 1: AP fell"),
+        (
+            events.ProfileStored("/p", 3),
+            "profile of up to 3 steps in /p: operations.txt, and trace.json.gz for ui.perfetto.dev",
+        ),
+        (
+            events.WorkerHung(WORKER, 15.2, "hangs, at a.py:1 f"),
+            "rank 1 on 10.0.0.2 (pid 42) made no progress for 15 s and is terminated: hangs, at"
+            " a.py:1 f",
+        ),
+        (
+            events.WorkerFailed(WORKER, "a bug", "/t", "restart 1 of 2"),
+            "rank 1 on 10.0.0.2 (pid 42) failed: a bug; restart 1 of 2; its traceback is in /t",
+        ),
+        (
+            events.GroupStartFailed("a worker that started", "a bug", "", "no restart is left"),
+            "a worker that started failed: a bug; no restart is left",
+        ),
+        (
+            events.WaitingForNodes(75, "2 workers of 1 CPUs"),
+            "waiting for 2 workers of 1 CPUs since 0:01:15: the cluster has no room for them",
+        ),
+        (
+            events.GroupResized(1, 2, checkpointed=True),
+            "1 workers become 2, from the checkpoint just taken",
+        ),
+        (
+            events.WeightsLoaded(
+                "/m.pkl",
+                "detectron2",
+                290,
+                reinitialised=("class_head.output.weight",),
+                unused=("a", "b", "c", "d"),
+                notes=("a note",),
+            ),
+            "290 tensors loaded from /m.pkl (detectron2); initialised anew because the classes"
+            " differ: class_head.output.weight; not used: a, b, c and 1 more; a note",
+        ),
+    ],
+)
+def test_an_event_is_one_line(event: events.Event, line: str) -> None:
+    assert lines(event) == [line]
 
 
-def driver(root: Path, name: str) -> Tracker:
-    uri = tracking_uri(None, str(root))
-    return Tracker(
-        uri=uri,
-        experiment="tests",
-        storage=str(root),
-        run=f"{root}/runs/{name}",
-        name=name,
-        params={},
-        config="{}",
-    )
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ranks": 2}, "training on 2 workers, 1 threads each, 8 images a step, float32;"),
+        (
+            {"parts": 2},
+            "training on 1 workers, 1 threads each, 8 images a step in 2 parts (the same as with"
+            " all 2 workers), float32;",
+        ),
+        (
+            {"batch": 4},
+            "4 images a step (scaled down from 8 with all 2 workers, and the learning rate with"
+            " it), float32;",
+        ),
+    ],
+)
+def test_a_smaller_group_says_what_batch_it_has(changes: dict[str, int], words: str) -> None:
+    (line,) = lines(replace(STARTED, **changes))
+    assert words in line
 
 
-def step(images_seen: int, loss: float) -> dict[str, Any]:
-    return {**dict.fromkeys(STEP_METRICS, 0.5), "box": loss, "images_seen": images_seen}
-
-
-def evaluation_of(images_seen: int, ap: float, uri: str = "") -> evaluations.Evaluation:
-    return evaluations.Evaluation(
-        uri, images_seen, 1, metrics={"AP": ap, "AP50": ap}, per_class={"cat": ap / 2}
-    )
-
-
-def evaluation(images_seen: int, ap: float) -> dict[str, Any]:
-    return {"kind": "evaluation", "evaluation": evaluation_of(images_seen, ap)}
-
-
-def checkpoint(root: Path, name: str, images_seen: int, told: list[dict[str, Any]]) -> str:
-    uri = run_folder.checkpoint_uri(f"{root}/runs/{name}", images_seen)
-    files.write_json(f"{uri}/{run_folder.STATE_FILE}", {"told": told})
-    return uri
-
-
-def store_evaluation(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
-    evaluations.store(f"{root}/runs/{name}", evaluation_of(images_seen, ap, uri))
-
-
-def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted(
-        (metric.step, metric.value)
-        for metric in tracking.connect(tracker.uri).get_metric_history(run_id, key)
-    )
-
-
-def recorded(root: Path, name: str) -> run_folder.TrackingRecord | None:
-    return run_folder.read_tracking(f"{root}/runs/{name}")
-
-
-def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -> None:
-    first = driver(root, "killed")
-    first({"kind": "step", **step(4, 4.0)})
-    assert first.run.flush()
-    # It hears of these and is killed before it sends them.
-    first({"kind": "step", **step(8, 8.0)})
-    first(evaluation(8, 0.25))
-    uri = checkpoint(root, "killed", 8, [step(4, 4.0), step(8, 8.0)])
-    store_evaluation(root, "killed", uri, 0.25, 8)
-    again = driver(root, "killed")
-    for event in (
-        {"kind": "resume", "checkpoint": uri, "images_seen": 8, "epoch": 1},
-        {"kind": "step", **step(12, 12.0)},
-        evaluation(12, 0.5),
+def test_the_progress_line_says_where_the_time_goes() -> None:
+    line = lines(STARTED, STEPS)[-1]
+    # 50 images remain at 10 a second.
+    for text in (
+        "10.0 img/s",
+        "ETA 0:00:05",
+        "class 0.2500",
+        "box 0.1250",
+        "AP -",
+        "time: data 12% step 80% rest 8%",
     ):
-        again(event)
-    store_evaluation(
-        root,
-        "killed",
-        checkpoint(root, "killed", 12, [step(4, 4.0), step(8, 8.0), step(12, 12.0)]),
-        0.5,
-        12,
+        assert text in line, line
+
+
+def test_the_progress_line_has_the_last_ap() -> None:
+    assert "AP 0.500" in lines(STARTED, EVALUATED, STEPS)[-1]
+
+
+def test_a_terminal_shows_one_progress_line_that_updates() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    console = Console("cells", out=out)
+    for event in (STARTED, STEPS, STEPS, events.CheckpointStored("/c", 50)):
+        console(event)
+    assert out.getvalue().count("\n") == 2
+    assert out.getvalue().endswith("\r\x1b[K[cells] checkpoint /c\n")
+
+
+def test_the_console_handles_every_event() -> None:
+    """No class of the union is forgotten: dispatch by class finds a method for each."""
+    dispatch = vars(Console)["_show"].dispatcher.dispatch
+    for kind in get_args(events.Event):
+        assert dispatch(kind) is not dispatch(object), kind
+
+
+def test_a_restart_forgets_the_ranks_of_the_group_before() -> None:
+    def timing(rank: int, data_seconds: float) -> events.RankTiming:
+        worker = events.WorkerProcess(rank, f"10.0.0.{rank}", 42)
+        return events.RankTiming(worker, 8, 10.0, data_seconds, 10.0 - data_seconds, 0.2)
+
+    printed = lines(
+        replace(STARTED, ranks=2), timing(0, 0.0), replace(STARTED, ranks=1), timing(0, 5.0)
     )
-    again.finish("FINISHED")
-    run_id = recorded(root, "killed").run_id
-    assert run_id == first.run.run_id == again.run.run_id
-    assert history(again, run_id, "train/box") == [(4, 4.0), (8, 8.0), (12, 12.0)]
-    assert history(again, run_id, "train/images_per_second") == [(4, 0.5), (8, 0.5), (12, 0.5)]
-    assert history(again, run_id, "val/AP") == [(8, 0.25), (12, 0.5)]
-    assert history(again, run_id, "val/AP/cat") == [(8, 0.125), (12, 0.25)]
-
-
-def test_a_training_that_is_over_is_completed_once(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its driver was killed after the last step: the next start has nothing to train and hears no
-    event.
-    """
-    first = driver(root, "over")
-    first({"kind": "step", **step(4, 4.0)})
-    store_evaluation(
-        root, "over", checkpoint(root, "over", 8, [step(4, 4.0), step(8, 8.0)]), 0.5, 8
-    )
-    assert not recorded(root, "over").complete
-    interrupted = driver(root, "over")
-    interrupted.finish("KILLED")
-    assert interrupted.run is None
-    driver(root, "over").finish("FINISHED")
-    run_id = recorded(root, "over").run_id
-    assert run_id == first.run.run_id and recorded(root, "over").complete
-    assert history(first, run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
-        first, run_id, "val/AP"
-    ) == [(8, 0.5)]
-    assert first.run.client.get_run(run_id).info.status == "FINISHED"
-    monkeypatch.setattr(tracking, "connect", None)
-    driver(root, "over").finish("FINISHED")
-
-
-def test_a_training_that_no_store_took_is_recorded_when_one_answers(root: Path) -> None:
-    """Also lines of another version of this code, which knew other metrics."""
-    store_evaluation(
-        root,
-        "unseen",
-        checkpoint(root, "unseen", 8, [{"images_seen": 4, "box": 4.0}, step(8, 8.0)]),
-        0.5,
-        8,
-    )
-    run_folder.write_finished(f"{root}/runs/unseen", run_folder.Finished(8, 1))
-    tracker = driver(root, "unseen")
-    tracker.finish("FINISHED")
-    record = recorded(root, "unseen")
-    assert record.complete and tracker.run.client.get_run(record.run_id).info.status == "FINISHED"
-    assert history(tracker, record.run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
-        tracker, record.run_id, "val/AP"
-    ) == [(8, 0.5)]
-
-
-def test_a_run_that_was_never_recorded_is_not_made_up(root: Path) -> None:
-    tracker = driver(root, "unknown")
-    tracker.finish("FINISHED")
-    assert tracker.run is None and recorded(root, "unknown") is None
-
-
-def test_storage_that_fails_costs_what_it_holds_and_no_more(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    tracker = driver(root, "away")
-    checkpoint(root, "away", 4, [step(4, 4.0)])
-
-    def away(_: str) -> None:
-        raise PlainError("s3://bucket: storage is away")
-
-    monkeypatch.setattr(evaluations, "read", away)
-    tracker({"kind": "step", **step(8, 8.0)})
-    tracker.finish("FINISHED")
-    assert (
-        "warning: MLflow gets no metrics from before this start: s3://bucket: storage is away"
-        in capsys.readouterr().err
-    )
-    assert history(tracker, tracker.run.run_id, "train/box") == [(8, 8.0)]
+    (stall,) = [line for line in printed if "data stall" in line]
+    assert stall.startswith("data stall: rank 0 on 10.0.0.0 waited 5.0 of 10.0 s")

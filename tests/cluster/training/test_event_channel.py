@@ -1,33 +1,31 @@
-"""Events on their way to who prints and who tracks them."""
+"""Events on their way to the consumers that print and record them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from cluster.training.event_channel import Guarded
+from cluster.runs.events import CheckpointStored, Event, ProfileStored, TrainingWarning
+from cluster.training.event_channel import Guarded, Sender
 
 
-def test_a_consumer_that_fails_is_told_of_once_and_goes_on(
+def test_a_consumer_that_fails_is_reported_once_and_gets_the_next_events(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    heard: list[dict[str, Any]] = []
+    received: list[Event] = []
 
-    def closed(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
+    def closed(event: Event) -> None:
+        if isinstance(event, TrainingWarning):
             raise BrokenPipeError(32, "Broken pipe")
-        heard.append(event)
+        received.append(event)
 
     guarded = Guarded(closed)
-    for kind in ("start", "step", "step", "evaluation"):
-        guarded({"kind": kind})
-    assert [event["kind"] for event in heard] == ["start", "evaluation"]
-    said = capsys.readouterr().err
-    assert (
-        said
-        == "warning: what training says (step) could not be passed on: BrokenPipeError: [Errno 32]"
-        " Broken pipe; it goes on\n"
+    first, last = CheckpointStored("/c", 8), ProfileStored("/p", 3)
+    for event in (first, TrainingWarning("a"), TrainingWarning("b"), last):
+        guarded(event)
+    assert received == [first, last]
+    assert capsys.readouterr().err == (
+        "warning: the event TrainingWarning could not be shown or recorded: BrokenPipeError:"
+        " [Errno 32] Broken pipe; training continues\n"
     )
 
 
@@ -40,8 +38,12 @@ def test_a_terminal_that_is_closed_altogether_stops_nothing(
 
         flush = write
 
-    def fails(event: dict[str, Any]) -> None:
+    def fails(event: Event) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("sys.stderr", Closed())
-    Guarded(fails)({"kind": "step"})
+    Guarded(fails)(TrainingWarning("a"))
+
+
+def test_without_a_listener_events_go_nowhere() -> None:
+    Sender(None)(TrainingWarning("a"))

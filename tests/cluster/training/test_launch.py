@@ -33,15 +33,15 @@ def test_the_configuration_is_that_of_the_driver_that_holds_the_run(tmp_path: Pa
                 run_folder.claim(run, config.model_dump(mode="json"), identity, begun=False),
             )
         )
-    held = launch.held(configs[0], checked[0])
+    again = launch.claim_again(configs[0], checked[0])
     claim = run_folder.read_claim(run)
     assert (
         claim.identity == checked[0].identity
-        and claim.run_uuid == held.run_uuid != checked[1].run_uuid
-        and not held.begun
+        and claim.run_uuid == again.run_uuid != checked[1].run_uuid
+        and not again.begun
     )
     # Once there is a checkpoint, one that comes late finds another's run.
     files.write_json(f"{run_folder.checkpoint_uri(run, 8)}/{run_folder.STATE_FILE}", {})
-    assert launch.held(configs[0], checked[0]).begun
+    assert launch.claim_again(configs[0], checked[0]).begun
     with pytest.raises(UsageError, match="loss.gamma was 2.0, is 1.0"):
-        launch.held(configs[1], checked[1])
+        launch.claim_again(configs[1], checked[1])

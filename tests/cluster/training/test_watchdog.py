@@ -13,49 +13,60 @@ import pytest
 from cluster.training.watchdog import EXIT_CODE, Watchdog
 
 WORK = """
-    import sys, time
-    sys.path.insert(0, "tests")
-    from cluster.training.watchdog import Watchdog
-    watchdog = Watchdog({limit}, lambda kind, **values: print(kind, round(values["seconds"], 1), values["place"], flush=True))
-    for _ in range({steps}):
-        time.sleep(0.1)
-        watchdog.progressed()
-    watchdog.{end}
+    import threading
+    from types import SimpleNamespace
+    from cluster.training import watchdog
+    main, looked, now = threading.get_ident(), threading.Event(), [0.0]
+    def monotonic():
+        if threading.get_ident() != main:
+            looked.set()
+        return now[0]
+    watchdog.time = SimpleNamespace(monotonic=monotonic, sleep=lambda seconds: None)
+    def on_hang(seconds, location):
+        print(round(seconds, 1), location, flush=True)
+    watched = watchdog.Watchdog(1.0, on_hang)
+    def pass_time(seconds):
+        now[0] += seconds
+        for _ in range(2):  # a look that has begun already does not count
+            looked.clear()
+            looked.wait()
+    {work}
 """
 
 
-def run(limit: float, steps: int, end: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WORK.format(limit=limit, steps=steps, end=end))],
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(("steps", "least"), [(1, 1.0), (0, 4.0)])
-def test_a_standstill_ends_the_process_and_its_place_is_told(steps: int, least: float) -> None:
-    """Before its first step it has four times as long."""
-    done = run(1.0, steps, "stopped.wait(60)")
-    assert done.returncode == EXIT_CODE
-    kind, seconds, place = done.stdout.strip().split(" ", 2)
-    assert kind == "hang" and float(seconds) >= least
-    assert place.startswith("hangs, at ") and place.endswith("wait")
-    # All threads, for whoever reads the worker's log.
-    assert "most recent call first" in done.stderr and "in watch" in done.stderr
+def run(work: str) -> subprocess.CompletedProcess:
+    """A process whose watchdog, with a limit of a second, sees only the time that passes here."""
+    command = [sys.executable, "-c", textwrap.dedent(WORK.format(work=work))]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
-    ("limit", "steps", "end"), [(2.0, 30, "stop()"), (0, 1, "stopped.wait(1)")]
+    ("work", "seconds"),
+    [
+        ("watched.progressed(); pass_time(0.9); pass_time(0.2)", 1.1),
+        # Before the first step it has four times as long.
+        ("pass_time(3.9); pass_time(0.2)", 4.1),
+    ],
 )
-def test_progress_and_no_limit_end_nothing(limit: float, steps: int, end: str) -> None:
-    # 30 steps of 0.1 s are longer than the limit, but none of them is.
-    done = run(limit, steps, end)
+def test_a_standstill_ends_the_process_and_its_location_is_told(work: str, seconds: float) -> None:
+    done = run(work)
+    assert done.returncode == EXIT_CODE, done.stderr
+    told, location = done.stdout.strip().split(" ", 1)
+    assert float(told) == seconds
+    assert location.startswith("hangs, at ") and location.endswith(" wait")
+    # All threads, for whoever reads the worker's log.
+    assert "most recent call first" in done.stderr and "in _watch" in done.stderr
+
+
+def test_progress_ends_nothing() -> None:
+    steps = "[(pass_time(0.9), watched.progressed()) for _ in range(3)]"
+    done = run(f"{steps}; watched.stop(); now[0] += 9")
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_a_limit_of_zero_starts_no_thread() -> None:
     before = threading.active_count()
-    Watchdog(0, lambda kind, **values: None)
+    Watchdog(0, lambda seconds, location: None)
     assert threading.active_count() == before
 
 
@@ -68,12 +79,12 @@ RANK = """
     dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
     if rank:
         input()  # until rank 0 has told what it waits for
-    Watchdog(2.0, lambda kind, **values: print(values["place"], flush=True))
+    Watchdog(2.0, lambda seconds, location: print(location, flush=True))
     dist.all_reduce(torch.ones(1))
 """
 
 
-def test_a_wait_for_other_ranks_is_told_from_a_hang(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_others_is_told_apart_from_one_that_hangs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(RANK)]
     pipes = {
         "stdin": subprocess.PIPE,
