@@ -73,27 +73,6 @@ def describe(duplicates: Sequence[Duplicate]) -> Duplicates:
     return Duplicates(dict(sorted(counts.items())), tuple(named))
 
 
-def sentences(described: Duplicates) -> list[tuple[str, str]]:
-    """(leak or duplicate, what a person is told), one for every set of `describe`."""
-    found = []
-    for uri, times in described.counts.items():
-        example = next(
-            (
-                f" (such as {one.file_name} = {one.same_as})"
-                for one in described.named
-                if one.set == uri
-            ),
-            "",
-        )
-        what = (
-            ("leak", f"{times} x a picture that is also in {uri}")
-            if uri
-            else ("duplicate", f"{times} x the picture of another image")
-        )
-        found.append((what[0], what[1] + example))
-    return found
-
-
 def to_quarantine(duplicates: Sequence[Duplicate]) -> list[Quarantined]:
     return [
         Quarantined(

@@ -26,6 +26,7 @@ from cluster.formats.read import SourcePaths, United, check_place, read_sources
 from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
 from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
+from cluster.reports.summary import duplicate_sentences
 from cluster.shards.format import REPORT, SCHEMA_VERSION, shard_name
 from cluster.shards.index import (
     INDEX,
@@ -392,7 +393,7 @@ def publish_findings(output: str, index: Index, quarantined: Sequence[Quarantine
 
     write_quarantine(output, quarantined)
     index = replace(index, set_digest=set_digest(index.categories, index.shards))
-    notes = [sentence for _, sentence in duplicates.sentences(index.duplicates)]
+    notes = [sentence for _, sentence in duplicate_sentences(index.duplicates)]
     write_report(ShardSet(output, index), quarantined, repairs=index.repairs, notes=notes)
 
 

@@ -1,18 +1,17 @@
-"""What a shard set holds, in lines for a terminal."""
+"""What a shard set contains, in lines for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cluster.errors import on_one_line
-from cluster.prepare import duplicates
-from cluster.shards.index import Index
+from cluster.shards.index import Duplicates, Index
 from cluster.shards.quarantine import Quarantined, by_reason
 
 
 def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]:
-    """What the content of index.json and of the quarantine say, for a terminal. A source that was
-    only checked has neither shards nor a digest.
+    """The numbers of index.json and of the quarantine, for a terminal. The index of sources that
+    were only checked has neither shards nor a digest.
     """
     counts, sources = index.counts, index.sources
     lines = []
@@ -23,8 +22,10 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
         f"images      {counts.images} of {counts.listed_images} listed, of which"
         f" {counts.empty_images} without objects"
     )
-    of_classes = f"of {len(index.categories)} classes, of which {counts.crowds} crowds"
-    lines.append(f"boxes       {counts.boxes} of {counts.listed_annotations} listed, {of_classes}")
+    lines.append(
+        f"boxes       {counts.boxes} of {counts.listed_annotations} listed, of"
+        f" {len(index.categories)} classes, of which {counts.crowds} crowds"
+    )
     if len(sources) > 1:
         lines += [
             f"source      {source.images} images of {source.name} ({source.format})"
@@ -32,14 +33,35 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
         ]
     if index.set_digest:
         lines.append(f"digest      {index.set_digest}")
-    lines += [f"repaired    {times} x {what}" for what, times in index.repairs.items()]
+    lines += [f"repaired    {count} x {what}" for what, count in index.repairs.items()]
     lines += [
-        f"left out    {len(records)} x {why} (such as {records[0].where})"
-        for why, records in by_reason(quarantined)
+        f"left out    {len(entries)} x {why} (such as {entries[0].where})"
+        for why, entries in by_reason(quarantined)
     ]
     if counts.lost_annotations:
         lines.append(
             f"left out    {counts.lost_annotations} x an annotation of an image that was left out"
         )
-    lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicates.sentences(index.duplicates)]
+    lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicate_sentences(index.duplicates)]
     return [on_one_line(line) for line in lines]
+
+
+def duplicate_sentences(duplicates: Duplicates) -> list[tuple[str, str]]:
+    """("leak" or "duplicate", a sentence for the reader), one for every set that has pictures of
+    this one.
+    """
+    sentences = []
+    for uri, count in duplicates.counts.items():
+        example = next(
+            (
+                f" (such as {named.file_name} = {named.same_as})"
+                for named in duplicates.named
+                if named.set == uri
+            ),
+            "",
+        )
+        if uri:
+            sentences.append(("leak", f"{count} x a picture that is also in {uri}{example}"))
+        else:
+            sentences.append(("duplicate", f"{count} x the picture of another image{example}"))
+    return sentences
