@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.compute.session import RayConfig
+from cluster.formats.read import READERS, Format
 
 if TYPE_CHECKING:
     from cluster.formats.read import SourcePaths
     from cluster.prepare.plan import Plan, Prepared
     from cluster.shards.index import ShardSet
 
-Format = Literal["coco", "voc", "yolo"]
+ANNOTATIONS = ", ".join(reader.annotations for reader in READERS.values())
 
 
 class SourceConfig(BaseModel):
@@ -26,7 +27,7 @@ class SourceConfig(BaseModel):
     name: str = Field(min_length=1, max_length=200, description="name of the source in index.json")
     format: Format = Field(default="coco", description="format of the annotations")
     annotations: str = Field(
-        min_length=1, description="COCO JSON, folder of VOC XML files or folder of YOLO label files"
+        min_length=1, description=f"one of: {ANNOTATIONS}"
     )
     images: str = Field(min_length=1, description="folder of its images")
 
@@ -38,10 +39,7 @@ class DataSection(BaseModel):
 
     annotations: str | None = Field(
         default=None,
-        description=(
-            "COCO JSON, folder of VOC XML files or folder of YOLO labels: a local path or"
-            " s3://bucket/key"
-        ),
+        description=f"one of: {ANNOTATIONS}; a local path or s3://bucket/key",
     )
     images: str | None = Field(
         default=None,
@@ -213,18 +211,18 @@ def identity(section: DataSection) -> dict[str, Any]:
 
 
 def _source_digests(place: SourcePaths) -> list[str]:
-    from cluster.formats.read import check_place, read_source
+    from cluster.formats.read import check_paths, read_source
     from cluster.storage import uris
     from cluster.workflow.stages import digest_of_file, digest_of_folder
 
     place = place._replace(
         annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
     )
-    check_place(place)
-    if place.format == "coco":
+    check_paths(place)
+    if not READERS[place.format].is_folder:
         return [digest_of_file(place.annotations), digest_of_folder(place.images)]
     # Names and sizes would not do for labels: another class number leaves a YOLO file its size.
-    content = read_source(place, lambda name: True).digest
+    content = read_source(place).digest
     return [f"{place.format} {content}", digest_of_folder(place.images)]
 
 

@@ -1,4 +1,4 @@
-"""Annotations of other tools (COCO, VOC, YOLO) read into one form. Pure: no Ray, torch or MLflow.
+"""Readers of annotation formats (COCO, VOC, YOLO) into one form. Pure: no Ray, torch or MLflow.
 Imports shards and storage.
 """
 

@@ -1,45 +1,57 @@
-"""What annotated pictures become, whatever format they came in: image records kept in columns, the
-quarantine, boxes cut to the picture.
+"""The one form that annotations of every format are read into: image records stored as columns,
+rejected records, boxes clipped to the picture.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from cluster.formats.names import text
+from cluster.formats.names import escape_surrogates
 from cluster.shards.format import Category
 from cluster.shards.quarantine import Quarantined
 
+Box = tuple[float, float, float, float]
+Keep = Callable[[str], bool]
+"""Whether the image of a file name belongs to the split that is read."""
+
 MIN_SIDE = 1.0
-"""px; what is narrower or lower after clipping is no object a detector could find (train2017 holds
-boxes of height 0).
+"""px; a box that is narrower or lower than this after clipping is dropped: no detector could find
+it (train2017 has boxes of height 0).
 """
 MAX_ID = 2**63 - 1
 NO_ID = -1
+"""In the column of annotation ids: the annotation has none."""
+
+
+def keep_all(file_name: str) -> bool:
+    return True
 
 
 class Annotation(NamedTuple):
-    """`box` is XYXY px as annotated, not clipped: what the size of the picture is, its pixels
-    decide. `id`, `area` None: not given.
+    """`box` is XYXY px as annotated, not yet clipped: only the pixels tell the true size of the
+    picture. `id` and `area` (px^2) are None where the source gives none.
     """
 
     id: int | None
     label: int
-    box: tuple[float, float, float, float]
+    box: Box
     crowd: bool
     area: float | None
 
 
 class ImageRecord(NamedTuple):
-    """`file_name` is relative to the images folder of source number `source` and stays inside it.
-    Height and width px as annotated, None when they were not. Where `normalised`, boxes are shares
-    of the width and height of the upright picture instead of px."""
+    """An image with its annotations. `file_name` is relative to the images folder of source number
+    `source` and stays inside it. Height and width are px as annotated, None where the source gives
+    none. Where `normalised`, boxes are fractions of the width and height of the upright picture
+    instead of px.
+    """
 
     image_id: int
     file_name: str
@@ -52,11 +64,12 @@ class ImageRecord(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Images(Sequence[ImageRecord]):
-    """Images with their annotations as columns; an index makes one `ImageRecord`. 860k annotations
+    """Images with their annotations as columns; indexing makes one `ImageRecord`. 860k annotations
     take 46 MB like this and 290 MB as tuples.
 
-    Suffix I: an image; N: an annotation, those of image i are first_I1[i] to first_I1[i + 1]. A
-    height or width of 0, an annotation id of -1 and an area of NaN say "not given".
+    Suffix I: an image; N: an annotation. The annotations of image i are first_I1[i] to
+    first_I1[i + 1]. A height or width of 0, an annotation id of -1 and an area of NaN mean "not
+    given".
     """
 
     ids_I: np.ndarray
@@ -75,105 +88,123 @@ class Images(Sequence[ImageRecord]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        own = slice(int(self.first_I1[place]), int(self.first_I1[place + 1]))
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        height, width = int(self.heights_I[i]), int(self.widths_I[i])
+        return ImageRecord(
+            image_id=int(self.ids_I[i]),
+            file_name=self.names[i],
+            height=height or None,
+            width=width or None,
+            annotations=self._annotations(i),
+            source=int(self.sources_I[i]),
+            normalised=bool(self.normalised_I[i]),
+        )
+
+    def _annotations(self, i: int) -> tuple[Annotation, ...]:
+        rows = slice(int(self.first_I1[i]), int(self.first_I1[i + 1]))
         columns = (self.ids_N, self.labels_N, self.boxes_N4, self.crowd_N, self.area_N)
-        annotations = tuple(
+        return tuple(
             Annotation(
                 None if id_ == NO_ID else id_,
                 label,
-                tuple(box),
+                (x1, y1, x2, y2),
                 crowd,
                 None if area != area else area,
             )
-            for id_, label, box, crowd, area in zip(
-                *(column[own].tolist() for column in columns), strict=True
+            for id_, label, (x1, y1, x2, y2), crowd, area in zip(
+                *(column[rows].tolist() for column in columns), strict=True
             )
         )
-        height, width = int(self.heights_I[place]), int(self.widths_I[place])
-        source, normalised = int(self.sources_I[place]), bool(self.normalised_I[place])
-        return ImageRecord(
-            int(self.ids_I[place]),
-            self.names[place],
-            height or None,
-            width or None,
-            annotations,
-            source,
-            normalised,
-        )
+
+
+@dataclass(frozen=True)
+class AnnotationColumns:
+    """The columns of `Images` that hold annotations, in any order."""
+
+    ids_N: npt.ArrayLike
+    labels_N: npt.ArrayLike
+    boxes_N4: npt.ArrayLike
+    crowd_N: npt.ArrayLike
+    area_N: npt.ArrayLike
 
 
 def make_images(
     *,
-    ids: Any,
-    names: Sequence[str],
-    heights: Any,
-    widths: Any,
-    owners: Any,
-    annotations: dict[str, Any],
+    ids: npt.ArrayLike,
+    names: list[str],
+    heights: npt.ArrayLike,
+    widths: npt.ArrayLike,
+    owners: npt.ArrayLike,
+    annotations: AnnotationColumns,
     normalised: bool = False,
 ) -> Images:
     """Columns in any order -> `Images` by ascending id. `owners` gives the position in `names` of
-    each annotation's image; the annotations of one image keep their order. `annotations` holds
-    ids_N, labels_N, boxes_N4, crowd_N and area_N."""
+    each annotation's image; the annotations of one image keep their order.
+    """
     ids_I = np.asarray(ids, np.int64)
     order_I = np.argsort(ids_I, kind="stable")
     rank_I = np.empty_like(order_I)
     rank_I[order_I] = np.arange(len(order_I))
-    owners_N = rank_I[np.asarray(owners, np.int64)] if len(owners) else np.zeros(0, np.int64)
+    owners_N = np.asarray(owners, np.int64)
+    owners_N = rank_I[owners_N] if len(owners_N) else np.zeros(0, np.int64)
     order_N = np.argsort(owners_N, kind="stable")
-    kinds = {
-        "ids_N": np.int64,
-        "labels_N": np.int32,
-        "boxes_N4": np.float64,
-        "crowd_N": np.bool_,
-        "area_N": np.float64,
-    }
-    columns = {name: np.asarray(annotations[name], kind)[order_N] for name, kind in kinds.items()}
-    columns["boxes_N4"] = columns["boxes_N4"].reshape(-1, 4)
+    counts_I = np.bincount(owners_N, minlength=len(ids_I))
     return Images(
         ids_I=ids_I[order_I],
-        names=[names[place] for place in order_I],
+        names=[names[i] for i in order_I.tolist()],
         heights_I=np.asarray(heights, np.int64)[order_I],
         widths_I=np.asarray(widths, np.int64)[order_I],
         sources_I=np.zeros(len(ids_I), np.int32),
         normalised_I=np.full(len(ids_I), normalised),
-        first_I1=np.concatenate(
-            [[0], np.cumsum(np.bincount(owners_N, minlength=len(ids_I)))]
-        ).astype(np.int64),
-        **columns,
+        first_I1=np.concatenate([[0], np.cumsum(counts_I)]).astype(np.int64),
+        ids_N=np.asarray(annotations.ids_N, np.int64)[order_N],
+        labels_N=np.asarray(annotations.labels_N, np.int32)[order_N],
+        boxes_N4=np.asarray(annotations.boxes_N4, np.float64).reshape(-1, 4)[order_N],
+        crowd_N=np.asarray(annotations.crowd_N, np.bool_)[order_N],
+        area_N=np.asarray(annotations.area_N, np.float64)[order_N],
     )
 
 
-def collect(records: Sequence[ImageRecord], *, normalised: bool = False) -> Images:
+def images_of_records(records: Sequence[ImageRecord], *, normalised: bool = False) -> Images:
     """`Images` of records in any order."""
-    every = [(place, one) for place, record in enumerate(records) for one in record.annotations]
+    owned = [
+        (i, annotation) for i, record in enumerate(records) for annotation in record.annotations
+    ]
+    annotations = [annotation for _, annotation in owned]
     return make_images(
         ids=[record.image_id for record in records],
         names=[record.file_name for record in records],
         heights=[record.height or 0 for record in records],
         widths=[record.width or 0 for record in records],
-        owners=[place for place, _ in every],
-        annotations={
-            "ids_N": [NO_ID if one.id is None else one.id for _, one in every],
-            "labels_N": [one.label for _, one in every],
-            "boxes_N4": np.array([one.box for _, one in every], np.float64).reshape(-1, 4),
-            "crowd_N": [one.crowd for _, one in every],
-            "area_N": [np.nan if one.area is None else one.area for _, one in every],
-        },
+        owners=[i for i, _ in owned],
+        annotations=AnnotationColumns(
+            ids_N=[NO_ID if one.id is None else one.id for one in annotations],
+            labels_N=[one.label for one in annotations],
+            boxes_N4=np.array([one.box for one in annotations], np.float64).reshape(-1, 4),
+            crowd_N=[one.crowd for one in annotations],
+            area_N=[np.nan if one.area is None else one.area for one in annotations],
+        ),
         normalised=normalised,
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one source holds of a split: images in the order of their ids; `repairs` counts what was
-    filled in; `digest` is a sha256 of the annotations. `listed` and `annotated` count images and
-    annotations before anything was left out, `lost` the annotations that went with images left out;
-    `largest_id` is the largest image id of all splits."""
+    """One split of one source. `images` are in the order of their ids; `repairs` counts the fields
+    that were filled in or corrected; `digest` is a sha256 of the annotations.
+
+    `listed` and `annotated` count the images and annotations before any was rejected; `lost` counts
+    the annotations of rejected images. `largest_id` is the largest image id over all splits.
+    """
 
     categories: tuple[Category, ...]
     images: Images
@@ -193,38 +224,43 @@ class Source:
 
 @dataclass
 class Findings:
+    """What a reader rejects and repairs on its way through a source."""
+
     quarantined: list[Quarantined] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
 
     def reject(self, what: str, where: object, why: str, record: object) -> None:
+        """Add an entry of the quarantine; its fields are those of `Quarantined`."""
         if isinstance(record, dict):
             # Polygons are most of a COCO file and say nothing about what was wrong.
             record = {name: value for name, value in record.items() if name != "segmentation"}
+        raw = json.dumps(record, ensure_ascii=False, default=str)
         self.quarantined.append(
-            Quarantined(
-                what,
-                text(str(where)),
-                why,
-                text(json.dumps(record, ensure_ascii=False, default=str)),
-            )
+            Quarantined(what, escape_surrogates(str(where)), why, escape_surrogates(raw))
         )
 
+    def rejected(self, what: str) -> int:
+        """How many entries are about an "image" or an "annotation"."""
+        return sum(entry.what == what for entry in self.quarantined)
 
-def as_coco(one: Annotation, *, image_id: int, category_ids: Sequence[int]) -> dict[str, Any]:
-    """An annotation in the words of a COCO file, whatever format it came in; bbox is [x, y, width,
-    height], None what was not given.
+
+def as_coco(
+    annotation: Annotation, *, image_id: int, category_ids: Sequence[int]
+) -> dict[str, object]:
+    """An annotation in the fields of a COCO file, whatever format it came in; bbox is [x, y, width,
+    height], fields that were not given are None.
     """
-    x1, y1, x2, y2 = one.box
-    # Sides were added to corners: of numbers under a million the 1e-6 px are what a float64 can
-    # still give back.
+    x1, y1, x2, y2 = annotation.box
+    # Corners were computed by adding sides: for numbers under a million a float64 can give the
+    # sides back to 1e-6 px.
     bbox = [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)]
     return {
-        "id": one.id,
+        "id": annotation.id,
         "image_id": image_id,
-        "category_id": category_ids[one.label],
+        "category_id": category_ids[annotation.label],
         "bbox": bbox,
-        "area": one.area,
-        "iscrowd": int(one.crowd),
+        "area": annotation.area,
+        "iscrowd": int(annotation.crowd),
     }
 
 
@@ -236,42 +272,39 @@ def clip_annotations(
     image: ImageRecord,
     category_ids: Sequence[int],
 ) -> tuple[list[Annotation], list[Quarantined], int]:
-    """Boxes clipped to the picture of `height` x `width` px. Returns the kept ones with their area
-    filled in, the dropped ones, how many were cut.
+    """Clip boxes to the picture of `height` x `width` px. Returns the annotations that remain, with
+    their area filled in, those that are dropped, and how many boxes were clipped.
 
-    Dropped is what has a side under 1 px then: no, negative or outside extent. The quarantine names
-    `image` and the id of each label.
+    A box is dropped when a side is under 1 px after clipping: it has no extent, a negative one, or
+    lies outside. `image` and `category_ids` (by label) are for the entries of the quarantine.
     """
-    kept, dropped, cut = [], [], 0
-    for one in annotations:
-        limits = (width, height, width, height)
-        x1, y1, x2, y2 = (
-            min(max(value, 0.0), float(limit)) for value, limit in zip(one.box, limits, strict=True)
+    inside: list[Annotation] = []
+    dropped: list[Quarantined] = []
+    clipped = 0
+    for annotation in annotations:
+        x1, y1, x2, y2 = annotation.box
+        box = (
+            _limit(x1, width),
+            _limit(y1, height),
+            _limit(x2, width),
+            _limit(y2, height),
         )
+        x1, y1, x2, y2 = box
         if x2 - x1 < MIN_SIDE or y2 - y1 < MIN_SIDE:
-            raw = as_coco(one, image_id=image.image_id, category_ids=category_ids)
+            raw = as_coco(annotation, image_id=image.image_id, category_ids=category_ids)
             raw |= {"file_name": image.file_name, "height": height, "width": width}
-            where = image.file_name if one.id is None else f"{one.id} of {image.file_name}"
+            name = image.file_name
+            where = name if annotation.id is None else f"{annotation.id} of {name}"
+            why = "its box has a side under 1 px inside the picture"
             dropped.append(
-                Quarantined(
-                    "annotation",
-                    where,
-                    "its box has a side under 1 px inside the picture",
-                    json.dumps(raw, ensure_ascii=False),
-                )
+                Quarantined("annotation", where, why, json.dumps(raw, ensure_ascii=False))
             )
             continue
-        cut += (x1, y1, x2, y2) != one.box
-        area = (x2 - x1) * (y2 - y1) if one.area is None else one.area
-        kept.append(Annotation(one.id, one.label, (x1, y1, x2, y2), one.crowd, area))
-    return kept, dropped, cut
+        clipped += box != annotation.box
+        area = (x2 - x1) * (y2 - y1) if annotation.area is None else annotation.area
+        inside.append(annotation._replace(box=box, area=area))
+    return inside, dropped, clipped
 
 
-def is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
-
-
-def some(ids: Sequence[Any]) -> str:
-    return ", ".join(text(str(id_)) for id_ in ids[:5]) + (
-        f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    )
+def _limit(value: float, side: int) -> float:
+    return min(max(value, 0.0), float(side))

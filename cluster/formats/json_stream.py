@@ -1,5 +1,5 @@
-"""The lists of a large JSON object, one record after the other: of the text only a few MB are in
-memory at a time, of the records one.
+"""Read the lists of a large JSON object record by record: at any time a few MB of the text and one
+record are in memory.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ from typing import Any, BinaryIO
 from cluster.errors import DataError
 
 CHUNK = 4 << 20
-# No record of an annotation file comes near; it bounds what is read to find out that a quotation
-# mark is missing.
 MAX_VALUE = 256 << 20
-BLANKS = re.compile(r"[ \t\n\r]*")
-DECODER = json.JSONDecoder()
+"""Characters of one value. No record of an annotation file comes near; it limits how much is read
+before a missing quotation mark is noticed.
+"""
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 
 
 def read_lists(
     file: BinaryIO, uri: str, take: Mapping[str, Callable[[Any], None]], *, chunk: int = CHUNK
 ) -> tuple[set[str], str]:
-    """Call `take[name]` with each record of each top-level list of that name, in the order of the
+    """Call `take[name]` with each record of the top-level list of that name, in the order of the
     file.
 
-    Returns the names of all lists met and the sha256 of the file, which is read `chunk` bytes at a
-    time; no names when it holds no object. NaN and Infinity are read, as Python writes them.
-    `DataError` with line and column where the text is not JSON, and for a list that comes twice.
+    Returns the names of all top-level lists (none when the file holds no object) and the sha256 of
+    the file, which is read `chunk` bytes at a time. NaN and Infinity are read, as Python writes
+    them. `DataError` with line and column where the text is not JSON, and for a list that comes
+    twice.
     """
-    window = Window(file, uri, chunk)
-    met: set[str] = set()
+    window = _Window(file, uri, chunk)
+    names: set[str] = set()
     if window.peek() != "{":
         if window.peek() != "[":
             window.value()
-        return met, window.digest.hexdigest()
+        return names, window.digest.hexdigest()
     for _ in window.items("}"):
         if window.peek() != '"':
             raise window.error("Expecting property name enclosed in double quotes", window.at)
@@ -47,21 +49,21 @@ def read_lists(
         if window.peek() != "[":
             window.value()
             continue
-        if name in met and name in take:
+        if name in names and name in take:
             raise DataError(f"{uri}: holds two lists named {name!r}; merge them")
-        met.add(name)
+        names.add(name)
         for _ in window.items("]"):
             record = window.value()
             if name in take:
                 take[name](record)
     if window.peek():
         raise window.error("Extra data", window.at)
-    return met, window.digest.hexdigest()
+    return names, window.digest.hexdigest()
 
 
-class Window:
-    """The part of a file's text that is being read: `text` from `at` on. `line` and `column`, from
-    1 on, are those of text[0].
+class _Window:
+    """The part of a file's text that is in memory: `text`, read up to position `at`. `line` and
+    `column`, from 1 on, are those of text[0].
     """
 
     def __init__(self, file: BinaryIO, uri: str, chunk: int):
@@ -71,17 +73,17 @@ class Window:
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
     def more(self, size: int) -> bool:
-        """Drop what was read and append the next `size` bytes of the file. False, and nothing
-        changes, at its end.
+        """Drop the text before `at` and append the next `size` bytes of the file. At its end return
+        False and change nothing.
         """
         data = self.file.read(size)
         waiting = len(self.decoder.getstate()[0])
         try:
             text = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            place = self.bytes_read - waiting + error.start
+            byte = self.bytes_read - waiting + error.start
             raise DataError(
-                f"{self.uri}: not valid JSON: byte {place} is not UTF-8; write or download it again"
+                f"{self.uri}: not valid JSON: byte {byte} is not UTF-8; write or download it again"
             ) from error
         if not data:
             return False
@@ -94,23 +96,24 @@ class Window:
     def peek(self) -> str:
         """The next character that is not blank; "" at the end of the file."""
         while True:
-            self.at = BLANKS.match(self.text, self.at).end()
+            blanks = _BLANKS.match(self.text, self.at)
+            self.at = blanks.end() if blanks else self.at
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more(self.chunk):
                 return ""
 
     def value(self) -> Any:
-        """The value that begins here. Where the window ends inside it, the window grows, twice as
-        much each time.
+        """The value that begins at `at`. Where the window ends inside the value, the window grows,
+        by twice as much each time.
         """
         self.peek()
         size = self.chunk
         while True:
             try:
-                value, end = DECODER.raw_decode(self.text, self.at)
-                # A number at the end may go on: behind it stand more digits, or a "." or "e-" that
-                # alone mean nothing.
+                value, end = _DECODER.raw_decode(self.text, self.at)
+                # A number at the end of the window may go on with more digits, or with a "." or
+                # "e-" that alone mean nothing.
                 if len(self.text) - end > 2 or not self.more(size):
                     self.at = end
                     return value
@@ -124,8 +127,8 @@ class Window:
             size *= 2
 
     def items(self, close: str) -> Iterator[None]:
-        """From an opening bracket to `close`, one turn at the start of every item; the caller reads
-        the item.
+        """From an opening bracket to `close`: yields at the start of every item, which the caller
+        reads.
         """
         self.at += 1
         if self.peek() == close:
@@ -140,15 +143,14 @@ class Window:
             if sign == close:
                 return
 
-    def position(self, place: int) -> tuple[int, int]:
-        """Line and column of text[place]."""
-        lines = self.text.count("\n", 0, place)
-        return self.line + lines, (
-            place - self.text.rfind("\n", 0, place) if lines else self.column + place
-        )
+    def position(self, at: int) -> tuple[int, int]:
+        """Line and column of text[at]."""
+        lines = self.text.count("\n", 0, at)
+        column = at - self.text.rfind("\n", 0, at) if lines else self.column + at
+        return self.line + lines, column
 
-    def error(self, message: str, place: int) -> DataError:
-        line, column = self.position(place)
+    def error(self, message: str, at: int) -> DataError:
+        line, column = self.position(at)
         return DataError(
             f"{self.uri}: not valid JSON at line {line}, column {column}: {message}; write or"
             " download it again"

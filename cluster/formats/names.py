@@ -1,15 +1,15 @@
-"""File names that annotations give: may they be used, and which file do they mean?"""
+"""File names that annotations give: whether they may be used, and which file they mean."""
 
 from __future__ import annotations
 
 import posixpath
 import unicodedata
-from typing import Any
+from typing import TypeGuard
 
 
 def inside_folder(name: str) -> str | None:
-    """`name` without `.` and `..` steps, or None when it does not stay below the folder it is
-    relative to.
+    """`name` without `.` and `..` steps, or None when it leads out of the folder it is relative
+    to.
     """
     path = posixpath.normpath(name.replace("\\", "/"))
     outside = (
@@ -21,7 +21,7 @@ def inside_folder(name: str) -> str | None:
     return None if outside else path
 
 
-def fault_of_name(name: Any) -> str | None:
+def fault_of_name(name: object) -> str | None:
     """Why a file name of the annotations cannot be used; None when it can."""
     if not isinstance(name, str) or not name:
         return "it has no file_name"
@@ -37,13 +37,13 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def is_text(value: Any) -> bool:
-    """JSON can hold halves of surrogate pairs, which no file name, Parquet column or terminal
-    takes.
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether `value` is text that a file name, Parquet column or terminal can hold. JSON can also
+    hold halves of surrogate pairs, which these cannot.
     """
-    return isinstance(value, str) and text(value) == value
+    return isinstance(value, str) and escape_surrogates(value) == value
 
 
-def text(value: str) -> str:
-    """`value` with half surrogates escaped."""
+def escape_surrogates(value: str) -> str:
+    """`value` with half surrogate pairs escaped."""
     return value.encode("utf-8", "backslashreplace").decode()

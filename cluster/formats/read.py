@@ -1,207 +1,240 @@
-"""One or several annotated sources, of COCO, VOC or YOLO format, whole or one split of them -> one
-list of images with one list of classes.
+"""One or several annotated sources, in any of the formats of `READERS`, whole or one split of them
+-> one list of images with one list of classes.
 
-Classes of several sources are one where their names are the same: those of the first source in its
+Classes of several sources that have the same name are one class: those of the first source in its
 order, then the new ones of the others. A class keeps the id of the first source that has it, or
-gets the next free one where that id is taken. Image ids of the first source stay; those of every
-other are moved up by one more than the largest id before it, so that no two are equal.
+gets the next free id where that one is taken. Image ids of the first source stay; those of every
+other source are moved up by one more than the largest id before it, so that no two are equal.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from cluster.errors import DataError, UsageError
-from cluster.formats import coco, voc, yolo
-from cluster.formats.annotations import MAX_ID, Images, Source
+from cluster.formats.annotations import MAX_ID, Images, Keep, Source
+from cluster.formats.coco import read_coco
 from cluster.formats.names import composed
+from cluster.formats.voc import read_voc
+from cluster.formats.yolo import read_yolo
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
 
-FORMATS = ("coco", "voc", "yolo")
-SPLITS = ("all", "train", "val")
-PARTS = 1_000_000
+Format = Literal["coco", "voc", "yolo"]
+"""The names of `READERS`, for configuration fields."""
+SPLIT_BUCKETS = 1_000_000
+
+
+class ReadFormat(Protocol):
+    def __call__(self, annotations: str, images: str, keep: Keep) -> Source:
+        """Read the images whose file name `keep` accepts. `annotations` and `images` are URIs."""
+        ...
+
+
+class Reader(NamedTuple):
+    """An annotation format. `annotations` says what its annotations are, for `--help` and errors;
+    `is_folder` whether that is a folder.
+    """
+
+    read: ReadFormat
+    annotations: str
+    is_folder: bool
+
+
+READERS: dict[Format, Reader] = {
+    "coco": Reader(read_coco, "a COCO JSON file", is_folder=False),
+    "voc": Reader(read_voc, "a folder of VOC XML files", is_folder=True),
+    "yolo": Reader(read_yolo, "a folder of YOLO label files", is_folder=True),
+}
+"""The one list of annotation formats: a new one is a file with a reader, a line here and its name
+in `Format`.
+"""
 
 
 class SourcePaths(NamedTuple):
-    """Where a source is. `annotations` is a COCO JSON, a folder of VOC XML files or one of YOLO
-    labels; file names are relative to `images`.
+    """Where a source is: the annotations as its `Reader` wants them, and the folder that their file
+    names are relative to.
     """
 
     name: str
-    format: str
+    format: Format
     annotations: str
     images: str
 
 
+class SourceEntry(TypedDict):
+    """What index.json stores about a source. `category_ids` are the source's own ids by class name,
+    where they differ from those of the set.
+    """
+
+    name: str
+    format: Format
+    digest: str
+    image_id_offset: int
+    category_ids: dict[str, int]
+
+
 @dataclass(frozen=True)
-class United:
-    """All sources as one. `about` says of each, in order, what the index keeps: name, format,
-    digest, image_id_offset and category_ids (the ids of its own by class name, where they are
-    others)."""
+class MergedSources:
+    """All sources as one, and the index entry of each, in order."""
 
     source: Source
-    about: tuple[dict[str, Any], ...]
+    entries: tuple[SourceEntry, ...]
 
 
 def read_sources(
-    places: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1
-) -> United:
+    paths: Sequence[SourcePaths], *, split: str = "all", val_share: float = 0.1
+) -> MergedSources:
     """Read every source. `UsageError` where the annotations are not there, `DataError` where they
     cannot be used.
     """
 
-    def keep(name: str) -> bool:
-        return split == "all" or in_val(name, val_share) == (split == "val")
+    def keep(file_name: str) -> bool:
+        return split == "all" or in_val(file_name, val_share) == (split == "val")
 
-    sources = [read_source(place, keep) for place in places]
-    for place, source in zip(places, sources, strict=True):
-        check_names(place, source)
+    sources = [_reader(path).read(path.annotations, path.images, keep) for path in paths]
+    for path, source in zip(paths, sources, strict=True):
+        _check_class_names(path, source)
         if not source.listed:
             raise DataError(
-                f"{place.annotations}: none of its images falls into --split {split} with"
+                f"{path.annotations}: none of its images falls into --split {split} with"
                 f" --val_share {val_share:g}; change one of them"
             )
-    return unite(places, sources)
+    return _merge(paths, sources)
 
 
-def check_place(place: SourcePaths) -> None:
-    """`UsageError` where annotations or images are not there, or are a file where a folder is
-    needed and the other way round.
+def _reader(path: SourcePaths) -> Reader:
+    if path.format not in READERS:
+        raise UsageError(f"--format {path.format}: is not one of {', '.join(READERS)}")
+    return READERS[path.format]
+
+
+def check_paths(path: SourcePaths) -> None:
+    """`UsageError` where annotations or images are not there, are a file where a folder is needed,
+    or a folder where a file is needed.
     """
-    for flag, uri in (("annotations", place.annotations), ("images", place.images)):
-        check_readable(uri)
-        a_file, needs_file = (
-            files.size(uri) is not None,
-            (flag, place.format) == ("annotations", "coco"),
+    reader = _reader(path)
+    check_readable(path.annotations)
+    is_folder = files.size(path.annotations) is None
+    if is_folder and not reader.is_folder:
+        others = " or ".join(name for name, other in READERS.items() if other.is_folder)
+        raise UsageError(
+            f"--annotations {path.annotations}: is a folder, but annotations of format"
+            f" {path.format} are {reader.annotations}; name it, or say --format {others}"
         )
-        if needs_file and not a_file:
-            raise UsageError(
-                f"--annotations {uri}: is a folder, COCO annotations are a JSON file; name it, or"
-                " say --format voc or yolo"
+    if not is_folder and reader.is_folder:
+        raise UsageError(
+            f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
+            f" are {reader.annotations}; name that"
+        )
+    check_readable(path.images)
+    if files.size(path.images) is not None:
+        raise UsageError(
+            f"--images {path.images}: is a file, but the images are in a folder; name that"
+        )
+
+
+def _check_class_names(path: SourcePaths, source: Source) -> None:
+    """AP by class, weights by class and the merging of sources identify classes by name."""
+    counts = Counter(category.name for category in source.categories)
+    for name, count in counts.items():
+        if count > 1:
+            ids = ", ".join(str(one.id) for one in source.categories if one.name == name)
+            raise DataError(
+                f"{path.annotations}: {count} categories are named {name!r} (ids {ids}); classes go"
+                " by name: rename or merge them"
             )
-        if a_file and not needs_file:
-            what = (
-                "the images are in a folder"
-                if flag == "images"
-                else f"annotations of format {place.format} are in a folder"
-            )
-            raise UsageError(f"--{flag} {uri}: is a file, {what}; name that")
-
-
-def check_names(place: SourcePaths, source: Source) -> None:
-    """AP by class, weights by class and the union of sources go by the names of classes."""
-    names = Counter(category.name for category in source.categories)
-    for twice, times in names.items():
-        if times == 1:
-            continue
-        ids = ", ".join(
-            str(category.id) for category in source.categories if category.name == twice
-        )
-        raise DataError(
-            f"{place.annotations}: {times} categories are named {twice!r} (ids {ids}); classes go"
-            " by name: rename or merge them"
-        )
-
-
-def read_source(place: SourcePaths, keep: Callable[[str], bool]) -> Source:
-    if place.format == "coco":
-        return coco.read_coco(place.annotations, keep)
-    if place.format == "voc":
-        return voc.read_voc(place.annotations, keep)
-    if place.format == "yolo":
-        return yolo.read_yolo(place.annotations, place.images, keep)
-    raise UsageError(f"--format {place.format}: is not one of {', '.join(FORMATS)}")
 
 
 def in_val(file_name: str, val_share: float) -> bool:
     """Whether an image belongs to the val split: by the sha256 of its name alone, so that it stays
-    where it is when others come and go.
+    in its split when other images come and go.
     """
     digest = hashlib.sha256(composed(file_name).encode("utf-8", "backslashreplace")).digest()
-    return int.from_bytes(digest[:8], "big") % PARTS < round(val_share * PARTS)
+    bucket = int.from_bytes(digest[:8], "big") % SPLIT_BUCKETS
+    return bucket < round(val_share * SPLIT_BUCKETS)
 
 
-def unite(places: Sequence[SourcePaths], sources: Sequence[Source]) -> United:
-    categories = unite_categories(sources) if len(sources) > 1 else sources[0].categories
-    united = {category.name: category for category in categories}
-    about, parts, offset = [], [], 0
-    for number, (place, source) in enumerate(zip(places, sources, strict=True)):
-        largest = offset + source.largest_id
-        if largest > MAX_ID:
+def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSources:
+    """One source stays as it is, ids included."""
+    alone = len(sources) == 1
+    categories = sources[0].categories if alone else _merge_categories(sources)
+    merged = {category.name: category for category in categories}
+    entries: list[SourceEntry] = []
+    parts: list[Images] = []
+    offset = 0
+    for number, (path, source) in enumerate(zip(paths, sources, strict=True)):
+        if offset + source.largest_id > MAX_ID:
             raise DataError(
-                f"{place.annotations}: image ids beyond 2^63 when united with the other sources;"
+                f"{path.annotations}: image ids beyond 2^63 when united with the other sources;"
                 " renumber its images"
             )
-        other_ids = {
-            one.name: one.id
-            for one in source.categories
-            if len(sources) > 1 and one.id != united[one.name].id
-        }
-        about.append(
+        own_ids = {one.name: one.id for one in source.categories if one.id != merged[one.name].id}
+        entries.append(
             {
-                "name": place.name,
-                "format": place.format,
+                "name": path.name,
+                "format": path.format,
                 "digest": source.digest,
                 "image_id_offset": offset,
-                "category_ids": other_ids,
+                "category_ids": {} if alone else own_ids,
             }
         )
-        parts.append(source.images)
-        if len(sources) > 1:
-            labels = np.array(
-                [united[category.name].label for category in source.categories], np.int32
+        labels_K = np.array([merged[one.name].label for one in source.categories], np.int32)
+        images = source.images
+        parts.append(
+            images
+            if alone
+            else replace(
+                images,
+                ids_I=images.ids_I + offset,
+                sources_I=np.full(len(images), number, np.int32),
+                labels_N=labels_K[images.labels_N],
             )
-            parts[-1] = replace(
-                source.images,
-                ids_I=source.images.ids_I + offset,
-                sources_I=np.full(len(source.images), number, np.int32),
-                labels_N=labels[source.images.labels_N],
-            )
-        offset = largest + 1
-    repairs = {
-        what: sum(source.repairs.get(what, 0) for source in sources)
-        for source in sources
-        for what in source.repairs
-    }
+        )
+        offset += source.largest_id + 1
+    digests = "".join(source.digest for source in sources)
+    digest = digests if alone else hashlib.sha256(digests.encode()).hexdigest()
     source = Source(
         categories=categories,
-        images=join_images(parts),
-        quarantined=tuple(record for source in sources for record in source.quarantined),
-        repairs=repairs,
+        images=_concatenate(parts),
+        quarantined=tuple(entry for source in sources for entry in source.quarantined),
+        repairs=_sum_repairs(sources),
         listed=sum(source.listed for source in sources),
         annotated=sum(source.annotated for source in sources),
         lost=sum(source.lost for source in sources),
         largest_id=offset - 1,
-        digest=(
-            sources[0].digest
-            if len(sources) == 1
-            else hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
-        ),
+        digest=digest,
     )
-    return United(source, tuple(about))
+    return MergedSources(source, tuple(entries))
 
 
-def unite_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
-    united: dict[str, Category] = {}
+def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
+    merged: dict[str, Category] = {}
     taken: set[int] = set()
     for source in sources:
         for category in source.categories:
-            if category.name not in united:
+            if category.name not in merged:
                 id_ = category.id if category.id not in taken else max(taken) + 1
-                united[category.name] = Category(len(united), id_, category.name)
+                merged[category.name] = Category(len(merged), id_, category.name)
                 taken.add(id_)
-    return tuple(united.values())
+    return tuple(merged.values())
 
 
-def join_images(parts: Sequence[Images]) -> Images:
+def _sum_repairs(sources: Sequence[Source]) -> dict[str, int]:
+    repairs: Counter[str] = Counter()
+    for source in sources:
+        repairs.update(source.repairs)
+    return dict(repairs)
+
+
+def _concatenate(parts: Sequence[Images]) -> Images:
     if len(parts) == 1:
         return parts[0]
     columns = {

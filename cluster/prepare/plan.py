@@ -22,7 +22,7 @@ import numpy as np
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Images, Source
 from cluster.formats.names import composed
-from cluster.formats.read import SourcePaths, United, check_place, read_sources
+from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
 from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
 from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
@@ -79,7 +79,7 @@ class Plan:
     `finished` is a set that is there already.
     """
 
-    united: United
+    united: MergedSources
     images: Images
     sizes_I: np.ndarray
     changed_I: np.ndarray
@@ -181,7 +181,7 @@ def plan_shards(
         output = uris.absolute(output)
         refuse_sources(output, places, chosen.against)
     for place in places:
-        check_place(place)
+        check_paths(place)
     for uri in chosen.against:
         preflight.check_readable(uri)
     if output is not None:
@@ -203,7 +203,7 @@ def plan_shards(
         split,
         val_share,
     )
-    fingerprint = digest_of(SCHEMA_VERSION, united.about, listing, identity, others)
+    fingerprint = digest_of(SCHEMA_VERSION, united.entries, listing, identity, others)
     plan = Plan(
         united=united,
         images=images,
@@ -434,7 +434,7 @@ def summarise(
         ),
         sources=tuple(
             IndexedSource(**about, images=stored[number])
-            for number, about in enumerate(plan.united.about)
+            for number, about in enumerate(plan.united.entries)
         ),
         source_digest=plan.united.source.digest,
         fingerprint=plan.fingerprint,

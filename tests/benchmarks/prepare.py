@@ -46,7 +46,7 @@ if {plain}:
         content = json.load(file)
     images = len(content["images"])
 else:
-    images = len(coco.read_coco({path!r}).images)
+    images = len(coco.read_coco({path!r}, "").images)
 print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} MB of imports,",
       f"{{time.process_time() - start:.1f}} s CPU")
 """

@@ -507,16 +507,16 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
             "coco",
             annotations,
             a_picture,
-            f"--images {a_picture}: is a file, the images are in a folder",
+            f"--images {a_picture}: is a file, but the images are in a folder",
         ),
         (
             "coco",
             images,
             images,
-            f"--annotations {images}: is a folder, COCO annotations are a JSON file",
+            f"--annotations {images}: is a folder, but annotations of format coco are a COCO JSON file",
         ),
-        ("voc", annotations, images, "is a file, annotations of format voc are in a folder"),
-        ("yolo", annotations, images, "is a file, annotations of format yolo are in a folder"),
+        ("voc", annotations, images, "is a file, but annotations of format voc are a folder"),
+        ("yolo", annotations, images, "is a file, but annotations of format yolo are a folder"),
     ):
         with pytest.raises(UsageError, match=said):
             plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
-from cluster.formats import coco, names
-from cluster.formats.annotations import Annotation, ImageRecord, clip_annotations
+from cluster.formats import coco, coco_records, coco_references, names
+from cluster.formats.annotations import Annotation, ImageRecord, Source, clip_annotations
 from cluster.shards.format import Category
 from cluster.storage import files
 
@@ -32,17 +32,17 @@ BOX = {
 
 def read(
     folder: Path, *, images: Any = (IMAGE,), annotations: Any = (BOX,), categories: Any = CATEGORIES
-) -> coco.Source:
+) -> Source:
     content = {
         "images": list(images),
         "annotations": list(annotations),
         "categories": list(categories),
     }
     (folder / "coco.json").write_text(json.dumps(content))
-    return coco.read_coco(str(folder / "coco.json"))
+    return coco.read_coco(str(folder / "coco.json"), "images")
 
 
-def reasons(source: coco.Source) -> list[tuple[str, str, str]]:
+def reasons(source: Source) -> list[tuple[str, str, str]]:
     return [(record.what, record.where, record.why) for record in source.quarantined]
 
 
@@ -62,7 +62,7 @@ def test_a_good_file(tmp_path: Path) -> None:
 def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: str) -> None:
     local = read(tmp_path)
     files.write_bytes(f"{bucket}/coco.json", (tmp_path / "coco.json").read_bytes())
-    remote = coco.read_coco(f"{bucket}/coco.json")
+    remote = coco.read_coco(f"{bucket}/coco.json", "images")
     assert (
         tuple(remote.images) == tuple(local.images)
         and replace(remote, images=local.images) == local
@@ -74,13 +74,13 @@ def test_missing_and_malformed_files(tmp_path: Path, bucket: str) -> None:
         with pytest.raises(
             UsageError, match=r"none\.json: there is no such annotation file; check --annotations"
         ):
-            coco.read_coco(uri)
+            coco.read_coco(uri, "images")
     (tmp_path / "bad.json").write_text('{\n  "images": [,]\n}')
     # `__"images":_[,`: the comma is the 14th character of line 2.
     with pytest.raises(DataError, match="line 2, column 14"):
-        coco.read_coco(str(tmp_path / "bad.json"))
+        coco.read_coco(str(tmp_path / "bad.json"), "images")
     with pytest.raises(UsageError, match="cannot be read"):
-        coco.read_coco(str(tmp_path))
+        coco.read_coco(str(tmp_path), "images")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_missing_and_malformed_files(tmp_path: Path, bucket: str) -> None:
 def test_json_that_is_no_coco_file(tmp_path: Path, content: Any) -> None:
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="it has no list named"):
-        coco.read_coco(str(tmp_path / "x.json"))
+        coco.read_coco(str(tmp_path / "x.json"), "images")
 
 
 def test_nothing_to_prepare(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_lists_may_come_in_any_order(tmp_path: Path) -> None:
     found = []
     for order in itertools.permutations(lists):
         (tmp_path / "coco.json").write_text(json.dumps({name: lists[name] for name in order}))
-        source = coco.read_coco(str(tmp_path / "coco.json"))
+        source = coco.read_coco(str(tmp_path / "coco.json"), "images")
         found.append(
             (
                 tuple(source.images),
@@ -339,8 +339,10 @@ def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
     values=st.lists(st.integers(-5, 60)), ids=st.lists(st.integers(0, 50), unique=True), repeats=st.lists(st.integers(0, 9), max_size=20)
 )  # fmt: skip
 def test_look_ups(values: list[int], ids: list[int], repeats: list[int]) -> None:
-    found = coco.places(np.array(values, np.int64), np.array(ids, np.int64)).tolist()
+    found = coco_references.positions_of(
+        np.array(values, np.int64), np.array(ids, np.int64)
+    ).tolist()
     assert found == [ids.index(value) if value in ids else -1 for value in values]
-    assert set(coco.repeated(array("q", repeats))) == {
+    assert set(coco_records.repeated_ids(array("q", repeats))) == {
         value for value in repeats if repeats.count(value) > 1
     }

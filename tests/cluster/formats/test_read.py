@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
-from cluster.formats.annotations import Annotation, ImageRecord, collect
-from cluster.formats.read import SourcePaths, in_val, read_sources
+from cluster.formats.annotations import Annotation, ImageRecord, images_of_records
+from cluster.formats.read import READERS, Format, SourcePaths, in_val, read_sources
 from cluster.shards.format import Category
 
 names = st.text(min_size=1, max_size=20)
@@ -51,7 +51,7 @@ def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
     united = read_sources([place])
     assert [image.image_id for image in united.source.images] == [0, 7]
     assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"))
-    assert united.about == (
+    assert united.entries == (
         {
             "name": "one",
             "format": "coco",
@@ -96,8 +96,8 @@ def test_several_sources_become_one(tmp_path: Path) -> None:
     assert united.source.images[3].annotations[0].box == (0, 0, 5, 5) and united.source.images[
         3
     ].annotations[1].box == (1, 0, 6, 5)
-    assert [about["image_id_offset"] for about in united.about] == [0, 8]
-    assert [about["category_ids"] for about in united.about] == [{}, {"dog": 1, "owl": 3}]
+    assert [entry["image_id_offset"] for entry in united.entries] == [0, 8]
+    assert [entry["category_ids"] for entry in united.entries] == [{}, {"dog": 1, "owl": 3}]
     assert (united.source.listed, united.source.annotated) == (4, 5)
 
 
@@ -235,4 +235,8 @@ def test_columns_give_back_the_records(
         )
         for image_id, boxes in content
     ]
-    assert list(collect(made)) == sorted(made)
+    assert list(images_of_records(made)) == sorted(made)
+
+
+def test_the_configuration_knows_every_format() -> None:
+    assert get_args(Format) == tuple(READERS)

@@ -40,7 +40,9 @@ def reasons(source: Source) -> list[tuple[str, str, str]]:
 
 
 def test_boxes_count_from_zero_and_end_behind_the_last_pixel(tmp_path: Path) -> None:
-    source = voc.read_voc(write(tmp_path, b=thing("dog") + thing("cat", (1, 1, 200, 100)), a=""))
+    source = voc.read_voc(
+        write(tmp_path, b=thing("dog") + thing("cat", (1, 1, 200, 100)), a=""), "images"
+    )
     # Sorted names; ids from 1. Pixels 11..40 of 1..200 are 10..40 half-open; the whole picture is
     # 0, 0, 200, 100.
     assert source.categories == (Category(0, 1, "cat"), Category(1, 2, "dog"))
@@ -71,7 +73,8 @@ def test_difficult_objects_are_crowds_and_counted(tmp_path: Path) -> None:
         write(
             tmp_path,
             a=thing(more="<difficult>1</difficult>") + thing(more="<difficult>0</difficult>"),
-        )
+        ),
+        "images",
     )
     assert [one.crowd for one in source.images[0].annotations] == [True, False]
     assert source.repairs == {"difficult objects, stored as crowds": 1}
@@ -88,7 +91,7 @@ def test_difficult_objects_are_crowds_and_counted(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
-    source = voc.read_voc(write(tmp_path, a=thing() + text))
+    source = voc.read_voc(write(tmp_path, a=thing() + text), "images")
     assert reasons(source) == [("annotation", "2 of a.jpg", why)] and source.annotated == 2
     assert [one.id for one in source.images[0].annotations] == [1]
     assert "<object>" in source.quarantined[0].raw
@@ -124,7 +127,7 @@ def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
     ],
 )
 def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
-    source = voc.read_voc(write(tmp_path, good=thing(), bad=text))
+    source = voc.read_voc(write(tmp_path, good=thing(), bad=text), "images")
     ((what, where, reason),) = reasons(source)
     assert (what, where) == ("image", "bad.xml") and reason.startswith(why)
     assert [image.file_name for image in source.images] == ["good.jpg"] and source.listed == 2
@@ -133,39 +136,39 @@ def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
 @pytest.mark.parametrize("width", ["0", "30.5", "9" * 5000])
 def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path, width: str) -> None:
     text = f"<annotation><filename>a.jpg</filename><size><width>{width}</width><height>x</height></size>{thing()}</annotation>"
-    image = voc.read_voc(write(tmp_path, a=text)).images[0]
+    image = voc.read_voc(write(tmp_path, a=text), "images").images[0]
     assert (image.height, image.width) == (None, None)
 
 
 def test_classes_txt_gives_the_order_and_what_counts(tmp_path: Path) -> None:
     folder = write(tmp_path, a=thing("dog") + thing("bird"))
     (tmp_path / "classes.txt").write_text("dog\ncat\n\n")
-    source = voc.read_voc(folder)
+    source = voc.read_voc(folder, "images")
     assert source.categories == (Category(0, 1, "dog"), Category(1, 2, "cat"))
     assert reasons(source) == [("annotation", "2 of a.jpg", "its class is not in classes.txt")]
     (tmp_path / "classes.txt").write_text("dog\ndog\n")
     with pytest.raises(DataError, match="names 'dog' twice"):
-        voc.read_voc(folder)
+        voc.read_voc(folder, "images")
 
 
 def test_what_cannot_be_used_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.xml file below it"):
-        voc.read_voc(str(tmp_path / "empty"))
+        voc.read_voc(str(tmp_path / "empty"), "images")
     with pytest.raises(DataError, match="no object with a name in any of its files"):
-        voc.read_voc(write(tmp_path / "bare", a=""))
+        voc.read_voc(write(tmp_path / "bare", a=""), "images")
     twice = "<annotation><filename>a.jpg</filename>" + thing() + "</annotation>"
     with pytest.raises(
         DataError, match=r"b\.xml: describes 'a\.jpg', which another file describes too"
     ):
-        voc.read_voc(write(tmp_path / "twice", a=twice, b=twice))
+        voc.read_voc(write(tmp_path / "twice", a=twice, b=twice), "images")
 
 
 def test_a_split_keeps_ids_and_classes(tmp_path: Path) -> None:
     folder = write(tmp_path, a=thing("dog"), b=thing("cat"), c=thing("cow"))
-    whole = voc.read_voc(folder)
+    whole = voc.read_voc(folder, "images")
     parts = [
-        voc.read_voc(folder, keep)
+        voc.read_voc(folder, "images", keep)
         for keep in (lambda name: name == "b.jpg", lambda name: name != "b.jpg")
     ]
     assert sorted(image for part in parts for image in part.images) == sorted(whole.images)
@@ -177,8 +180,8 @@ def test_a_split_keeps_ids_and_classes(tmp_path: Path) -> None:
 def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(
     tmp_path: Path, bucket: str
 ) -> None:
-    local = voc.read_voc(write(tmp_path, a=thing()))
+    local = voc.read_voc(write(tmp_path, a=thing()), "images")
     files.upload_folder(str(tmp_path), f"{bucket}/voc")
-    assert voc.read_voc(f"{bucket}/voc").digest == local.digest
-    assert voc.read_voc(write(tmp_path, a=thing() + thing())).digest != local.digest
+    assert voc.read_voc(f"{bucket}/voc", "images").digest == local.digest
+    assert voc.read_voc(write(tmp_path, a=thing() + thing()), "images").digest != local.digest
     assert voc.parse_voc(b"<a/>").sha256 == hashlib.sha256(b"<a/>").hexdigest()
