@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from cluster.errors import DataError, UsageError
-from cluster.formats.annotations import MAX_ID, Images, Keep, Source
+from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
 from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
@@ -99,7 +99,7 @@ def read_sources(
     def keep(file_name: str) -> bool:
         return split == "all" or in_val(file_name, val_share) == (split == "val")
 
-    sources = [_reader(path).read(path.annotations, path.images, keep) for path in paths]
+    sources = [read_source(path, keep) for path in paths]
     for path, source in zip(paths, sources, strict=True):
         _check_class_names(path, source)
         if not source.listed:
@@ -108,6 +108,11 @@ def read_sources(
                 f" --val_share {val_share:g}; change one of them"
             )
     return _merge(paths, sources)
+
+
+def read_source(path: SourcePaths, keep: Keep = keep_all) -> Source:
+    """One source. Errors: see `read_sources`."""
+    return _reader(path).read(path.annotations, path.images, keep)
 
 
 def _reader(path: SourcePaths) -> Reader:
