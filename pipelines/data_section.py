@@ -13,7 +13,8 @@ from cluster.formats.read import READERS, Format
 
 if TYPE_CHECKING:
     from cluster.formats.read import SourcePaths
-    from cluster.prepare.plan import Plan, Prepared
+    from cluster.prepare.plan import Plan
+    from cluster.prepare.write import Prepared
     from cluster.shards.index import ShardSet
 
 ANNOTATIONS = ", ".join(reader.annotations for reader in READERS.values())
@@ -26,9 +27,7 @@ class SourceConfig(BaseModel):
 
     name: str = Field(min_length=1, max_length=200, description="name of the source in index.json")
     format: Format = Field(default="coco", description="format of the annotations")
-    annotations: str = Field(
-        min_length=1, description=f"one of: {ANNOTATIONS}"
-    )
+    annotations: str = Field(min_length=1, description=f"one of: {ANNOTATIONS}")
     images: str = Field(min_length=1, description="folder of its images")
 
 
@@ -134,18 +133,6 @@ class DataSection(BaseModel):
         return [SourcePaths(source_name(annotations), self.format, annotations, images)]
 
 
-SET_OPTIONS = {
-    "seed",
-    "row_group_rows",
-    "max_pixels",
-    "max_quarantined",
-    "max_quarantined_annotations",
-    "split",
-    "val_share",
-}
-"""Fields of the section that `plan_shards` takes under the same name."""
-
-
 def prepare_shards(
     section: DataSection,
     *,
@@ -159,16 +146,25 @@ def prepare_shards(
     work. Errors: see `plan_shards` and `write_shards`.
     """
     from cluster.compute.session import connect
-    from cluster.prepare.plan import plan_shards, write_shards
+    from cluster.prepare.plan import Options, plan_shards
+    from cluster.prepare.write import write_shards
 
     plan = plan_shards(
         section.source_paths(),
         output=output,
-        shard_bytes=section.shard_size_mib << 20,
-        drop_duplicates=section.duplicates == "drop",
-        against=(*against, *section.against),
         overwrite=overwrite,
-        **section.model_dump(include=SET_OPTIONS),
+        options=Options(
+            split=section.split,
+            val_share=section.val_share,
+            seed=section.seed,
+            shard_bytes=section.shard_size_mib << 20,
+            row_group_rows=section.row_group_rows,
+            max_pixels=section.max_pixels,
+            max_quarantined=section.max_quarantined,
+            max_quarantined_annotations=section.max_quarantined_annotations,
+            drop_duplicates=section.duplicates == "drop",
+            against=(*against, *section.against),
+        ),
     )
     if plan.finished is None:
         connect(ray.address, num_cpus=ray.num_cpus)

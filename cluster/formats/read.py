@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, TypedDict
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
 from cluster.shards.format import Category
+from cluster.shards.index import IndexedSource
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
 
@@ -69,24 +70,14 @@ class SourcePaths(NamedTuple):
     images: str
 
 
-class SourceEntry(TypedDict):
-    """What index.json stores about a source. `category_ids` are the source's own ids by class name,
-    where they differ from those of the set.
-    """
-
-    name: str
-    format: Format
-    digest: str
-    image_id_offset: int
-    category_ids: dict[str, int]
-
-
 @dataclass(frozen=True)
 class MergedSources:
-    """All sources as one, and the index entry of each, in order."""
+    """All sources as one, and the index entry of each, in order. How many images of a source are
+    stored, only their pixels will tell: its `images` is 0.
+    """
 
     source: Source
-    entries: tuple[SourceEntry, ...]
+    entries: tuple[IndexedSource, ...]
 
 
 def read_sources(
@@ -172,7 +163,7 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
     alone = len(sources) == 1
     categories = sources[0].categories if alone else _merge_categories(sources)
     merged = {category.name: category for category in categories}
-    entries: list[SourceEntry] = []
+    entries: list[IndexedSource] = []
     parts: list[Images] = []
     offset = 0
     for number, (path, source) in enumerate(zip(paths, sources, strict=True)):
@@ -183,13 +174,13 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
             )
         own_ids = {one.name: one.id for one in source.categories if one.id != merged[one.name].id}
         entries.append(
-            {
-                "name": path.name,
-                "format": path.format,
-                "digest": source.digest,
-                "image_id_offset": offset,
-                "category_ids": {} if alone else own_ids,
-            }
+            IndexedSource(
+                name=path.name,
+                format=path.format,
+                digest=source.digest,
+                image_id_offset=offset,
+                category_ids={} if alone else own_ids,
+            )
         )
         labels_K = np.array([merged[one.name].label for one in source.categories], np.int32)
         images = source.images

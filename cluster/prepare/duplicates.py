@@ -1,25 +1,25 @@
-"""The same picture twice, by the sha256 of the file: in one set, or in the set that is trained on
-and the one that judges (a leak).
+"""Pictures that occur twice, by the sha256 of their files: within one set, or in the set that is
+prepared and another one, such as the training set (a leak).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster.prepare.tasks import Picture
-from cluster.shards import index, read
-from cluster.shards.index import Duplicates, NamedDuplicate
+from cluster.prepare.shard_job import Picture
+from cluster.shards.index import Duplicates, NamedDuplicate, open_shard_set
 from cluster.shards.quarantine import Quarantined
+from cluster.shards.read import read_columns
 
-# So many are named in the index; all are counted.
-NAMED = 1000
+MAX_NAMED = 1000
+"""Duplicates that the index names; it counts all of them."""
 
 
 class Duplicate(NamedTuple):
-    """`picture` is the same as `same_as`, which is in the set `uri`, or earlier in its own set
-    where that is "".
+    """`picture` is the same as `same_as` in the shard set `uri`; "" is its own set, where `same_as`
+    has the lower image id.
     """
 
     picture: Picture
@@ -31,43 +31,49 @@ class Duplicate(NamedTuple):
         return f"the same picture is in {self.uri}" if self.uri else "the same picture comes twice"
 
 
-def known_pictures(uris: Sequence[str]) -> dict[bytes, tuple[str, str]]:
-    """sha256 -> (shard set, file name) of every image of the sets; the first set counts. Errors:
-    see `index.open_shard_set`.
+class StoredPicture(NamedTuple):
+    """A picture of a finished shard set."""
+
+    uri: str
+    file_name: str
+
+
+def pictures_by_digest(uris: Sequence[str]) -> dict[bytes, StoredPicture]:
+    """Every picture of the shard sets by its sha256; of equal ones that of the first set. Errors:
+    see `open_shard_set`.
     """
-    known: dict[bytes, tuple[str, str]] = {}
+    pictures: dict[bytes, StoredPicture] = {}
     for uri in uris:
-        table = read.read_columns(index.open_shard_set(uri), ["sha256", "file_name"])
-        for digest, name in zip(
-            table["sha256"].to_pylist(), table["file_name"].to_pylist(), strict=True
-        ):
-            known.setdefault(digest, (uri, name))
-    return known
+        table = read_columns(open_shard_set(uri), ["sha256", "file_name"])
+        digests, names = table["sha256"].to_pylist(), table["file_name"].to_pylist()
+        for digest, name in zip(digests, names, strict=True):
+            pictures.setdefault(digest, StoredPicture(uri, name))
+    return pictures
 
 
 def find_duplicates(
-    pictures: Iterable[Picture], known: dict[bytes, tuple[str, str]]
+    pictures: Iterable[Picture], others: Mapping[bytes, StoredPicture]
 ) -> list[Duplicate]:
-    """Pictures that other sets hold, and all but the one of the lowest image id among those of one
-    content, by ascending image id.
+    """Pictures that are in `others`, and of equal pictures all but the one of the lowest image id,
+    by ascending image id.
     """
-    found = []
-    seen: dict[str, str] = {}
+    duplicates = []
+    first_names: dict[str, str] = {}
     for picture in sorted(pictures):
-        if (elsewhere := known.get(bytes.fromhex(picture.sha256))) is not None:
-            found.append(Duplicate(picture, elsewhere[1], elsewhere[0]))
-        elif picture.sha256 in seen:
-            found.append(Duplicate(picture, seen[picture.sha256], ""))
+        if (other := others.get(bytes.fromhex(picture.sha256))) is not None:
+            duplicates.append(Duplicate(picture, other.file_name, other.uri))
+        elif picture.sha256 in first_names:
+            duplicates.append(Duplicate(picture, first_names[picture.sha256], ""))
         else:
-            seen[picture.sha256] = picture.file_name
-    return found
+            first_names[picture.sha256] = picture.file_name
+    return duplicates
 
 
-def describe(duplicates: Sequence[Duplicate]) -> Duplicates:
-    """What the index says: how many by set ("" is the set itself), and the first of them by name."""
+def to_index(duplicates: Sequence[Duplicate]) -> Duplicates:
+    """The entry of the index."""
     named = [
         NamedDuplicate(file_name=one.picture.file_name, same_as=one.same_as, set=one.uri)
-        for one in duplicates[:NAMED]
+        for one in duplicates[:MAX_NAMED]
     ]
     counts = Counter(one.uri for one in duplicates)
     return Duplicates(dict(sorted(counts.items())), tuple(named))

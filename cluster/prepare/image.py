@@ -1,8 +1,8 @@
 """One annotated image file -> the row that is stored, or the reason why it is left out.
 
-A file is stored byte for byte as it came, in whatever format: the one decoder (`detector.image`)
-reads them all. Only a picture with an EXIF orientation is encoded anew, upright: JPEG as JPEG of
-quality 95 with full colour resolution, every other format as PNG, without loss.
+A file is stored byte for byte, in whatever format: the one decoder (`detector.image`) reads them
+all. Only a picture with an EXIF orientation is encoded again, upright: JPEG as JPEG of quality 95
+with full colour resolution, every other format as PNG, without loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import PlainError
-from cluster.formats.annotations import ImageRecord, as_coco, clip_annotations
+from cluster.formats.annotations import Box, ImageRecord, as_coco, clip_annotations
 from cluster.shards.format import Row
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
@@ -26,9 +26,13 @@ from cluster.storage.uris import join
 from detector.image import ORIENTATION, ImageError, decode_image, opened
 
 MISSING = "the file is not in the images folder"
+STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
+BOXES_TURNED = "images whose boxes were annotated before the EXIF turn, turned with the picture"
+WRONG_SIZE = "image sizes wrong in the annotations, taken from the pixels"
+BOXES_CLIPPED = "boxes clipped to the picture"
 
 Outcome = tuple[Row | None, list[Quarantined], Counter[str]]
-"""The row or None; what was left out: the image, or annotations of it; what was repaired."""
+"""The row, or None; the rejected image, or its rejected annotations; the repairs."""
 
 
 def read_picture(image: ImageRecord, folder: str) -> bytes | None:
@@ -39,8 +43,7 @@ def read_picture(image: ImageRecord, folder: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # A storage that fails says nothing about the image: stop, so that good images are not left
-        # out.
+        # A failing storage says nothing about the image: stop, so that no good image is left out.
         raise PlainError(
             f"{uri}: cannot be read ({files.reason(error)}); run the command again, finished shards"
             " are kept"
@@ -50,77 +53,66 @@ def read_picture(image: ImageRecord, folder: str) -> bytes | None:
 def ingest_image(
     image: ImageRecord, data: bytes | None, *, max_pixels: int, category_ids: Sequence[int]
 ) -> Outcome:
-    """The record of an image and the bytes of its file -> what is stored. `category_ids` by label
-    are for the quarantine.
+    """An image and the bytes of its file -> what is stored. `category_ids` by label are for the
+    quarantine.
     """
     if data is None:
         return None, [leave_out(image, MISSING, category_ids=category_ids)], Counter()
     try:
         pixels_HW3 = decode_image(data, max_pixels=max_pixels)
-        turn, form = header(data)
+        turn, image_format = read_header(data)
     except ImageError as error:
-        return None, [leave_out(image, plain(str(error)), category_ids=category_ids)], Counter()
+        fault = _plain_fault(str(error))
+        return None, [leave_out(image, fault, category_ids=category_ids)], Counter()
 
     repairs: Counter[str] = Counter()
     height, width = pixels_HW3.shape[:2]
-    stored, annotations = data, list(image.annotations)
+    stored = data
     if turn != 1:
-        stored = encode(pixels_HW3, form)
-        repairs["images with an EXIF orientation, stored upright"] += 1
+        stored = _encode(pixels_HW3, image_format)
+        repairs[STORED_UPRIGHT] += 1
         # 5 to 8 swap the sides: annotations that give the size before turning were made on the
         # picture before turning.
         if turn >= 5 and height != width and (image.height, image.width) == (width, height):
-            annotations = [
-                one._replace(box=turn_box(one.box, turn, height=width, width=height))
-                for one in annotations
-            ]
-            image = image._replace(height=height, width=width)
-            repairs[
-                "images whose boxes were annotated before the EXIF turn, turned with the picture"
-            ] += 1
+            image = _turn_annotations(image, turn)
+            repairs[BOXES_TURNED] += 1
     if image.normalised:
-        annotations = [
-            one._replace(
-                box=tuple(
-                    share * side for share, side in zip(one.box, (width, height) * 2, strict=True)
-                )
-            )
-            for one in annotations
-        ]
+        image = _scale_annotations(image, height=height, width=width)
     if image.height is not None and (image.height, image.width) != (height, width):
-        repairs["image sizes wrong in the annotations, taken from the pixels"] += 1
-    kept, dropped, cut = clip_annotations(
-        annotations, height=height, width=width, image=image, category_ids=category_ids
+        repairs[WRONG_SIZE] += 1
+    annotations, dropped, clipped = clip_annotations(
+        image.annotations, height=height, width=width, image=image, category_ids=category_ids
     )
-    repairs["boxes clipped to the picture"] += cut
+    repairs[BOXES_CLIPPED] += clipped
     row = Row(
         image_id=image.image_id,
         file_name=image.file_name,
         image=stored,
         height=height,
         width=width,
-        boxes_N4=np.array([one.box for one in kept], np.float32).reshape(-1, 4),
-        labels_N=[one.label for one in kept],
-        crowd_N=[one.crowd for one in kept],
-        area_N=[one.area or 0.0 for one in kept],
+        boxes_N4=np.array([one.box for one in annotations], np.float32).reshape(-1, 4),
+        labels_N=[one.label for one in annotations],
+        crowd_N=[one.crowd for one in annotations],
+        area_N=[one.area or 0.0 for one in annotations],
         source=image.source,
         sha256=hashlib.sha256(data).digest(),
     )
     return row, dropped, repairs
 
 
-def plain(why: str) -> str:
-    """A decoder's message so that equal faults read alike: sizes in brackets, where they are not
-    told apart, and no address of a buffer, which Pillow puts into some messages and which differs
-    from run to run."""
+def _plain_fault(message: str) -> str:
+    """A decoder's message so that equal faults read alike: sizes go into brackets, where
+    `by_reason` ignores them, and addresses of buffers, which Pillow puts into some messages and
+    which differ from run to run, are removed.
+    """
     return re.sub(
         r"^(\d+x\d+) pixels is more than the (\d+) allowed$",
         r"it has more pixels than the \2 of --max_pixels (\1)",
-        re.sub(r"\s*<[^>]*>", "", why),
+        re.sub(r"\s*<[^>]*>", "", message),
     )
 
 
-def header(data: bytes) -> tuple[int, str]:
+def read_header(data: bytes) -> tuple[int, str]:
     """The EXIF orientation 1..8, 1 (upright) where there is none or it makes no sense; the format
     by Pillow's name.
     """
@@ -129,18 +121,36 @@ def header(data: bytes) -> tuple[int, str]:
         return value if value in range(1, 9) else 1, picture.format or ""
 
 
-def encode(pixels_HW3: np.ndarray, form: str) -> bytes:
+def _encode(pixels_HW3: np.ndarray, image_format: str) -> bytes:
     sink = io.BytesIO()
-    if form in ("JPEG", "MPO"):
+    if image_format in ("JPEG", "MPO"):
         Image.fromarray(pixels_HW3).save(sink, "JPEG", quality=95, subsampling=0)
     else:
         Image.fromarray(pixels_HW3).save(sink, "PNG")
     return sink.getvalue()
 
 
-def turn_box(
-    box: tuple[float, float, float, float], turn: int, *, height: int, width: int
-) -> tuple[float, float, float, float]:
+def _turn_annotations(image: ImageRecord, turn: int) -> ImageRecord:
+    """Annotations made on the stored picture, as they lie on the upright one."""
+    height, width = image.height, image.width
+    assert height is not None and width is not None
+    annotations = tuple(
+        one._replace(box=_turn_box(one.box, turn, height=height, width=width))
+        for one in image.annotations
+    )
+    return image._replace(height=width, width=height, annotations=annotations)
+
+
+def _scale_annotations(image: ImageRecord, *, height: int, width: int) -> ImageRecord:
+    """Boxes in fractions of the picture become boxes in px."""
+    annotations = []
+    for one in image.annotations:
+        x1, y1, x2, y2 = one.box
+        annotations.append(one._replace(box=(x1 * width, y1 * height, x2 * width, y2 * height)))
+    return image._replace(annotations=tuple(annotations))
+
+
+def _turn_box(box: Box, turn: int, *, height: int, width: int) -> Box:
     """XYXY px in a stored picture of `height` x `width` -> the same box in the upright picture, for
     the EXIF orientations 5 to 8.
     """
@@ -154,7 +164,7 @@ def turn_box(
 
 
 def leave_out(image: ImageRecord, why: str, *, category_ids: Sequence[int]) -> Quarantined:
-    """The entry of an image, with the annotations that go with it."""
+    """The quarantine's entry of an image, with its annotations, which are lost with it."""
     lost = [
         as_coco(one, image_id=image.image_id, category_ids=category_ids)
         for one in image.annotations

@@ -1,21 +1,17 @@
-"""Annotated sources -> a shard set: planned on the driver, carried out by one Ray task a shard
-(`shard_jobs`).
+"""Annotated sources -> a plan: which image goes into which shard. No Ray, no pixel, and nothing is
+written but the quarantine of sources that are refused.
 
-A killed run leaves finished shards, a note beside each under `.progress/`, and no index.json; the
-same call picks the shards up again. The plan depends on the sources and the options alone, so any
-number of workers writes the same bytes.
+The plan depends on the sources and the options alone, so any number of workers writes the same
+bytes. `write` carries it out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,46 +19,33 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Images, Source
 from cluster.formats.names import composed
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
-from cluster.prepare import duplicates
 from cluster.prepare.image import MISSING, leave_out
-from cluster.prepare.tasks import PROGRESS, ShardJob, ShardReport, drop_images, run_or_find
-from cluster.reports.summary import duplicate_sentences
-from cluster.shards.format import REPORT, SCHEMA_VERSION, shard_name
-from cluster.shards.index import (
-    INDEX,
-    Counts,
-    Index,
-    IndexedSource,
-    ShardSet,
-    open_shard_set,
-    set_digest,
-    write_index,
-)
-from cluster.shards.quarantine import (
-    QUARANTINE,
-    Quarantined,
-    by_reason,
-    read_quarantine,
-    write_quarantine,
-)
+from cluster.prepare.output import refuse_sources
+from cluster.prepare.shard_job import ShardJob
+from cluster.shards.format import SCHEMA_VERSION, shard_name
+from cluster.shards.index import INDEX, IndexedSource, ShardSet, open_shard_set
+from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason, write_quarantine
 from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
-# Images are held in memory by the shard; what is larger than this is a scan or no image at all.
+Split = Literal["all", "train", "val"]
 MAX_FILE_BYTES = 256 << 20
+"""A job has the files of a shard in memory; a larger file is a scan or no image at all."""
 RENAMED = "file names in another Unicode form than the files, taken as the files have them"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the bytes depend on besides the sources (the first four), and what decides whether the
-    set is good enough.
+    """How sources become a set. All but the `max_quarantined` limits are part of its identity.
 
     `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the
-    annotations listed. `drop_duplicates` leaves out pictures that come twice or are in one of the
-    shard sets `against`; without it they are only named.
+    annotations listed. `drop_duplicates` leaves out pictures that occur twice or are in one of the
+    shard sets `against`; without it they are only reported. `val_share` is the share of the images
+    in split val.
     """
 
+    split: Split = "all"
+    val_share: float = 0.1
     seed: int = 0
     shard_bytes: int = 64 << 20
     row_group_rows: int = 32
@@ -76,10 +59,15 @@ class Options:
 @dataclass(frozen=True)
 class Plan:
     """Checked sources, cut into shards; nothing is written yet. Without `output` nothing ever is.
-    `finished` is a set that is there already.
+
+    `images` are those of the sources under the names of their files; `sizes_I` are the files' sizes
+    in bytes and `changed_I` the times of their last change in ns. `cuts` are positions in `images`,
+    one array a shard. `quarantined`, `repairs` and `lost` (annotations that went with an image) are
+    those known before any image is read. `finished` is the set where a former run has already
+    written it.
     """
 
-    united: MergedSources
+    merged: MergedSources
     images: Images
     sizes_I: np.ndarray
     changed_I: np.ndarray
@@ -93,223 +81,158 @@ class Plan:
     fingerprint: str
     finished: ShardSet | None
 
+    @property
+    def source(self) -> Source:
+        return self.merged.source
+
     def job(self, number: int) -> ShardJob:
-        name = shard_name(number, len(self.cuts))
-        cut = tuple(self.images[place] for place in self.cuts[number])
-        # With the time of the last change: a file of other content and the same size is another
+        """The job of a shard, made when it is needed: all of them would hold every annotation."""
+        name, cut = shard_name(number, len(self.cuts)), self.cuts[number].tolist()
+        images = tuple(self.images[position] for position in cut)
+        # With the time of the last change: a file of the same size and other content is another
         # input.
         inputs = [
-            (image, int(self.sizes_I[place]), int(self.changed_I[place]))
-            for image, place in zip(cut, self.cuts[number], strict=True)
+            (image, int(self.sizes_I[position]), int(self.changed_I[position]))
+            for image, position in zip(images, cut, strict=True)
         ]
-        mark = digest_of(
-            SCHEMA_VERSION, name, inputs, self.options.row_group_rows, self.options.max_pixels
-        )
-        ids = self.united.source.category_ids
+        options = self.options
         return ShardJob(
-            name,
-            cut,
-            self.folders,
-            self.output,
-            self.options.row_group_rows,
-            self.options.max_pixels,
-            ids,
-            mark,
+            name=name,
+            images=images,
+            folders=self.folders,
+            output=self.output,
+            row_group_rows=options.row_group_rows,
+            max_pixels=options.max_pixels,
+            category_ids=self.source.category_ids,
+            fingerprint=_digest(
+                SCHEMA_VERSION, name, inputs, options.row_group_rows, options.max_pixels
+            ),
         )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What came of a plan: the content of index.json, without shards and digest where nothing was
-    written; what was left out; the set.
-    """
-
-    index: Index
-    quarantined: Sequence[Quarantined]
-    shard_set: ShardSet | None
-
-
-def prepare(
-    *,
-    annotations: str,
-    images: str,
-    output: str,
-    overwrite: bool = False,
-    say: Callable[[str], None] = print,
-    **options: Any,
-) -> ShardSet:
-    """One COCO JSON and its images as a shard set: `plan_shards`, then `write_shards` unless the
-    set is there already. `options` are fields of `Options`. Ray must be connected."""
-    place = SourcePaths(source_name(annotations), "coco", annotations, images)
-    prepared = write_shards(
-        plan_shards([place], output=output, overwrite=overwrite, **options), say=say
-    )
-    assert prepared.shard_set is not None
-    return prepared.shard_set
 
 
 def source_name(annotations: str) -> str:
-    """The name of a source that was given none."""
+    """The name of a source that the user did not name."""
     return annotations.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json")
 
 
 def plan_shards(
-    places: Sequence[SourcePaths],
+    sources: Sequence[SourcePaths],
     *,
     output: str | None,
-    split: str = "all",
-    val_share: float = 0.1,
+    options: Options,
     overwrite: bool = False,
-    **options: Any,
 ) -> Plan:
     """Read and check the annotations, list the images, cut them into shards. Needs no Ray and reads
-    no image. `options` are fields of `Options`.
+    no image.
 
-    Raises `UsageError` for what is not there or a finished set of another source or other options
-    at `output`, `DataError` for a source that cannot be used or of which more than allowed would be
-    left out already.
+    `UsageError` for what is not there, or for a finished set of other sources or other options at
+    `output`; `DataError` for a source that cannot be used or of which more than allowed would
+    already be left out.
     """
-    chosen = Options(**options)
-    chosen = replace(chosen, against=tuple(map(uris.absolute, chosen.against)))
-    places = [
-        place._replace(
-            annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
+    sources = [
+        source._replace(
+            annotations=uris.absolute(source.annotations), images=uris.absolute(source.images)
         )
-        for place in places
+        for source in sources
     ]
-    if output is not None:
-        output = uris.absolute(output)
-        refuse_sources(output, places, chosen.against)
-    for place in places:
-        check_paths(place)
-    for uri in chosen.against:
-        preflight.check_readable(uri)
-    if output is not None:
-        preflight.check_writable(output)
-    others = [open_shard_set(uri).digest for uri in chosen.against]
-    united = read_sources(places, split=split, val_share=val_share)
-    source, counts_I = united.source, np.diff(united.source.images.first_I1)
-    folders = tuple(place.images for place in places)
-    images, sizes_I, changed_I, usable, quarantined, renamed = check_listed(source, folders)
-    listing = [
-        (int(images.sources_I[place]), images.names[place], int(sizes_I[place])) for place in usable
-    ]
-    identity = (
-        chosen.seed,
-        chosen.shard_bytes,
-        chosen.row_group_rows,
-        chosen.max_pixels,
-        chosen.drop_duplicates,
-        split,
-        val_share,
-    )
-    fingerprint = digest_of(SCHEMA_VERSION, united.entries, listing, identity, others)
+    options = replace(options, against=tuple(map(uris.absolute, options.against)))
+    output = uris.absolute(output) if output is not None else None
+    _check_places(sources, options.against, output)
+    against = [open_shard_set(uri).digest for uri in options.against]
+    merged = read_sources(sources, split=options.split, val_share=options.val_share)
+    folders = tuple(source.images for source in sources)
+    listed = _match_files(merged.source, folders)
+    fingerprint = _set_fingerprint(merged.entries, listed, options, against)
+    sizes = listed.sizes_I[listed.usable]
+    cuts = cut_shards(sizes, seed=options.seed, shard_bytes=options.shard_bytes)
+    counts_I = np.diff(merged.source.images.first_I1)
+    finished = None
+    if output is not None and not overwrite:
+        finished = _find_finished(output, fingerprint)
     plan = Plan(
-        united=united,
-        images=images,
-        sizes_I=sizes_I,
-        changed_I=changed_I,
-        cuts=tuple(
-            usable[cut]
-            for cut in cut_shards(sizes_I[usable], seed=chosen.seed, shard_bytes=chosen.shard_bytes)
-        ),
+        merged=merged,
+        images=listed.images,
+        sizes_I=listed.sizes_I,
+        changed_I=listed.changed_I,
+        cuts=tuple(listed.usable[cut] for cut in cuts),
         folders=folders,
         output=output,
-        options=chosen,
-        quarantined=(*source.quarantined, *quarantined),
-        repairs=source.repairs | ({RENAMED: renamed} if renamed else {}),
-        lost=source.lost + int(counts_I.sum() - counts_I[usable].sum()),
+        options=options,
+        quarantined=(*merged.source.quarantined, *listed.quarantined),
+        repairs=merged.source.repairs | ({RENAMED: listed.renamed} if listed.renamed else {}),
+        lost=merged.source.lost + int(counts_I.sum() - counts_I[listed.usable].sum()),
         fingerprint=fingerprint,
-        finished=(
-            find_finished(output, fingerprint, overwrite=overwrite) if output is not None else None
-        ),
+        finished=finished,
     )
     if plan.finished is None and output is not None:
         check_shares(plan, plan.quarantined)
     return plan
 
 
-def refuse_sources(output: str, places: Sequence[SourcePaths], against: Sequence[str]) -> None:
-    """`UsageError` where a set written to `output` would change what is only to be read: see
-    `is_written`, and by whatever name it is called.
-    """
-    target = real(output)
-    for place in places:
-        for flag, uri in (("images", place.images), ("annotations", place.annotations)):
-            source = real(uri)
-            if source == target or target.startswith(source + "/"):
-                raise UsageError(
-                    f"--output {output}: is --{flag} {uri} or lies in it; the source is never"
-                    " written to, give another folder"
-                )
-            if source.startswith(target + "/") and is_written(source[len(target) + 1 :]):
-                raise UsageError(
-                    f"--output {output}: --{flag} {uri} has the name of a file that is written"
-                    " there; give another folder"
-                )
+def _check_places(
+    sources: Sequence[SourcePaths], against: Sequence[str], output: str | None
+) -> None:
+    if output is not None:
+        refuse_sources(output, sources, against)
+    for source in sources:
+        check_paths(source)
     for uri in against:
-        if real(uri) == target:
-            raise UsageError(f"--against {uri}: is the output itself; name the other shard sets")
+        preflight.check_readable(uri)
+    if output is not None:
+        preflight.check_writable(output)
 
 
-def real(uri: str) -> str:
-    return uri if uris.is_remote(uri) else os.path.realpath(uri)
+@dataclass(frozen=True)
+class _ListedFiles:
+    """The images of a source matched with the files in its folders. `usable` are positions in
+    `images`; the other images are `quarantined`. `renamed` counts names that the files have in
+    another Unicode form.
+    """
+
+    images: Images
+    sizes_I: np.ndarray
+    changed_I: np.ndarray
+    usable: np.ndarray
+    quarantined: list[Quarantined]
+    renamed: int
 
 
-def is_written(name: str) -> bool:
-    """Whether prepare writes or deletes what has this name, relative to the folder of a set."""
-    return name.split("/")[0] in (INDEX, QUARANTINE, REPORT, PROGRESS) or is_shard(name)
-
-
-def is_shard(name: str) -> bool:
-    return re.fullmatch(r"shard-\d{5,}-of-\d{5,}\.parquet", name) is not None
-
-
-def check_listed(
-    source: Source, folders: Sequence[str]
-) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[Quarantined], int]:
-    """The images under the names that their files have; the size of each file, B; when it was
-    changed, ns; the positions of those that can be used; the others in the quarantine; how many
-    names were found in another Unicode form."""
-    images, category_ids = source.images, source.category_ids
-    found: list[dict[str, tuple[int, int]]] = []
-    spellings: list[dict[str, str]] = []
-    for folder in folders:
-        found.append(
-            {
-                uri[len(folder) + 1 :]: (size, changed)
-                for uri, size, changed in files.list_changes(folder)
-            }
-        )
-        spellings.append({composed(name): name for name in found[-1] if not name.isascii()})
-    names, usable, quarantined, renamed = [], [], [], 0
+def _match_files(source: Source, folders: Sequence[str]) -> _ListedFiles:
+    images = source.images
+    listings = [_list_folder(folder) for folder in folders]
+    spellings = [
+        {composed(name): name for name in listing if not name.isascii()} for listing in listings
+    ]
+    names: list[str] = []
+    usable: list[int] = []
+    quarantined: list[Quarantined] = []
+    renamed = 0
     sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    for place, (name, number) in enumerate(
-        zip(images.names, images.sources_I.tolist(), strict=True)
-    ):
-        if (
-            name not in found[number]
-            and (spelling := spellings[number].get(composed(name))) is not None
-        ):
+    for i, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
+        listing = listings[number]
+        if name not in listing and (spelling := spellings[number].get(composed(name))) is not None:
             name, renamed = spelling, renamed + 1
         names.append(name)
-        size, changed = found[number].get(name, (None, 0))
-        if size is None:
-            quarantined.append(leave_out(images[place], MISSING, category_ids=category_ids))
-        elif size > MAX_FILE_BYTES:
-            why = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
-            quarantined.append(leave_out(images[place], why, category_ids=category_ids))
-        else:
-            sizes_I[place], changed_I[place] = size, changed
-            usable.append(place)
-    return (
-        replace(images, names=names),
-        sizes_I,
-        changed_I,
-        np.array(usable, np.int64),
-        quarantined,
-        renamed,
-    )
+        fault = None
+        if name not in listing:
+            fault = MISSING
+        elif (size := listing[name][0]) > MAX_FILE_BYTES:
+            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
+        if fault is not None:
+            quarantined.append(leave_out(images[i], fault, category_ids=source.category_ids))
+            continue
+        sizes_I[i], changed_I[i] = listing[name]
+        usable.append(i)
+    positions = np.array(usable, np.int64)
+    images = replace(images, names=names)
+    return _ListedFiles(images, sizes_I, changed_I, positions, quarantined, renamed)
+
+
+def _list_folder(folder: str) -> dict[str, tuple[int, int]]:
+    """(bytes, time of the last change in ns) of each file, by its name relative to the folder."""
+    return {
+        uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)
+    }
 
 
 def cut_shards(
@@ -320,22 +243,51 @@ def cut_shards(
     """
     cuts: list[list[int]] = []
     filled = 0
-    for place in np.random.default_rng(seed).permutation(len(sizes)).tolist():
-        if not cuts or filled + sizes[place] > shard_bytes:
+    for position in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if not cuts or filled + sizes[position] > shard_bytes:
             cuts.append([])
             filled = 0
-        cuts[-1].append(place)
-        filled += int(sizes[place])
+        cuts[-1].append(position)
+        filled += int(sizes[position])
     return cuts
 
 
-def digest_of(*parts: Any) -> str:
+def _set_fingerprint(
+    entries: Sequence[IndexedSource],
+    listed: _ListedFiles,
+    options: Options,
+    against: Sequence[str],
+) -> str:
+    """Identifies a set before it is written: its sources, the listed files, and the options. Stored
+    in index.json; changed parts or another order would make finished sets look like others.
+    """
+    sources = [
+        {name: value for name, value in asdict(entry).items() if name != "images"}
+        for entry in entries
+    ]
+    numbers, names = listed.images.sources_I, listed.images.names
+    listing = [(int(numbers[i]), names[i], int(listed.sizes_I[i])) for i in listed.usable.tolist()]
+    identity = (
+        options.seed,
+        options.shard_bytes,
+        options.row_group_rows,
+        options.max_pixels,
+        options.drop_duplicates,
+        options.split,
+        options.val_share,
+    )
+    return _digest(SCHEMA_VERSION, sources, listing, identity, against)
+
+
+def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
-def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> ShardSet | None:
-    """The set that a former run finished at `output` from the same source with the same options."""
-    if overwrite or not files.exists(uris.join(output, INDEX)):
+def _find_finished(output: str, fingerprint: str) -> ShardSet | None:
+    """The set that a former run finished at `output`. `UsageError` where it is of other sources or
+    other options.
+    """
+    if not files.exists(uris.join(output, INDEX)):
         return None
     shard_set = open_shard_set(output)
     if shard_set.index.fingerprint != fingerprint:
@@ -346,141 +298,35 @@ def find_finished(output: str, fingerprint: str, *, overwrite: bool) -> ShardSet
     return shard_set
 
 
-def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
-    """Carry a plan out on the connected Ray cluster and publish the index last; without an output,
-    look at every image and write nothing.
-
-    `DataError` when too much had to be left out; the quarantine is written before, for reading.
-    """
-    if plan.finished is not None:
-        say(f"{plan.output}: the shard set is already there and fits source and options; reused")
-        quarantined = read_quarantine(plan.finished.uri)
-        return Prepared(plan.finished.index, quarantined, plan.finished)
-    known = duplicates.known_pictures(plan.options.against)
-    if plan.output is not None:
-        files.delete_file(uris.join(plan.output, INDEX))
-    reports = run_or_find(plan.job, total=len(plan.cuts), output=plan.output, say=say)
-    found = duplicates.find_duplicates(
-        (picture for report in reports for picture in report.pictures), known
-    )
-    drop = {one.picture.image_id for one in found} if plan.options.drop_duplicates else set()
-    reports = drop_images(plan.job, reports, drop, say=say)
-
-    left_out = [*plan.quarantined, *(record for report in reports for record in report.quarantined)]
-    quarantined = [*left_out, *(duplicates.to_quarantine(found) if drop else [])]
-    index = summarise(plan, reports, left_out, found)
-    if plan.output is None:
-        return Prepared(index, quarantined, None)
-    check_shares(plan, left_out)
-    if not index.counts.images:
-        raise DataError(
-            f"none of the {plan.united.source.listed} images is left: all are in"
-            f" {', '.join(plan.options.against)}; prepare other images"
-        )
-    kept = [report.shard for report in reports if report.shard is not None]
-    remove_strays(plan.output, {shard.name for shard in kept})
-    index = replace(index, shards=tuple(kept))
-    publish_findings(plan.output, index, quarantined)
-    shard_set = write_index(plan.output, index)
-    files.delete_folder(uris.join(plan.output, PROGRESS))
-    return Prepared(shard_set.index, quarantined, shard_set)
-
-
-def publish_findings(output: str, index: Index, quarantined: Sequence[Quarantined]) -> None:
-    """quarantine.parquet and report.html of shards that have no index yet."""
-    # It imports torch, which nothing before needs.
-    from cluster.reports.data_report import write_report
-
-    write_quarantine(output, quarantined)
-    index = replace(index, set_digest=set_digest(index.categories, index.shards))
-    notes = [sentence for _, sentence in duplicate_sentences(index.duplicates)]
-    write_report(ShardSet(output, index), quarantined, repairs=index.repairs, notes=notes)
-
-
-def summarise(
-    plan: Plan,
-    reports: Sequence[ShardReport],
-    left_out: Sequence[Quarantined],
-    found: Sequence[duplicates.Duplicate],
-) -> Index:
-    """The index without shards and digest. Of the images and the annotations listed
-    each is in one of `counts`: stored (`images`; `boxes`, crowds among them), left out itself
-    (`quarantined_...`), a duplicate (`dropped_images`), or gone with its image
-    (`lost_annotations`)."""
-    counts = sum((Counter(report.counts) for report in reports), Counter())
-    dropped = {id_ for report in reports for id_ in report.drop}
-    stored = Counter(
-        picture.source
-        for report in reports
-        for picture in report.pictures
-        if picture.image_id not in dropped
-    )
-    whats = Counter(record.what for record in left_out)
-    repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
-    return Index(
-        categories=tuple(plan.united.source.categories),
-        counts=Counts(
-            images=counts["images"],
-            boxes=counts["boxes"],
-            crowds=counts["crowds"],
-            empty_images=counts["empty_images"],
-            quarantined=len(left_out),
-            quarantined_images=whats["image"],
-            quarantined_annotations=whats["annotation"],
-            lost_annotations=plan.lost + counts["lost"],
-            dropped_images=len(dropped),
-            listed_images=plan.united.source.listed,
-            listed_annotations=plan.united.source.annotated,
-        ),
-        sources=tuple(
-            IndexedSource(**about, images=stored[number])
-            for number, about in enumerate(plan.united.entries)
-        ),
-        source_digest=plan.united.source.digest,
-        fingerprint=plan.fingerprint,
-        repairs=dict(sorted(repairs.items())),
-        duplicates=duplicates.describe(found),
-    )
-
-
 def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:
-    """`DataError` with the top reasons when more images or annotations were left out than allowed;
-    the quarantine is written before, for reading.
+    """`DataError` with the most frequent reasons when more images or annotations are left out than
+    the options allow; the quarantine is written first, so that the user can read it.
     """
-    limits = (
-        ("image", plan.united.source.listed, "max_quarantined", plan.options.max_quarantined),
-        (
-            "annotation",
-            plan.united.source.annotated,
-            "max_quarantined_annotations",
-            plan.options.max_quarantined_annotations,
-        ),
+    source, options = plan.source, plan.options
+    _check_share(plan, "image", quarantined, source.listed, options.max_quarantined)
+    _check_share(
+        plan, "annotation", quarantined, source.annotated, options.max_quarantined_annotations
     )
-    for what, listed, option, share in limits:
-        records = [record for record in quarantined if record.what == what]
-        none_left = what == "image" and len(records) >= listed
-        # 0.29 x 100 is 28.999999999999996.
-        allowed = int(share * listed + 1e-6)
-        if len(records) <= allowed and not none_left:
-            continue
-        if plan.output is not None:
-            write_quarantine(plan.output, quarantined)
-        top = "; ".join(
-            f"{len(ones)} x {why}, such as {ones[0].where}" for why, ones in by_reason(records)[:3]
-        )
-        rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
-        remedy = f"see {uris.join(plan.output, QUARANTINE)}, " if plan.output is not None else ""
-        remedy += "check --images and mend the data" if what == "image" else "mend the annotations"
-        raise DataError(
-            f"{len(records)} of {listed} {what}s had to be left out, {rule}: {top}; {remedy}"
-        )
 
 
-def remove_strays(output: str, names: set[str]) -> None:
-    """Shards of a former run that cut the source differently. Nothing else in the folder is
-    touched.
-    """
-    for uri, _ in files.list_files(output):
-        name = uri[len(output) + 1 :]
-        if is_shard(name) and name not in names:
-            files.delete_file(uri)
+def _check_share(
+    plan: Plan, what: str, quarantined: Sequence[Quarantined], listed: int, share: float
+) -> None:
+    entries = [entry for entry in quarantined if entry.what == what]
+    none_left = what == "image" and len(entries) >= listed
+    # 0.29 x 100 is 28.999999999999996.
+    allowed = int(share * listed + 1e-6)
+    if len(entries) <= allowed and not none_left:
+        return
+    remedy = "check --images and mend the data" if what == "image" else "mend the annotations"
+    if plan.output is not None:
+        write_quarantine(plan.output, quarantined)
+        remedy = f"see {uris.join(plan.output, QUARANTINE)}, {remedy}"
+    reasons = "; ".join(
+        f"{len(alike)} x {why}, such as {alike[0].where}" for why, alike in by_reason(entries)[:3]
+    )
+    option = "max_quarantined" if what == "image" else "max_quarantined_annotations"
+    rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"
+    raise DataError(
+        f"{len(entries)} of {listed} {what}s had to be left out, {rule}: {reasons}; {remedy}"
+    )

@@ -1,9 +1,10 @@
-"""A small COCO data set out of nothing: `python -m cluster.prepare.synthetic OUT --train 320 --val
-64 --seed 0`.
+"""Draw a small COCO data set:
 
-Textured backgrounds, overlapping shapes of five classes from about 14 to 160 px, some images empty,
-some objects a crowd; real JPEGs and a real COCO JSON. The same seed gives the same bytes. It is
-what the quickstart and the tests train on.
+    python -m cluster.prepare.synthetic OUT --train 320 --val 64 --seed 0
+
+Textured backgrounds with overlapping shapes of five classes from about 14 to 160 px; some images
+are empty, some have a crowd; real JPEGs and a real COCO JSON. The same seed gives the same bytes.
+The quickstart and the tests train on it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import colorsys
 import json
 import math
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,9 +24,20 @@ CATEGORIES = {1: "circle", 3: "square", 7: "triangle", 18: "star", 44: "ring"}
 CANVASES = ((320, 240), (320, 224), (288, 240), (320, 256), (240, 320))
 EMPTY_SHARE = 0.06
 CROWD_SHARE = 0.08
-# Of every shape at least this share is on the canvas and not hidden by later shapes.
+# Share of every shape that is on the canvas and not hidden by later shapes, at least.
 MIN_VISIBLE = 0.4
 SMALLEST, USUAL, LARGEST = 14, 48, 160
+
+
+class DrawnAnnotation(TypedDict):
+    """A COCO annotation of a drawn shape. bbox is [x, y, w, h] in px, area px^2, of the pixels that
+    are visible.
+    """
+
+    category_id: int
+    bbox: list[int]
+    area: int
+    iscrowd: int
 
 
 def make_coco(out: str, *, train_images: int, val_images: int, seed: int) -> None:
@@ -69,12 +81,12 @@ def make_coco(out: str, *, train_images: int, val_images: int, seed: int) -> Non
             json.dump(content, file)
 
 
-def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """uint8 (H, W, 3) pixels and the COCO annotations on them, still without `id` and `image_id`."""
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[DrawnAnnotation]]:
+    """uint8 (H, W, 3) pixels and the COCO annotations on them, without `id` and `image_id`."""
     width, height = CANVASES[rng.integers(len(CANVASES))]
     canvas_HW3 = draw_background(rng, height, width)
-    annotations: list[dict[str, Any]] = []
-    # Which object a pixel shows: 0 the background, -1 a crowd, else its number from 1 on.
+    annotations: list[DrawnAnnotation] = []
+    # The object that a pixel shows: 0 the background, -1 a crowd, else its number from 1 on.
     owner_HW = np.zeros((height, width), np.int32)
     if rng.random() >= EMPTY_SHARE:
         if rng.random() < CROWD_SHARE:
@@ -122,7 +134,7 @@ def draw_object(
 
 def draw_crowd(
     rng: np.random.Generator, canvas_HW3: np.ndarray, owner_HW: np.ndarray
-) -> dict[str, Any]:
+) -> DrawnAnnotation:
     """A tight cluster of tiny shapes of one class: one annotation with iscrowd=1."""
     height, width = owner_HW.shape
     category_id = int(rng.choice(list(CATEGORIES)))
@@ -147,8 +159,8 @@ def draw_crowd(
     return annotation
 
 
-def describe(mask_HW: np.ndarray, category_id: int, *, crowd: bool) -> dict[str, Any]:
-    """COCO's bbox [x, y, w, h] and area of the visible pixels."""
+def describe(mask_HW: np.ndarray, category_id: int, *, crowd: bool) -> DrawnAnnotation:
+    """The annotation of the pixels in `mask_HW`."""
     ys, xs = np.nonzero(mask_HW)
     x, y = int(xs.min()), int(ys.min())
     box = [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y]

@@ -54,15 +54,15 @@ print(f"{{images}} images, peak {{peak() - before:.0f}} MB over {{before:.0f}} M
 WHOLE = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
-from cluster.prepare import plan as ingest
+from tests.support.preparing import prepare_coco
 from cluster.compute.session import connect
 import cluster.reports.data_report
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 connect()
 before, start = peak(), time.perf_counter()
-found = ingest.prepare(
-    annotations={path!r}, images={images!r}, output={output!r}, say=lambda line: None)
+found = prepare_coco(
+    annotations={path!r}, images={images!r}, output={output!r}, on_ray=True)
 taken = time.perf_counter() - start
 print(f"{{found.counts.images}} images, {{found.counts.boxes}} boxes in",
       f"{{len(found.shards)}} shards: {{taken:.0f}} s,",
@@ -124,9 +124,9 @@ def measure_speed(count: int, *, rounds: int, place: str) -> None:
     import ingest as photos
     import numpy as np
 
-    from cluster.prepare import plan as ingest
     from cluster.storage import files
     from detector.image import decode_image
+    from tests.support.preparing import prepare_coco
 
     generator = np.random.default_rng(0)
     pictures = [photos.photo(generator) for _ in range(min(count, photos.DIFFERENT))]
@@ -146,12 +146,12 @@ def measure_speed(count: int, *, rounds: int, place: str) -> None:
             list(pool.map(work, names))
 
     def prepare() -> None:
-        ingest.prepare(
+        prepare_coco(
             annotations=f"{place}/all.json",
             images=f"{place}/images",
             output=f"{place}/out",
             overwrite=True,
-            say=lambda line: None,
+            on_ray=True,
         )
 
     each(
