@@ -1,3 +1,5 @@
-"""Pages and texts about data that people look at. Imports shards and storage."""
+"""What people read about shard sets: lines for a terminal, report.html, sample pictures. Imports
+shards and storage.
+"""
 
 from __future__ import annotations
