@@ -336,8 +336,10 @@ def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(
-    values=st.lists(st.integers(-5, 60)), ids=st.lists(st.integers(0, 50), unique=True), repeats=st.lists(st.integers(0, 9), max_size=20)
-)  # fmt: skip
+    values=st.lists(st.integers(-5, 60)),
+    ids=st.lists(st.integers(0, 50), unique=True),
+    repeats=st.lists(st.integers(0, 9), max_size=20),
+)
 def test_look_ups(values: list[int], ids: list[int], repeats: list[int]) -> None:
     found = coco_references.positions_of(
         np.array(values, np.int64), np.array(ids, np.int64)

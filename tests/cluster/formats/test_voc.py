@@ -26,7 +26,8 @@ def write(folder: Path, **files: str) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stem, text in files.items():
-        head = f"<annotation><filename>{stem}.jpg</filename><size><width>200</width><height>100</height></size>"
+        size = "<size><width>200</width><height>100</height></size>"
+        head = f"<annotation><filename>{stem}.jpg</filename>{size}"
         (folder / f"{stem}.xml").write_text(
             text.removeprefix("!")
             if text.startswith(("<annotation", "!"))
@@ -135,7 +136,8 @@ def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
 
 @pytest.mark.parametrize("width", ["0", "30.5", "9" * 5000])
 def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path, width: str) -> None:
-    text = f"<annotation><filename>a.jpg</filename><size><width>{width}</width><height>x</height></size>{thing()}</annotation>"
+    size = f"<size><width>{width}</width><height>x</height></size>"
+    text = f"<annotation><filename>a.jpg</filename>{size}{thing()}</annotation>"
     image = voc.read_voc(write(tmp_path, a=text), "images").images[0]
     assert (image.height, image.width) == (None, None)
 

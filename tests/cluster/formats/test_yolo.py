@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-import io
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from cluster.errors import DataError
 from cluster.formats import yolo
-from cluster.formats.annotations import Annotation, Findings, ImageRecord, Source
-from cluster.prepare import image as intake
+from cluster.formats.annotations import Findings, ImageRecord, Source
 from cluster.shards.format import Category
-
-
-def picture(*, turn: int = 1) -> bytes:
-    """A JPEG of 20 x 30 px with an EXIF orientation."""
-    sink, exif = io.BytesIO(), Image.Exif()
-    exif[intake.ORIENTATION] = turn
-    Image.new("RGB", (30, 20)).save(sink, "JPEG", exif=exif)
-    return sink.getvalue()
 
 
 def write(
@@ -80,22 +68,6 @@ def test_what_is_written_as_centre_and_size_is_read_as_corners(
     line = f"0 {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
     (one,) = yolo.read_labels(line.encode(), "a.jpg", 1, Findings())
     assert one.box == pytest.approx(corners, abs=1e-12)
-
-
-def test_shares_become_pixels_of_the_upright_picture() -> None:
-    record = ImageRecord(
-        1, "a.jpg", None, None, (Annotation(1, 0, (0.5, 0.1, 1.005, 0.9), False, None),), 0, True
-    )
-    row, _, _ = intake.ingest_image(record, picture(), max_pixels=10**6, category_ids=(1, 2, 3))
-    # 30 x 20 px: 0.5 * 30 = 15, 0.1 * 20 = 2, a little over 30 is cut, 0.9 * 20 = 18.
-    assert (
-        row is not None and row.boxes_N4.tolist() == [[15, 2, 30, 18]] and row.area_N == [15.0 * 16]
-    )
-    # Upright it is 20 wide and 30 high: 10, 3, 20, 27.
-    row, _, _ = intake.ingest_image(
-        record, picture(turn=6), max_pixels=10**6, category_ids=(1, 2, 3)
-    )
-    assert row is not None and row.boxes_N4 == pytest.approx(np.array([[10, 3, 20, 27]]))
 
 
 def test_polygons_become_their_bounding_boxes(tmp_path: Path) -> None:

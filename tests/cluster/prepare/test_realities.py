@@ -1,8 +1,8 @@
-"""What real data sets hold, a case a row: each is repaired, kept out or refused, says so in a line
-of prepare's report, and costs nothing else.
+"""Faults of real data sets, one case a row: each is repaired, left out or refused, prepare reports
+it in a line, and nothing else is lost.
 
 Every case is one image, case.jpg of 20 x 30 px with one box, changed in one way, beside an image
-that nothing is wrong with.
+without a fault.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from PIL import Image
 
 from cluster.errors import DataError, on_one_line
 from cluster.formats.read import SourcePaths
-from cluster.prepare import plan as ingest
-from cluster.prepare.tasks import run_job
-from cluster.reports.summary import summary_lines
+from cluster.prepare import plan as plan_file
+from cluster.prepare.plan import Options, plan_shards
+from cluster.prepare.write import Prepared, write_shards
 from cluster.shards import quarantine, read, verify
 from detector.image import decode_image
+from tests.support.preparing import lines_of, quiet, run_here
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 # A white block on black: wherever a picture is turned to, its box must hold all of it.
@@ -370,32 +371,27 @@ def write_source(folder: Path, case: Case, **lists: list[dict[str, Any]]) -> Sou
     return SourcePaths("case", "coco", str(folder / "coco.json"), str(folder / "images"))
 
 
-def prepare(place: SourcePaths, output: Path, **options: Any) -> ingest.Prepared:
-    """The whole way, with the tasks run here instead of on Ray."""
-    allowed = {"max_quarantined": 0.5, "max_quarantined_annotations": 1.0, "max_pixels": 10**6}
-    plan = ingest.plan_shards([place], output=str(output), **{**allowed, **options})
-    for number in range(len(plan.cuts)):
-        run_job(plan.job(number))
-    return ingest.write_shards(plan, say=lambda line: None)
-
-
-def lines(prepared: ingest.Prepared) -> list[str]:
-    return summary_lines(prepared.index, prepared.quarantined)
+def prepare(source: SourcePaths, output: Path) -> Prepared:
+    """Plan and write, with the jobs run in this process."""
+    options = Options(max_quarantined=0.5, max_quarantined_annotations=1.0, max_pixels=10**6)
+    plan = plan_shards([source], output=str(output), options=options)
+    run_here(plan)
+    return write_shards(plan, say=quiet)
 
 
 # Pillow warns of pictures whose transparency it could show better; colour is all that is asked for.
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_reality(case: Case, tmp_path: Path) -> None:
-    place = write_source(tmp_path / "source", case)
+def test_a_fault_of_real_data(case: Case, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", case)
     before = digests(tmp_path / "source")
-    prepared = prepare(place, tmp_path / "out")
+    prepared = prepare(source, tmp_path / "out")
     assert digests(tmp_path / "source") == before
 
-    told = "\n".join(lines(prepared))
-    assert case.line in told
+    reported = "\n".join(lines_of(prepared))
+    assert case.line in reported
     if case.line is NO_LINE:
-        assert "repaired" not in told and "left out" not in told
+        assert "repaired" not in reported and "left out" not in reported
 
     assert prepared.shard_set is not None
     verify.verify_shard_set(prepared.shard_set)
@@ -417,7 +413,7 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
         assert decode_image(row["image"]).shape == (row["height"], row["width"], 3)
         assert row["sha256"] == hashlib.sha256(case.data or b"").digest()
         # Bytes are copied unless the picture had to be turned.
-        assert (row["image"] == case.data) == ("EXIF orientation" not in told)
+        assert (row["image"] == case.data) == ("EXIF orientation" not in reported)
         if case.name.startswith("EXIF 1") or "annotated" in case.name:
             bright = decode_image(row["image"])[:, :, 0] > 128
             (x1, y1, x2, y2) = (int(corner) for corner in row["boxes"][0])
@@ -451,10 +447,10 @@ def test_a_reality(case: Case, tmp_path: Path) -> None:
 def test_a_file_beyond_all_measure_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
-    monkeypatch.setattr(ingest, "MAX_FILE_BYTES", 1 << 17)
-    prepared = prepare(place, tmp_path / "out")
-    assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in lines(prepared)
+    source = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
+    monkeypatch.setattr(plan_file, "MAX_FILE_BYTES", 1 << 17)
+    prepared = prepare(source, tmp_path / "out")
+    assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in lines_of(prepared)
 
 
 @pytest.mark.parametrize(
@@ -486,20 +482,20 @@ def test_a_file_beyond_all_measure_is_not_read(
 def test_what_makes_the_whole_file_ambiguous_is_refused(
     tmp_path: Path, name: str, lists: dict[str, Any], message: str
 ) -> None:
-    place = write_source(tmp_path / "source", Case(name, ""), **lists)
+    source = write_source(tmp_path / "source", Case(name, ""), **lists)
     with pytest.raises(DataError, match=message):
-        prepare(place, tmp_path / "out")
+        prepare(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_name_that_is_not_unicode_is_refused_in_one_line(tmp_path: Path) -> None:
-    place = write_source(tmp_path / "source", Case("", ""))
+    source = write_source(tmp_path / "source", Case("", ""))
     (tmp_path / "source/images" / b"\xff.jpg".decode("utf-8", "surrogateescape")).write_bytes(GOOD)
     with pytest.raises(
         DataError,
         match=r"contains a file whose name is not UTF-8: b'.*xff.jpg'; rename or remove it",
     ):
-        prepare(place, tmp_path / "out")
+        prepare(source, tmp_path / "out")
 
 
 def test_the_same_picture_twice(tmp_path: Path) -> None:
@@ -507,11 +503,11 @@ def test_the_same_picture_twice(tmp_path: Path) -> None:
         {**IMAGE, "id": number, "file_name": name}
         for number, name in ((1, "good.jpg"), (7, "case.jpg"), (5, "copy.jpg"), (9, "case.jpg"))
     ]
-    place = write_source(
+    source = write_source(
         tmp_path / "source", Case("", "", files=("case.jpg", "copy.jpg")), images=images
     )
-    prepared = prepare(place, tmp_path / "out")
-    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines(
+    prepared = prepare(source, tmp_path / "out")
+    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines_of(
         prepared
     )
     assert prepared.index.counts.images == 4 and prepared.quarantined == []

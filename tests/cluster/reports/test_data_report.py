@@ -1,6 +1,4 @@
-"""The page and the lines about a shard set: the numbers by hand, nothing fetched, nothing of the
-data taken for HTML.
-"""
+"""report.html: the numbers by hand, nothing fetched, and no name in the data is taken for HTML."""
 
 from __future__ import annotations
 
@@ -14,11 +12,9 @@ import pytest
 from PIL import Image
 
 from cluster.errors import DataError
-from cluster.reports import data_report as report
-from cluster.reports.html import Bar, chart, round_up
-from cluster.reports.summary import summary_lines
+from cluster.reports import data_report
 from cluster.shards import index, write
-from cluster.shards.format import Category, Row, Shard, shard_name
+from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import ShardSet
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
@@ -67,13 +63,13 @@ def write_set(uri: str, rows: list[Row], *, names: list[str]) -> ShardSet:
 
 
 def write_page(shard_set: ShardSet, quarantined: list[Quarantined] | None = None, **more) -> str:
-    uri = report.write_report(shard_set, quarantined or [], **{"repairs": {}} | more)
+    uri = data_report.write_report(shard_set, quarantined or [], **{"repairs": {}} | more)
     assert uri == join(shard_set.uri, "report.html")
     return files.read_bytes(uri).decode()
 
 
 class Reader(HTMLParser):
-    """Every tag is closed in turn; notes the tags, the attributes and the text that a reader sees."""
+    """Checks that every tag is closed in order; collects tags, attributes and visible text."""
 
     VOID = ("meta", "image", "path", "br")
 
@@ -156,7 +152,7 @@ def test_each_bar_counts_its_own(tmp_path):
     )
 
 
-def test_whatever_the_data_holds_stays_text(tmp_path):
+def test_names_with_html_in_them_are_escaped(tmp_path):
     rows = [row(1, [[8, 8, 24, 24]], [0], name=NASTY)]
     left_out = [Quarantined(NASTY, NASTY, NASTY, NASTY)]
     page = write_page(
@@ -221,7 +217,7 @@ def test_at_most_twelve_pictures_and_few_boxes_keep_the_page_small(tmp_path):
     assert "the 500 largest of 2,000 boxes" in page
 
 
-def test_many_classes_are_told_in_few_bars(tmp_path):
+def test_many_classes_have_few_bars(tmp_path):
     # Class k of 1200 has an object if k is below 100; class 0 has one more.
     rows = [row(n, [[8, 8, 24, 24]] * 20, list(range(20 * n, 20 * n + 20))) for n in range(5)] + [
         row(9, [[8, 8, 24, 24]], [0])
@@ -236,7 +232,7 @@ def test_many_classes_are_told_in_few_bars(tmp_path):
     assert page.count(" in 1 image<") == 39
 
 
-def test_what_was_left_out_is_told_by_reason(tmp_path):
+def test_left_out_entries_are_grouped_by_reason(tmp_path):
     left_out = [
         Quarantined("image", f"{n}.jpg", f"it is truncated ({n} bytes)", "{}") for n in range(25)
     ]
@@ -291,71 +287,3 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
     )
     with pytest.raises(DataError, match=r"3.jpg \(image_id 3\): it cannot be decoded"):
         write_page(write_set(str(tmp_path), [broken], names=["cat"]))
-
-
-def test_lines_for_the_terminal():
-    content = index.Index(
-        categories=(Category(0, 1, "cat"), Category(1, 2, "dog")),
-        shards=tuple(
-            Shard(name, 1, size, "", (), "") for name, size in (("a", 1 << 20), ("b", 1 << 19))
-        ),
-        counts=index.Counts(
-            images=9,
-            listed_images=11,
-            empty_images=2,
-            boxes=30,
-            listed_annotations=37,
-            crowds=1,
-            lost_annotations=7,
-        ),
-        sources=(
-            index.IndexedSource("street", "coco", images=6),
-            index.IndexedSource("old", "voc", images=3),
-        ),
-        repairs={"boxes clipped to the picture": 4},
-        duplicates=index.Duplicates(
-            {"": 2, "runs/train": 1}, (index.NamedDuplicate("c.jpg", "d.jpg", ""),)
-        ),
-        set_digest="abc",
-    )
-    left_out = [
-        Quarantined("image", name, f"it is truncated ({name})", "") for name in ("b.jpg", "a.jpg")
-    ]
-    assert summary_lines(content, left_out) == [
-        "shards      2, 1.5 MiB",
-        "images      9 of 11 listed, of which 2 without objects",
-        "boxes       30 of 37 listed, of 2 classes, of which 1 crowds",
-        "source      6 images of street (coco)",
-        "source      3 images of old (voc)",
-        "digest      abc",
-        "repaired    4 x boxes clipped to the picture",
-        "left out    2 x it is truncated (such as b.jpg)",
-        "left out    7 x an annotation of an image that was left out",
-        "duplicate   2 x the picture of another image (such as c.jpg = d.jpg)",
-        "leak        1 x a picture that is also in runs/train",
-    ]
-
-
-def test_the_top_of_a_chart_is_a_round_number():
-    assert [round_up(n) for n in (0, 1, 3, 9, 10, 11, 13, 25, 99, 100, 101, 123_456)] == [
-        2,
-        2,
-        4,
-        10,
-        10,
-        12,
-        16,
-        30,
-        100,
-        100,
-        120,
-        160_000,
-    ]
-    drawn = chart(
-        [Bar("few", 5, "small"), Bar("none", 0, "small")], [(0.5, "half"), (1.5, "beyond")], []
-    )
-    assert "height:83.33%" in drawn and "half" in drawn and "beyond" not in drawn  # 5 of 6
-
-
-def test_no_name_is_cut_short_without_a_sign():
-    assert report.clip("abc", 3) == "abc" and report.clip("abcd", 3) == "ab…"

@@ -1,0 +1,109 @@
+"""Which image goes into which shard, and what is refused before any image is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import DataError, UsageError
+from cluster.formats.read import SourcePaths
+from cluster.prepare.plan import cut_shards, plan_shards
+from cluster.shards import quarantine
+from cluster.storage import files
+from tests.support.pictures import write_coco
+from tests.support.preparing import (
+    jobs_of,
+    plan_coco,
+)
+
+
+def test_the_seed_gives_the_order(small_coco: Path, tmp_path: Path) -> None:
+    def order(seed: int) -> list[int]:
+        return [
+            image.image_id
+            for job in jobs_of(plan_coco(str(small_coco), str(tmp_path), seed=seed))
+            for image in job.images
+        ]
+
+    assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == sorted(order(1))
+
+
+def test_cutting_by_size() -> None:
+    cuts = cut_shards([40, 40, 40, 40, 40, 40], seed=0, shard_bytes=100)
+    assert [len(cut) for cut in cuts] == [2, 2, 2]
+    # One file larger than a shard stands alone.
+    assert [len(cut) for cut in cut_shards([500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
+    assert cut_shards([], seed=0, shard_bytes=100) == []
+
+
+def test_missing_images_are_refused_before_any_work(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": None, "b.jpg": None})
+    with pytest.raises(
+        DataError,
+        match=(
+            r"2 of 2 images had to be left out, none is left: 2 x the file is not in the images"
+            r" folder, such as a.jpg"
+        ),
+    ):
+        plan_coco(folder, str(tmp_path / "out"), max_quarantined=1.0)
+    assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == 2
+
+
+@pytest.mark.parametrize("bad", [28, 29, 30])
+def test_a_share_allows_whole_records(tmp_path: Path, bad: int) -> None:
+    # 29 % of 100 are 29, though 0.29 * 100 is 28.999999999999996 in floating point.
+    folder = write_coco(
+        tmp_path / "coco", {f"{n:02}.jpg": None if n < bad else b"x" for n in range(100)}
+    )
+    if bad <= 29:
+        assert (
+            len(plan_coco(folder, str(tmp_path / "out"), max_quarantined=0.29).quarantined) == bad
+        )
+    else:
+        with pytest.raises(
+            DataError, match="30 of 100 images had to be left out, --max_quarantined 0.29 allows 29"
+        ):
+            plan_coco(folder, str(tmp_path / "out"), max_quarantined=0.29)
+
+
+def test_places_that_are_not_there_are_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": b"x"})
+    monkeypatch.setattr(files, "open_input", None)
+    with pytest.raises(UsageError, match="nowhere: there is no such file or folder"):
+        plan_coco(folder, str(tmp_path / "out"), against=(str(tmp_path / "nowhere"),))
+    Path(f"{folder}/images").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="images/train: there is no such file or folder"):
+        plan_coco(folder, str(tmp_path / "out"))
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Path) -> None:
+    annotations, images = (
+        str(small_coco / "annotations/instances_train.json"),
+        str(small_coco / "images/train"),
+    )
+    a_picture = str(next(Path(images).iterdir()))
+    for kind, labels, pictures, said in (
+        (
+            "coco",
+            annotations,
+            a_picture,
+            f"--images {a_picture}: is a file, but the images are in a folder",
+        ),
+        (
+            "coco",
+            images,
+            images,
+            f"{images}: is a folder, but annotations of format coco are a COCO JSON file",
+        ),
+        ("voc", annotations, images, "is a file, but annotations of format voc are a folder"),
+        ("yolo", annotations, images, "is a file, but annotations of format yolo are a folder"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which does not exist"):
+        plan_coco(str(small_coco), str(tmp_path / "dangling/out"))
