@@ -33,9 +33,9 @@ from cluster.formats.annotations import (
 from cluster.formats.coco_records import (
     AnnotationFields,
     check_unique,
-    fault_of_annotation,
     is_id,
     lookup_key,
+    parse_annotation,
     read_categories,
     repeated_ids,
 )
@@ -143,7 +143,7 @@ class _CocoLists:
             self.annotation_ids.append(id_)
         elif "id" in record:
             self.odd_annotation_ids.append(lookup_key(id_))
-        fields = fault_of_annotation(record)
+        fields = parse_annotation(record)
         if not isinstance(fields, AnnotationFields):
             record.pop("segmentation", None)
             self.bad_annotations.append((record, fields))

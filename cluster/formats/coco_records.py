@@ -32,7 +32,7 @@ class AnnotationFields(NamedTuple):
     area: float
 
 
-def fault_of_annotation(record: dict[str, Any]) -> AnnotationFields | str:
+def parse_annotation(record: dict[str, Any]) -> AnnotationFields | str:
     """The fields of an annotation, or the reason why it cannot be used."""
     image_id, category_id = record.get("image_id"), record.get("category_id")
     bbox, crowd = _finite_numbers(record.get("bbox")), record.get("iscrowd")

@@ -169,7 +169,7 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
     for number, (path, source) in enumerate(zip(paths, sources, strict=True)):
         if offset + source.largest_id > MAX_ID:
             raise DataError(
-                f"{path.annotations}: image ids beyond 2^63 when united with the other sources;"
+                f"{path.annotations}: image ids beyond 2^63 when merged with the other sources;"
                 " renumber its images"
             )
         own_ids = {one.name: one.id for one in source.categories if one.id != merged[one.name].id}

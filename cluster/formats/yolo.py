@@ -39,9 +39,7 @@ MARGIN = 0.01
 farther outside than this is no fraction.
 """
 POLYGONS = "polygons, stored as their bounding boxes"
-SAME_STEM = (
-    "another image has its name but for the suffix, and whose the label file is cannot be told"
-)
+SAME_STEM = "another image has the same name with another suffix: both have this label file"
 NO_IMAGE = "there is no image for this label file"
 BAD_LINE = "its line is not a class number and four numbers, or the corners of a polygon"
 BAD_CLASS = "its class number is not one of the classes"

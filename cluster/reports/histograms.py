@@ -151,7 +151,7 @@ def coverage(objects: Annotations, best_iou_N: np.ndarray) -> Coverage:
     legend = [
         ("large", "from 0.5: positive anchors"),
         ("between", "0.4 to 0.5"),
-        ("none", "below 0.4: found by its best anchors alone"),
+        ("none", "below 0.4: matched only by its best anchors"),
     ]
     ticks = [(i / 10, f"{i / 10:g}") for i in range(0, 11, 2)]
     return Coverage(rows, Histogram(bars, ticks, legend))

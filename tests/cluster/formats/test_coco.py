@@ -151,7 +151,9 @@ def test_ids_used_twice_are_named(tmp_path: Path) -> None:
         ({"iscrowd": "no"}, "its iscrowd is neither 0 nor 1"),
     ],
 )
-def test_a_bad_annotation_costs_itself(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_a_bad_annotation_is_left_out_alone(
+    tmp_path: Path, change: dict[str, Any], why: str
+) -> None:
     source = read(tmp_path, annotations=(BOX, {**BOX, "id": 42, **change}))
     assert reasons(source) == [("annotation", "42", why)]
     assert [one.id for one in source.images[0].annotations] == [1]
@@ -195,7 +197,7 @@ def test_a_missing_bbox_and_a_record_that_is_no_object(tmp_path: Path) -> None:
         ({"id": 2**63}, "b.jpg", "its id is not an integer from 0 on"),
     ],
 )
-def test_a_bad_image_record_costs_that_image(
+def test_a_bad_image_record_loses_that_image_alone(
     tmp_path: Path, change: dict[str, Any], where: str, why: str
 ) -> None:
     bad = {**IMAGE, "id": 6, "file_name": "b.jpg", **change}
@@ -210,13 +212,13 @@ def test_a_bad_image_record_costs_that_image(
     assert source.listed == 2
 
 
-def test_names_are_made_plain_and_stay_inside(tmp_path: Path) -> None:
+def test_file_names_are_normalised_and_stay_inside_the_folder(tmp_path: Path) -> None:
     assert names.inside_folder("./sub/../sub/a.jpg") == "sub/a.jpg"
     assert names.inside_folder("sub\\a.jpg") == "sub/a.jpg"
     assert names.inside_folder("..hidden/a.jpg") == "..hidden/a.jpg"
 
 
-def test_what_is_missing_is_filled_and_counted(tmp_path: Path) -> None:
+def test_missing_fields_are_filled_and_counted(tmp_path: Path) -> None:
     bare = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [10, 20, 30, 40]}
     source = read(
         tmp_path,
@@ -340,7 +342,7 @@ def test_polygons_stay_out_of_the_quarantine(tmp_path: Path) -> None:
     ids=st.lists(st.integers(0, 50), unique=True),
     repeats=st.lists(st.integers(0, 9), max_size=20),
 )
-def test_look_ups(values: list[int], ids: list[int], repeats: list[int]) -> None:
+def test_positions_and_repeated_ids(values: list[int], ids: list[int], repeats: list[int]) -> None:
     found = coco_references.positions_of(
         np.array(values, np.int64), np.array(ids, np.int64)
     ).tolist()

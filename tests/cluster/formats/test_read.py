@@ -12,6 +12,7 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Annotation, ImageRecord, images_of_records
 from cluster.formats.read import READERS, Format, SourcePaths, in_val, read_sources
 from cluster.shards.format import Category
+from cluster.shards.index import IndexedSource
 
 names = st.text(min_size=1, max_size=20)
 
@@ -48,18 +49,10 @@ def write(
 
 def test_one_source_stays_as_it_is(tmp_path: Path) -> None:
     place = write(tmp_path, "one", [(7, "a.jpg"), (0, "b.jpg")], [(7, 3)], {3: "cat", 90: "dog"})
-    united = read_sources([place])
-    assert [image.image_id for image in united.source.images] == [0, 7]
-    assert united.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"))
-    assert united.entries == (
-        {
-            "name": "one",
-            "format": "coco",
-            "digest": united.source.digest,
-            "image_id_offset": 0,
-            "category_ids": {},
-        },
-    )
+    merged = read_sources([place])
+    assert [image.image_id for image in merged.source.images] == [0, 7]
+    assert merged.source.categories == (Category(0, 3, "cat"), Category(1, 90, "dog"))
+    assert merged.entries == (IndexedSource("one", "coco", digest=merged.source.digest),)
 
 
 def test_several_sources_become_one(tmp_path: Path) -> None:
@@ -73,10 +66,10 @@ def test_several_sources_become_one(tmp_path: Path) -> None:
         [(7, 1), (7, 3), (0, 2)],
         {1: "dog", 2: "fox", 3: "owl"},
     )
-    united = read_sources([first, second])
+    merged = read_sources([first, second])
     # The first source's classes by id; then fox, whose id 2 is free, and owl, whose 3 is taken: 90
     # + 1.
-    assert united.source.categories == (
+    assert merged.source.categories == (
         Category(0, 3, "cat"),
         Category(1, 90, "dog"),
         Category(2, 2, "fox"),
@@ -85,7 +78,7 @@ def test_several_sources_become_one(tmp_path: Path) -> None:
     # 7 is the largest id of the first source: the second's move up by 8.
     found = [
         (image.image_id, image.source, image.file_name, [one.label for one in image.annotations])
-        for image in united.source.images
+        for image in merged.source.images
     ]
     assert found == [
         (2, 0, "b.jpg", [1]),
@@ -93,12 +86,12 @@ def test_several_sources_become_one(tmp_path: Path) -> None:
         (8, 1, "c.jpg", [2]),
         (15, 1, "a.jpg", [1, 3]),
     ]
-    assert united.source.images[3].annotations[0].box == (0, 0, 5, 5) and united.source.images[
+    assert merged.source.images[3].annotations[0].box == (0, 0, 5, 5) and merged.source.images[
         3
     ].annotations[1].box == (1, 0, 6, 5)
-    assert [entry["image_id_offset"] for entry in united.entries] == [0, 8]
-    assert [entry["category_ids"] for entry in united.entries] == [{}, {"dog": 1, "owl": 3}]
-    assert (united.source.listed, united.source.annotated) == (4, 5)
+    assert [entry.image_id_offset for entry in merged.entries] == [0, 8]
+    assert [entry.category_ids for entry in merged.entries] == [{}, {"dog": 1, "owl": 3}]
+    assert (merged.source.listed, merged.source.annotated) == (4, 5)
 
 
 def test_sources_of_three_formats(tmp_path: Path) -> None:
@@ -113,10 +106,10 @@ def test_sources_of_three_formats(tmp_path: Path) -> None:
     (tmp_path / "voc/b.xml").write_text(f"<annotation><filename>b.jpg</filename>{box}</annotation>")
     second = SourcePaths("second", "voc", str(tmp_path / "voc"), str(tmp_path / "images"))
     third = SourcePaths("third", "yolo", str(tmp_path / "labels"), str(tmp_path / "images"))
-    united = read_sources([first, second, third])
+    merged = read_sources([first, second, third])
     found = [
         (image.image_id, image.source, image.normalised, [one.label for one in image.annotations])
-        for image in united.source.images
+        for image in merged.source.images
     ]
     assert found == [(1, 0, False, [0]), (3, 1, False, [0]), (5, 2, True, [1])]
 
@@ -138,7 +131,7 @@ def test_an_image_keeps_its_id_in_every_split(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 80 and all(parts)
 
 
-def test_what_cannot_be_united(tmp_path: Path) -> None:
+def test_sources_that_cannot_be_merged(tmp_path: Path) -> None:
     good = write(tmp_path, "good", [(1, "a.jpg")], [], {1: "cat"})
     twice = write(tmp_path, "twice", [(1, "a.jpg")], [], {1: "dog", 2: "dog"})
     # Alone too: AP by class goes by name, and one of the two would be gone.
@@ -175,12 +168,12 @@ def test_splits_are_disjoint_exhaustive_and_stable(
     assert not any(in_val(name, 0.0) for name in names) and all(in_val(name, 1.0) for name in names)
 
 
-def test_the_share_is_that_of_many_names() -> None:
+def test_val_share_holds_for_many_names() -> None:
     # Of 4000 independent draws of 0.1, 400 +- 4 standard deviations of 19.
     assert 324 <= sum(in_val(f"{number:012d}.jpg", 0.1) for number in range(4000)) <= 476
 
 
-def test_a_split_of_a_coco_file_costs_nothing_and_counts_its_own(tmp_path: Path) -> None:
+def test_a_split_of_a_coco_file_counts_its_own_records(tmp_path: Path) -> None:
     images = [(number, f"{number}.jpg") for number in range(50)]
     place = write(tmp_path, "all", images, [(number, 1) for number in range(50)], {1: "cat"})
     content = json.loads(Path(place.annotations).read_text())

@@ -91,7 +91,7 @@ def test_difficult_objects_are_crowds_and_counted(tmp_path: Path) -> None:
         (thing(""), "it has no name"),
     ],
 )
-def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
+def test_a_bad_object_is_left_out_alone(tmp_path: Path, text: str, why: str) -> None:
     source = voc.read_voc(write(tmp_path, a=thing() + text), "images")
     assert reasons(source) == [("annotation", "2 of a.jpg", why)] and source.annotated == 2
     assert [one.id for one in source.images[0].annotations] == [1]
@@ -127,7 +127,7 @@ def test_a_bad_object_costs_itself(tmp_path: Path, text: str, why: str) -> None:
         ),
     ],
 )
-def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
+def test_a_bad_file_is_left_out_alone(tmp_path: Path, text: str, why: str) -> None:
     source = voc.read_voc(write(tmp_path, good=thing(), bad=text), "images")
     ((what, where, reason),) = reasons(source)
     assert (what, where) == ("image", "bad.xml") and reason.startswith(why)
@@ -135,14 +135,14 @@ def test_a_bad_file_costs_itself(tmp_path: Path, text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("width", ["0", "30.5", "9" * 5000])
-def test_sizes_that_are_none_are_left_to_the_pixels(tmp_path: Path, width: str) -> None:
+def test_invalid_sizes_are_taken_from_the_pixels(tmp_path: Path, width: str) -> None:
     size = f"<size><width>{width}</width><height>x</height></size>"
     text = f"<annotation><filename>a.jpg</filename>{size}{thing()}</annotation>"
     image = voc.read_voc(write(tmp_path, a=text), "images").images[0]
     assert (image.height, image.width) == (None, None)
 
 
-def test_classes_txt_gives_the_order_and_what_counts(tmp_path: Path) -> None:
+def test_classes_txt_gives_the_classes_and_their_order(tmp_path: Path) -> None:
     folder = write(tmp_path, a=thing("dog") + thing("bird"))
     (tmp_path / "classes.txt").write_text("dog\ncat\n\n")
     source = voc.read_voc(folder, "images")
@@ -153,7 +153,7 @@ def test_classes_txt_gives_the_order_and_what_counts(tmp_path: Path) -> None:
         voc.read_voc(folder, "images")
 
 
-def test_what_cannot_be_used_at_all(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.xml file below it"):
         voc.read_voc(str(tmp_path / "empty"), "images")

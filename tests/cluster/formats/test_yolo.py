@@ -61,7 +61,7 @@ def test_a_good_set(tmp_path: Path) -> None:
         lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
     ),
 )
-def test_what_is_written_as_centre_and_size_is_read_as_corners(
+def test_centre_and_size_become_corners(
     corners: tuple[float, float, float, float],
 ) -> None:
     x1, y1, x2, y2 = corners
@@ -92,14 +92,14 @@ def test_polygons_become_their_bounding_boxes(tmp_path: Path) -> None:
         ("0 0.5 0.5 -0.2 0.2", "its numbers are not shares of the picture, from 0 to 1"),
     ],
 )
-def test_a_bad_line_costs_itself(tmp_path: Path, line: str, why: str) -> None:
+def test_a_bad_line_is_left_out_alone(tmp_path: Path, line: str, why: str) -> None:
     source = yolo.read_yolo(*write(tmp_path, a=f"0 0.5 0.5 0.2 0.2\n{line}\n1 0.5 0.5 0.2 0.2"))
     ((what, where, reason),) = reasons(source)
     assert (what, where) == ("annotation", "2 of a.jpg") and reason.startswith(why)
     assert [one.id for one in source.images[0].annotations] == [1, 3] and source.annotated == 3
 
 
-def test_labels_without_an_image_are_named_and_counted(tmp_path: Path) -> None:
+def test_label_files_without_an_image_are_left_out_and_counted(tmp_path: Path) -> None:
     source = yolo.read_yolo(
         *write(tmp_path, a="0 0.5 0.5 0.2 0.2", gone="0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.1 0.1\n")
     )
@@ -172,7 +172,7 @@ def test_a_split_keeps_ids(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_that_share_a_label_file_are_left_out_by_name(tmp_path: Path) -> None:
+def test_pictures_that_share_a_label_file_are_left_out(tmp_path: Path) -> None:
     label = "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n"
     source = yolo.read_yolo(
         *write(tmp_path, pictures=("a.jpg", "a.png", "b.jpg", "c.jpg", "c.png"), a=label, b=label)

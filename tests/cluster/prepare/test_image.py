@@ -39,7 +39,7 @@ def ingest_one(
     return row, dropped, dict(+repairs)
 
 
-def test_the_pixels_are_trusted(tmp_path: Path) -> None:
+def test_the_size_comes_from_the_pixels(tmp_path: Path) -> None:
     # The JSON says 10 x 10; the file is 20 x 30, so the first box is whole and only the second is
     # cut, at x = 30.
     row, dropped, repairs = ingest_one(

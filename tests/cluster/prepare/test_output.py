@@ -16,7 +16,7 @@ from tests.support.preparing import (
 )
 
 
-def test_the_source_is_not_a_target(small_coco: Path, tmp_path: Path) -> None:
+def test_the_output_may_not_lie_in_the_source(small_coco: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in small_coco.rglob("*") if path.is_file()}
     link = tmp_path / "link"
     link.symlink_to(small_coco / "images")
@@ -73,7 +73,7 @@ def test_annotations_with_the_name_of_a_file_of_the_set_are_not_overwritten(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_set_is_not_held_against_itself(
+def test_a_set_is_not_compared_with_itself(
     small_coco: Path, finished: ShardSet, overwrite: bool
 ) -> None:
     index = (Path(finished.uri) / "index.json").read_bytes()

@@ -68,7 +68,7 @@ def test_a_share_allows_whole_records(tmp_path: Path, bad: int) -> None:
             plan_coco(folder, str(tmp_path / "out"), max_quarantined=0.29)
 
 
-def test_places_that_are_not_there_are_named_before_anything_is_read(
+def test_missing_paths_are_named_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_coco(tmp_path / "coco", {"a.jpg": b"x"})

@@ -444,9 +444,7 @@ def test_a_fault_of_real_data(case: Case, tmp_path: Path) -> None:
     assert len(quarantine.read_quarantine(str(tmp_path / "out"))) == counts.quarantined
 
 
-def test_a_file_beyond_all_measure_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_very_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
     monkeypatch.setattr(plan_file, "MAX_FILE_BYTES", 1 << 17)
     prepared = prepare(source, tmp_path / "out")
@@ -479,7 +477,7 @@ def test_a_file_beyond_all_measure_is_not_read(
         ),
     ],
 )
-def test_what_makes_the_whole_file_ambiguous_is_refused(
+def test_a_file_with_ambiguous_ids_is_refused(
     tmp_path: Path, name: str, lists: dict[str, Any], message: str
 ) -> None:
     source = write_source(tmp_path / "source", Case(name, ""), **lists)

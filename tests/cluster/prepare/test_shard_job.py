@@ -17,7 +17,7 @@ from tests.support.preparing import (
 )
 
 
-def test_a_note_without_its_shard_is_not_believed(small_coco: Path, tmp_path: Path) -> None:
+def test_a_note_without_its_shard_is_ignored(small_coco: Path, tmp_path: Path) -> None:
     work = plan_coco(str(small_coco), str(tmp_path))
     first, second = jobs_of(work)[:2]
     run_job(first)
@@ -58,7 +58,7 @@ def test_a_note_of_the_first_version_is_read() -> None:
 @pytest.mark.parametrize(
     "change", [{"schema_version": 2}, {"counts": {"imags": 2}}, {"pictures": [[1]]}, {"drop": None}]
 )
-def test_a_note_that_this_version_does_not_know_is_not_believed(
+def test_a_note_of_another_form_is_ignored(
     small_coco: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
     job = jobs_of(plan_coco(str(small_coco), str(tmp_path)))[0]

@@ -132,7 +132,7 @@ def test_a_finished_set_is_reused_or_refused_or_replaced(small_coco: Path, tmp_p
     assert replaced.num_rows == first.num_rows and replaced.digest != first.digest
 
 
-def test_bad_images_cost_themselves(tmp_path: Path) -> None:
+def test_bad_images_are_left_out_alone(tmp_path: Path) -> None:
     good = jpeg(noise(20, 30))
     grey, cmyk = io.BytesIO(), io.BytesIO()
     Image.new("L", (30, 20)).save(grey, "JPEG")
