@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import PlainError
-from cluster.formats.annotations import Box, ImageRecord, as_coco, clip_annotations
+from cluster.formats.annotations import Box, ImageRecord
+from cluster.formats.clipping import as_coco, clip_annotations
 from cluster.shards.format import Row
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files

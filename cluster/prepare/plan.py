@@ -17,9 +17,8 @@ import numpy as np
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Images, Source
-from cluster.formats.names import composed
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
-from cluster.prepare.image import MISSING, leave_out
+from cluster.prepare.listing import ListedImages, match_files
 from cluster.prepare.output import refuse_sources
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
@@ -29,8 +28,6 @@ from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
 Split = Literal["all", "train", "val"]
-MAX_FILE_BYTES = 256 << 20
-"""A job has the files of a shard in memory; a larger file is a scan or no image at all."""
 RENAMED = "file names in another Unicode form than the files, taken as the files have them"
 
 
@@ -141,7 +138,7 @@ def plan_shards(
     against = [open_shard_set(uri).digest for uri in options.against]
     merged = read_sources(sources, split=options.split, val_share=options.val_share)
     folders = tuple(source.images for source in sources)
-    listed = _match_files(merged.source, folders)
+    listed = match_files(merged.source, folders)
     fingerprint = _set_fingerprint(merged.entries, listed, options, against)
     sizes = listed.sizes_I[listed.usable]
     cuts = cut_shards(sizes, seed=options.seed, shard_bytes=options.shard_bytes)
@@ -182,59 +179,6 @@ def _check_places(
         preflight.check_writable(output)
 
 
-@dataclass(frozen=True)
-class _ListedFiles:
-    """The images of a source matched with the files in its folders. `usable` are positions in
-    `images`; the other images are `quarantined`. `renamed` counts names that the files have in
-    another Unicode form.
-    """
-
-    images: Images
-    sizes_I: np.ndarray
-    changed_I: np.ndarray
-    usable: np.ndarray
-    quarantined: list[Quarantined]
-    renamed: int
-
-
-def _match_files(source: Source, folders: Sequence[str]) -> _ListedFiles:
-    images = source.images
-    listings = [_list_folder(folder) for folder in folders]
-    spellings = [
-        {composed(name): name for name in listing if not name.isascii()} for listing in listings
-    ]
-    names: list[str] = []
-    usable: list[int] = []
-    quarantined: list[Quarantined] = []
-    renamed = 0
-    sizes_I, changed_I = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    for i, (name, number) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        listing = listings[number]
-        if name not in listing and (spelling := spellings[number].get(composed(name))) is not None:
-            name, renamed = spelling, renamed + 1
-        names.append(name)
-        fault = None
-        if name not in listing:
-            fault = MISSING
-        elif (size := listing[name][0]) > MAX_FILE_BYTES:
-            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
-        if fault is not None:
-            quarantined.append(leave_out(images[i], fault, category_ids=source.category_ids))
-            continue
-        sizes_I[i], changed_I[i] = listing[name]
-        usable.append(i)
-    positions = np.array(usable, np.int64)
-    images = replace(images, names=names)
-    return _ListedFiles(images, sizes_I, changed_I, positions, quarantined, renamed)
-
-
-def _list_folder(folder: str) -> dict[str, tuple[int, int]]:
-    """(bytes, time of the last change in ns) of each file, by its name relative to the folder."""
-    return {
-        uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)
-    }
-
-
 def cut_shards(
     sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int
 ) -> list[list[int]]:
@@ -254,7 +198,7 @@ def cut_shards(
 
 def _set_fingerprint(
     entries: Sequence[IndexedSource],
-    listed: _ListedFiles,
+    listed: ListedImages,
     options: Options,
     against: Sequence[str],
 ) -> str:

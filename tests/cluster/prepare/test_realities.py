@@ -22,7 +22,7 @@ from PIL import Image
 
 from cluster.errors import DataError, on_one_line
 from cluster.formats.read import SourcePaths
-from cluster.prepare import plan as plan_file
+from cluster.prepare import listing
 from cluster.prepare.plan import Options, plan_shards
 from cluster.prepare.write import Prepared, write_shards
 from cluster.shards import quarantine, read, verify
@@ -446,7 +446,7 @@ def test_a_fault_of_real_data(case: Case, tmp_path: Path) -> None:
 
 def test_a_very_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
-    monkeypatch.setattr(plan_file, "MAX_FILE_BYTES", 1 << 17)
+    monkeypatch.setattr(listing, "MAX_FILE_BYTES", 1 << 17)
     prepared = prepare(source, tmp_path / "out")
     assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in lines_of(prepared)
 
