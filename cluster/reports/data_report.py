@@ -48,7 +48,8 @@ def write_report(
     """
     annotations = read(shard_set)
     objects = annotations.objects()
-    canvas, anchors = CanvasConfig().canvases[0], AnchorConfig()
+    # The defaults. pyright takes the fields of `CanvasConfig()` for missing arguments.
+    canvas, anchors = CanvasConfig.model_validate({}).canvases[0], AnchorConfig.model_validate({})
     boxes_N4 = boxes_on_canvas(objects, canvas=canvas)
     best_iou_N = best_iou(torch.from_numpy(boxes_N4), *canvas, **anchors.model_dump()).numpy()
     page = render(
@@ -114,7 +115,7 @@ class _ClassTable:
     others_listed: Sequence[tuple[str, int]]
 
 
-def _class_table(objects: Annotations, names: Sequence[str]) -> _ClassTable:
+def _class_table(objects: Annotations, names: list[str]) -> _ClassTable:
     counts_K = np.bincount(objects.labels_N, minlength=len(names))
     pairs = np.unique(objects.image_N * max(1, len(names)) + objects.labels_N)
     images_K = np.bincount(pairs % max(1, len(names)), minlength=len(names))

@@ -72,7 +72,7 @@ def sample_pictures(
     return [_to_sample(row, shard_set.class_names) for row in rows]
 
 
-def _to_sample(row: Mapping[str, Any], names: Sequence[str]) -> SamplePicture:
+def _to_sample(row: Mapping[str, Any], names: list[str]) -> SamplePicture:
     boxes = list(zip(row["boxes"], row["labels"], row["crowd"], strict=True))
     boxes.sort(key=lambda box: -(box[0][2] - box[0][0]) * (box[0][3] - box[0][1]))
     counts = Counter(label for _, label, _ in boxes)
