@@ -26,11 +26,11 @@ def run_jobs(
     """Run the jobs of these numbers, as many tasks at a time as there are CPUs, and one that waits.
     `total` counts all shards, for the lines of progress.
     """
+    if not numbers:
+        return {}
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    if not numbers:
-        return {}
     # Decoding keeps a core busy. With less than one CPU a task Ray would start more workers, each
     # with seconds of imports, and be no faster.
     task = ray.remote(num_cpus=1)(run_job)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
 import jinja2
 import pytest
 
@@ -40,3 +44,14 @@ def test_no_name_is_cut_short_without_a_sign() -> None:
 def test_a_value_that_a_template_lacks_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="uri"):
         render("data_report.html.j2")
+
+
+def test_the_templates_are_packaged() -> None:
+    root = Path(__file__).parents[3]
+    options = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = options["package-data"]["cluster.reports"]
+    templates = [
+        f"templates/{path.name}" for path in (root / "cluster/reports/templates").iterdir()
+    ]
+    assert len(templates) == 3
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in templates)
