@@ -101,7 +101,7 @@ def _to_index(
         for picture in report.pictures
         if picture.image_id not in dropped
     )
-    whats = Counter(entry.what for entry in rejected)
+    rejected_counts = Counter(entry.what for entry in rejected)
     repairs = sum((Counter(report.repairs) for report in reports), Counter(plan.repairs))
     return Index(
         categories=plan.source.categories,
@@ -111,8 +111,8 @@ def _to_index(
             crowds=sum(report.counts.crowds for report in reports),
             empty_images=sum(report.counts.empty_images for report in reports),
             quarantined=len(rejected),
-            quarantined_images=whats["image"],
-            quarantined_annotations=whats["annotation"],
+            quarantined_images=rejected_counts["image"],
+            quarantined_annotations=rejected_counts["annotation"],
             lost_annotations=plan.lost + sum(report.counts.lost for report in reports),
             dropped_images=len(dropped),
             listed_images=plan.source.listed,
