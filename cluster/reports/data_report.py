@@ -48,8 +48,7 @@ def write_report(
     """
     annotations = read(shard_set)
     objects = annotations.objects()
-    # The defaults. pyright takes the fields of `CanvasConfig()` for missing arguments.
-    canvas, anchors = CanvasConfig.model_validate({}).canvases[0], AnchorConfig.model_validate({})
+    canvas, anchors = CanvasConfig().canvases[0], AnchorConfig()
     boxes_N4 = boxes_on_canvas(objects, canvas=canvas)
     best_iou_N = best_iou(torch.from_numpy(boxes_N4), *canvas, **anchors.model_dump()).numpy()
     page = render(
