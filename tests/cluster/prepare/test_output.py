@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import UsageError
 from cluster.formats.read import SourcePaths
-from cluster.prepare.plan import plan_shards
+from cluster.prepare.plan import Options, plan_shards
 from cluster.shards.index import ShardSet
 from tests.support.pictures import jpeg, noise, write_coco
 from tests.support.preparing import (
@@ -66,10 +66,10 @@ def test_annotations_with_the_name_of_a_file_of_the_set_are_not_overwritten(
             " folder"
         ),
     ):
-        plan_shards([place], output=str(folder / "set"), overwrite=overwrite)
+        plan_shards([place], output=str(folder / "set"), options=Options(), overwrite=overwrite)
     assert annotations.read_bytes() == before
     # Beside the annotations is no harm.
-    plan_shards([place], output=str(folder / "set/shards"), overwrite=overwrite)
+    plan_shards([place], output=str(folder / "set/shards"), options=Options(), overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

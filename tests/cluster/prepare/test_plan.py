@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.read import SourcePaths
-from cluster.prepare.plan import cut_shards, plan_shards
+from cluster.prepare.plan import Options, cut_shards, plan_shards
 from cluster.shards import quarantine
 from cluster.storage import files
 from tests.support.pictures import write_coco
@@ -102,8 +102,9 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         ("voc", annotations, images, "is a file, but annotations of format voc are a folder"),
         ("yolo", annotations, images, "is a file, but annotations of format yolo are a folder"),
     ):
+        source = SourcePaths("a", kind, labels, pictures)
         with pytest.raises(UsageError, match=said):
-            plan_shards([SourcePaths("a", kind, labels, pictures)], output=str(tmp_path / "out"))
+            plan_shards([source], output=str(tmp_path / "out"), options=Options())
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which does not exist"):
         plan_coco(str(small_coco), str(tmp_path / "dangling/out"))
