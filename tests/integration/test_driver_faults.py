@@ -1,4 +1,4 @@
-"""Two drivers of one run, and one that is killed, as commands that are typed."""
+"""Two drivers of one run, and a killed driver, as commands that a user types."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_second_driver_of_the_same_run_is_refused(
 def test_no_image_is_lost_when_the_driver_is_killed(
     small_sets: dict[str, str], undisturbed: dict[str, bytes], ray_cluster: str, tmp_path: Path
 ) -> None:
-    """The same command goes on, in the same MLflow run, which has every step at the end: also those
-    that the killed one had heard of and not sent.
+    """The same command continues the run and its MLflow run. At the end MLflow has every step, also
+    those that the killed driver had received and not sent.
     """
     flags = train_flags(small_sets, tmp_path, "killed", tmp_path)
     flags += ["--ray.address", ray_cluster]

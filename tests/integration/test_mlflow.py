@@ -171,7 +171,9 @@ def recorded(mlflow_server: Server, outlived: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def test_a_killed_server_misses_nothing(mlflow_server: Server, outlived: dict[str, Any]) -> None:
+def test_the_mlflow_run_is_complete_after_its_server_was_killed(
+    mlflow_server: Server, outlived: dict[str, Any]
+) -> None:
     """The training goes on, one run has every step."""
     client = mlflow.MlflowClient(mlflow_server.uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -211,7 +213,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("name", ["run", "pictures", "model"])
-def test_the_pages_show_it(
+def test_the_pages_of_mlflow_show_the_run(
     recorded: dict[str, str], browser: Browser, name: str, tmp_path: Path
 ) -> None:
     client = mlflow.MlflowClient(recorded["server"])

@@ -1,4 +1,4 @@
-"""Disks that are full and storage that goes away under a training, with real processes."""
+"""Full disks and unavailable storage during a training of real processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole(
+def test_a_full_disk_ends_training_in_one_line_and_the_last_checkpoint_is_whole(
     small_sets: dict[str, str], small_disk: Path, tmp_path: Path
 ) -> None:
     config = configured(small_sets, tmp_path, "full", checkpoint_folder=str(small_disk))
@@ -56,7 +56,7 @@ def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole
     assert str(run.error).startswith(f"training full stopped: {small_disk}")
     assert "the disk is full" in str(run.error)
     assert "the checkpoints before it are whole" in str(run.error)
-    # Not tried again: it would be as full.
+    # No restart: the disk would still be full.
     assert len(run.of(Started)) == 1
     os.unlink(small_disk / "somebody's")
     again = Watched(config)
@@ -65,8 +65,8 @@ def test_a_full_disk_under_the_checkpoints_is_one_line_and_the_last_one_is_whole
 
 
 class Away(Rule):
-    """Between `begin` and `end`, every request whose path has `where` in it meets the fault; `met`
-    counts them.
+    """Between `begin` and `end`, every request with `where` in its path meets the fault; `met`
+    counts these requests.
     """
 
     where, met = None, 0
@@ -83,12 +83,12 @@ class Away(Rule):
         return meets
 
 
-def test_training_goes_on_while_storage_is_away(
+def test_training_continues_while_storage_is_unavailable(
     small_sets: dict[str, str], bucket: str, ray_cluster: str, tmp_path: Path
 ) -> None:
-    """For some steps storage takes no checkpoint and says so, then it takes them and says nothing,
-    then it is gone for a minute: no workers are restarted, and after each the next checkpoint
-    arrives. The driver brings the proxy's address to the shared cluster.
+    """Storage refuses checkpoints for some steps, then does not answer for some steps, then resets
+    every connection for a minute. No worker is restarted, and after each fault the next checkpoint
+    arrives. The workers get the proxy's address from the driver.
     """
     rule = Away("answer", seconds=5)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
@@ -105,7 +105,7 @@ def test_training_goes_on_while_storage_is_away(
             ):
                 rule.begin(fault, where)
                 over = time.monotonic() + seconds
-                # Lines of steps from before it may be the next ones that are read.
+                # The next lines may be of steps before the fault.
                 while time.monotonic() < over or not rule.met:
                     driver.until("img/s")
                 driver.until("img/s", times=10)

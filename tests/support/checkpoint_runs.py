@@ -19,7 +19,7 @@ from cluster.training.checkpoints import Checkpoints, CheckpointStore
 from detector.checkpoint import Snapshot
 
 # One attempt: an upload that meets a fault has failed.
-HASTY = s3.Patience(attempts=1, connect_seconds=2, stall_seconds=1, again_seconds=0)
+HASTY = s3.Patience(attempts=1, connect_seconds=20, stall_seconds=20, again_seconds=0)
 
 
 class CheckpointRun:

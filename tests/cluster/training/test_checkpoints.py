@@ -87,12 +87,20 @@ def test_a_checkpoint_that_becomes_the_best_while_others_are_deleted_is_kept(
 
 @pytest.mark.parametrize("fault", ["answer", "reset", "stall"])
 def test_training_continues_during_an_outage_and_the_next_checkpoint_arrives(
-    bucket: str, behind: Callable, tmp_path: Path, fault: str
+    bucket: str,
+    behind: Callable,
+    tmp_path: Path,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proxy = behind(Rule(fault, method="PUT", times=1))
     run = CheckpointRun(bucket, tmp_path)
+    if fault == "stall":
+        # The client waits as long as this for an answer that does not come.
+        monkeypatch.setattr(s3, "PATIENT", HASTY._replace(stall_seconds=1))
     first = run.save(100)
     run.settle()
+    monkeypatch.setattr(s3, "PATIENT", HASTY)
     assert (run.stored, len(run.warnings)) == ([], 1)
     assert (
         "checkpoint images-000000000100 is not in storage yet, training continues"
