@@ -67,6 +67,28 @@ def test_the_order_changes_with_seed_and_epoch_and_with_nothing_else():
     assert orders[1] != orders[3]
 
 
+def test_orders_and_copies_stay_the_same_between_versions():
+    """A run that the version before began is continued in the same sequence: another order would
+    read some rows twice and others never. The numbers were computed by the version before.
+    """
+    sequence = epoch_sequence([2, 1, 3, 1, 2, 1], seed=7, epoch=3)
+    assert sequence.tolist() == [6, 0, 3, 7, 5, 1, 4, 8, 9, 2]
+    shares = np.array([1.0, 0.5, 0.25, 2.25])
+    found = [copies(shares, total=6, seed=7, epoch=epoch).tolist() for epoch in range(2)]
+    assert found == [[2, 1, 0, 3], [2, 0, 1, 3]]
+
+
+def test_an_empty_set_has_an_empty_epoch_and_no_units():
+    assert epoch_sequence([], seed=0, epoch=0).tolist() == []
+    assert units(np.zeros(0, np.int64), []) == []
+
+
+def test_a_unit_has_four_row_groups_by_default():
+    first, second = units(np.arange(10), [2] * 5)
+    assert first.groups == (0, 1, 2, 3) and second.groups == (4,)
+    assert second.rows == ((0, 0), (0, 1))
+
+
 def test_without_a_window_the_order_is_the_stored_one():
     assert epoch_sequence([2, 1, 3], seed=5, epoch=7, window=0).tolist() == [0, 1, 2, 3, 4, 5]
 

@@ -230,6 +230,33 @@ def test_the_beat_grows_and_a_deleted_file_is_written_again(
         assert seen == sorted(seen)
 
 
+def test_every_beat_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    written, write, enough = [], run_folder.write, threading.Event()
+
+    def record(run: str, name: str, content: dict) -> None:
+        write(run, name, content)
+        written.append(content["beat"])
+        if len(written) == 4:
+            enough.set()
+
+    monkeypatch.setattr(run_folder, "write", record)
+    with Lease(str(tmp_path), ignore):
+        assert enough.wait(30)
+    assert written[:4] == [0, 1, 2, 3]
+
+
+def test_a_file_that_is_deleted_already_at_the_end_is_no_error(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), ignore):
+        files.delete_file(f"{tmp_path}/{DRIVER}")
+    assert read_record(str(tmp_path)) is None
+
+
+def test_several_beats_fit_into_the_silence_that_counts_as_death() -> None:
+    # A driver renews every 5 s, and one slow write or read must not make it look dead.
+    assert lease.BEAT_S == 5 and lease.SILENT_S >= 5 * lease.BEAT_S
+
+
 def test_an_unreachable_storage_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
