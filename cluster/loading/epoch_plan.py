@@ -63,7 +63,9 @@ def epoch_sequence(
     windows = []
     for start in range(0, len(groups), window):
         together = groups[start : start + window].tolist()
-        rows = np.concatenate([np.arange(first[group], first[group + 1]) for group in together])
+        rows = np.concatenate(
+            [np.arange(int(first[group]), int(first[group + 1])) for group in together]
+        )
         if copies_N is not None:
             rows = rows.repeat(copies_N[rows])
         windows.append(rows[random.permutation(len(rows))])
