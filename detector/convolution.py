@@ -58,7 +58,10 @@ class _ProductGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outers: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    # torch gives once_differentiable no types, so the signature is not seen through it.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *outers: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         (outer,) = outers
         x, weight = ctx.saved_tensors
         x_gradient, pad = None, weight.shape[2] // 2

@@ -79,7 +79,10 @@ class _FocalSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outers: Tensor) -> tuple[Tensor, None, None, None]:
+    # torch gives once_differentiable no types, so the signature is not seen through it.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *outers: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         (outer_B,) = outers
         gradient_BAK, ctx.gradient_BAK = ctx.gradient_BAK, None
         if gradient_BAK is None:

@@ -213,7 +213,7 @@ class CompiledParts(TypedDict):
     """Keywords of `train_step`."""
 
     assign: Callable[..., Tensor]
-    dense: Callable[..., LossSums]
+    dense: Callable[..., LossSums] | None
 
 
 def compiled_parts() -> CompiledParts:

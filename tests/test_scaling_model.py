@@ -25,9 +25,18 @@ from tests.benchmarks.scaling_model import (
 
 # Four buckets; 100 MiB of gradient; 0.1 s a step.
 ROUND = Job(
-    rate=320.0, batch=32, parameters=BUCKET, gradient_bytes=4, gpus_a_node=4, nvlink=4 * BUCKET, network=2 * BUCKET,
-    network_latency=0.0, nvlink_latency=0.0, backward=0.5, spread=0.0,
-)  # fmt: skip
+    rate=320.0,
+    batch=32,
+    parameters=BUCKET,
+    gradient_bytes=4,
+    gpus_a_node=4,
+    nvlink=4 * BUCKET,
+    network=2 * BUCKET,
+    network_latency=0.0,
+    nvlink_latency=0.0,
+    backward=0.5,
+    spread=0.0,
+)
 
 
 def test_a_ring_moves_every_byte_almost_twice() -> None:

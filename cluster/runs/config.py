@@ -19,8 +19,8 @@ from detector.training_config import LossConfig, OptimizerConfig
 FromState = Literal["weights", "full"]
 
 
-class EvaluationShare(TypedDict):
-    """The processes of an evaluation beside training, as keywords of `detect_set`."""
+class DetectionShare(TypedDict):
+    """The processes that score a shard set together, as keywords of `detect_set`."""
 
     workers: int
     cpus_per_worker: float
@@ -189,7 +189,7 @@ class TrainSections(Section):
         return self
 
     @property
-    def evaluation_share(self) -> EvaluationShare:
+    def evaluation_share(self) -> DetectionShare:
         """What an evaluation beside training books."""
         training, gpus = self.training, self.training.evaluation_gpus
         return {

@@ -12,6 +12,7 @@ from cluster.compute.resources import reading_worker, task_options
 from cluster.compute.session import fetch
 from cluster.errors import PlainError
 from cluster.runs import evaluations
+from cluster.runs.config import DetectionShare
 from cluster.runs.evaluations import Evaluation, Request, Weights
 from cluster.runs.events import EvaluationDone, EvaluationFailed, EvaluationStarted, Tell
 
@@ -24,7 +25,7 @@ class Evaluator(Protocol):
 
     def evaluate(self, request: Request) -> Evaluation: ...
 
-    def grow(self, share: dict[str, Any]) -> None:
+    def grow(self, share: DetectionShare) -> None:
         """Use these resources from now on, if they are more."""
         ...
 
@@ -66,7 +67,7 @@ class BackgroundEvaluation:
         """Whether the thread beside training still runs."""
         return self._thread.is_alive()
 
-    def finish(self, share: dict[str, Any]) -> None:
+    def finish(self, share: DetectionShare) -> None:
         """Evaluate what still waits, with the resources that the workers have freed if those are
         more. `PlainError` if the newest checkpoint cannot be evaluated; then it still waits.
         """
@@ -137,7 +138,7 @@ class ActorEvaluator:
     ("Check failed: Tried to complete task that was not pending").
     """
 
-    def __init__(self, data: str, *, weights: Weights, share: dict[str, Any]):
+    def __init__(self, data: str, *, weights: Weights, share: DetectionShare):
         """`data` is the URI of the shard set, `share` what `detect_set` takes of the machines."""
         self._data, self._weights, self.share = data, weights, share
         self.running: Any = None
@@ -155,7 +156,7 @@ class ActorEvaluator:
         finally:
             self.running = None
 
-    def grow(self, share: dict[str, Any]) -> None:
+    def grow(self, share: DetectionShare) -> None:
         self.share = max(self.share, share, key=_size)
 
     def kill(self) -> None:
@@ -165,19 +166,19 @@ class ActorEvaluator:
             ray.kill(running)
 
 
-def _size(share: dict[str, Any]) -> tuple[float, float]:
+def _size(share: DetectionShare) -> tuple[float, float]:
     workers = share["workers"]
     return workers * share["gpus_per_worker"], workers * share["cpus_per_worker"]
 
 
 class _EvaluationActor:
     def evaluate(
-        self, request: Request, weights: Weights, data: str, share: dict[str, Any]
+        self, request: Request, weights: Weights, data: str, share: DetectionShare
     ) -> Evaluation:
         return evaluate(request, weights, data, share)
 
 
-def evaluate(request: Request, weights: Weights, data: str, share: dict[str, Any]) -> Evaluation:
+def evaluate(request: Request, weights: Weights, data: str, share: DetectionShare) -> Evaluation:
     """Evaluate a checkpoint on a shard set. This process computes one of the shares itself, so it
     books only one.
     """

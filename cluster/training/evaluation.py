@@ -22,6 +22,7 @@ from cluster.shards.index import ShardSet
 from cluster.training.checkpoints import Checkpoints
 from cluster.training.ranks import Ranks
 from cluster.training.state import TrainingState
+from detector.decode import DecodeSettings
 from detector.folding import for_detecting
 from detector.metrics import Truth
 from detector.model_config import DecodeConfig
@@ -63,7 +64,7 @@ class RankEvaluator:
         ranks.broadcast(model.buffers())
         predictor = Predictor(
             for_detecting(model, device, amp=self._amp),
-            decode=self._decode.model_dump(mode="json"),
+            decode=DecodeSettings(**self._decode.model_dump()),
             amp=self._amp,
             **self._frame,
         )

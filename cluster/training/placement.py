@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.compute.resources import detection_shares, reading_worker, unplaced
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import DetectionShare, TrainConfig
 
 
-def workers_share(config: TrainConfig) -> dict[str, Any]:
+def workers_share(config: TrainConfig) -> DetectionShare:
     """What the workers book, in the form of `detect_set`'s keywords."""
-    return config.training.model_dump(include={"workers", "cpus_per_worker", "gpus_per_worker"})
+    training = config.training
+    return {
+        "workers": training.workers,
+        "cpus_per_worker": training.cpus_per_worker,
+        "gpus_per_worker": training.gpus_per_worker,
+    }
 
 
 def evaluation_place(config: TrainConfig) -> Literal["beside", "between"]:
@@ -50,7 +55,7 @@ def needs(
     that decodes needs a core, and a share to read, of its own.
     """
     number = workers or config.training.min_workers or config.training.workers
-    shares = [{**workers_share(config), "workers": number}]
+    shares: list[DetectionShare] = [{**workers_share(config), "workers": number}]
     if (evaluation or config.training.evaluation) == "beside":
         shares.append(config.evaluation_share)
     processes = [process for share in shares for process in detection_shares(**share)]

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from cluster.errors import UsageError
 from cluster.loading import epoch_plan
 from cluster.training.checkpoint_download import other_version
+from detector.baselines import Baseline
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
+from detector.model import RetinaNet
 from detector.optimizer import MovingAverage
 
 
@@ -54,7 +55,7 @@ class TrainingState:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetinaNet | Baseline,
         optimizer: torch.optim.Optimizer,
         average: MovingAverage | None,
         *,

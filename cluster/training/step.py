@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.training.ranks import Ranks
+from detector.anchors import match
 from detector.baseline_step import baseline_step
 from detector.baselines import Baseline
 from detector.batch import Batch
 from detector.choices import LossSettings
 from detector.model import RetinaNet
-from detector.step import StepReport, compiled_parts, train_step
+from detector.step import CompiledParts, StepReport, compiled_parts, train_step
 
 
 class TrainingStep:
@@ -44,12 +45,12 @@ class TrainingStep:
         self._parts, self._loss, self._clip_norm = parts, loss, clip_norm
         self._amp_dtype = amp_dtype
         self._anchors: dict[tuple[int, int], torch.Tensor] = {}
-        self._compiled_parts: dict[str, Callable[..., Any]] = {}
+        self._matching: CompiledParts = {"assign": match, "dense": None}
         if isinstance(model, RetinaNet):
             self._anchors = {canvas: torch.cat(model.anchors(*canvas)) for canvas in canvases}
             if compiled:
                 self.network = cast(nn.Module, torch.compile(network, dynamic=False))
-                self._compiled_parts = compiled_parts()
+                self._matching = compiled_parts()
 
     def __call__(
         self, batch: Batch, *, learning_rate: float, loss_normalizer: float | torch.Tensor
@@ -82,7 +83,7 @@ class TrainingStep:
             sum_over_ranks=self._ranks.sum,
             ranks=self._ranks.size,
             accumulate=self._parts,
-            **self._compiled_parts,
+            **self._matching,
         )
 
 

@@ -1,5 +1,5 @@
-"""A run that starts from another run's checkpoint: refusals of the preflight, and the identity of the
-run.
+"""A run that starts from another run's checkpoint: refusals of the preflight, and the identity of
+the run.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def test_a_restarted_worker_uploads_what_waits_on_its_node(
     with pytest.raises(
         PlainError,
         match=(
-            r"images-000000000200/.* cannot be written: .*overloaded or unhealthy.*the last checkpoints"
-            r" wait in"
+            r"images-000000000200/.* cannot be written: .*overloaded or unhealthy"
+            r".*the last checkpoints wait in"
         ),
     ):
         run.checkpoints.close()
