@@ -28,7 +28,7 @@ P6From = Literal["c5", "p5"]
 AnchorConvention = Literal["exact", "torchvision"]
 
 ClassificationLoss = Literal["focal", "balanced_cross_entropy", "cross_entropy"]
-"""The keys of `detector.loss.CLASSIFICATION_LOSSES`."""
+"""The keys of `detector.classification_loss.CLASSIFICATION_LOSSES`."""
 BoxLoss = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
 """The keys of `detector.box_loss.BOX_LOSSES`."""
 LossNormalizer = Literal["batch", "image", "moving_average"]

@@ -1,6 +1,5 @@
 """Classification and box loss as one sum an image, and what divides these sums (section 4.1).
-`CLASSIFICATION_LOSSES` is the one list of classification losses. Shapes: B batch, A anchors (a
-those of a level), K classes, G slots.
+Shapes: B batch, A anchors (a those of a level), K classes, G slots.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from detector.box_loss import BOX_LOSSES
-from detector.choices import ClassificationLoss, LossNormalizer, LossSettings
-from detector.focal import focal_sums
+from detector.choices import LossNormalizer, LossSettings
+from detector.classification_loss import CLASSIFICATION_LOSSES
 
 FIRST_AVERAGE, AVERAGE_MOMENTUM = 100.0, 0.9
 """First value of the moving average of the positives, and the share of it that one step keeps
@@ -28,27 +27,6 @@ class LossSums(NamedTuple):
     """Sum of the classification loss over the image's anchors that are not ignored."""
     box_B: Tensor
     """Sum of the box loss over the image's positive anchors."""
-
-
-ClassificationLossFunction = Callable[[Tensor, Tensor, LossSettings], Tensor]
-"""Logits (B, A, K) and the class of each anchor (B, A), `BACKGROUND` or `IGNORED` where it has no
-object, -> the sum over anchors and classes of each image, (B,), in float32 or the logits' larger
-dtype. All shapes are those of the canvas, so that one compiled program serves every batch.
-"""
-
-CLASSIFICATION_LOSSES: dict[ClassificationLoss, ClassificationLossFunction] = {
-    "focal": lambda logits, classes, settings: focal_sums(
-        logits, classes, gamma=settings.gamma, alpha=settings.alpha
-    ),
-    # Without focusing: gamma 0.
-    "balanced_cross_entropy": lambda logits, classes, settings: focal_sums(
-        logits, classes, gamma=0.0, alpha=settings.alpha
-    ),
-    # Positives and negatives also weigh the same.
-    "cross_entropy": lambda logits, classes, settings: focal_sums(
-        logits, classes, gamma=0.0, alpha=None
-    ),
-}
 
 
 def detection_loss(

@@ -14,7 +14,7 @@ from torch import Tensor
 from detector.anchors import PartialAnchorShapes
 from detector.backbone import BACKBONES, ResidualNetwork
 from detector.checkpoint import anchors_in
-from detector.choices import BackboneName
+from detector.choices import BackboneName, Norm
 from detector.model import PIXEL_STD, RetinaNet
 from detector.tensor_file import State
 
@@ -165,8 +165,7 @@ def parts_of(state: State, family: str) -> dict[str, Any]:
     second = state.get("backbone.layer1.0.conv2.weight", torch.empty(0, 0))
     bottleneck = "backbone.layer1.0.conv3.weight" in state
     parts: dict[str, Any] = {"backbone": _residual_network(blocks, second, bottleneck)}
-    statistics, folded = ("backbone.stem.1." + part in state for part in ("running_var", "scale"))
-    parts["norm"] = "batch" if statistics else "frozen" if folded else "group"
+    parts["norm"] = _norm(state)
     if bottleneck and family != OWN:
         # detectron2 halves in the 1x1 convolution unless the 3x3 ones are grouped.
         grouped = second.shape[0] != second.shape[1]
@@ -178,6 +177,16 @@ def parts_of(state: State, family: str) -> dict[str, Any]:
             from_p5 = state["pyramid.p6.weight"].shape[1] == parts["width"]
             parts["p6_from"] = "p5" if from_p5 else "c5"
     return {name: value for name, value in parts.items() if value is not None}
+
+
+def _norm(state: State) -> Norm | None:
+    """The normalisation of the backbone, as far as its tensors show it."""
+    ends = {name.rsplit(".", 1)[1] for name in state if name.startswith("backbone.")}
+    if "running_var" in ends:
+        return "batch"
+    if "scale" in ends:
+        return "frozen"
+    return "group" if "backbone.stem.1.weight" in state else None
 
 
 def _residual_network(

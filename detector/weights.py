@@ -124,10 +124,9 @@ def _refuse_other_settings(
     settings that fit.
     """
     theirs, ours = parts_of(state, family), dict(model.parts)
-    if theirs["norm"] == "batch" and ours["norm"] in ("batch", "sync", "frozen"):
-        theirs["norm"] = ours["norm"]
-    elif theirs["norm"] == "batch":
-        theirs["norm"] = "frozen"
+    if theirs.get("norm") == "batch":
+        fitting_norms = ("batch", "sync", "frozen")
+        theirs["norm"] = ours["norm"] if ours["norm"] in fitting_norms else "frozen"
     if model.pyramid.p6 is None:
         theirs.pop("p6_from", None)
     wrong = [

@@ -13,10 +13,17 @@ import torch
 from detector.baselines import build_model
 from detector.export import SMALLEST_SIDE, export_onnx, export_program
 from detector.model import RetinaNet
+from tests.detector.toy import toy_backbones
 
 # (images, height, width): one image, the smallest canvas, a tall one; none is the example that is
 # traced.
 SIZES = [(1, 160, 160), (3, 160, 224), (2, 352, 192)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toys():
+    with toy_backbones():
+        yield
 
 
 def network(**changed) -> RetinaNet:
@@ -24,7 +31,7 @@ def network(**changed) -> RetinaNet:
     the way shows.
     """
     torch.manual_seed(5)
-    model = RetinaNet(**{"classes": 3, "backbone": "resnet18", "width": 64} | changed).eval()
+    model = RetinaNet(**{"classes": 3, "backbone": "toy", "width": 64} | changed).eval()
     for name, value in model.state_dict().items():
         if name.endswith("running_mean") or (name.startswith("backbone") and name.endswith("bias")):
             value.normal_(std=0.3)

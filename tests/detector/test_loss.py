@@ -25,8 +25,8 @@ from detector.batch import Sample, collate
 from detector.box_loss import BOX_LOSSES
 from detector.boxes import decode, encode
 from detector.choices import BoxLoss, ClassificationLoss, LossSettings
+from detector.classification_loss import CLASSIFICATION_LOSSES
 from detector.loss import (
-    CLASSIFICATION_LOSSES,
     LossSums,
     detection_loss,
     image_weights,
