@@ -232,6 +232,16 @@ def test_the_threshold_itself_is_not_passed():
     assert found.labels_N.tolist() == [1]
 
 
+def test_a_threshold_of_zero_passes_every_score():
+    logits, deltas = outputs_of([(10, 0, 0.9)])
+    (found,) = decode_detections(
+        logits, deltas, LEVELS, canvas(), score_threshold=0.0, nms_threshold=0.99
+    )
+    # sigmoid(-20) = 2e-9 is above 0: the one good candidate is followed by 99 hopeless ones.
+    assert len(found.scores_N) == 100
+    assert found.scores_N[0] == pytest.approx(0.9) and 0 < found.scores_N[1] < 1e-8
+
+
 def test_each_level_keeps_its_best_candidates():
     # Levels of 96 * 6 = 576 anchors on P3 and 24 * 6 = 144 on P4. One candidate a level: the best
     # of P3 and the best of P4, though P3 has two better ones.
