@@ -108,13 +108,13 @@ class Clock:
     """Time passes in `sleep` alone. `at_second` runs when that second has passed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, second: int, at_second) -> None:
-        self.now, self.second, self.at_second = 0.0, second, at_second
+        self.elapsed, self.second, self.at_second = 0.0, second, at_second
         monkeypatch.setattr(lease.time, "sleep", self.sleep)
-        monkeypatch.setattr(lease.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(lease.time, "monotonic", lambda: 1000 + self.elapsed)
 
     def sleep(self, duration: float) -> None:
-        self.now += duration
-        if self.now == self.second:
+        self.elapsed += duration
+        if self.elapsed == self.second:
             self.at_second()
 
 
@@ -135,7 +135,7 @@ def test_a_driver_elsewhere_that_renews_its_record_is_named(
     clock = Clock(monkeypatch, 3, lambda: leave(run, replace(record, beat=4)))
     with pytest.raises(UsageError, match="gpu-7"):
         refuse_held(run)
-    assert clock.now == 3
+    assert clock.elapsed == 3
     assert capsys.readouterr().err == (
         f"{run} may belong to gpu-7 (pid 12); watching up to 30 s whether that driver is alive\n"
     )
@@ -158,7 +158,7 @@ def test_a_driver_elsewhere_that_stays_silent_is_dead(
     leave(str(tmp_path), other_record(**process))
     clock = Clock(monkeypatch, 0, lambda: None)
     refuse_held(str(tmp_path))
-    assert clock.now == 30
+    assert clock.elapsed == 30
 
 
 def test_a_driver_elsewhere_that_ends_frees_the_run(
@@ -167,7 +167,7 @@ def test_a_driver_elsewhere_that_ends_frees_the_run(
     leave(str(tmp_path), other_record(host="elsewhere"))
     clock = Clock(monkeypatch, 3, lambda: files.delete_file(f"{tmp_path}/{DRIVER}"))
     refuse_held(str(tmp_path))
-    assert clock.now == 3
+    assert clock.elapsed == 3
 
 
 def test_of_two_drivers_that_start_together_the_overwritten_one_is_refused(
