@@ -61,7 +61,7 @@ SHELL = (
 )
 """First words of the commands that this test knows how to run."""
 AGAIN = {
-    "prepare": "reused",
+    "prepare": "already there",
     # It prints the result alone, without a line of progress.
     "train": r"(?s)\A(?!.*img/s)",
     "sweep": "this sweep is finished",
@@ -340,6 +340,7 @@ def test_a_submitted_job_runs_as_it_is_typed(desk: Desk, head: RayHead, tmp_path
     there = Desk(tmp_path, {**desk.environment, **head.environment})
     for name, command in commands(submitted=True):
         for _ in range(2):
+            head.wait_until_up()
             code, said = there.type(command)
             assert code == 0, f"{name}: {command}\n{said[-3000:]}"
 
