@@ -249,7 +249,7 @@ def test_a_path_that_is_not_a_checkpoint_is_refused(
         (run, f"{named} {parent}"),
         (f"{tmp_path}/empty", "is not a checkpoint, it has no state.json; give <storage>"),
         (f"{tmp_path}/nowhere", "there is no such file or folder"),
-        (f"{bucket}/nowhere", "the bucket is there, this file or folder is not"),
+        (f"{bucket}/nowhere", "the bucket exists, this file or folder does not"),
         (parent, "is damaged (model.safetensors: has 4 bytes of "),
     ):
         with pytest.raises(PlainError) as raised:

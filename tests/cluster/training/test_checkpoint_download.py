@@ -44,8 +44,8 @@ def lose_the_state(folder: Path) -> None:
 DAMAGES = [
     (truncate, "is damaged (optimizer.pt: has 100 bytes of "),
     (lose, "is damaged (model.safetensors: is missing)"),
-    (flip_a_bit, "is damaged (model.safetensors: its sha256 is another)"),
-    (change_the_state, "is damaged (state.json: its sha256 is another)"),
+    (flip_a_bit, "is damaged (model.safetensors: sha256 mismatch)"),
+    (change_the_state, "is damaged (state.json: sha256 mismatch)"),
     (cut_the_state, "is damaged ("),
     (lose_the_state, "its upload is incomplete"),
 ]

@@ -93,7 +93,8 @@ def test_ray_trains_controller_has_the_state(
 
 def test_the_coordinator_counts_nodes_on_demand() -> None:
     counting = coordinator._AutoscalingCoordinatorActor.get_reserved_resources
-    assert parameters(counting)[1:] == ["requester_id", "recompute"]
+    # Ray adds a parameter for traces to the classes of actors that were started.
+    assert parameters(counting)[1:3] == ["requester_id", "recompute"]
 
 
 def test_a_worker_whose_process_died_says_why() -> None:
