@@ -46,7 +46,7 @@ def _decoded(loss: Callable[[Tensor, Tensor], Tensor]) -> BoxLossFunction:
     return on_offsets
 
 
-# The four losses below take pairs of XYXY px boxes, (..., A, 4). Targets have an area; predicted
+# The losses below take pairs of XYXY px boxes, (..., A, 4). Targets have an area; predicted
 # boxes may have none, and may lie up to 1e9 px away.
 
 

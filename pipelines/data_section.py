@@ -215,9 +215,10 @@ def _source_digests(place: SourcePaths) -> list[str]:
         annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
     )
     check_paths(place)
-    if not READERS[place.format].is_folder:
+    if place.format == "coco":
+        # All of it is in one file, and reading its records would take seconds.
         return [digest_of_file(place.annotations), digest_of_folder(place.images)]
-    # Names and sizes would not do for labels: another class number leaves a YOLO file its size.
+    # The digest of all that was read: the annotations and, beside them, files such as classes.txt.
     content = read_source(place).digest
     return [f"{place.format} {content}", digest_of_folder(place.images)]
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from cluster.formats.read import READERS
 from pipelines.options import ENVIRONMENT_PREFIX, all_fields, section_of
 from tests.support.documents import ROOT, anchors, blocks, documents, inline_code, prose
 
@@ -207,3 +208,8 @@ def test_the_citation_names_this_version():
     (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert str(citation["version"]) == version
     assert f"\n## {version}\n" in (ROOT / HISTORY).read_text()
+
+
+def test_every_annotation_format_is_explained() -> None:
+    page = (ROOT / "docs/how-to/your-data.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(READERS)

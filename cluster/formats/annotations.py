@@ -196,7 +196,8 @@ def images_of_records(records: Sequence[ImageRecord], *, normalised: bool = Fals
 @dataclass(frozen=True)
 class Source:
     """One split of one source. `images` are in the order of their ids; `repairs` counts the fields
-    that were filled in or corrected; `digest` is a sha256 of the annotations.
+    that were filled in or corrected; `digest` is a sha256 of all that was read: the annotations and
+    the files beside them, such as classes.txt.
 
     `listed` and `annotated` count the images and annotations before any was rejected; `lost` counts
     the annotations of rejected images. `largest_id` is the largest image id over all splits.
@@ -211,6 +212,15 @@ class Source:
     lost: int
     largest_id: int
     digest: str
+
+    def __post_init__(self) -> None:
+        # A reader whose counts do not add up would lose images without a word, and ids that are
+        # too small would collide with those of the next source.
+        rejected = Counter(item.what for item in self.quarantined)
+        assert self.listed == len(self.images) + rejected["image"]
+        stored = len(self.images.labels_N)
+        assert self.annotated == stored + rejected["annotation"] + self.lost
+        assert self.largest_id >= max(self.images.ids_I, default=-1)
 
     @property
     def category_ids(self) -> tuple[int, ...]:

@@ -15,11 +15,25 @@ def identity(
     """The hyper-parameters, and the digests of the data and of the weight file or checkpoint that
     the run starts from (`weights`); neither worker counts nor URIs.
     """
-    fields = config.model_dump(
-        mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION}
-    )
     start = {
         "pretrained": None if config.pretrained is None else weights,
         "from_checkpoint": None if config.from_checkpoint is None else weights,
     }
-    return {**fields, **start, "data": {"train": train_set.digest, "val": val_set.digest}}
+    return {
+        **_hyper_parameters(config),
+        **start,
+        "data": {"train": train_set.digest, "val": val_set.digest},
+    }
+
+
+def default_identity(config: TrainConfig) -> dict[str, Any]:
+    """The hyper-parameters of a configuration that sets none. A run of an older version has these
+    values of the settings that its version did not know.
+    """
+    return _hyper_parameters(TrainConfig(data=config.data))
+
+
+def _hyper_parameters(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(
+        mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION}
+    )

@@ -165,15 +165,27 @@ def _read_record(
         raise DataError(f"{join(run, name)}: cannot be read ({error} is missing)") from error
 
 
-def claim(run: str, config: Mapping[str, Any], identity: Mapping[str, Any], *, begun: bool) -> str:
+def claim(
+    run: str,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    *,
+    begun: bool,
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
     """Give the folder to this configuration, or confirm that it owns it already, and return the
-    `run_uuid`. `UsageError` names the differences to the run that owns the name.
+    `run_uuid`. `UsageError` names the differences to the run that owns the name. A setting that the
+    version of the owner did not know has its value in `defaults`, see `default_identity`.
 
     A run that has not `begun` (it reached no checkpoint; the cluster refused it, for example) has
     nothing to protect: another configuration may take its name.
     """
     owner = read_claim(run)
-    mine, theirs = flatten(identity), flatten(owner.identity if owner else {})
+    mine = flatten(identity)
+    theirs = flatten(owner.identity) if owner else {}
+    if owner:
+        unknown_to_owner = mine.keys() - theirs.keys()
+        theirs |= {k: v for k, v in flatten(defaults or {}).items() if k in unknown_to_owner}
     differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
     if owner is None or not begun:
         run_uuid = owner.run_uuid if owner and not differing else uuid.uuid4().hex

@@ -1,8 +1,9 @@
 """Detections and the truth of a set -> named numbers, by a tuple of metrics: the one evaluation of
 training (between epochs and beside it) and of the verb `evaluate`.
 
-A metric is a plain function of detections (by image id), truths (one for each image) and class
-names. A new one is added to `METRICS`, where all of them see it.
+A metric is a plain function of detections (by image id; an image without any may be missing),
+truths (one for each image, crowds among its objects) and class names (the label is the place in
+them). A new one is added to `METRICS`, where all of them see it.
 """
 
 from __future__ import annotations
@@ -76,9 +77,12 @@ def evaluate_detections(
     precision_RK = np.full((101, len(class_names)), -1.0)
     for metric in metrics:
         result = metric(detections, truths, class_names)
-        summary |= result.summary
+        if taken := summary.keys() & result.summary.keys():
+            raise ValueError(f"two metrics give {', '.join(sorted(taken))}; rename one of them")
+        # MLflow and JSON take floats; a metric may count, or compute with NumPy.
+        summary |= {name: float(value) for name, value in result.summary.items()}
         for name, numbers in result.per_class.items():
-            per_class[name] |= numbers
+            per_class[name] |= {key: float(value) for key, value in numbers.items()}
         if result.precision_RK is not None:
             precision_RK = result.precision_RK
     count = sum(len(each.scores_N) for each in detections.values())

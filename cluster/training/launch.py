@@ -17,6 +17,7 @@ from cluster.errors import PlainError
 from cluster.runs import evaluations, lease, parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.runs.events import Event
+from cluster.runs.identity import default_identity
 from cluster.runs.job import Job
 from cluster.runs.package import package_of
 from cluster.storage.uris import absolute, join
@@ -82,7 +83,11 @@ def claim_again(config: TrainConfig, checked: Checked) -> Checked:
     """
     begun = bool(run_folder.checkpoints(config.run_uri))
     run_uuid = run_folder.claim(
-        config.run_uri, config.model_dump(mode="json"), checked.identity, begun=begun
+        config.run_uri,
+        config.model_dump(mode="json"),
+        checked.identity,
+        begun=begun,
+        defaults=default_identity(config),
     )
     return replace(checked, begun=begun, run_uuid=run_uuid)
 

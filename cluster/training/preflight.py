@@ -10,7 +10,7 @@ from cluster.errors import UsageError
 from cluster.runs import lease, parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.runs.data_config import SamplingConfig
-from cluster.runs.identity import identity
+from cluster.runs.identity import default_identity, identity
 from cluster.runs.package import package_of
 from cluster.runs.training_config import PROFILE_AFTER
 from cluster.shards.index import ShardSet, open_shard_set
@@ -44,7 +44,13 @@ def check(config: TrainConfig) -> Checked:
     begun = bool(run_folder.checkpoints(config.run_uri))
     weights = _weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
-    run_uuid = run_folder.claim(config.run_uri, config.model_dump(mode="json"), same, begun=begun)
+    run_uuid = run_folder.claim(
+        config.run_uri,
+        config.model_dump(mode="json"),
+        same,
+        begun=begun,
+        defaults=default_identity(config),
+    )
     return Checked(train_set, same, begun, run_uuid)
 
 

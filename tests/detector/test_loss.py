@@ -5,6 +5,8 @@ no loss; what divides the sums.
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
@@ -433,7 +435,11 @@ def test_the_code_has_the_losses_of_the_configuration():
     assert set(CLASSIFICATION_LOSSES) == set(get_args(ClassificationLoss))
     assert set(BOX_LOSSES) == set(get_args(BoxLoss))
     # The same fields with the same defaults.
-    assert LossSettings(**LossConfig().model_dump()) == LossSettings()
+    assert LossConfig().model_dump() == asdict(LossSettings())
+    # What --help prints explains every choice.
+    for field, choices in (("classification", ClassificationLoss), ("box", BoxLoss)):
+        description = LossConfig.model_fields[field].description or ""
+        assert set(get_args(choices)) <= set(re.findall(r"\w+", description))
 
 
 def test_settings_with_an_effect_are_accepted():

@@ -38,6 +38,16 @@ def test_a_begun_run_owns_its_name(tmp_path: Path) -> None:
         run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=True)
 
 
+def test_a_run_of_an_older_version_has_the_defaults_of_new_settings(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    run_uuid = run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)
+    defaults = {"loss": {"gamma": 1.5, "slope": 0.5}}
+    same, other = {"gamma": 2.0, "slope": 0.5}, {"gamma": 2.0, "slope": 0.75}
+    assert run_folder.claim(run, {}, {"loss": same}, begun=True, defaults=defaults) == run_uuid
+    with pytest.raises(UsageError, match=r"loss\.slope was 0\.5, is 0\.75"):
+        run_folder.claim(run, {}, {"loss": other}, begun=True, defaults=defaults)
+
+
 CONFIG_VERSION_1 = """{"identity": {"loss": {"gamma": 2.0}}, "config": {"name": "cells"},
   "born": "0123456789abcdef0123456789abcdef"}"""
 TRACKING_VERSION_1 = """{"uri": "http://mlflow:5000", "experiment": "retinaray", "run_id": "f00d",

@@ -71,7 +71,7 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_coco_numbers_are_those_of_the_table() -> None:
-    table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, evaluate.METRICS)
+    table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, [evaluate.coco])
     expected = coco_table(TRUTHS, DETECTIONS, NAMES)
     assert table.as_dict() == expected.as_dict() and tuple(table.summary) == SUMMARY_NAMES
     np.testing.assert_array_equal(table.precision_RK, expected.precision_RK)
@@ -84,6 +84,17 @@ def test_voc_adds_its_two_numbers_to_the_table() -> None:
     assert (table.summary["VOC_AP50"], table.summary["VOC07_AP50"]) == pytest.approx((0.5, 0.5))
     assert [table.per_class[name]["VOC_AP50"] for name in NAMES] == [1, 0, -1]
     assert "VOC07_AP50" in table.as_text() and table.as_dict()["VOC_AP50"] == 0.5
+
+
+def test_a_metric_may_count_but_not_take_the_name_of_another() -> None:
+    def boxes(detections, truths, class_names) -> MetricResult:
+        return MetricResult({"boxes": sum(len(truth.boxes_N4) for truth in truths)})
+
+    table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, [evaluate.coco, boxes])
+    # MLflow gets the numbers that are floats.
+    assert isinstance(table.summary["boxes"], float)
+    with pytest.raises(ValueError, match="two metrics give boxes; rename one of them"):
+        evaluate_detections(DETECTIONS, TRUTHS, NAMES, [boxes, boxes])
 
 
 def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: None) -> None:
