@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.runs import run_folder
 from tests.support.ray_nodes import free_port
 from tests.support.trainings import LIMIT_S, ROOT, environment
 
@@ -49,8 +50,8 @@ def flags(job: dict[str, str], name: str) -> list[str]:
 def check_run(job: dict[str, str], name: str, done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best     AP" in done.stdout
-    finished = Path(job["folder"], "store", "runs", name, "finished.json")
-    assert json.loads(finished.read_text()) == {"images_seen": 24, "epochs": 1}
+    run = f"{job['folder']}/store/runs/{name}"
+    assert run_folder.read_finished(run) == run_folder.Finished(24, 1)
 
 
 def test_as_a_module(job: dict[str, str]) -> None:
