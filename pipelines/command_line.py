@@ -8,6 +8,7 @@ Later sources win over earlier ones: defaults, `--config file.yaml`, environment
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def run_verb(
         message = "interrupted; the same command continues where it stopped"
     except PlainError as error:
         caught, code, message = error, error.exit_code, str(error)
+    except BrokenPipeError:
+        _leave_the_pipe()
     except Exception as error:
         caught, code = error, 1
         message = (
@@ -92,9 +95,19 @@ def run_verb(
     if message:
         one_line = " ".join(line.strip() for line in message.splitlines() if line.strip())
         print(f"error: {on_one_line(one_line)[:2000]}", file=sys.stderr)
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_the_pipe()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _leave_the_pipe() -> None:
+    """Whoever reads stdout, such as `head`, has read enough. Python flushes it once more at its
+    end, and must not fail there.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(config_class: type[Config], argv: list[str]) -> Config:

@@ -491,3 +491,15 @@ def test_help_and_refusals_do_not_wait_for_heavy_imports():
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_help_that_is_not_read_to_its_end_is_no_error():
+    """`--help | head -1`."""
+    command = [sys.executable, "-m", "pipelines.shards", "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as verb:
+        assert verb.stdout is not None and verb.stderr is not None
+        verb.stdout.close()
+        assert verb.stderr.read() == b""
+    assert verb.returncode == 0
