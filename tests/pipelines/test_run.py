@@ -55,60 +55,6 @@ def stage_lines(said: str) -> dict[str, str]:
     }
 
 
-def test_everything_once_and_then_only_what_changed(
-    small_coco: Path, ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    main(configuration(small_coco, tmp_path))
-    said = capsys.readouterr().out
-    assert list(lines := stage_lines(said)) == STAGES and all(
-        line.startswith("done in ") for line in lines.values()
-    )
-    (predictions,) = tmp_path.glob("predictions/tiny-*")
-    assert pq.read_table(predictions / "predictions.parquet").num_rows == 8
-    assert (
-        len(list(predictions.glob("overlays/*.png"))) == 2
-        and len(list(tmp_path.glob("evaluations/tiny-*/overlays/*.png"))) == 2
-    )
-    ids = {
-        image["id"]
-        for image in json.loads((small_coco / "annotations/instances_val.json").read_text())[
-            "images"
-        ]
-    }
-    assert {
-        entry["image_id"] for entry in json.loads((predictions / "coco_results.json").read_text())
-    } <= ids
-    summary = said[said.rindex("\n\n") :]
-    assert (
-        "model        models:/tiny/1" in summary
-        and f"predictions  {predictions}" in summary
-        and "ui --backend-store-uri" in summary
-    )
-
-    main(configuration(small_coco, tmp_path))
-    again = capsys.readouterr().out
-    assert list(lines := stage_lines(again)) == STAGES and all(
-        line.startswith("reused (fingerprint ") for line in lines.values()
-    )
-    assert again[again.rindex("\n\n") :] == summary
-
-    # Pictures of one's own and another number of workers: only the last stage builds on either.
-    main(
-        configuration(
-            small_coco,
-            tmp_path,
-            pictures=f"{small_coco}/images/train",
-            training={"epochs": 1, "batch_size": 8, "workers": 2},
-        )
-    )
-    lines = stage_lines(capsys.readouterr().out)
-    assert [name for name, line in lines.items() if not line.startswith("reused")] == ["predict"]
-    assert sorted(
-        pq.read_table(folder / "predictions.parquet").num_rows
-        for folder in tmp_path.glob("predictions/tiny-*")
-    ) == [8, 24]
-
-
 @pytest.fixture
 def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
     """Sections for YOLO data in `tmp_path`, with paths relative to it."""
@@ -175,8 +121,9 @@ TINY_FLAGS = [
 ]
 
 
-def test_yolo_data_with_relative_paths_becomes_a_model_and_its_predictions_once(
+def test_yolo_data_with_relative_paths_runs_once_and_then_only_what_changed(
     yolo: dict[str, dict[str, Any]],
+    small_coco: Path,
     ray_cluster: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -184,7 +131,8 @@ def test_yolo_data_with_relative_paths_becomes_a_model_and_its_predictions_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     type_run(*TINY_FLAGS, *flags_of(yolo))
-    lines = stage_lines(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    lines = stage_lines(said)
     assert list(lines) == STAGES and all(line.startswith("done in ") for line in lines.values())
     (predictions,) = tmp_path.glob("out/predictions/tiny-*")
     rows = pq.read_table(predictions / "predictions.parquet").to_pylist()
@@ -192,10 +140,29 @@ def test_yolo_data_with_relative_paths_becomes_a_model_and_its_predictions_once(
     # YOLO has no image ids: prepare numbers the images of val from 1, and predictions use these.
     results = json.loads((predictions / "coco_results.json").read_text())
     assert {entry["image_id"] for entry in results} == set(range(1, 9))
+    assert len(list(predictions.glob("overlays/*.png"))) == 1
+    assert len(list(tmp_path.glob("out/evaluations/tiny-*/overlays/*.png"))) == 1
+    summary = said[said.rindex("\n\n") :]
+    assert "model        models:/tiny/1" in summary
+    assert f"predictions  {predictions}" in summary
+    assert "ui --backend-store-uri" in summary
 
     type_run(*TINY_FLAGS, *flags_of(yolo))
-    lines = stage_lines(capsys.readouterr().out)
+    again = capsys.readouterr().out
+    lines = stage_lines(again)
+    assert list(lines) == STAGES
     assert all(line.startswith("reused (fingerprint ") for line in lines.values())
+    assert again[again.rindex("\n\n") :] == summary
+
+    # Only the last stage depends on the pictures; no stage depends on the number of workers.
+    two_workers = [flag.replace("training.workers=1", "training.workers=2") for flag in TINY_FLAGS]
+    type_run(*two_workers, *flags_of(yolo), f"--pictures={small_coco}/images/train")
+    lines = stage_lines(capsys.readouterr().out)
+    assert [name for name, line in lines.items() if not line.startswith("reused")] == ["predict"]
+    assert sorted(
+        pq.read_table(folder / "predictions.parquet").num_rows
+        for folder in tmp_path.glob("out/predictions/tiny-*")
+    ) == [8, 24]
 
 
 def test_one_source_split_by_hash_is_trained_on_one_part_and_predicted_on_the_other(
