@@ -1,7 +1,7 @@
 """The command line of every verb: YAML, flags and environment become one frozen configuration;
 errors become one plain line and an exit code.
 
-Later sources win over earlier ones: defaults, `--config file.yaml`, environment
+Later sources win over earlier ones: defaults, `--config FILE`, environment
 (`RETINARAY_SECTION__FIELD`), flags (`--section.field value`).
 """
 
@@ -29,6 +29,8 @@ from pipelines import refusals
 from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
 Config = TypeVar("Config", bound=BaseModel)
+RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+"""The recipes that come with the program, by the name that `--config` takes in any folder."""
 
 
 class _Sources(BaseSettings):
@@ -120,7 +122,7 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
     try:
         known, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError:
-        raise UsageError("--config needs a value, the path of a YAML file") from None
+        raise UsageError("--config needs a value: a YAML file or a recipe's name") from None
     from_yaml = read_yaml(known.config) if known.config else {}
     _check_names(from_yaml, fields, where=f"in {known.config}")
     for flag in flags:
@@ -143,14 +145,16 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The content of a YAML file, empty for an empty one. `UsageError` where it is not pairs of
-    section and fields.
+    """The content of a YAML file or of the recipe of this name, empty for an empty one. A file of
+    the user comes before a recipe. `UsageError` where it is not pairs of section and fields.
     """
+    file = Path(path) if Path(path).is_file() else RECIPES.get(path, Path(path))
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file"
+            f"--config {path}: cannot be read ({error.strerror}); give a YAML file or one of the"
+            f" recipes {', '.join(RECIPES)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(

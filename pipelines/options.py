@@ -24,7 +24,9 @@ _KINDS = {int: "integer", float: "number", str: "text", bool: "true | false"}
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 Fields = dict[str, FieldInfo]
-"""Every field by its dotted name, sections before their fields: `model`, `model.backbone`, ..."""
+"""Every field by its dotted name, sections before their fields (`model`, `model.backbone`, ...)
+and plain fields before the sections beside them: in `--help` each stands under its own heading.
+"""
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -51,7 +53,8 @@ def _is_model(kind: Any) -> bool:
 
 def all_fields(config_class: type[BaseModel], prefix: str = "") -> Fields:
     fields: Fields = {}
-    for name, field in config_class.model_fields.items():
+    own = sorted(config_class.model_fields.items(), key=lambda item: section_of(item[1]) is not None)
+    for name, field in own:
         fields[prefix + name] = field
         if section := section_of(field):
             fields |= all_fields(section, f"{prefix}{name}.")
@@ -132,14 +135,15 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
     )
     lines = [
         (
-            f"usage: python -m pipelines.{Path(sys.argv[0]).stem} [--config FILE.yaml]{required}"
+            f"usage: python -m pipelines.{Path(sys.argv[0]).stem} [--config FILE]{required}"
             " [--section.field VALUE ...]"
         ),
         "",
         description,
         "",
         "  --config FILE",
-        "        YAML with the names below, nested: `section:` and under it `field: value`",
+        "        YAML with the names below, nested: `section:` and under it `field: value`; or the name",
+        "        of a recipe that comes with the program, such as small_r18",
         "  --debug",
         "        show the traceback of an error",
         f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",

@@ -2,7 +2,7 @@
 register -> predict.
 
     python -m cluster.prepare.synthetic data/quickstart
-    python -m pipelines.run --config pipelines/recipes/quickstart.yaml
+    python -m pipelines.run --config quickstart
 
 A finished stage is reused as long as its inputs and options are the same, and an interrupted stage
 continues: repeat the command.

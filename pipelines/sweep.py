@@ -1,7 +1,7 @@
 """Search the focal loss (gamma, alpha) and, if asked, the learning rate: several short trainings;
 the best configuration is written as YAML.
 
-    python -m pipelines.sweep --config pipelines/recipes/small_r18.yaml --name cells \
+    python -m pipelines.sweep --config small_r18 --name cells \
         --data.train runs/data/train --data.val runs/data/val \
         --sweep.trials 8 --sweep.concurrent 2 --sweep.epochs 5
 

@@ -1,6 +1,6 @@
 """Train a detector on a shard set.
 
-    python -m pipelines.train --config pipelines/recipes/small_r18.yaml --name cells \
+    python -m pipelines.train --config small_r18 --name cells \
         --data.train runs/data/train --data.val runs/data/val
 
 Repeating the command continues the run from its newest checkpoint, in the same MLflow run.

@@ -149,8 +149,6 @@ def desk(
 
     folder = tmp_path_factory.mktemp("desk")
     place_data(folder, small_coco)
-    (folder / "pipelines").mkdir()
-    (folder / "pipelines/recipes").symlink_to(ROOT / "pipelines/recipes")
     # `source .venv/bin/activate` is typed in the checkout.
     (folder / ".venv").symlink_to(Path(sys.prefix))
     boto3.client("s3").create_bucket(Bucket="cells")

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
-from pipelines.command_line import parse, run_verb
+from pipelines.command_line import parse, read_yaml, run_verb
 from pipelines.options import all_fields, help_text, section_of
 
 ROOT = Path(__file__).parents[2]
@@ -324,6 +324,21 @@ def test_a_config_file_that_is_not_there(tmp_path):
     assert "cannot be read" in refusal(["--config", str(tmp_path)])
 
 
+def test_a_recipe_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml("small_r18")["model"]["backbone"] == "resnet18"
+    Path("modern_r50").mkdir()
+    assert read_yaml("modern_r50")["optimizer"]["name"] == "adamw"
+    message = refusal(["--config", "small_r81", *GIVEN])
+    assert "small_r81: cannot be read" in message and "recipes modern_r50," in message
+
+
+def test_a_file_of_the_user_comes_before_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small_r18").write_text("model: {backbone: resnet101}")
+    assert read_yaml("small_r18")["model"]["backbone"] == "resnet101"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -442,6 +457,16 @@ def test_help_of_sections_lists_and_mappings():
     ):
         assert line in lines, line
     assert not any("not shown" in line for line in lines)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_each_option_under_the_heading_of_its_section(verb):
+    config_class, heading = config_class_of(verb), ""
+    sections = {name for name, field in all_fields(config_class).items() if section_of(field)}
+    for line in help_text(config_class, description="").splitlines():
+        heading = line.partition(":")[0] if line.partition(":")[0] in sections else heading
+        if line.startswith("  --") and line.split()[0] not in ("--config", "--debug"):
+            assert line.split()[0][2:].rpartition(".")[0] == heading, line
 
 
 def test_a_section_without_a_required_option_is_named_with_the_rule():

@@ -175,7 +175,7 @@ def test_help():
         check=True,
     )
     assert done.stdout.startswith(
-        "usage: python -m pipelines.shards [--config FILE.yaml] --data ..."
+        "usage: python -m pipelines.shards [--config FILE] --data ..."
     )
     assert (
         "  --verify  true | false; default false" in done.stdout
