@@ -11,6 +11,8 @@ Resources = Mapping[str, float]
 """CPU and GPU by Ray's names: what a process books, or what a node has."""
 READ_CPUS = 0.25
 """CPUs booked for reading one rank's rows: the reader waits for storage most of its time."""
+DECODE_CPUS = 1
+"""CPUs of a task that decodes images for workers on other nodes."""
 _ROUNDING = 1e-6
 """Sums of fractions of a CPU may differ from the node's number by this much."""
 
@@ -47,6 +49,13 @@ def prediction_shares(
     them.
     """
     return [booked(cpus_per_worker, gpus_per_worker)] * workers + [booked(READ_CPUS, 0)]
+
+
+def decoding_shares() -> list[dict[str, float]]:
+    """What decoding in tasks books at least: one task that reads and one that decodes, each on any
+    node.
+    """
+    return [booked(READ_CPUS, 0), booked(DECODE_CPUS, 0)]
 
 
 def task_options(share: Resources) -> TaskOptions:

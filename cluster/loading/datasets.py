@@ -16,7 +16,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from cluster.compute.resources import READ_CPUS
+from cluster.compute.resources import DECODE_CPUS, READ_CPUS
 from cluster.errors import PlainError
 from cluster.loading import epoch_plan
 from cluster.shards.format import GroupLocation
@@ -86,11 +86,11 @@ def sampled_rows(
     *,
     marks: Mapping[str, np.ndarray],
 ) -> ray.data.Dataset:
-    """`planned_rows` as training samples, made in tasks of one CPU; `sample` is a
+    """`planned_rows` as training samples, made in tasks of `DECODE_CPUS`; `sample` is a
     `cluster.loading.sampler.Sampler`.
     """
     return planned_rows(shard_set, units, here=False, marks=marks).map_batches(
-        sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=1
+        sample, batch_size=SAMPLES_PER_TASK, batch_format="pyarrow", num_cpus=DECODE_CPUS
     )
 
 

@@ -2,7 +2,7 @@
 best, and whether training should stop early.
 
 waiting/images-000000004100.json
-    a request that is not finished yet: {"checkpoint", "images_seen", "epoch"}
+    a request that is not finished yet: {"version", "checkpoint", "images_seen", "epoch"}
 evaluations.json
     {"evaluations": [...]}: the finished ones as `Evaluation.to_json`, ordered by images seen
 best.json
@@ -27,8 +27,8 @@ from cluster.storage.uris import join
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 VERSION = 2
-"""Version of `Evaluation.to_json`. Version 1 had no "version" and kept the metrics beside the other
-keys.
+"""Version of `Request.to_json` and `Evaluation.to_json`. Version 1 had no "version", and an
+evaluation kept its metrics beside the other keys.
 """
 Weights = Literal["model", "ema"]
 """The weights of a checkpoint that are scored: as trained, or their moving average."""
@@ -46,6 +46,7 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "version": VERSION,
             "checkpoint": self.checkpoint,
             "images_seen": self.images_seen,
             "epoch": self.epoch,
@@ -84,7 +85,7 @@ class Evaluation:
         return Request(self.checkpoint, self.images_seen, self.epoch)
 
     def to_json(self) -> dict[str, Any]:
-        stored = {"version": VERSION, **self.request.to_json()}
+        stored = self.request.to_json()
         if self.error is not None:
             return {**stored, "error": self.error}
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cluster.compute.resources import detection_shares, reading_worker, unplaced
+from cluster.compute.resources import decoding_shares, detection_shares, unplaced
 from cluster.runs.config import DetectionShare, TrainConfig
 
 
@@ -51,8 +51,8 @@ def needs(
     evaluation: Literal["auto", "beside", "between"] | None = None,
 ) -> list[dict[str, float]]:
     """The processes of a training, each with the CPUs and GPUs that it books: with this number of
-    `workers`, by default the fewest allowed, and with those of an `evaluation` beside it. A task
-    that decodes needs a core, and a share to read, of its own.
+    `workers`, by default the fewest allowed, with those of an `evaluation` beside it, and with the
+    tasks that decode.
     """
     number = workers or config.training.min_workers or config.training.workers
     shares: list[DetectionShare] = [{**workers_share(config), "workers": number}]
@@ -60,7 +60,7 @@ def needs(
         shares.append(config.evaluation_share)
     processes = [process for share in shares for process in detection_shares(**share)]
     if config.training.decode == "tasks":
-        processes.append(reading_worker(1, 0))
+        processes += decoding_shares()
     return processes
 
 

@@ -207,7 +207,7 @@ def test_wrong_sources_are_one_plain_line(
             ("--annotations", "a.json"),
             "sources is given together with annotations or images",
         ),
-        ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc' or 'yolo'"),
+        ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc'"),
         ([{"name": "one"}], (), "sources.annotations is required"),
         ([{**good, "labels": "x"}], (), "sources.labels is not an option"),
         ([], (), "annotations and images must both be given, or sources for several"),

@@ -36,6 +36,13 @@ def request(run: str, images_seen: int) -> str:
     return uri
 
 
+def test_a_request_of_version_1_is_read() -> None:
+    new = Request("s3://runs/a/checkpoints/images-000000000200", 200, 2)
+    stored = new.to_json()
+    assert stored.pop("version") == evaluations.VERSION
+    assert Request.from_json(stored) == new
+
+
 def test_a_request_waits_until_its_evaluation_is_stored(tmp_path: Path) -> None:
     run = str(tmp_path)
     assert evaluations.waiting(run) == [] and evaluations.read(run) == []

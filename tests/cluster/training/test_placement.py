@@ -105,4 +105,7 @@ def test_a_training_needs_its_fewest_workers_by_default() -> None:
             "training": {**TRAINING, "decode": "tasks", "gpus_per_worker": 1},
         }
     )
-    assert placement.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [{"CPU": 1.25}]
+    assert placement.needs(chosen) == [{"CPU": 0.75, "GPU": 1}] * 2 + [
+        {"CPU": 0.25},
+        {"CPU": 1},
+    ]
