@@ -216,7 +216,8 @@ def test_a_checksum_that_the_gateway_does_not_support_is_explained(
     with pytest.raises(
         UsageError,
         match=(
-            "takes no checksums behind uploads; set AWS_REQUEST_CHECKSUM_CALCULATION=when_required$"
+            "does not accept checksums after the body of an upload; set"
+            " AWS_REQUEST_CHECKSUM_CALCULATION=when_required$"
         ),
     ):
         check_writable(bucket)

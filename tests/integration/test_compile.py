@@ -88,11 +88,11 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
         )
         torch._dynamo.utils.counters.clear()
         timing, steps = Timing(torch.device("cpu")), []
-        for batch in (full, full, few):
+        for batch in timing.batches([full, full, few]):
             # As a worker does, which listens to the forward pass of whichever network it has.
             with timing.step(run):
                 steps.append(train_step(run, optimizer, batch, anchors, **settings).read())
-        assert len(timing.marks) == 6
+        assert timing.take().forward_seconds > 0
         if compiled:
             assert (
                 torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3

@@ -351,7 +351,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_next_one_stops_the_run
         launch.launch(chosen, on_event=events.append)
     (warning,) = [event.text for event in events if isinstance(event, TrainingWarning)]
     assert re.match(
-        r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was left out",
+        r"step 2, rank 1: the loss of images \[\d+\] is not finite .*; its update was skipped",
         warning,
     )
     (steps,) = [event for event in events if isinstance(event, StepsDone)]
