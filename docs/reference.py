@@ -32,8 +32,8 @@ Each option is a flag (`--training.epochs 3`), a variable of the environment
 (`training: {{epochs: 3}}`). A flag wins over the environment, the environment over the YAML file,
 and the YAML file over the default.
 
-Every verb also takes `--config` (a YAML file, or the name of a recipe such as `small_r18`), `--help`,
-and `--debug`, which shows the traceback of an error.
+Every verb also takes `--config` (a YAML file, or the name of a recipe such as `small_r18`),
+`--help`, and `--debug`, which shows the traceback of an error.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 unacceptable data, 4 refused by the
 gate, 5 interrupted, resumable.

@@ -53,7 +53,9 @@ def _is_model(kind: Any) -> bool:
 
 def all_fields(config_class: type[BaseModel], prefix: str = "") -> Fields:
     fields: Fields = {}
-    own = sorted(config_class.model_fields.items(), key=lambda item: section_of(item[1]) is not None)
+    own = sorted(
+        config_class.model_fields.items(), key=lambda item: section_of(item[1]) is not None
+    )
     for name, field in own:
         fields[prefix + name] = field
         if section := section_of(field):
@@ -142,8 +144,8 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
         description,
         "",
         "  --config FILE",
-        "        YAML with the names below, nested: `section:` and under it `field: value`; or the name",
-        "        of a recipe that comes with the program, such as small_r18",
+        "        YAML with the names below, nested: `section:` and under it `field: value`; or the",
+        "        name of a recipe that comes with the program, such as small_r18",
         "  --debug",
         "        show the traceback of an error",
         f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",

@@ -57,20 +57,23 @@ def stage_lines(said: str) -> dict[str, str]:
 
 @pytest.fixture
 def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """Sections for YOLO data in `tmp_path`, with paths relative to it."""
-    sections: dict[str, dict[str, Any]] = {}
+    """Sections for one YOLO source in `tmp_path`, split by hash, with paths relative to it. It has
+    the images of both splits of `small_coco`, 32 in all.
+    """
+    images, labels = tmp_path / "yolo/images", tmp_path / "yolo/labels"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
     for split in ("train", "val"):
         listed = json.loads((small_coco / f"annotations/instances_{split}.json").read_text())
-        images, labels = tmp_path / "yolo/images" / split, tmp_path / "yolo/labels" / split
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
         numbers = {category["id"]: n for n, category in enumerate(listed["categories"])}
-        (tmp_path / "yolo/classes.txt").write_text(
+        (labels / "classes.txt").write_text(
             "".join(f"{category['name']}\n" for category in listed["categories"])
         )
         for image in listed["images"]:
             name, height, width = image["file_name"], image["height"], image["width"]
-            (images / name).write_bytes((small_coco / "images" / split / name).read_bytes())
+            (images / f"{split}-{name}").write_bytes(
+                (small_coco / "images" / split / name).read_bytes()
+            )
             lines = []
             for annotation in listed["annotations"]:
                 if annotation["image_id"] == image["id"] and not annotation.get("iscrowd"):
@@ -78,13 +81,14 @@ def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
                     shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
                     label = numbers[annotation["category_id"]]
                     lines.append(" ".join(map(str, (label, *shares))) + "\n")
-            (labels / name).with_suffix(".txt").write_text("".join(lines))
-        sections[split] = {
-            "annotations": f"yolo/labels/{split}",
-            "images": f"yolo/images/{split}",
-            "format": "yolo",
-        }
-    return sections
+            (labels / f"{split}-{name}").with_suffix(".txt").write_text("".join(lines))
+    source = {
+        "annotations": "yolo/labels",
+        "images": "yolo/images",
+        "format": "yolo",
+        "val_share": 0.3,
+    }
+    return {split: {**source, "split": split} for split in ("train", "val")}
 
 
 def flags_of(sections: dict[str, dict[str, Any]]) -> list[str]:
@@ -115,13 +119,14 @@ TINY_FLAGS = [
     "--training.epochs=1",
     "--training.batch_size=8",
     "--training.workers=1",
+    "--training.evaluation=between",
     # An untrained detector is sure of nothing.
     "--decode.score_threshold=0",
     "--overlays=1",
 ]
 
 
-def test_yolo_data_with_relative_paths_runs_once_and_then_only_what_changed(
+def test_a_yolo_source_with_relative_paths_is_split_and_runs_once_and_then_only_what_changed(
     yolo: dict[str, dict[str, Any]],
     small_coco: Path,
     ray_cluster: str,
@@ -134,12 +139,22 @@ def test_yolo_data_with_relative_paths_runs_once_and_then_only_what_changed(
     said = capsys.readouterr().out
     lines = stage_lines(said)
     assert list(lines) == STAGES and all(line.startswith("done in ") for line in lines.values())
+
+    # Trained on one part, predicted on the other. YOLO has no image ids: prepare numbers the images
+    # of the whole source, and predictions use these numbers.
+    ids = {}
+    for split in ("train", "val"):
+        (folder,) = tmp_path.glob(f"out/data/{split}/tiny-*")
+        stored = read_columns(open_shard_set(str(folder)), ["image_id", "file_name"]).to_pylist()
+        ids[split] = {row["file_name"]: row["image_id"] for row in stored}
+    assert ids["train"] and ids["val"] and not ids["train"].keys() & ids["val"].keys()
+    assert sorted([*ids["train"].values(), *ids["val"].values()]) == list(range(1, 33))
     (predictions,) = tmp_path.glob("out/predictions/tiny-*")
     rows = pq.read_table(predictions / "predictions.parquet").to_pylist()
-    assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}
-    # YOLO has no image ids: prepare numbers the images of val from 1, and predictions use these.
+    assert {row["status"] for row in rows} == {"ok"}
+    assert sorted(Path(row["uri"]).name for row in rows) == sorted(ids["val"])
     results = json.loads((predictions / "coco_results.json").read_text())
-    assert {entry["image_id"] for entry in results} == set(range(1, 9))
+    assert {entry["image_id"] for entry in results} == set(ids["val"].values())
     assert len(list(predictions.glob("overlays/*.png"))) == 1
     assert len(list(tmp_path.glob("out/evaluations/tiny-*/overlays/*.png"))) == 1
     summary = said[said.rindex("\n\n") :]
@@ -162,43 +177,7 @@ def test_yolo_data_with_relative_paths_runs_once_and_then_only_what_changed(
     assert sorted(
         pq.read_table(folder / "predictions.parquet").num_rows
         for folder in tmp_path.glob("out/predictions/tiny-*")
-    ) == [8, 24]
-
-
-def test_one_source_split_by_hash_is_trained_on_one_part_and_predicted_on_the_other(
-    small_coco: Path,
-    ray_cluster: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "coco").symlink_to(small_coco)
-    source = {
-        "annotations": "coco/annotations/instances_train.json",
-        "images": "coco/images/train",
-        "val_share": 0.3,
-    }
-    sections = {split: {**source, "split": split} for split in ("train", "val")}
-    type_run(*TINY_FLAGS, *flags_of(sections))
-    said = capsys.readouterr().out
-    assert list(stage_lines(said)) == STAGES
-    ids = {}
-    for split in ("train", "val"):
-        (folder,) = tmp_path.glob(f"out/data/{split}/tiny-*")
-        rows = read_columns(open_shard_set(str(folder)), ["image_id", "file_name"]).to_pylist()
-        ids[split] = {row["file_name"]: row["image_id"] for row in rows}
-    assert ids["train"] and ids["val"] and not ids["train"].keys() & ids["val"].keys()
-    assert len(ids["train"]) + len(ids["val"]) == 24
-    (predictions,) = tmp_path.glob("out/predictions/tiny-*")
-    rows = pq.read_table(predictions / "predictions.parquet").to_pylist()
-    assert {Path(row["uri"]).name for row in rows} == set(ids["val"])
-    results = json.loads((predictions / "coco_results.json").read_text())
-    assert {entry["image_id"] for entry in results} == set(ids["val"].values())
-
-    type_run(*TINY_FLAGS, *flags_of(sections))
-    lines = stage_lines(capsys.readouterr().out)
-    assert all(line.startswith("reused (fingerprint ") for line in lines.values())
+    ) == sorted([len(ids["val"]), 24])
 
 
 def test_a_wrong_path_is_found_before_any_stage_runs(

@@ -174,9 +174,7 @@ def test_help():
         text=True,
         check=True,
     )
-    assert done.stdout.startswith(
-        "usage: python -m pipelines.shards [--config FILE] --data ..."
-    )
+    assert done.stdout.startswith("usage: python -m pipelines.shards [--config FILE] --data ...")
     assert (
         "  --verify  true | false; default false" in done.stdout
         and "  --samples  integer, at least 0, at most 1000; default 0" in done.stdout
