@@ -30,6 +30,7 @@ RECIPE = {
         "workers": 2,
         "cpus_per_worker": 0.5,
         "log_seconds": 0,
+        "evaluation": "between",
     },
 }
 
