@@ -8,6 +8,7 @@ Later sources win over earlier ones: defaults, `--config FILE`, environment
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -25,6 +26,7 @@ from pydantic_settings import (
 )
 
 from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
+from cluster.storage import yaml_text
 from pipelines import refusals
 from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
@@ -117,14 +119,22 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
     field, the value, the rule and the remedy.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", action="append", default=[])
     fields = all_fields(config_class)
     try:
         known, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError:
         raise UsageError("--config needs a value: a YAML file or a recipe's name") from None
-    from_yaml = read_yaml(known.config) if known.config else {}
-    _check_names(from_yaml, fields, where=f"in {known.config}")
+    if len(known.config) > 1:
+        raise UsageError(
+            f"--config is given {len(known.config)} times ({', '.join(known.config)}); give one,"
+            " and the rest as flags"
+        )
+    from_yaml = {}
+    for file in known.config:
+        from_yaml = read_yaml(file)
+        _check_names(from_yaml, fields, where=f"in {file}")
+    _check_environment(fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:
@@ -150,7 +160,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """
     file = Path(path) if Path(path).is_file() else RECIPES.get(path, Path(path))
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml_text.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"--config {path}: cannot be read ({error.strerror}); give a YAML file or one of the"
@@ -166,6 +176,48 @@ def read_yaml(path: str) -> dict[str, Any]:
             f" {type(content).__name__}"
         )
     return content or {}
+
+
+def _check_environment(fields: Fields) -> None:
+    """`UsageError` for a variable with our prefix that is a setting of no verb: it would be lost.
+    One of another verb is none of this verb's business.
+    """
+    known = _variables(fields)
+    given = [name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)]
+    unknown = [name for name in given if name.upper() not in known]
+    if not unknown:
+        return
+    for config_class in all_verbs().values():
+        known |= _variables(all_fields(config_class))
+    for name in unknown:
+        if name.upper() not in known:
+            names = sorted(one.removeprefix(ENVIRONMENT_PREFIX) for one in known)
+            own = name[len(ENVIRONMENT_PREFIX) :].upper()
+            close = difflib.get_close_matches(own, names, n=1, cutoff=0.5)
+            meant = f"did you mean {ENVIRONMENT_PREFIX}{close[0]}?" if close else "unset it"
+            raise UsageError(f"environment variable {name}: is no setting of any verb; {meant}")
+
+
+def _variables(fields: Fields) -> set[str]:
+    """The names of the environment variables of these fields."""
+    return {ENVIRONMENT_PREFIX + name.replace(".", "__").upper() for name in fields}
+
+
+def all_verbs() -> dict[str, type[BaseModel]]:
+    """The configuration of each verb."""
+    # Imported here: each verb imports this module.
+    from pipelines import evaluate, predict, prepare, register, run_config, shards, sweep, train
+
+    return {
+        "prepare": prepare.PrepareConfig,
+        "shards": shards.ShardsConfig,
+        "train": train.TrainVerb,
+        "sweep": sweep.SweepVerb,
+        "evaluate": evaluate.EvaluateConfig,
+        "register": register.RegisterConfig,
+        "predict": predict.PredictConfig,
+        "run": run_config.RunConfig,
+    }
 
 
 def _check_names(content: dict[str, Any], fields: Fields, *, where: str, prefix: str = "") -> None:

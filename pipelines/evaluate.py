@@ -49,6 +49,14 @@ class EvaluateConfig(Section):
             " the model's own limit, scored at 100"
         ),
     )
+    classes: str | None = Field(
+        default=None,
+        description=(
+            "YAML file with lines `class of the data: class of the model`, for classes of other"
+            " names; a class of the data without a value is left out; unset: both have the same"
+            " names"
+        ),
+    )
     overlays: int = Field(
         default=8,
         ge=0,
@@ -89,6 +97,7 @@ def main(config: EvaluateConfig) -> None:
         output=config.output,
         overlays=config.overlays,
         max_detections=config.max_detections,
+        class_map=config.classes,
         replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
         ray=config.ray,
         tracking=config.tracking,

@@ -38,8 +38,16 @@ class PredictConfig(Section):
     annotations: str | None = Field(
         default=None,
         description=(
-            "COCO JSON that gives the image ids of coco_results.json by file name; unset: positions"
-            " in the sorted list, from 1"
+            "COCO JSON that gives the ids of coco_results.json: of images by file name, of classes"
+            " by name; unset: positions in the sorted list, from 1, and the ids of the training"
+        ),
+    )
+    classes: str | None = Field(
+        default=None,
+        description=(
+            "YAML file with lines `class of the annotations: class of the model`, for classes of"
+            " other names; detections of a class that is in no line and has no name in the"
+            " annotations are left out of coco_results.json; only used with --annotations"
         ),
     )
     overwrite: bool = Field(default=False, description="replace a finished prediction in output")
@@ -70,6 +78,7 @@ def main(config: PredictConfig) -> None:
         config.model,
         config.images,
         annotations=config.annotations,
+        class_map=config.classes,
         output=config.output,
         overwrite=config.overwrite,
         overlays=config.overlays,

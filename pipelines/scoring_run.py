@@ -12,9 +12,11 @@ from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
-from cluster.runs.package_files import build_package
+from cluster.runs.package_files import build_package, read_classes
+from cluster.scoring import coco_ids
 from cluster.scoring import predict as prediction
 from cluster.scoring.evaluate_package import evaluate_package
+from cluster.shards.classes import match_classes, read_class_map
 from cluster.shards.index import open_shard_set
 from cluster.storage import files, preflight, uris
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri
@@ -22,6 +24,8 @@ from cluster.tracking.evaluation import log_evaluation
 from cluster.tracking.logged_package import download_package
 from cluster.tracking.registry import resolve
 from detector.metrics import CocoTable
+
+MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,14 @@ class Evaluated:
     table: CocoTable
     scored: str
     output: str
+    notes: tuple[str, ...] = ()
+    """What a reader of the table should know."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         return [
             self.table.as_text(),
+            *(f"note     {note}" for note in self.notes),
             f"scored   {self.scored}",
             f"written  {self.output}: metrics.json, table.txt, precision_recall.png, overlays/",
         ]
@@ -58,6 +65,7 @@ def evaluate(
     output: str | None = None,
     overlays: int,
     max_detections: int | None = None,
+    class_map: str | None = None,
     replicas: Replicas,
     ray: RayConfig,
     tracking: TrackingConfig,
@@ -66,13 +74,17 @@ def evaluate(
     """Score a detector on the shard set `data`: the best checkpoint of the training run in the
     folder `run`, whose MLflow run then has the result too, or a registered `model`.
 
-    `output` may be left out with `run`: it is a folder in that of the run.
+    `output` may be left out with `run`: it is a folder in that of the run. `class_map` is the URI
+    of a file for `read_class_map`. `UsageError` where the classes of the set are not the model's.
     """
     preflight.check_reachable(data)
     shard_set = open_shard_set(data)
     best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
     output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
     preflight.check_writable(output)
+    if class_map:
+        preflight.check_readable(class_map)
+    given = read_class_map(class_map) if class_map else None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
             package, scored = f"{scratch}/package", best.checkpoint
@@ -80,6 +92,14 @@ def evaluate(
         else:
             assert model is not None, "give a run or a model"
             package, scored = _download(model, scratch, tracking=tracking, storage=storage)
+        classes = match_classes(
+            shard_set.class_names,
+            [category.name for category in read_classes(package)],
+            subject=f"data {shard_set.uri}",
+            of=f"the model {scored}",
+            remedy=MAP_REMEDY,
+            given=given,
+        )
         request = (
             f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
             f" {resources.READ_CPUS:g} for reading)"
@@ -89,6 +109,7 @@ def evaluate(
         table = evaluate_package(
             package,
             shard_set,
+            classes,
             folder,
             scored=scored,
             overlays=overlays,
@@ -99,7 +120,7 @@ def evaluate(
         recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
         if recorded is not None and best is not None:
             log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
-    return Evaluated(table, scored, output)
+    return Evaluated(table, scored, output, classes.notes("data"))
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,7 @@ def predict_folder(
     images: str,
     *,
     annotations: str | None = None,
+    class_map: str | None = None,
     output: str,
     overwrite: bool = False,
     overlays: int,
@@ -139,18 +161,26 @@ def predict_folder(
     tracking: TrackingConfig,
     storage: str,
 ) -> Predicted:
-    """`predict_images` for all images below a folder. Their ids are those of a COCO JSON or,
-    without `annotations`, the positions in the sorted list, from 1.
+    """`predict_images` for all images below a folder. The ids of images and classes in the results
+    are those of a COCO JSON or, without `annotations`, the positions in the sorted list, from 1,
+    and the ids that the model was trained with. `class_map`: as for `evaluate`.
     """
     images = uris.absolute(images)
-    preflight.check_readable(images)
+    for uri in (images, annotations, class_map):
+        if uri is not None:
+            preflight.check_readable(uri)
     _check_output(output, overwrite=overwrite)
     pictures = prediction.list_images(images)
-    content = files.read_json(annotations) if annotations else None
-    ids = prediction.image_ids(pictures, images, content)
+    ids: dict[str, int] = {uri: number for number, uri in enumerate(pictures, start=1)}
+    theirs = None
+    if annotations is not None:
+        theirs = coco_ids.read_coco_ids(annotations)
+        ids = coco_ids.ids_of_images(pictures, images, theirs)
     return predict_images(
         model,
         {uri: ids.get(uri) for uri in pictures},
+        theirs=theirs,
+        class_map=class_map,
         output=output,
         overwrite=overwrite,
         overlays=overlays,
@@ -165,6 +195,8 @@ def predict_images(
     model: str,
     pictures: Mapping[str, int | None],
     *,
+    theirs: coco_ids.CocoIds | None = None,
+    class_map: str | None = None,
     output: str,
     overwrite: bool = False,
     overlays: int,
@@ -174,12 +206,17 @@ def predict_images(
     storage: str,
 ) -> Predicted:
     """Detections of a registered model for every image. `pictures` are image ids by URI; an image
-    whose id is None is left out of coco_results.json.
+    whose id is None is left out of coco_results.json, whose category ids are `theirs`.
     """
     _check_output(output, overwrite=overwrite)
     output = uris.absolute(output)
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
         package, version = _download(model, scratch, tracking=tracking, storage=storage)
+        categories = coco_ids.category_ids(
+            [(category.name, category.id) for category in read_classes(package)],
+            theirs,
+            given=read_class_map(class_map) if class_map else None,
+        )
         folder = f"{scratch}/predictions"
         request = (
             f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g} +"
@@ -192,6 +229,7 @@ def predict_images(
             folder,
             model_version=version,
             ids={uri: id_ for uri, id_ in pictures.items() if id_ is not None},
+            category_ids=categories,
             overlays=overlays,
             **vars(replicas),
         )

@@ -45,6 +45,8 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     uri = tracking_uri(tracking.uri, config.storage)
     check_server(uri)
     checked = preflight.check(config)
+    for note in checked.notes:
+        print(f"note: {note}")
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     resources.check_resources(
         placement.needs(config), what=_request(config), autoscaling=ray.autoscaling

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Any
 
 import yaml
 
@@ -11,20 +10,21 @@ from cluster.errors import DataError
 from cluster.formats.names import is_text
 from cluster.storage import files
 from cluster.storage.uris import join
+from cluster.storage.yaml_text import parse
 
 CLASSES = "classes.txt"
 DATA = "data.yaml"
 
 
 def find_class_names(folder: str) -> list[str]:
-    """The class names in the order of their numbers, from data.yaml or else classes.txt, in
-    `folder` or up to two folders above it. `DataError` when there is no such file or it does not
-    name every number from 0 on.
+    """The class names in the order of their numbers, from the nearest data.yaml or classes.txt, in
+    `folder` or up to two folders above it; data.yaml where both lie in one folder. `DataError` when
+    there is no such file or it does not name every number from 0 on.
     """
     parent = posixpath.dirname(folder)
     folders = [folder, parent, posixpath.dirname(parent)]
-    for name in (DATA, CLASSES):
-        for candidate in folders:
+    for candidate in folders:
+        for name in (DATA, CLASSES):
             uri = join(candidate, name)
             if candidate.strip("/") in ("", "s3:") or not files.exists(uri):
                 continue
@@ -58,21 +58,32 @@ def read_class_list(uri: str) -> list[str]:
 
 
 def read_data_yaml(uri: str) -> list[str]:
-    """`names` of a data.yaml: a list, or names by number. `DataError` when it is neither."""
+    """`names` of a data.yaml: a list, or names by number. They are the text that stands there, also
+    where YAML sees a truth value (`no`) or a number (`02146`). `DataError` when it is neither.
+    """
     try:
-        content: Any = yaml.safe_load(files.read_bytes(uri))
+        content = parse(files.read_bytes(uri).decode("utf-8-sig"), all_text=True)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not valid YAML: {' '.join(str(error).split())}") from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[number] for number in range(len(names))]
-    if (
-        not isinstance(names, list)
-        or not all(is_text(name) for name in names)
-        or len(set(names)) < len(names)
-    ):
+    if names is None:
+        raise DataError(f"{uri}: has no `names`; it must list the classes: `names: [cat, dog]`")
+    if isinstance(names, str):
         raise DataError(
-            f"{uri}: its `names` must be a list of different texts, or give one for each number"
-            " from 0 on"
+            f"{uri}: `names` is one text, {names[:60]!r}; write a list, `names: [cat, dog]`, or a"
+            " line for each number with a blank behind the colon, `0: cat`"
         )
+    if isinstance(names, dict):
+        numbers = [str(number) for number in range(len(names))]
+        if set(names) != set(numbers):
+            missing = next((number for number in numbers if number not in names), None)
+            raise DataError(
+                f"{uri}: `names` must give one for each number from 0 on; {missing} is missing"
+            )
+        names = [names[number] for number in numbers]
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not is_text(name):
+            raise DataError(f"{uri}: name {number} of `names` is no text ({str(name)[:60]!r})")
+        if name in names[:number]:
+            raise DataError(f"{uri}: `names` has {name!r} twice; each class needs its own name")
     return names

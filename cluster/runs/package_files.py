@@ -45,6 +45,12 @@ def stored_classes(content: bytes) -> list[Category]:
     return [Category(each["label"], each["id"], each["name"]) for each in json.loads(content)]
 
 
+def read_classes(folder: str) -> list[Category]:
+    """The classes of a package in a local folder, in the order of the labels."""
+    with open(os.path.join(folder, CLASSES_FILE), "rb") as file:
+        return stored_classes(file.read())
+
+
 def load_predictor(package: PackageFiles, device: str) -> Predictor:
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         for name, content in package.items():

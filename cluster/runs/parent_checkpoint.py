@@ -95,7 +95,7 @@ def _refuse_mismatch(
     `config.from_state` and have not.
     """
     mine = package_of(config, train_set)
-    if mine.classes != theirs.classes:
+    if mine.class_names != theirs.class_names:
         remedy = (
             f"--pretrained {uris.join(uri, 'model.safetensors')} takes over all weights but those"
             " of the class layer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.runs.package_files import read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_truths
+from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
 from detector.decode import Detections
@@ -26,6 +27,7 @@ from detector.predict import MODEL_FILE, read_json
 def evaluate_package(
     package: str,
     shard_set: ShardSet,
+    classes: ClassMatch,
     folder: str,
     *,
     scored: str,
@@ -34,7 +36,7 @@ def evaluate_package(
     **resources: Any,
 ) -> CocoTable:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt,
-    precision_recall.png, overlays/.
+    precision_recall.png, overlays/. `classes` matches the classes of the set with the model's.
 
     `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
     the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
@@ -48,13 +50,14 @@ def evaluate_package(
     metrics = [coco if metric is evaluate.coco else metric for metric in evaluate.METRICS]
     detections = detect_set(read_package(package), shard_set.uri, **resources)
     table = evaluate.evaluate_detections(
-        detections, read_truths(shard_set), shard_set.class_names, [*metrics, evaluate.voc]
+        detections, read_truths(shard_set, classes), classes.names, [*metrics, evaluate.voc]
     )
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
         file.write(table.as_text() + "\n")
     precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
-    _draw_overlays(shard_set, detections, os.path.join(folder, "overlays"), count=overlays)
+    pictures = os.path.join(folder, "overlays")
+    _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
     source = {"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest}
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({**source, **table.as_dict()}, file, indent=1)
@@ -70,7 +73,12 @@ def set_max_detections(package: str, count: int) -> None:
 
 
 def _draw_overlays(
-    shard_set: ShardSet, detections: Mapping[int, Detections], folder: str, *, count: int
+    shard_set: ShardSet,
+    detections: Mapping[int, Detections],
+    class_names: Sequence[str],
+    folder: str,
+    *,
+    count: int,
 ) -> None:
     """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
     drawn = 0
@@ -85,7 +93,7 @@ def _draw_overlays(
             figure = overlay_figure(
                 decode_image(row["image"]),
                 detections[row["image_id"]],
-                shard_set.class_names,
+                class_names,
                 truth_N4=truth_N4,
                 title=row["file_name"],
             )

@@ -8,20 +8,19 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
 from cluster.loading import datasets
-from cluster.runs.package_files import stored_classes
+from cluster.runs.package_files import read_classes
 from cluster.scoring import actors
 from cluster.scoring.actors import Scored
 from cluster.storage import files
 from detector.image import decode_image
 from detector.plots import overlay_figure
-from detector.predict import CLASSES_FILE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 PREDICTIONS, RESULTS, SUMMARY = "predictions.parquet", "coco_results.json", "summary.json"
@@ -78,19 +77,6 @@ def list_images(uri: str) -> list[str]:
     return images
 
 
-def image_ids(
-    uris: Sequence[str], images: str, annotations: Mapping[str, Any] | None
-) -> dict[str, int]:
-    """The image id of each file: that of the COCO JSON's `file_name` below `images`, or without a
-    JSON its number in the sorted list, from 1.
-    """
-    if annotations is None:
-        return {uri: number for number, uri in enumerate(uris, start=1)}
-    by_name = {entry["file_name"]: entry["id"] for entry in annotations["images"]}
-    root = images.rstrip("/") + "/"
-    return {uri: by_name[name] for uri in uris if (name := uri.removeprefix(root)) in by_name}
-
-
 def predict(
     package: str,
     uris: Sequence[str],
@@ -98,6 +84,7 @@ def predict(
     *,
     model_version: str,
     ids: Mapping[str, int],
+    category_ids: Sequence[int | None],
     overlays: int,
     workers: int,
     cpus_per_worker: float,
@@ -106,13 +93,12 @@ def predict(
     """Fill the local `folder` with predictions.parquet (one row for every URI, in order),
     coco_results.json, overlays/ and summary.json, and return the summary.
 
-    An unreadable image is a row with status `error` and the reason. COCO results contain the data
-    set's own category ids and XYWH boxes; files without an id in `ids` are not in them.
+    An unreadable image is a row with status `error` and the reason. COCO results have XYWH boxes
+    and the `category_ids`, one for each class of the model; files without an id in `ids` are not in
+    them, nor are detections of a class whose id is None.
     """
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
-    with open(os.path.join(package, CLASSES_FILE), "rb") as file:
-        classes = stored_classes(file.read())
-    category_ids, names = [each.id for each in classes], [each.name for each in classes]
+    names = [each.name for each in read_classes(package)]
     results: list[CocoResult] = []
     errors: list[str] = []
     ok = 0
@@ -156,17 +142,20 @@ def predict(
     return summary
 
 
-def _coco_results(scored: Scored, image_id: int, category_ids: Sequence[int]) -> list[CocoResult]:
+def _coco_results(
+    scored: Scored, image_id: int, category_ids: Sequence[int | None]
+) -> list[CocoResult]:
     return [
         {
             "image_id": image_id,
-            "category_id": category_ids[label],
+            "category_id": category_id,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
         }
         for (x1, y1, x2, y2), score, label in zip(
             scored.boxes, scored.scores, scored.labels, strict=True
         )
+        if (category_id := category_ids[label]) is not None
     ]
 
 

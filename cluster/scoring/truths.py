@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
+from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_annotations
 from detector.metrics import Truth
 
 
-def read_truths(shard_set: ShardSet) -> list[Truth]:
-    """The annotated objects of every image of a set. Images are not decoded."""
-    return [
-        Truth(
-            image_id=row["image_id"],
-            height=row["height"],
-            width=row["width"],
-            boxes_N4=np.asarray(row["boxes"], np.float32).reshape(-1, 4),
-            labels_N=np.asarray(row["labels"], np.int64),
-            crowd_N=np.asarray(row["crowd"], bool),
-            area_N=np.asarray(row["area"], np.float64),
+def read_truths(shard_set: ShardSet, classes: ClassMatch | None = None) -> list[Truth]:
+    """The annotated objects of every image of a set, with its own labels or with those of the model
+    that `classes` matches it with. Images are not decoded.
+    """
+    truths = []
+    for row in read_annotations(shard_set).to_pylist():
+        labels_N = np.asarray(row["labels"], np.int64)
+        if classes is not None:
+            labels_N = classes.relabel(labels_N)
+        kept_N = labels_N >= 0
+        truths.append(
+            Truth(
+                image_id=row["image_id"],
+                height=row["height"],
+                width=row["width"],
+                boxes_N4=np.asarray(row["boxes"], np.float32).reshape(-1, 4)[kept_N],
+                labels_N=labels_N[kept_N],
+                crowd_N=np.asarray(row["crowd"], bool)[kept_N],
+                area_N=np.asarray(row["area"], np.float64)[kept_N],
+            )
         )
-        for row in read_annotations(shard_set).to_pylist()
-    ]
+    return truths

@@ -182,19 +182,21 @@ def evaluate(request: Request, weights: Weights, data: str, share: DetectionShar
     """Evaluate a checkpoint on a shard set. This process computes one of the shares itself, so it
     books only one.
     """
-    from cluster.runs.package_files import build_package, read_package
+    from cluster.runs.package_files import build_package, read_classes, read_package
     from cluster.scoring.detect import detect_set
     from cluster.scoring.evaluate import evaluate_checkpoint
     from cluster.scoring.truths import read_truths
     from cluster.shards.index import open_shard_set
+    from cluster.training.preflight import match_val
 
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
         build_package(request.checkpoint, folder, weights=weights)
-        package = read_package(folder)
-    detections = detect_set(package, data, here=True, **share)
+        package, model_classes = read_package(folder), read_classes(folder)
     shard_set = open_shard_set(data)
+    classes = match_val(shard_set, [category.name for category in model_classes])
+    detections = detect_set(package, data, here=True, **share)
     return evaluate_checkpoint(
-        request, weights, detections, read_truths(shard_set), shard_set.class_names
+        request, weights, detections, read_truths(shard_set, classes), classes.names
     )
 
 

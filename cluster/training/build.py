@@ -28,6 +28,7 @@ from cluster.training.group_size import (
     start_event,
     threads_each,
 )
+from cluster.training.preflight import match_val
 from cluster.training.profile import ProfilePublisher
 from cluster.training.ranks import Ranks
 from cluster.training.report import Reporter
@@ -254,10 +255,12 @@ def _evaluations(
     config, evaluator = job.config, None
     if job.evaluate == "between":
         val_set = open_shard_set(job.val_data)
+        classes = match_val(val_set, job.package.class_names)
         evaluator = RankEvaluator(
             ranks,
             val_set,
-            read_truths(val_set) if ranks.rank == 0 else [],
+            read_truths(val_set, classes) if ranks.rank == 0 else [],
+            classes.names,
             canvases=config.canvas.canvases,
             long_side=config.canvas.long_side,
             decode=config.decode,

@@ -37,6 +37,7 @@ class RankEvaluator:
         ranks: Ranks,
         val_set: ShardSet,
         truths: Sequence[Truth],
+        class_names: Sequence[str],
         *,
         canvases: Sequence[tuple[int, int]],
         long_side: int | None,
@@ -45,12 +46,14 @@ class RankEvaluator:
         decode_threads: int,
         progressed: Callable[[], None],
     ):
-        """Rank 0 needs the `truths` of the set. `progressed` is called after every batch."""
+        """Rank 0 needs the `truths` of the set, whose labels are places in `class_names`, the
+        model's classes. `progressed` is called after every batch.
+        """
         self._ranks, self._val_set = ranks, val_set
         self._frame = {"canvases": canvases, "long_side": long_side}
         self._decode, self._amp = decode, amp
         self._decode_threads, self._progressed = decode_threads, progressed
-        self._truths = truths
+        self._truths, self._class_names = truths, class_names
 
     def __call__(self, request: Request, state: TrainingState) -> Evaluation | None:
         """The evaluation on rank 0, None on the others: of the averaged weights, if there are any.
@@ -86,7 +89,7 @@ class RankEvaluator:
             "model" if state.average is None else "ema",
             {image_id: boxes for part in parts for image_id, boxes in part.items()},
             self._truths,
-            self._val_set.class_names,
+            self._class_names,
         )
 
 

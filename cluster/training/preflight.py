@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.runs.data_config import SamplingConfig
 from cluster.runs.identity import default_identity, identity
 from cluster.runs.package import package_of
 from cluster.runs.training_config import PROFILE_AFTER
+from cluster.shards.classes import ClassMatch, match_classes
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.storage.preflight import check_reachable, check_writable
 
@@ -28,6 +30,8 @@ class Checked:
     """Whether the run has a checkpoint to continue from."""
     run_uuid: str
     """See `run_folder.claim`."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before it starts, a line each."""
 
 
 def check(config: TrainConfig) -> Checked:
@@ -51,19 +55,15 @@ def check(config: TrainConfig) -> Checked:
         begun=begun,
         defaults=default_identity(config),
     )
-    return Checked(train_set, same, begun, run_uuid)
+    notes = match_val(val_set, train_set.class_names).notes("data.val")
+    return Checked(train_set, same, begun, run_uuid, notes)
 
 
 def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
         raise UsageError(f"{empty}: has no images; prepare it from annotations that list some")
-    if train_set.categories != val_set.categories:
-        raise UsageError(
-            f"data.val {config.data.val}: its categories {val_set.class_names[:5]} are not those of"
-            f" data.train {train_set.class_names[:5]}; prepare both from annotations with the same"
-            " categories"
-        )
+    match_val(val_set, train_set.class_names)
     unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
     if unknown:
         known = ", ".join(train_set.source_names)
@@ -71,6 +71,19 @@ def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> 
             f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known};"
             " name one of these"
         )
+
+
+def match_val(val_set: ShardSet, class_names: Sequence[str]) -> ClassMatch:
+    """The labels of data.val in terms of the classes of data.train, which are the model's. They
+    may have another order there. `UsageError` where they are others.
+    """
+    return match_classes(
+        val_set.class_names,
+        class_names,
+        subject=f"data.val {val_set.uri}",
+        of="data.train",
+        remedy="prepare both from annotations with the same classes",
+    )
 
 
 def _check_profile(config: TrainConfig, train_set: ShardSet) -> None:

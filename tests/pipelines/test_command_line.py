@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
-from pipelines.command_line import parse, read_yaml, run_verb
+from pipelines.command_line import all_verbs, parse, read_yaml, run_verb
 from pipelines.options import all_fields, help_text, section_of
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,10 @@ def test_unknown_yaml_names_are_refused_with_file_and_suggestion(tmp_path):
 
 def test_unknown_environment_names_in_a_section_are_refused(monkeypatch):
     monkeypatch.setenv("RETINARAY_TRAINING__EPOKS", "5")
-    assert "training.epoks is not an option; did you mean training.epochs" in refusal(GIVEN)
+    assert (
+        "TRAINING__EPOKS: is no setting of any verb; did you mean RETINARAY_TRAINING__EPOCHS?"
+        in (refusal(GIVEN))
+    )
 
 
 def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
@@ -308,6 +311,8 @@ def test_an_environment_variable_that_cannot_be_read(monkeypatch):
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"training: 5\n", "training: is a section of fields"),
         (b"training:\n", "training: is a section of fields"),
+        (b"training: {epochs: 3}\ntraining: {rate: 0.1}\n", "'training' stands twice; keep one"),
+        (b"training: {epochs: 3, epochs: 5}\n", "'epochs' stands twice; keep one of them"),
         (b"training: {weights: 5}\n", "training.weights 5: must be JSON, numbers by name such as"),
     ],
 )
@@ -322,6 +327,39 @@ def test_a_config_file_that_is_not_there(tmp_path):
     assert "none.yaml: cannot be read (No such file or directory)" in message
     assert "--config needs a value" in refusal(["--config"])
     assert "cannot be read" in refusal(["--config", str(tmp_path)])
+
+
+def test_two_config_files_are_refused(tmp_path):
+    twice = yaml_file(tmp_path, "training: {epochs: 3}")
+    message = refusal([*twice, *twice, *GIVEN])
+    assert message.startswith("--config is given 2 times (")
+    assert message.endswith("; give one, and the rest as flags")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        # One underscore in place of two, a misspelt section, a misspelt field.
+        ("RETINARAY_TRAINING_EPOCHS", "did you mean RETINARAY_TRAINING__EPOCHS?"),
+        ("RETINARAY_TRAINNG__EPOCHS", "did you mean RETINARAY_TRAINING__EPOCHS?"),
+        ("retinaray_training__epoch", "did you mean RETINARAY_TRAINING__EPOCHS?"),
+        ("RETINARAY_", "unset it"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(monkeypatch, name, meant):
+    monkeypatch.setenv(name, "5")
+    assert refusal(GIVEN) == f"environment variable {name}: is no setting of any verb; {meant}"
+
+
+def test_a_variable_of_another_verb_is_left_alone(monkeypatch):
+    monkeypatch.setenv("RETINARAY_SWEEP__TRIALS", "5")
+    monkeypatch.setenv("RETINARAY_OVERLAYS", "3")
+    monkeypatch.setenv("retinaray_training__epochs", "7")
+    assert parse(Config, GIVEN).training.epochs == 7
+
+
+def test_all_verbs_are_known():
+    assert all_verbs() == {verb: config_class_of(verb) for verb in VERBS}
 
 
 def test_a_recipe_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):

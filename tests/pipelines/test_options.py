@@ -65,13 +65,13 @@ SEARCH = """
 
 OPTIONS = {
     "evaluate": """
-        run model data output storage max_detections overlays
+        run model data output storage max_detections classes overlays
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment
     """,
     "predict": """
-        model images output annotations overwrite overlays storage
+        model images output annotations classes overwrite overlays storage
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

@@ -274,6 +274,79 @@ def test_evaluate_register_predict_agree(
         predict.main(chosen)
 
 
+@pytest.fixture(scope="module")
+def turned(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The val set with the ids of its classes in the opposite order, and so its labels."""
+    from pipelines.prepare import PrepareConfig, main
+
+    folder = tmp_path_factory.mktemp("turned")
+    content = json.loads((small_coco / "annotations/instances_val.json").read_text())
+    ids = {each["id"]: 1000 - each["id"] for each in content["categories"]}
+    for category in content["categories"]:
+        category["id"] = ids[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    (folder / "val.json").write_text(json.dumps(content))
+    options = {"images": str(small_coco / "images/val"), "output": str(folder / "set")}
+    main(PrepareConfig(annotations=str(folder / "val.json"), **options))
+    return str(folder / "set")
+
+
+def test_classes_in_another_order_have_the_same_ap_and_that_is_said(
+    trained: dict[str, Any],
+    shards: dict[str, str],
+    turned: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from cluster.shards.index import open_shard_set
+    from pipelines import evaluate
+
+    assert open_shard_set(turned).class_names == open_shard_set(shards["val"]).class_names[::-1]
+    for data, output in ((shards["val"], "straight"), (turned, "turned")):
+        options = {"run": trained["config"].run_uri, "data": data, "overlays": 0, "workers": 1}
+        evaluate.main(evaluate.EvaluateConfig(output=f"{tmp_path}/{output}", **options))
+    straight, other = (
+        files.read_json(f"{tmp_path}/{output}/metrics.json") for output in ("straight", "turned")
+    )
+    assert other["per_class"] == straight["per_class"] and other["AP"] == trained["best"].ap
+    said = capsys.readouterr().out
+    assert said.count("note     data has its classes in another order; they are matched by") == 1
+
+
+def test_training_takes_a_val_set_with_its_classes_in_another_order(
+    shards: dict[str, str], turned: str
+) -> None:
+    chosen = config(shards, name="turned", data={"train": shards["train"], "val": turned})
+    assert preflight.check(chosen).notes == (
+        "data.val has its classes in another order; they are matched by name",
+    )
+
+
+def test_a_set_of_other_classes_is_refused_before_inference(
+    trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.compute import session
+    from pipelines import evaluate
+
+    index = json.loads(files.read_bytes(f"{shards['val']}/index.json"))
+    index["categories"][1]["name"] = "Squares"
+    other = tmp_path / "other"
+    files.download_folder(shards["val"], str(other))
+    (other / "index.json").write_text(json.dumps(index))
+    options = {"run": trained["config"].run_uri, "data": str(other), "output": f"{tmp_path}/out"}
+    with pytest.raises(UsageError, match=r"its 5 classes are not the 5 of .*'Squares' \(near: "):
+        preflight.check(
+            config(shards, name="x", data={"train": shards["train"], "val": str(other)})
+        )
+    monkeypatch.setattr(session, "connect", lambda *_, **__: pytest.fail("Ray was asked"))
+    with pytest.raises(UsageError, match=r"its 5 classes are not the 5 of .*--classes FILE"):
+        evaluate.main(evaluate.EvaluateConfig(**options))
+    (tmp_path / "map.yaml").write_text("Squares: square")
+    with pytest.raises(pytest.fail.Exception, match="Ray was asked"):
+        evaluate.main(evaluate.EvaluateConfig(classes=f"{tmp_path}/map.yaml", **options))
+
+
 def read_parquet(path: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 

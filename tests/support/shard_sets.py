@@ -27,11 +27,17 @@ def row(image_id: int, boxes: int) -> Row:
     )
 
 
-def write_set(uri: str, shards: list[list[Row]], *, row_group_rows: int = 2) -> ShardSet:
+def write_set(
+    uri: str,
+    shards: list[list[Row]],
+    *,
+    row_group_rows: int = 2,
+    categories: tuple[Category, ...] = CATEGORIES,
+) -> ShardSet:
     """One shard for each list of rows."""
     written = [
         write.write_shard(uri, shard_name(n, len(shards)), rows, row_group_rows=row_group_rows)
         for n, rows in enumerate(shards)
     ]
     counts = Counts(images=sum(len(rows) for rows in shards))
-    return write_index(uri, Index(CATEGORIES, tuple(written), counts, source_digest="0" * 64))
+    return write_index(uri, Index(categories, tuple(written), counts, source_digest="0" * 64))

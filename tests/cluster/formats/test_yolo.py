@@ -122,10 +122,13 @@ def test_names_in_another_unicode_form_belong_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("names: {0: cat, 2: dog}", "must be a list of different texts"),
-        ("names: [cat, cat]", "must be a list of different texts"),
-        ("names: [1, 2]", "must be a list of different texts"),
-        ("nc: 2", "must be a list of different texts"),
+        ("names: {0: cat, 2: dog}", "must give one for each number from 0 on; 1 is missing"),
+        ("names: {a: cat}", "must give one for each number from 0 on; 0 is missing"),
+        ("names: [cat, cat]", "`names` has 'cat' twice; each class needs its own name"),
+        ("names: {0: cat, 0: dog}", "not valid YAML: '0' stands twice"),
+        ("names: [cat, [dog]]", r"name 1 of `names` is no text \("),
+        ("names:\n  0:car\n  1:dog\n", "one text, '0:car 1:dog'; write .* with a blank behind the"),
+        ("nc: 2", r"has no `names`; it must list the classes: `names: \[cat, dog\]`"),
         ("names: []", "names no class"),
         ("names: [", "not valid YAML"),
     ],
@@ -133,6 +136,25 @@ def test_names_in_another_unicode_form_belong_together(tmp_path: Path) -> None:
 def test_class_names_that_cannot_be_used(tmp_path: Path, names: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         yolo.read_yolo(*write(tmp_path, names=names, a=""))
+
+
+@pytest.mark.parametrize(
+    "names", ["names: [yes, no, 02146, 1.0]", "names: {0: yes, 1: no, 2: 02146, 3: 1.0}"]
+)
+def test_class_names_are_the_text_that_stands_there(tmp_path: Path, names: str) -> None:
+    source = yolo.read_yolo(*write(tmp_path, names=names, a=""))
+    assert [category.name for category in source.categories] == ["yes", "no", "02146", "1.0"]
+
+
+def test_the_nearest_class_names_count(tmp_path: Path) -> None:
+    labels, images = write(tmp_path / "set", names="names: [far, away]", a="")
+    (tmp_path / "set/data.yaml").rename(tmp_path / "data.yaml")
+    (tmp_path / "set/labels/classes.txt").write_text("helmet\nvest\n")
+    categories = yolo.read_yolo(labels, images).categories
+    assert [category.name for category in categories] == ["helmet", "vest"]
+    (tmp_path / "set/labels/data.yaml").write_text("names: [near, by]")
+    categories = yolo.read_yolo(labels, images).categories
+    assert [category.name for category in categories] == ["near", "by"]
 
 
 def test_class_names_by_number_or_in_a_text_file(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ CATEGORIES = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
 
 def shard_set(*categories: Category, digest: str = "d" * 64) -> SimpleNamespace:
     return SimpleNamespace(
+        uri="/data",
         num_rows=8,
         categories=categories,
         class_names=[c.name for c in categories],

@@ -177,6 +177,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """
     categories = (Category(0, 1, "cell"), Category(1, 2, "platelet"))
     shards = SimpleNamespace(
+        uri="/data",
         num_rows=1,
         categories=categories,
         class_names=["cell", "platelet"],

@@ -15,6 +15,8 @@ from cluster.runs.evaluations import Request
 from cluster.scoring import detect, evaluate, evaluate_package, truths
 from cluster.scoring.evaluate import MetricResult, evaluate_checkpoint, evaluate_detections
 from cluster.shards import index
+from cluster.shards.classes import ClassMatch
+from cluster.shards.format import Category
 from cluster.training import background_evaluation
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, Truth, coco_table
@@ -65,9 +67,11 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (detect, evaluate_package):
         monkeypatch.setattr(module, "detect_set", lambda *_, **__: DETECTIONS)
     for module in (truths, evaluate_package):
-        monkeypatch.setattr(module, "read_truths", lambda shard_set: TRUTHS)
+        monkeypatch.setattr(module, "read_truths", lambda *_: TRUTHS)
     for module in (package_files, evaluate_package):
         monkeypatch.setattr(module, "read_package", lambda folder: {})
+    classes = [Category(label, label + 1, name) for label, name in enumerate(NAMES)]
+    monkeypatch.setattr(package_files, "read_classes", lambda folder: classes)
 
 
 def test_coco_numbers_are_those_of_the_table() -> None:
@@ -112,7 +116,12 @@ def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_me
 
 def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: Path) -> None:
     table = evaluate_package.evaluate_package(
-        "/package", index.open_shard_set("/val"), str(tmp_path), scored="models:/m/1", overlays=0
+        "/package",
+        index.open_shard_set("/val"),
+        ClassMatch(NAMES, (0, 1, 2)),
+        str(tmp_path),
+        scored="models:/m/1",
+        overlays=0,
     )
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert table.summary["busiest"] == stored["busiest"] == 2

@@ -12,15 +12,7 @@ from cluster.errors import DataError
 from cluster.loading import datasets
 from cluster.scoring import actors
 from cluster.scoring.actors import Scored
-from cluster.scoring.predict import image_ids, list_images, predict
-
-
-def test_image_ids_are_those_of_the_json_or_numbers_from_one() -> None:
-    uris = ["s3://b/pictures/a.jpg", "s3://b/pictures/below/b.jpg"]
-    assert image_ids(uris, "s3://b/pictures", None) == {uris[0]: 1, uris[1]: 2}
-    annotations = {"images": [{"file_name": "below/b.jpg", "id": 17}, {"file_name": "c", "id": 3}]}
-    # Files that the JSON does not name have no id.
-    assert image_ids(uris, "s3://b/pictures/", annotations) == {uris[1]: 17}
+from cluster.scoring.predict import list_images, predict
 
 
 def test_images_are_listed_by_suffix_and_sorted(tmp_path: Path) -> None:
@@ -66,6 +58,7 @@ def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         str(folder),
         model_version="models:/cells/1",
         ids={uris[0]: 17},
+        category_ids=[7, 9],
         overlays=1,
         workers=1,
         cpus_per_worker=1,

@@ -1,0 +1,108 @@
+"""The user's own ids of images and classes, from a COCO JSON, for results that are to be scored
+with it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import DataError, UsageError
+from cluster.storage import files
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """What a COCO JSON calls its images and classes."""
+
+    uri: str
+    images: Mapping[str, int]
+    """Id by file name."""
+    categories: Mapping[str, int]
+    """Id by class name; empty where the JSON lists no classes."""
+
+
+def read_coco_ids(uri: str) -> CocoIds:
+    """The ids of a COCO JSON. `DataError` where it is none."""
+    content = files.read_json(uri)
+    if not isinstance(content, dict):
+        raise DataError(f"annotations {uri}: holds a {type(content).__name__}; give a COCO JSON")
+    return CocoIds(
+        uri,
+        _ids(content.get("images"), uri, "images", name="file_name"),
+        _ids(content.get("categories", []), uri, "categories", name="name"),
+    )
+
+
+def _ids(entries: Any, uri: str, key: str, *, name: str) -> dict[str, int]:
+    if not isinstance(entries, list):
+        raise DataError(f"annotations {uri}: has no list {key!r}; give a COCO JSON")
+    ids: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        given = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(given, str) or type(entry.get("id")) is not int:
+            raise DataError(
+                f"annotations {uri}: {key}[{number}] has no {name!r} that is a text with an 'id'"
+                " that is a whole number"
+            )
+        if ids.setdefault(given, entry["id"]) != entry["id"]:
+            raise DataError(f"annotations {uri}: {key} has two ids for {given!r}; keep one")
+    return ids
+
+
+def ids_of_images(uris: Iterable[str], root: str, ids: CocoIds) -> dict[str, int]:
+    """The id of each picture below the folder `root` that the JSON names. `UsageError` where it
+    names none of them.
+    """
+    below = root.rstrip("/") + "/"
+    names = {uri: uri.removeprefix(below) for uri in uris}
+    found = {uri: ids.images[name] for uri, name in names.items() if name in ids.images}
+    if names and not found:
+        listed, there = next(iter(ids.images), None), next(iter(names.values()))
+        raise UsageError(
+            f"annotations {ids.uri}: names none of the {len(names)} pictures below {root}"
+            f" ({_example(ids.images, names.values(), listed, there)}); give the folder that its"
+            " file names start from as --images"
+        )
+    return found
+
+
+def _example(images: Iterable[str], names: Iterable[str], listed: str | None, there: str) -> str:
+    """A file that both have at other places, else the first of each."""
+    last = {posixpath.basename(name): name for name in images}
+    for name in names:
+        if posixpath.basename(name) in last:
+            listed, there = last[posixpath.basename(name)], name
+            break
+    return f"it lists {listed!r}, there is {there!r}" if listed else "it lists no picture"
+
+
+def category_ids(
+    model: Sequence[tuple[str, int]], ids: CocoIds | None, *, given: Mapping[str, str] | None = None
+) -> list[int | None]:
+    """For each class of the model, (name, id), the id in results: that of the class of this name in
+    the JSON, else the model's own. None: the JSON has no such class, which only `given` allows.
+
+    `given` says which class of the JSON, its keys, is which of the model. `UsageError` where a
+    class of the model is not in the JSON.
+    """
+    if ids is None or not ids.categories:
+        return [id_ for _, id_ in model]
+    known = dict(ids.categories)
+    if given is not None:
+        if unknown := [name for name in given if name not in known]:
+            raise UsageError(
+                f"--classes: {unknown[0]!r} is no class of {ids.uri}, which has"
+                f" {', '.join(map(repr, list(known)[:5]))}"
+            )
+        known |= {to: ids.categories[name] for name, to in given.items()}
+    missing = [name for name, _ in model if name not in known]
+    if missing and given is None:
+        raise UsageError(
+            f"annotations {ids.uri}: lists no class {', '.join(map(repr, missing[:5]))} of the"
+            f" model, it has {', '.join(map(repr, list(known)[:5]))}; --classes FILE says which are"
+            " the same"
+        )
+    return [known.get(name) for name, _ in model]
