@@ -32,6 +32,13 @@ MAX_PIXELS = 100_000_000
 # before memory is allocated: an ICO or ICNS of a few kB is decoded, to 1.5 GiB, while it is opened,
 # and EPS starts Ghostscript. MPO begins as a JPEG.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "JPEG2000", "AVIF", "PPM")
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .jp2 .j2k .jpc .jpf .jpx"
+    " .j2c .avif .avifs .ppm .pbm .pgm .pnm .pfm".split()
+)
+"""Suffixes that files of these formats have, in lower case. A name says only which files to look
+at; the bytes say what they are.
+"""
 ORIENTATION = 0x0112
 """The EXIF tag."""
 

@@ -237,7 +237,7 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
     found: dict[str, int | None] = {}
     for number, place in enumerate(section.source_paths()):
         folder = uris.absolute(place.images)
-        for uri in list_images(folder):
+        for uri in list_images(folder).uris:
             name = uri[len(folder) + 1 :]
             if section.split == "all" or in_val(name, section.val_share) == (
                 section.split == "val"

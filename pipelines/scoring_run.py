@@ -143,6 +143,10 @@ class Predicted:
                 " read"
             ),
             *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
+            *(
+                f"         {count} x {why}, passed over"
+                for why, count in summary.passed_over.items()
+            ),
             f"written  {self.output}: {written}",
         ]
 
@@ -170,7 +174,8 @@ def predict_folder(
         if uri is not None:
             preflight.check_readable(uri)
     _check_output(output, overwrite=overwrite)
-    pictures = prediction.list_images(images)
+    listed = prediction.list_images(images)
+    pictures = listed.uris
     ids: dict[str, int] = {uri: number for number, uri in enumerate(pictures, start=1)}
     theirs = None
     if annotations is not None:
@@ -179,6 +184,7 @@ def predict_folder(
     return predict_images(
         model,
         {uri: ids.get(uri) for uri in pictures},
+        passed_over={**listed.passed_over, **listed.others},
         theirs=theirs,
         class_map=class_map,
         output=output,
@@ -195,6 +201,7 @@ def predict_images(
     model: str,
     pictures: Mapping[str, int | None],
     *,
+    passed_over: Mapping[str, int] | None = None,
     theirs: coco_ids.CocoIds | None = None,
     class_map: str | None = None,
     output: str,
@@ -230,6 +237,7 @@ def predict_images(
             model_version=version,
             ids={uri: id_ for uri, id_ in pictures.items() if id_ is not None},
             category_ids=categories,
+            passed_over=passed_over or {},
             overlays=overlays,
             **vars(replicas),
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
@@ -201,6 +201,7 @@ class Source:
 
     `listed` and `annotated` count the images and annotations before any was rejected; `lost` counts
     the annotations of rejected images. `largest_id` is the largest image id over all splits.
+    `passed_over` counts files that lie between the data and are none, by reason.
     """
 
     categories: tuple[Category, ...]
@@ -212,6 +213,7 @@ class Source:
     lost: int
     largest_id: int
     digest: str
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A reader whose counts do not add up would lose images without a word, and ids that are

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
+from typing import NamedTuple
 
 import yaml
 
@@ -16,10 +18,19 @@ CLASSES = "classes.txt"
 DATA = "data.yaml"
 
 
-def find_class_names(folder: str) -> list[str]:
-    """The class names in the order of their numbers, from the nearest data.yaml or classes.txt, in
-    `folder` or up to two folders above it; data.yaml where both lie in one folder. `DataError` when
-    there is no such file or it does not name every number from 0 on.
+class Labelling(NamedTuple):
+    """What label files need to be understood."""
+
+    names: list[str]
+    """Of the classes, in the order of their numbers."""
+    keypoint_numbers: int = 0
+    """Numbers behind the box in a line of a pose data set."""
+
+
+def find_class_names(folder: str) -> Labelling:
+    """The class names from the nearest data.yaml or classes.txt, in `folder` or up to two folders
+    above it; data.yaml where both lie in one folder. `DataError` when there is no such file or it
+    does not name every number from 0 on.
     """
     parent = posixpath.dirname(folder)
     folders = [folder, parent, posixpath.dirname(parent)]
@@ -28,10 +39,10 @@ def find_class_names(folder: str) -> list[str]:
             uri = join(candidate, name)
             if candidate.strip("/") in ("", "s3:") or not files.exists(uri):
                 continue
-            classes = read_class_list(uri) if name == CLASSES else read_data_yaml(uri)
-            if not classes:
+            found = Labelling(read_class_list(uri)) if name == CLASSES else read_data_yaml(uri)
+            if not found.names:
                 raise DataError(f"{uri}: names no class; a detector needs at least one")
-            return classes
+            return found
     raise DataError(
         f"{folder}: no {DATA} and no {CLASSES} there or up to two folders above; YOLO labels are"
         " numbers and need the names of the classes"
@@ -57,9 +68,10 @@ def read_class_list(uri: str) -> list[str]:
     return names
 
 
-def read_data_yaml(uri: str) -> list[str]:
+def read_data_yaml(uri: str) -> Labelling:
     """`names` of a data.yaml: a list, or names by number. They are the text that stands there, also
-    where YAML sees a truth value (`no`) or a number (`02146`). `DataError` when it is neither.
+    where YAML sees a truth value (`no`) or a number (`02146`). `kpt_shape` is that of Ultralytics:
+    [keypoints, numbers for each]. `DataError` when one is something else.
     """
     try:
         content = parse(files.read_bytes(uri).decode("utf-8-sig"), all_text=True)
@@ -86,4 +98,10 @@ def read_data_yaml(uri: str) -> list[str]:
             raise DataError(f"{uri}: name {number} of `names` is no text ({str(name)[:60]!r})")
         if name in names[:number]:
             raise DataError(f"{uri}: `names` has {name!r} twice; each class needs its own name")
-    return names
+    shape = content.get("kpt_shape", ["0", "0"])
+    if not isinstance(shape, list) or not all(str(one).isdecimal() for one in shape):
+        raise DataError(
+            f"{uri}: `kpt_shape` must be the keypoints and the numbers for each, such as [17, 3],"
+            f" is {str(shape)[:60]}"
+        )
+    return Labelling(names, math.prod(map(int, shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from typing import TypeGuard
 
@@ -15,10 +16,16 @@ def inside_folder(name: str) -> str | None:
     outside = (
         path.startswith(("/", "../"))
         or path in ("..", ".")
-        or ":" in path.split("/")[0]
+        # A drive of Windows; any other colon is a character like others.
+        or re.match(r"[A-Za-z]:", path) is not None
+        or is_url(name)
         or "\0" in path
     )
     return None if outside else path
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
 def fault_of_name(name: object) -> str | None:
@@ -27,6 +34,8 @@ def fault_of_name(name: object) -> str | None:
         return "it has no file_name"
     if not is_text(name):
         return "its file_name is not valid Unicode"
+    if is_url(name):
+        return "its file_name is a URL; download the pictures and name the files"
     return None if inside_folder(name) else "its file_name leads out of the images folder"
 
 

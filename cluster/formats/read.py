@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -201,7 +201,8 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
         categories=categories,
         images=_concatenate(parts),
         quarantined=tuple(entry for source in sources for entry in source.quarantined),
-        repairs=_sum_repairs(sources),
+        repairs=_sum([source.repairs for source in sources]),
+        passed_over=_sum([source.passed_over for source in sources]),
         listed=sum(source.listed for source in sources),
         annotated=sum(source.annotated for source in sources),
         lost=sum(source.lost for source in sources),
@@ -223,11 +224,11 @@ def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
     return tuple(merged.values())
 
 
-def _sum_repairs(sources: Sequence[Source]) -> dict[str, int]:
-    repairs: Counter[str] = Counter()
-    for source in sources:
-        repairs.update(source.repairs)
-    return dict(repairs)
+def _sum(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def _concatenate(parts: Sequence[Images]) -> Images:

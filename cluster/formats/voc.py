@@ -34,6 +34,7 @@ from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.names import fault_of_name, inside_folder, is_text
 from cluster.shards.format import Category
 from cluster.storage import files
+from cluster.storage.pictures import is_left_by_tools
 from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
@@ -72,7 +73,11 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     Images whose file name `keep` turns down belong to another split: they and their annotations
     count as not listed, but their classes count.
     """
-    uris = [uri for uri, _ in files.list_files(annotations, [".xml"])]
+    uris = [
+        uri
+        for uri, _ in files.list_files(annotations, [".xml"])
+        if not is_left_by_tools(uri[len(annotations) + 1 :])
+    ]
     if not uris:
         raise DataError(
             f"{annotations}: no .xml file below it; VOC data needs the folder of its Annotations;"

@@ -31,13 +31,15 @@ from cluster.formats.class_names import CLASSES, find_class_names
 from cluster.formats.names import composed, fault_of_name
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.uris import join
+from cluster.storage.pictures import is_left_by_tools, list_pictures
+from detector.image import SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 MARGIN = 0.01
 """Rounding takes fractions a little over the edge; boxes are clipped to the picture later. A number
 farther outside than this is no fraction.
 """
+KEYPOINTS = "poses, of which the box is used"
+NO_LABELS = "a .txt file without a label line"
 POLYGONS = "polygons, stored as their bounding boxes"
 SAME_STEM = "another image has the same name with another suffix: both have this label file"
 NO_IMAGE = "there is no image for this label file"
@@ -53,13 +55,14 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     Label files without an image go to the quarantine. Images whose file name `keep` turns down
     belong to another split: they and their labels count as not listed.
     """
-    classes = find_class_names(annotations)
+    classes, keypoint_numbers = find_class_names(annotations)
     uris = {
-        _stem(uri[len(annotations) + 1 :]): uri
+        _stem(name): uri
         for uri, _ in files.list_files(annotations, [".txt"])
-        if uri != join(annotations, CLASSES)
+        if not is_left_by_tools(name := uri[len(annotations) + 1 :]) and name != CLASSES
     }
-    pictures = [uri[len(images) + 1 :] for uri, _ in files.list_files(images, IMAGE_SUFFIXES)]
+    found = list_pictures(images)
+    pictures = [uri[len(images) + 1 :] for uri in found.uris]
     if not uris:
         raise DataError(
             f"{annotations}: no .txt file below it; YOLO data needs the folder of its labels; check"
@@ -67,26 +70,33 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
         )
     if not pictures:
         raise DataError(
-            f"{images}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images"
+            f"{images}: no image below it (looked for {', '.join(sorted(SUFFIXES))}); check"
+            " --images"
         )
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
         labels = dict(zip(uris, pool.map(files.read_bytes, uris.values()), strict=True))
+    others = {
+        stem
+        for stem in set(labels) - set(map(_stem, pictures))
+        if labels[stem].strip() and not _has_label(labels[stem])
+    }
+    labels = {stem: data for stem, data in labels.items() if stem not in others}
+    passed_over = {**found.passed_over, **({NO_LABELS: len(others)} if others else {})}
     digests = [(stem, hashlib.sha256(data).hexdigest()) for stem, data in labels.items()]
     identity = [classes, pictures, *digests]
 
     findings = Findings()
     numbered = [(number, name) for number, name in enumerate(pictures, start=1) if keep(name)]
     shared = {stem for stem, count in Counter(map(_stem, pictures)).items() if count > 1}
-    records = _read_records(numbered, labels, shared, len(classes), findings)
+    records = _read_records(numbered, labels, shared, len(classes), keypoint_numbers, findings)
     without_image = [stem for stem in sorted(set(labels) - set(map(_stem, pictures))) if keep(stem)]
     for stem in without_image:
         name = f"{stem}.txt"
         findings.reject(
             "image", name, NO_IMAGE, {"labels": name, "annotations": _count_lines(labels[stem])}
         )
-    unassigned = {
-        _stem(name) for _, name in numbered if _stem(name) in shared and not fault_of_name(name)
-    }
+    used = {record.file_name for record in records}
+    unassigned = {_stem(name) for _, name in numbered if name not in used}
     lost = sum(_count_lines(labels.get(stem, b"")) for stem in [*without_image, *unassigned])
     stored = sum(len(record.annotations) for record in records)
     return Source(
@@ -99,6 +109,7 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
         lost=lost,
         largest_id=len(pictures),
         digest=hashlib.sha256(repr(identity).encode()).hexdigest(),
+        passed_over=passed_over,
     )
 
 
@@ -107,6 +118,7 @@ def _read_records(
     labels: Mapping[str, bytes],
     shared: set[str],
     classes: int,
+    keypoint_numbers: int,
     findings: Findings,
 ) -> list[ImageRecord]:
     """The usable images of (image id, file name). `shared` holds the stems of several images."""
@@ -116,7 +128,8 @@ def _read_records(
         if fault is not None:
             findings.reject("image", name, fault, {"file_name": name})
             continue
-        annotations = read_labels(labels.get(_stem(name), b""), name, classes, findings)
+        data = labels.get(_stem(name), b"")
+        annotations = read_labels(data, name, classes, findings, keypoint_numbers=keypoint_numbers)
         records.append(ImageRecord(image_id, name, None, None, annotations))
     return records
 
@@ -126,16 +139,36 @@ def _count_lines(data: bytes) -> int:
     return sum(bool(line.strip()) for line in data.splitlines())
 
 
+def _has_label(data: bytes) -> bool:
+    """Whether a line of the file looks like a label: a class number and four or more numbers. The
+    lists and notes that tools put beside labels have none.
+    """
+    return any(
+        len(words) >= 5 and all(_is_number(word) for word in words)
+        for line in data.splitlines()
+        if (words := line.split())
+    )
+
+
+def _is_number(word: bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _stem(name: str) -> str:
     """What the names of an image and its label file have in common: the path without its suffix."""
     return composed(posixpath.splitext(name)[0])
 
 
 def read_labels(
-    data: bytes, file_name: str, classes: int, findings: Findings
+    data: bytes, file_name: str, classes: int, findings: Findings, *, keypoint_numbers: int = 0
 ) -> tuple[Annotation, ...]:
     """The boxes of one label file, XYXY in fractions of the picture; `id` is the number of the
-    line, from 1. Bad lines go to `findings`.
+    line, from 1. Behind the box of a line there may be `keypoint_numbers`, which are not used. Bad
+    lines go to `findings`.
     """
     annotations = []
     for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
@@ -145,6 +178,9 @@ def read_labels(
             label, *fractions = (float(word) for word in words)
         except ValueError:
             label, fractions = -1.0, []
+        if keypoint_numbers and len(fractions) == 4 + keypoint_numbers:
+            fractions = fractions[:4]
+            findings.repairs[KEYPOINTS] += 1
         if fault := _fault_of_line(label, fractions, classes):
             where = f"{number} of {file_name}"
             record = {"file_name": file_name, "line": line[:1000]}

@@ -9,19 +9,23 @@ import numpy as np
 
 from cluster.formats.annotations import Images, Source
 from cluster.formats.names import composed
+from cluster.formats.read import in_val
 from cluster.prepare.image import MISSING, leave_out
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
+from cluster.storage.pictures import is_left_by_tools, suffix_of
+from detector.image import SUFFIXES
 
 MAX_FILE_BYTES = 256 << 20
 """A job has the files of a shard in memory; a larger file is a scan or no image at all."""
+UNLISTED = "a picture in the folder that no record lists"
 
 
 @dataclass(frozen=True)
 class ListedImages:
     """The images of a source matched with the files in its folders. `usable` are positions in
     `images`; the other images are `quarantined`. `renamed` counts names that the files have in
-    another Unicode form.
+    another Unicode form. `passed_over` counts the pictures in the folders that no record lists.
     """
 
     images: Images
@@ -30,10 +34,15 @@ class ListedImages:
     usable: np.ndarray
     quarantined: list[Quarantined]
     renamed: int
+    passed_over: dict[str, int]
 
 
-def match_files(source: Source, folders: Sequence[str]) -> ListedImages:
-    """List the folders, one for each source number, and look for the file of every image."""
+def match_files(
+    source: Source, folders: Sequence[str], *, split: str = "all", val_share: float = 0.1
+) -> ListedImages:
+    """List the folders, one for each source number, and look for the file of every image of this
+    split.
+    """
     images = source.images
     listings = [_list_folder(folder) for folder in folders]
     spellings = [
@@ -60,8 +69,26 @@ def match_files(source: Source, folders: Sequence[str]) -> ListedImages:
         sizes_I[i], changed_I[i] = listing[name]
         usable.append(i)
     positions = np.array(usable, np.int64)
+    named = {*names, *(entry.where for entry in source.quarantined if entry.what == "image")}
+    unlisted = sorted(
+        name
+        for listing in dict(zip(folders, listings, strict=True)).values()
+        for name in listing
+        if name not in named
+        and suffix_of(name) in SUFFIXES
+        and not is_left_by_tools(name)
+        and (split == "all" or in_val(name, val_share) == (split == "val"))
+    )
     images = replace(images, names=names)
-    return ListedImages(images, sizes_I, changed_I, positions, quarantined, renamed)
+    return ListedImages(
+        images,
+        sizes_I,
+        changed_I,
+        positions,
+        quarantined,
+        renamed,
+        {f"{UNLISTED} (such as {unlisted[0]})": len(unlisted)} if unlisted else {},
+    )
 
 
 def _list_folder(folder: str) -> dict[str, tuple[int, int]]:

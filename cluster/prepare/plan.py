@@ -59,9 +59,9 @@ class Plan:
 
     `images` are those of the sources under the names of their files; `sizes_I` are the files' sizes
     in bytes and `changed_I` the times of their last change in ns. `cuts` are positions in `images`,
-    one array a shard. `quarantined`, `repairs` and `lost` (annotations that went with an image) are
-    those known before any image is read. `finished` is the set where a former run has already
-    written it.
+    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason) and `lost`
+    (annotations that went with an image) are those known before any image is read. `finished` is
+    the set where a former run has already written it.
     """
 
     merged: MergedSources
@@ -74,6 +74,7 @@ class Plan:
     options: Options
     quarantined: tuple[Quarantined, ...]
     repairs: dict[str, int]
+    passed_over: dict[str, int]
     lost: int
     fingerprint: str
     finished: ShardSet | None
@@ -138,7 +139,7 @@ def plan_shards(
     against = [open_shard_set(uri).digest for uri in options.against]
     merged = read_sources(sources, split=options.split, val_share=options.val_share)
     folders = tuple(source.images for source in sources)
-    listed = match_files(merged.source, folders)
+    listed = match_files(merged.source, folders, split=options.split, val_share=options.val_share)
     fingerprint = _set_fingerprint(merged.entries, listed, options, against)
     sizes = listed.sizes_I[listed.usable]
     cuts = cut_shards(sizes, seed=options.seed, shard_bytes=options.shard_bytes)
@@ -157,6 +158,7 @@ def plan_shards(
         options=options,
         quarantined=(*merged.source.quarantined, *listed.quarantined),
         repairs=merged.source.repairs | ({RENAMED: listed.renamed} if listed.renamed else {}),
+        passed_over={**merged.source.passed_over, **listed.passed_over},
         lost=merged.source.lost + int(counts_I.sum() - counts_I[listed.usable].sum()),
         fingerprint=fingerprint,
         finished=finished,

@@ -125,5 +125,6 @@ def _to_index(
         source_digest=plan.source.digest,
         fingerprint=plan.fingerprint,
         repairs=dict(sorted(repairs.items())),
+        passed_over=dict(sorted(plan.passed_over.items())),
         duplicates=duplicates.to_index(doubled),
     )

@@ -34,6 +34,7 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
     if index.set_digest:
         lines.append(f"digest      {index.set_digest}")
     lines += [f"repaired    {count} x {what}" for what, count in index.repairs.items()]
+    lines += [f"passed over {count} x {what}" for what, count in index.passed_over.items()]
     lines += [
         f"left out    {len(entries)} x {why} (such as {entries[0].where})"
         for why, entries in by_reason(quarantined)

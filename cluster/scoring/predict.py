@@ -19,11 +19,11 @@ from cluster.runs.package_files import read_classes
 from cluster.scoring import actors
 from cluster.scoring.actors import Scored
 from cluster.storage import files
+from cluster.storage.pictures import PREDICTIONS, Pictures, list_pictures
 from detector.image import decode_image
 from detector.plots import overlay_figure
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-PREDICTIONS, RESULTS, SUMMARY = "predictions.parquet", "coco_results.json", "summary.json"
+RESULTS, SUMMARY = "coco_results.json", "summary.json"
 SCHEMA = pa.schema(
     [pa.field("uri", pa.string()), *actors.SCORED, pa.field("model_version", pa.string())]
 )
@@ -63,18 +63,21 @@ class Summary:
     """The first `LISTED_ERRORS`, as "<uri>: <reason>"."""
     detections_with_image_id: int
     """Detections in coco_results.json."""
+    passed_over: Mapping[str, int]
+    """Files below the folder that were not predicted on, by reason."""
 
 
-def list_images(uri: str) -> list[str]:
-    """URIs of all files below `uri` whose names have the suffix of an image, sorted. `DataError`
-    where there is none.
-    """
-    images = [name for name, _ in files.list_files(uri, IMAGE_SUFFIXES)]
-    if not images:
-        raise DataError(
-            f"{uri}: no image below it (looked for {', '.join(IMAGE_SUFFIXES)}); check --images"
+def list_images(uri: str) -> Pictures:
+    """All pictures below `uri`. `DataError` where there is none."""
+    found = list_pictures(uri)
+    if not found.uris:
+        others = "; ".join(
+            f"{n} x {why}" for why, n in {**found.passed_over, **found.others}.items()
         )
-    return images
+        raise DataError(
+            f"{uri}: no picture below it, only {others or 'nothing at all'}; check --images"
+        )
+    return found
 
 
 def predict(
@@ -85,6 +88,7 @@ def predict(
     model_version: str,
     ids: Mapping[str, int],
     category_ids: Sequence[int | None],
+    passed_over: Mapping[str, int],
     overlays: int,
     workers: int,
     cpus_per_worker: float,
@@ -95,7 +99,7 @@ def predict(
 
     An unreadable image is a row with status `error` and the reason. COCO results have XYWH boxes
     and the `category_ids`, one for each class of the model; files without an id in `ids` are not in
-    them, nor are detections of a class whose id is None.
+    them, nor are detections of a class whose id is None. `passed_over` goes into the summary.
     """
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     names = [each.name for each in read_classes(package)]
@@ -136,6 +140,7 @@ def predict(
         errors=len(errors),
         first_errors=errors[:LISTED_ERRORS],
         detections_with_image_id=len(results),
+        passed_over=dict(passed_over),
     )
     with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
         json.dump(asdict(summary), file, indent=1)

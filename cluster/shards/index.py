@@ -5,7 +5,7 @@
  "categories": [{"label": 0, "id": 3, "name": "cat"}, ...],
  "sources": [{"name": "train", "format": "coco", "digest": "77a1...", "image_id_offset": 0,
               "category_ids": {}, "images": 24}],
- "fingerprint": "9c31...", "repairs": {"boxes clipped": 2},
+ "fingerprint": "9c31...", "repairs": {"boxes clipped": 2}, "passed_over": {"a hidden file": 1},
  "duplicates": {"counts": {"": 1},
                 "named": [{"file_name": "b.jpg", "same_as": "a.jpg", "set": ""}]},
  "shards": [{"name": "shard-00000-of-00001.parquet", "rows": 24, "bytes": 91824,
@@ -101,6 +101,8 @@ class Index:
     """Identifies the sources and options that made the set."""
     repairs: dict[str, int] = field(default_factory=dict)
     """How often each repair was made."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files lay between the data and were none, by reason."""
     duplicates: Duplicates = field(default_factory=Duplicates)
     set_digest: str = ""
     """Empty for sources that were checked and not written."""
@@ -115,6 +117,8 @@ class Index:
             "sources": [asdict(source) for source in self.sources],
             "fingerprint": self.fingerprint,
             "repairs": self.repairs,
+            # Absent where empty, so that most files have the bytes of older versions.
+            **({"passed_over": self.passed_over} if self.passed_over else {}),
             "duplicates": asdict(self.duplicates),
             "shards": [shard.to_json() for shard in self.shards],
         }
@@ -131,6 +135,7 @@ class Index:
             source_digest=content["source_digest"],
             fingerprint=content.get("fingerprint", ""),
             repairs=content.get("repairs", {}),
+            passed_over=content.get("passed_over", {}),
             duplicates=Duplicates(
                 duplicates["counts"],
                 tuple(_from_known(NamedDuplicate, named) for named in duplicates["named"]),

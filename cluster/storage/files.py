@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,24 +176,53 @@ def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[
     """As `list_files`, and the time of each file's last change: ns since 1970, whole seconds in
     object storage.
     """
-    file_system, path = resolve(uri)
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    entries = _attempt(uri, "listed", lambda: file_system.get_file_info(selector))
+    uri = absolute(uri)
     wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
+    store = schemes.store_of(uri)
+    entries = _attempt(uri, "listed", lambda: list(_walk(uri) if store is None else _keys(uri)))
+    return sorted(
+        (name, size, changed)
+        for name, size, changed in entries
+        if not posixpath.basename(name).startswith(PARTIAL)
+        and (wanted is None or name.lower().endswith(wanted))
+    )
+
+
+def _keys(uri: str) -> Iterator[tuple[str, int, int]]:
+    file_system, path = resolve(uri)
     scheme, _ = schemes.split(uri)
-    prefix = "" if scheme is None else f"{scheme}://"
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    for entry in file_system.get_file_info(selector):
+        if entry.type == pafs.FileType.File:
+            yield f"{scheme}://{entry.path}", entry.size, entry.mtime_ns or 0
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Any]:
+    """The files below a local folder, also behind symbolic links. A link to a folder that it lies
+    in (`above`, by device and inode) is not followed: pyarrow's listing has its files 41 times.
+    """
     try:
-        return sorted(
-            (prefix + entry.path, entry.size, entry.mtime_ns or 0)
-            for entry in entries
-            if entry.type == pafs.FileType.File
-            and not entry.base_name.startswith(PARTIAL)
-            and (wanted is None or entry.path.lower().endswith(wanted))
-        )
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{uri}: contains a file whose name is not UTF-8: {error.object!r}; rename or remove it"
-        ) from error
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                entry.name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{folder}: contains a file whose name is not UTF-8:"
+                    f" {os.fsencode(entry.name)!r}; rename or remove it"
+                ) from None
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {here})
+            # A link that leads nowhere is no file.
+            elif entry.is_file():
+                found = entry.stat()
+                yield entry.path, found.st_size, found.st_mtime_ns
 
 
 def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:

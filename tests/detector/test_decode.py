@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -230,6 +231,24 @@ def test_the_threshold_itself_is_not_passed():
     logits[0, 10, 0], logits[0, 400, 1] = 0.0, 1e-3
     (found,) = decode_detections(logits, deltas, LEVELS, canvas(), score_threshold=0.5)
     assert found.labels_N.tolist() == [1]
+
+
+@pytest.mark.parametrize("threshold", [0.0008, 0.0014, 0.0019, 0.05, 0.5])
+def test_what_passes_is_decided_by_scores_and_not_by_logits(threshold):
+    # Logits around that of the threshold, a few float32 steps apart: of three of these thresholds
+    # the logit itself, rounded, has a score above the threshold.
+    logit = torch.tensor(math.log(threshold / (1 - threshold)), dtype=torch.float32)
+    near = [logit]
+    for end in (-torch.inf, torch.inf):
+        near.append(torch.nextafter(logit, torch.tensor(end)))
+        near.append(torch.nextafter(near[-1], torch.tensor(end)))
+    logits, deltas = torch.full((1, ANCHORS, CLASSES), -20.0), torch.zeros(1, ANCHORS, 4)
+    for number, value in enumerate(near):
+        logits[0, 100 * number, 0] = value
+    (found,) = decode_detections(
+        logits, deltas, LEVELS, canvas(), score_threshold=threshold, nms_threshold=0.99
+    )
+    assert len(found.scores_N) == int((logits.sigmoid() > threshold).sum())
 
 
 def test_a_threshold_of_zero_passes_every_score():

@@ -187,7 +187,7 @@ def test_a_missing_bbox_and_a_record_that_is_no_object(tmp_path: Path) -> None:
         (
             {"file_name": "s3://other/a.jpg"},
             "s3://other/a.jpg",
-            "its file_name leads out of the images folder",
+            "its file_name is a URL; download the pictures and name the files",
         ),
         ({"file_name": "."}, ".", "its file_name leads out of the images folder"),
         ({"file_name": ""}, "6", "it has no file_name"),

@@ -107,6 +107,61 @@ def test_label_files_without_an_image_are_left_out_and_counted(tmp_path: Path) -
     assert (source.listed, source.annotated, source.lost) == (2, 3, 2)
 
 
+def test_lists_and_notes_beside_the_labels_are_passed_over(tmp_path: Path) -> None:
+    labels, images = write(
+        tmp_path,
+        a="0 0.5 0.5 0.2 0.2",
+        train="images/a.jpg\nimages/b.jpg\n",
+        README="Exported by a tool on 2024 01 01 10 30, with 4 pictures.\n",
+    )
+    (tmp_path / "labels/classes.txt").write_text("cat\ndog\n")
+    for name in (".ipynb_checkpoints/a.jpg", "._a.jpg", "a.heic"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"x")
+    (tmp_path / "labels/._a.txt").write_bytes(b"\0\5\x16\7 1 2 3 4 5")
+    source = yolo.read_yolo(labels, images)
+    assert source.quarantined == () and (source.listed, source.annotated) == (1, 1)
+    assert source.passed_over == {
+        "a hidden file or one that a tool left behind": 2,
+        "a .heic picture, whose format is not read; convert it to JPEG": 1,
+        "a .txt file without a label line": 2,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".avif", ".ppm", ".jfif", ".mpo", ".JPE", ".dib"])
+def test_pictures_of_every_format_that_is_read_have_their_labels(
+    tmp_path: Path, suffix: str
+) -> None:
+    source = yolo.read_yolo(*write(tmp_path, pictures=(f"a{suffix}",), a="0 0.5 0.5 0.2 0.2"))
+    assert [len(image.annotations) for image in source.images] == [1]
+
+
+def test_the_lines_of_an_image_that_is_left_out_are_counted(tmp_path: Path) -> None:
+    # Two pictures have the same label file; a third has a name that no file may have.
+    source = yolo.read_yolo(
+        *write(
+            tmp_path,
+            pictures=("a.jpg", "a.png", "b.jpg"),
+            a="0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n",
+            b="0 0.5 0.5 0.2 0.2\n",
+        )
+    )
+    assert (source.listed, source.annotated, source.lost) == (3, 3, 2)
+
+
+def test_the_box_of_a_pose_is_used(tmp_path: Path) -> None:
+    # A box of 0.2 x 0.4 around (0.5, 0.5) and two keypoints of two numbers; as a polygon its box
+    # would be another.
+    names = "names: [cat]\nkpt_shape: [2, 2]\n"
+    line = "0 0.5 0.5 0.2 0.4 0.41 0.9 0.6 0.31"
+    source = yolo.read_yolo(*write(tmp_path, names=names, a=f"{line}\n0 0.5 0.5 0.2 0.4\n"))
+    first, second = source.images[0].annotations
+    assert first.box == second.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+    assert source.repairs == {"poses, of which the box is used": 1}
+    with pytest.raises(DataError, match=r"`kpt_shape` must be .* such as \[17, 3\], is seventeen"):
+        yolo.read_yolo(*write(tmp_path, names="names: [cat]\nkpt_shape: seventeen", a=line))
+
+
 def test_names_in_another_unicode_form_belong_together(tmp_path: Path) -> None:
     split = unicodedata.normalize("NFD", "bär")
     source = yolo.read_yolo(

@@ -111,12 +111,12 @@ SECRET = (
     "a/../../secret.jpg",
     "..\\secret.jpg",
     "/etc/passwd",
-    "s3://other/a.jpg",
     "C:\\a.jpg",
     "a\0.jpg",
     "..",
 )
 
+IS_URL = LEFT_OUT + "its file_name is a URL; download the pictures and name the files (such as "
 CURSOR = "\x1b[2J\r\n.jpg"
 POINT = "ids given as numbers with a point, taken as integers"
 
@@ -187,6 +187,16 @@ CASES = [
     *(
         Case(f"the path {name!r}", LEADS_OUT + on_one_line(name), None, image={"file_name": name})
         for name in SECRET
+    ),
+    *(
+        Case(f"the URL {name}", IS_URL + name, None, image={"file_name": name})
+        for name in ("s3://other/a.jpg", "https://example.org/a.jpg?w=10")
+    ),
+    Case(
+        "a time of day in the name of the folder",
+        NO_LINE,
+        image={"file_name": "2022-08-25_10:38:30/a.jpg"},
+        files=("2022-08-25_10:38:30/a.jpg",),
     ),
     Case(
         "a name that is not ASCII",

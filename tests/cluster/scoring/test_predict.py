@@ -15,15 +15,19 @@ from cluster.scoring.actors import Scored
 from cluster.scoring.predict import list_images, predict
 
 
-def test_images_are_listed_by_suffix_and_sorted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no image below it .looked for .jpg"):
+def test_a_folder_without_a_picture_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no picture below it, only nothing at all; check --images"
+    ):
         list_images(str(tmp_path))
-    (tmp_path / "below").mkdir()
-    for name in ("b.PNG", "a.jpg", "notes.txt", "below/c.webp"):
+    for name in ("notes.txt", "a.heic", ".hidden.jpg"):
         (tmp_path / name).write_bytes(b"")
-    assert list_images(str(tmp_path)) == sorted(
-        f"{tmp_path}/{name}" for name in ("a.jpg", "b.PNG", "below/c.webp")
-    )
+    with pytest.raises(
+        DataError, match=r"only 1 x a hidden file .*; 1 x a .heic picture.* .txt file"
+    ):
+        list_images(str(tmp_path))
+    (tmp_path / "a.PNG").write_bytes(b"")
+    assert list_images(str(tmp_path)).uris == [f"{tmp_path}/a.PNG"]
 
 
 class Batches:
@@ -59,6 +63,7 @@ def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         model_version="models:/cells/1",
         ids={uris[0]: 17},
         category_ids=[7, 9],
+        passed_over={"a .txt file": 3},
         overlays=1,
         workers=1,
         cpus_per_worker=1,

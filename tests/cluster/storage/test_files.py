@@ -134,3 +134,28 @@ def test_one_client_per_environment(s3: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_bucket_that_is_not_there_is_no_surprise_later(s3: str) -> None:
     with pytest.raises(PlainError, match="s3://never-made/key: cannot be written"):
         files.write_bytes("s3://never-made/key", b"x")
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    (tmp_path / "data/inner").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data/a.jpg").write_bytes(b"1")
+    (tmp_path / "elsewhere/b.jpg").write_bytes(b"22")
+    (tmp_path / "data/inner/up").symlink_to(tmp_path / "data")
+    (tmp_path / "data/self").symlink_to(".")
+    (tmp_path / "data/other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "data")
+    (tmp_path / "data/link.jpg").symlink_to("a.jpg")
+    (tmp_path / "data/nowhere.jpg").symlink_to("gone")
+    root = str(tmp_path / "data")
+    assert files.list_files(root) == [
+        (f"{root}/a.jpg", 1),
+        (f"{root}/link.jpg", 1),
+        (f"{root}/other/b.jpg", 2),
+    ]
+    # The folder that is listed may itself be a link.
+    assert files.list_files(f"{root}/other") == [
+        (f"{root}/other/b.jpg", 2),
+        (f"{root}/other/back/a.jpg", 1),
+        (f"{root}/other/back/link.jpg", 1),
+    ]
