@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from pipelines import refusals
 from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
 Config = TypeVar("Config", bound=BaseModel)
+PATH_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Of a path that a user gave, and that no check before has refused in words of its own."""
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 """The recipes that come with the program, by the name that `--config` takes in any folder."""
 
@@ -64,10 +67,11 @@ def run_verb(
     main: Callable[[Config], None],
     *,
     description: str,
+    resumes: bool = True,
     argv: list[str] | None = None,
 ) -> None:
     """Parse the command line into `config_class`, call `main(config)` and end the process with an
-    exit code.
+    exit code. `resumes`: after an interruption the same command continues.
 
     0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused by the gate,
     5 interrupted, resumable. `--debug` adds the traceback of an error.
@@ -83,11 +87,15 @@ def run_verb(
             main(parse(config_class, [a for a in arguments if a != "--debug"]))
     except KeyboardInterrupt as error:
         caught, code = error, InterruptedRun.exit_code
-        message = "interrupted; the same command continues where it stopped"
+        then = "continues where it stopped" if resumes else "starts again"
+        message = f"interrupted; the same command {then}"
     except PlainError as error:
         caught, code, message = error, error.exit_code, str(error)
     except BrokenPipeError:
         _leave_the_pipe()
+    except PATH_ERRORS as error:
+        caught, code = error, UsageError.exit_code
+        message = f"{_without_errno(error)}; check the path"
     except Exception as error:
         caught, code = error, 1
         message = (
@@ -105,6 +113,15 @@ def run_verb(
         _leave_the_pipe()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _without_errno(error: OSError) -> str:
+    """The message of a path that is not what is needed. pyarrow puts the path into the text, Python
+    beside it.
+    """
+    if error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    return re.sub(r"^\[Errno \d+\] ", "", str(error)).partition(". Detail:")[0]
 
 
 def _leave_the_pipe() -> None:
@@ -133,7 +150,12 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
     from_yaml = {}
     for file in known.config:
         from_yaml = read_yaml(file)
-        _check_names(from_yaml, fields, where=f"in {file}")
+        try:
+            _check_names(from_yaml, fields, where=f"in {file}")
+        except UsageError as error:
+            if file in RECIPES and not Path(file).is_file():
+                raise UsageError(f"--config {file}: is no recipe for this verb; {error}") from None
+            raise
     _check_environment(fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
@@ -167,15 +189,17 @@ def read_yaml(path: str) -> dict[str, Any]:
             f" recipes {', '.join(RECIPES)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise UsageError(f"--config {path}: not valid YAML: {_yaml_reason(error)}") from error
     if content is not None and not isinstance(content, dict):
         raise UsageError(
-            f"--config {path}: must hold 'section: field: value' pairs, holds a"
-            f" {type(content).__name__}"
+            f"--config {path}: must hold lines `section: {{field: value}}`, holds a"
+            f" {'list' if isinstance(content, list) else 'single value'}"
         )
     return content or {}
+
+
+def _yaml_reason(error: Exception) -> str:
+    return " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
 
 
 def _check_environment(fields: Fields) -> None:

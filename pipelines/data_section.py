@@ -167,7 +167,7 @@ def prepare_shards(
         ),
     )
     if plan.finished is None:
-        connect(ray.address, num_cpus=ray.num_cpus)
+        connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     return plan, write_shards(plan, say=lambda line: print(line, flush=True))
 
 

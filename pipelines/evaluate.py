@@ -110,6 +110,7 @@ if __name__ == "__main__":
     run_verb(
         EvaluateConfig,
         main,
+        resumes=False,
         description=(
             "Score a run's best checkpoint or a registered model: COCO table, per-class AP, PR"
             " curves, overlays."

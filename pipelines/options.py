@@ -144,8 +144,13 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
         description,
         "",
         "  --config FILE",
-        "        YAML with the names below, nested: `section:` and under it `field: value`; or the",
-        "        name of a recipe that comes with the program, such as small_r18",
+        "        YAML with the names below, nested: `section:` and under it `field: value`"
+        + ("; or the" if "training" in fields else ""),
+        *(
+            ["        name of a recipe that comes with the program, such as small_r18"]
+            if "training" in fields
+            else []
+        ),
         "  --debug",
         "        show the traceback of an error",
         f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",

@@ -94,6 +94,7 @@ if __name__ == "__main__":
     run_verb(
         PredictConfig,
         main,
+        resumes=False,
         description=(
             "Run a registered detector over images in a folder or bucket; one Parquet row each."
         ),

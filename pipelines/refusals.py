@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, get_origin
 
@@ -83,8 +84,13 @@ def _sentences(problem: dict[str, Any], options: Fields) -> list[str]:
     if is_mapping(field.annotation):
         whole = name == ".".join(map(str, path))
         key, rule = ("", f"must be {takes(field)}") if whole else (f" of {path[-1]!r}", rule)
+    elif kind.endswith(("_parsing", "_type")):
+        rule = f"must be {takes(field)}"
     rule = rule[0].lower() + rule[1:]
-    return [f"{name} {problem['input']!r}{key}: {rule} ({field.description})"]
+    variable = ENVIRONMENT_PREFIX + name.replace(".", "__").upper()
+    given = next((one for one in os.environ if one.upper() == variable), None)
+    source = f"{given}=" if given and os.environ[given] == problem["input"] else f"{name} "
+    return [f"{source}{problem['input']!r}{key}: {rule} ({field.description})"]
 
 
 def _missing(name: str, fields: Fields) -> list[str]:

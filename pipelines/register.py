@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.runs import names
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 
@@ -22,12 +23,8 @@ class RegisterConfig(BaseModel):
             "folder of a training run, <storage>/runs/<run name>: a local path or s3://bucket/key"
         ),
     )
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description=(
-            "registered model that gets the version; a new one is created. At most 100 letters,"
-            " digits, . _ -"
-        ),
+    name: names.Name = Field(
+        description=(f"registered model that gets the version; a new one is created. {names.RULE}"),
     )
     tracking: TrackingConfig = Field(
         default=TrackingConfig(),

@@ -6,12 +6,11 @@ from pydantic import Field
 
 from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainSections
+from cluster.runs.names import WorkflowName
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.data_section import DataSection
 from tune.space import SweepConfig
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 
 
 class RunData(Section):
@@ -26,9 +25,8 @@ class RunData(Section):
 class RunConfig(TrainSections):
     """A training run, where its data comes from and what follows it."""
 
-    name: str = Field(
+    name: WorkflowName = Field(
         default="run",
-        pattern=NAME,
         description="name of the outputs; each folder's name has its stage's fingerprint too",
     )
     data: RunData = Field(description="the annotated images, before they are prepared")
@@ -43,8 +41,8 @@ class RunConfig(TrainSections):
     sweep: SweepConfig = Field(
         default=SweepConfig(), description="what is searched, with what budget; only with tune"
     )
-    registered_name: str | None = Field(
-        default=None, pattern=NAME, description="name of the registered model; unset: name"
+    registered_name: WorkflowName | None = Field(
+        default=None, description="name of the registered model; unset: name"
     )
     pictures: str | None = Field(
         default=None,

@@ -173,6 +173,9 @@ def predict_folder(
     for uri in (images, annotations, class_map):
         if uri is not None:
             preflight.check_readable(uri)
+    for option, uri in (("annotations", annotations), ("classes", class_map)):
+        if uri is not None and files.size(uri) is None:
+            raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")
     _check_output(output, overwrite=overwrite)
     listed = prediction.list_images(images)
     pictures = listed.uris

@@ -77,6 +77,7 @@ if __name__ == "__main__":
     run_verb(
         ShardsConfig,
         main,
+        resumes=False,
         description=(
             "Look at a shard set: print its counts, verify its bytes, draw sample images."
         ),

@@ -10,6 +10,7 @@ from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
+from cluster.storage.preflight import check_writable
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
@@ -43,6 +44,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     """
     config = config.with_absolute_uris()
     uri = tracking_uri(tracking.uri, config.storage)
+    check_writable(config.storage)
     check_server(uri)
     checked = preflight.check(config)
     for note in checked.notes:

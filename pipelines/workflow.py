@@ -15,9 +15,11 @@ from cluster.runs.config import TrainConfig, TrainSections
 from cluster.runs.data_config import DataConfig
 from cluster.workflow.stages import Finished, Results, Stage
 from pipelines.run_config import RunConfig
-from tune.space import EXECUTION
+from tune.space import EXECUTION, given
 
 TRAIN_SET, VAL_SET = "prepare-train", "prepare-val"
+NO_DATA = {"train": "train", "val": "val"}
+"""For a configuration that is checked before its sets are prepared."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,26 @@ def check(config: RunConfig) -> Checked:
     there or the storage cannot be written.
     """
     from cluster.runs import parent_checkpoint, weight_file
+    from cluster.scoring.predict import list_images
     from cluster.storage import preflight, uris
     from cluster.tracking.config import check_server, tracking_uri
     from cluster.workflow.stages import digest_of_folder
     from pipelines.data_section import identity
 
     uri = tracking_uri(config.tracking.uri, config.storage)
-    check_server(uri)
     root = uris.absolute(config.storage)
     preflight.check_writable(root)
+    check_server(uri)
     sources = {"train": identity(config.data.train), "val": identity(config.data.val)}
     weights = weight_file.check(config.pretrained, None) if config.pretrained else None
     if config.from_checkpoint:
         weights = parent_checkpoint.digest(config.from_checkpoint)
+    if config.pictures:
+        list_images(config.pictures)
+    if config.tune:
+        # The data sets are those of stages: their places do not matter here.
+        fields = config.model_dump(include=set(TrainSections.model_fields))
+        given(TrainConfig.model_validate({**fields, "data": NO_DATA}), config.sweep.space)
     val = sources["val"]
     pictures = (
         digest_of_folder(config.pictures)

@@ -14,6 +14,7 @@ best.yaml, results.csv, results.json
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from cluster.errors import UsageError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.storage import files
+from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
 from cluster.tracking.run import Run, open_run
@@ -59,14 +61,17 @@ class Swept:
         best = self.records[0]
         assert best.ap is not None, "a sweep without a result raises before"
         failed = [record for record in self.records if record.status == "failed"]
-        data = f"--data.train {self.config.data.train} --data.val {self.config.data.val}"
-        options = f"{data} --storage {self.config.storage} --name {self.config.name}-best"
+        words = ["python", "-m", "pipelines.train", "--config", self.best]
+        words += ["--data.train", self.config.data.train, "--data.val", self.config.data.val]
+        words += ["--storage", self.config.storage, "--name", f"{self.config.name}-best"]
+        if self.tracking_uri != tracking_uri(None, self.config.storage):
+            words += ["--tracking.uri", self.tracking_uri]
         table = join(self.uri, TABLE)
         return [
             f"trials   {len(self.records)}, of which {len(failed)} failed: {table}",
             *(f"         {record.trial}: {record.reason}" for record in failed[:5]),
             f"best     {best.trial}: AP {best.ap:.4f} with {shown(best.sample)}",
-            f"use it   python -m pipelines.train --config {self.best} {options}",
+            f"use it   {shlex.join(words)}",
             f"see it   {ui_command(self.tracking_uri)}",
         ]
 
@@ -88,6 +93,7 @@ def sweep(
     """
     config = config.with_absolute_uris()
     mlflow_uri = tracking_uri(tracking.uri, config.storage)
+    check_writable(config.storage)
     check_server(mlflow_uri)
     uri = sweep_uri(config.storage, config.name)
     check(config, budget, uri)

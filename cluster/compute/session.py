@@ -117,7 +117,7 @@ def connect(
             log_to_driver=logs,
             logging_level=logging.ERROR,
         )
-        _end_like_ctrl_c()
+        end_like_ctrl_c()
         return
     check_answers(address)
     passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
@@ -138,15 +138,23 @@ def connect(
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
-    _end_like_ctrl_c()
+    end_like_ctrl_c()
 
 
-def _end_like_ctrl_c() -> None:
+def end_like_ctrl_c() -> None:
     """Treat SIGTERM (from `ray job stop`, a service manager, the end of a container) as Ctrl-C:
     interrupted and resumable. Connected to Ray the process would abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    # A shell without job control starts its background jobs with SIGINT ignored.
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
+        raise KeyboardInterrupt
+    # Ray Tune has a handler of its own for it.
+    signal.raise_signal(signal.SIGINT)
 
 
 def _import_early(module: str) -> None:

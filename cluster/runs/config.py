@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 from pydantic import Field, model_validator
 
-from cluster.runs import weight_file
+from cluster.runs import names, weight_file
 from cluster.runs.data_config import DataConfig, SamplingConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
 from cluster.storage.uris import absolute, join
@@ -30,10 +30,11 @@ class DetectionShare(TypedDict):
 class TrainSections(Section):
     """A training run without its data: what `train`, `sweep` and `run` share."""
 
-    name: str = Field(
+    name: names.Name = Field(
         default="train",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="the run's name; the same name and configuration continue the run",
+        description=(
+            f"the run's name; the same name and configuration continue the run. {names.RULE}"
+        ),
     )
     storage: str = Field(default="runs", description="folder or s3:// prefix that holds all runs")
     sampling: SamplingConfig = SamplingConfig()

@@ -119,7 +119,7 @@ def read(run: str, name: str) -> dict[str, Any] | None:
     """One of the run's JSON files, or None where it does not exist (yet)."""
     try:
         return files.read_json(join(run, name))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -71,12 +71,9 @@ def list_images(uri: str) -> Pictures:
     """All pictures below `uri`. `DataError` where there is none."""
     found = list_pictures(uri)
     if not found.uris:
-        others = "; ".join(
-            f"{n} x {why}" for why, n in {**found.passed_over, **found.others}.items()
-        )
-        raise DataError(
-            f"{uri}: no picture below it, only {others or 'nothing at all'}; check --images"
-        )
+        there = {**found.passed_over, **found.others}
+        others = "; ".join(f"{count} x {why}" for why, count in there.items())
+        raise DataError(f"{uri}: no picture below it ({others or 'it is empty'}); check the folder")
     return found
 
 

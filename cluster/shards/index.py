@@ -245,7 +245,7 @@ def open_shard_set(uri: str) -> ShardSet:
     uri = absolute(uri)
     try:
         content = files.read_json(join(uri, INDEX))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{uri}: not a shard set, or its prepare did not finish (no {INDEX}); run `python -m"
             " pipelines.prepare` first"

@@ -82,7 +82,8 @@ def _check_writable_locally(path: str) -> None:
             " the link or give another path"
         )
     if not os.path.isdir(nearest):
-        raise UsageError(f"{path}: {nearest} is a file, a folder is needed; give another path")
+        which = "is a file" if nearest == path else f"{nearest} is a file"
+        raise UsageError(f"{path}: {which}, a folder is needed; give another path")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(
             f"{path}: this user may not write to {nearest}; change its permissions or give another"

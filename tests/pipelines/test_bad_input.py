@@ -182,7 +182,45 @@ CASES = [
             " {dir}"
         ),
         3,
-        "no image below it",
+        "no picture below it (it is empty); check the folder",
+    ),
+    # A file where a folder is needed, a folder where a file is needed.
+    ("shards --data {good}", 2, "instances_val.json: not a shard set"),
+    ("train --data.train {good} --data.val {dir}/b", 2, "instances_val.json: not a shard set"),
+    ("evaluate --run {good} --data {good}", 2, "instances_val.json: not a shard set"),
+    (
+        "prepare --annotations {good} --images {images} --output {dir}/out --against {good}",
+        2,
+        "instances_val.json: not a shard set",
+    ),
+    (
+        "train --data.train {dir}/a --data.val {dir}/b --storage {good}",
+        2,
+        "instances_val.json: is a file, a folder is needed",
+    ),
+    (
+        (
+            "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
+            " {dir} --annotations {dir}"
+        ),
+        2,
+        "--annotations {dir}: is a folder, a file is needed",
+    ),
+    (
+        (
+            "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
+            " {dir} --annotations {dir}/none.json"
+        ),
+        2,
+        "none.json: there is no such file",
+    ),
+    (
+        (
+            "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
+            " {dir} --annotations {dir}/no-images.json"
+        ),
+        2,
+        "names none of the 8 pictures below",
     ),
     (
         (
@@ -212,7 +250,8 @@ def test_one_plain_line_and_the_exit_code(
     (message,) = printed.err.strip().splitlines()
     assert message.startswith("error: ")
     assert ended.value.code == code, message
-    assert excerpt in message
+    assert excerpt.format(**places) in message
+    assert "a bug" not in message
     assert "Traceback" not in printed.out + printed.err
 
 

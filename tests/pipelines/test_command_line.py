@@ -204,10 +204,10 @@ def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
             ["--training.epochs", "0"],
             ["training.epochs '0'", "greater than or equal to 1", "passes over the images"],
         ),
-        (["--training.epochs", "2.5"], ["training.epochs '2.5'", "integer"]),
+        (["--training.epochs", "2.5"], ["training.epochs '2.5': must be integer, at least 1"]),
         (["--training.rate", "fast"], ["training.rate 'fast'", "number", "peak rate"]),
         (["--training.kind", "lion"], ["training.kind 'lion'", "'sgd' or 'adamw'"]),
-        (["--training.amp", "perhaps"], ["training.amp 'perhaps'", "boolean"]),
+        (["--training.amp", "perhaps"], ["training.amp 'perhaps': must be true | false"]),
         (["--training.scales", "1,wide"], ["training.scales 'wide'", "number"]),
         (
             ["--training.scales", "nan,1"],
@@ -307,7 +307,7 @@ def test_an_environment_variable_that_cannot_be_read(monkeypatch):
     [
         (b"training: {epochs: 3", "not valid YAML"),
         (b"- 1\n- 2\n", "holds a list"),
-        (b"just words", "holds a str"),
+        (b"just words", "must hold lines `section: {field: value}`, holds a single value"),
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"training: 5\n", "training: is a section of fields"),
         (b"training:\n", "training: is a section of fields"),
@@ -351,6 +351,15 @@ def test_a_variable_that_is_no_setting_is_refused(monkeypatch, name, meant):
     assert refusal(GIVEN) == f"environment variable {name}: is no setting of any verb; {meant}"
 
 
+def test_a_wrong_value_of_a_variable_is_named_with_the_variable(monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRAINING__EPOCHS", "abc")
+    assert refusal(GIVEN).startswith(
+        "RETINARAY_TRAINING__EPOCHS='abc': must be integer, at least 1"
+    )
+    # A flag wins over the variable, so a wrong flag is named as a flag.
+    assert refusal([*GIVEN, "--training.epochs", "x"]).startswith("training.epochs 'x': must be")
+
+
 def test_a_variable_of_another_verb_is_left_alone(monkeypatch):
     monkeypatch.setenv("RETINARAY_SWEEP__TRIALS", "5")
     monkeypatch.setenv("RETINARAY_OVERLAYS", "3")
@@ -371,10 +380,31 @@ def test_a_recipe_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
     assert "small_r81: cannot be read" in message and "recipes modern_r50," in message
 
 
+def test_a_recipe_of_another_verb_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(["--config", "quickstart", *GIVEN])
+    assert message.startswith("--config quickstart: is no recipe for this verb; ")
+
+
+def test_help_speaks_of_recipes_where_there_are_some():
+    assert "such as small_r18" in help_text(config_class_of("train"), description="")
+    assert "small_r18" not in help_text(config_class_of("shards"), description="")
+
+
 def test_a_file_of_the_user_comes_before_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small_r18").write_text("model: {backbone: resnet101}")
     assert read_yaml("small_r18")["model"]["backbone"] == "resnet101"
+
+
+def test_a_verb_that_does_not_resume_says_so(capsys):
+    def main(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_verb(Config, main, description="", resumes=False, argv=GIVEN)
+    assert end.value.code == 5
+    assert capsys.readouterr().err == "error: interrupted; the same command starts again\n"
 
 
 @pytest.mark.parametrize(
@@ -389,6 +419,16 @@ def test_a_file_of_the_user_comes_before_a_recipe(tmp_path, monkeypatch):
             KeyboardInterrupt(),
             5,
             "error: interrupted; the same command continues where it stopped\n",
+        ),
+        (
+            NotADirectoryError(20, "Not a directory", "/data/a.json/index.json"),
+            2,
+            "error: /data/a.json/index.json: not a directory; check the path\n",
+        ),
+        (
+            PermissionError("[Errno 13] Failed to open local file '/x'. Detail: [errno 13] denied"),
+            2,
+            "error: Failed to open local file '/x'; check the path\n",
         ),
         (
             ZeroDivisionError("oh"),

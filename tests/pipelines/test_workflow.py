@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import DataError, UsageError
 from cluster.shards.format import Category
 from cluster.shards.index import Index, write_index
 from cluster.workflow.graph import run_stages
@@ -161,3 +161,17 @@ def test_a_path_that_is_not_there_is_found_before_any_stage(sources: Path) -> No
     data["val"]["images"] = "data/images/none"
     with pytest.raises(UsageError, match="images/none: there is no such file or folder"):
         check(configuration(data=data))
+
+
+def test_pictures_that_are_none_are_refused_before_any_stage(sources: Path) -> None:
+    (sources / "notes").mkdir()
+    (sources / "notes/a.txt").write_text("no picture")
+    with pytest.raises(DataError, match=r"notes: no picture below it \(1 x a .txt file\)"):
+        check(configuration(pictures="notes"))
+
+
+def test_a_sweep_of_a_model_without_the_focal_loss_is_refused_before_any_stage(
+    sources: Path,
+) -> None:
+    with pytest.raises(UsageError, match="model.architecture fcos: a sweep varies the focal loss"):
+        check(configuration(tune=True, model={"architecture": "fcos"}))

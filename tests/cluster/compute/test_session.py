@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -38,6 +40,24 @@ def test_an_address_where_something_listens_and_auto_pass() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         session.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
     session.check_answers("auto")
+
+
+@pytest.mark.parametrize("handler", ["SIG_IGN", "default_int_handler"])
+def test_sigterm_interrupts_also_where_sigint_is_ignored(handler: str) -> None:
+    """A script's background job has SIGINT ignored; a service manager and `kill` send SIGTERM."""
+    script = f"""
+import os, signal, time
+from cluster.compute.session import end_like_ctrl_c
+signal.signal(signal.SIGINT, signal.{handler})
+end_like_ctrl_c()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "interrupted\n", done.stderr
 
 
 def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:

@@ -16,15 +16,11 @@ from cluster.scoring.predict import list_images, predict
 
 
 def test_a_folder_without_a_picture_is_refused_with_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no picture below it, only nothing at all; check --images"
-    ):
+    with pytest.raises(DataError, match=r"no picture below it .it is empty.; check the folder"):
         list_images(str(tmp_path))
     for name in ("notes.txt", "a.heic", ".hidden.jpg"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"only 1 x a hidden file .*; 1 x a .heic picture.* .txt file"
-    ):
+    with pytest.raises(DataError, match=r".1 x a hidden file .*; 1 x a .heic picture.* .txt file"):
         list_images(str(tmp_path))
     (tmp_path / "a.PNG").write_bytes(b"")
     assert list_images(str(tmp_path)).uris == [f"{tmp_path}/a.PNG"]
