@@ -41,9 +41,11 @@ from cluster.formats.coco_records import (
 )
 from cluster.formats.coco_references import NO_CROWD, AnnotationRows, References, positions_of
 from cluster.formats.names import fault_of_name, inside_folder
+from cluster.formats.numbers import as_number, as_whole
 from cluster.storage import files
 
-WHOLE_NUMBERS = "ids given as numbers with a point, taken as integers"
+WHOLE_NUMBERS = "whole numbers given with a point"
+TEXT_NUMBERS = "numbers given as text, read as numbers"
 NO_AREA = "areas missing or not a number, filled with width x height"
 NO_ISCROWD = "iscrowd missing, filled with 0"
 NO_SIZE = "image sizes missing in the annotations, taken from the pixels"
@@ -128,6 +130,7 @@ class _CocoLists:
         if fault is not None or file_name is None or not is_id(id_):
             self.bad_images.append((record, str(fault)))
             return
+        self._make_whole(record, "height", "width")
         height, width = record.get("height"), record.get("width")
         if not (is_id(height) and is_id(width) and height and width):
             height = width = 0
@@ -137,7 +140,11 @@ class _CocoLists:
         if not isinstance(record, dict):
             self.bad_annotations.append((record, NO_OBJECT))
             return
-        self._make_whole(record, "id", "image_id", "category_id")
+        self._make_whole(record, "id", "image_id", "category_id", "iscrowd")
+        self._make_numbers(record)
+        if record.get("id", 0) is None:
+            # Nothing refers to an annotation, so it needs no id.
+            del record["id"]
         id_ = record.get("id")
         if is_id(id_):
             self.annotation_ids.append(id_)
@@ -154,15 +161,31 @@ class _CocoLists:
         self.numbers.extend((*fields.bbox, fields.area))
 
     def _make_whole(self, record: dict[str, Any], *names: str) -> None:
-        """1.0 becomes 1: a table of floats saves its ids like that."""
+        """1.0 and "1" become 1: a table of floats saves its ids like that."""
         for name in names:
             value = record.get(name)
-            if isinstance(value, float) and value.is_integer():
-                record[name] = int(value)
-                self.findings.repairs[WHOLE_NUMBERS] += 1
+            if isinstance(value, (float, str)) and (whole := as_whole(value)) is not None:
+                record[name] = whole
+                repair = WHOLE_NUMBERS if isinstance(value, float) else TEXT_NUMBERS
+                self.findings.repairs[repair] += 1
+
+    def _make_numbers(self, record: dict[str, Any]) -> None:
+        """Texts in the box and the area become numbers."""
+        bbox, area = record.get("bbox"), record.get("area")
+        if isinstance(bbox, list) and str in map(type, bbox):
+            numbers = [as_number(value) for value in bbox]
+            if None not in numbers:
+                record["bbox"] = numbers
+                self.findings.repairs[TEXT_NUMBERS] += 1
+        if isinstance(area, str) and (number := as_number(area)) is not None:
+            record["area"] = number
+            self.findings.repairs[TEXT_NUMBERS] += 1
 
     def to_source(self, uri: str, digest: str) -> Source:
         """Follow the references. `uri` is for errors."""
+        for record in self.categories:
+            if isinstance(record, dict):
+                self._make_whole(record, "id")
         categories = read_categories(self.categories, uri)
         check_unique(self.image_ids, "image", uri)
         doubled = [*repeated_ids(self.annotation_ids), *self.odd_annotation_ids]

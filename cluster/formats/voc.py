@@ -13,8 +13,10 @@ occur in them. Category ids count from 1, and so do image ids, in the order of t
 from __future__ import annotations
 
 import hashlib
-import math
+import posixpath
+import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -31,13 +33,16 @@ from cluster.formats.annotations import (
     keep_all,
 )
 from cluster.formats.class_names import CLASSES, read_class_list
-from cluster.formats.names import fault_of_name, inside_folder, is_text
+from cluster.formats.names import composed, fault_of_name, inside_folder, is_text
+from cluster.formats.numbers import as_number, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.pictures import is_left_by_tools
+from cluster.storage.pictures import is_left_by_tools, list_pictures
 from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
+SWAPPED = "boxes whose corners are given in another order"
+FOUND_BY_STEM = "pictures found by the name of their XML file, whose filename fits none"
 
 
 class VocObject(NamedTuple):
@@ -51,6 +56,8 @@ class VocObject(NamedTuple):
     difficult: bool
     fault: str | None
     raw: str
+    swapped: bool = False
+    """Whether the file gives its corners in another order."""
 
 
 class VocFile(NamedTuple):
@@ -67,8 +74,9 @@ class VocFile(NamedTuple):
 
 
 def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
-    """Read all *.xml below the folder `annotations`; the folder `images` is not looked at.
-    `DataError` when there are none, when no class occurs, and when two name the same image.
+    """Read all *.xml below the folder `annotations`. Where the folder `images` has no picture of
+    the name that a file gives, but one of the file's own name, that is the picture. `DataError`
+    when there are no files, when no class occurs, and when two files name the same image.
 
     Images whose file name `keep` turns down belong to another split: they and their annotations
     count as not listed, but their classes count.
@@ -86,10 +94,11 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
         parsed = list(pool.map(lambda uri: parse_voc(files.read_bytes(uri)), uris))
     names = [uri[len(annotations) :] for uri in uris]
+    findings = Findings()
+    parsed = _find_pictures(names, parsed, images, findings)
     classes = _class_names(annotations, parsed)
     identity = [classes, *((name, file.sha256) for name, file in zip(names, parsed, strict=True))]
 
-    findings = Findings()
     of_split = [
         (number, name[1:], file)
         for number, (name, file) in enumerate(
@@ -99,6 +108,9 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
         if keep(file.file_name)
     ]
     records = _read_records(annotations, of_split, classes, findings)
+    findings.repairs[SWAPPED] += sum(
+        one.swapped and one.fault is None for _, _, file in of_split for one in file.objects
+    )
     findings.repairs[DIFFICULT] += sum(
         annotation.crowd for record in records for annotation in record.annotations
     )
@@ -115,6 +127,28 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     )
 
 
+def _find_pictures(
+    names: Sequence[str], parsed: Sequence[VocFile], images: str, findings: Findings
+) -> list[VocFile]:
+    """The files, each with the name of its picture. `names` are those of the XML files, with a
+    leading slash.
+    """
+    if files.size(images) is not None or not files.exists(images):
+        return list(parsed)
+    pictures = [uri[len(images) + 1 :] for uri in list_pictures(images).uris]
+    there = set(map(composed, pictures))
+    by_stem = {posixpath.splitext(name)[0]: name for name in pictures}
+    found = []
+    for name, file in zip(names, parsed, strict=True):
+        own = by_stem.get(posixpath.splitext(name[1:])[0]) or by_stem.get(file.file_name)
+        invalid = file.fault is not None and not file.objects
+        if composed(file.file_name) not in there and own is not None and not invalid:
+            findings.repairs[FOUND_BY_STEM] += 1
+            file = file._replace(file_name=own, fault=None)
+        found.append(file)
+    return found
+
+
 def _class_names(folder: str, parsed: Sequence[VocFile]) -> list[str]:
     listed = join(folder, CLASSES)
     if files.exists(listed):
@@ -123,9 +157,12 @@ def _class_names(folder: str, parsed: Sequence[VocFile]) -> list[str]:
         used = {one.name for file in parsed for one in file.objects if one.fault is None}
         classes = sorted(used)
     if not classes:
+        faults = Counter(file.fault for file in parsed if file.fault is not None)
+        faults.update(one.fault for file in parsed for one in file.objects if one.fault is not None)
+        found = "; ".join(f"{count} x {fault}" for fault, count in faults.most_common(3))
         raise DataError(
-            f"{folder}: no object with a name in any of its files; a detector needs at least one"
-            " class"
+            f"{folder}: no usable object in any of its {len(parsed)} files"
+            f" ({found or 'they have none'}); a detector needs at least one class"
         )
     return classes
 
@@ -172,43 +209,71 @@ def parse_voc(data: bytes) -> VocFile:
     """The content of one XML file."""
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        # Expat resolves no external entities and stops where internal ones multiply.
-        root = ElementTree.fromstring(data)
-        objects = [
-            _parse_object(number, node) for number, node in enumerate(root.iter("object"), start=1)
-        ]
+        root = _parse_xml(data)
+        objects = _parse_objects(root)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        return VocFile("", None, None, [], f"it is not valid XML: {error}", sha256)
+        return VocFile("", None, None, [], f"it is not valid XML ({error})", sha256)
     file_name = (root.findtext("filename") or "").strip()
     height, width = _size(root)
     fault = fault_of_name(file_name)
     if fault is not None:
-        fault = fault.replace("file_name", "<filename>")
+        fault = fault.replace("file_name", "filename")
         return VocFile(file_name, height, width, objects, fault, sha256)
     return VocFile(inside_folder(file_name) or "", height, width, objects, None, sha256)
 
 
+def _parse_xml(data: bytes) -> ElementTree.Element:
+    """The tree without namespaces. Expat resolves no external entities and stops where internal
+    ones multiply. Encodings that it does not know, such as gb2312, are decoded here.
+    """
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["'][^>]*\?>""", data)
+    name = declared[1].decode().lower() if declared else ""
+    if declared is None or name in ("utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1"):
+        root = ElementTree.fromstring(data)
+    else:
+        root = ElementTree.fromstring(data[declared.end() :].decode(name))
+    if b"xmlns" in data:
+        for node in root.iter():
+            node.tag = node.tag.rpartition("}")[2]
+    return root
+
+
+def _parse_objects(root: ElementTree.Element) -> list[VocObject]:
+    """Every box of every object; some tools write several boxes into one <object>."""
+    objects: list[VocObject] = []
+    for node in root.iter("object"):
+        for box in node.findall("bndbox") or [None]:
+            objects.append(_parse_object(len(objects) + 1, node, box))
+    return objects
+
+
 def _size(root: ElementTree.Element) -> tuple[int, int] | tuple[None, None]:
     """Height and width, px; None where one of them is not a whole number from 1 on."""
-    texts = [root.findtext(f"size/{name}", "").strip() for name in ("height", "width")]
-    if not all(text.isdecimal() and len(text) < 12 for text in texts):
+    height, width = (as_whole(root.findtext(f"size/{name}")) for name in ("height", "width"))
+    if height is None or width is None or not 0 < min(height, width) <= max(height, width) < 2**31:
         return None, None
-    height, width = (int(text) for text in texts)
-    return (height, width) if height and width and max(height, width) < 2**31 else (None, None)
+    return height, width
 
 
-def _parse_object(number: int, node: ElementTree.Element) -> VocObject:
+def _parse_object(
+    number: int, node: ElementTree.Element, box: ElementTree.Element | None
+) -> VocObject:
     name = (node.findtext("name") or "").strip()
     raw = ElementTree.tostring(node, encoding="unicode")
     difficult = (node.findtext("difficult") or "0").strip() == "1"
     sides = ("xmin", "ymin", "xmax", "ymax")
-    try:
-        x1, y1, x2, y2 = (float(node.findtext(f"bndbox/{side}", "missing")) for side in sides)
-    except ValueError:
-        x1 = y1 = x2 = y2 = math.nan
+    numbers = [None if box is None else as_number(box.findtext(side)) for side in sides]
+    corners = [value for value in numbers if value is not None and abs(value) < 1e9]
     fault = None
     if not name or not is_text(name):
         fault = "it has no name"
-    elif not all(math.isfinite(value) and abs(value) < 1e9 for value in (x1, y1, x2, y2)):
+    elif box is None and node.find("robndbox") is not None:
+        fault = "it has a rotated box (robndbox) alone; boxes along the axes are needed (bndbox)"
+    elif len(corners) < 4:
         fault = "its bndbox is not four finite numbers"
-    return VocObject(number, name, (x1 - 1, y1 - 1, x2, y2), difficult, fault, raw)
+    if len(corners) < 4:
+        return VocObject(number, name, (0, 0, 0, 0), difficult, fault, raw)
+    x1, y1, x2, y2 = corners
+    swapped = x1 > x2 or y1 > y2
+    x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    return VocObject(number, name, (x1 - 1, y1 - 1, x2, y2), difficult, fault, raw, swapped)

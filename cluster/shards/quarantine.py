@@ -48,11 +48,15 @@ def read_quarantine(uri: str) -> list[Quarantined]:
         return [Quarantined(**row) for row in table.to_pylist()]
 
 
+_DETAILS = re.compile(r"\s*\([^()]*\)|\s*<[^<>]* at 0x[0-9a-f]+>")
+"""What differs from record to record: text in brackets, and the address of an object in memory."""
+
+
 def by_reason(quarantined: Iterable[Quarantined]) -> list[tuple[str, list[Quarantined]]]:
     """(why, its rows), the most frequent reason first. Reasons that differ only in the details in
     their brackets count as one.
     """
     reasons: dict[str, list[Quarantined]] = {}
     for row in quarantined:
-        reasons.setdefault(re.sub(r"\s*[(<].*?[)>]", "", row.why), []).append(row)
+        reasons.setdefault(_DETAILS.sub("", row.why), []).append(row)
     return sorted(reasons.items(), key=lambda entry: (-len(entry[1]), entry[0]))

@@ -107,7 +107,7 @@ def test_nothing_to_prepare(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "category",
-    [{"id": "7", "name": "x"}, {"id": 7}, {"name": "x"}, "dog", {"id": True, "name": "x"}],
+    [{"id": "seven", "name": "x"}, {"id": 7}, {"name": "x"}, "dog", {"id": True, "name": "x"}],
 )
 def test_a_category_without_id_or_name(tmp_path: Path, category: Any) -> None:
     with pytest.raises(DataError, match="must have an integer id and a name"):
@@ -133,19 +133,19 @@ def test_ids_used_twice_are_named(tmp_path: Path) -> None:
         ({"bbox": [1, 2, 3, float("nan")]}, "its bbox is not four finite numbers"),
         ({"bbox": [1, 2, float("inf"), 4]}, "its bbox is not four finite numbers"),
         ({"bbox": [1, 2, 10**400, 4]}, "its bbox is not four finite numbers"),
-        ({"bbox": ["1", 2, 3, 4]}, "its bbox is not four finite numbers"),
+        ({"bbox": ["one", 2, 3, 4]}, "its bbox is not four finite numbers"),
         ({"bbox": [True, 2, 3, 4]}, "its bbox is not four finite numbers"),
         ({"bbox": "1 2 3 4"}, "its bbox is not four finite numbers"),
         ({"image_id": 6}, "its image_id is not in the list of images"),
         ({"image_id": 6.0}, "its image_id is not in the list of images"),
         ({"image_id": [5]}, "its image_id is not an integer from 0 on"),
-        ({"image_id": "5"}, "its image_id is not an integer from 0 on"),
+        ({"image_id": "five"}, "its image_id is not an integer from 0 on"),
         ({"image_id": 5.5}, "its image_id is not an integer from 0 on"),
         ({"image_id": -5}, "its image_id is not an integer from 0 on"),
         ({"image_id": None}, "its image_id is missing"),
         ({"category_id": 4}, "its category_id is not in the list of categories"),
         ({"category_id": None}, "its category_id is missing"),
-        ({"category_id": "3"}, "its category_id is not an integer from 0 on"),
+        ({"category_id": "3rd"}, "its category_id is not an integer from 0 on"),
         ({"category_id": float("nan")}, "its category_id is not an integer from 0 on"),
         ({"iscrowd": 2}, "its iscrowd is neither 0 nor 1"),
         ({"iscrowd": "no"}, "its iscrowd is neither 0 nor 1"),
@@ -192,7 +192,7 @@ def test_a_missing_bbox_and_a_record_that_is_no_object(tmp_path: Path) -> None:
         ({"file_name": "."}, ".", "its file_name leads out of the images folder"),
         ({"file_name": ""}, "6", "it has no file_name"),
         ({"file_name": None}, "6", "it has no file_name"),
-        ({"id": "6"}, "b.jpg", "its id is not an integer from 0 on"),
+        ({"id": "six"}, "b.jpg", "its id is not an integer from 0 on"),
         ({"id": -1}, "b.jpg", "its id is not an integer from 0 on"),
         ({"id": 2**63}, "b.jpg", "its id is not an integer from 0 on"),
     ],

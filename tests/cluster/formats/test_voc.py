@@ -103,10 +103,10 @@ def test_a_bad_object_is_left_out_alone(tmp_path: Path, text: str, why: str) -> 
     [
         ("!", "it is not valid XML"),
         ("!<annotation><object>", "it is not valid XML"),
-        ("<annotation></annotation>", "it has no <filename>"),
+        ("<annotation></annotation>", "it has no filename"),
         (
             "<annotation><filename>../a.jpg</filename></annotation>",
-            "its <filename> leads out of the images folder",
+            "its filename leads out of the images folder",
         ),
         (
             "<annotation><filename>a.jpg</filename><object>"
@@ -157,7 +157,9 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.xml file below it"):
         voc.read_voc(str(tmp_path / "empty"), "images")
-    with pytest.raises(DataError, match="no object with a name in any of its files"):
+    with pytest.raises(
+        DataError, match=r"no usable object in any of its 1 files \(they have none\)"
+    ):
         voc.read_voc(write(tmp_path / "bare", a=""), "images")
     twice = "<annotation><filename>a.jpg</filename>" + thing() + "</annotation>"
     with pytest.raises(
@@ -187,3 +189,89 @@ def test_a_bucket_reads_like_a_folder_and_the_digest_is_that_of_the_content(
     assert voc.read_voc(f"{bucket}/voc", "images").digest == local.digest
     assert voc.read_voc(write(tmp_path, a=thing() + thing()), "images").digest != local.digest
     assert voc.parse_voc(b"<a/>").sha256 == hashlib.sha256(b"<a/>").hexdigest()
+
+
+def pictures(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return str(folder)
+
+
+def test_every_box_of_an_object_is_one(tmp_path: Path) -> None:
+    # ybat writes all boxes of a class into one <object>.
+    box = "<bndbox><xmin>{0}</xmin><ymin>1</ymin><xmax>{1}</xmax><ymax>9</ymax></bndbox>"
+    boxes = "".join(box.format(10 * n + 1, 10 * n + 9) for n in range(3))
+    text = f"<object><name>cat</name>{boxes}</object>{thing('dog')}"
+    source = voc.read_voc(write(tmp_path, a=text), "images")
+    annotations = source.images[0].annotations
+    assert [one.id for one in annotations] == [1, 2, 3, 4] and source.annotated == 4
+    assert [one.box[0] for one in annotations] == [0, 10, 20, 10]
+    assert source.annotated == text.count("<bndbox>")
+
+
+def test_namespaces_and_encodings_that_tools_write(tmp_path: Path) -> None:
+    body = f"<filename>a.jpg</filename>{thing('猫')}"
+    folder = write(tmp_path, a=f"<annotation xmlns='http://a/b'>{body}</annotation>")
+    head = "<?xml version='1.0' encoding='gb2312'?>"
+    text = f"{head}<annotation>{body.replace('a.jpg', 'b.jpg')}</annotation>"
+    (tmp_path / "b.xml").write_bytes(text.encode("gb2312"))
+    source = voc.read_voc(folder, "images")
+    assert [category.name for category in source.categories] == ["猫"]
+    assert [len(image.annotations) for image in source.images] == [1, 1]
+
+
+def test_corners_in_another_order_are_the_same_box(tmp_path: Path) -> None:
+    straight, turned = (
+        voc.read_voc(write(tmp_path / name, a=thing("cat", corners)), "images")
+        for name, corners in (("a", (11, 21, 40, 60)), ("b", (40, 60, 11, 21)))
+    )
+    assert tuple(turned.images) == tuple(straight.images)
+    assert turned.repairs == {"boxes whose corners are given in another order": 1}
+
+
+def test_a_rotated_box_is_named(tmp_path: Path) -> None:
+    rotated = "<object><name>ship</name><robndbox><cx>5</cx></robndbox></object>"
+    with pytest.raises(
+        DataError, match=r"no usable object .*\(1 x it has a rotated box \(robndbox"
+    ):
+        voc.read_voc(write(tmp_path, a=rotated), "images")
+    source = voc.read_voc(write(tmp_path, a=rotated, b=thing("ship")), "images")
+    ((what, _, why),) = reasons(source)
+    assert what == "annotation" and why.startswith("it has a rotated box (robndbox) alone")
+
+
+@pytest.mark.parametrize("size", [("96.0", "64.0"), (" 96 ", "64")])
+def test_sizes_as_tools_write_them(tmp_path: Path, size: tuple[str, str]) -> None:
+    given = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    text = f"<annotation><filename>a.jpg</filename>{given}{thing()}</annotation>"
+    image = voc.read_voc(write(tmp_path, a=text), "images").images[0]
+    assert (image.height, image.width) == (64, 96)
+
+
+@pytest.mark.parametrize("given", ["", "<filename>0001</filename>", "<filename>old.png</filename>"])
+def test_the_picture_of_the_xml_files_own_name_settles_a_name_that_fits_none(
+    tmp_path: Path, given: str
+) -> None:
+    folder = write(tmp_path / "xml", **{"0001": f"<annotation>{given}{thing()}</annotation>"})
+    images = pictures(tmp_path / "images", "0001.jpg")
+    source = voc.read_voc(folder, images)
+    assert [image.file_name for image in source.images] == ["0001.jpg"]
+    assert sum(source.repairs.values()) == 1 and source.quarantined == ()
+
+
+def test_two_folders_may_use_the_same_names(tmp_path: Path) -> None:
+    text = f"<annotation><filename>0001.jpg</filename>{thing()}</annotation>"
+    for camera in ("cam1", "cam2"):
+        write(tmp_path / "xml" / camera, **{"0001": text})
+    images = pictures(tmp_path / "images", "cam1/0001.jpg", "cam2/0001.jpg")
+    source = voc.read_voc(str(tmp_path / "xml"), images)
+    assert [image.file_name for image in source.images] == ["cam1/0001.jpg", "cam2/0001.jpg"]
+
+
+def test_a_name_that_fits_a_picture_is_believed(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "xml", b=f"<annotation><filename>a.jpg</filename>{thing()}</annotation>"
+    )
+    source = voc.read_voc(folder, pictures(tmp_path / "images", "a.jpg", "b.jpg"))
+    assert [image.file_name for image in source.images] == ["a.jpg"] and source.repairs == {}

@@ -118,7 +118,7 @@ SECRET = (
 
 IS_URL = LEFT_OUT + "its file_name is a URL; download the pictures and name the files (such as "
 CURSOR = "\x1b[2J\r\n.jpg"
-POINT = "ids given as numbers with a point, taken as integers"
+POINT = "whole numbers given with a point"
 
 CASES = [
     Case("nothing is wrong", "boxes       2 of 2 listed, of 2 classes, of which 0 crowds"),
@@ -135,7 +135,18 @@ CASES = [
     ),
     Case("NaN in a box", NO_NUMBERS, [], box={"bbox": [2, 3, float("nan"), 10]}),
     Case("infinity in a box", NO_NUMBERS, [], box={"bbox": [2, 3, float("inf"), 10]}),
-    Case("text in a box", NO_NUMBERS, [], box={"bbox": ["2", 3, 10, 10]}),
+    Case("text in a box", NO_NUMBERS, [], box={"bbox": ["two", 3, 10, 10]}),
+    Case(
+        "numbers as text in a box",
+        REPAIRED + "numbers given as text, read as numbers",
+        box={"bbox": ["2", 3, "10.0", "1e1"]},
+    ),
+    Case(
+        "a size given as text",
+        REPAIRED + "numbers given as text, read as numbers",
+        image={"height": "20.0"},
+    ),
+    Case("an annotation whose id is null", NO_LINE, box={"id": None}),
     Case("three numbers", NO_NUMBERS, [], box={"bbox": [2, 3, 10]}),
     Case("no box", LEFT_OUT + "its bbox is missing (such as 70)", [], box={"bbox": None}),
     Case(
@@ -169,7 +180,9 @@ CASES = [
         [],
         box={"category_id": 2},
     ),
-    Case("an image id that is text", NO_IMAGE_ID, None, image={"id": "7"}, box={"image_id": "7"}),
+    Case(
+        "an image id that is text", NO_IMAGE_ID, None, image={"id": "7th"}, box={"image_id": "7th"}
+    ),
     Case("a negative image id", NO_IMAGE_ID, None, image={"id": -7}, box={"image_id": -7}),
     Case("an image id of 70 bits", NO_IMAGE_ID, None, image={"id": 2**70}, box={"image_id": 2**70}),
     Case(
