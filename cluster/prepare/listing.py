@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -18,14 +21,15 @@ from detector.image import SUFFIXES
 
 MAX_FILE_BYTES = 256 << 20
 """A job has the files of a shard in memory; a larger file is a scan or no image at all."""
+RENAMED = "file names in another Unicode form than the files, taken as the files have them"
 UNLISTED = "a picture in the folder that no record lists"
 
 
 @dataclass(frozen=True)
 class ListedImages:
     """The images of a source matched with the files in its folders. `usable` are positions in
-    `images`; the other images are `quarantined`. `renamed` counts names that the files have in
-    another Unicode form. `passed_over` counts the pictures in the folders that no record lists.
+    `images`; the other images are `quarantined`. `repairs` counts names that fit in another form
+    alone. `passed_over` counts the pictures in the folders that no record lists.
     """
 
     images: Images
@@ -33,7 +37,7 @@ class ListedImages:
     changed_I: np.ndarray
     usable: np.ndarray
     quarantined: list[Quarantined]
-    renamed: int
+    repairs: dict[str, int]
     passed_over: dict[str, int]
 
 
@@ -48,6 +52,7 @@ def match_files(
     spellings = [
         {composed(name): name for name in listing if not name.isascii()} for listing in listings
     ]
+    clues = _second_clues(source, listings, spellings)
     names: list[str] = []
     usable: list[int] = []
     quarantined: list[Quarantined] = []
@@ -57,10 +62,12 @@ def match_files(
         listing = listings[number]
         if name not in listing and (spelling := spellings[number].get(composed(name))) is not None:
             name, renamed = spelling, renamed + 1
+        name = clues[number].files.get(name, name)
         names.append(name)
         fault = None
         if name not in listing:
-            fault = MISSING
+            near = clues[number].near.get(name)
+            fault = f"{MISSING} (there is {near})" if near else MISSING
         elif (size := listing[name][0]) > MAX_FILE_BYTES:
             fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
         if fault is not None:
@@ -80,15 +87,86 @@ def match_files(
         and (split == "all" or in_val(name, val_share) == (split == "val"))
     )
     images = replace(images, names=names)
+    found = Counter({clue.said: len(clue.files) for clue in clues if clue.files})
     return ListedImages(
         images,
         sizes_I,
         changed_I,
         positions,
         quarantined,
-        renamed,
+        {**({RENAMED: renamed} if renamed else {}), **found},
         {f"{UNLISTED} (such as {unlisted[0]})": len(unlisted)} if unlisted else {},
     )
+
+
+@dataclass(frozen=True)
+class _Clue:
+    """Names of a source that are no files, and what settles them: a rule that finds a file for all
+    of them, else for some a file that was perhaps meant.
+    """
+
+    files: dict[str, str]
+    near: dict[str, str]
+    said: str = ""
+
+
+def _second_clues(
+    source: Source,
+    listings: Sequence[Mapping[str, tuple[int, int]]],
+    spellings: Sequence[Mapping[str, str]],
+) -> list[_Clue]:
+    """One for each source number. A rule is believed only if it finds a file of its own for every
+    name that is no file.
+    """
+    names, numbers = source.images.names, source.images.sources_I.tolist()
+    clues = []
+    for number, (listing, spelling) in enumerate(zip(listings, spellings, strict=True)):
+        own = [name for name, of in zip(names, numbers, strict=True) if of == number]
+        missing = [n for n in own if n not in listing and composed(n) not in spelling]
+        taken = set(own) - set(missing)
+        near: dict[str, str] = {}
+        clue = _Clue({}, near)
+        for said, rule in _rules(listing).items() if missing else ():
+            found = {name: file for name in missing if (file := rule(name)) is not None}
+            if len(set(found.values()) - taken) == len(missing):
+                clue = _Clue(found, {}, said)
+                break
+            near |= {name: file for name, file in found.items() if name not in near}
+        clues.append(clue)
+    return clues
+
+
+def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | None]]:
+    """Each rule finds the file that a name may mean, by what to say about it."""
+    below: defaultdict[str, list[str]] = defaultdict(list)
+    stems: defaultdict[str, list[str]] = defaultdict(list)
+    for file in listing:
+        if suffix_of(file) in SUFFIXES and not is_left_by_tools(file):
+            below[posixpath.basename(file)].append(file)
+            stems[posixpath.splitext(file)[0]].append(file)
+
+    def listed(name: str) -> str | None:
+        return name if name in listing else None
+
+    def without_folders(name: str) -> str | None:
+        parts = name.split("/")
+        tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        return next((tail for tail in tails if tail in listing), None)
+
+    def only_one(candidates: list[str]) -> str | None:
+        return candidates[0] if len(candidates) == 1 else None
+
+    return {
+        "file names with blanks around them": lambda name: listed(name.strip()),
+        "file names with % codes": lambda name: listed(unquote(name)),
+        "file names with folders that are not below the images folder": without_folders,
+        "files found in a folder below, by their name alone": lambda name: only_one(
+            [file for file in below[posixpath.basename(name)] if file.endswith(f"/{name}")]
+        ),
+        "files with another suffix than the annotations give": lambda name: only_one(
+            stems[posixpath.splitext(name)[0]]
+        ),
+    }
 
 
 def _list_folder(folder: str) -> dict[str, tuple[int, int]]:

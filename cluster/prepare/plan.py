@@ -28,7 +28,6 @@ from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
 Split = Literal["all", "train", "val"]
-RENAMED = "file names in another Unicode form than the files, taken as the files have them"
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def plan_shards(
         output=output,
         options=options,
         quarantined=(*merged.source.quarantined, *listed.quarantined),
-        repairs=merged.source.repairs | ({RENAMED: listed.renamed} if listed.renamed else {}),
+        repairs=merged.source.repairs | listed.repairs,
         passed_over={**merged.source.passed_over, **listed.passed_over},
         lost=merged.source.lost + int(counts_I.sum() - counts_I[listed.usable].sum()),
         fingerprint=fingerprint,

@@ -59,3 +59,60 @@ def test_pictures_of_another_split_are_not_counted(folder: str) -> None:
 def test_a_folder_of_two_sources_is_counted_once(folder: str) -> None:
     found = match_files(source("a.jpg"), [folder, folder])
     assert list(found.passed_over.values()) == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "said"),
+    [
+        (("a.jpg\n", " b.jpg"), ("a.jpg", "b.jpg"), "file names with blanks around them"),
+        (("my%20a.jpg", "b.jpg"), ("my a.jpg", "b.jpg"), "file names with % codes"),
+        (
+            ("images/train/a.jpg", "images/train/b.jpg"),
+            ("a.jpg", "train/b.jpg"),
+            "file names with folders that are not below the images folder",
+        ),
+        (
+            ("a.jpg", "b/c.jpg"),
+            ("Train/Data/a.jpg", "Train/b/c.jpg"),
+            "files found in a folder below, by their name alone",
+        ),
+        (
+            ("a.png", "b.jpg", "c"),
+            ("a.jpg", "b.jpg", "c.webp"),
+            "files with another suffix than the annotations give",
+        ),
+    ],
+)
+def test_a_rule_that_finds_a_file_for_every_name_is_believed_and_said(
+    tmp_path: Path, given: tuple[str, ...], files: tuple[str, ...], said: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = match_files(source(*given), [str(tmp_path)])
+    assert tuple(found.images.names) == files and found.quarantined == []
+    assert found.repairs == {said: len(set(given) - set(files))} and found.passed_over == {}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        # One of two only; the same name in two folders; a file that another record has.
+        ("Train/a.jpg",),
+        ("x/a.jpg", "y/a.jpg", "x/b.jpg"),
+        ("a.jpg",),
+    ],
+)
+def test_a_rule_that_leaves_a_name_open_is_a_hint_and_no_more(
+    tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    given = ("a.jpg", "b.jpg") if len(files[0]) > 5 else ("a.jpg", "old/a.jpg")
+    found = match_files(source(*given), [str(tmp_path)])
+    assert found.repairs == {} and found.quarantined
+    hints = {entry.where: entry.why for entry in found.quarantined}
+    assert all(why.startswith("the file is not in the images folder") for why in hints.values())
+    if files == ("Train/a.jpg",):
+        assert hints["a.jpg"].endswith("(there is Train/a.jpg)")
