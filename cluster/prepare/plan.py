@@ -20,6 +20,7 @@ from cluster.formats.annotations import Images, Source
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
 from cluster.prepare.listing import ListedImages, match_files
 from cluster.prepare.output import refuse_sources
+from cluster.prepare.plausibility import implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
 from cluster.shards.index import INDEX, IndexedSource, ShardSet, open_shard_set
@@ -58,8 +59,9 @@ class Plan:
 
     `images` are those of the sources under the names of their files; `sizes_I` are the files' sizes
     in bytes and `changed_I` the times of their last change in ns. `cuts` are positions in `images`,
-    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason) and `lost`
-    (annotations that went with an image) are those known before any image is read. `finished` is
+    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason),
+    `warnings` and `lost` (annotations that went with an image) are those known before any image is
+    read. `finished` is
     the set where a former run has already written it.
     """
 
@@ -74,6 +76,7 @@ class Plan:
     quarantined: tuple[Quarantined, ...]
     repairs: dict[str, int]
     passed_over: dict[str, int]
+    warnings: tuple[str, ...]
     lost: int
     fingerprint: str
     finished: ShardSet | None
@@ -158,6 +161,7 @@ def plan_shards(
         quarantined=(*merged.source.quarantined, *listed.quarantined),
         repairs=merged.source.repairs | listed.repairs,
         passed_over={**merged.source.passed_over, **listed.passed_over},
+        warnings=implausible(merged),
         lost=merged.source.lost + int(counts_I.sum() - counts_I[listed.usable].sum()),
         fingerprint=fingerprint,
         finished=finished,

@@ -83,7 +83,8 @@ def _publish_findings(output: str, index: Index, quarantined: Sequence[Quarantin
 
     write_quarantine(output, quarantined)
     index = replace(index, set_digest=set_digest(index.categories, index.shards))
-    notes = [sentence for _, sentence in duplicate_sentences(index.duplicates)]
+    doubled = [sentence for _, sentence in duplicate_sentences(index.duplicates)]
+    notes = [*index.warnings, *doubled]
     write_report(ShardSet(output, index), quarantined, repairs=index.repairs, notes=notes)
 
 
@@ -126,5 +127,6 @@ def _to_index(
         fingerprint=plan.fingerprint,
         repairs=dict(sorted(repairs.items())),
         passed_over=dict(sorted(plan.passed_over.items())),
+        warnings=plan.warnings,
         duplicates=duplicates.to_index(doubled),
     )

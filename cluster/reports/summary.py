@@ -43,6 +43,7 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
         lines.append(
             f"left out    {counts.lost_annotations} x an annotation of an image that was left out"
         )
+    lines += [f"warning     {sentence}" for sentence in index.warnings]
     lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicate_sentences(index.duplicates)]
     return [on_one_line(line) for line in lines]
 

@@ -6,6 +6,7 @@
  "sources": [{"name": "train", "format": "coco", "digest": "77a1...", "image_id_offset": 0,
               "category_ids": {}, "images": 24}],
  "fingerprint": "9c31...", "repairs": {"boxes clipped": 2}, "passed_over": {"a hidden file": 1},
+ "warnings": ["2 of 5 classes have no object here: 'cow', 'ox'"],
  "duplicates": {"counts": {"": 1},
                 "named": [{"file_name": "b.jpg", "same_as": "a.jpg", "set": ""}]},
  "shards": [{"name": "shard-00000-of-00001.parquet", "rows": 24, "bytes": 91824,
@@ -103,6 +104,8 @@ class Index:
     """How often each repair was made."""
     passed_over: dict[str, int] = field(default_factory=dict)
     """How many files lay between the data and were none, by reason."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong in the set as a whole."""
     duplicates: Duplicates = field(default_factory=Duplicates)
     set_digest: str = ""
     """Empty for sources that were checked and not written."""
@@ -119,6 +122,7 @@ class Index:
             "repairs": self.repairs,
             # Absent where empty, so that most files have the bytes of older versions.
             **({"passed_over": self.passed_over} if self.passed_over else {}),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
             "duplicates": asdict(self.duplicates),
             "shards": [shard.to_json() for shard in self.shards],
         }
@@ -136,6 +140,7 @@ class Index:
             fingerprint=content.get("fingerprint", ""),
             repairs=content.get("repairs", {}),
             passed_over=content.get("passed_over", {}),
+            warnings=tuple(content.get("warnings", ())),
             duplicates=Duplicates(
                 duplicates["counts"],
                 tuple(_from_known(NamedDuplicate, named) for named in duplicates["named"]),
