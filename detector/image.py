@@ -11,6 +11,7 @@ removal is announced.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,18 @@ SUFFIXES = frozenset(
 """Suffixes that files of these formats have, in lower case. A name says only which files to look
 at; the bytes say what they are.
 """
+_OTHERS = (
+    (
+        re.compile(rb"(?s)....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)"),
+        "a HEIC picture; convert it to JPEG or PNG",
+    ),
+    (re.compile(rb"(?s)\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL picture; convert it to JPEG or PNG"),
+    (re.compile(rb"(?s)....ftyp"), "a video, not a picture"),
+    (re.compile(rb"%PDF"), "a PDF document, not a picture"),
+    (re.compile(rb"\s*<(svg|\?xml)"), "an SVG or XML file; pixels are needed"),
+    (re.compile(rb"(?i)\s*<(!doctype|html)"), "a web page, not a picture"),
+)
+"""How files begin that are often found in the place of a picture."""
 ORIENTATION = 0x0112
 """The EXIF tag."""
 
@@ -124,19 +137,35 @@ def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
     # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError and more on damaged
     # files
     except Exception as error:
+        named = next((name for mark, name in _OTHERS if mark.match(bytes(data[:64]))), None)
+        if named is not None:
+            raise ImageError(f"it is {named}") from error
         raise ImageError(f"it cannot be decoded: {error}") from error
 
 
 def _upright_rgb(picture: Image.Image) -> np.ndarray:
     """uint8 (H, W, 3); turns the picture upright in place."""
     ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
-        picture = Image.fromarray(
-            (np.asarray(picture, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        )
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
     # Pillow's `convert` copies a picture that is RGB already.
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _eight_bits(values_HW: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8. Whole numbers are divided by the same power of two
+    as all pictures of their depth: 8, 10, 12, 14, 16, 24 or 31 bits, the fewest that hold the
+    largest value. Fractions from 0 to 1 are multiplied by 255. `ImageError` for other fractions.
+    """
+    largest = float(values_HW.max(initial=0))
+    if values_HW.dtype.kind == "f":
+        if not (0 <= float(values_HW.min(initial=0)) and largest <= 255):
+            raise ImageError("its pixels are fractions outside 0 to 1 and 0 to 255")
+        scale = 255 if largest <= 1 else 1
+        return np.rint(values_HW * scale).astype(np.uint8)
+    bits = next(bits for bits in (8, 10, 12, 14, 16, 24, 31) if largest < 1 << bits or bits == 31)
+    return (values_HW.clip(0).astype(np.int64) >> (bits - 8)).astype(np.uint8)
 
 
 def shrinkage(sides: tuple[int, int], at_least: tuple[int, int]) -> int:

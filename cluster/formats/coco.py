@@ -12,9 +12,13 @@ its result took 3940 MB and 33 s (tests/benchmarks/prepare.py).
 
 from __future__ import annotations
 
+import gzip
 from array import array
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -46,6 +50,8 @@ from cluster.storage import files
 
 WHOLE_NUMBERS = "whole numbers given with a point"
 TEXT_NUMBERS = "numbers given as text, read as numbers"
+FROM_URL = "file names taken from coco_url, as in LVIS"
+TWICE = "classes without an object that have the name of another class, left out"
 NO_AREA = "areas missing or not a number, filled with width x height"
 NO_ISCROWD = "iscrowd missing, filled with 0"
 NO_SIZE = "image sizes missing in the annotations, taken from the pixels"
@@ -68,7 +74,10 @@ def read_coco(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     }
     try:
         with files.open_input(annotations) as file:
-            names, digest = json_stream.read_lists(file, annotations, take)
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) if packed else nullcontext(file) as text:
+                names, digest = json_stream.read_lists(cast(BinaryIO, text), annotations, take)
     except FileNotFoundError:
         raise UsageError(
             f"{annotations}: there is no such annotation file; check --annotations"
@@ -118,6 +127,9 @@ class _CocoLists:
             self.findings.reject("image", "?", NO_OBJECT, record)
             return
         self._make_whole(record, "id")
+        if record.get("file_name") is None and isinstance(url := record.get("coco_url"), str):
+            record["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+            self.findings.repairs[FROM_URL] += 1
         id_, name = record.get("id"), record.get("file_name")
         if "id" in record:
             self.image_ids.append(lookup_key(id_))
@@ -186,7 +198,7 @@ class _CocoLists:
         for record in self.categories:
             if isinstance(record, dict):
                 self._make_whole(record, "id")
-        categories = read_categories(self.categories, uri)
+        categories = read_categories(self._without_unused_doubles(), uri)
         check_unique(self.image_ids, "image", uri)
         doubled = [*repeated_ids(self.annotation_ids), *self.odd_annotation_ids]
         check_unique(doubled, "annotation", uri)
@@ -222,6 +234,19 @@ class _CocoLists:
             largest_id=max((id_ for id_ in self.image_ids if is_id(id_)), default=0),
             digest=digest,
         )
+
+    def _without_unused_doubles(self) -> list[Any]:
+        """The categories without those that have the name of another one and no annotation:
+        Roboflow writes the name of the project as a parent class.
+        """
+        used = set(self.integers[2::4])
+        named = [one for one in self.categories if isinstance(one, dict) and "name" in one]
+        names = Counter(str(one["name"]) for one in named if one.get("id") in used)
+        unused = [
+            one for one in named if one.get("id") not in used and names[str(one["name"])] == 1
+        ]
+        self.findings.repairs[TWICE] += len(unused)
+        return [one for one in self.categories if one not in unused]
 
     def _make_images(
         self,

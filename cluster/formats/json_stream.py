@@ -37,6 +37,12 @@ def read_lists(
     names: set[str] = set()
     if window.peek() != "{":
         if window.peek() != "[":
+            first = window.text[window.at :].partition("\n")[0].strip()
+            if "," in first or ";" in first:
+                raise DataError(
+                    f"{uri}: is a table (CSV), not JSON: it begins with {first[:60]!r}; COCO's form"
+                    " is one JSON object"
+                )
             window.value()
         return names, window.digest.hexdigest()
     for _ in window.items("}"):
@@ -56,6 +62,11 @@ def read_lists(
             record = window.value()
             if name in take:
                 take[name](record)
+    if window.peek() == "{":
+        raise DataError(
+            f"{uri}: holds several JSON objects, one a line (JSON lines); COCO's form is one object"
+            " with the lists images, annotations and categories"
+        )
     if window.peek():
         raise window.error("Extra data", window.at)
     return names, window.digest.hexdigest()
@@ -82,9 +93,13 @@ class _Window:
             text = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             byte = self.bytes_read - waiting + error.start
-            raise DataError(
-                f"{self.uri}: not valid JSON: byte {byte} is not UTF-8; write or download it again"
-            ) from error
+            utf16 = not self.bytes_read and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+            reason = (
+                "is UTF-16; save it as UTF-8"
+                if utf16
+                else f"not valid JSON: byte {byte} is not UTF-8; write or download it again"
+            )
+            raise DataError(f"{self.uri}: {reason}") from error
         if not data:
             return False
         self.digest.update(data)

@@ -30,6 +30,7 @@ MISSING = "the file is not in the images folder"
 STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
 BOXES_TURNED = "images whose boxes were annotated before the EXIF turn, turned with the picture"
 WRONG_SIZE = "image sizes wrong in the annotations, taken from the pixels"
+SCALED = "images of another size than in the annotations, whose boxes were scaled with them"
 BOXES_CLIPPED = "boxes clipped to the picture"
 
 Outcome = tuple[Row | None, list[Quarantined], Counter[str]]
@@ -80,7 +81,9 @@ def ingest_image(
     if image.normalised:
         image = _scale_annotations(image, height=height, width=width)
     if image.height is not None and (image.height, image.width) != (height, width):
-        repairs[WRONG_SIZE] += 1
+        scaled = _scaled_with_picture(image, height=height, width=width)
+        repairs[WRONG_SIZE if scaled is None else SCALED] += 1
+        image = scaled or image
     annotations, dropped, clipped = clip_annotations(
         image.annotations, height=height, width=width, image=image, category_ids=category_ids
     )
@@ -99,6 +102,28 @@ def ingest_image(
         sha256=hashlib.sha256(data).digest(),
     )
     return row, dropped, repairs
+
+
+def _scaled_with_picture(image: ImageRecord, *, height: int, width: int) -> ImageRecord | None:
+    """The image with the boxes that belong to its stored size of `height` x `width` px; None where
+    that has another aspect than the size in the annotations, to which the boxes belong.
+    """
+    if not image.height or not image.width:
+        return None
+    down, across = height / image.height, width / image.width
+    # Either side was rounded to a pixel.
+    if abs(image.height * across - height) > 1 and abs(image.width * down - width) > 1:
+        return None
+    annotations = tuple(
+        one._replace(
+            box=tuple(
+                value * scale for value, scale in zip(one.box, (across, down) * 2, strict=True)
+            ),
+            area=None if one.area is None else one.area * across * down,
+        )
+        for one in image.annotations
+    )
+    return image._replace(annotations=annotations)
 
 
 def _plain_fault(message: str) -> str:

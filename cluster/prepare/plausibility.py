@@ -42,6 +42,8 @@ def _owners(images: Images) -> np.ndarray:
 
 def _no_objects(images: Images) -> str:
     boxes, crowds = len(images.labels_N), int(images.crowd_N.sum())
+    if not len(images):
+        return ""
     if not boxes:
         return (
             f"none of the {len(images)} images has an annotation, so there is nothing to learn or"

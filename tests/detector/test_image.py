@@ -271,7 +271,7 @@ def test_empty_file():
 
 
 @pytest.mark.parametrize(
-    "data", [b"not an image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<html>404</html>"]
+    "data", [b"not an image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<<html>404"]
 )
 def test_what_is_no_image(data):
     with pytest.raises(ImageError, match="cannot be decoded"):
@@ -358,3 +358,48 @@ def test_a_jpeg_bomb_is_refused_on_its_header():
             read(bomb)
     with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
         open_image(data, max_pixels=299)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC picture; convert it to JPEG or PNG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "it is a HEIC picture; convert it to JPEG or PNG"),
+        (b"\xff\x0a\x00\x10", "it is a JPEG XL picture; convert it to JPEG or PNG"),
+        (b"\0\0\0\x20ftypisom\0\0\x02\0", "it is a video, not a picture"),
+        (b"%PDF-1.7", "it is a PDF document, not a picture"),
+        (b"<svg xmlns='x'>", "it is an SVG or XML file; pixels are needed"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page, not a picture"),
+        (b"<html>404</html>", "it is a web page, not a picture"),
+    ],
+)
+def test_what_is_often_found_in_the_place_of_a_picture_is_named(data, words):
+    with pytest.raises(ImageError, match=f"^{words}$"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # 8, 10, 12 and 16 bits: divided by 1, 4, 16 and 256.
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0, 512, 1023]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 32768, 65535]], np.uint16), [0, 128, 255]),
+        (np.array([[0, 1 << 19, (1 << 20) - 1]], np.int32), [0, 8, 15]),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.4, 255.0]], np.float32), [0, 100, 255]),
+    ],
+)
+def test_pixels_of_more_than_eight_bits_are_scaled_by_the_bits_in_use(values, expected):
+    data = io.BytesIO()
+    Image.fromarray(values).save(data, "TIFF")
+    assert decode_image(data.getvalue())[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 300.0]])
+def test_fractions_that_are_no_grey_values_are_refused(values):
+    data = io.BytesIO()
+    Image.fromarray(np.array([values], np.float32)).save(data, "TIFF")
+    with pytest.raises(ImageError, match="fractions outside 0 to 1 and 0 to 255"):
+        decode_image(data.getvalue())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from array import array
@@ -303,3 +304,36 @@ def test_positions_and_repeated_ids(values: list[int], ids: list[int], repeats: 
     assert set(coco_records.repeated_ids(array("q", repeats))) == {
         value for value in repeats if repeats.count(value) > 1
     }
+
+
+def test_a_packed_file_is_read_as_it_is(tmp_path: Path) -> None:
+    read(tmp_path)
+    (plain,) = tmp_path.glob("*.json")
+    packed = tmp_path / "packed.json.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    first, second = (coco.read_coco(str(path), "images") for path in (plain, packed))
+    assert tuple(first.images) == tuple(second.images) and first.digest == second.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"image,xmin,ymin\na.jpg,1,2\n", r"is a table \(CSV\), not JSON: it begins with 'image,"),
+        (b'{"ID": 1}\n{"ID": 2}\n', r"holds several JSON objects, one a line \(JSON lines\)"),
+        ("{}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_other_files_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        coco.read_coco(str(tmp_path / "a.json"), "images")
+
+
+def test_a_parent_class_of_the_same_name_without_an_object_is_left_out(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "cat"}, {"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
+    source = read(tmp_path, categories=categories, annotations=[{**BOX, "category_id": 3}])
+    assert [(one.id, one.name) for one in source.categories] == [(3, "cat"), (9, "dog")]
+    assert (
+        source.repairs["classes without an object that have the name of another class, left out"]
+        == 1
+    )

@@ -265,7 +265,32 @@ CASES = [
         "a file that is no image",
         UNREADABLE + "cannot identify image file (such as case.jpg)",
         None,
+        data=b"404: there is nothing here",
+    ),
+    Case(
+        "a web page",
+        LEFT_OUT + "it is a web page, not a picture (such as case.jpg)",
+        None,
         data=b"<html>404</html>",
+    ),
+    Case(
+        "a picture that was made smaller later",
+        REPAIRED + "images of another size than in the annotations, whose boxes were scaled with"
+        " them",
+        image={"height": 40, "width": 60},
+        box={"bbox": [4, 6, 20, 20]},
+    ),
+    Case(
+        "a file name from coco_url",
+        REPAIRED + "file names taken from coco_url, as in LVIS",
+        image={"file_name": None, "coco_url": "http://images.example.org/sets/case.jpg?a=1"},
+        files=("sets/case.jpg",),
+    ),
+    Case(
+        "a file name that is a number",
+        LEFT_OUT + "its file_name is no text (such as 7)",
+        None,
+        image={"file_name": 7},
     ),
     Case(
         "an icon, decoded while it is opened",
