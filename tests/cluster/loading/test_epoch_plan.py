@@ -450,3 +450,14 @@ def test_evaluation_batches_are_the_same_for_any_number_of_ranks(
 
     assert batches(ranks) == batches(1)
     assert sorted(row for rows in batches(ranks) for row in rows) == list(range(len(canvases)))
+
+
+@pytest.mark.parametrize(("images", "ranks"), [(64, 4), (61, 4), (9, 2), (5, 3)])
+def test_every_rank_evaluates_as_many_batches_as_the_others_or_one_more(
+    images: int, ranks: int
+) -> None:
+    canvas_N = np.zeros(images, np.int64)
+    shares = [
+        len(evaluation_share(canvas_N, rank=rank, ranks=ranks, batch=1)) for rank in range(ranks)
+    ]
+    assert sum(shares) == images and max(shares) - min(shares) <= 1
