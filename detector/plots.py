@@ -57,6 +57,10 @@ def precision_recall_figure(table: CocoTable) -> Figure:
     return figure
 
 
+MOST_INCHES = 32.0
+"""Height of a figure of a picture."""
+
+
 def overlay_figure(
     image_HW3: np.ndarray,
     detections: Detections,
@@ -114,7 +118,9 @@ def annotation_figure(
 
 def _picture_figure(image_HW3: np.ndarray, title: str) -> tuple[Figure, Axes]:
     height, width = image_HW3.shape[:2]
-    figure = Figure(figsize=(8, 8 * height / width + 0.4), layout="constrained")
+    # Inches; a strip of 1 x 5000 px would otherwise be a figure of 40,000 inches and 38 GiB.
+    tall = min(8 * height / width, MOST_INCHES)
+    figure = Figure(figsize=(8, tall + 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image_HW3)
     # A name may contain signs that matplotlib reads as a formula.

@@ -106,7 +106,7 @@ def evaluate(
         )
         _connect(resources.detection_shares(**vars(replicas)), request, ray)
         folder = f"{scratch}/evaluation"
-        table = evaluate_package(
+        table, not_drawn = evaluate_package(
             package,
             shard_set,
             classes,
@@ -117,10 +117,14 @@ def evaluate(
             **vars(replicas),
         )
         files.upload_folder(folder, output, last="metrics.json")
+        notes = [*classes.notes("data"), *not_drawn]
         recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
         if recorded is not None and best is not None:
-            log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
-    return Evaluated(table, scored, output, classes.notes("data"))
+            try:
+                log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
+            except Exception as error:  # the result is written, and must be shown
+                notes.append(f"not in MLflow ({recorded.uri}): {on_one_line(str(error))[:300]}")
+    return Evaluated(table, scored, output, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,8 @@ class Predicted:
                 " read"
             ),
             *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
-            *(
-                f"         {count} x {why}, passed over"
-                for why, count in summary.passed_over.items()
-            ),
+            *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
+            *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
             f"written  {self.output}: {written}",
         ]
 

@@ -34,13 +34,14 @@ def evaluate_package(
     overlays: int,
     max_detections: int | None = None,
     **resources: Any,
-) -> CocoTable:
+) -> tuple[CocoTable, list[str]]:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt,
     precision_recall.png, overlays/. `classes` matches the classes of the set with the model's.
 
     `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
     the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
-    image and class. `resources`: see `detect_set`.
+    image and class. `resources`: see `detect_set`. Returns the table, and a line for each picture
+    that could not be drawn.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
@@ -56,12 +57,11 @@ def evaluate_package(
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
         file.write(table.as_text() + "\n")
     precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
-    pictures = os.path.join(folder, "overlays")
-    _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
     source = {"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest}
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({**source, **table.as_dict()}, file, indent=1)
-    return table
+    pictures = os.path.join(folder, "overlays")
+    return table, _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
 
 
 def set_max_detections(package: str, count: int) -> None:
@@ -79,23 +79,29 @@ def _draw_overlays(
     folder: str,
     *,
     count: int,
-) -> None:
-    """The first `count` images in stored order, which is pseudo-random, with their truth dashed."""
+) -> list[str]:
+    """The first `count` images in stored order, which is pseudo-random, with their truth dashed.
+    What cannot be drawn is returned, a line each.
+    """
     drawn = 0
+    failed: list[str] = []
     for group, rows in enumerate(shard_set.rows_per_group):
         wanted = min(rows, count - drawn)
         if wanted <= 0:
-            return
+            break
         for row in read_rows(
             [shard_set.locate_group(group)], [(0, i) for i in range(wanted)]
         ).to_pylist():
-            truth_N4 = np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-            figure = overlay_figure(
-                decode_image(row["image"]),
-                detections[row["image_id"]],
-                class_names,
-                truth_N4=truth_N4,
-                title=row["file_name"],
-            )
-            figure.savefig(os.path.join(folder, f"{row['image_id']}.png"), dpi=90)
+            try:
+                figure = overlay_figure(
+                    decode_image(row["image"]),
+                    detections[row["image_id"]],
+                    class_names,
+                    truth_N4=np.asarray(row["boxes"], np.float32).reshape(-1, 4),
+                    title=row["file_name"],
+                )
+                figure.savefig(os.path.join(folder, f"{row['image_id']}.png"), dpi=90)
+            except Exception as error:  # a picture is not worth the table
+                failed.append(f"{row['file_name']} is not drawn: {type(error).__name__}: {error}")
         drawn += wanted
+    return failed

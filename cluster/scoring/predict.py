@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
     [pa.field("uri", pa.string()), *actors.SCORED, pa.field("model_version", pa.string())]
 )
 """Of predictions.parquet: the columns of `Prediction`."""
+NAME_BYTES = 200
 LISTED_ERRORS = 20
 """Errors in the summary."""
 
@@ -65,6 +66,8 @@ class Summary:
     """Detections in coco_results.json."""
     passed_over: Mapping[str, int]
     """Files below the folder that were not predicted on, by reason."""
+    not_drawn: list[str]
+    """Overlays that failed, as "<uri>: <reason>"."""
 
 
 def list_images(uri: str) -> Pictures:
@@ -102,6 +105,7 @@ def predict(
     names = [each.name for each in read_classes(package)]
     results: list[CocoResult] = []
     errors: list[str] = []
+    to_draw: list[Prediction] = []
     ok = 0
     scored = actors.score(
         datasets.file_rows(uris, workers=workers),
@@ -126,7 +130,7 @@ def predict(
                 if prediction.uri in ids:
                     results += _coco_results(prediction, ids[prediction.uri], category_ids)
                 if ok < overlays:
-                    _draw_overlay(prediction, names, folder, number=ok)
+                    to_draw.append(prediction)
                 ok += 1
     with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as file:
         json.dump(results, file)
@@ -138,6 +142,7 @@ def predict(
         first_errors=errors[:LISTED_ERRORS],
         detections_with_image_id=len(results),
         passed_over=dict(passed_over),
+        not_drawn=_draw_overlays(to_draw, names, folder),
     )
     with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
         json.dump(asdict(summary), file, indent=1)
@@ -161,14 +166,27 @@ def _coco_results(
     ]
 
 
-def _draw_overlay(
-    prediction: Prediction, class_names: Sequence[str], folder: str, *, number: int
-) -> None:
-    name = os.path.basename(prediction.uri)
-    figure = overlay_figure(
-        decode_image(files.read_bytes(prediction.uri)),
-        prediction.detections,
-        class_names,
-        title=name,
-    )
-    figure.savefig(os.path.join(folder, "overlays", f"{number:04d}-{name}.png"), dpi=90)
+def _draw_overlays(
+    predictions: Sequence[Prediction], class_names: Sequence[str], folder: str
+) -> list[str]:
+    """Draw, after all results are written; return what cannot be drawn, as "<uri>: <reason>"."""
+    failed = []
+    for number, prediction in enumerate(predictions):
+        name = os.path.basename(prediction.uri)
+        try:
+            figure = overlay_figure(
+                decode_image(files.read_bytes(prediction.uri)),
+                prediction.detections,
+                class_names,
+                title=name,
+            )
+            path = os.path.join(folder, "overlays", f"{number:04d}-{short_name(name)}.png")
+            figure.savefig(path, dpi=90)
+        except Exception as error:  # a picture is not worth the results
+            failed.append(f"{prediction.uri}: {type(error).__name__}: {error}")
+    return failed
+
+
+def short_name(name: str) -> str:
+    """A file name that leaves room for a number and a suffix: file systems take 255 bytes."""
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")

@@ -115,7 +115,7 @@ def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_me
 
 
 def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: Path) -> None:
-    table = evaluate_package.evaluate_package(
+    table, not_drawn = evaluate_package.evaluate_package(
         "/package",
         index.open_shard_set("/val"),
         ClassMatch(NAMES, (0, 1, 2)),
@@ -123,6 +123,7 @@ def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: 
         scored="models:/m/1",
         overlays=0,
     )
+    assert not_drawn == []
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert table.summary["busiest"] == stored["busiest"] == 2
     assert stored["per_class"]["dog"]["busiest"] == 1 and "VOC_AP50" in stored

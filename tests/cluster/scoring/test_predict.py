@@ -77,3 +77,49 @@ def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert predictions.column_names == ["uri", *actors.SCORED.names, "model_version"]
     assert predictions["uri"].to_pylist() == uris
     assert [path.name for path in (folder / "overlays").iterdir()] == ["0000-a.png.png"]
+    assert stored["not_drawn"] == []
+
+
+def test_results_are_complete_when_a_picture_cannot_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name as long as file systems take leaves no room for a number; a file that is gone by then
+    cannot be drawn.
+    """
+    package, folder, pictures = tmp_path / "package", tmp_path / "out", tmp_path / "pictures"
+    package.mkdir()
+    pictures.mkdir()
+    (package / "classes.json").write_text(json.dumps([{"label": 0, "id": 7, "name": "cell"}]))
+    long = "\u00e9" * 125 + ".png"
+    Image.new("RGB", (1, 3000)).save(pictures / "strip.png")
+    Image.new("RGB", (60, 40)).save(pictures / "a.png")
+    (pictures / "a.png").rename(pictures / long)
+    uris = [f"{pictures}/gone.png", f"{pictures}/strip.png", f"{pictures}/{long}"]
+    detected = Scored("ok", None, 40, 60, ((1.0, 5.0, 3.0, 25.0),), (0.75,), (0,), ("cell",))
+    table = pa.Table.from_pylist(
+        [{"uri": uri, **vars(detected)} for uri in uris],
+        schema=pa.schema([pa.field("uri", pa.string()), *actors.SCORED]),
+    )
+    monkeypatch.setattr(datasets, "file_rows", lambda uris, workers: None)
+    monkeypatch.setattr(actors, "score", lambda *_, **__: Batches(table))
+    summary = predict(
+        str(package),
+        uris,
+        str(folder),
+        model_version="models:/cells/1",
+        ids={uri: number for number, uri in enumerate(uris)},
+        category_ids=[7],
+        passed_over={},
+        overlays=3,
+        workers=1,
+        cpus_per_worker=1,
+    )
+    assert pq.read_table(folder / "predictions.parquet").num_rows == 3
+    assert len(json.loads((folder / "coco_results.json").read_text())) == 3
+    (line,) = summary.not_drawn
+    assert line.startswith(f"{uris[0]}: FileNotFoundError")
+    drawn = sorted(path.name for path in (folder / "overlays").iterdir())
+    assert drawn == ["0001-strip.png.png", "0002-" + "\u00e9" * 100 + ".png"]
+    # Of 1 x 3000 px: 32 inches of picture and not 24,000.
+    with Image.open(folder / "overlays" / drawn[0]) as strip:
+        assert strip.height < 90 * 33
