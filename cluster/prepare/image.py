@@ -108,10 +108,10 @@ def _scaled_with_picture(image: ImageRecord, *, height: int, width: int) -> Imag
     """The image with the boxes that belong to its stored size of `height` x `width` px; None where
     that has another aspect than the size in the annotations, to which the boxes belong.
     """
-    if not image.height or not image.width:
+    if not image.height or not image.width or image.height == height or image.width == width:
         return None
     down, across = height / image.height, width / image.width
-    # Either side was rounded to a pixel.
+    # A resized picture has other sides in both directions, and either was rounded to a pixel.
     if abs(image.height * across - height) > 1 and abs(image.width * down - width) > 1:
         return None
     annotations = tuple(

@@ -57,6 +57,30 @@ def test_the_size_comes_from_the_pixels(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Twice and 1.5 times the 20 x 30 px of the file, and a third of it, rounded up.
+        ((40, 60), [[2, 3, 12, 13]]),
+        ((30, 45), [[4 / 1.5, 4, 16, 26 / 1.5]]),
+        ((7, 10), [[12, 6 * 20 / 7, 30, 20]]),
+        # One side alone, or another shape: the boxes stay where they are.
+        ((21, 30), [[4, 6, 24, 20]]),
+        ((30, 20), [[4, 6, 24, 20]]),
+        ((40, 90), [[4, 6, 24, 20]]),
+    ],
+)
+def test_boxes_are_scaled_with_a_picture_of_the_same_shape(
+    tmp_path: Path, given: tuple[int, int], expected: list[list[float]]
+) -> None:
+    row, _, repairs = ingest_one(
+        tmp_path, jpeg(noise(20, 30)), image_record(*given, (4, 6, 24, 26))
+    )
+    np.testing.assert_allclose(row.boxes_N4, expected, rtol=1e-5)
+    scaled = "images of another size than in the annotations, whose boxes were scaled with them"
+    assert (scaled in repairs) == (expected != [[4, 6, 24, 20]])
+
+
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_exif_where_the_json_fits_the_upright_picture(tmp_path: Path, turn: int) -> None:
     data = jpeg(noise(20, 30), turn=turn)
