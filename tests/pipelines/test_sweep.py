@@ -98,6 +98,7 @@ def run_sweep(config: TrainConfig, budget: SweepConfig) -> sweep.Swept:
     )
 
 
+@pytest.mark.integration
 def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) -> None:
     config, uri = swept["config"], swept["uri"]
     assert swept["best"] == f"{uri}/best.yaml"
@@ -146,6 +147,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     } == {record.trial: pytest.approx(record.ap) for record in (best, second)}
 
 
+@pytest.mark.integration
 def test_a_failing_trial_costs_that_trial(swept: dict[str, Any]) -> None:
     failed = swept["records"][2]
     assert (failed.trial, failed.status, failed.ap) == (swept["broken"], "failed", None)
@@ -155,6 +157,7 @@ def test_a_failing_trial_costs_that_trial(swept: dict[str, Any]) -> None:
     assert "Traceback" not in swept["said"]
 
 
+@pytest.mark.integration
 def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
     swept: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:
@@ -169,6 +172,7 @@ def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
         )
 
 
+@pytest.mark.integration
 def test_an_interrupted_sweep_continues(
     swept: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:

@@ -97,6 +97,7 @@ def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     return {"config": chosen, "best": best, "store": store}
 
 
+@pytest.mark.integration
 def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     trained: dict[str, Any], shards: dict[str, str]
 ) -> None:
@@ -140,10 +141,12 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     assert [m.value for m in history] == [each.ap for each in evaluations.read(run)]
 
 
+@pytest.mark.integration
 def test_the_same_command_again_finds_the_run_finished(trained: dict[str, Any]) -> None:
     assert launch.launch(trained["config"]) == trained["best"]
 
 
+@pytest.mark.integration
 def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same_numbers(
     trained: dict[str, Any], shards: dict[str, str]
 ) -> None:
@@ -164,6 +167,7 @@ def test_evaluations_that_wait_are_made_by_the_same_command_and_come_to_the_same
     assert [event.evaluation for event in done] == before
 
 
+@pytest.mark.integration
 def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the_next_start(
     trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_training_that_fails_ends_the_evaluation_beside_it_which_waits_for_the
     assert len(evaluations.waiting(run)) == 1 and evaluations.read(run) == []
 
 
+@pytest.mark.integration
 def test_another_configuration_under_the_same_name_is_refused(
     trained: dict[str, Any], shards: dict[str, str]
 ) -> None:
@@ -196,6 +201,7 @@ def test_another_configuration_under_the_same_name_is_refused(
         launch.launch(changed)
 
 
+@pytest.mark.integration
 def test_worker_counts_may_differ_when_a_run_is_continued(
     trained: dict[str, Any], shards: dict[str, str]
 ) -> None:
@@ -205,6 +211,7 @@ def test_worker_counts_may_differ_when_a_run_is_continued(
     )
 
 
+@pytest.mark.integration
 def test_evaluate_register_predict_agree(
     trained: dict[str, Any], shards: dict[str, str], small_coco: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +299,7 @@ def turned(small_coco: Path, ray_cluster: str, tmp_path_factory: pytest.TempPath
     return str(folder / "set")
 
 
+@pytest.mark.integration
 def test_classes_in_another_order_have_the_same_ap_and_that_is_said(
     trained: dict[str, Any],
     shards: dict[str, str],
@@ -323,6 +331,7 @@ def test_training_takes_a_val_set_with_its_classes_in_another_order(
     )
 
 
+@pytest.mark.integration
 def test_a_set_of_other_classes_is_refused_before_inference(
     trained: dict[str, Any], shards: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
