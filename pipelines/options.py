@@ -19,6 +19,8 @@ EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused"
     " by the gate, 5 interrupted, resumable"
 )
+YAML_HELP = "YAML with the names below, nested: `section:` and under it `field: value`"
+RECIPE_HELP = "; or the name of a recipe that comes with the program, such as small_r18"
 WIDTH = 100
 _KINDS = {int: "integer", float: "number", str: "text", bool: "true | false"}
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
@@ -144,13 +146,7 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
         description,
         "",
         "  --config FILE",
-        "        YAML with the names below, nested: `section:` and under it `field: value`"
-        + ("; or the" if "training" in fields else ""),
-        *(
-            ["        name of a recipe that comes with the program, such as small_r18"]
-            if "training" in fields
-            else []
-        ),
+        *_indented(YAML_HELP + (RECIPE_HELP if "training" in fields else ""), by=8),
         "  --debug",
         "        show the traceback of an error",
         f"  environment {ENVIRONMENT_PREFIX}SECTION__FIELD",

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
@@ -69,6 +69,15 @@ class PredictConfig(Section):
     )
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> PredictConfig:
+        if self.classes is not None and self.annotations is None:
+            raise ValueError(
+                f"classes {self.classes}: does nothing without --annotations, whose classes it"
+                " renames; give both"
+            )
+        return self
 
 
 def main(config: PredictConfig) -> None:

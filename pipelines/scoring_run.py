@@ -175,6 +175,8 @@ def predict_folder(
     for uri in (images, annotations, class_map):
         if uri is not None:
             preflight.check_readable(uri)
+    if files.size(images) is not None:
+        raise UsageError(f"--images {images}: is a file, a folder is needed; give its folder")
     for option, uri in (("annotations", annotations), ("classes", class_map)):
         if uri is not None and files.size(uri) is None:
             raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")

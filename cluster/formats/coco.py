@@ -13,6 +13,7 @@ its result took 3940 MB and 33 s (tests/benchmarks/prepare.py).
 from __future__ import annotations
 
 import gzip
+import zlib
 from array import array
 from collections import Counter
 from contextlib import nullcontext
@@ -82,6 +83,11 @@ def read_coco(annotations: str, images: str, keep: Keep = keep_all) -> Source:
         raise UsageError(
             f"{annotations}: there is no such annotation file; check --annotations"
         ) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{annotations}: the packed file is damaged or cut off ({files.reason(error)}); write"
+            " or download it again"
+        ) from error
     except OSError as error:
         raise UsageError(
             f"{annotations}: the annotation file cannot be read ({files.reason(error)}); check"
@@ -241,9 +247,11 @@ class _CocoLists:
         """
         used = set(self.integers[2::4])
         named = [one for one in self.categories if isinstance(one, dict) and "name" in one]
-        names = Counter(str(one["name"]) for one in named if one.get("id") in used)
+        names = Counter(str(one["name"]) for one in named if lookup_key(one.get("id")) in used)
         unused = [
-            one for one in named if one.get("id") not in used and names[str(one["name"])] == 1
+            one
+            for one in named
+            if lookup_key(one.get("id")) not in used and names[str(one["name"])] == 1
         ]
         self.findings.repairs[TWICE] += len(unused)
         return [one for one in self.categories if one not in unused]

@@ -59,10 +59,9 @@ class Plan:
 
     `images` are those of the sources under the names of their files; `sizes_I` are the files' sizes
     in bytes and `changed_I` the times of their last change in ns. `cuts` are positions in `images`,
-    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason),
-    `warnings` and `lost` (annotations that went with an image) are those known before any image is
-    read. `finished` is
-    the set where a former run has already written it.
+    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason), `warnings` and
+    `lost` (annotations that went with an image) are those known before any image is read.
+    `finished` is the set where a former run has already written it.
     """
 
     merged: MergedSources

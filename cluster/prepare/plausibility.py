@@ -70,8 +70,9 @@ def _of_source(images: Images, number: int, format: str) -> str:
     boxes_N4, owners_N = images.boxes_N4[mine_N], owners_N[mine_N]
     if not len(boxes_N4):
         return ""
-    # A share of the picture is never above 1, and a box of a pixel is no object.
-    if (boxes_N4[:, 2:] <= 1).all() and (boxes_N4 >= 0).all():
+    # A share of the picture is never above 1, and a box of a pixel is no object. The reader of VOC
+    # has subtracted 1 from the first corner.
+    if (boxes_N4[:, 2:] <= 1).all() and (boxes_N4 >= -1).all():
         return (
             f"all {len(boxes_N4)} boxes lie within one pixel: their numbers are probably shares of"
             " the picture; multiply them by its width and height"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import DataError, UsageError
+from cluster.formats.numbers import as_whole
 from cluster.storage import files
 
 
@@ -42,12 +43,13 @@ def _ids(entries: Any, uri: str, key: str, *, name: str) -> dict[str, int]:
     ids: dict[str, int] = {}
     for number, entry in enumerate(entries):
         given = entry.get(name) if isinstance(entry, dict) else None
-        if not isinstance(given, str) or type(entry.get("id")) is not int:
+        id_ = as_whole(entry.get("id")) if isinstance(entry, dict) else None
+        if not isinstance(given, str) or id_ is None:
             raise DataError(
-                f"annotations {uri}: {key}[{number}] has no {name!r} that is a text with an 'id'"
-                " that is a whole number"
+                f"annotations {uri}: {key}[{number}] must have {name!r}, a text, and 'id', a whole"
+                " number"
             )
-        if ids.setdefault(given, entry["id"]) != entry["id"]:
+        if ids.setdefault(given, id_) != id_:
             raise DataError(f"annotations {uri}: {key} has two ids for {given!r}; keep one")
     return ids
 

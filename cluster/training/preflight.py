@@ -42,6 +42,7 @@ def check(config: TrainConfig) -> Checked:
         check_reachable(uri)
     train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
     _check_sets(config, train_set, val_set)
+    classes = match_val(val_set, train_set.class_names)
     _check_profile(config, train_set)
     check_writable(config.run_uri)
     lease.refuse_held(config.run_uri)
@@ -55,15 +56,13 @@ def check(config: TrainConfig) -> Checked:
         begun=begun,
         defaults=default_identity(config),
     )
-    notes = match_val(val_set, train_set.class_names).notes("data.val")
-    return Checked(train_set, same, begun, run_uuid, notes)
+    return Checked(train_set, same, begun, run_uuid, classes.notes("data.val"))
 
 
 def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
         raise UsageError(f"{empty}: has no images; prepare it from annotations that list some")
-    match_val(val_set, train_set.class_names)
     unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
     if unknown:
         known = ", ".join(train_set.source_names)

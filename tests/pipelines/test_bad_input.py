@@ -199,12 +199,25 @@ CASES = [
         "instances_val.json: is a file, a folder is needed",
     ),
     (
+        "predict --model models:/cells@champion --images {good} --output {dir}/p --storage {dir}",
+        2,
+        "--images {good}: is a file, a folder is needed",
+    ),
+    (
         (
             "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
             " {dir} --annotations {dir}"
         ),
         2,
         "--annotations {dir}: is a folder, a file is needed",
+    ),
+    (
+        (
+            "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
+            " {dir} --classes {dir}/map.yaml"
+        ),
+        2,
+        "map.yaml: does nothing without --annotations",
     ),
     (
         (

@@ -108,7 +108,14 @@ def test_nothing_to_prepare(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "category",
-    [{"id": "seven", "name": "x"}, {"id": 7}, {"name": "x"}, "dog", {"id": True, "name": "x"}],
+    [
+        {"id": "seven", "name": "x"},
+        {"id": 7},
+        {"name": "x"},
+        "dog",
+        {"id": True, "name": "x"},
+        {"id": [7], "name": "x"},
+    ],
 )
 def test_a_category_without_id_or_name(tmp_path: Path, category: Any) -> None:
     with pytest.raises(DataError, match="must have an integer id and a name"):
@@ -313,6 +320,15 @@ def test_a_packed_file_is_read_as_it_is(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     first, second = (coco.read_coco(str(path), "images") for path in (plain, packed))
     assert tuple(first.images) == tuple(second.images) and first.digest == second.digest
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-30], lambda data: data[:20] + b"x" * 60])
+def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: Any) -> None:
+    read(tmp_path, annotations=[{**BOX, "id": number} for number in range(50)])
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(damage(gzip.compress((tmp_path / "coco.json").read_bytes())))
+    with pytest.raises(DataError, match="a.json.gz: the packed file is damaged or cut off"):
+        coco.read_coco(str(path), "images")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def test_corners_in_a_coco_file() -> None:
 def test_shares_of_the_picture() -> None:
     (line,) = warnings([(0.1, 0.2, 0.5, 0.9), (0, 0, 1, 1)])
     assert line.startswith("all 2 boxes lie within one pixel")
+    (line,) = warnings([(0.1 - 1, 0.2 - 1, 0.5, 0.9)], format="voc")
+    assert line.startswith("all 1 boxes lie within one pixel")
     assert warnings([(0.1, 0.2, 0.5, 0.9)], normalised=True, format="yolo") == ()
     assert warnings([(0.1, 0.2, 0.5, 0.9), (0, 0, 9, 9)]) == ()
 

@@ -64,12 +64,12 @@ def test_classes_that_the_json_does_not_have_need_a_map() -> None:
         ({"annotations": []}, "has no list 'images'; give a COCO JSON"),
         (
             {"images": [{"file_name": "a.jpg"}]},
-            r"images\[0\] has no 'file_name' that is a text with",
+            r"images\[0\] must have 'file_name', a text, and 'id'",
         ),
-        ({"images": [{"file_name": 5, "id": 1}]}, r"images\[0\] has no 'file_name'"),
-        ({"images": ["a.jpg"]}, r"images\[0\] has no 'file_name'"),
+        ({"images": [{"file_name": 5, "id": 1}]}, r"images\[0\] must have 'file_name'"),
+        ({"images": ["a.jpg"]}, r"images\[0\] must have 'file_name'"),
         ({"images": [], "categories": {}}, "has no list 'categories'"),
-        ({"images": [], "categories": [{"id": 1}]}, r"categories\[0\] has no 'name'"),
+        ({"images": [], "categories": [{"id": 1}]}, r"categories\[0\] must have 'name'"),
         (
             {"images": [{"file_name": "a", "id": 1}, {"file_name": "a", "id": 2}]},
             "images has two ids for 'a'; keep one",
@@ -84,8 +84,8 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, content: Any, wo
 
 def test_the_ids_of_a_json(tmp_path: Path) -> None:
     content = {
-        "images": [{"file_name": "a.jpg", "id": 7}],
-        "categories": [{"id": 3, "name": "cat", "supercategory": "pet"}],
+        "images": [{"file_name": "a.jpg", "id": 7.0}],
+        "categories": [{"id": "3", "name": "cat", "supercategory": "pet"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert read_coco_ids(str(tmp_path / "a.json")) == CocoIds(

@@ -36,6 +36,16 @@ class Batches:
         return [self.table]
 
 
+def scored_as(monkeypatch: pytest.MonkeyPatch, uris: list[str], rows: list[Scored]) -> None:
+    """In place of the network: these rows for these files."""
+    table = pa.Table.from_pylist(
+        [{"uri": uri, **vars(row)} for uri, row in zip(uris, rows, strict=True)],
+        schema=pa.schema([pa.field("uri", pa.string()), *actors.SCORED]),
+    )
+    monkeypatch.setattr(datasets, "file_rows", lambda uris, workers: None)
+    monkeypatch.setattr(actors, "score", lambda *_, **__: Batches(table))
+
+
 def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, folder = tmp_path / "package", tmp_path / "out"
     package.mkdir()
@@ -45,12 +55,7 @@ def test_files_and_summary_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     uris = [f"{tmp_path}/a.png", f"{tmp_path}/broken.png", f"{tmp_path}/unnamed.png"]
     detected = Scored("ok", None, 40, 60, ((10.0, 5.0, 30.0, 25.0),), (0.75,), (1,), ("platelet",))
     rows = [detected, Scored("error", "it cannot be decoded"), detected]
-    table = pa.Table.from_pylist(
-        [{"uri": uri, **vars(row)} for uri, row in zip(uris, rows, strict=True)],
-        schema=pa.schema([pa.field("uri", pa.string()), *actors.SCORED]),
-    )
-    monkeypatch.setattr(datasets, "file_rows", lambda uris, workers: None)
-    monkeypatch.setattr(actors, "score", lambda *_, **__: Batches(table))
+    scored_as(monkeypatch, uris, rows)
 
     summary = predict(
         str(package),
@@ -96,12 +101,7 @@ def test_results_are_complete_when_a_picture_cannot_be_drawn(
     (pictures / "a.png").rename(pictures / long)
     uris = [f"{pictures}/gone.png", f"{pictures}/strip.png", f"{pictures}/{long}"]
     detected = Scored("ok", None, 40, 60, ((1.0, 5.0, 3.0, 25.0),), (0.75,), (0,), ("cell",))
-    table = pa.Table.from_pylist(
-        [{"uri": uri, **vars(detected)} for uri in uris],
-        schema=pa.schema([pa.field("uri", pa.string()), *actors.SCORED]),
-    )
-    monkeypatch.setattr(datasets, "file_rows", lambda uris, workers: None)
-    monkeypatch.setattr(actors, "score", lambda *_, **__: Batches(table))
+    scored_as(monkeypatch, uris, [detected] * len(uris))
     summary = predict(
         str(package),
         uris,
