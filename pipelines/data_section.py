@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.compute.session import RayConfig
 from cluster.formats.read import READERS, Format
+from cluster.prepare.plausibility import Fault
 
 if TYPE_CHECKING:
     from cluster.formats.read import SourcePaths
     from cluster.prepare.plan import Plan
     from cluster.prepare.write import Prepared
+    from cluster.reports.anchor_fit import View
     from cluster.shards.index import ShardSet
 
 ANNOTATIONS = ", ".join(reader.annotations for reader in READERS.values())
@@ -107,6 +109,13 @@ class DataSection(BaseModel):
         description="the same for the annotations of images that are not left out",
     )
 
+    accept: tuple[Fault, ...] = Field(
+        default=(),
+        description=(
+            "faults for which the set is not refused, although it cannot be trained on or scored"
+        ),
+    )
+
     @model_validator(mode="after")
     def _one_kind_of_source(self) -> DataSection:
         if self.sources and (self.annotations or self.images):
@@ -140,10 +149,12 @@ def prepare_shards(
     against: tuple[str, ...] = (),
     overwrite: bool = False,
     ray: RayConfig,
+    view: View,
 ) -> tuple[Plan, Prepared]:
     """Write the shard set, or find it finished; without an `output`, look at everything and write
-    nothing. `against` are shard sets beside those of the section. Connects Ray only where there is
-    work. Errors: see `plan_shards` and `write_shards`.
+    nothing. `against` are shard sets beside those of the section. The report is made for the
+    network of `view`. Connects Ray only where there is work. Errors: see `plan_shards` and
+    `write_shards`.
     """
     from cluster.compute.session import connect
     from cluster.prepare.plan import Options, plan_shards
@@ -164,19 +175,29 @@ def prepare_shards(
             max_quarantined_annotations=section.max_quarantined_annotations,
             drop_duplicates=section.duplicates == "drop",
             against=(*against, *section.against),
+            accept=section.accept,
         ),
     )
     if plan.finished is None:
         connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    return plan, write_shards(plan, say=lambda line: print(line, flush=True))
+    return plan, write_shards(plan, view=view, say=lambda line: print(line, flush=True))
 
 
-def summary(prepared: Prepared) -> list[str]:
-    """What came of it, in lines for a terminal."""
+def summary(prepared: Prepared, view: View | None = None) -> list[str]:
+    """What came of it, in lines for a terminal; with a `view`, also how its anchors fit."""
+    from cluster.reports import anchor_fit
     from cluster.reports.summary import summary_lines
+    from cluster.shards import statistics
 
-    lines = [f"set         {prepared.shard_set.uri}"] if prepared.shard_set is not None else []
-    return lines + summary_lines(prepared.index, prepared.quarantined)
+    shard_set = prepared.shard_set
+    lines = summary_lines(prepared.index, prepared.quarantined)
+    if shard_set is None:
+        return lines
+    if view is not None:
+        objects = statistics.read(shard_set).objects()
+        unfit = anchor_fit.warning(objects, shard_set.class_names, view)
+        lines += [f"warning     {unfit}"] if unfit else []
+    return [f"set         {shard_set.uri}", *lines]
 
 
 # What does not change the bytes of the shard set, or is in the identity in another form.
@@ -186,6 +207,7 @@ NOT_IDENTITY = {
     "format",
     "sources",
     "against",
+    "accept",
     "max_quarantined",
     "max_quarantined_annotations",
 }

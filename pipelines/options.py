@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -70,6 +70,8 @@ def takes(field: FieldInfo) -> str:
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     optional = type(None) in get_args(field.annotation)
     kind = kinds[0] if optional else field.annotation
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     rules = [
@@ -92,6 +94,8 @@ def _kind_in_words(kind: Any) -> str:
     if is_mapping(kind):
         example = '{"a":1,"b":2}' if inner[1] in (int, float) else '{"a":"x","b":"y"}'
         return f"JSON, {_KINDS.get(inner[1], 'value')}s by name such as {example}"
+    if get_origin(inner[0]) is Literal:
+        return f"some of {', '.join(map(str, get_args(inner[0])))}, with commas between"
     exactly = "" if ... in inner or len(inner) == 1 else f", exactly {len(inner)}"
     return f"{_KINDS.get(inner[0], 'value')}s with commas between{exactly}"
 

@@ -26,7 +26,7 @@ class PredictConfig(Section):
     )
     images: str = Field(
         description=(
-            "folder or s3://bucket/prefix; all files below it with the suffix of an image are read"
+            "folder or s3://bucket/prefix, of which all pictures are read, or a single picture"
         )
     )
     output: str = Field(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from cluster.compute.session import RayConfig
+from detector.image_config import CanvasConfig
 from pipelines.command_line import run_verb
 from pipelines.data_section import DataSection
 
@@ -26,6 +27,7 @@ class PrepareConfig(DataSection):
     overwrite: bool = Field(
         default=False, description="replace a shard set of other sources or options at the output"
     )
+    canvas: CanvasConfig = CanvasConfig.model_validate({})
     ray: RayConfig = Field(default=RayConfig(), description="where the work runs")
 
     @model_validator(mode="after")
@@ -36,18 +38,24 @@ class PrepareConfig(DataSection):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster.prepare.plan import check_shares
+    from cluster.prepare.plan import check_shares, refuse_implausible
+    from cluster.reports.anchor_fit import DEFAULT_VIEW, View
     from pipelines.data_section import prepare_shards, summary
 
+    view = View(config.canvas, DEFAULT_VIEW.anchors)
     plan, prepared = prepare_shards(
         config,
         output=None if config.check else config.output,
         overwrite=config.overwrite,
         ray=config.ray,
+        view=view,
     )
-    print("\n".join(summary(prepared)))
+    # Without a canvas nobody knows yet which network it will be.
+    given = "canvas" in config.model_fields_set
+    print("\n".join(summary(prepared, view if given else None)))
     if config.check:
         check_shares(plan, prepared.quarantined)
+        refuse_implausible(plan)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class RunConfig(TrainSections):
     pictures: str | None = Field(
         default=None,
         description=(
-            "folder or s3://bucket/prefix of the images to predict on at the end; unset: the"
-            " images of data.val, with their ids"
+            "folder or s3://bucket/prefix of the images to predict on at the end, or a single"
+            " image; unset: the images of data.val, with their ids"
         ),
     )
     overlays: int = Field(

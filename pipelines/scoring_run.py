@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cluster.scoring import predict as prediction
 from cluster.scoring.evaluate_package import evaluate_package
 from cluster.shards.classes import match_classes, read_class_map
 from cluster.shards.index import open_shard_set
+from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
 from cluster.tracking.config import TrackingConfig, check_server, tracking_uri
 from cluster.tracking.evaluation import log_evaluation
@@ -72,13 +74,15 @@ def evaluate(
     storage: str,
 ) -> Evaluated:
     """Score a detector on the shard set `data`: the best checkpoint of the training run in the
-    folder `run`, whose MLflow run then has the result too, or a registered `model`.
+    folder `run`, whose MLflow run then has the result too, or a registered `model`. `DataError`
+    where the set has no object.
 
     `output` may be left out with `run`: it is a folder in that of the run. `class_map` is the URI
     of a file for `read_class_map`. `UsageError` where the classes of the set are not the model's.
     """
     preflight.check_reachable(data)
     shard_set = open_shard_set(data)
+    read_objects(shard_set, subject=f"data {shard_set.uri}")
     best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
     output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
     preflight.check_writable(output)
@@ -167,16 +171,15 @@ def predict_folder(
     tracking: TrackingConfig,
     storage: str,
 ) -> Predicted:
-    """`predict_images` for all images below a folder. The ids of images and classes in the results
-    are those of a COCO JSON or, without `annotations`, the positions in the sorted list, from 1,
-    and the ids that the model was trained with. `class_map`: as for `evaluate`.
+    """`predict_images` for all images below a folder, or for one image. The ids of images and
+    classes in the results are those of a COCO JSON or, without `annotations`, the positions in the
+    sorted list, from 1, and the ids that the model was trained with. `class_map`: as for
+    `evaluate`.
     """
     images = uris.absolute(images)
     for uri in (images, annotations, class_map):
         if uri is not None:
             preflight.check_readable(uri)
-    if files.size(images) is not None:
-        raise UsageError(f"--images {images}: is a file, a folder is needed; give its folder")
     for option, uri in (("annotations", annotations), ("classes", class_map)):
         if uri is not None and files.size(uri) is None:
             raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")
@@ -187,7 +190,8 @@ def predict_folder(
     theirs = None
     if annotations is not None:
         theirs = coco_ids.read_coco_ids(annotations)
-        ids = coco_ids.ids_of_images(pictures, images, theirs)
+        folder = posixpath.dirname(images) if pictures == [images] else images
+        ids = coco_ids.ids_of_images(pictures, folder, theirs)
     return predict_images(
         model,
         {uri: ids.get(uri) for uri in pictures},

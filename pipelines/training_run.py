@@ -49,6 +49,8 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     checked = preflight.check(config)
     for note in checked.notes:
         print(f"note: {note}")
+    for warning in checked.warnings:
+        print(f"warning: {warning}")
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
     resources.check_resources(
         placement.needs(config), what=_request(config), autoscaling=ray.autoscaling

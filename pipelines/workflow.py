@@ -92,11 +92,17 @@ def _prepare(
     section = checked.config.data.train if split == "train" else checked.config.data.val
 
     def call(folder: str, results: Results) -> None:
+        from cluster.reports.anchor_fit import View
         from pipelines.data_section import prepare_shards, summary
 
+        config = checked.config
         against = tuple(results[other].folder for other in inputs)
         _, prepared = prepare_shards(
-            section, output=folder, against=against, ray=checked.config.ray
+            section,
+            output=folder,
+            against=against,
+            ray=config.ray,
+            view=View(config.canvas, config.model.anchors),
         )
         print("\n".join(summary(prepared)))
 

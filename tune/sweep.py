@@ -96,7 +96,8 @@ def sweep(
     check_writable(config.storage)
     check_server(mlflow_uri)
     uri = sweep_uri(config.storage, config.name)
-    check(config, budget, uri)
+    for warning in check(config, budget, uri).warnings:
+        say(f"warning: {warning}")
     records = read_results(uri)
     if records is not None:
         say(f"{uri}: this sweep is finished; nothing was tried again")
@@ -119,9 +120,10 @@ def sweep(
     return Swept(uri, config, records, mlflow_uri)
 
 
-def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
+def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> preflight.Checked:
     """Check what can be wrong before any machine is used: data, storage, the weight file, the
-    sweep's name. Claims the folder.
+    sweep's name. Claims the folder. Returns the check of a trial with the values of the
+    configuration.
     """
     try:
         first = trial_config(config, sweep, uri, space.given(config, sweep.space))
@@ -131,10 +133,10 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> None:
             f"sweep: its trials cannot be trained: {reason} (in a trial, sweep.workers,"
             " sweep.cpus_per_worker and sweep.gpus_per_worker replace those of training)"
         ) from error
-    identity = preflight.check(first).identity | {
-        "sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)
-    }
+    checked = preflight.check(first)
+    identity = checked.identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
     run_folder.claim(uri, config.model_dump(mode="json"), identity, begun=bool(read_records(uri)))
+    return checked
 
 
 def processes(sweep: SweepConfig) -> list[dict[str, float]]:

@@ -31,6 +31,10 @@ STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
 BOXES_TURNED = "images whose boxes were annotated before the EXIF turn, turned with the picture"
 WRONG_SIZE = "image sizes wrong in the annotations, taken from the pixels"
 SCALED = "images of another size than in the annotations, whose boxes were scaled with them"
+OTHER_SHAPE = (
+    "its annotations are for a picture of another shape; leave the size out of them if the boxes"
+    " are right"
+)
 BOXES_CLIPPED = "boxes clipped to the picture"
 
 Outcome = tuple[Row | None, list[Quarantined], Counter[str]]
@@ -79,11 +83,14 @@ def ingest_image(
             image = _turn_annotations(image, turn)
             repairs[BOXES_TURNED] += 1
     if image.normalised:
-        image = _scale_annotations(image, height=height, width=width)
+        image = _scale_boxes(image, down=height, across=width)
     if image.height is not None and (image.height, image.width) != (height, width):
-        scaled = _scaled_with_picture(image, height=height, width=width)
-        repairs[WRONG_SIZE if scaled is None else SCALED] += 1
-        image = scaled or image
+        fitted = _fit_boxes(image, height=height, width=width)
+        if fitted is None:
+            fault = f"{OTHER_SHAPE} ({image.height}x{image.width}, the file has {height}x{width})"
+            return None, [leave_out(image, fault, category_ids=category_ids)], Counter()
+        image, repair = fitted
+        repairs[repair] += 1
     annotations, dropped, clipped = clip_annotations(
         image.annotations, height=height, width=width, image=image, category_ids=category_ids
     )
@@ -104,16 +111,30 @@ def ingest_image(
     return row, dropped, repairs
 
 
-def _scaled_with_picture(image: ImageRecord, *, height: int, width: int) -> ImageRecord | None:
-    """The image with the boxes that belong to its stored size of `height` x `width` px; None where
-    that has another aspect than the size in the annotations, to which the boxes belong.
+def _fit_boxes(image: ImageRecord, *, height: int, width: int) -> tuple[ImageRecord, str] | None:
+    """The image with its boxes where they belong on its file of `height` x `width` px, which is not
+    the size in the annotations, and the name of the repair. None where nobody can tell.
     """
-    if not image.height or not image.width or image.height == height or image.width == width:
-        return None
-    down, across = height / image.height, width / image.width
+    stored, given = (height, width), (image.height or 1, image.width or 1)
+    fit_stored, fit_given = _boxes_inside(image, *stored), _boxes_inside(image, *given)
+    turned = given == (width, height) and fit_stored == len(image.annotations)
+    same = max(abs(given[0] - height), abs(given[1] - width)) <= 1
+    if not image.annotations or fit_stored > fit_given or turned or same:
+        return image, WRONG_SIZE
+    down, across = height / given[0], width / given[1]
     # A resized picture has other sides in both directions, and either was rounded to a pixel.
-    if abs(image.height * across - height) > 1 and abs(image.width * down - width) > 1:
+    one_pixel = abs(given[0] * across - height) <= 1 or abs(given[1] * down - width) <= 1
+    if given[0] == height or given[1] == width or not one_pixel:
         return None
+    return _scale_boxes(image, down=down, across=across), SCALED
+
+
+def _boxes_inside(image: ImageRecord, height: int, width: int) -> int:
+    """How many boxes lie in a picture of this size; boxes may count from 1."""
+    return sum(one.box[2] <= width + 1 and one.box[3] <= height + 1 for one in image.annotations)
+
+
+def _scale_boxes(image: ImageRecord, *, down: float, across: float) -> ImageRecord:
     annotations = tuple(
         one._replace(
             box=tuple(
@@ -165,15 +186,6 @@ def _turn_annotations(image: ImageRecord, turn: int) -> ImageRecord:
         for one in image.annotations
     )
     return image._replace(height=width, width=height, annotations=annotations)
-
-
-def _scale_annotations(image: ImageRecord, *, height: int, width: int) -> ImageRecord:
-    """Boxes in fractions of the picture become boxes in px."""
-    annotations = []
-    for one in image.annotations:
-        x1, y1, x2, y2 = one.box
-        annotations.append(one._replace(box=(x1 * width, y1 * height, x2 * width, y2 * height)))
-    return image._replace(annotations=tuple(annotations))
 
 
 def _turn_box(box: Box, turn: int, *, height: int, width: int) -> Box:

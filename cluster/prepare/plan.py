@@ -20,7 +20,7 @@ from cluster.formats.annotations import Images, Source
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
 from cluster.prepare.listing import ListedImages, match_files
 from cluster.prepare.output import refuse_sources
-from cluster.prepare.plausibility import implausible
+from cluster.prepare.plausibility import Fault, Finding, implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
 from cluster.shards.index import INDEX, IndexedSource, ShardSet, open_shard_set
@@ -33,7 +33,8 @@ Split = Literal["all", "train", "val"]
 
 @dataclass(frozen=True)
 class Options:
-    """How sources become a set. All but the `max_quarantined` limits are part of its identity.
+    """How sources become a set. All but `accept` and the `max_quarantined` limits are part of its
+    identity.
 
     `max_quarantined` and `max_quarantined_annotations` are shares, 0 to 1, of the images and the
     annotations listed. `drop_duplicates` leaves out pictures that occur twice or are in one of the
@@ -51,6 +52,7 @@ class Options:
     max_quarantined_annotations: float = 0.05
     drop_duplicates: bool = False
     against: tuple[str, ...] = ()
+    accept: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Plan:
 
     `images` are those of the sources under the names of their files; `sizes_I` are the files' sizes
     in bytes and `changed_I` the times of their last change in ns. `cuts` are positions in `images`,
-    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason), `warnings` and
+    one array a shard. `quarantined`, `repairs`, `passed_over` (files by reason), `findings` and
     `lost` (annotations that went with an image) are those known before any image is read.
     `finished` is the set where a former run has already written it.
     """
@@ -75,7 +77,7 @@ class Plan:
     quarantined: tuple[Quarantined, ...]
     repairs: dict[str, int]
     passed_over: dict[str, int]
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     lost: int
     fingerprint: str
     finished: ShardSet | None
@@ -160,13 +162,14 @@ def plan_shards(
         quarantined=(*merged.source.quarantined, *listed.quarantined),
         repairs=merged.source.repairs | listed.repairs,
         passed_over={**merged.source.passed_over, **listed.passed_over},
-        warnings=implausible(merged),
+        findings=implausible(merged),
         lost=merged.source.lost + int(counts_I.sum() - counts_I[listed.usable].sum()),
         fingerprint=fingerprint,
         finished=finished,
     )
     if plan.finished is None and output is not None:
         check_shares(plan, plan.quarantined)
+        refuse_implausible(plan)
     return plan
 
 
@@ -244,6 +247,13 @@ def _find_finished(output: str, fingerprint: str) -> ShardSet | None:
             " folder or say --overwrite true"
         )
     return shard_set
+
+
+def refuse_implausible(plan: Plan) -> None:
+    """`DataError` where the set cannot be trained on or scored, and this was not accepted."""
+    for sentence, fault in plan.findings:
+        if fault is not None and fault not in plan.options.accept:
+            raise DataError(f"{sentence}; where that is meant, say --accept {fault}")
 
 
 def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:

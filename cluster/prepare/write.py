@@ -16,6 +16,7 @@ from cluster.prepare.output import remove_other_shards
 from cluster.prepare.plan import Plan, check_shares
 from cluster.prepare.shard_job import PROGRESS, ShardReport
 from cluster.prepare.tasks import drop_images, run_or_find
+from cluster.reports.anchor_fit import DEFAULT_VIEW, View
 from cluster.reports.summary import duplicate_sentences
 from cluster.shards.index import INDEX, Counts, Index, ShardSet, set_digest, write_index
 from cluster.shards.quarantine import Quarantined, read_quarantine, write_quarantine
@@ -33,9 +34,11 @@ class Prepared:
     shard_set: ShardSet | None
 
 
-def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
+def write_shards(
+    plan: Plan, *, view: View = DEFAULT_VIEW, say: Callable[[str], None] = print
+) -> Prepared:
     """Carry out a plan on the connected Ray cluster and publish the index last. Without an output,
-    look at every image and write nothing.
+    look at every image and write nothing. The report shows how the anchors of `view` fit.
 
     `DataError` when more than allowed had to be left out; the quarantine is written first, so that
     the user can read it.
@@ -43,6 +46,8 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     if plan.finished is not None:
         say(f"{plan.output}: reusing the shard set that is already there")
         quarantined = read_quarantine(plan.finished.uri)
+        if view != DEFAULT_VIEW:
+            _write_report(plan.finished, quarantined, view)
         return Prepared(plan.finished.index, quarantined, plan.finished)
     others = duplicates.pictures_by_digest(plan.options.against)
     if plan.output is not None:
@@ -70,22 +75,23 @@ def write_shards(plan: Plan, *, say: Callable[[str], None] = print) -> Prepared:
     shards = tuple(report.shard for report in reports if report.shard is not None)
     index = replace(index, shards=shards)
     remove_other_shards(plan.output, {shard.name for shard in shards})
-    _publish_findings(plan.output, index, quarantined)
+    # quarantine.parquet and report.html lie beside shards that have no index.json yet.
+    write_quarantine(plan.output, quarantined)
+    found = replace(index, set_digest=set_digest(index.categories, index.shards))
+    _write_report(ShardSet(plan.output, found), quarantined, view)
     shard_set = write_index(plan.output, index)
     files.delete_folder(uris.join(plan.output, PROGRESS))
     return Prepared(shard_set.index, quarantined, shard_set)
 
 
-def _publish_findings(output: str, index: Index, quarantined: Sequence[Quarantined]) -> None:
-    """Write quarantine.parquet and report.html beside shards that have no index.json yet."""
+def _write_report(shard_set: ShardSet, quarantined: Sequence[Quarantined], view: View) -> None:
     # It imports torch, which nothing before needs.
     from cluster.reports.data_report import write_report
 
-    write_quarantine(output, quarantined)
-    index = replace(index, set_digest=set_digest(index.categories, index.shards))
+    index = shard_set.index
     doubled = [sentence for _, sentence in duplicate_sentences(index.duplicates)]
     notes = [*index.warnings, *doubled]
-    write_report(ShardSet(output, index), quarantined, repairs=index.repairs, notes=notes)
+    write_report(shard_set, quarantined, repairs=index.repairs, notes=notes, view=view)
 
 
 def _to_index(
@@ -127,6 +133,6 @@ def _to_index(
         fingerprint=plan.fingerprint,
         repairs=dict(sorted(repairs.items())),
         passed_over=dict(sorted(plan.passed_over.items())),
-        warnings=plan.warnings,
+        warnings=tuple(finding.sentence for finding in plan.findings),
         duplicates=duplicates.to_index(doubled),
     )

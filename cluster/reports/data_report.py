@@ -8,20 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cluster.reports import histograms
+from cluster.reports.anchor_fit import DEFAULT_VIEW, View, best_iou_of_objects
 from cluster.reports.html import BarRow, render
 from cluster.reports.pictures import sample_pictures
 from cluster.shards.format import REPORT
 from cluster.shards.index import ShardSet
 from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason
-from cluster.shards.statistics import Annotations, boxes_on_canvas, read
+from cluster.shards.statistics import Annotations, read
 from cluster.storage import files
 from cluster.storage.uris import join
-from detector.anchors import best_iou
-from detector.image_config import CanvasConfig
-from detector.model_config import AnchorConfig
 
 SAMPLES = 12
 MOST_CLASSES = 40
@@ -38,19 +35,18 @@ def write_report(
     *,
     repairs: Mapping[str, int],
     notes: Sequence[str] = (),
+    view: View = DEFAULT_VIEW,
 ) -> str:
     """Publish report.html in the folder of the set and return its URI. Needs the shards but not
     index.json.
 
     `repairs` counts what was repaired; `notes` are sentences for the reader, such as that pictures
-    are in another split too. The pictures come from few row groups, everything else from the
-    annotation columns. `DataError` where a shard or a picture in it cannot be read.
+    are in another split too; the coverage by anchors is that of `view`. The pictures come from few
+    row groups, everything else from the annotation columns. `DataError` where a shard or a picture
+    in it cannot be read.
     """
     annotations = read(shard_set)
     objects = annotations.objects()
-    canvas, anchors = CanvasConfig().canvases[0], AnchorConfig()
-    boxes_N4 = boxes_on_canvas(objects, canvas=canvas)
-    best_iou_N = best_iou(torch.from_numpy(boxes_N4), *canvas, **anchors.model_dump()).numpy()
     page = render(
         "data_report.html.j2",
         uri=shard_set.uri,
@@ -62,10 +58,10 @@ def write_report(
         object_sizes=histograms.object_sizes(objects),
         shapes=histograms.shapes(objects),
         objects_per_image=histograms.objects_per_image(objects),
-        image_sizes=histograms.image_sizes(annotations, canvas),
-        canvas=canvas,
-        coverage=histograms.coverage(objects, best_iou_N),
-        anchors_text=_describe_anchors(anchors, canvas),
+        image_sizes=histograms.image_sizes(annotations, view.place(annotations)),
+        canvas=view.describe_canvas(),
+        coverage=histograms.coverage(objects, best_iou_of_objects(objects, view)),
+        anchors_text=_describe_anchors(view),
         repairs=list(repairs.items()),
         left_out=_left_out(quarantined),
         quarantine_file=QUARANTINE,
@@ -144,14 +140,15 @@ def _class_table(objects: Annotations, names: list[str]) -> _ClassTable:
     )
 
 
-def _describe_anchors(anchors: AnchorConfig, canvas: tuple[int, int]) -> str:
+def _describe_anchors(view: View) -> str:
+    anchors, default = view.anchors, " default" if view == DEFAULT_VIEW else ""
     sizes = ", ".join(f"{value:g}" for value in anchors.base_sizes)
     ratios = ", ".join(f"{value:g}" for value in anchors.ratios)
     scales = ", ".join(f"{value:.3g}" for value in anchors.scales)
     return (
-        f"The highest IoU of each object with any of the default anchors (base sizes {sizes} px,"
-        f" scales {scales}, ratios {ratios}), the picture scaled to the default canvas of"
-        f" {canvas[1]} x {canvas[0]} px. Best possible recall: the share of objects where it is 0.5"
+        f"The highest IoU of each object with any of the{default} anchors (base sizes"
+        f" {sizes} px, scales {scales}, ratios {ratios}), the picture scaled to"
+        f" {view.describe_canvas()}. Best possible recall: the share of objects where it is 0.5"
         " or more. Where it is low, try a larger canvas or smaller --model.anchors.base_sizes."
     )
 

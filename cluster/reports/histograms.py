@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.reports.html import Bar, BarRow, Histogram
-from cluster.shards.statistics import COCO_SIDES, SIZES, Annotations, canvas_factors
+from cluster.shards.statistics import COCO_SIDES, SIZES, Annotations, Placement
 
 MOST_SIZES = 9
 """Image sizes that get a bar of their own."""
@@ -99,7 +99,7 @@ class ImageSizes:
     scaling: str
 
 
-def image_sizes(annotations: Annotations, canvas: tuple[int, int]) -> ImageSizes:
+def image_sizes(annotations: Annotations, placement: Placement) -> ImageSizes:
     images = len(annotations.heights_I)
     if not images:
         return ImageSizes([], "")
@@ -113,8 +113,7 @@ def image_sizes(annotations: Annotations, canvas: tuple[int, int]) -> ImageSizes
     if others := len(counts) - len(order):
         rest = int(counts.sum() - counts[order].sum())
         rows.append(BarRow(f"{others:,} other sizes", rest / images, f"{rest:,}", "medium"))
-    factors_I2 = canvas_factors(annotations.heights_I, annotations.widths_I, canvas=canvas)
-    low, middle, high = np.quantile(factors_I2.mean(axis=1), (0, 0.5, 1))
+    low, middle, high = np.quantile(placement.factors_I2.mean(axis=1), (0, 0.5, 1))
     return ImageSizes(
         rows,
         f"Scaled by {middle:.2f} to fit the canvas (median; {low:.2f} to {high:.2f}).",

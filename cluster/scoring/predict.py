@@ -19,8 +19,8 @@ from cluster.runs.package_files import read_classes
 from cluster.scoring import actors
 from cluster.scoring.actors import Scored
 from cluster.storage import files
-from cluster.storage.pictures import PREDICTIONS, Pictures, list_pictures
-from detector.image import decode_image
+from cluster.storage.pictures import PREDICTIONS, Pictures, is_picture, list_pictures
+from detector.image import FORMATS, decode_image
 from detector.plots import overlay_figure
 
 RESULTS, SUMMARY = "coco_results.json", "summary.json"
@@ -71,7 +71,16 @@ class Summary:
 
 
 def list_images(uri: str) -> Pictures:
-    """All pictures below `uri`. `DataError` where there is none."""
+    """All pictures below `uri`, or `uri` itself if it is a picture. `DataError` where there is
+    none.
+    """
+    if files.size(uri) is not None:
+        if not is_picture(uri):
+            raise DataError(
+                f"{uri}: is a file and no picture that can be read ({', '.join(FORMATS)}); give a"
+                " picture, or a folder of pictures"
+            )
+        return Pictures([uri], {}, {})
     found = list_pictures(uri)
     if not found.uris:
         there = {**found.passed_over, **found.others}

@@ -1,6 +1,7 @@
 """The annotations of a whole shard set as arrays, and the choice of sample images from it.
 
-Shapes: I images, N boxes; in the choice of samples C cells, P pairs of an image and a cell in it.
+Shapes: I images, N boxes, C canvases; in the choice of samples C cells, P pairs of an image and a
+cell in it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pyarrow.compute import (
     list_value_length,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from cluster.errors import DataError
 from cluster.shards.format import first_rows
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns, read_row_group
@@ -53,14 +55,21 @@ class Annotations:
 
     def objects(self) -> Annotations:
         """The annotations without crowds."""
-        single_N = ~self.crowd_N
+        return self.where(~self.crowd_N)
+
+    def every(self, nth: int) -> Annotations:
+        """Every `nth` box."""
+        return self.where(slice(None, None, nth))
+
+    def where(self, chosen: np.ndarray | slice) -> Annotations:
+        """The boxes that a mask or a slice chooses."""
         return replace(
             self,
-            image_N=self.image_N[single_N],
-            boxes_N4=self.boxes_N4[single_N],
-            labels_N=self.labels_N[single_N],
-            crowd_N=self.crowd_N[single_N],
-            area_N=self.area_N[single_N],
+            image_N=self.image_N[chosen],
+            boxes_N4=self.boxes_N4[chosen],
+            labels_N=self.labels_N[chosen],
+            crowd_N=self.crowd_N[chosen],
+            area_N=self.area_N[chosen],
         )
 
 
@@ -85,26 +94,56 @@ def read(shard_set: ShardSet) -> Annotations:
     )
 
 
-def canvas_factors(
-    heights_I: np.ndarray, widths_I: np.ndarray, *, canvas: tuple[int, int]
-) -> np.ndarray:
-    """float64 (I, 2): the (y, x) factors from each image to the canvas (height, width). They are
-    those of `placement.place_picture` at the largest scale that fits.
+def read_objects(shard_set: ShardSet, *, subject: str) -> Annotations:
+    """The annotations without crowds. `DataError`, which names the `subject`, where there is
+    none.
+    """
+    objects = read(shard_set).objects()
+    if not len(objects.labels_N):
+        raise DataError(
+            f"{subject}: none of its {shard_set.num_rows} images has an object (crowds do not"
+            " count), so there is nothing to learn or score; prepare it from other annotations"
+        )
+    return objects
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where evaluation puts each image: the number of its canvas, and the (y, x) factors from the
+    image to it. They are those of `placement.place_picture`.
+    """
+
+    canvas_I: np.ndarray
+    factors_I2: np.ndarray
+
+    def boxes(self, annotations: Annotations) -> np.ndarray:
+        """float32 (N, 4): the boxes as the network sees them, XYXY px on the canvas of their
+        image.
+        """
+        # (y, x) -> (x, y, x, y)
+        factors_N4 = self.factors_I2[annotations.image_N][:, [1, 0, 1, 0]]
+        return (annotations.boxes_N4 * factors_N4).astype(np.float32)
+
+
+def place_images(
+    heights_I: np.ndarray,
+    widths_I: np.ndarray,
+    *,
+    canvases: Sequence[tuple[int, int]],
+    long_side: int | None = None,
+) -> Placement:
+    """Images on the canvases (height, width), as `placement.preferred_canvas` and
+    `placement.fit_scale` place them.
     """
     sides_I2 = np.stack([heights_I, widths_I], axis=1)
-    scale_I1 = (np.array(canvas) / sides_I2).min(axis=1, keepdims=True)
-    return np.maximum(1, np.rint(sides_I2 * scale_I1)) / sides_I2
-
-
-def boxes_on_canvas(annotations: Annotations, *, canvas: tuple[int, int]) -> np.ndarray:
-    """float32 (N, 4): the boxes as the network sees them in evaluation, XYXY px on the canvas
-    (height, width).
-    """
-    factors_I2 = canvas_factors(annotations.heights_I, annotations.widths_I, canvas=canvas)
-    # (y, x) -> (x, y, x, y)
-    return (annotations.boxes_N4 * factors_I2[annotations.image_N][:, [1, 0, 1, 0]]).astype(
-        np.float32
-    )
+    # From the smallest canvas on: of several on which an image becomes equally large, the first is
+    # taken.
+    order = sorted(range(len(canvases)), key=lambda i: canvases[i][0] * canvases[i][1])
+    scale_CI = np.stack([(np.array(canvases[i]) / sides_I2).min(axis=1) for i in order])
+    if long_side is not None:
+        scale_CI = np.minimum(scale_CI, long_side / sides_I2.max(axis=1))
+    factors_I2 = np.maximum(1, np.rint(sides_I2 * scale_CI.max(axis=0)[:, None])) / sides_I2
+    return Placement(np.array(order)[scale_CI.argmax(axis=0)], factors_I2)
 
 
 def choose_samples(

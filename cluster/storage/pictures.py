@@ -70,7 +70,7 @@ def list_pictures(folder: str) -> Pictures:
         else:
             other[suffix] += 1
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        for uri, found in zip(unnamed, pool.map(_is_picture, unnamed), strict=True):
+        for uri, found in zip(unnamed, pool.map(is_picture, unnamed), strict=True):
             if found:
                 pictures.append(uri)
             else:
@@ -90,7 +90,8 @@ def is_left_by_tools(name: str) -> bool:
     return any(part.startswith(".") or part.lower() in LEFT_BY_TOOLS for part in name.split("/"))
 
 
-def _is_picture(uri: str) -> bool:
+def is_picture(uri: str) -> bool:
+    """Whether the first bytes of a file are those of a picture that the decoder reads."""
     try:
         with opened(files.read_range(uri, 0, _HEAD_BYTES)) as picture:
             return picture.format in (*FORMATS, "MPO")

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import UsageError
+from cluster.reports import anchor_fit
 from cluster.runs import lease, parent_checkpoint, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.runs.data_config import SamplingConfig
 from cluster.runs.identity import default_identity, identity
 from cluster.runs.package import package_of
 from cluster.runs.training_config import PROFILE_AFTER
+from cluster.shards import statistics
 from cluster.shards.classes import ClassMatch, match_classes
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.storage.preflight import check_reachable, check_writable
@@ -32,6 +34,8 @@ class Checked:
     """See `run_folder.claim`."""
     notes: tuple[str, ...] = ()
     """What the user should know before it starts, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What will probably make the result bad, a line each."""
 
 
 def check(config: TrainConfig) -> Checked:
@@ -47,6 +51,8 @@ def check(config: TrainConfig) -> Checked:
     check_writable(config.run_uri)
     lease.refuse_held(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
+    # A training that has begun has been told so.
+    warnings = () if begun else _check_objects(config, train_set, val_set)
     weights = _weights_digest(config, train_set, begun=begun)
     same = identity(config, train_set, val_set, weights=weights)
     run_uuid = run_folder.claim(
@@ -56,7 +62,7 @@ def check(config: TrainConfig) -> Checked:
         begun=begun,
         defaults=default_identity(config),
     )
-    return Checked(train_set, same, begun, run_uuid, classes.notes("data.val"))
+    return Checked(train_set, same, begun, run_uuid, classes.notes("data.val"), warnings)
 
 
 def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:
@@ -70,6 +76,17 @@ def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> 
             f"sampling.source_weights {unknown[0]}: is no source of data.train, which has {known};"
             " name one of these"
         )
+
+
+def _check_objects(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> tuple[str, ...]:
+    """What is said of how the objects fit the network. `DataError` where a set has none."""
+    statistics.read_objects(val_set, subject=f"data.val {val_set.uri}")
+    objects = statistics.read_objects(train_set, subject=f"data.train {train_set.uri}")
+    if config.model.architecture != "retinanet":
+        return ()
+    view = anchor_fit.View(config.canvas, config.model.anchors)
+    unfit = anchor_fit.warning(objects, train_set.class_names, view)
+    return (unfit,) if unfit else ()
 
 
 def match_val(val_set: ShardSet, class_names: Sequence[str]) -> ClassMatch:

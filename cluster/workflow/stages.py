@@ -87,15 +87,17 @@ def digest_of_file(uri: str) -> str:
 
 
 def digest_of_folder(uri: str) -> str:
-    """sha256 of the names and sizes of all files below the folder. `UsageError` when the folder is
-    not there.
+    """sha256 of the names and sizes of all files below the folder, or of the name and size of a
+    file. `UsageError` when nothing is there.
 
     A file replaced by another one of exactly its size is not noticed; reading every byte of the
     images would cost as much as the stage itself.
     """
     uri = uris.absolute(uri)
     preflight.check_readable(uri)
-    listing = [(name[len(uri) + 1 :], size) for name, size in files.list_files(uri)]
+    alone = files.size(uri)
+    found = files.list_files(uri) if alone is None else [(uri, alone)]
+    listing = [(name[len(uri) + 1 :] or name, size) for name, size in found]
     return hashlib.sha256(json.dumps(listing, ensure_ascii=False).encode()).hexdigest()
 
 

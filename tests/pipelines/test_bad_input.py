@@ -200,8 +200,8 @@ CASES = [
     ),
     (
         "predict --model models:/cells@champion --images {good} --output {dir}/p --storage {dir}",
-        2,
-        "--images {good}: is a file, a folder is needed",
+        3,
+        "{good}: is a file and no picture that can be read (JPEG, PNG, ",
     ),
     (
         (

@@ -7,10 +7,10 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
 from pipelines.command_line import all_verbs, parse, read_yaml, run_verb
@@ -522,6 +522,8 @@ class Folders(Section):
     train: Folder
     weights: dict[str, str] | None = Field(None, description="texts")
     pair: tuple[int, int] = Field((1, 2), description="two numbers")
+    choices: tuple[Literal["a", "b"], ...] = Field((), description="several of a few")
+    checked: Annotated[str, AfterValidator(str.strip)] | None = Field(None, description="a name")
 
 
 def test_help_of_sections_lists_and_mappings():
@@ -532,6 +534,8 @@ def test_help_of_sections_lists_and_mappings():
         "          train: text; required; URI of the set to train on",
         '  --weights  JSON, texts by name such as {"a":"x","b":"y"}; default unset',
         "  --pair  integers with commas between, exactly 2; default 1,2",
+        "  --choices  some of a, b, with commas between; default empty",
+        "  --checked  text; default unset",
     ):
         assert line in lines, line
     assert not any("not shown" in line for line in lines)

@@ -79,8 +79,9 @@ OPTIONS = {
     "prepare": """
         annotations images format sources output check split val_share against duplicates
         seed shard_size_mib row_group_rows max_pixels
-        max_quarantined max_quarantined_annotations overwrite
+        max_quarantined max_quarantined_annotations accept overwrite
         sources[]: name format annotations images
+        canvas: height width shapes long_side
         ray: address num_cpus logs autoscaling
     """,
     "register": """
@@ -92,11 +93,11 @@ OPTIONS = {
     + """
         data.train: annotations images format sources split val_share against duplicates
         data.train: seed shard_size_mib row_group_rows max_pixels
-        data.train: max_quarantined max_quarantined_annotations
+        data.train: max_quarantined max_quarantined_annotations accept
         data.train.sources[]: name format annotations images
         data.val: annotations images format sources split val_share against duplicates
         data.val: seed shard_size_mib row_group_rows max_pixels
-        data.val: max_quarantined max_quarantined_annotations
+        data.val: max_quarantined max_quarantined_annotations accept
         data.val.sources[]: name format annotations images
         tune registered_name pictures overlays
     """,

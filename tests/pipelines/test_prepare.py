@@ -154,7 +154,7 @@ def test_several_sources_by_configuration(
     ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write_coco(
-        tmp_path / "first", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(20, 32))}
+        tmp_path / "first", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": jpeg(noise(20, 31))}
     )
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/classes.txt").write_text("other\nthing\n")

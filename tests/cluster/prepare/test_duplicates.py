@@ -27,14 +27,14 @@ from tests.support.preparing import (
 def train_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Two pictures, to be looked for in other sets."""
     folder = tmp_path_factory.mktemp("train")
-    pictures = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 31), turn=6)}
+    pictures = {"x.jpg": jpeg(noise(20, 30)), "y.jpg": jpeg(noise(20, 30), turn=6)}
     return write_here(plan_coco(write_coco(folder / "coco", pictures), str(folder / "out")))
 
 
 LEAKY = {
     "new.jpg": jpeg(noise(21, 30)),
     "leak.jpg": jpeg(noise(20, 30)),
-    "turned.jpg": jpeg(noise(20, 31), turn=6),
+    "turned.jpg": jpeg(noise(20, 30), turn=6),
     "new again.jpg": jpeg(noise(21, 30)),
 }
 

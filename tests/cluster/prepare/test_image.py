@@ -64,10 +64,6 @@ def test_the_size_comes_from_the_pixels(tmp_path: Path) -> None:
         ((40, 60), [[2, 3, 12, 13]]),
         ((30, 45), [[4 / 1.5, 4, 16, 26 / 1.5]]),
         ((7, 10), [[12, 6 * 20 / 7, 30, 20]]),
-        # One side alone, or another shape: the boxes stay where they are.
-        ((21, 30), [[4, 6, 24, 20]]),
-        ((30, 20), [[4, 6, 24, 20]]),
-        ((40, 90), [[4, 6, 24, 20]]),
     ],
 )
 def test_boxes_are_scaled_with_a_picture_of_the_same_shape(
@@ -77,8 +73,42 @@ def test_boxes_are_scaled_with_a_picture_of_the_same_shape(
         tmp_path, jpeg(noise(20, 30)), image_record(*given, (4, 6, 24, 26))
     )
     np.testing.assert_allclose(row.boxes_N4, expected, rtol=1e-5)
-    scaled = "images of another size than in the annotations, whose boxes were scaled with them"
-    assert (scaled in repairs) == (expected != [[4, 6, 24, 20]])
+    assert "images of another size than in the annotations, whose boxes were scaled with them" in (
+        repairs
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "box"),
+    [
+        # A side was rounded; height and width were exchanged; the box leaves the size given, so it
+        # was not drawn on such a picture.
+        ((21, 30), (4, 6, 24, 20)),
+        ((30, 20), (4, 6, 20, 20)),
+        ((10, 15), (4, 6, 24, 20)),
+        ((10, 90), (4, 6, 24, 20)),
+    ],
+)
+def test_a_size_that_the_boxes_contradict_is_taken_from_the_pixels(
+    tmp_path: Path, given: tuple[int, int], box: tuple[float, float, float, float]
+) -> None:
+    row, _, repairs = ingest_one(tmp_path, jpeg(noise(20, 30)), image_record(*given, box))
+    assert row.boxes_N4.tolist() == [list(box)]
+    assert repairs == {"image sizes wrong in the annotations, taken from the pixels": 1}
+
+
+@pytest.mark.parametrize("given", [(40, 90), (20, 60), (60, 40), (25, 30)])
+def test_boxes_of_a_picture_of_another_shape_are_left_out(given: tuple[int, int]) -> None:
+    record = image_record(*given, (2, 3, 12, 13))
+    row, (left_out,), _ = image_file.ingest_image(
+        record, jpeg(noise(20, 30)), max_pixels=10**6, category_ids=(1,)
+    )
+    assert row is None
+    assert left_out.why.startswith("its annotations are for a picture of another shape")
+    assert left_out.why.endswith(f"({given[0]}x{given[1]}, the file has 20x30)")
+    # Without objects nothing can be in the wrong place.
+    row, _, _ = ingest_one(Path(), jpeg(noise(20, 30)), image_record(*given))
+    assert (row.height, row.width) == (20, 30)
 
 
 @pytest.mark.parametrize("turn", range(2, 9))

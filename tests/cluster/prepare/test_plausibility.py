@@ -48,7 +48,8 @@ def warnings(
         largest_id=len(records),
         digest="",
     )
-    return implausible(MergedSources(source, (IndexedSource("one", format, digest=""),)))
+    found = implausible(MergedSources(source, (IndexedSource("one", format, digest=""),)))
+    return tuple(finding.sentence for finding in found)
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])

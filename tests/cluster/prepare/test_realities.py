@@ -338,7 +338,19 @@ CASES = [
         None,
         data=encoded(Image.new("L", (1000, 1001))),
     ),
-    Case("a picture as large as allowed", OTHER_SIZE, data=encoded(Image.new("L", (1000, 1000)))),
+    Case(
+        "a picture as large as allowed",
+        NO_LINE,
+        image={"height": 1000, "width": 1000},
+        data=encoded(Image.new("L", (1000, 1000))),
+    ),
+    Case(
+        "a picture of another shape",
+        LEFT_OUT + "its annotations are for a picture of another shape; leave the size out of them"
+        " if the boxes are right (such as case.jpg)",
+        None,
+        image={"height": 20, "width": 90},
+    ),
     Case("EXIF that makes no sense", NO_LINE, data=turned(PIXELS, 9)),
     Case("a turned PNG", UPRIGHT, image={"height": 30, "width": 20}, data=turned(PIXELS, 6, "PNG")),
 ]

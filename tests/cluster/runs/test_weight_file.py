@@ -185,6 +185,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         digest="d",
     )
     monkeypatch.setattr(preflight, "open_shard_set", lambda uri: shards)
+    monkeypatch.setattr(preflight, "_check_objects", lambda *_: ())
     places = {"storage": str(tmp_path / "store"), "data": {"train": "t", "val": "v"}}
     model = {"backbone": "resnet18", "width": 64}
     return lambda **changes: TrainConfig.model_validate(

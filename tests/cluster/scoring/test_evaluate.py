@@ -63,6 +63,9 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     shard_set = SimpleNamespace(
         uri="/val", digest="d" * 64, class_names=NAMES, rows_per_group=[], locate_group=None
     )
+    # It takes the name when it is imported, and would keep what stands there until then.
+    import cluster.training.preflight  # noqa: F401
+
     monkeypatch.setattr(index, "open_shard_set", lambda uri: shard_set)
     for module in (detect, evaluate_package):
         monkeypatch.setattr(module, "detect_set", lambda *_, **__: DETECTIONS)

@@ -26,6 +26,15 @@ def test_a_folder_without_a_picture_is_refused_with_what_is_there(tmp_path: Path
     assert list_images(str(tmp_path)).uris == [f"{tmp_path}/a.PNG"]
 
 
+def test_a_single_picture_is_a_list_of_one(tmp_path: Path) -> None:
+    picture, other = tmp_path / "a", tmp_path / "b.jpg"
+    Image.new("RGB", (60, 40)).save(picture, "PNG")
+    assert list_images(str(picture)).uris == [str(picture)]
+    other.write_text("no picture")
+    with pytest.raises(DataError, match=r"b.jpg: is a file and no picture that can be read"):
+        list_images(str(other))
+
+
 class Batches:
     """A scored dataset that is one table."""
 

@@ -12,7 +12,7 @@ from cluster.shards import index, statistics, write
 from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import ShardSet
 from cluster.shards.statistics import Annotations
-from detector.placement import fit_scale, place_picture
+from detector.placement import fit_scale, place_picture, preferred_canvas
 
 CATEGORIES = (Category(0, 3, "cat"), Category(1, 18, "dog"))
 
@@ -85,16 +85,27 @@ def test_a_set_without_boxes(tmp_path):
     assert statistics.choose_samples(found, [2], count=5) == [0, 1]
 
 
+CANVASES = [(64, 96), (128, 64), (96, 96)]
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([(64, 96), (128, 64)]))
-def test_boxes_on_the_canvas_are_those_of_the_network(height, width, canvas):
+@given(
+    st.integers(1, 900),
+    st.integers(1, 900),
+    st.lists(st.sampled_from(CANVASES), min_size=1, unique=True),
+    st.sampled_from([None, 70]),
+)
+def test_boxes_on_the_canvas_are_those_of_the_network(height, width, canvases, long_side):
+    chosen = preferred_canvas(height, width, canvases, long_side=long_side)
     _, (new_height, new_width), (y, x) = place_picture(
         np.zeros((height, width, 3), np.uint8),
-        canvas=canvas,
-        scale=fit_scale(height, width, canvas),
+        canvas=canvases[chosen],
+        scale=fit_scale(height, width, canvases[chosen], long_side=long_side),
     )
-    ours = statistics.canvas_factors(np.array([height]), np.array([width]), canvas=canvas)
-    assert ours.tolist() == [[y, x]]
+    ours = statistics.place_images(
+        np.array([height]), np.array([width]), canvases=canvases, long_side=long_side
+    )
+    assert (ours.canvas_I.tolist(), ours.factors_I2.tolist()) == ([chosen], [[y, x]])
     whole = Annotations(
         np.array([height]),
         np.array([width]),
@@ -102,9 +113,7 @@ def test_boxes_on_the_canvas_are_those_of_the_network(height, width, canvas):
         np.array([[0, 0, width, height]], np.float32),
         *[np.zeros(1, int)] * 3,
     )
-    assert np.allclose(
-        statistics.boxes_on_canvas(whole, canvas=canvas), [[0, 0, new_width, new_height]]
-    )
+    assert np.allclose(ours.boxes(whole), [[0, 0, new_width, new_height]])
 
 
 OBJECT = st.tuples(st.integers(0, 5), st.sampled_from([10.0, 50.0, 150.0]), st.booleans())
