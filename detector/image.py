@@ -57,7 +57,17 @@ ORIENTATION = 0x0112
 
 
 class ImageError(ValueError):
-    """These bytes cannot be used as an image; the message says why in a few words."""
+    """These bytes cannot be used as an image. `rule` says why in a few words, which are the same
+    for all images of this fault; `detail` has the values of this image. The message has both.
+    """
+
+    def __init__(self, rule: str, detail: str = ""):
+        super().__init__(f"{rule} ({detail})" if detail else rule)
+        self.rule, self.detail = rule, detail
+
+
+class TooManyPixels(ImageError):
+    """The picture has more pixels than the reader allows."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ def open_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.
     with opened(data) as picture:
         width, height = picture.size
         if width * height > max_pixels:
-            raise ImageError(f"{width}x{height} pixels is more than the {max_pixels} allowed")
+            rule = f"it has more pixels than the {max_pixels} allowed"
+            raise TooManyPixels(rule, f"{width}x{height}")
         # A phone's JPEG may be an MPO: several pictures, of which the first is used.
         if picture.format not in ("JPEG", "MPO"):
             return _upright_rgb(picture)
@@ -128,7 +139,7 @@ def open_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.
 def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
     """Pillow's picture of these bytes. Any error within it becomes an `ImageError`."""
     if len(data) == 0:
-        raise ImageError("the file is empty (0 bytes)")
+        raise ImageError("the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             yield picture
@@ -140,7 +151,10 @@ def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
         named = next((name for mark, name in _OTHERS if mark.match(bytes(data[:64]))), None)
         if named is not None:
             raise ImageError(f"it is {named}") from error
-        raise ImageError(f"it cannot be decoded: {error}") from error
+        # Pillow puts values behind the rule, in brackets; an address in memory says nothing.
+        rule, _, detail = str(error).partition(" (")
+        rule = re.sub(r"\s*<[^>]*>", "", rule)
+        raise ImageError(f"it cannot be decoded: {rule}", detail.removesuffix(")")) from error
 
 
 def _upright_rgb(picture: Image.Image) -> np.ndarray:

@@ -237,14 +237,18 @@ class Findings:
     quarantined: list[Quarantined] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
 
-    def reject(self, what: str, where: object, why: str, record: object) -> None:
+    def reject(
+        self, what: str, where: object, why: str, record: object, *, detail: str = ""
+    ) -> None:
         """Add an entry of the quarantine; its fields are those of `Quarantined`."""
         if isinstance(record, dict):
             # Polygons are most of a COCO file and say nothing about what was wrong.
             record = {name: value for name, value in record.items() if name != "segmentation"}
         raw = json.dumps(record, ensure_ascii=False, default=str)
         self.quarantined.append(
-            Quarantined(what, escape_surrogates(str(where)), why, escape_surrogates(raw))
+            Quarantined(
+                what, escape_surrogates(str(where)), why, escape_surrogates(raw), detail=detail
+            )
         )
 
     def rejected(self, what: str) -> int:

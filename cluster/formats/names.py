@@ -31,7 +31,7 @@ def is_url(name: str) -> bool:
 def fault_of_name(name: object) -> str | None:
     """Why a file name of the annotations cannot be used; None when it can."""
     if name is not None and not isinstance(name, str):
-        return f"its file_name is no text ({str(name)[:60]})"
+        return "its file_name is no text"
     if not name:
         return "it has no file_name"
     if not is_text(name):

@@ -71,6 +71,8 @@ class VocFile(NamedTuple):
     objects: list[VocObject]
     fault: str | None
     sha256: str
+    detail: str = ""
+    """The values that belong to the fault."""
 
 
 def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
@@ -178,7 +180,8 @@ def _read_records(
     records: dict[str, ImageRecord] = {}
     for image_id, name, file in numbered:
         if file.fault is not None:
-            findings.reject("image", name, file.fault, {"file_name": file.file_name})
+            record = {"file_name": file.file_name}
+            findings.reject("image", name, file.fault, record, detail=file.detail)
             continue
         if file.file_name in records:
             raise DataError(
@@ -212,7 +215,7 @@ def parse_voc(data: bytes) -> VocFile:
         root = _parse_xml(data)
         objects = _parse_objects(root)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        return VocFile("", None, None, [], f"it is not valid XML ({error})", sha256)
+        return VocFile("", None, None, [], "it is not valid XML", sha256, detail=str(error))
     file_name = (root.findtext("filename") or "").strip()
     height, width = _size(root)
     fault = fault_of_name(file_name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ from cluster.shards.format import Row
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
 from cluster.storage.uris import join
-from detector.image import ORIENTATION, ImageError, decode_image, opened
+from detector.image import ORIENTATION, ImageError, TooManyPixels, decode_image, opened
 
 MISSING = "the file is not in the images folder"
 STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
@@ -68,8 +67,9 @@ def ingest_image(
         pixels_HW3 = decode_image(data, max_pixels=max_pixels)
         turn, image_format = read_header(data)
     except ImageError as error:
-        fault = _plain_fault(str(error))
-        return None, [leave_out(image, fault, category_ids=category_ids)], Counter()
+        remedy = "; --max_pixels sets the limit" if isinstance(error, TooManyPixels) else ""
+        why, detail = error.rule + remedy, error.detail
+        return None, [leave_out(image, why, category_ids=category_ids, detail=detail)], Counter()
 
     repairs: Counter[str] = Counter()
     height, width = pixels_HW3.shape[:2]
@@ -87,8 +87,9 @@ def ingest_image(
     if image.height is not None and (image.height, image.width) != (height, width):
         fitted = _fit_boxes(image, height=height, width=width)
         if fitted is None:
-            fault = f"{OTHER_SHAPE} ({image.height}x{image.width}, the file has {height}x{width})"
-            return None, [leave_out(image, fault, category_ids=category_ids)], Counter()
+            detail = f"{image.width} x {image.height} px, the file has {width} x {height}"
+            entry = leave_out(image, OTHER_SHAPE, category_ids=category_ids, detail=detail)
+            return None, [entry], Counter()
         image, repair = fitted
         repairs[repair] += 1
     annotations, dropped, clipped = clip_annotations(
@@ -147,18 +148,6 @@ def _scale_boxes(image: ImageRecord, *, down: float, across: float) -> ImageReco
     return image._replace(annotations=annotations)
 
 
-def _plain_fault(message: str) -> str:
-    """A decoder's message so that equal faults read alike: sizes go into brackets, where
-    `by_reason` ignores them, and addresses of buffers, which Pillow puts into some messages and
-    which differ from run to run, are removed.
-    """
-    return re.sub(
-        r"^(\d+x\d+) pixels is more than the (\d+) allowed$",
-        r"it has more pixels than the \2 of --max_pixels (\1)",
-        re.sub(r"\s*<[^>]*>", "", message),
-    )
-
-
 def read_header(data: bytes) -> tuple[int, str]:
     """The EXIF orientation 1..8, 1 (upright) where there is none or it makes no sense; the format
     by Pillow's name.
@@ -201,7 +190,9 @@ def _turn_box(box: Box, turn: int, *, height: int, width: int) -> Box:
     }[turn]
 
 
-def leave_out(image: ImageRecord, why: str, *, category_ids: Sequence[int]) -> Quarantined:
+def leave_out(
+    image: ImageRecord, why: str, *, category_ids: Sequence[int], detail: str = ""
+) -> Quarantined:
     """The quarantine's entry of an image, with its annotations, which are lost with it."""
     lost = [
         as_coco(one, image_id=image.image_id, category_ids=category_ids)
@@ -214,4 +205,4 @@ def leave_out(image: ImageRecord, why: str, *, category_ids: Sequence[int]) -> Q
         "width": image.width,
         "annotations": lost,
     }
-    return Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False))
+    return Quarantined("image", image.file_name, why, json.dumps(raw, ensure_ascii=False), detail)

@@ -24,7 +24,13 @@ from cluster.prepare.plausibility import Fault, Finding, implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
 from cluster.shards.index import INDEX, IndexedSource, ShardSet, open_shard_set
-from cluster.shards.quarantine import QUARANTINE, Quarantined, by_reason, write_quarantine
+from cluster.shards.quarantine import (
+    QUARANTINE,
+    Quarantined,
+    by_reason,
+    example_of,
+    write_quarantine,
+)
 from cluster.storage import files, preflight, uris
 from detector.image import MAX_PIXELS
 
@@ -281,7 +287,7 @@ def _check_share(
         write_quarantine(plan.output, quarantined)
         remedy = f"see {uris.join(plan.output, QUARANTINE)}, {remedy}"
     reasons = "; ".join(
-        f"{len(alike)} x {why}, such as {alike[0].where}" for why, alike in by_reason(entries)[:3]
+        f"{len(alike)} x {why}, {example_of(alike)}" for why, alike in by_reason(entries)[:3]
     )
     option = "max_quarantined" if what == "image" else "max_quarantined_annotations"
     rule = "none is left" if none_left else f"--{option} {share:g} allows {allowed}"

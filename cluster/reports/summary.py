@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.errors import on_one_line
 from cluster.shards.index import Duplicates, Index
-from cluster.shards.quarantine import Quarantined, by_reason
+from cluster.shards.quarantine import Quarantined, by_reason, example_of
 
 
 def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]:
@@ -36,7 +36,7 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
     lines += [f"repaired    {count} x {what}" for what, count in index.repairs.items()]
     lines += [f"passed over {count} x {what}" for what, count in index.passed_over.items()]
     lines += [
-        f"left out    {len(entries)} x {why} (such as {entries[0].where})"
+        f"left out    {len(entries)} x {why} ({example_of(entries)})"
         for why, entries in by_reason(quarantined)
     ]
     if counts.lost_annotations:

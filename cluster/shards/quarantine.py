@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,7 +13,7 @@ from cluster.storage import files
 from cluster.storage.uris import join
 
 QUARANTINE = "quarantine.parquet"
-_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw")])
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("what", "where", "why", "raw", "detail")])
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,13 @@ class Quarantined:
     where: str
     """File name or id."""
     why: str
-    """The reason in a few words."""
+    """The reason in a few words, the same for all records of this fault."""
     raw: str
     """The record of the source as JSON."""
+    detail: str = ""
+    """The values of this record that belong to the reason; files of version 0.1 have them in
+    `why`.
+    """
 
 
 def write_quarantine(folder: str, quarantined: Sequence[Quarantined]) -> None:
@@ -43,20 +46,20 @@ def read_quarantine(uri: str) -> list[Quarantined]:
     uri = join(uri, QUARANTINE)
     with files.content_errors(uri, REMEDY):
         table = pq.read_table(pa.BufferReader(files.read_bytes(uri)))
-        if table.column_names != _SCHEMA.names:
+        if table.column_names not in (_SCHEMA.names, _SCHEMA.names[:-1]):
             raise ValueError(f"its columns are {table.column_names}")
         return [Quarantined(**row) for row in table.to_pylist()]
 
 
-_DETAILS = re.compile(r"\s*\([^()]*\)|\s*<[^<>]* at 0x[0-9a-f]+>")
-"""What differs from record to record: text in brackets, and the address of an object in memory."""
-
-
 def by_reason(quarantined: Iterable[Quarantined]) -> list[tuple[str, list[Quarantined]]]:
-    """(why, its rows), the most frequent reason first. Reasons that differ only in the details in
-    their brackets count as one.
-    """
+    """(why, its rows), the most frequent reason first."""
     reasons: dict[str, list[Quarantined]] = {}
     for row in quarantined:
-        reasons.setdefault(_DETAILS.sub("", row.why), []).append(row)
+        reasons.setdefault(row.why, []).append(row)
     return sorted(reasons.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+
+
+def example_of(rows: Sequence[Quarantined]) -> str:
+    """The first of the rows of a reason, as an example in a sentence: its name and its values."""
+    first = rows[0]
+    return f"such as {first.where}{': ' if first.detail else ''}{first.detail}"

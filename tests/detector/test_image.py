@@ -308,7 +308,7 @@ def test_a_jpeg_with_a_fault_that_is_only_a_warning_is_decoded(decoder):
 def test_more_pixels_than_allowed():
     data = encoded(Image.fromarray(noise(10, 30)), "PNG")
     assert decode_image(data, max_pixels=300).shape == (10, 30, 3)
-    with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
+    with pytest.raises(ImageError, match="it has more pixels than the 299 allowed .30x10."):
         decode_image(data, max_pixels=299)
 
 
@@ -324,7 +324,7 @@ def test_every_format_is_read_and_its_size_known_before_it_is_decoded(form, monk
         raise AssertionError(f"{form} was decoded")
 
     monkeypatch.setattr(plugin, "load", decoded)
-    with pytest.raises(ImageError, match="40x30 pixels is more than the 1199 allowed"):
+    with pytest.raises(ImageError, match="it has more pixels than the 1199 allowed .40x30."):
         decode_image(sink.getvalue(), max_pixels=1199)
 
 
@@ -335,7 +335,7 @@ def test_a_bomb_is_refused_on_its_header():
     chunk = (
         struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     )
-    with pytest.raises(ImageError, match="100000x100000 pixels"):
+    with pytest.raises(ImageError, match="allowed .100000x100000."):
         decode_image(
             b"\x89PNG\r\n\x1a\n"
             + chunk
@@ -353,10 +353,10 @@ def test_a_jpeg_bomb_is_refused_on_its_header():
     bomb = data[:start] + struct.pack(">HH", 60_000, 50_000) + data[start + 4 :]
     for read in (decode_image, open_image):
         with pytest.raises(
-            ImageError, match="50000x60000 pixels is more than the 100000000 allowed"
+            ImageError, match="it has more pixels than the 100000000 allowed .50000x60000."
         ):
             read(bomb)
-    with pytest.raises(ImageError, match=r"30x10 pixels is more than the 299 allowed"):
+    with pytest.raises(ImageError, match="it has more pixels than the 299 allowed .30x10."):
         open_image(data, max_pixels=299)
 
 

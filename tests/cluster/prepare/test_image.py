@@ -105,7 +105,7 @@ def test_boxes_of_a_picture_of_another_shape_are_left_out(given: tuple[int, int]
     )
     assert row is None
     assert left_out.why.startswith("its annotations are for a picture of another shape")
-    assert left_out.why.endswith(f"({given[0]}x{given[1]}, the file has 20x30)")
+    assert left_out.detail == f"{given[1]} x {given[0]} px, the file has 30 x 20"
     # Without objects nothing can be in the wrong place.
     row, _, _ = ingest_one(Path(), jpeg(noise(20, 30)), image_record(*given))
     assert (row.height, row.width) == (20, 30)

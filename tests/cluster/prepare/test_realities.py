@@ -250,7 +250,7 @@ CASES = [
     Case("an empty file", LEFT_OUT + "the file is empty (such as case.jpg)", None, data=b""),
     Case(
         "a truncated JPEG",
-        UNREADABLE + "image file is truncated (such as case.jpg)",
+        UNREADABLE + "image file is truncated (such as case.jpg: ",
         None,
         data=GOOD[: len(GOOD) // 2],
     ),
@@ -328,13 +328,14 @@ CASES = [
     Case("a size the wrong way round", OTHER_SIZE, image={"height": 30, "width": 20}),
     Case(
         "a decompression bomb",
-        LEFT_OUT + "it has more pixels than the 1000000 of --max_pixels (such as case.jpg)",
+        LEFT_OUT + "it has more pixels than the 1000000 allowed; --max_pixels sets the"
+        " limit (such as case.jpg: 60000x60000)",
         None,
         data=bomb(60_000, 60_000),
     ),
     Case(
         "one row too many",
-        LEFT_OUT + "it has more pixels than the 1000000 of --max_pixels",
+        LEFT_OUT + "it has more pixels than the 1000000 allowed; --max_pixels sets the limit",
         None,
         data=encoded(Image.new("L", (1000, 1001))),
     ),
@@ -347,7 +348,7 @@ CASES = [
     Case(
         "a picture of another shape",
         LEFT_OUT + "its annotations are for a picture of another shape; leave the size out of them"
-        " if the boxes are right (such as case.jpg)",
+        " if the boxes are right (such as case.jpg: 90 x 20 px, the file has 30 x 20)",
         None,
         image={"height": 20, "width": 90},
     ),
@@ -508,7 +509,9 @@ def test_a_very_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
     source = write_source(tmp_path / "source", Case("large", "", data=GOOD + bytes(1 << 17)))
     monkeypatch.setattr(listing, "MAX_FILE_BYTES", 1 << 17)
     prepared = prepare(source, tmp_path / "out")
-    assert LEFT_OUT + "the file is larger than 0 MiB (such as case.jpg)" in lines_of(prepared)
+    # The picture and 2^17 = 131072 bytes behind it.
+    line = f"the file is larger than 0 MiB (such as case.jpg: {len(GOOD) + (1 << 17)} bytes)"
+    assert LEFT_OUT + line in lines_of(prepared)
 
 
 @pytest.mark.parametrize(

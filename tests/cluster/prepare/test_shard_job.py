@@ -48,10 +48,11 @@ def test_a_note_of_the_first_version_is_read() -> None:
     )
     assert note.report.counts.lost == 4 and note.report.drop == (9,)
     assert note.report.quarantined == (Quarantined("image", "b.jpg", "the file is empty", "{}"),)
-    # Today's form is the same with a version.
+    # Today's form has a version and the values of each reason.
     assert ShardNote.from_json(json.loads(json.dumps(note.to_json()))) == note
     written = note.to_json()
     assert written.pop("schema_version") == 1
+    assert written["quarantined"][0].pop("detail") == ""
     assert json.loads(json.dumps(written)) == json.loads(NOTE_OF_THE_FIRST_VERSION)
 
 

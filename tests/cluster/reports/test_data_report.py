@@ -234,7 +234,7 @@ def test_many_classes_have_few_bars(tmp_path):
 
 def test_left_out_entries_are_grouped_by_reason(tmp_path):
     left_out = [
-        Quarantined("image", f"{n}.jpg", f"it is truncated ({n} bytes)", "{}") for n in range(25)
+        Quarantined("image", f"{n}.jpg", "it is truncated", "{}", f"{n} bytes") for n in range(25)
     ]
     left_out.append(Quarantined("annotation", "918", "the box is under 1 px", "{}"))
     page = write_page(
@@ -247,7 +247,7 @@ def test_left_out_entries_are_grouped_by_reason(tmp_path):
     assert (
         "26 records left out" in text and "3 boxes clipped" in text and "Notes Look here." in text
     )
-    assert "25 x it is truncated image 0.jpg : it is truncated (0 bytes) image 1.jpg" in text
+    assert "25 x it is truncated image 0.jpg : 0 bytes image 1.jpg" in text
     assert "19.jpg" in text and "20.jpg" not in text and "and 5 more" in text
     assert text.index("25 x") < text.index("1 x the box is under 1 px annotation 918")
 

@@ -34,7 +34,8 @@ def test_lines_for_the_terminal():
         set_digest="abc",
     )
     left_out = [
-        Quarantined("image", name, f"it is truncated ({name})", "") for name in ("b.jpg", "a.jpg")
+        Quarantined("image", name, "it is truncated", "", f"of {name}")
+        for name in ("b.jpg", "a.jpg")
     ]
     assert summary_lines(content, left_out) == [
         "shards      2, 1.5 MiB",
@@ -44,7 +45,7 @@ def test_lines_for_the_terminal():
         "source      3 images of old (voc)",
         "digest      abc",
         "repaired    4 x boxes clipped to the picture",
-        "left out    2 x it is truncated (such as b.jpg)",
+        "left out    2 x it is truncated (such as b.jpg: of b.jpg)",
         "left out    7 x an annotation of an image that was left out",
         "duplicate   2 x the picture of another image (such as c.jpg = d.jpg)",
         "leak        1 x a picture that is also in runs/train",

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
@@ -44,11 +46,21 @@ def test_quarantine_round_trip(root: str) -> None:
 
 def test_reasons_that_differ_in_details_count_as_one() -> None:
     rows = [
-        Quarantined("image", "a", "it is truncated (10 bytes)", ""),
+        Quarantined("image", "a", "it is truncated", "", "10 bytes"),
         Quarantined("image", "b", "it is empty", ""),
-        Quarantined("image", "c", "it is truncated (20 bytes)", ""),
+        Quarantined("image", "c", "it is truncated", "", "20 bytes"),
     ]
     assert quarantine.by_reason(rows) == [
         ("it is truncated", [rows[0], rows[2]]),
         ("it is empty", [rows[1]]),
     ]
+    assert quarantine.example_of([rows[0], rows[2]]) == "such as a: 10 bytes"
+    assert quarantine.example_of(rows[1:2]) == "such as b"
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    names = ["what", "where", "why", "raw"]
+    row = ["image", "a", "it is truncated (10 bytes)", "{}"]
+    table = pa.table({name: [value] for name, value in zip(names, row, strict=True)})
+    pq.write_table(table, tmp_path / "quarantine.parquet")
+    assert quarantine.read_quarantine(str(tmp_path)) == [Quarantined(*row)]
