@@ -276,7 +276,13 @@ def _parse_object(
         fault = "its bndbox is not four finite numbers"
     if len(corners) < 4:
         return VocObject(number, name, (0, 0, 0, 0), difficult, fault, raw)
-    x1, y1, x2, y2 = corners
-    swapped = x1 > x2 or y1 > y2
-    x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    (x1, x2, swapped_x), (y1, y2, swapped_y) = (_ordered(*corners[i::2]) for i in (0, 1))
+    swapped = swapped_x or swapped_y
     return VocObject(number, name, (x1 - 1, y1 - 1, x2, y2), difficult, fault, raw, swapped)
+
+
+def _ordered(first: float, last: float) -> tuple[float, float, bool]:
+    """The first and last pixel in ascending order, and whether they were given in the other. One
+    before the other is a box without extent.
+    """
+    return (last, first, True) if first > last + 1 else (first, last, False)
