@@ -17,7 +17,7 @@ from PIL import Image
 
 from cluster.runs import run_folder
 from tests.support.ray_nodes import free_port
-from tests.support.trainings import LIMIT_S, ROOT, environment
+from tests.support.trainings import ROOT, Typed, environment
 
 pytestmark = pytest.mark.integration
 
@@ -55,14 +55,26 @@ def check_run(job: dict[str, str], name: str, done: subprocess.CompletedProcess[
     assert run_folder.read_finished(run) == run_folder.Finished(24, 1)
 
 
-def test_as_a_module(job: dict[str, str]) -> None:
-    """With a Ray of its own on this machine."""
-    command = [sys.executable, "-m", "pipelines.train", *flags(job, "module")]
-    check_run(
-        job,
-        "module",
-        subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True),
+def test_as_a_module_interrupted_and_typed_again(job: dict[str, str], tmp_path: Path) -> None:
+    """With a Ray of its own on this machine. Ctrl-C ends it in a line; typed again, the command
+    continues the run to its end.
+    """
+    typed = [*flags(job, "module"), "--training.checkpoint_images", "4"]
+    gate = (
+        f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=3)"
     )
+    with Typed(typed, patch=gate) as driver:
+        driver.until("checkpoint ")
+        driver.process.send_signal(signal.SIGINT)
+        assert driver.ends() == 5, driver.text
+    # Behind the line come, at most, a few of Ray's own.
+    ended = driver.text.splitlines()[-4:]
+    assert "error: interrupted; the same command continues where it stopped" in ended, driver.text
+    assert "Traceback" not in driver.text and "Stack" not in driver.text
+    command = [sys.executable, "-m", "pipelines.train", *typed]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    check_run(job, "module", done)
+    assert "continuing from" in done.stdout
 
 
 def test_as_a_script_from_another_folder(
@@ -78,42 +90,6 @@ def test_as_a_script_from_another_folder(
         text=True,
     )
     check_run(job, "script", done)
-
-
-@pytest.mark.parametrize(
-    ("number", "started_here"), [(signal.SIGINT, True), (signal.SIGTERM, False)]
-)
-def test_an_interrupted_driver_says_so_in_a_line_and_leaves_a_run_to_continue(
-    job: dict[str, str], ray_cluster: str, number: signal.Signals, started_here: bool
-) -> None:
-    """Ctrl-C beside a Ray that the driver started; `kill`, as a service manager does it, beside
-    one that runs on.
-    """
-    longer = {"epochs": 500, "checkpoint_images": 4, "evaluate_every": 500}
-    options = [f"--training.{name}={value}" for name, value in longer.items()]
-    if not started_here:
-        options += ["--ray.address", ray_cluster]
-    name = f"interrupted-{number.name}"
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", *flags(job, name), *options],
-        cwd=ROOT,
-        env=environment() if started_here else environment(RAY_AUTH_MODE="disabled"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as driver:
-        for line in driver.stdout:
-            if "checkpoint " in line:
-                break
-        driver.send_signal(number)
-        errors = driver.communicate(timeout=LIMIT_S)[1]
-    assert (driver.returncode, errors.splitlines()[-1:]) == (
-        5,
-        ["error: interrupted; the same command continues where it stopped"],
-    )
-    assert "Traceback" not in errors and "Stack" not in errors and len(errors.splitlines()) < 5, (
-        errors
-    )
 
 
 def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:

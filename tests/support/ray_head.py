@@ -87,6 +87,7 @@ class RayHead:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(timeout=LIMIT_S)
+            # Asked to end, `ray start` waits for its processes, up to a minute.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         self.folder.cleanup()

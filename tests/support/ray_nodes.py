@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -51,7 +51,7 @@ class Nodes:
             self.folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="rr-", ignore_cleanup_errors=True)
             )
-            stack.callback(self.end_all)
+            stack.callback(lambda: self.kill_all(self.processes))
             ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
             self.start(
                 "head",
@@ -126,19 +126,13 @@ class Nodes:
 
     def remove_all(self) -> None:
         """End all nodes but the head, and wait until the control store knows it."""
-        self.end(*(name for name in self.processes if name != "head"))
+        self.kill_all(name for name in self.processes if name != "head")
         until = time.monotonic() + LIMIT_S
         while len(self.alive()) > 1:
             assert time.monotonic() < until, "a node that ended counts as alive"
             time.sleep(0.2)
 
-    def end_all(self) -> None:
-        self.end(*self.processes)
-
-    def end(self, *names: str) -> None:
-        processes = [self.processes.pop(name) for name in names]
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in processes:
-            process.wait(timeout=LIMIT_S)
+    def kill_all(self, names: Iterable[str]) -> None:
+        """Asked to end, `ray start` would wait for its processes, up to a minute."""
+        for name in list(names):
+            self.kill(name)

@@ -171,5 +171,8 @@ class Typed:
         return self.process.wait()
 
     def interrupt(self) -> None:
+        """As `kill` or a service manager ends it."""
         self.process.terminate()
         assert self.ends() == 5, self.text
+        assert "error: interrupted; the same command continues where it stopped" in self.text
+        assert "Traceback" not in self.text and "Stack" not in self.text, self.text
