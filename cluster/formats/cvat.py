@@ -1,5 +1,5 @@
-"""Read CVAT's XML, "CVAT for images 1.1": one file for all images. A bad image or shape costs itself
-alone and goes to the quarantine.
+"""Read CVAT's XML, "CVAT for images 1.1": one file for all images. A bad image or shape costs
+itself alone and goes to the quarantine.
 
     <annotations>
       <meta><task><labels><label><name>cat</name></label></labels></task></meta>
@@ -53,8 +53,8 @@ MAX_COORDINATE = 1e9
 
 
 class _Shape(NamedTuple):
-    """A shape of an image. `fault` is why it cannot be used; then `box` means nothing. `repair` says
-    what was done to it.
+    """A shape of an image. `fault` is why it cannot be used; then `box` means nothing. `repair`
+    says what was done to it.
     """
 
     label: str
@@ -74,8 +74,8 @@ class _Image(NamedTuple):
 
 
 def read_cvat(annotations: str, images: str, keep: Keep = keep_all) -> Source:
-    """Read the XML file `annotations`; the folder `images` is not looked at. `DataError` where it is
-    no XML, is CVAT's form for videos, or has no image or no class.
+    """Read the XML file `annotations`; the folder `images` is not looked at. `DataError` where it
+    is no XML, is CVAT's form for videos, or has no image or no class.
 
     Images whose file name `keep` turns down belong to another split: they and their shapes count as
     not listed.
@@ -135,9 +135,7 @@ def _parse(data: bytes, uri: str) -> tuple[list[_Image], list[str], int]:
             elif event == "end" and node.tag == "label" and not node.findtext("parent"):
                 labels.append((node.findtext("name") or "").strip())
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        raise DataError(
-            f"{uri}: not valid XML ({error}); export or download it again"
-        ) from error
+        raise DataError(f"{uri}: not valid XML ({error}); export or download it again") from error
     if root.tag != "annotations":
         raise DataError(
             f"{uri}: not a CVAT file: it begins with <{root.tag}>, not <annotations>; export it as"

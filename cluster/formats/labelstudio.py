@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from posixpath import dirname
 from typing import Any, NamedTuple
 
@@ -155,8 +155,9 @@ def _whole_tasks(content: Sequence[Any]) -> list[Any]:
         if key not in joined:
             joined[key] = {"id": found, "data": item, "annotations": []}
             tasks.append(joined[key])
-        if "annotation_id" in item or "annotator" in item:
-            joined[key]["annotations"].append({**item, "result": _min_results(item)})
+        results = _min_results(item)
+        if results or "annotation_id" in item or "annotator" in item:
+            joined[key]["annotations"].append({**item, "result": results})
     return tasks
 
 
@@ -213,14 +214,16 @@ def _time(annotation: Mapping[str, Any]) -> datetime:
             found = datetime.fromisoformat(annotation.get(name) or "")
         except (TypeError, ValueError):
             continue
-        return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)
-    return datetime.min.replace(tzinfo=timezone.utc)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return datetime.min.replace(tzinfo=UTC)
 
 
 def _parse_results(results: Sequence[Any], passed: dict[str, int]) -> list[_Region]:
     # A box with a separate label is there twice: as `rectangle` and, with its label, as `labels`.
     labelled = {
-        str(one.get("id")) for one in results if isinstance(one, dict) and one.get("type") == "labels"
+        str(one.get("id"))
+        for one in results
+        if isinstance(one, dict) and one.get("type") == "labels"
     }
     regions = []
     for one in results:
@@ -301,5 +304,7 @@ def _read_records(
                 continue
             raw = {"file_name": task.file_name, "result": region.raw}
             findings.reject("annotation", f"{number} of {task.file_name}", fault, raw)
-        records[task.file_name] = ImageRecord(task.id or 0, task.file_name, None, None, tuple(found))
+        records[task.file_name] = ImageRecord(
+            task.id or 0, task.file_name, None, None, tuple(found)
+        )
     return list(records.values()), lost

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from posixpath import basename
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -42,7 +43,9 @@ class PictureNames:
             return None, NO_PICTURE
         for candidates in self._candidates(basename(name)):
             shared = [_shared_parts(candidate, name) for candidate in candidates]
-            best = [one for one, count in zip(candidates, shared, strict=True) if count == max(shared)]
+            best = [
+                one for one, count in zip(candidates, shared, strict=True) if count == max(shared)
+            ]
             if best:
                 return (best[0], None) if len(best) == 1 else (None, SEVERAL)
         return None, NOT_THERE
@@ -62,7 +65,7 @@ def _as_uploaded(last: str) -> str:
 def _shared_parts(one: str, other: str) -> int:
     """How many of the folders in front of the last parts are the same, counted from the end."""
     pairs = zip(one.split("/")[-2::-1], other.split("/")[-2::-1], strict=False)
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), one.count("/"))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def picture_of(data: object) -> str | None:

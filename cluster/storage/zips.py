@@ -170,10 +170,9 @@ def _checked(entry: zipfile.ZipInfo, uri: str) -> _Member:
             " folder"
         )
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        method = zipfile.compressor_names.get(entry.compress_type, entry.compress_type)
         raise DataError(
-            f"{uri}: {entry.filename!r} is packed by {method}, which is not read (deflate and"
-            " store are); unpack it and give the folder"
+            f"{uri}: {entry.filename!r} is packed by method {entry.compress_type}, which is not"
+            f" read (0, store, and 8, deflate, are); unpack it and give the folder"
         )
     if entry.file_size > RATIO_FROM and entry.file_size > MAX_RATIO * entry.compress_size:
         raise DataError(

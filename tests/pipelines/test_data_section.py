@@ -101,7 +101,11 @@ def test_the_images_of_several_sources_have_the_ids_of_the_set(coco: Path) -> No
     # Both sources have a 1.jpg; prepare moved the second one's ids up, and left 2.jpg out.
     prepared = set_of(coco / "set", [(0, 7, "1.jpg"), (1, 15, "1.jpg")])
     both = [
-        {"name": name, "annotations": "data/annotations", "images": f"data/images/{name}"}
+        {
+            "name": name,
+            "annotations": f"data/annotations/{name}.json",
+            "images": f"data/images/{name}",
+        }
         for name in ("train", "val")
     ]
     section = DataSection.model_validate({"sources": both})
@@ -126,7 +130,7 @@ def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
 
 
 def test_a_source_is_given_in_one_way() -> None:
-    with pytest.raises(ValidationError, match="annotations and images must both be given"):
-        DataSection(annotations="a.json")
+    with pytest.raises(ValidationError, match="annotations must be given, or sources for several"):
+        DataSection(images="images")
     with pytest.raises(ValidationError, match="sources is given together with annotations"):
         DataSection.model_validate({"sources": [{"name": "a", **SOURCE}], "images": "i"})
