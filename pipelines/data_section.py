@@ -152,13 +152,14 @@ def _complete(
 ) -> SourcePaths:
     from cluster.formats.layout import find_set
     from cluster.formats.read import SourcePaths
-    from cluster.storage import files, zips
+    from cluster.storage import uris, zips
 
     whole_zip = (parts := zips.split(annotations)) is not None and not parts[1]
-    if images and not whole_zip and (format_ or files.size(annotations) is not None):
-        return SourcePaths(name, format_ or "coco", annotations, images)
+    if images and format_ and not whole_zip:
+        return SourcePaths(name, format_, annotations, images)
     found, line = find_set(annotations, images, format_)
-    say(line)
+    if not images or found.annotations != uris.absolute(annotations):
+        say(line)
     return SourcePaths(name, *found)
 
 
