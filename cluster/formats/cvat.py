@@ -167,7 +167,7 @@ def _parse_shape(node: ElementTree.Element) -> _Shape:
     if not label or not is_text(label):
         fault = "it has no label"
     elif node.tag not in ("box", "polygon", "mask"):
-        fault = f"it is a {node.tag}; boxes, polygons and masks are read"
+        fault = f"its shape is {node.tag}; boxes, polygons and masks are read"
     elif turn is None or turn % 360:
         fault = TURNED
     elif (box := _corners(node)) is None:
