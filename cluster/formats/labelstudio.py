@@ -28,7 +28,6 @@ from cluster.errors import DataError
 from cluster.formats.annotations import (
     MAX_ID,
     Annotation,
-    Box,
     Findings,
     ImageRecord,
     Keep,
@@ -38,8 +37,8 @@ from cluster.formats.annotations import (
 )
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.labelstudio_pictures import PictureNames, picture_of
-from cluster.formats.names import is_text
-from cluster.formats.numbers import as_number, as_whole
+from cluster.formats.labelstudio_regions import Region, parse_results
+from cluster.formats.numbers import as_whole
 from cluster.formats.yolo import POLYGONS
 from cluster.shards.format import Category
 from cluster.storage import files
@@ -49,38 +48,16 @@ from cluster.storage.uris import join
 OLDER = "annotations of a task that has a newer one, which is taken"
 RENUMBERED = "task ids that are no numbers, counted from 1 instead"
 UNLABELLED = "a task without an annotation, or with cancelled ones alone"
-NO_OBJECT = "a result for a whole picture, which is no object"
 NO_TASK = "the task is not an object"
 SAME_PICTURE = "another task has the same picture"
-NO_LABEL = "its region has not exactly one label"
-NO_NUMBERS = "its x, y, width and height are not finite numbers"
-TURNED = "it is a turned box (rotation); boxes along the axes are needed"
 OUTSIDE_CLASSES = f"its label is not in {CLASSES}"
-_LABELLED = ("rectanglelabels", "polygonlabels", "labels")
-_WHOLE_PICTURE = frozenset(
-    "choices textarea rating number datetime taxonomy pairwise ranker relation".split()
-)
-"""Types of results that are no regions of a picture."""
-MAX_PERCENT = 1e6
-
-
-class _Region(NamedTuple):
-    """`box` is in fractions of the picture. `fault` is why the region cannot be used; then `label`
-    and `box` mean nothing.
-    """
-
-    label: str
-    box: Box
-    fault: str | None
-    polygon: bool
-    raw: Any
 
 
 class _Task(NamedTuple):
     id: int | None
     file_name: str
     """Of the picture in the folder, or the name in the file where none fits."""
-    regions: list[_Region]
+    regions: list[Region]
     fault: str | None
     raw: Any
 
@@ -190,7 +167,7 @@ def _parse(
         findings.repairs[OLDER] += len(valid) - 1
         # Of annotations of one time, the one that stands last in the file.
         newest = max(enumerate(valid), key=lambda pair: (_time(pair[1]), pair[0]))[1]
-        regions = _parse_results(newest["result"], passed)
+        regions = parse_results(newest["result"], passed)
         name = picture_of(item.get("data"))
         file, fault = pictures.find(name)
         id_ = as_whole(item.get("id"))
@@ -216,69 +193,6 @@ def _time(annotation: Mapping[str, Any]) -> datetime:
             continue
         return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return datetime.min.replace(tzinfo=UTC)
-
-
-def _parse_results(results: Sequence[Any], passed: dict[str, int]) -> list[_Region]:
-    # A box with a separate label is there twice: as `rectangle` and, with its label, as `labels`.
-    labelled = {
-        str(one.get("id"))
-        for one in results
-        if isinstance(one, dict) and one.get("type") == "labels"
-    }
-    regions = []
-    for one in results:
-        kind = one.get("type") if isinstance(one, dict) else None
-        if kind in ("rectangle", "polygon") and str(one.get("id")) in labelled:
-            continue
-        if isinstance(kind, str) and kind in _WHOLE_PICTURE:
-            passed[NO_OBJECT] = passed.get(NO_OBJECT, 0) + 1
-            continue
-        regions.append(_parse_region(kind, one))
-    return regions
-
-
-def _parse_region(kind: object, result: Any) -> _Region:
-    value = result.get("value") if isinstance(result, dict) else None
-    value = value if isinstance(value, dict) else {}
-    names = value.get(kind) if kind in _LABELLED else None
-    label = names[0] if isinstance(names, list) and len(names) == 1 else None
-    turn = as_number(value.get("rotation") or 0)
-    polygon = "points" in value
-    box = _box_of_points(value["points"]) if polygon else _box(value)
-    fault = None
-    if kind not in (*_LABELLED, "rectangle", "polygon"):
-        fault = f"it is a region of type {str(kind)[:40]}; rectangles and polygons are read"
-    elif not is_text(label) or not label.strip():
-        fault = NO_LABEL
-    elif turn is None or turn % 360:
-        fault = TURNED
-    elif box is None:
-        fault = NO_NUMBERS
-    return _Region(str(label).strip(), box or (0, 0, 0, 0), fault, polygon, result)
-
-
-def _box(value: Mapping[str, Any]) -> Box | None:
-    found = [_fraction(value.get(name)) for name in ("x", "y", "width", "height")]
-    numbers = [number for number in found if number is not None]
-    if len(numbers) < 4:
-        return None
-    x, y, width, height = numbers
-    return x, y, x + width, y + height
-
-
-def _box_of_points(points: object) -> Box | None:
-    pairs = points if isinstance(points, list) else []
-    flat = [value for pair in pairs if isinstance(pair, list) and len(pair) == 2 for value in pair]
-    numbers = [number for number in map(_fraction, flat) if number is not None]
-    if len(numbers) < 2 * max(len(pairs), 3):
-        return None
-    xs, ys = numbers[::2], numbers[1::2]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _fraction(percent: object) -> float | None:
-    number = as_number(percent)
-    return number / 100 if number is not None and abs(number) < MAX_PERCENT else None
 
 
 def _read_records(

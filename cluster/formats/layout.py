@@ -15,7 +15,7 @@ say its format; labels and pictures that share their names belong together.
 from __future__ import annotations
 
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -67,10 +67,15 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
             given = _pictures_of_folder(tree, root)
         if given is None and not tree.pictures:
             raise DataError(f"{annotations}: {tree.lacks('pictures')}")
-        found = [one for one in _sets(tree, given) if format_ in (None, one.format)]
-    if not found:
-        what = "annotations" if format_ is None else f"annotations of format {format_}"
-        raise DataError(f"{annotations}: {tree.lacks(what)}")
+        there = list(_sets(tree, given))
+        if not there:
+            raise DataError(f"{annotations}: {tree.lacks('annotations')}")
+        found = [one for one in there if format_ in (None, one.format)]
+        if not found:
+            raise UsageError(
+                f"--format {format_}: {annotations} has {NAMES[there[0].format]}; say --format"
+                f" {there[0].format}"
+            )
     if len(found) > 1:
         raise UsageError(_several(annotations, tree, found))
     where, pictures = tree.relative(found[0].annotations), tree.relative(found[0].images)
@@ -115,11 +120,11 @@ class _Tree:
 
     def lacks(self, what: str) -> str:
         """The refusal of what holds none of `what`."""
-        kinds = sorted({suffix_of(uri) or "no suffix" for uri in self.uris})[:6]
+        kinds = Counter(suffix_of(uri) or "without a suffix" for uri in self.uris).most_common(6)
+        there = ", ".join(f"{count} x {kind}" for kind, count in kinds) or "nothing"
         return (
-            f"no {what} are recognised in it (it has {len(self.uris)} files"
-            f"{': ' + ', '.join(kinds) if kinds else ''}); name what there is with --annotations,"
-            " --images and --format"
+            f"no {what} are recognised in it (it has {there}); name what there is with"
+            " --annotations, --images and --format"
         )
 
 

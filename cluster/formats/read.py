@@ -123,12 +123,15 @@ def check_paths(path: SourcePaths) -> None:
     """
     reader = _reader(path)
     check_readable(path.annotations)
+    check_readable(path.images)
     is_folder = files.size(path.annotations) is None
     kind = None if is_folder else kind_of(path.annotations)
-    if kind not in (None, path.format):
+    if kind is not None and kind != path.format:
+        what = READERS[kind].annotations
+        one_of_many = READERS[kind].is_folder
         raise UsageError(
-            f"--annotations {path.annotations}: is {READERS[kind].annotations}, not of format"
-            f" {path.format}; say --format {kind}"
+            f"--annotations {path.annotations}: is {'one of ' if one_of_many else ''}{what}, not of"
+            f" format {path.format}; {'name that and ' if one_of_many else ''}say --format {kind}"
         )
     if is_folder and not reader.is_folder:
         others = " or ".join(name for name, other in READERS.items() if other.is_folder)
@@ -141,7 +144,6 @@ def check_paths(path: SourcePaths) -> None:
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"
         )
-    check_readable(path.images)
     if files.size(path.images) is not None:
         raise UsageError(
             f"--images {path.images}: is a file, but the images are in a folder; name that"

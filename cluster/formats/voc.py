@@ -42,6 +42,7 @@ from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
 SWAPPED = "boxes whose corners are given in another order"
+OF_CVAT = "it is a file of CVAT, for all images; give it alone, with --format cvat"
 FOUND_BY_STEM = "pictures found by the name of their XML file, whose filename fits none"
 
 
@@ -213,6 +214,8 @@ def parse_voc(data: bytes) -> VocFile:
         objects = _parse_objects(root)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         return VocFile("", None, None, [], f"it is not valid XML ({error})", sha256)
+    if root.tag == "annotations":
+        return VocFile("", None, None, [], OF_CVAT, sha256)
     file_name = (root.findtext("filename") or "").strip()
     height, width = _size(root)
     fault = fault_of_name(file_name)

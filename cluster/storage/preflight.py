@@ -34,7 +34,7 @@ def check_readable(uri: str) -> None:
     if (parts := zips.split(uri)) is not None and parts[1]:
         check_readable(parts[0])
         if not files.exists(uri):
-            raise UsageError(f"{uri}: {parts[0]} has no such file or folder in it; check the name")
+            raise UsageError(f"{uri}: there is no such file or folder in the zip; check the name")
         return
     store = schemes.store_of(uri)
     if store is None:

@@ -73,9 +73,15 @@ def test_polygons_and_masks_become_their_bounding_boxes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "why"),
     [
-        ('<polyline label="cat" points="1,2;3,4"/>', "its shape is polyline; boxes, polygons and masks"),
+        (
+            '<polyline label="cat" points="1,2;3,4"/>',
+            "its shape is polyline; boxes, polygons",
+        ),
         ('<points label="cat" points="1,2"/>', "its shape is points; boxes, polygons and masks"),
-        ('<ellipse label="cat" cx="1" cy="2" rx="3" ry="4"/>', "its shape is ellipse; boxes, polygons"),
+        (
+            '<ellipse label="cat" cx="1" cy="2" rx="3" ry="4"/>',
+            "its shape is ellipse; boxes,",
+        ),
         (BOX.replace("/>", ' rotation="12.5"/>'), "it is a turned box (rotation)"),
         (BOX.replace("/>", ' rotation="north"/>'), "it is a turned box (rotation)"),
         (BOX.replace("cat", "cow"), "its label is not in <labels>"),
