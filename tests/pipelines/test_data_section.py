@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from cluster.errors import UsageError
 from cluster.formats.read import in_val
 from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import Index, ShardSet, write_index
@@ -127,6 +129,50 @@ def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
         found[split] = {Path(uri).name for uri in pictures(section, prepared)}
     assert found["val"] == {name for name in names if in_val(name, 0.3)}
     assert found["val"] and found["train"] == set(names) - found["val"]
+
+
+def export(target: Path) -> str:
+    """A zip as Roboflow writes it: two splits of YOLO labels."""
+    with zipfile.ZipFile(target, "w") as packed:
+        packed.writestr("data.yaml", "names: [cat]")
+        for split in ("train", "valid"):
+            packed.writestr(f"{split}/labels/1.txt", "0 0.5 0.5 0.5 0.5")
+            packed.writestr(f"{split}/images/1.jpg", split)
+    return target.name
+
+
+def test_a_split_of_a_zip_is_a_source(coco: Path) -> None:
+    name = export(coco / "pets.zip")
+    said: list[str] = []
+    (place,) = DataSection(annotations=f"{name}/valid").source_paths(said.append)
+    assert place == (
+        "valid",
+        "yolo",
+        f"{coco}/pets.zip/valid/labels",
+        f"{coco}/pets.zip/valid/images",
+    )
+    assert said == ["pets.zip/valid: YOLO labels in labels, pictures in images"]
+    with pytest.raises(UsageError, match=r"pets.zip: holds 2 sets: train, valid; give one of them"):
+        DataSection(annotations=name).source_paths()
+
+
+def test_a_zip_has_the_identity_of_the_folder_that_was_packed(coco: Path) -> None:
+    export(coco / "pets.zip")
+    zipfile.ZipFile(coco / "pets.zip").extractall(coco / "pets")
+    packed, folder = (DataSection(annotations=f"{name}/train") for name in ("pets.zip", "pets"))
+    assert identity(packed) == identity(folder)
+    assert list(pictures(packed, set_of(coco / "set", [(0, 7, "1.jpg")]))) == [
+        f"{coco}/pets.zip/train/images/1.jpg"
+    ]
+
+
+def test_nothing_is_looked_for_where_all_is_given(coco: Path) -> None:
+    said: list[str] = []
+    for options in (SOURCE, {**SOURCE, "format": "yolo"}, {**SOURCE, "annotations": "no.zip/a"}):
+        section = DataSection.model_validate({"format": "coco", **options})
+        (place,) = section.source_paths(said.append)
+        assert place[2:] == (options["annotations"], options["images"])
+    assert not said
 
 
 def test_a_source_is_given_in_one_way() -> None:
