@@ -4,6 +4,7 @@ and `run` share it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from cluster.reports.anchor_fit import View
     from cluster.shards.index import ShardSet
 
-ANNOTATIONS = ", ".join(reader.annotations for reader in READERS.values())
+ANNOTATIONS = ", ".join(
+    [*(reader.annotations for reader in READERS.values()), "the folder or zip of an export"]
+)
+FORMAT = "format of the annotations; unset: what they are recognised as"
 
 
 class SourceConfig(BaseModel):
@@ -28,9 +32,11 @@ class SourceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=200, description="name of the source in index.json")
-    format: Format = Field(default="coco", description="format of the annotations")
+    format: Format | None = Field(default=None, description=FORMAT)
     annotations: str = Field(min_length=1, description=f"one of: {ANNOTATIONS}")
-    images: str = Field(min_length=1, description="folder of its images")
+    images: str | None = Field(
+        default=None, min_length=1, description="folder of its images; unset: found beside them"
+    )
 
 
 class DataSection(BaseModel):
@@ -46,10 +52,10 @@ class DataSection(BaseModel):
         default=None,
         description=(
             "folder that the file names of the annotations are relative to: a local path or"
-            " s3://bucket/key"
+            " s3://bucket/key; unset: found beside them"
         ),
     )
-    format: Format = Field(default="coco", description="format of the annotations")
+    format: Format | None = Field(default=None, description=FORMAT)
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="several sources instead of annotations, images and format"
     )
@@ -122,8 +128,8 @@ class DataSection(BaseModel):
             raise ValueError(
                 "sources is given together with annotations or images; give one or the other"
             )
-        if not self.sources and not (self.annotations and self.images):
-            raise ValueError("annotations and images must both be given, or sources for several")
+        if not self.sources and not self.annotations:
+            raise ValueError("annotations must be given, or sources for several")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -131,15 +137,39 @@ class DataSection(BaseModel):
             )
         return self
 
-    def source_paths(self) -> list[SourcePaths]:
-        """Every source with its name; a single one is named like its annotations."""
-        from cluster.formats.read import SourcePaths
+    def source_paths(self, say: Callable[[str], None] = lambda line: None) -> list[SourcePaths]:
+        """Every source with its name; a single one is named like its annotations. What was not
+        given is looked for, and `say` gets a line about it. Errors: see `find_set`.
+        """
         from cluster.prepare.plan import source_name
 
         if self.sources:
-            return [SourcePaths(**source.model_dump()) for source in self.sources]
-        annotations, images = self.annotations or "", self.images or ""
-        return [SourcePaths(source_name(annotations), self.format, annotations, images)]
+            return [
+                _complete(one.name, one.annotations, one.images, one.format, say)
+                for one in self.sources
+            ]
+        annotations = self.annotations or ""
+        return [_complete(source_name(annotations), annotations, self.images, self.format, say)]
+
+
+def _complete(
+    name: str,
+    annotations: str,
+    images: str | None,
+    format_: Format | None,
+    say: Callable[[str], None],
+) -> SourcePaths:
+    from cluster.formats.layout import find_set
+    from cluster.formats.read import SourcePaths
+    from cluster.storage import uris, zips
+
+    whole_zip = (parts := zips.split(annotations)) is not None and not parts[1]
+    if images and format_ and not whole_zip:
+        return SourcePaths(name, format_, annotations, images)
+    found, line = find_set(annotations, images, format_)
+    if not images or found.annotations != uris.absolute(annotations):
+        say(line)
+    return SourcePaths(name, *found)
 
 
 def prepare_shards(
@@ -160,8 +190,11 @@ def prepare_shards(
     from cluster.prepare.plan import Options, plan_shards
     from cluster.prepare.write import write_shards
 
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     plan = plan_shards(
-        section.source_paths(),
+        section.source_paths(say),
         output=output,
         overwrite=overwrite,
         options=Options(
@@ -180,7 +213,7 @@ def prepare_shards(
     )
     if plan.finished is None:
         connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    return plan, write_shards(plan, view=view, say=lambda line: print(line, flush=True))
+    return plan, write_shards(plan, view=view, say=say)
 
 
 def summary(prepared: Prepared, view: View | None = None) -> list[str]:

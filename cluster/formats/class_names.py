@@ -1,4 +1,4 @@
-"""Class names in a file beside the annotations: classes.txt or data.yaml."""
+"""Class names in a file beside the annotations: classes.txt, data.yaml or obj.names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from cluster.storage.yaml_text import parse
 
 CLASSES = "classes.txt"
 DATA = "data.yaml"
+OBJ_NAMES = "obj.names"
+"""As classes.txt, in the YOLO 1.1 of CVAT and Darknet."""
 
 
 class Labelling(NamedTuple):
@@ -28,24 +30,24 @@ class Labelling(NamedTuple):
 
 
 def find_class_names(folder: str) -> Labelling:
-    """The class names from the nearest data.yaml or classes.txt, in `folder` or up to two folders
-    above it; data.yaml where both lie in one folder. `DataError` when there is no such file or it
-    does not name every number from 0 on.
+    """The class names from the nearest data.yaml, classes.txt or obj.names, in `folder` or up to
+    two folders above it; the first of them where several lie in one folder. `DataError` when there
+    is no such file or it does not name every number from 0 on.
     """
     parent = posixpath.dirname(folder)
     folders = [folder, parent, posixpath.dirname(parent)]
     for candidate in folders:
-        for name in (DATA, CLASSES):
+        for name in (DATA, CLASSES, OBJ_NAMES):
             uri = join(candidate, name)
             if candidate.strip("/") in ("", "s3:") or not files.exists(uri):
                 continue
-            found = Labelling(read_class_list(uri)) if name == CLASSES else read_data_yaml(uri)
+            found = read_data_yaml(uri) if name == DATA else Labelling(read_class_list(uri))
             if not found.names:
                 raise DataError(f"{uri}: names no class; a detector needs at least one")
             return found
     raise DataError(
-        f"{folder}: no {DATA} and no {CLASSES} there or up to two folders above; YOLO labels are"
-        " numbers and need the names of the classes"
+        f"{folder}: no {DATA}, {CLASSES} or {OBJ_NAMES} there or up to two folders above; YOLO"
+        " labels are numbers and need the names of the classes"
     )
 
 

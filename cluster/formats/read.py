@@ -20,6 +20,9 @@ import numpy as np
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
+from cluster.formats.cvat import read_cvat
+from cluster.formats.kinds import kind_of
+from cluster.formats.labelstudio import read_labelstudio
 from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
@@ -28,7 +31,7 @@ from cluster.shards.index import IndexedSource
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
 
-Format = Literal["coco", "voc", "yolo"]
+Format = Literal["coco", "voc", "yolo", "cvat", "labelstudio"]
 """The names of `READERS`, for configuration fields."""
 SPLIT_BUCKETS = 1_000_000
 
@@ -53,6 +56,8 @@ READERS: dict[Format, Reader] = {
     "coco": Reader(read_coco, "a COCO JSON file", is_folder=False),
     "voc": Reader(read_voc, "a folder of VOC XML files", is_folder=True),
     "yolo": Reader(read_yolo, "a folder of YOLO label files", is_folder=True),
+    "cvat": Reader(read_cvat, "an XML file of CVAT", is_folder=False),
+    "labelstudio": Reader(read_labelstudio, "a JSON file of Label Studio", is_folder=False),
 }
 """The one list of annotation formats: a new one is a file with a reader, a line here and its name
 in `Format`.
@@ -114,11 +119,20 @@ def _reader(path: SourcePaths) -> Reader:
 
 def check_paths(path: SourcePaths) -> None:
     """`UsageError` where annotations or images are not there, are a file where a folder is needed,
-    or a folder where a file is needed.
+    a folder where a file is needed, or a file of another format.
     """
     reader = _reader(path)
     check_readable(path.annotations)
+    check_readable(path.images)
     is_folder = files.size(path.annotations) is None
+    kind = None if is_folder else kind_of(path.annotations)
+    if kind is not None and kind != path.format:
+        what = READERS[kind].annotations
+        one_of_many = READERS[kind].is_folder
+        raise UsageError(
+            f"--annotations {path.annotations}: is {'one of ' if one_of_many else ''}{what}, not of"
+            f" format {path.format}; {'name that and ' if one_of_many else ''}say --format {kind}"
+        )
     if is_folder and not reader.is_folder:
         others = " or ".join(name for name, other in READERS.items() if other.is_folder)
         raise UsageError(
@@ -130,7 +144,6 @@ def check_paths(path: SourcePaths) -> None:
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"
         )
-    check_readable(path.images)
     if files.size(path.images) is not None:
         raise UsageError(
             f"--images {path.images}: is a file, but the images are in a folder; name that"

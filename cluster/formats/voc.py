@@ -42,6 +42,7 @@ from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
 SWAPPED = "boxes whose corners are given in another order"
+OF_CVAT = "it is a file of CVAT, for all images; give it alone, with --format cvat"
 FOUND_BY_STEM = "pictures found by the name of their XML file, whose filename fits none"
 
 
@@ -216,6 +217,8 @@ def parse_voc(data: bytes) -> VocFile:
         objects = _parse_objects(root)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         return VocFile("", None, None, [], "it is not valid XML", sha256, detail=str(error))
+    if root.tag == "annotations":
+        return VocFile("", None, None, [], OF_CVAT, sha256)
     file_name = (root.findtext("filename") or "").strip()
     height, width = _size(root)
     fault = fault_of_name(file_name)

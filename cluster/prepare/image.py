@@ -23,9 +23,11 @@ from cluster.shards.format import Row
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
 from cluster.storage.uris import join
+from cluster.storage.zips import DamagedMember
 from detector.image import ORIENTATION, ImageError, TooManyPixels, decode_image, opened
 
 MISSING = "the file is not in the images folder"
+DAMAGED = "the file is damaged in its zip"
 STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
 BOXES_TURNED = "images whose boxes were annotated before the EXIF turn, turned with the picture"
 WRONG_SIZE = "image sizes wrong in the annotations, taken from the pixels"
@@ -40,13 +42,15 @@ Outcome = tuple[Row | None, list[Quarantined], Counter[str]]
 """The row, or None; the rejected image, or its rejected annotations; the repairs."""
 
 
-def read_picture(image: ImageRecord, folder: str) -> bytes | None:
-    """The file of an image below `folder`, None when it is not there."""
+def read_picture(image: ImageRecord, folder: str) -> bytes | str:
+    """The file of an image below `folder`, or why it has none."""
     uri = join(folder, image.file_name)
     try:
         return files.read_bytes(uri)
     except FileNotFoundError:
-        return None
+        return MISSING
+    except DamagedMember:
+        return DAMAGED
     except OSError as error:
         # A failing storage says nothing about the image: stop, so that no good image is left out.
         raise PlainError(
@@ -56,13 +60,13 @@ def read_picture(image: ImageRecord, folder: str) -> bytes | None:
 
 
 def ingest_image(
-    image: ImageRecord, data: bytes | None, *, max_pixels: int, category_ids: Sequence[int]
+    image: ImageRecord, data: bytes | str, *, max_pixels: int, category_ids: Sequence[int]
 ) -> Outcome:
-    """An image and the bytes of its file -> what is stored. `category_ids` by label are for the
-    quarantine.
+    """An image and the bytes of its file, or why it has none -> what is stored. `category_ids` by
+    label are for the quarantine.
     """
-    if data is None:
-        return None, [leave_out(image, MISSING, category_ids=category_ids)], Counter()
+    if isinstance(data, str):
+        return None, [leave_out(image, data, category_ids=category_ids)], Counter()
     try:
         pixels_HW3 = decode_image(data, max_pixels=max_pixels)
         turn, image_format = read_header(data)

@@ -184,10 +184,10 @@ def _check_places(
 ) -> None:
     if output is not None:
         refuse_sources(output, sources, against)
-    for source in sources:
-        check_paths(source)
     for uri in against:
         preflight.check_readable(uri)
+    for source in sources:
+        check_paths(source)
     if output is not None:
         preflight.check_writable(output)
 

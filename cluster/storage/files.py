@@ -1,4 +1,5 @@
-"""Read, write and list files: an absolute local path and scheme://bucket/key behave alike.
+"""Read, write and list files: an absolute local path and scheme://bucket/key behave alike. A zip
+can be read like a folder (see `zips`).
 
 The endpoint, region and credentials of object storage come from the environment (AWS_ENDPOINT_URL,
 AWS_REGION, AWS_ACCESS_KEY_ID, ...), never from a URI, so no message and no stored file can contain
@@ -18,19 +19,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from threading import Lock
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.storage import schemes
+from cluster.storage import schemes, zips
 from cluster.storage.fetched_file import open_fetched
 from cluster.storage.uris import absolute, join, relative_to
 
 TRANSFER_THREADS = 8
 PARTIAL = ".partial-"
 """Prefix of a local file that is not complete yet; listings leave it out."""
+_ZIP_LOCK = Lock()
+"""Threads that need the same zip wait for the first of them, which reads its table."""
 Result = TypeVar("Result")
 
 
@@ -51,8 +55,31 @@ def _attempt(uri: str, verb: str, operation: Callable[[], Result]) -> Result:
         return operation() if store is None else store.retry(operation)
 
 
+def _in_zip(uri: str) -> tuple[zips.Archive, str] | None:
+    """The zip that `uri` leads into, or is, and the name of the file or folder in it ("" for the
+    zip itself). None where it leads into none, and where a folder is named like a zip.
+    """
+    parts = zips.split(uri)
+    if parts is None:
+        return None
+    (file_system, path), name = resolve(parts[0]), parts[1]
+    found = _attempt(uri, "looked up", lambda: file_system.get_file_info(path))
+    if found.type != pafs.FileType.File:
+        return None
+    with _ZIP_LOCK:
+        return _open_zip(absolute(parts[0]), found.size, found.mtime_ns or 0), name
+
+
+@lru_cache(maxsize=4)
+def _open_zip(uri: str, size: int, changed: int) -> zips.Archive:
+    """`size` is part of the key alone: a zip that was replaced is another one."""
+    return zips.Archive(uri, lambda: _open_plain(uri), changed)
+
+
 def exists(uri: str) -> bool:
     """Whether a file or a folder exists."""
+    if (inside := _in_zip(uri)) is not None:
+        return inside[0].exists(inside[1])
     file_system, path = resolve(uri)
     return _attempt(
         uri, "looked up", lambda: file_system.get_file_info(path).type != pafs.FileType.NotFound
@@ -60,15 +87,25 @@ def exists(uri: str) -> bool:
 
 
 def size(uri: str) -> int | None:
-    """Bytes of a file; None for a folder and where nothing exists."""
+    """Bytes of a file; None for a folder, such as a zip, and where nothing exists."""
+    if (inside := _in_zip(uri)) is not None:
+        return inside[0].size(inside[1])
     file_system, path = resolve(uri)
     return _attempt(uri, "looked up", lambda: file_system.get_file_info(path).size)
 
 
 def open_input(uri: str) -> pa.NativeFile:
     """A seekable file for reading. `FileNotFoundError` where it does not exist. A failing object
-    store raises `PlainError`, here or at a later read; a local disk other `OSError`s.
+    store raises `PlainError`, here or at a later read; a local disk other `OSError`s. For a file in
+    a zip see `zips.Archive.read`.
     """
+    if (inside := _in_zip(uri)) is not None and inside[1]:
+        return pa.BufferReader(inside[0].read(inside[1]))
+    return _open_plain(uri)
+
+
+def _open_plain(uri: str) -> pa.NativeFile:
+    """`open_input` of a file that is in no zip."""
     file_system, path = resolve(uri)
     store = schemes.store_of(uri)
     if store is None:
@@ -179,7 +216,10 @@ def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[
     uri = absolute(uri)
     wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
     store = schemes.store_of(uri)
-    entries = _attempt(uri, "listed", lambda: list(_walk(uri) if store is None else _keys(uri)))
+    if (inside := _in_zip(uri)) is not None:
+        entries = list(inside[0].below(inside[1]))
+    else:
+        entries = _attempt(uri, "listed", lambda: list(_walk(uri) if store is None else _keys(uri)))
     return sorted(
         (name, size, changed)
         for name, size, changed in entries

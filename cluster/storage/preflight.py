@@ -10,7 +10,7 @@ import posixpath
 import pyarrow.fs as pafs
 
 from cluster.errors import UsageError
-from cluster.storage import schemes
+from cluster.storage import files, schemes, zips
 from cluster.storage.schemes import ObjectStore
 from cluster.storage.uris import absolute
 
@@ -31,6 +31,11 @@ def check_readable(uri: str) -> None:
     about ten seconds.
     """
     uri = absolute(uri)
+    if (parts := zips.split(uri)) is not None and parts[1]:
+        check_readable(parts[0])
+        if not files.exists(uri):
+            raise UsageError(f"{uri}: there is no such file or folder in the zip; check the name")
+        return
     store = schemes.store_of(uri)
     if store is None:
         if not os.path.exists(uri):

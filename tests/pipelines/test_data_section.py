@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from cluster.errors import UsageError
 from cluster.formats.read import in_val
 from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import Index, ShardSet, write_index
@@ -101,7 +103,11 @@ def test_the_images_of_several_sources_have_the_ids_of_the_set(coco: Path) -> No
     # Both sources have a 1.jpg; prepare moved the second one's ids up, and left 2.jpg out.
     prepared = set_of(coco / "set", [(0, 7, "1.jpg"), (1, 15, "1.jpg")])
     both = [
-        {"name": name, "annotations": "data/annotations", "images": f"data/images/{name}"}
+        {
+            "name": name,
+            "annotations": f"data/annotations/{name}.json",
+            "images": f"data/images/{name}",
+        }
         for name in ("train", "val")
     ]
     section = DataSection.model_validate({"sources": both})
@@ -125,8 +131,52 @@ def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
     assert found["val"] and found["train"] == set(names) - found["val"]
 
 
+def export(target: Path) -> str:
+    """A zip as Roboflow writes it: two splits of YOLO labels."""
+    with zipfile.ZipFile(target, "w") as packed:
+        packed.writestr("data.yaml", "names: [cat]")
+        for split in ("train", "valid"):
+            packed.writestr(f"{split}/labels/1.txt", "0 0.5 0.5 0.5 0.5")
+            packed.writestr(f"{split}/images/1.jpg", split)
+    return target.name
+
+
+def test_a_split_of_a_zip_is_a_source(coco: Path) -> None:
+    name = export(coco / "pets.zip")
+    said: list[str] = []
+    (place,) = DataSection(annotations=f"{name}/valid").source_paths(said.append)
+    assert place == (
+        "valid",
+        "yolo",
+        f"{coco}/pets.zip/valid/labels",
+        f"{coco}/pets.zip/valid/images",
+    )
+    assert said == ["pets.zip/valid: YOLO labels in labels, pictures in images"]
+    with pytest.raises(UsageError, match=r"pets.zip: holds 2 sets: train, valid; give one of them"):
+        DataSection(annotations=name).source_paths()
+
+
+def test_a_zip_has_the_identity_of_the_folder_that_was_packed(coco: Path) -> None:
+    export(coco / "pets.zip")
+    zipfile.ZipFile(coco / "pets.zip").extractall(coco / "pets")
+    packed, folder = (DataSection(annotations=f"{name}/train") for name in ("pets.zip", "pets"))
+    assert identity(packed) == identity(folder)
+    assert list(pictures(packed, set_of(coco / "set", [(0, 7, "1.jpg")]))) == [
+        f"{coco}/pets.zip/train/images/1.jpg"
+    ]
+
+
+def test_nothing_is_looked_for_where_all_is_given(coco: Path) -> None:
+    said: list[str] = []
+    for options in (SOURCE, {**SOURCE, "format": "yolo"}, {**SOURCE, "annotations": "no.zip/a"}):
+        section = DataSection.model_validate({"format": "coco", **options})
+        (place,) = section.source_paths(said.append)
+        assert place[2:] == (options["annotations"], options["images"])
+    assert not said
+
+
 def test_a_source_is_given_in_one_way() -> None:
-    with pytest.raises(ValidationError, match="annotations and images must both be given"):
-        DataSection(annotations="a.json")
+    with pytest.raises(ValidationError, match="annotations must be given, or sources for several"):
+        DataSection(images="images")
     with pytest.raises(ValidationError, match="sources is given together with annotations"):
         DataSection.model_validate({"sources": [{"name": "a", **SOURCE}], "images": "i"})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cluster.shards import read
 from cluster.shards.index import IndexedSource, open_shard_set
@@ -210,7 +213,7 @@ def test_wrong_sources_are_one_plain_line(
         ([{**good, "format": "xml"}], (), "sources.format 'xml': must be 'coco', 'voc'"),
         ([{"name": "one"}], (), "sources.annotations is required"),
         ([{**good, "labels": "x"}], (), "sources.labels is not an option"),
-        ([], (), "annotations and images must both be given, or sources for several"),
+        ([], (), "annotations must be given, or sources for several"),
     ):
         assert (
             run_prepare("--sources", json.dumps(sources), "--output", str(tmp_path / "out"), *flags)
@@ -218,6 +221,32 @@ def test_wrong_sources_are_one_plain_line(
         )
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_a_zip_of_cvat_becomes_a_set(
+    ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = (10, 20, 50, 60)
+    picture = Image.new("RGB", (96, 64), "navy")
+    picture.paste("yellow", block)
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    corners = 'xtl="10.00" ytl="20.00" xbr="50.00" ybr="60.00"'
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as packed:
+        packed.writestr("images/a b.png", sink.getvalue())
+        packed.writestr(
+            "annotations.xml",
+            '<annotations><image id="5" name="a b.png" width="96" height="64">'
+            f'<box label="cat" {corners}/></image></annotations>',
+        )
+    given = ("--annotations", f"{tmp_path}/pets.zip")
+    assert run_prepare(*given, "--output", f"{tmp_path}/out") == 0
+    said = "pets.zip: CVAT annotations in annotations.xml, pictures in images"
+    assert said in capsys.readouterr().out
+    (row,) = read.read_annotations(open_shard_set(f"{tmp_path}/out")).to_pylist()
+    assert (row["image_id"], row["file_name"], row["boxes"]) == (5, "a b.png", [list(block)])
+    assert run_prepare(*given, "--images", f"{tmp_path}/none", "--check", "true") == 2
+    assert run_prepare(*given, "--output", f"{tmp_path}/pets.zip/out") == 2
 
 
 def test_two_splits_of_one_source(ray_cluster: str, small_coco: Path, tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Annotation, ImageRecord, images_of_records
-from cluster.formats.read import READERS, Format, SourcePaths, in_val, read_sources
+from cluster.formats.kinds import kind_of
+from cluster.formats.read import (
+    READERS,
+    Format,
+    SourcePaths,
+    check_paths,
+    in_val,
+    read_source,
+    read_sources,
+)
 from cluster.shards.format import Category
 from cluster.shards.index import IndexedSource
 
@@ -229,6 +238,44 @@ def test_columns_give_back_the_records(
         for image_id, boxes in content
     ]
     assert list(images_of_records(made)) == sorted(made)
+
+
+COCO_TEXT = '\ufeff {"categories": [], "images": []}'
+CVAT_TEXT = "<?xml version='1.0'?>\n<!-- <annotation> -->\n<annotations></annotations>"
+TASKS_TEXT = '[{"id": 1, "annotations": [], "data": {"image": "a.jpg"}}]'
+MIN_TEXT = '[{"image": "a.jpg", "id": 1, "annotation_id": 5}]'
+
+
+@pytest.mark.parametrize(
+    ("text", "format_", "why"),
+    [
+        (CVAT_TEXT, "coco", "is an XML file of CVAT, not of format coco; say --format cvat"),
+        (CVAT_TEXT, "voc", "is an XML file of CVAT, not of format voc; say --format cvat"),
+        (TASKS_TEXT, "coco", "is a JSON file of Label Studio, .* say --format labelstudio"),
+        (MIN_TEXT, "coco", "is a JSON file of Label Studio, .* say --format labelstudio"),
+        (COCO_TEXT, "labelstudio", "is a COCO JSON file, .* say --format coco"),
+        ("<annotation/>", "cvat", "is one of a folder of VOC XML files, .* name that and say"),
+        ("<annotation/>", "voc", "is a file, but annotations of format voc are a folder"),
+    ],
+)
+def test_a_file_of_another_format_is_told_by_name(
+    tmp_path: Path, text: str, format_: Format, why: str
+) -> None:
+    (tmp_path / "labels").write_text(text)
+    with pytest.raises(UsageError, match=why):
+        check_paths(SourcePaths("a", format_, f"{tmp_path}/labels", str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["", "x", "{}", "[1]", '{"shapes": []}', "<svg/>", "\xff{"])
+def test_what_no_reader_knows_is_left_to_the_reader(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels").write_bytes(text.encode("latin-1"))
+    assert kind_of(f"{tmp_path}/labels") is None
+
+
+def test_a_folder_of_cvat_that_is_given_as_voc_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "annotations.xml").write_text(CVAT_TEXT)
+    with pytest.raises(DataError, match="it is a file of CVAT, .* give it alone, with --format cv"):
+        read_source(SourcePaths("a", "voc", str(tmp_path), str(tmp_path)))
 
 
 def test_the_configuration_knows_every_format() -> None:

@@ -220,7 +220,7 @@ def test_class_names_by_number_or_in_a_text_file(tmp_path: Path) -> None:
     ]
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(
-        DataError, match=r"no data\.yaml and no classes\.txt there or up to two folders above"
+        DataError, match=r"no data\.yaml, classes\.txt or obj\.names there or up to two folders"
     ):
         yolo.read_yolo(labels, images)
     (tmp_path / "labels/classes.txt").write_text("bird\ncow\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,16 @@ def test_fractions_become_pixels_of_the_upright_picture() -> None:
     # Upright it is 20 wide and 30 high: 10, 3, 20, 27.
     row, _, _ = image_file.ingest_image(record, jpeg(black, turn=6), **options)
     assert row is not None and row.boxes_N4 == pytest.approx(np.array([[10, 3, 20, 27]]))
+
+
+def test_a_picture_that_is_damaged_in_its_zip_is_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("1.jpg", b"content")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b"content", b"CONTENT"))
+    record = image_record(1, 1, (0, 0, 1, 1))._replace(file_name="1.jpg")
+    read = image_file.read_picture(record, f"{tmp_path}/a.zip")
+    row, (left_out,), _ = image_file.ingest_image(record, read, max_pixels=1, category_ids=[7])
+    assert row is None and left_out.why == read == "the file is damaged in its zip"
+    missing = image_file.read_picture(record._replace(file_name="2.jpg"), f"{tmp_path}/a.zip")
+    assert missing == "the file is not in the images folder"
