@@ -23,7 +23,7 @@ from cluster.formats.coco import read_coco
 from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
-from cluster.shards.format import Category
+from cluster.shards.format import Category, Federated
 from cluster.shards.index import IndexedSource
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
@@ -192,6 +192,7 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
                 ids_I=images.ids_I + offset,
                 sources_I=np.full(len(images), number, np.int32),
                 labels_N=labels_K[images.labels_N],
+                federated=_relabel(images.federated, labels_K.tolist(), offset),
             )
         )
         offset += source.largest_id + 1
@@ -212,6 +213,16 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
     return MergedSources(source, tuple(entries))
 
 
+def _relabel(
+    federated: Mapping[int, Federated], labels: Sequence[int], offset: int
+) -> dict[int, Federated]:
+    """The same of image ids moved by `offset`, in the labels of the merged classes."""
+    return {
+        image_id + offset: Federated(*(tuple(labels[k] for k in classes) for classes in one))
+        for image_id, one in federated.items()
+    }
+
+
 def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
     merged: dict[str, Category] = {}
     taken: set[int] = set()
@@ -219,8 +230,11 @@ def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
         for category in source.categories:
             if category.name not in merged:
                 id_ = category.id if category.id not in taken else max(taken) + 1
-                merged[category.name] = Category(len(merged), id_, category.name)
+                merged[category.name] = category._replace(label=len(merged), id=id_)
                 taken.add(id_)
+            elif merged[category.name].frequency is None:
+                known = merged[category.name]
+                merged[category.name] = known._replace(frequency=category.frequency)
     return tuple(merged.values())
 
 
@@ -237,11 +251,12 @@ def _concatenate(parts: Sequence[Images]) -> Images:
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in vars(parts[0])
-        if name not in ("names", "first_I1")
+        if name not in ("names", "first_I1", "federated")
     }
     counts_I = np.concatenate([np.diff(part.first_I1) for part in parts])
     return Images(
         names=[name for part in parts for name in part.names],
         first_I1=np.concatenate([[0], np.cumsum(counts_I)]),
+        federated={image_id: one for part in parts for image_id, one in part.federated.items()},
         **columns,
     )

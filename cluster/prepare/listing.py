@@ -64,14 +64,16 @@ def match_files(
             name, renamed = spelling, renamed + 1
         name = clues[number].files.get(name, name)
         names.append(name)
-        fault = None
+        fault, detail = "", ""
         if name not in listing:
             near = clues[number].near.get(name)
-            fault = f"{MISSING} (there is {near})" if near else MISSING
+            fault, detail = MISSING, f"there is {near}" if near else ""
         elif (size := listing[name][0]) > MAX_FILE_BYTES:
-            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
-        if fault is not None:
-            quarantined.append(leave_out(images[i], fault, category_ids=source.category_ids))
+            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
+            detail = f"{size} bytes"
+        if fault:
+            entry = leave_out(images[i], fault, category_ids=source.category_ids, detail=detail)
+            quarantined.append(entry)
             continue
         sizes_I[i], changed_I[i] = listing[name]
         usable.append(i)
