@@ -64,16 +64,14 @@ def match_files(
             name, renamed = spelling, renamed + 1
         name = clues[number].files.get(name, name)
         names.append(name)
-        fault, detail = "", ""
+        fault = None
         if name not in listing:
             near = clues[number].near.get(name)
-            fault, detail = MISSING, f"there is {near}" if near else ""
+            fault = f"{MISSING} (there is {near})" if near else MISSING
         elif (size := listing[name][0]) > MAX_FILE_BYTES:
-            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
-            detail = f"{size} bytes"
-        if fault:
-            entry = leave_out(images[i], fault, category_ids=source.category_ids, detail=detail)
-            quarantined.append(entry)
+            fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB ({size} bytes)"
+        if fault is not None:
+            quarantined.append(leave_out(images[i], fault, category_ids=source.category_ids))
             continue
         sizes_I[i], changed_I[i] = listing[name]
         usable.append(i)
@@ -155,6 +153,17 @@ def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | Non
         tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
         return next((tail for tail in tails if tail in listing), None)
 
+    def by_tail(name: str) -> str | None:
+        """The file that ends like the name for the most folders, at least for one: numbers alone
+        are file names of several folders.
+        """
+        parts = name.split("/")
+        for start in range(1, len(parts) - 1):
+            tail = "/".join(parts[start:])
+            if ending := [file for file in below[parts[-1]] if f"/{file}".endswith(f"/{tail}")]:
+                return only_one(ending)
+        return None
+
     def only_one(candidates: list[str]) -> str | None:
         return candidates[0] if len(candidates) == 1 else None
 
@@ -165,6 +174,7 @@ def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | Non
         "files found in a folder below, by their name alone": lambda name: only_one(
             [file for file in below[posixpath.basename(name)] if file.endswith(f"/{name}")]
         ),
+        "file names that begin with other folders than the files": by_tail,
         "files with another suffix than the annotations give": lambda name: only_one(
             stems[posixpath.splitext(name)[0]]
         ),
