@@ -10,6 +10,7 @@ other source are moved up by one more than the largest id before it, so that no 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy as np
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
+from cluster.formats.crowdhuman import read_crowdhuman
 from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
@@ -28,9 +30,10 @@ from cluster.shards.index import IndexedSource
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
 
-Format = Literal["coco", "voc", "yolo"]
+Format = Literal["coco", "voc", "yolo", "crowdhuman"]
 """The names of `READERS`, for configuration fields."""
 SPLIT_BUCKETS = 1_000_000
+HEAD_BYTES = 65_536
 
 
 class ReadFormat(Protocol):
@@ -41,18 +44,28 @@ class ReadFormat(Protocol):
 
 class Reader(NamedTuple):
     """An annotation format. `annotations` says what its annotations are, for `--help` and errors;
-    `is_folder` whether that is a folder.
+    `is_folder` whether that is a folder. `signs` tell a file of this format: one of them stands
+    near its beginning.
     """
 
     read: ReadFormat
     annotations: str
     is_folder: bool
+    signs: tuple[bytes, ...] = ()
 
 
 READERS: dict[Format, Reader] = {
-    "coco": Reader(read_coco, "a COCO JSON file", is_folder=False),
+    "coco": Reader(
+        read_coco,
+        "a COCO JSON file (also of LVIS or Objects365)",
+        is_folder=False,
+        signs=(b'"images"', b'"annotations"', b'"categories"'),
+    ),
     "voc": Reader(read_voc, "a folder of VOC XML files", is_folder=True),
     "yolo": Reader(read_yolo, "a folder of YOLO label files", is_folder=True),
+    "crowdhuman": Reader(
+        read_crowdhuman, "an .odgt file of CrowdHuman", is_folder=False, signs=(b'"gtboxes"',)
+    ),
 }
 """The one list of annotation formats: a new one is a file with a reader, a line here and its name
 in `Format`.
@@ -103,7 +116,10 @@ def read_sources(
 
 def read_source(path: SourcePaths, keep: Keep = keep_all) -> Source:
     """One source. Errors: see `read_sources`."""
-    return _reader(path).read(path.annotations, path.images, keep)
+    reader = _reader(path)
+    if not reader.is_folder:
+        _refuse_other_format(path)
+    return reader.read(path.annotations, path.images, keep)
 
 
 def _reader(path: SourcePaths) -> Reader:
@@ -126,6 +142,7 @@ def check_paths(path: SourcePaths) -> None:
             f" {path.format} are {reader.annotations}; name it, or say --format {others}"
         )
     if not is_folder and reader.is_folder:
+        _refuse_other_format(path)
         raise UsageError(
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"
@@ -135,6 +152,28 @@ def check_paths(path: SourcePaths) -> None:
         raise UsageError(
             f"--images {path.images}: is a file, but the images are in a folder; name that"
         )
+
+
+def _refuse_other_format(path: SourcePaths) -> None:
+    signed = _format_by_signs(path.annotations)
+    if signed is not None and signed != path.format:
+        raise UsageError(
+            f"--annotations {path.annotations}: is {READERS[signed].annotations}, but annotations"
+            f" of format {path.format} are {READERS[path.format].annotations}; say --format"
+            f" {signed}"
+        )
+
+
+def _format_by_signs(uri: str) -> Format | None:
+    """The format of a file by its first bytes; None where they say nothing."""
+    try:
+        head = files.read_range(uri, 0, HEAD_BYTES)
+        if head[:2] == b"\x1f\x8b":
+            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
+    except (OSError, zlib.error):
+        # The reader says what is wrong with the file.
+        return None
+    return next((n for n, r in READERS.items() if any(sign in head for sign in r.signs)), None)
 
 
 def _check_class_names(path: SourcePaths, source: Source) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +12,15 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Annotation, ImageRecord, images_of_records
-from cluster.formats.read import READERS, Format, SourcePaths, in_val, read_sources
+from cluster.formats.read import (
+    READERS,
+    Format,
+    SourcePaths,
+    check_paths,
+    in_val,
+    read_source,
+    read_sources,
+)
 from cluster.shards.format import Category
 from cluster.shards.index import IndexedSource
 
@@ -147,10 +157,35 @@ def test_sources_that_cannot_be_merged(tmp_path: Path) -> None:
     huge = write(tmp_path, "huge", [(2**63 - 1, "a.jpg")], [], {1: "cat"})
     with pytest.raises(DataError, match="image ids beyond 2\\^63"):
         read_sources([huge, good])
-    with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo"):
+    with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo, crowdhuman"):
         read_sources([good._replace(format="xml")])
     with pytest.raises(UsageError, match="nowhere.json: there is no such annotation file"):
         read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    coco = write(tmp_path, "coco", [(1, "a.jpg")], [(1, 1)], {1: "cat"})
+    packed = str(tmp_path / "coco.json.gz")
+    Path(packed).write_bytes(gzip.compress(Path(coco.annotations).read_bytes()))
+    odgt = tmp_path / "train.odgt"
+    odgt.write_text('{"ID": "a", "gtboxes": []}\n' * 2)
+    for place in (coco, coco._replace(annotations=packed)):
+        assert read_sources([place]).source.listed == 1
+    for file, wrong, is_, right in (
+        (coco.annotations, "crowdhuman", "a COCO JSON file (also of LVIS or Objects365)", "coco"),
+        (packed, "crowdhuman", "a COCO JSON file (also of LVIS or Objects365)", "coco"),
+        (coco.annotations, "voc", "a COCO JSON file (also of LVIS or Objects365)", "coco"),
+        (str(odgt), "coco", "an .odgt file of CrowdHuman", "crowdhuman"),
+        (str(odgt), "yolo", "an .odgt file of CrowdHuman", "crowdhuman"),
+    ):
+        said = re.escape(f"{file}: is {is_}, but") + f".*format {wrong} are.*say --format {right}$"
+        place = coco._replace(annotations=file, format=wrong)
+        with pytest.raises(UsageError, match=said):
+            (check_paths if wrong in ("voc", "yolo") else read_source)(place)
+    # What has no sign of a format is left to its reader.
+    odgt.write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(DataError, match="the packed file is damaged"):
+        read_source(coco._replace(annotations=str(odgt)))
 
 
 @given(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from cluster.formats.read import SourcePaths
 from cluster.prepare.plan import Options, cut_shards, plan_shards
 from cluster.shards import quarantine
 from cluster.storage import files
-from tests.support.pictures import jpeg, noise, write_coco
+from tests.support.pictures import write_coco
 from tests.support.preparing import (
     jobs_of,
     plan_coco,
@@ -101,8 +99,8 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
             images,
             f"{images}: is a folder, but annotations of format coco are a COCO JSON file",
         ),
-        ("voc", annotations, images, "is a file, but annotations of format voc are a folder"),
-        ("yolo", annotations, images, "is a file, but annotations of format yolo are a folder"),
+        ("voc", a_picture, images, "is a file, but annotations of format voc are a folder"),
+        ("yolo", a_picture, images, "is a file, but annotations of format yolo are a folder"),
     ):
         source = SourcePaths("a", kind, labels, pictures)
         with pytest.raises(UsageError, match=said):
@@ -110,30 +108,3 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="dangling is a link to .*nowhere, which does not exist"):
         plan_coco(str(small_coco), str(tmp_path / "dangling/out"))
-
-
-@pytest.mark.parametrize(
-    ("fault", "change"),
-    [
-        ("no_objects", {"annotations": []}),
-        ("only_crowds", {"iscrowd": 1}),
-        ("boxes_as_shares", {"bbox": [0.1, 0.2, 0.3, 0.4]}),
-        # 25 + 29 leaves the 30 px of the picture; as a corner it does not.
-        ("boxes_as_corners", {"bbox": [25, 3, 29, 15]}),
-    ],
-)
-def test_a_set_that_cannot_be_used_is_refused_unless_that_is_accepted(
-    tmp_path: Path, fault: str, change: dict[str, Any]
-) -> None:
-    folder = write_coco(tmp_path, {f"{n}.jpg": jpeg(noise(20, 30)) for n in range(4)})
-    annotations = Path(folder, "annotations/instances_train.json")
-    content = json.loads(annotations.read_text())
-    for one in content["annotations"]:
-        one.update(change)
-    content.update({"annotations": []} if fault == "no_objects" else {})
-    annotations.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=f"; where that is meant, say --accept {fault}$"):
-        plan_coco(folder, str(tmp_path / "out"))
-    assert not (tmp_path / "out/index.json").exists()
-    plan = plan_coco(folder, str(tmp_path / "out"), accept=(fault,))
-    assert [finding.fault for finding in plan.findings] == [fault]
