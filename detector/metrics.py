@@ -222,7 +222,7 @@ def _coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
 def joined_truths(truths: Sequence[Truth], *, whole_crowds: bool = False) -> dict[str, np.ndarray]:
     """Columns over the objects of all images: images (indices in the list), boxes (XYXY px,
     float64), labels, crowd, area. With `whole_crowds`, each incomplete label adds a crowd of the
-    whole image, to which COCO's matching gives exactly the detections without an object.
+    whole image, to which COCO's matching gives the detections that have an extent and no object.
     """
     if whole_crowds:
         truths = [_with_whole_crowds(truth) for truth in truths]
