@@ -157,21 +157,20 @@ def check_paths(path: SourcePaths) -> None:
 def _refuse_other_format(path: SourcePaths) -> None:
     signed = _format_by_signs(path.annotations)
     if signed is not None and signed != path.format:
+        is_, needed = READERS[signed].annotations, READERS[path.format].annotations
         raise UsageError(
-            f"--annotations {path.annotations}: is {READERS[signed].annotations}, but annotations"
-            f" of format {path.format} are {READERS[path.format].annotations}; say --format"
-            f" {signed}"
+            f"--annotations {path.annotations}: is {is_}, but annotations of format {path.format}"
+            f" are {needed}; say --format {signed}"
         )
 
 
 def _format_by_signs(uri: str) -> Format | None:
-    """The format of a file by its first bytes; None where they say nothing."""
+    """The format of a file by its first bytes; None where they say nothing or are damaged."""
     try:
         head = files.read_range(uri, 0, HEAD_BYTES)
         if head[:2] == b"\x1f\x8b":
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
     except (OSError, zlib.error):
-        # The reader says what is wrong with the file.
         return None
     return next((n for n, r in READERS.items() if any(sign in head for sign in r.signs)), None)
 
