@@ -12,7 +12,7 @@ on the detections of an image and class; N objects or detections.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hotcoco import COCO, COCOeval
@@ -63,6 +63,14 @@ class Truth:
     """bool (N,): regions in which a detection is neither a hit nor a false alarm."""
     area_N: np.ndarray
     """px^2 as annotated (of the mask where there is one): it decides small, medium or large."""
+    searched: np.ndarray | None = None
+    """int: the labels that the image was searched for, those of its objects among them. Detections
+    of others are not scored. None: all labels, as in COCO.
+    """
+    incomplete: np.ndarray | None = None
+    """int: the labels that may have more objects. Detections of them that have no object here are
+    neither hits nor false alarms.
+    """
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,7 @@ def _coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
     The id of an image is its index in the list: detections are passed as float64, which cannot hold
     every id from 2^53 on.
     """
-    objects = joined_truths(truths)
+    objects = joined_truths(truths, whole_crowds=True)
     return COCO.from_arrays(
         [{"id": index, "height": t.height, "width": t.width} for index, t in enumerate(truths)],
         [{"id": k + 1, "name": name} for k, name in enumerate(class_names)],
@@ -211,10 +219,13 @@ def _coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:
     )
 
 
-def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
+def joined_truths(truths: Sequence[Truth], *, whole_crowds: bool = False) -> dict[str, np.ndarray]:
     """Columns over the objects of all images: images (indices in the list), boxes (XYXY px,
-    float64), labels, crowd, area.
+    float64), labels, crowd, area. With `whole_crowds`, each incomplete label adds a crowd of the
+    whole image, to which COCO's matching gives the detections that have an extent and no object.
     """
+    if whole_crowds:
+        truths = [_with_whole_crowds(truth) for truth in truths]
     return {
         "images": np.repeat(np.arange(len(truths)), [len(t.labels_N) for t in truths]),
         "boxes": (
@@ -226,12 +237,34 @@ def joined_truths(truths: Sequence[Truth]) -> dict[str, np.ndarray]:
     }
 
 
+def _with_whole_crowds(truth: Truth) -> Truth:
+    if truth.incomplete is None or not len(truth.incomplete):
+        return truth
+    count = len(truth.incomplete)
+    frames_N4 = np.tile([0, 0, truth.width, truth.height], (count, 1))
+    return replace(
+        truth,
+        boxes_N4=np.concatenate([truth.boxes_N4, frames_N4]),
+        labels_N=np.concatenate([truth.labels_N, truth.incomplete]),
+        crowd_N=np.concatenate([truth.crowd_N, np.ones(count, bool)]),
+        area_N=np.concatenate([truth.area_N, np.full(count, truth.width * truth.height)]),
+    )
+
+
+def _scored(detections: Detections, truth: Truth) -> Detections:
+    """The detections of the labels that the image was searched for."""
+    if truth.searched is None:
+        return detections
+    chosen_N = np.isin(detections.labels_N, truth.searched)
+    return Detections(*(column[chosen_N] for column in vars(detections).values()))
+
+
 def joined_detections(
     truths: Sequence[Truth], detections: Mapping[int, Detections], class_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Columns over the detections of all images, in the order of the truths: images (indices in the
-    list of truths), boxes (XYXY px, float64), scores, labels. `ValueError` for detections that
-    would not be scored.
+    """Columns over the detections that are scored, in the order of the truths: images (indices in
+    the list of truths), boxes (XYXY px, float64), scores, labels. `ValueError` for detections of an
+    image without a truth, and for a label out of range.
     """
     unknown = set(detections) - {t.image_id for t in truths}
     if unknown:
@@ -240,7 +273,7 @@ def joined_detections(
             f" {min(unknown)}; score them against the set that they come from"
         )
     indices = [index for index, t in enumerate(truths) if t.image_id in detections]
-    listed = [detections[truths[index].image_id] for index in indices]
+    listed = [_scored(detections[truths[index].image_id], truths[index]) for index in indices]
     columns = {
         "images": np.repeat(np.array(indices, np.int64), [len(d.scores_N) for d in listed]),
         "boxes": (

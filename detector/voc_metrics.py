@@ -38,12 +38,26 @@ def voc_average_precisions(
     # The best detection of an object is right, all its others are wrong.
     right_D = np.zeros(len(object_D), bool)
     right_D[np.flatnonzero(hit_D)[np.unique(object_D[hit_D], return_index=True)[1]]] = True
+    counted_D &= right_D | ~_incomplete(truths, columns, classes=len(class_names))
     result = np.full((len(class_names), 2), -1.0)
     for k in range(len(class_names)):
         count = int(np.sum((objects["labels"] == k) & ~objects["crowd"]))
         if count:
             result[k] = _average_precisions(right_D[counted_D & (columns["labels"] == k)], count)
     return result
+
+
+def _incomplete(
+    truths: Sequence[Truth], detections: dict[str, np.ndarray], *, classes: int
+) -> np.ndarray:
+    """bool (D,): whether a detection's image may have more objects of its class than annotated."""
+    cells = [
+        index * classes + truth.incomplete
+        for index, truth in enumerate(truths)
+        if truth.incomplete is not None
+    ]
+    cell_D = detections["images"] * classes + detections["labels"]
+    return np.isin(cell_D, np.concatenate([np.zeros(0, np.int64), *cells]))
 
 
 def _most_overlapping_objects(

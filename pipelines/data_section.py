@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.compute.session import RayConfig
-from cluster.formats.read import READERS, Format
+from cluster.formats.kinds import Format
+from cluster.formats.read import READERS
 from cluster.prepare.plausibility import Fault
 
 if TYPE_CHECKING:

@@ -110,7 +110,7 @@ def evaluate(
         )
         _connect(resources.detection_shares(**vars(replicas)), request, ray)
         folder = f"{scratch}/evaluation"
-        table, not_drawn = evaluate_package(
+        table, remarks = evaluate_package(
             package,
             shard_set,
             classes,
@@ -121,7 +121,7 @@ def evaluate(
             **vars(replicas),
         )
         files.upload_folder(folder, output, last="metrics.json")
-        notes = [*classes.notes("data"), *not_drawn]
+        notes = [*classes.notes("data"), *remarks]
         recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
         if recorded is not None and best is not None:
             try:

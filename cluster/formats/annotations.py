@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.formats.names import escape_surrogates
-from cluster.shards.format import Category
+from cluster.shards.format import Category, Federated
 from cluster.shards.quarantine import Quarantined
 
 Box = tuple[float, float, float, float]
@@ -56,6 +56,7 @@ class ImageRecord(NamedTuple):
     annotations: tuple[Annotation, ...]
     source: int = 0
     normalised: bool = False
+    federated: Federated | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,8 @@ class Images(Sequence[ImageRecord]):
     boxes_N4: np.ndarray
     crowd_N: np.ndarray
     area_N: np.ndarray
+    federated: Mapping[int, Federated] = field(default_factory=dict)
+    """By image id; images that were searched for every class have no entry."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,14 +98,16 @@ class Images(Sequence[ImageRecord]):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
         height, width = int(self.heights_I[i]), int(self.widths_I[i])
+        image_id = int(self.ids_I[i])
         return ImageRecord(
-            image_id=int(self.ids_I[i]),
+            image_id=image_id,
             file_name=self.names[i],
             height=height or None,
             width=width or None,
             annotations=self._annotations(i),
             source=int(self.sources_I[i]),
             normalised=bool(self.normalised_I[i]),
+            federated=self.federated.get(image_id),
         )
 
     def _annotations(self, i: int) -> tuple[Annotation, ...]:
@@ -142,6 +147,7 @@ def make_images(
     owners: npt.ArrayLike,
     annotations: AnnotationColumns,
     normalised: bool = False,
+    federated: Mapping[int, Federated] | None = None,
 ) -> Images:
     """Columns in any order -> `Images` by ascending id. `owners` gives the position in `names` of
     each annotation's image; the annotations of one image keep their order.
@@ -167,6 +173,7 @@ def make_images(
         boxes_N4=np.asarray(annotations.boxes_N4, np.float64).reshape(-1, 4)[order_N],
         crowd_N=np.asarray(annotations.crowd_N, np.bool_)[order_N],
         area_N=np.asarray(annotations.area_N, np.float64)[order_N],
+        federated=federated or {},
     )
 
 
@@ -190,6 +197,7 @@ def images_of_records(records: Sequence[ImageRecord], *, normalised: bool = Fals
             area_N=[np.nan if one.area is None else one.area for one in annotations],
         ),
         normalised=normalised,
+        federated={one.image_id: one.federated for one in records if one.federated is not None},
     )
 
 

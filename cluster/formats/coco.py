@@ -19,12 +19,11 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from cluster.errors import DataError, UsageError
-from cluster.formats import json_stream
+from cluster.formats import json_stream, lvis
 from cluster.formats.annotations import (
     NO_ID,
     AnnotationColumns,
@@ -45,8 +44,9 @@ from cluster.formats.coco_records import (
     repeated_ids,
 )
 from cluster.formats.coco_references import NO_CROWD, AnnotationRows, References, positions_of
-from cluster.formats.names import fault_of_name, inside_folder
+from cluster.formats.names import fault_of_name, inside_folder, name_in_url
 from cluster.formats.numbers import as_number, as_whole
+from cluster.shards.format import Federated
 from cluster.storage import files
 
 WHOLE_NUMBERS = "whole numbers given with a point"
@@ -126,6 +126,7 @@ class _CocoLists:
     annotation_ids: array[int] = field(default_factory=lambda: array("q"))
     odd_annotation_ids: list[int | str] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
+    searched: dict[int, lvis.SearchedFor] = field(default_factory=dict)
 
     def take_image(self, record: Any) -> None:
         if not isinstance(record, dict):
@@ -134,7 +135,7 @@ class _CocoLists:
             return
         self._make_whole(record, "id")
         if record.get("file_name") is None and isinstance(url := record.get("coco_url"), str):
-            record["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+            record["file_name"] = name_in_url(url)
             self.findings.repairs[FROM_URL] += 1
         id_, name = record.get("id"), record.get("file_name")
         if "id" in record:
@@ -153,6 +154,8 @@ class _CocoLists:
         if not (is_id(height) and is_id(width) and height and width):
             height = width = 0
         self.images[id_] = (file_name, height, width)
+        if (searched := lvis.searched_for(record)) is not None:
+            self.searched[id_] = searched
 
     def take_annotation(self, record: Any) -> None:
         if not isinstance(record, dict):
@@ -229,9 +232,12 @@ class _CocoLists:
         good_N = (owners_N >= 0) & (labels_N >= 0)
         rows = rows.select(good_N)
         self._count_repairs(rows)
+        federated = lvis.to_labels(self.searched, category_ids_K.tolist(), self.findings.repairs)
         return Source(
             categories=categories,
-            images=self._make_images(image_ids_I, rows, owners_N[good_N], labels_N[good_N]),
+            images=self._make_images(
+                image_ids_I, rows, owners_N[good_N], labels_N[good_N], federated
+            ),
             quarantined=tuple(self.findings.quarantined),
             repairs=dict(+self.findings.repairs),
             listed=self.listed,
@@ -262,6 +268,7 @@ class _CocoLists:
         rows: AnnotationRows,
         owners_N: np.ndarray,
         labels_N: np.ndarray,
+        federated: dict[int, Federated],
     ) -> Images:
         boxes_N4 = rows.numbers_N5[:, :4].copy()
         boxes_N4[:, 2:] += boxes_N4[:, :2]
@@ -278,6 +285,7 @@ class _CocoLists:
                 crowd_N=rows.crowd_N == 1,
                 area_N=rows.area_N,
             ),
+            federated=federated,
         )
 
     def _count_repairs(self, rows: AnnotationRows) -> None:

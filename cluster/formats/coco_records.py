@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from cluster.errors import DataError
+from cluster.formats import lvis
 from cluster.formats.annotations import MAX_ID
 from cluster.formats.names import escape_surrogates, is_text
 from cluster.shards.format import Category
@@ -107,7 +108,7 @@ def read_categories(records: list[Any], uri: str) -> tuple[Category, ...]:
         )
     check_unique(ids, "category", uri)
     return tuple(
-        Category(label, record["id"], record["name"])
+        Category(label, record["id"], record["name"], lvis.frequency_of(record))
         for label, record in enumerate(sorted(records, key=lambda record: record["id"]))
     )
 

@@ -20,8 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cluster.errors import DataError, UsageError
-from cluster.formats.kinds import kind_of
-from cluster.formats.read import Format
+from cluster.formats.kinds import Format, kind_of
 from cluster.storage import files, uris, zips
 from cluster.storage.pictures import is_left_by_tools, suffix_of
 from cluster.storage.preflight import check_readable
@@ -33,6 +32,7 @@ NAMES: dict[Format, str] = {
     "yolo": "YOLO labels",
     "cvat": "CVAT annotations",
     "labelstudio": "Label Studio annotations",
+    "crowdhuman": "CrowdHuman annotations",
 }
 """The formats that are recognised."""
 _LABEL_FOLDERS = frozenset(("annotations", "labels", "xml", "xmls", "obj_train_data"))
@@ -61,7 +61,7 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     is_file = files.size(root) is not None
     tree = _Tree(root, [] if is_file else [uri for uri, _ in files.list_files(root)])
     if is_file:
-        found = [_set_of_file(tree, root, given, format_ or kind_of(root) or "coco")]
+        found = [_set_of_file(tree, root, given, format_ or _format_of(root) or "coco")]
     else:
         if given is None and not tree.pictures:
             given = _pictures_of_folder(tree, root)
@@ -82,6 +82,11 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     if is_file:
         return found[0], f"{annotations}: {NAMES[found[0].format]}, pictures in {pictures}"
     return found[0], f"{annotations}: {NAMES[found[0].format]} in {where}, pictures in {pictures}"
+
+
+def _format_of(uri: str) -> Format | None:
+    kind = kind_of(uri)
+    return None if kind is None else kind.format
 
 
 class _Tree:
@@ -143,7 +148,7 @@ def _sets(tree: _Tree, images: str | None) -> Iterator[Set]:
     for suffix in (".json", ".xml"):
         for folder, names in tree.by_folder(suffix).items():
             for uri in names if len(names) <= _FEW else names[:1]:
-                kind = kind_of(uri)
+                kind = _format_of(uri)
                 if kind == "voc":
                     voc.add(_label_folder(folder, tree.root))
                 elif kind == "coco" and _is_other_coco(uri, names):

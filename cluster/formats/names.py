@@ -6,6 +6,7 @@ import posixpath
 import re
 import unicodedata
 from typing import TypeGuard
+from urllib.parse import urlsplit
 
 
 def inside_folder(name: str) -> str | None:
@@ -26,6 +27,11 @@ def inside_folder(name: str) -> str | None:
 
 def is_url(name: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def name_in_url(url: str) -> str:
+    """The file of a URL with its last folder: LVIS names its pictures by COCO's URLs alone."""
+    return "/".join(urlsplit(url).path.strip("/").split("/")[-2:])
 
 
 def fault_of_name(name: object) -> str | None:

@@ -13,26 +13,25 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
+from cluster.formats.crowdhuman import read_crowdhuman
 from cluster.formats.cvat import read_cvat
-from cluster.formats.kinds import kind_of
+from cluster.formats.kinds import Format, kind_of
 from cluster.formats.labelstudio import read_labelstudio
 from cluster.formats.names import composed
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
-from cluster.shards.format import Category
+from cluster.shards.format import Category, Federated
 from cluster.shards.index import IndexedSource
 from cluster.storage import files
 from cluster.storage.preflight import check_readable
 
-Format = Literal["coco", "voc", "yolo", "cvat", "labelstudio"]
-"""The names of `READERS`, for configuration fields."""
 SPLIT_BUCKETS = 1_000_000
 
 
@@ -53,14 +52,15 @@ class Reader(NamedTuple):
 
 
 READERS: dict[Format, Reader] = {
-    "coco": Reader(read_coco, "a COCO JSON file", is_folder=False),
+    "coco": Reader(read_coco, "a COCO JSON file (also of LVIS or Objects365)", is_folder=False),
     "voc": Reader(read_voc, "a folder of VOC XML files", is_folder=True),
     "yolo": Reader(read_yolo, "a folder of YOLO label files", is_folder=True),
+    "crowdhuman": Reader(read_crowdhuman, "an .odgt file of CrowdHuman", is_folder=False),
     "cvat": Reader(read_cvat, "an XML file of CVAT", is_folder=False),
     "labelstudio": Reader(read_labelstudio, "a JSON file of Label Studio", is_folder=False),
 }
 """The one list of annotation formats: a new one is a file with a reader, a line here and its name
-in `Format`.
+in `kinds.Format`.
 """
 
 
@@ -126,12 +126,10 @@ def check_paths(path: SourcePaths) -> None:
     check_readable(path.images)
     is_folder = files.size(path.annotations) is None
     kind = None if is_folder else kind_of(path.annotations)
-    if kind is not None and kind != path.format:
-        what = READERS[kind].annotations
-        one_of_many = READERS[kind].is_folder
+    if kind is not None and kind.format != path.format:
         raise UsageError(
-            f"--annotations {path.annotations}: is {'one of ' if one_of_many else ''}{what}, not of"
-            f" format {path.format}; {'name that and ' if one_of_many else ''}say --format {kind}"
+            f"--annotations {path.annotations}: is {kind.what}, but annotations of format"
+            f" {path.format} are {reader.annotations}; {kind.remedy}"
         )
     if is_folder and not reader.is_folder:
         others = " or ".join(name for name, other in READERS.items() if other.is_folder)
@@ -205,6 +203,7 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
                 ids_I=images.ids_I + offset,
                 sources_I=np.full(len(images), number, np.int32),
                 labels_N=labels_K[images.labels_N],
+                federated=_relabel(images.federated, labels_K.tolist(), offset),
             )
         )
         offset += source.largest_id + 1
@@ -225,6 +224,16 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
     return MergedSources(source, tuple(entries))
 
 
+def _relabel(
+    federated: Mapping[int, Federated], labels: Sequence[int], offset: int
+) -> dict[int, Federated]:
+    """The same of image ids moved by `offset`, in the labels of the merged classes."""
+    return {
+        image_id + offset: Federated(*(tuple(labels[k] for k in classes) for classes in one))
+        for image_id, one in federated.items()
+    }
+
+
 def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
     merged: dict[str, Category] = {}
     taken: set[int] = set()
@@ -232,8 +241,11 @@ def _merge_categories(sources: Sequence[Source]) -> tuple[Category, ...]:
         for category in source.categories:
             if category.name not in merged:
                 id_ = category.id if category.id not in taken else max(taken) + 1
-                merged[category.name] = Category(len(merged), id_, category.name)
+                merged[category.name] = category._replace(label=len(merged), id=id_)
                 taken.add(id_)
+            elif merged[category.name].frequency is None:
+                known = merged[category.name]
+                merged[category.name] = known._replace(frequency=category.frequency)
     return tuple(merged.values())
 
 
@@ -250,11 +262,12 @@ def _concatenate(parts: Sequence[Images]) -> Images:
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in vars(parts[0])
-        if name not in ("names", "first_I1")
+        if name not in ("names", "first_I1", "federated")
     }
     counts_I = np.concatenate([np.diff(part.first_I1) for part in parts])
     return Images(
         names=[name for part in parts for name in part.names],
         first_I1=np.concatenate([[0], np.cumsum(counts_I)]),
+        federated={image_id: one for part in parts for image_id, one in part.federated.items()},
         **columns,
     )

@@ -112,6 +112,7 @@ def ingest_image(
         area_N=[one.area or 0.0 for one in annotations],
         source=image.source,
         sha256=hashlib.sha256(data).digest(),
+        federated=image.federated,
     )
     return row, dropped, repairs
 

@@ -155,6 +155,17 @@ def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | Non
         tails = ("/".join(parts[start:]) for start in range(1, len(parts)))
         return next((tail for tail in tails if tail in listing), None)
 
+    def by_tail(name: str) -> str | None:
+        """The file that ends like the name for the most folders, at least for one: numbers alone
+        are file names of several folders.
+        """
+        parts = name.split("/")
+        for start in range(1, len(parts) - 1):
+            tail = "/".join(parts[start:])
+            if ending := [file for file in below[parts[-1]] if f"/{file}".endswith(f"/{tail}")]:
+                return only_one(ending)
+        return None
+
     def only_one(candidates: list[str]) -> str | None:
         return candidates[0] if len(candidates) == 1 else None
 
@@ -165,6 +176,7 @@ def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | Non
         "files found in a folder below, by their name alone": lambda name: only_one(
             [file for file in below[posixpath.basename(name)] if file.endswith(f"/{name}")]
         ),
+        "file names that begin with other folders than the files": by_tail,
         "files with another suffix than the annotations give": lambda name: only_one(
             stems[posixpath.splitext(name)[0]]
         ),

@@ -23,7 +23,7 @@ from cluster.prepare.output import refuse_sources
 from cluster.prepare.plausibility import Fault, Finding, implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
-from cluster.shards.index import INDEX, IndexedSource, ShardSet, open_shard_set
+from cluster.shards.index import INDEX, ShardSet, open_shard_set
 from cluster.shards.quarantine import (
     QUARANTINE,
     Quarantined,
@@ -149,7 +149,7 @@ def plan_shards(
     merged = read_sources(sources, split=options.split, val_share=options.val_share)
     folders = tuple(source.images for source in sources)
     listed = match_files(merged.source, folders, split=options.split, val_share=options.val_share)
-    fingerprint = _set_fingerprint(merged.entries, listed, options, against)
+    fingerprint = _set_fingerprint(merged, listed, options, against)
     sizes = listed.sizes_I[listed.usable]
     cuts = cut_shards(sizes, seed=options.seed, shard_bytes=options.shard_bytes)
     counts_I = np.diff(merged.source.images.first_I1)
@@ -210,7 +210,7 @@ def cut_shards(
 
 
 def _set_fingerprint(
-    entries: Sequence[IndexedSource],
+    merged: MergedSources,
     listed: ListedImages,
     options: Options,
     against: Sequence[str],
@@ -220,7 +220,7 @@ def _set_fingerprint(
     """
     sources = [
         {name: value for name, value in asdict(entry).items() if name != "images"}
-        for entry in entries
+        for entry in merged.entries
     ]
     numbers, names = listed.images.sources_I, listed.images.names
     listing = [(int(numbers[i]), names[i], int(listed.sizes_I[i])) for i in listed.usable.tolist()]
@@ -233,7 +233,10 @@ def _set_fingerprint(
         options.split,
         options.val_share,
     )
-    return _digest(SCHEMA_VERSION, sources, listing, identity, against)
+    # Sets from before frequencies were kept are not those of these sources.
+    frequencies = [category.frequency for category in merged.source.categories]
+    kept = [frequencies] if any(frequencies) else []
+    return _digest(SCHEMA_VERSION, sources, listing, identity, against, *kept)
 
 
 def _digest(*parts: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from cluster.errors import on_one_line
+from cluster.shards.format import FREQUENCIES
 from cluster.shards.index import Duplicates, Index
 from cluster.shards.quarantine import Quarantined, by_reason, example_of
 
@@ -24,7 +26,7 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
     )
     lines.append(
         f"boxes       {counts.boxes} of {counts.listed_annotations} listed, of"
-        f" {len(index.categories)} classes, of which {counts.crowds} crowds"
+        f" {len(index.categories)} classes{_frequencies(index)}, of which {counts.crowds} crowds"
     )
     if len(sources) > 1:
         lines += [
@@ -46,6 +48,13 @@ def summary_lines(index: Index, quarantined: Sequence[Quarantined]) -> list[str]
     lines += [f"warning     {sentence}" for sentence in index.warnings]
     lines += [f"{kind:12s}{sentence}" for kind, sentence in duplicate_sentences(index.duplicates)]
     return [on_one_line(line) for line in lines]
+
+
+def _frequencies(index: Index) -> str:
+    """How many classes are rare, common and frequent, where the source says it."""
+    counts = Counter(category.frequency for category in index.categories)
+    parts = [f"{counts[key]} {word}" for key, word in FREQUENCIES.items() if counts[key]]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def duplicate_sentences(duplicates: Duplicates) -> list[tuple[str, str]]:

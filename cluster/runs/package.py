@@ -62,7 +62,7 @@ class Package:
     def to_json(self) -> dict[str, Any]:
         return {
             "description": self.description.to_json(),
-            "classes": [category._asdict() for category in self.classes],
+            "classes": [category.to_json() for category in self.classes],
         }
 
     @classmethod
@@ -70,7 +70,7 @@ class Package:
         """Raises `KeyError` for a key that is missing."""
         return cls(
             Description.from_json(stored["description"]),
-            tuple(Category(each["label"], each["id"], each["name"]) for each in stored["classes"]),
+            tuple(map(Category.from_json, stored["classes"])),
         )
 
 

@@ -42,7 +42,7 @@ def read_package(folder: str) -> PackageFiles:
 
 def stored_classes(content: bytes) -> list[Category]:
     """The classes of a package's classes.json, in the order of the labels."""
-    return [Category(each["label"], each["id"], each["name"]) for each in json.loads(content)]
+    return list(map(Category.from_json, json.loads(content)))
 
 
 def read_classes(folder: str) -> list[Category]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import DataError, UsageError
+from cluster.formats.names import name_in_url
 from cluster.formats.numbers import as_whole
 from cluster.storage import files
 
@@ -43,6 +44,8 @@ def _ids(entries: Any, uri: str, key: str, *, name: str) -> dict[str, int]:
     ids: dict[str, int] = {}
     for number, entry in enumerate(entries):
         given = entry.get(name) if isinstance(entry, dict) else None
+        if given is None and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):
+            given = name_in_url(entry["coco_url"])
         id_ = as_whole(entry.get("id")) if isinstance(entry, dict) else None
         if not isinstance(given, str) or id_ is None:
             raise DataError(

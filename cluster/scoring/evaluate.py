@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.runs.evaluations import Evaluation, Request, Weights
+from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
 from detector.metrics import CocoTable, Truth, coco_table, mean
 from detector.voc_metrics import NAMES, voc_average_precisions
@@ -40,10 +41,28 @@ def coco(
     class_names: Sequence[str],
     *,
     limits: Sequence[int] = (1, 10, 100),
+    frequencies: Mapping[str, str] | None = None,
 ) -> MetricResult:
-    """COCO's AP and AR. `limits`: detections of an image and class that count, an AR for each."""
+    """COCO's AP and AR. `limits`: detections of an image and class that count, an AR for each.
+    `frequencies` by class name add LVIS's AP of each.
+    """
     table = coco_table(truths, detections, class_names, max_detections=limits)
-    return MetricResult(table.summary, table.per_class, table.precision_RK)
+    summary = table.summary | _by_frequency(table.per_class, frequencies or {})
+    return MetricResult(summary, table.per_class, table.precision_RK)
+
+
+def _by_frequency(
+    per_class: Mapping[str, Mapping[str, float]], frequencies: Mapping[str, str]
+) -> dict[str, float]:
+    """AP_r, AP_c, AP_f: the mean AP of the rare, common and frequent classes that have objects
+    (Gupta et al., LVIS, CVPR 2019). Nothing without frequencies.
+    """
+    return {
+        f"AP_{frequency}": mean(
+            np.array([row["AP"] for n, row in per_class.items() if frequencies.get(n) == frequency])
+        )
+        for frequency in (FREQUENCIES if frequencies else ())
+    }
 
 
 def voc(

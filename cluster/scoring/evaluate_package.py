@@ -19,7 +19,7 @@ from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
 from detector.decode import Detections
 from detector.image import decode_image
-from detector.metrics import CocoTable
+from detector.metrics import CocoTable, Truth, joined_detections
 from detector.plots import overlay_figure, precision_recall_figure
 from detector.predict import MODEL_FILE, read_json
 
@@ -40,18 +40,19 @@ def evaluate_package(
 
     `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
     the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
-    image and class. `resources`: see `detect_set`. Returns the table, and a line for each picture
-    that could not be drawn.
+    image and class. `resources`: see `detect_set`. Returns the table, and lines with what a reader
+    should know: detections that are not scored, pictures that could not be drawn.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
         limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
         set_max_detections(package, max_detections)
-    coco = partial(evaluate.coco, limits=limits)
+    coco = partial(evaluate.coco, limits=limits, frequencies=_frequencies(shard_set, classes))
     metrics = [coco if metric is evaluate.coco else metric for metric in evaluate.METRICS]
     detections = detect_set(read_package(package), shard_set.uri, **resources)
+    truths = read_truths(shard_set, classes)
     table = evaluate.evaluate_detections(
-        detections, read_truths(shard_set, classes), classes.names, [*metrics, evaluate.voc]
+        detections, truths, classes.names, [*metrics, evaluate.voc]
     )
     os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
@@ -61,7 +62,32 @@ def evaluate_package(
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({**source, **table.as_dict()}, file, indent=1)
     pictures = os.path.join(folder, "overlays")
-    return table, _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
+    not_drawn = _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
+    return table, [*_not_searched(table, truths, detections), *not_drawn]
+
+
+def _frequencies(shard_set: ShardSet, classes: ClassMatch) -> dict[str, str]:
+    """By class of the model, for those whose class in the set has one."""
+    return {
+        classes.names[label]: category.frequency
+        for category, label in zip(shard_set.categories, classes.labels, strict=True)
+        if label >= 0 and category.frequency is not None
+    }
+
+
+def _not_searched(
+    table: CocoTable, truths: Sequence[Truth], detections: Mapping[int, Detections]
+) -> list[str]:
+    """What a reader should know of a set whose images were not searched for every class."""
+    partly = sum(truth.searched is not None for truth in truths)
+    if not partly:
+        return []
+    scored = len(joined_detections(truths, detections, tuple(table.per_class))["scores"])
+    return [
+        f"{partly} of {table.images} images were not searched for every class (as in LVIS):"
+        f" {table.detections - scored} of {table.detections} detections are of other classes and"
+        " are not scored"
+    ]
 
 
 def set_max_detections(package: str, count: int) -> None:

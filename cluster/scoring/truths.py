@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cluster.shards.classes import ClassMatch
@@ -20,6 +22,7 @@ def read_truths(shard_set: ShardSet, classes: ClassMatch | None = None) -> list[
         if classes is not None:
             labels_N = classes.relabel(labels_N)
         kept_N = labels_N >= 0
+        searched, incomplete = _federated(row, labels_N[kept_N], classes)
         truths.append(
             Truth(
                 image_id=row["image_id"],
@@ -29,6 +32,23 @@ def read_truths(shard_set: ShardSet, classes: ClassMatch | None = None) -> list[
                 labels_N=labels_N[kept_N],
                 crowd_N=np.asarray(row["crowd"], bool)[kept_N],
                 area_N=np.asarray(row["area"], np.float64)[kept_N],
+                searched=searched,
+                incomplete=incomplete,
             )
         )
     return truths
+
+
+def _federated(
+    row: dict[str, Any], annotated_N: np.ndarray, classes: ClassMatch | None
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """The labels that an image was searched for, and those that may have more objects than are
+    annotated. (None, None) for an image that was searched for all.
+    """
+    if row["absent"] is None:
+        return None, None
+    absent, incomplete = (np.asarray(row[name], np.int64) for name in ("absent", "incomplete"))
+    if classes is not None:
+        absent, incomplete = classes.relabel(absent), classes.relabel(incomplete)
+    searched = np.union1d(annotated_N, absent)
+    return searched[searched >= 0], incomplete[incomplete >= 0]

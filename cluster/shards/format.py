@@ -9,6 +9,8 @@ them a data set.
         area list<float>      px^2
         source int32          position in the index's `sources`
         sha256 binary[32]     of the source file, before any rotation
+        absent list<int32>, incomplete list<int32>
+                              see `Federated`; in shards with such an image alone, null for others
     quarantine.parquet
         what prepare left out: what (image | annotation | duplicate), where (file name or id), why,
         raw (JSON)
@@ -22,7 +24,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,12 +51,43 @@ SCHEMA = pa.schema(
 )
 
 
+FEDERATED = pa.schema([("absent", pa.list_(pa.int32())), ("incomplete", pa.list_(pa.int32()))])
+"""Columns of shards that hold images of a federated source."""
+
+
+class Federated(NamedTuple):
+    """What is known of an image that was not searched for every class (LVIS). Labels; the classes
+    of its objects were searched for too. Of all others nothing is known.
+    """
+
+    absent: tuple[int, ...]
+    """Classes that were searched for and have no object in it."""
+    incomplete: tuple[int, ...]
+    """Classes that may have more objects than those annotated."""
+
+
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+"""LVIS's classes of how many training images have a category: up to 10, up to 100, more."""
+
+
 class Category(NamedTuple):
-    """`label` 0..K-1 is the project's own number, `id` that of the COCO JSON."""
+    """`label` 0..K-1 is the project's own number, `id` that of the COCO JSON. `frequency` is one
+    of `FREQUENCIES`, where the source gives it.
+    """
 
     label: int
     id: int
     name: str
+    frequency: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without a frequency where there is none, as older versions wrote it."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> Category:
+        """Raises `KeyError` for a key that is missing."""
+        return Category(fields["label"], fields["id"], fields["name"], fields.get("frequency"))
 
 
 class RowGroup(NamedTuple):
@@ -122,6 +155,7 @@ class Row:
     area_N: Sequence[float]
     source: int
     sha256: bytes
+    federated: Federated | None = None
 
 
 def shard_name(number: int, total: int) -> str:

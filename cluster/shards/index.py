@@ -116,7 +116,7 @@ class Index:
             "set_digest": self.set_digest,
             "source_digest": self.source_digest,
             "counts": asdict(self.counts),
-            "categories": [category._asdict() for category in self.categories],
+            "categories": [category.to_json() for category in self.categories],
             "sources": [asdict(source) for source in self.sources],
             "fingerprint": self.fingerprint,
             "repairs": self.repairs,
@@ -132,7 +132,7 @@ class Index:
         """`KeyError` or `TypeError` where the content is not that of an index."""
         duplicates = content.get("duplicates", {"counts": {}, "named": []})
         return Index(
-            categories=tuple(Category(**category) for category in content["categories"]),
+            categories=tuple(map(Category.from_json, content["categories"])),
             shards=tuple(Shard.from_json(shard) for shard in content["shards"]),
             counts=_from_known(Counts, content["counts"]),
             sources=tuple(_from_known(IndexedSource, source) for source in content["sources"]),
@@ -228,7 +228,7 @@ def set_digest(categories: Sequence[Category], shards: Sequence[Shard]) -> str:
     """
     identity = [
         SCHEMA_VERSION,
-        [list(category) for category in categories],
+        [list(category.to_json().values()) for category in categories],
         [shard.sha256 for shard in shards],
     ]
     return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()

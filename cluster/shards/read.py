@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
-from cluster.shards.format import REMEDY, SCHEMA, GroupLocation, Shard
+from cluster.shards.format import FEDERATED, REMEDY, SCHEMA, GroupLocation, Shard
 from cluster.shards.index import ShardSet
 from cluster.storage import files
 from cluster.storage.fetched_file import open_fetched
@@ -22,8 +22,8 @@ from cluster.storage.uris import join
 
 
 def read_row_group(location: GroupLocation) -> pa.Table:
-    """One row group in one request; its footer in another one, once per process. `DataError` naming
-    the shard where the bytes are not those of the index.
+    """One row group in one request; its footer in another one, once per process. The columns are
+    those of `SCHEMA`. `DataError` naming the shard where the bytes are not those of the index.
     """
     # For images of 100 kB reading costs 45 CPU us an image and the digest 60; decoding costs 1,500.
     footer = read_footer(
@@ -36,7 +36,10 @@ def read_row_group(location: GroupLocation) -> pa.Table:
         location.footer_start + location.footer_bytes,
         lambda start, count: data.slice(start - location.start, count),
     )
-    return pq.ParquetFile(file, metadata=footer).read_row_group(location.number, use_threads=False)
+    # The columns that every shard has: rows of several shards are joined later.
+    return pq.ParquetFile(file, metadata=footer).read_row_group(
+        location.number, columns=SCHEMA.names, use_threads=False
+    )
 
 
 @lru_cache(maxsize=512)
@@ -60,8 +63,11 @@ def _read_verified(uri: str, start: int, count: int, sha256: str) -> bytes:
 
 
 def read_annotations(shard_set: ShardSet) -> pa.Table:
-    """All columns but `image`, all rows in stored order; no pixel is read."""
-    return read_columns(shard_set, [name for name in SCHEMA.names if name != "image"])
+    """All columns but `image`, all rows in stored order; no pixel is read. Those of `FEDERATED` are
+    null where a shard has none.
+    """
+    names = [name for name in SCHEMA.names if name != "image"]
+    return read_columns(shard_set, [*names, *FEDERATED.names])
 
 
 def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
@@ -78,9 +84,11 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
             parquet = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True)
             return parquet.read(columns=columns)
 
-    empty = pa.schema([SCHEMA.field(name) for name in columns]).empty_table()
+    known = pa.schema([*SCHEMA, *FEDERATED])
+    empty = pa.schema([known.field(name) for name in columns]).empty_table()
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        return pa.concat_tables([empty, *pool.map(read, shard_set.shards)])
+        tables = [empty, *pool.map(read, shard_set.shards)]
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def read_rows(locations: Sequence[GroupLocation], rows: Sequence[tuple[int, int]]) -> pa.Table:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.shards.format import SCHEMA, Row, RowGroup, Shard
+from cluster.shards.format import FEDERATED, SCHEMA, Row, RowGroup, Shard
 from cluster.storage import files
 from cluster.storage.uris import join
 
@@ -26,19 +26,21 @@ def encode_shard(rows: Sequence[Row], *, row_group_rows: int) -> pa.Buffer:
     timestamp is stored.
     """
     sink = pa.BufferOutputStream()
+    federated = any(row.federated is not None for row in rows)
+    schema = pa.schema([*SCHEMA, *FEDERATED]) if federated else SCHEMA
     # Compressing encoded images costs time and saves nothing, and the other columns are small.
     # Statistics of image bytes would copy whole images into the footer. Page checksums protect
     # reads of single columns, see `read_columns`.
     with pq.ParquetWriter(
         sink,
-        SCHEMA,
+        schema,
         compression="none",
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
     ) as writer:
         for group in _cut_groups(rows, row_group_rows):
-            writer.write_table(_to_table(group), row_group_size=len(group))
+            writer.write_table(_to_table(group, schema), row_group_size=len(group))
     return sink.getvalue()
 
 
@@ -58,7 +60,7 @@ def _cut_groups(rows: Sequence[Row], row_group_rows: int) -> list[list[Row]]:
     return groups
 
 
-def _to_table(rows: Sequence[Row]) -> pa.Table:
+def _to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     offsets = pa.array([0, *itertools.accumulate(len(row.boxes_N4) for row in rows)], pa.int32())
     # (N, 4) of every row -> (4 * all N)
     corners = (
@@ -85,9 +87,14 @@ def _to_table(rows: Sequence[Row]) -> pa.Table:
         pa.array([row.source for row in rows], pa.int32()),
         pa.array([row.sha256 for row in rows], pa.binary(32)),
     ]
+    if len(schema) > len(SCHEMA):
+        columns += [
+            pa.array([row.federated and getattr(row.federated, field.name) for row in rows])
+            for field in FEDERATED
+        ]
     return pa.Table.from_arrays(
-        [column.cast(field.type) for column, field in zip(columns, SCHEMA, strict=True)],
-        schema=SCHEMA,
+        [column.cast(field.type) for column, field in zip(columns, schema, strict=True)],
+        schema=schema,
     )
 
 

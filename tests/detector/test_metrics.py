@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,41 @@ def test_perfect_detections():
         dict.fromkeys(NAMES, 1.0)
     )
     assert (table.images, table.detections) == (3, 3)
+
+
+def test_detections_of_a_class_that_was_not_searched_for_are_not_scored():
+    # Cats are annotated in 1 and known to be absent in 2; nobody looked for them in 3.
+    searched = [np.array([0]), np.array([0, 2]), np.array([1])]
+    whole = [truth(1, (A, 0)), truth(2), truth(3, (B, 1))]
+    partly = [replace(one, searched=labels) for one, labels in zip(whole, searched, strict=True)]
+    wrong = {2: found((A, 0, 0.9)), 3: found((A, 0, 0.8), (B, 1, 0.7))}
+    detections = {1: found((A, 0, 0.5)), **wrong}
+    for truths, precision, scored in ((whole, 1 / 3, 4), (partly, 1 / 2, 3)):
+        # One cat, found behind two false alarms, or behind one.
+        table = table_of(truths, detections)
+        assert table.per_class["cat"]["AP"] == pytest.approx(precision)
+        assert table.per_class["dog"]["AP"] == pytest.approx(1) and table.detections == scored
+        voc = voc_average_precisions(truths, detections, NAMES)
+        assert voc[0].tolist() == pytest.approx([precision, precision])
+
+
+def test_detections_without_an_object_do_not_count_where_objects_may_be_missing():
+    # In image 1 not every cat is annotated. Its second detection of the annotated one and the one
+    # far from it, of any size, are no false alarms; that of a dog is.
+    small = [300.0, 10, 310, 20]
+    cats = ((A, 0, 0.9), (C, 0, 0.8), (small, 0, 0.7), (A, 0, 0.6))
+    detections = {1: found(*cats, (C, 1, 0.9), (B, 1, 0.5)), 2: found((C, 0, 0.75), (B, 0, 0.5))}
+    whole = [truth(1, (A, 0), (B, 1)), truth(2, (B, 0))]
+    partly = [replace(whole[0], incomplete=np.array([0])), whole[1]]
+    # Cats by score: hit, wrong, wrong, wrong, wrong, hit (2 of 6); and hit, wrong, hit (2 of 3).
+    # COCO reads 101 points of recall, 51 of them up to 0.5.
+    for truths, last in ((whole, 2 / 6), (partly, 2 / 3)):
+        table = table_of(truths, detections)
+        assert table.per_class["cat"]["AP"] == pytest.approx((51 + 50 * last) / 101)
+        assert table.per_class["cat"]["objects"] == 2 and table.detections == 8
+        assert table.per_class["dog"]["AP"] == pytest.approx(1 / 2)
+        voc = voc_average_precisions(truths, detections, NAMES)
+        assert voc[0, 0] == pytest.approx((1 + last) / 2) and voc[1, 0] == pytest.approx(1 / 2)
 
 
 def test_average_precision_by_hand():

@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,3 +251,43 @@ def test_recall_at_any_limit():
     }
     assert (table.summary["AR7"], table.summary["AR300"]) == (at[7], at[300]) and at[7] < at[300]
     assert "AR100" not in table.summary and table.summary["AP"] > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_images_not_searched_for_every_class_are_scored_by_the_rule_of_lvis(seed):
+    """LVIS's evaluation is COCO's with two changes (evaluate_img and _prepare of lvis-api)."""
+    random = np.random.default_rng(seed)
+    truths, detections, classes = random_case("free", "many", seed)
+    # Detections lie in the picture and have an extent.
+    truths = [replace(one, boxes_N4=one.boxes_N4 + 10, height=1000, width=1000) for one in truths]
+    detections = {
+        id_: Detections(
+            *(column[has_extent] for column in (its.boxes_N4 + 10, its.scores_N, its.labels_N))
+        )
+        for id_, its in detections.items()
+        for has_extent in [(its.boxes_N4[:, 2:] > its.boxes_N4[:, :2]).all(axis=1)]
+    }
+    searched, incomplete = (
+        {one.image_id: np.flatnonzero(random.random(classes) < share) for one in truths}
+        for share in (0.5, 0.4)
+    )
+    searched = {one.image_id: np.union1d(searched[one.image_id], one.labels_N) for one in truths}
+    kept_N = {id_: np.isin(its.labels_N, searched[id_]) for id_, its in detections.items()}
+    kept = {
+        id_: Detections(*(column[kept_N[id_]] for column in vars(its).values()))
+        for id_, its in detections.items()
+    }
+    theirs = by_pycocotools(truths, kept, classes, [1, 10, 100])
+    for one in filter(None, theirs.evalImgs):
+        if one["category_id"] - 1 in incomplete[one["image_id"]]:
+            one["dtIgnore"] = np.logical_or(one["dtIgnore"], one["dtMatches"] == 0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs.accumulate()
+        theirs.summarize()
+    partly = [
+        replace(one, searched=searched[one.image_id], incomplete=incomplete[one.image_id])
+        for one in truths
+    ]
+    table = coco_table(partly, detections, names_of(classes))
+    assert [table.summary[name] for name in SUMMARY_NAMES] == theirs.stats.tolist()
+    assert table.summary != coco_table(truths, detections, names_of(classes)).summary

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cluster.formats.read import Format, SourcePaths
+from cluster.formats.kinds import Format
+from cluster.formats.read import SourcePaths
 from detector.image import ORIENTATION
 
 CLASSES = ("cat", "dog", "bird")

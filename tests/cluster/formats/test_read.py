@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,10 +12,9 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Annotation, ImageRecord, images_of_records
-from cluster.formats.kinds import kind_of
+from cluster.formats.kinds import Format, kind_of
 from cluster.formats.read import (
     READERS,
-    Format,
     SourcePaths,
     check_paths,
     in_val,
@@ -156,10 +157,35 @@ def test_sources_that_cannot_be_merged(tmp_path: Path) -> None:
     huge = write(tmp_path, "huge", [(2**63 - 1, "a.jpg")], [], {1: "cat"})
     with pytest.raises(DataError, match="image ids beyond 2\\^63"):
         read_sources([huge, good])
-    with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo"):
+    with pytest.raises(UsageError, match="--format xml: is not one of coco, voc, yolo, crowdhuman"):
         read_sources([good._replace(format="xml")])
     with pytest.raises(UsageError, match="nowhere.json: there is no such annotation file"):
         read_sources([good._replace(annotations=str(tmp_path / "nowhere.json"))])
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    coco = write(tmp_path, "coco", [(1, "a.jpg")], [(1, 1)], {1: "cat"})
+    packed = str(tmp_path / "coco.json.gz")
+    Path(packed).write_bytes(gzip.compress(Path(coco.annotations).read_bytes()))
+    odgt = tmp_path / "train.odgt"
+    odgt.write_text('{"ID": "a", "gtboxes": []}\n' * 2)
+    for place in (coco, coco._replace(annotations=packed)):
+        assert read_sources([place]).source.listed == 1
+    for file, wrong, is_, right in (
+        (coco.annotations, "crowdhuman", "a COCO JSON file", "coco"),
+        (packed, "crowdhuman", "a COCO JSON file", "coco"),
+        (coco.annotations, "voc", "a COCO JSON file", "coco"),
+        (str(odgt), "coco", "an .odgt file of CrowdHuman", "crowdhuman"),
+        (str(odgt), "yolo", "an .odgt file of CrowdHuman", "crowdhuman"),
+    ):
+        said = re.escape(f"{file}: is {is_}, but") + f".*format {wrong} are.*say --format {right}$"
+        place = coco._replace(annotations=file, format=wrong)
+        with pytest.raises(UsageError, match=said):
+            check_paths(place)
+    # What has no sign of a format is left to its reader.
+    odgt.write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(DataError, match="the packed file is damaged"):
+        read_source(coco._replace(annotations=str(odgt)))
 
 
 @given(
@@ -249,12 +275,24 @@ MIN_TEXT = '[{"image": "a.jpg", "id": 1, "annotation_id": 5}]'
 @pytest.mark.parametrize(
     ("text", "format_", "why"),
     [
-        (CVAT_TEXT, "coco", "is an XML file of CVAT, not of format coco; say --format cvat"),
-        (CVAT_TEXT, "voc", "is an XML file of CVAT, not of format voc; say --format cvat"),
+        (
+            CVAT_TEXT,
+            "coco",
+            "is an XML file of CVAT, but .* format coco are a COCO JSON file.*; say --format cvat",
+        ),
+        (
+            CVAT_TEXT,
+            "voc",
+            "is an XML file of CVAT, but .* format voc are a folder.*; say --format cvat",
+        ),
         (TASKS_TEXT, "coco", "is a JSON file of Label Studio, .* say --format labelstudio"),
         (MIN_TEXT, "coco", "is a JSON file of Label Studio, .* say --format labelstudio"),
         (COCO_TEXT, "labelstudio", "is a COCO JSON file, .* say --format coco"),
-        ("<annotation/>", "cvat", "is one of a folder of VOC XML files, .* name that and say"),
+        (
+            "<annotation/>",
+            "cvat",
+            "is one of the XML files of VOC, .* name the folder of these files and say",
+        ),
         ("<annotation/>", "voc", "is a file, but annotations of format voc are a folder"),
     ],
 )

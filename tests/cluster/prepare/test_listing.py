@@ -77,6 +77,16 @@ def test_a_folder_of_two_sources_is_counted_once(folder: str) -> None:
             "files found in a folder below, by their name alone",
         ),
         (
+            ("images/v1/patch8/1.jpg", "images/v2/patch16/1.jpg", "images/v1/patch8/2.jpg"),
+            ("patch8/1.jpg", "patch16/1.jpg", "patch8/2.jpg"),
+            "file names with folders that are not below the images folder",
+        ),
+        (
+            ("images/v1/patch8/1.jpg", "images/v2/patch16/1.jpg", "images/v1/patch8/2.jpg"),
+            ("train/patch8/1.jpg", "train/patch16/1.jpg", "train/patch8/2.jpg"),
+            "file names that begin with other folders than the files",
+        ),
+        (
             ("a.png", "b.jpg", "c"),
             ("a.jpg", "b.jpg", "c.webp"),
             "files with another suffix than the annotations give",
@@ -95,21 +105,23 @@ def test_a_rule_that_finds_a_file_for_every_name_is_believed_and_said(
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("given", "files"),
     [
-        # One of two only; the same name in two folders; a file that another record has.
-        ("Train/a.jpg",),
-        ("x/a.jpg", "y/a.jpg", "x/b.jpg"),
-        ("a.jpg",),
+        # One of two only; the same name in two folders; a file that another record has; another
+        # folder of the same numbers.
+        (("a.jpg", "b.jpg"), ("Train/a.jpg",)),
+        (("a.jpg", "b.jpg"), ("x/a.jpg", "y/a.jpg", "x/b.jpg")),
+        (("a.jpg", "old/a.jpg"), ("a.jpg",)),
+        (("val/1.jpg", "val/2.jpg"), ("train/1.jpg", "train/2.jpg")),
+        (("v1/p8/1.jpg", "v1/p8/2.jpg"), ("a/p8/1.jpg", "b/p8/1.jpg", "a/p8/2.jpg")),
     ],
 )
 def test_a_rule_that_leaves_a_name_open_is_a_hint_and_no_more(
-    tmp_path: Path, files: tuple[str, ...]
+    tmp_path: Path, given: tuple[str, ...], files: tuple[str, ...]
 ) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    given = ("a.jpg", "b.jpg") if len(files[0]) > 5 else ("a.jpg", "old/a.jpg")
     found = match_files(source(*given), [str(tmp_path)])
     assert found.repairs == {} and found.quarantined
     hints = {entry.where: entry.detail for entry in found.quarantined}

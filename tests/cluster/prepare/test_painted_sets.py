@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.formats.read import Format
+from cluster.formats.kinds import Format
 from cluster.prepare.plan import Options, plan_shards
 from cluster.shards.read import read_columns
 from detector.image import decode_image

@@ -103,7 +103,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         ),
         ("voc", a_picture, images, "is a file, but annotations of format voc are a folder"),
         ("yolo", a_picture, images, "is a file, but annotations of format yolo are a folder"),
-        ("yolo", annotations, images, "is a COCO JSON file, not of format yolo; say --format coco"),
+        ("yolo", annotations, images, "is a COCO JSON file"),
     ):
         source = SourcePaths("a", kind, labels, pictures)
         with pytest.raises(UsageError, match=said):

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from cluster.errors import DataError, UsageError
+from cluster.formats.read import SourcePaths
+from cluster.prepare.plan import Options, plan_shards
 from cluster.prepare.shard_job import find_report, run_job
 from cluster.shards import quarantine, read, verify
 from cluster.shards.index import ShardSet, open_shard_set
@@ -22,6 +24,7 @@ from tests.support.pictures import jpeg, noise, write_coco
 from tests.support.preparing import (
     jobs_of,
     plan_coco,
+    quiet,
     write_here,
     write_on_ray,
 )
@@ -57,6 +60,45 @@ def test_every_image_once_with_its_boxes(small_coco: Path, finished: ShardSet) -
         "listed_images": 24,
         "listed_annotations": len(content["annotations"]),
     }
+
+
+def test_what_lvis_adds_reaches_the_set(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "lvis", {"a.jpg": jpeg(noise(20, 30)), "b.jpg": None})
+    (tmp_path / "lvis/images/train/b.jpg").write_bytes(jpeg(noise(20, 30)[::-1]))
+    annotations = tmp_path / "lvis/annotations/instances_train.json"
+    content = json.loads(annotations.read_text())
+    plain = write_here(plan_coco(folder, str(tmp_path / "plain")))
+    assert not read.read_row_group(plain.locate_group(0)).schema.names.count("absent")
+    content["categories"] = [
+        {"id": id_, "name": name, "frequency": frequency}
+        for id_, name, frequency in ((1, "thing", "f"), (2, "owl", "r"))
+    ]
+    content["images"][1] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+    annotations.write_text(json.dumps(content))
+    found = write_here(plan_coco(folder, str(tmp_path / "set")))
+    assert [category.frequency for category in found.categories] == ["f", "r"]
+    rows = {row["file_name"]: row for row in read.read_annotations(found).to_pylist()}
+    assert (rows["a.jpg"]["absent"], rows["a.jpg"]["incomplete"]) == (None, None)
+    assert (rows["b.jpg"]["absent"], rows["b.jpg"]["incomplete"]) == ([1], [0])
+    verify.verify_shard_set(found, say=quiet)
+
+
+def test_full_boxes_of_crowdhuman_are_cut_to_the_picture_and_none_is_lost_unsaid(
+    tmp_path: Path,
+) -> None:
+    files.write_bytes(str(tmp_path / "images/a.jpg"), jpeg(noise(20, 30)))
+    boxes = [{"tag": "person", "fbox": sides} for sides in ([-5, 2, 20, 40], [31, 0, 9, 9])]
+    (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": boxes}))
+    source = SourcePaths("a", "crowdhuman", str(tmp_path / "a.odgt"), str(tmp_path / "images"))
+    options = Options(max_quarantined_annotations=0.5)
+    found = write_here(plan_shards([source], output=str(tmp_path / "set"), options=options))
+    (row,) = read.read_annotations(found).to_pylist()
+    # -5 + 20 = 15 and 2 + 40 = 42, in a picture of 30 x 20 px.
+    assert row["boxes"] == [[0, 2, 15, 20]] and row["area"] == [15 * 18]
+    assert found.index.repairs == {"boxes clipped to the picture": 1}
+    (entry,) = quarantine.read_quarantine(found.uri)
+    assert entry.where == "2 of a.jpg"
+    assert entry.why == "its box has a side under 1 px inside the picture"
 
 
 def test_stored_images_are_the_source_files(small_coco: Path, finished: ShardSet) -> None:

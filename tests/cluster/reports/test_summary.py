@@ -33,6 +33,10 @@ def test_lines_for_the_terminal():
         ),
         set_digest="abc",
     )
+    lvis = [Category(0, 1, "cat", "f"), Category(1, 2, "owl", "r"), Category(2, 3, "ox", "f")]
+    assert summary_lines(index.Index(tuple(lvis)), [])[1] == (
+        "boxes       0 of 0 listed, of 3 classes (1 rare, 2 frequent), of which 0 crowds"
+    )
     left_out = [
         Quarantined("image", name, "it is truncated", "", f"of {name}")
         for name in ("b.jpg", "a.jpg")

@@ -82,6 +82,12 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, content: Any, wo
         read_coco_ids(str(tmp_path / "a.json"))
 
 
+def test_pictures_of_lvis_are_named_by_their_url(tmp_path: Path) -> None:
+    content = {"images": [{"coco_url": "http://example.org/val2017/a.jpg", "id": 7}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read_coco_ids(str(tmp_path / "a.json")).images == {"val2017/a.jpg": 7}
+
+
 def test_the_ids_of_a_json(tmp_path: Path) -> None:
     content = {
         "images": [{"file_name": "a.jpg", "id": 7.0}],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, Truth, coco_table
 
 NAMES = ("cat", "dog", "bird")
+CATEGORIES = tuple(Category(label, label + 1, name) for label, name in enumerate(NAMES))
 A, B, FAR = (10, 10, 60, 60), (100, 50, 160, 150), (200, 200, 240, 240)
 REQUEST = Request("/run/checkpoints/images-000000000100", 100, 1)
 
@@ -61,7 +63,12 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "METRICS", (*evaluate.METRICS, busiest_image))
     monkeypatch.setattr(package_files, "build_package", lambda *_, **__: None)
     shard_set = SimpleNamespace(
-        uri="/val", digest="d" * 64, class_names=NAMES, rows_per_group=[], locate_group=None
+        uri="/val",
+        digest="d" * 64,
+        class_names=NAMES,
+        categories=CATEGORIES,
+        rows_per_group=[],
+        locate_group=None,
     )
     # It takes the name when it is imported, and would keep what stands there until then.
     import cluster.training.preflight  # noqa: F401
@@ -73,8 +80,7 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "read_truths", lambda *_: TRUTHS)
     for module in (package_files, evaluate_package):
         monkeypatch.setattr(module, "read_package", lambda folder: {})
-    classes = [Category(label, label + 1, name) for label, name in enumerate(NAMES)]
-    monkeypatch.setattr(package_files, "read_classes", lambda folder: classes)
+    monkeypatch.setattr(package_files, "read_classes", lambda folder: list(CATEGORIES))
 
 
 def test_coco_numbers_are_those_of_the_table() -> None:
@@ -83,6 +89,18 @@ def test_coco_numbers_are_those_of_the_table() -> None:
     assert table.as_dict() == expected.as_dict() and tuple(table.summary) == SUMMARY_NAMES
     np.testing.assert_array_equal(table.precision_RK, expected.precision_RK)
     assert (table.images, table.detections) == (2, 3)
+
+
+def test_ap_by_frequency_is_the_mean_over_classes_that_have_objects() -> None:
+    def summary(frequencies: dict[str, str]) -> Mapping[str, float]:
+        return evaluate.coco(DETECTIONS, TRUTHS, NAMES, frequencies=frequencies).summary
+
+    # cat 1, dog 0, bird without objects.
+    found = summary({"cat": "f", "dog": "f", "bird": "f"})
+    assert [found[f"AP_{key}"] for key in "rcf"] == pytest.approx([-1, -1, 0.5])
+    found = summary({"cat": "r", "dog": "c", "bird": "f"})
+    assert [found[f"AP_{key}"] for key in "rcf"] == pytest.approx([1, 0, -1])
+    assert tuple(summary({})) == SUMMARY_NAMES
 
 
 def test_voc_adds_its_two_numbers_to_the_table() -> None:
@@ -133,3 +151,23 @@ def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: 
     assert stored["model"] == "models:/m/1" and stored["data_digest"] == "d" * 64
     assert "busiest" in (tmp_path / "table.txt").read_text()
     assert (tmp_path / "precision_recall.png").stat().st_size > 0
+
+
+def test_the_verb_says_what_is_not_scored_and_shows_the_frequencies(
+    made_up_metric: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shard_set = index.open_shard_set("/val")
+    frequent = [one._replace(frequency="f") for one in CATEGORIES]
+    monkeypatch.setattr(shard_set, "categories", frequent)
+    # The second image was searched for dogs alone: its cat is not scored.
+    partly = [TRUTHS[0], replace(TRUTHS[1], searched=np.array([1]))]
+    monkeypatch.setattr(evaluate_package, "read_truths", lambda *_: partly)
+    table, lines = evaluate_package.evaluate_package(
+        "/package", shard_set, ClassMatch(NAMES, (0, 1, 2)), str(tmp_path), scored="", overlays=0
+    )
+    assert lines == [
+        "1 of 2 images were not searched for every class (as in LVIS): 1 of 3 detections are of"
+        " other classes and are not scored"
+    ]
+    assert table.summary["AP_f"] == pytest.approx(0.5)
+    assert "AP_f        0.5000" in (tmp_path / "table.txt").read_text()

@@ -184,6 +184,19 @@ def test_the_bytes_of_an_index_stay_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "index.json").read_text(encoding="utf-8") == STORED
 
 
+def test_a_frequency_is_stored_where_there_is_one(tmp_path: Path) -> None:
+    plain, rare = Category(0, 3, "cat"), Category(1, 4, "owl", "r")
+    for given in ([plain, rare], [plain, plain]):
+        assert [Category.from_json(one.to_json()) for one in given] == given
+    assert plain.to_json() == {"label": 0, "id": 3, "name": "cat"}
+    write_index(str(tmp_path), Index((plain, rare)))
+    assert open_shard_set(str(tmp_path)).categories == (plain, rare)
+    # The digest of a plain set is that of the versions before: label, id, name.
+    identity = json.dumps([2, [[0, 3, "cat"]], []]).encode()
+    assert set_digest([plain], []) == hashlib.sha256(identity).hexdigest()
+    assert set_digest([rare], []) != set_digest([rare._replace(frequency=None)], [])
+
+
 def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     content = json.loads(STORED)
     content["later"] = content["counts"]["later"] = content["sources"][0]["later"] = 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from cluster.errors import DataError, PlainError
 from cluster.shards import quarantine, write
 from cluster.shards.format import (
     SCHEMA,
+    Federated,
 )
 from cluster.shards.index import (
     Counts,
@@ -72,6 +74,18 @@ def test_what_is_written_is_read(root: str) -> None:
     assert chosen["image_id"].to_pylist() == [2, 4, 1, 4]
 
 
+def test_what_images_were_searched_for_is_null_where_it_is_everything(root: str) -> None:
+    partly = replace(row(9, 1), federated=Federated((1,), ()))
+    write_set(root, [[row(4, 1)], [partly, row(2, 0)]])
+    opened = open_shard_set(root)
+    table = read_annotations(opened)
+    assert table["absent"].to_pylist() == [None, [1], None]
+    assert table["incomplete"].to_pylist() == [None, [], None]
+    # Rows of both kinds of shards are joined.
+    rows = read_rows([opened.locate_group(0), opened.locate_group(1)], [(0, 0), (1, 0)])
+    assert rows.schema.equals(SCHEMA) and rows["image_id"].to_pylist() == [4, 9]
+
+
 def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
     write_set(root, [[row(4, 1), row(2, 0)], [row(9, 1)]])
     table = read_annotations(open_shard_set(root))
@@ -86,6 +100,8 @@ def test_annotations_are_all_rows_in_order_without_pixels(root: str) -> None:
         "area",
         "source",
         "sha256",
+        "absent",
+        "incomplete",
     ]
     assert table["image_id"].to_pylist() == [4, 2, 9]
     assert table["boxes"].to_pylist() == [[[4.0, 5.0, 6.0, 7.0]], [], [[9.0, 10.0, 11.0, 12.0]]]
