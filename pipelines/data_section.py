@@ -28,7 +28,17 @@ class SourceConfig(BaseModel):
     name: str = Field(min_length=1, max_length=200, description="name of the source in index.json")
     format: Format = Field(default="coco", description="format of the annotations")
     annotations: str = Field(min_length=1, description=f"one of: {ANNOTATIONS}")
-    images: str = Field(min_length=1, description="folder of its images")
+    images: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of its images; not needed for Parquet files with pictures in them",
+    )
+
+    @model_validator(mode="after")
+    def _has_images(self) -> SourceConfig:
+        if self.images is None and not READERS[self.format].has_pictures:
+            raise ValueError(f"source {self.name}: format {self.format} needs images, their folder")
+        return self
 
 
 class DataSection(BaseModel):
@@ -44,7 +54,7 @@ class DataSection(BaseModel):
         default=None,
         description=(
             "folder that the file names of the annotations are relative to: a local path or"
-            " s3://bucket/key"
+            " s3://bucket/key; not needed for Parquet files with pictures in them"
         ),
     )
     format: Format = Field(default="coco", description="format of the annotations")
@@ -113,7 +123,7 @@ class DataSection(BaseModel):
             raise ValueError(
                 "sources is given together with annotations or images; give one or the other"
             )
-        if not self.sources and not (self.annotations and self.images):
+        if not self.sources and not (self.annotations and self._has_pictures()):
             raise ValueError("annotations and images must both be given, or sources for several")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
@@ -122,6 +132,9 @@ class DataSection(BaseModel):
             )
         return self
 
+    def _has_pictures(self) -> bool:
+        return bool(self.images) or READERS[self.format].has_pictures
+
     def source_paths(self) -> list[SourcePaths]:
         """Every source with its name; a single one is named like its annotations."""
         from cluster.formats.read import SourcePaths
@@ -129,8 +142,8 @@ class DataSection(BaseModel):
 
         if self.sources:
             return [SourcePaths(**source.model_dump()) for source in self.sources]
-        annotations, images = self.annotations or "", self.images or ""
-        return [SourcePaths(source_name(annotations), self.format, annotations, images)]
+        annotations = self.annotations or ""
+        return [SourcePaths(source_name(annotations), self.format, annotations, self.images)]
 
 
 def prepare_shards(
@@ -207,40 +220,44 @@ def identity(section: DataSection) -> dict[str, Any]:
 
 
 def _source_digests(place: SourcePaths) -> list[str]:
-    from cluster.formats.read import check_paths, read_source
-    from cluster.storage import uris
+    from cluster.formats.read import check_kind, check_paths, read_source
     from cluster.workflow.stages import digest_of_file, digest_of_folder
 
-    place = place._replace(
-        annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
-    )
+    place = place.absolute()
     check_paths(place)
+    pictures = [] if place.images is None else [digest_of_folder(place.images)]
     if place.format == "coco":
         # All of it is in one file, and reading its records would take seconds.
-        return [digest_of_file(place.annotations), digest_of_folder(place.images)]
+        check_kind(place)
+        return [digest_of_file(place.annotations), *pictures]
     # The digest of all that was read: the annotations and, beside them, files such as classes.txt.
-    content = read_source(place).digest
-    return [f"{place.format} {content}", digest_of_folder(place.images)]
+    return [f"{place.format} {read_source(place).digest}", *pictures]
 
 
 def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]:
     """The images of a section by their URI, in the order of the sources, with their ids in the
     shard set that was made of it; None for an image that the set left out.
     """
-    from cluster.formats.read import in_val
+    from cluster.formats.read import in_val, read_source
     from cluster.scoring.predict import list_images
     from cluster.shards.read import read_columns
-    from cluster.storage import uris
+    from cluster.storage import embedded, uris
 
     rows = read_columns(shard_set, ["source", "file_name", "image_id"]).to_pylist()
     ids = {(row["source"], row["file_name"]): row["image_id"] for row in rows}
     found: dict[str, int | None] = {}
     for number, place in enumerate(section.source_paths()):
-        folder = uris.absolute(place.images)
-        for uri in list_images(folder).uris:
-            name = uri[len(folder) + 1 :]
+        place = place.absolute()
+        folder = place.folder()
+        if READERS[place.format].has_pictures:
+            inside = [name for name in read_source(place).images.names if embedded.split(name)]
+            stored = [name for source, name in ids if source == number]
+            names = dict.fromkeys([*inside, *sorted(stored)])
+        else:
+            names = [uri[len(folder) + 1 :] for uri in list_images(folder).uris]
+        for name in names:
             if section.split == "all" or in_val(name, section.val_share) == (
                 section.split == "val"
             ):
-                found[uri] = ids.get((number, name))
+                found[uris.join(folder, name)] = ids.get((number, name))
     return found
