@@ -49,10 +49,10 @@ def match_files(
     split.
     """
     images = source.images
-    named: list[list[str]] = [[] for _ in folders]
+    by_source: list[list[str]] = [[] for _ in folders]
     for name, number in zip(images.names, images.sources_I.tolist(), strict=True):
-        named[number].append(name)
-    listings = [_list_files(folder, own) for folder, own in zip(folders, named, strict=True)]
+        by_source[number].append(name)
+    listings = [_list_files(folder, own) for folder, own in zip(folders, by_source, strict=True)]
     spellings = [
         {composed(name): name for name in listing if not name.isascii()} for listing in listings
     ]
