@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.prepare.write import Prepared
     from cluster.shards.index import ShardSet
 
-ANNOTATIONS = ", ".join(reader.annotations for reader in READERS.values())
+ANNOTATIONS = ", ".join(dict.fromkeys(reader.annotations for reader in READERS.values()))
 
 
 class SourceConfig(BaseModel):

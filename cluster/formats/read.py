@@ -158,13 +158,17 @@ def check_paths(path: SourcePaths) -> None:
     is_folder = files.size(path.annotations) is None
     if is_folder and reader.is_folder is False:
         others = " or ".join(
-            name for name, other in READERS.items() if other.is_folder is not False
+            name
+            for name, other in READERS.items()
+            # The formats that differ in the order of the numbers alone are named in the documents.
+            if other.is_folder is not False and "_" not in name
         )
         raise UsageError(
             f"--annotations {path.annotations}: is a folder, but annotations of format"
             f" {path.format} are {reader.annotations}; name it, or say --format {others}"
         )
     if not is_folder and reader.is_folder:
+        check_kind(path)
         raise UsageError(
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"

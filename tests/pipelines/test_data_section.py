@@ -14,6 +14,7 @@ from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import Index, ShardSet, write_index
 from cluster.shards.write import write_shard
 from pipelines.data_section import DataSection, identity, pictures
+from tests.support.parquet_sets import row, write
 
 
 @pytest.fixture
@@ -123,6 +124,27 @@ def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
         found[split] = {Path(uri).name for uri in pictures(section, prepared)}
     assert found["val"] == {name for name in names if in_val(name, 0.3)}
     assert found["val"] and found["train"] == set(names) - found["val"]
+
+
+def test_parquet_files_need_no_folder_of_images(coco: Path) -> None:
+    write(coco / "hub/a.parquet", [row(number, (1, 2, 3, 4)) for number in range(3)])
+    section = DataSection(annotations="hub", format="parquet")
+    first = identity(section)
+    assert identity(section) == first
+    # The val set left the second row out.
+    prepared = set_of(coco / "set", [(0, 0, "a.parquet#0"), (0, 2, "a.parquet#2")])
+    assert pictures(section, prepared) == {
+        f"{coco}/hub/a.parquet#0": 0,
+        f"{coco}/hub/a.parquet#1": None,
+        f"{coco}/hub/a.parquet#2": 2,
+    }
+    write(coco / "hub/a.parquet", [row(number, (1, 2, 3, 5)) for number in range(3)])
+    assert identity(section) != first
+    source = {"name": "a", "annotations": "a.csv", "format": "csv"}
+    with pytest.raises(ValidationError, match="source a: format csv needs images, their folder"):
+        DataSection.model_validate({"sources": [source]})
+    source = {"name": "a", "annotations": "hub", "format": "parquet_xyxy"}
+    assert DataSection.model_validate({"sources": [source]}).sources[0].images is None
 
 
 def test_a_source_is_given_in_one_way() -> None:

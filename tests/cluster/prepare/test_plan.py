@@ -118,8 +118,8 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
             images,
             f"{images}: is a folder, but annotations of format coco are a COCO JSON file",
         ),
-        ("voc", annotations, images, "is a file, but annotations of format voc are a folder"),
-        ("yolo", annotations, images, "is a file, but annotations of format yolo are a folder"),
+        ("voc", annotations, images, "is a JSON file, but .* format voc .*; say --format coco"),
+        ("yolo", a_picture, images, "is a file, but annotations of format yolo are a folder"),
     ):
         source = SourcePaths("a", kind, labels, pictures)
         with pytest.raises(UsageError, match=said):
