@@ -9,7 +9,9 @@ A row cannot be read without what precedes it in its row group. So rows are aske
 row group is streamed once, and `BLOCK` consecutive rows stay together where a set is cut into
 shards. Measured with 1300 pictures of 150 kB (195 MB, two slow cores): all of them in 0.9 s and
 60 MB of memory above the imports in row groups of 100, the size that `datasets` writes; in 1.4 s
-and 350 MB as one row group, because pyarrow's pages have 1024 values.
+and 350 MB as one row group, because pyarrow's pages have 1024 values. A job of prepare with 529
+JPEGs of 126 kB takes 272 MB from row groups of 100, 411 MB from one row group, and 271 MB from
+files.
 """
 
 from __future__ import annotations

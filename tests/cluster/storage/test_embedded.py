@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from cluster.storage import embedded
+from cluster.formats.csv_boxes import read_csv
+from cluster.storage import embedded, files
 
 PICTURES = [bytes([number]) * (number + 1) for number in range(25)]
 
@@ -86,3 +87,16 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(50))
     with pytest.raises(DataError, match=r"a\.parquet: is damaged \(.*\); write or download it"):
         embedded.read_pictures([f"{tmp_path}/a.parquet#0"])
+
+
+def test_pictures_and_tables_in_object_storage(bucket: str, tmp_path: Path) -> None:
+    local = write(tmp_path / "a.parquet", structs([*PICTURES]))
+    files.write_bytes(f"{bucket}/hub/a.parquet", Path(local).read_bytes())
+    uri = f"{bucket}/hub/a.parquet"
+    assert embedded.read_pictures([f"{uri}#24", f"{uri}#0"]) == {
+        f"{uri}#24": PICTURES[24],
+        f"{uri}#0": PICTURES[0],
+    }
+    files.write_bytes(f"{bucket}/a.csv", b"filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
+    (image,) = read_csv(f"{bucket}/a.csv", bucket).images
+    assert image.annotations[0].box == (1, 2, 3, 4)
