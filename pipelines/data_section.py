@@ -220,7 +220,8 @@ def identity(section: DataSection) -> dict[str, Any]:
 
 
 def _source_digests(place: SourcePaths) -> list[str]:
-    from cluster.formats.read import check_kind, check_paths, read_source
+    from cluster.formats.file_kind import check_kind
+    from cluster.formats.read import check_paths, read_source
     from cluster.workflow.stages import digest_of_file, digest_of_folder
 
     place = place.absolute()
@@ -228,7 +229,7 @@ def _source_digests(place: SourcePaths) -> list[str]:
     pictures = [] if place.images is None else [digest_of_folder(place.images)]
     if place.format == "coco":
         # All of it is in one file, and reading its records would take seconds.
-        check_kind(place)
+        check_kind(place.annotations, place.format, READERS[place.format].annotations)
         return [digest_of_file(place.annotations), *pictures]
     # The digest of all that was read: the annotations and, beside them, files such as classes.txt.
     return [f"{place.format} {read_source(place).digest}", *pictures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+from cluster.errors import UsageError
 from cluster.formats import csv_boxes, openimages
 from cluster.formats.csv_lines import column_names
 from cluster.storage import files
@@ -23,9 +24,25 @@ class FileKind(NamedTuple):
     remedy: str = ""
 
 
-def kind_of_file(uri: str) -> FileKind | None:
-    """None where the bytes do not tell. Errors: see `files.open_input`."""
-    head = files.read_range(uri, 0, _HEAD_BYTES)
+def check_kind(uri: str, format: str, expected: str) -> None:
+    """`UsageError` where the annotations are a file that is plainly of another format than
+    `format`, whose annotations are what `expected` says. Other errors: see `files.open_input`.
+    """
+    if files.size(uri) is None:
+        return
+    kind = _kind_of(files.read_range(uri, 0, _HEAD_BYTES))
+    # Formats that read the same files begin alike: parquet, parquet_xyxy.
+    if kind is None or format.startswith(kind.format or "none"):
+        return
+    remedy = f"say --format {kind.format}" if kind.format else kind.remedy
+    raise UsageError(
+        f"--annotations {uri}: is {kind.what}, but annotations of format {format} are {expected};"
+        f" {remedy}"
+    )
+
+
+def _kind_of(head: bytes) -> FileKind | None:
+    """None where the first bytes do not tell."""
     if head.startswith(b"PAR1"):
         return FileKind("a Parquet file", "parquet")
     packed = next((what for magic, what in _PACKED.items() if head.startswith(magic)), None)

@@ -40,9 +40,8 @@ from cluster.formats.columns import Columns
 from cluster.formats.names import fault_of_name, inside_folder
 from cluster.formats.numbers import as_whole
 from cluster.formats.parquet_rows import (
-    CATEGORY,
-    FIELDS,
     class_names,
+    columns_to_read,
     count_objects,
     objects_of,
     read_object,
@@ -83,7 +82,9 @@ def read_parquet(
     for uri in uris:
         with embedded.open_parquet(uri) as file:
             rows.start_file(uri, file)
-            for batch in file.iter_batches(_BATCH, columns=_columns(file, uri), use_threads=False):
+            for batch in file.iter_batches(
+                _BATCH, columns=columns_to_read(file, uri), use_threads=False
+            ):
                 digest.update(repr(batch_rows := batch.to_pylist()).encode("utf-8", "replace"))
                 for row in batch_rows:
                     rows.take(row)
@@ -93,7 +94,7 @@ def read_parquet(
     if not rows.number:
         raise DataError(f"{annotations}: has no row; there is nothing to prepare")
     if not rows.labels:
-        faults = [f"{len(all_)} x {why}" for why, all_ in by_reason(rows.findings.quarantined)[:3]]
+        faults = [f"{len(own)} x {why}" for why, own in by_reason(rows.findings.quarantined)[:3]]
         raise DataError(
             f"{annotations}: no usable object in any of its {rows.number} rows"
             f" ({'; '.join(faults) or 'they have none'}); a detector needs at least one class"
@@ -103,6 +104,11 @@ def read_parquet(
 
 def _list_files(annotations: str) -> list[str]:
     if files.size(annotations) is not None:
+        if not annotations.lower().endswith(embedded.SUFFIX):
+            raise UsageError(
+                f"--annotations {annotations}: the name of a Parquet file must end in"
+                f" {embedded.SUFFIX}, by which its pictures are found; rename it"
+            )
         return [annotations]
     found = [
         uri
@@ -118,23 +124,6 @@ def _list_files(annotations: str) -> list[str]:
             " those of each split into a folder of their own and name that"
         )
     return found
-
-
-def _columns(file: pq.ParquetFile, uri: str) -> list[str]:
-    """The columns to read: all but the pictures and what is not used of the objects."""
-    names = embedded.leaves(file)
-    used = [
-        name for name in names if name.startswith("objects.") and {*name.split(".")} & {*FIELDS}
-    ]
-    first = {name.split(".")[0] for name in names}
-    fields = {field for name in used for field in name.split(".")}
-    if embedded.IMAGE not in first or "bbox" not in fields or not fields & {*CATEGORY}:
-        raise DataError(
-            f"{uri}: its columns are {', '.join(sorted(first))[:300]}; it needs image, and objects"
-            " with bbox and category, as Hugging Face's datasets stores them"
-        )
-    alone = {"image_id", "width", "height", embedded.IMAGE, f"{embedded.IMAGE}.path"}
-    return [name for name in names if name in alone - {embedded.picture_column(file)}] + used
 
 
 @dataclass

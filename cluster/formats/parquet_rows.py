@@ -1,6 +1,6 @@
 """One row of a Parquet file of pictures and objects, as Hugging Face's `datasets` stores them ->
-plain values, or why the row or an object cannot be used. And the names of the classes, in the
-schema.
+plain values, or why the row or an object cannot be used. And what the schema says: the columns, the
+names of the classes.
 
     image       {"bytes": ..., "path": "a.jpg"}, binary, or the name of a file
     objects     {"bbox": [[...], ...], "category": [...]} or [{"bbox": [...], "category": ...}, ...]
@@ -12,10 +12,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from cluster.errors import DataError
 from cluster.formats.annotations import Box
 from cluster.formats.names import is_text
 from cluster.formats.numbers import as_number, as_whole
+from cluster.storage import embedded
 
 CATEGORY = ("category", "category_id", "label")
 """The fields of an object that may hold its class, the first that is there."""
@@ -32,6 +35,25 @@ class ObjectRow(NamedTuple):
     category: int | str
     crowd: bool
     area: float | None
+
+
+def columns_to_read(file: pq.ParquetFile, uri: str) -> list[str]:
+    """The columns to read: all but the pictures and what is not used of the objects. `DataError` where one is
+    missing.
+    """
+    names = embedded.leaves(file)
+    used = [
+        name for name in names if name.startswith("objects.") and {*name.split(".")} & {*FIELDS}
+    ]
+    first = {name.split(".")[0] for name in names}
+    fields = {field for name in used for field in name.split(".")}
+    if embedded.IMAGE not in first or "bbox" not in fields or not fields & {*CATEGORY}:
+        raise DataError(
+            f"{uri}: its columns are {', '.join(sorted(first))[:300]}; it needs image, and objects"
+            " with bbox and category, as Hugging Face's datasets stores them"
+        )
+    alone = {"image_id", "width", "height", embedded.IMAGE, f"{embedded.IMAGE}.path"}
+    return [name for name in names if name in alone - {embedded.picture_column(file)}] + used
 
 
 def objects_of(value: object) -> list[Any] | str:

@@ -23,7 +23,7 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
 from cluster.formats.csv_boxes import read_csv
-from cluster.formats.file_kind import kind_of_file
+from cluster.formats.file_kind import check_kind
 from cluster.formats.names import composed
 from cluster.formats.openimages import read_openimages
 from cluster.formats.parquet_boxes import read_parquet
@@ -139,8 +139,9 @@ def read_sources(
 
 def read_source(path: SourcePaths, keep: Keep = keep_all) -> Source:
     """One source. Errors: see `read_sources`."""
-    check_kind(path)
-    return _reader(path).read(path.annotations, path.folder(), keep)
+    reader = _reader(path)
+    check_kind(path.annotations, path.format, reader.annotations)
+    return reader.read(path.annotations, path.folder(), keep)
 
 
 def _reader(path: SourcePaths) -> Reader:
@@ -168,7 +169,7 @@ def check_paths(path: SourcePaths) -> None:
             f" {path.format} are {reader.annotations}; name it, or say --format {others}"
         )
     if not is_folder and reader.is_folder:
-        check_kind(path)
+        check_kind(path.annotations, path.format, reader.annotations)
         raise UsageError(
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"
@@ -179,17 +180,6 @@ def check_paths(path: SourcePaths) -> None:
     if files.size(path.images) is not None:
         raise UsageError(
             f"--images {path.images}: is a file, but the images are in a folder; name that"
-        )
-
-
-def check_kind(path: SourcePaths) -> None:
-    """`UsageError` where the annotations are a file that is plainly of another format."""
-    kind = kind_of_file(path.annotations) if files.size(path.annotations) is not None else None
-    if kind is not None and not path.format.startswith(kind.format or "none"):
-        raise UsageError(
-            f"--annotations {path.annotations}: is {kind.what}, but annotations of format"
-            f" {path.format} are {_reader(path).annotations};"
-            f" {f'say --format {kind.format}' if kind.format else kind.remedy}"
         )
 
 

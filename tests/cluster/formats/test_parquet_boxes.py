@@ -264,6 +264,12 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         read_parquet(folder, folder)
 
 
+def test_a_file_of_another_suffix_is_refused(tmp_path: Path) -> None:
+    uri = write(tmp_path / "train.pq", [row(1, *XYWH)])
+    with pytest.raises(UsageError, match=r"train\.pq: the name .* must end in \.parquet"):
+        read_parquet(uri, str(tmp_path))
+
+
 def test_a_folder_of_images_beside_pictures_in_the_file_is_refused(tmp_path: Path) -> None:
     uri = write(tmp_path / "train.parquet", [row(1, *XYWH)])
     with pytest.raises(UsageError, match="--images .*elsewhere: is not needed, .*; leave it out"):
