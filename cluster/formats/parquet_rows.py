@@ -38,8 +38,8 @@ class ObjectRow(NamedTuple):
 
 
 def columns_to_read(file: pq.ParquetFile, uri: str) -> list[str]:
-    """The columns to read: all but the pictures and what is not used of the objects. `DataError` where one is
-    missing.
+    """The columns to read: all but the pictures and what is not used of the objects. `DataError`
+    where one is missing.
     """
     names = embedded.leaves(file)
     used = [
