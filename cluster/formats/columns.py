@@ -1,5 +1,5 @@
-"""Images and boxes taken one by one from a table, as columns from the first on: a box takes 65 bytes,
-the 14.6 million of OpenImages 0.9 GB.
+"""Images and boxes taken one by one from a table, as columns from the first on: a box takes 65
+bytes, the 14.6 million of OpenImages 0.9 GB.
 """
 
 from __future__ import annotations
