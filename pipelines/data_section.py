@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from cluster.reports.anchor_fit import View
     from cluster.shards.index import ShardSet
 
-ANNOTATIONS = ", ".join(
-    [*(reader.annotations for reader in READERS.values()), "the folder or zip of an export"]
-)
+_READ = dict.fromkeys(reader.annotations for reader in READERS.values())
+ANNOTATIONS = ", ".join([*_READ, "the folder or zip of an export"])
 FORMAT = "format of the annotations; unset: what they are recognised as"
 
 
@@ -36,7 +35,9 @@ class SourceConfig(BaseModel):
     format: Format | None = Field(default=None, description=FORMAT)
     annotations: str = Field(min_length=1, description=f"one of: {ANNOTATIONS}")
     images: str | None = Field(
-        default=None, min_length=1, description="folder of its images; unset: found beside them"
+        default=None,
+        min_length=1,
+        description="folder of its images; unset: found beside them, or in Parquet files",
     )
 
 
@@ -53,7 +54,7 @@ class DataSection(BaseModel):
         default=None,
         description=(
             "folder that the file names of the annotations are relative to: a local path or"
-            " s3://bucket/key; unset: found beside them"
+            " s3://bucket/key; unset: found beside them, or in Parquet files"
         ),
     )
     format: Format | None = Field(default=None, description=FORMAT)
@@ -264,39 +265,42 @@ def identity(section: DataSection) -> dict[str, Any]:
 
 def _source_digests(place: SourcePaths) -> list[str]:
     from cluster.formats.read import check_paths, read_source
-    from cluster.storage import uris
     from cluster.workflow.stages import digest_of_file, digest_of_folder
 
-    place = place._replace(
-        annotations=uris.absolute(place.annotations), images=uris.absolute(place.images)
-    )
+    place = place.absolute()
     check_paths(place)
+    pictures = [] if place.images is None else [digest_of_folder(place.images)]
     if place.format == "coco":
         # All of it is in one file, and reading its records would take seconds.
-        return [digest_of_file(place.annotations), digest_of_folder(place.images)]
+        return [digest_of_file(place.annotations), *pictures]
     # The digest of all that was read: the annotations and, beside them, files such as classes.txt.
-    content = read_source(place).digest
-    return [f"{place.format} {content}", digest_of_folder(place.images)]
+    return [f"{place.format} {read_source(place).digest}", *pictures]
 
 
 def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]:
     """The images of a section by their URI, in the order of the sources, with their ids in the
     shard set that was made of it; None for an image that the set left out.
     """
-    from cluster.formats.read import in_val
+    from cluster.formats.read import in_val, read_source
     from cluster.scoring.predict import list_images
     from cluster.shards.read import read_columns
-    from cluster.storage import uris
+    from cluster.storage import embedded, uris
 
     rows = read_columns(shard_set, ["source", "file_name", "image_id"]).to_pylist()
     ids = {(row["source"], row["file_name"]): row["image_id"] for row in rows}
     found: dict[str, int | None] = {}
     for number, place in enumerate(section.source_paths()):
-        folder = uris.absolute(place.images)
-        for uri in list_images(folder).uris:
-            name = uri[len(folder) + 1 :]
+        place = place.absolute()
+        folder = place.folder()
+        if READERS[place.format].has_pictures:
+            inside = [name for name in read_source(place).images.names if embedded.split(name)]
+            stored = [name for source, name in ids if source == number]
+            names = dict.fromkeys([*inside, *sorted(stored)])
+        else:
+            names = [uri[len(folder) + 1 :] for uri in list_images(folder).uris]
+        for name in names:
             if section.split == "all" or in_val(name, section.val_share) == (
                 section.split == "val"
             ):
-                found[uri] = ids.get((number, name))
+                found[uris.join(folder, name)] = ids.get((number, name))
     return found

@@ -1,5 +1,5 @@
-"""Readers of annotation formats (COCO, LVIS, VOC, YOLO, CrowdHuman) into one form. Pure: no Ray,
-torch or MLflow. Imports shards and storage.
+"""Readers of annotation formats (COCO, VOC, YOLO, CSV, Parquet, those of labelling tools) into one
+form. Pure: no Ray, torch or MLflow. Imports shards and storage.
 """
 
 from __future__ import annotations

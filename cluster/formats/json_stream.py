@@ -37,12 +37,6 @@ def read_lists(
     names: set[str] = set()
     if window.peek() != "{":
         if window.peek() != "[":
-            first = window.text[window.at :].partition("\n")[0].strip()
-            if "," in first or ";" in first:
-                raise DataError(
-                    f"{uri}: is a table (CSV), not JSON: it begins with {first[:60]!r}; COCO's form"
-                    " is one JSON object"
-                )
             window.value()
         return names, window.digest.hexdigest()
     for _ in window.items("}"):
@@ -62,11 +56,6 @@ def read_lists(
             record = window.value()
             if name in take:
                 take[name](record)
-    if window.peek() == "{":
-        raise DataError(
-            f"{uri}: holds several JSON objects, one a line (JSON lines); COCO's form is one object"
-            " with the lists images, annotations and categories"
-        )
     if window.peek():
         raise window.error("Extra data", window.at)
     return names, window.digest.hexdigest()

@@ -9,9 +9,24 @@ import re
 import zlib
 from typing import Literal, NamedTuple
 
+from cluster.formats import csv_boxes, openimages
+from cluster.formats.csv_lines import column_names
 from cluster.storage import files
 
-Format = Literal["coco", "voc", "yolo", "crowdhuman", "cvat", "labelstudio"]
+Format = Literal[
+    "coco",
+    "voc",
+    "yolo",
+    "crowdhuman",
+    "cvat",
+    "labelstudio",
+    "openimages",
+    "csv",
+    "parquet",
+    "parquet_xywh",
+    "parquet_xyxy",
+    "parquet_cxcywh",
+]
 """The names of `read.READERS`, for configuration fields."""
 
 _HEAD_BYTES = 1 << 16
@@ -46,10 +61,12 @@ def kind_of(uri: str) -> Kind | None:
     packed = next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
     if packed is not None:
         return Kind(packed, None, "unpack it")
+    if head.startswith(b"PAR1"):
+        return _of("parquet", "a Parquet file")
     text = head.decode("utf-8-sig", "replace").lstrip()
     if text.startswith("<"):
         return _kind_of_xml(text)
-    return _kind_of_json(text) if text.startswith(("{", "[")) else None
+    return _kind_of_json(text) if text.startswith(("{", "[")) else _kind_of_table(text)
 
 
 def _kind_of_xml(text: str) -> Kind | None:
@@ -76,6 +93,20 @@ def _kind_of_json(text: str) -> Kind | None:
         remedy = "write one object with the lists images, annotations and categories (COCO)"
         return Kind("JSON lines, an object on each line", None, remedy)
     return _of("coco", "a COCO JSON file") if _COCO.search(text) else None
+
+
+def _kind_of_table(text: str) -> Kind | None:
+    first = text.partition("\n")[0]
+    columns = column_names(first)
+    if not set(openimages.COLUMNS) - set(columns):
+        return _of("openimages", "a CSV file of OpenImages")
+    if not set(csv_boxes.COLUMNS) - set(columns):
+        return _of("csv", "a CSV file")
+    if len(columns) > 2 and first.isprintable():
+        needed = ", ".join(csv_boxes.COLUMNS)
+        remedy = f"for --format csv name its columns {needed} in the first line"
+        return Kind(f"a CSV file that begins with {first.strip()[:60]!r}", None, remedy)
+    return None
 
 
 def _is_json(text: str) -> bool:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from cluster.errors import DataError, UsageError
 from cluster.formats.kinds import Format, kind_of
+from cluster.formats.read import READERS
 from cluster.storage import files, uris, zips
 from cluster.storage.pictures import is_left_by_tools, suffix_of
 from cluster.storage.preflight import check_readable
@@ -33,8 +34,14 @@ NAMES: dict[Format, str] = {
     "cvat": "CVAT annotations",
     "labelstudio": "Label Studio annotations",
     "crowdhuman": "CrowdHuman annotations",
+    "openimages": "boxes of OpenImages",
+    "csv": "boxes in a CSV file",
+    "parquet": "Parquet files",
+    "parquet_xywh": "Parquet files",
+    "parquet_xyxy": "Parquet files",
+    "parquet_cxcywh": "Parquet files",
 }
-"""The formats that are recognised."""
+_PARQUET = [format_ for format_, reader in READERS.items() if reader.has_pictures]
 _LABEL_FOLDERS = frozenset(("annotations", "labels", "xml", "xmls", "obj_train_data"))
 _PICTURE_FOLDERS = ("images", "JPEGImages", "Images", "imgs", "img")
 _SPLITS = ("train", "val", "test", "dev")
@@ -47,7 +54,12 @@ class Set(NamedTuple):
 
     format: Format
     annotations: str
-    images: str
+    images: str | None
+    """None where the pictures are in the annotations."""
+
+    @property
+    def pictures(self) -> str:
+        return self.images or self.annotations
 
 
 def find_set(annotations: str, images: str | None, format_: Format | None) -> tuple[Set, str]:
@@ -60,6 +72,8 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     given = None if images is None else uris.absolute(images)
     is_file = files.size(root) is not None
     tree = _Tree(root, [] if is_file else [uri for uri, _ in files.list_files(root)])
+    if given is None and (format_ or _parquet_of(tree, is_file)) in _PARQUET:
+        return Set(format_ or "parquet", root, None), f"{annotations}: {NAMES['parquet']}"
     if is_file:
         found = [_set_of_file(tree, root, given, format_ or _format_of(root) or "coco")]
     else:
@@ -78,10 +92,17 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
             )
     if len(found) > 1:
         raise UsageError(_several(annotations, tree, found))
-    where, pictures = tree.relative(found[0].annotations), tree.relative(found[0].images)
+    where, pictures = tree.relative(found[0].annotations), tree.relative(found[0].pictures)
     if is_file:
         return found[0], f"{annotations}: {NAMES[found[0].format]}, pictures in {pictures}"
     return found[0], f"{annotations}: {NAMES[found[0].format]} in {where}, pictures in {pictures}"
+
+
+def _parquet_of(tree: _Tree, is_file: bool) -> Format | None:
+    """Whether it is a Parquet file, or a folder of them without other pictures."""
+    if is_file:
+        return _format_of(tree.root)
+    return "parquet" if not tree.pictures and tree.by_folder(".parquet") else None
 
 
 def _format_of(uri: str) -> Format | None:
@@ -253,10 +274,10 @@ def _telling(one: Set, tree: _Tree, found: Sequence[Set]) -> str:
     """The name, relative to the tree, of the folder that has the annotations and the pictures of a
     set or, where other sets lie there too, of its annotations.
     """
-    annotations, images = tree.relative(one.annotations), tree.relative(one.images)
-    inside = uris.is_below(one.annotations, tree.root) and uris.is_below(one.images, tree.root)
+    annotations, images = tree.relative(one.annotations), tree.relative(one.pictures)
+    inside = uris.is_below(one.annotations, tree.root) and uris.is_below(one.pictures, tree.root)
     common = posixpath.commonpath([annotations, images]) if inside else ""
     others = [tree.relative(other.annotations) for other in found if other is not one]
-    others += [tree.relative(other.images) for other in found if other is not one]
+    others += [tree.relative(other.pictures) for other in found if other is not one]
     taken = not common or any(f"{path}/".startswith(f"{common}/") for path in others)
     return annotations if taken else common

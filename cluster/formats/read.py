@@ -10,9 +10,11 @@ other source are moved up by one more than the largest id before it, so that no 
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,15 +23,18 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import MAX_ID, Images, Keep, Source, keep_all
 from cluster.formats.coco import read_coco
 from cluster.formats.crowdhuman import read_crowdhuman
+from cluster.formats.csv_boxes import read_csv
 from cluster.formats.cvat import read_cvat
 from cluster.formats.kinds import Format, kind_of
 from cluster.formats.labelstudio import read_labelstudio
 from cluster.formats.names import composed
+from cluster.formats.openimages import read_openimages
+from cluster.formats.parquet_boxes import read_parquet
 from cluster.formats.voc import read_voc
 from cluster.formats.yolo import read_yolo
 from cluster.shards.format import Category, Federated
 from cluster.shards.index import IndexedSource
-from cluster.storage import files
+from cluster.storage import files, uris
 from cluster.storage.preflight import check_readable
 
 SPLIT_BUCKETS = 1_000_000
@@ -43,14 +48,17 @@ class ReadFormat(Protocol):
 
 class Reader(NamedTuple):
     """An annotation format. `annotations` says what its annotations are, for `--help` and errors;
-    `is_folder` whether that is a folder.
+    `is_folder` whether that is a folder, None where it may be a file too; `has_pictures` whether
+    pictures may be in it, so that no folder of images is needed.
     """
 
     read: ReadFormat
     annotations: str
-    is_folder: bool
+    is_folder: bool | None
+    has_pictures: bool = False
 
 
+_PARQUET = Reader(read_parquet, "Parquet files of Hugging Face's datasets", None, has_pictures=True)
 READERS: dict[Format, Reader] = {
     "coco": Reader(read_coco, "a COCO JSON file (also of LVIS or Objects365)", is_folder=False),
     "voc": Reader(read_voc, "a folder of VOC XML files", is_folder=True),
@@ -58,6 +66,12 @@ READERS: dict[Format, Reader] = {
     "crowdhuman": Reader(read_crowdhuman, "an .odgt file of CrowdHuman", is_folder=False),
     "cvat": Reader(read_cvat, "an XML file of CVAT", is_folder=False),
     "labelstudio": Reader(read_labelstudio, "a JSON file of Label Studio", is_folder=False),
+    "openimages": Reader(read_openimages, "a CSV file of OpenImages' boxes", is_folder=False),
+    "csv": Reader(read_csv, "a CSV file with a box in each line", is_folder=False),
+    "parquet": _PARQUET,
+    "parquet_xywh": _PARQUET._replace(read=partial(read_parquet, order="xywh")),
+    "parquet_xyxy": _PARQUET._replace(read=partial(read_parquet, order="xyxy")),
+    "parquet_cxcywh": _PARQUET._replace(read=partial(read_parquet, order="cxcywh")),
 }
 """The one list of annotation formats: a new one is a file with a reader, a line here and its name
 in `kinds.Format`.
@@ -66,13 +80,24 @@ in `kinds.Format`.
 
 class SourcePaths(NamedTuple):
     """Where a source is: the annotations as its `Reader` wants them, and the folder that their file
-    names are relative to.
+    names are relative to. `images` is None where the pictures are in the annotations.
     """
 
     name: str
     format: Format
     annotations: str
-    images: str
+    images: str | None
+
+    def absolute(self) -> SourcePaths:
+        images = None if self.images is None else uris.absolute(self.images)
+        return self._replace(annotations=uris.absolute(self.annotations), images=images)
+
+    def folder(self) -> str:
+        """The folder that the names of the pictures are relative to."""
+        if self.images is not None:
+            return self.images
+        is_file = files.size(self.annotations) is not None
+        return posixpath.dirname(self.annotations) if is_file else self.annotations
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ def read_sources(
 
 def read_source(path: SourcePaths, keep: Keep = keep_all) -> Source:
     """One source. Errors: see `read_sources`."""
-    return _reader(path).read(path.annotations, path.images, keep)
+    return _reader(path).read(path.annotations, path.folder(), keep)
 
 
 def _reader(path: SourcePaths) -> Reader:
@@ -123,16 +148,23 @@ def check_paths(path: SourcePaths) -> None:
     """
     reader = _reader(path)
     check_readable(path.annotations)
-    check_readable(path.images)
+    if path.images is not None:
+        check_readable(path.images)
     is_folder = files.size(path.annotations) is None
     kind = None if is_folder else kind_of(path.annotations)
-    if kind is not None and kind.format != path.format:
+    # Formats that read the same files begin alike: parquet, parquet_xyxy.
+    if kind is not None and kind.format != path.format.partition("_")[0]:
         raise UsageError(
             f"--annotations {path.annotations}: is {kind.what}, but annotations of format"
             f" {path.format} are {reader.annotations}; {kind.remedy}"
         )
-    if is_folder and not reader.is_folder:
-        others = " or ".join(name for name, other in READERS.items() if other.is_folder)
+    if is_folder and reader.is_folder is False:
+        others = " or ".join(
+            name
+            for name, other in READERS.items()
+            # The formats that differ in the order of the numbers alone are named in the documents.
+            if other.is_folder is not False and "_" not in name
+        )
         raise UsageError(
             f"--annotations {path.annotations}: is a folder, but annotations of format"
             f" {path.format} are {reader.annotations}; name it, or say --format {others}"
@@ -142,6 +174,8 @@ def check_paths(path: SourcePaths) -> None:
             f"--annotations {path.annotations}: is a file, but annotations of format {path.format}"
             f" are {reader.annotations}; name that"
         )
+    if path.images is None:
+        return
     if files.size(path.images) is not None:
         raise UsageError(
             f"--images {path.images}: is a file, but the images are in a folder; name that"

@@ -15,8 +15,9 @@ from cluster.formats.names import composed
 from cluster.formats.read import in_val
 from cluster.prepare.image import MISSING, leave_out
 from cluster.shards.quarantine import Quarantined
-from cluster.storage import files
+from cluster.storage import embedded, files
 from cluster.storage.pictures import is_left_by_tools, suffix_of
+from cluster.storage.uris import join
 from detector.image import SUFFIXES
 
 MAX_FILE_BYTES = 256 << 20
@@ -48,7 +49,10 @@ def match_files(
     split.
     """
     images = source.images
-    listings = [_list_folder(folder) for folder in folders]
+    by_source: list[list[str]] = [[] for _ in folders]
+    for name, number in zip(images.names, images.sources_I.tolist(), strict=True):
+        by_source[number].append(name)
+    listings = [_list_files(folder, own) for folder, own in zip(folders, by_source, strict=True)]
     spellings = [
         {composed(name): name for name in listing if not name.isascii()} for listing in listings
     ]
@@ -183,8 +187,19 @@ def _rules(listing: Mapping[str, object]) -> dict[str, Callable[[str], str | Non
     }
 
 
+def _list_files(folder: str, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(bytes, time of the last change in ns) of each file, by its name relative to the folder, and
+    of those `names` that are pictures inside a Parquet file: its time, and the mean of the bytes.
+    """
+    inside = {name: place[0] for name in names if (place := embedded.split(name)) is not None}
+    uris = {file: join(folder, file) for file in set(inside.values())}
+    status = {file: (embedded.mean_size(uri), files.last_change(uri)) for file, uri in uris.items()}
+    listing = {name: status[file] for name, file in inside.items()}
+    # A Parquet file with all its pictures may lie in any folder, whose files do not matter.
+    return listing if inside and len(inside) == len(names) else listing | _list_folder(folder)
+
+
 def _list_folder(folder: str) -> dict[str, tuple[int, int]]:
-    """(bytes, time of the last change in ns) of each file, by its name relative to the folder."""
     return {
         uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)
     }

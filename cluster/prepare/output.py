@@ -24,6 +24,8 @@ def refuse_sources(output: str, sources: Sequence[SourcePaths], against: Sequenc
     target = _resolve_links(output)
     for source in sources:
         for flag, uri in (("images", source.images), ("annotations", source.annotations)):
+            if uri is None:
+                continue
             path = _resolve_links(uri)
             if path == target or target.startswith(path + "/"):
                 raise UsageError(

@@ -31,7 +31,7 @@ from cluster.shards.quarantine import (
     example_of,
     write_quarantine,
 )
-from cluster.storage import files, preflight, uris
+from cluster.storage import embedded, files, preflight, uris
 from detector.image import MAX_PIXELS
 
 Split = Literal["all", "train", "val"]
@@ -136,22 +136,22 @@ def plan_shards(
     `output`; `DataError` for a source that cannot be used or of which more than allowed would
     already be left out.
     """
-    sources = [
-        source._replace(
-            annotations=uris.absolute(source.annotations), images=uris.absolute(source.images)
-        )
-        for source in sources
-    ]
+    sources = [source.absolute() for source in sources]
     options = replace(options, against=tuple(map(uris.absolute, options.against)))
     output = uris.absolute(output) if output is not None else None
     _check_places(sources, options.against, output)
     against = [open_shard_set(uri).digest for uri in options.against]
     merged = read_sources(sources, split=options.split, val_share=options.val_share)
-    folders = tuple(source.images for source in sources)
+    folders = tuple(source.folder() for source in sources)
     listed = match_files(merged.source, folders, split=options.split, val_share=options.val_share)
     fingerprint = _set_fingerprint(merged, listed, options, against)
     sizes = listed.sizes_I[listed.usable]
-    cuts = cut_shards(sizes, seed=options.seed, shard_bytes=options.shard_bytes)
+    cuts = cut_shards(
+        sizes,
+        seed=options.seed,
+        shard_bytes=options.shard_bytes,
+        blocks_I=_blocks(listed.images)[listed.usable],
+    )
     counts_I = np.diff(merged.source.images.first_I1)
     finished = None
     if output is not None and not overwrite:
@@ -192,21 +192,45 @@ def _check_places(
         preflight.check_writable(output)
 
 
+def _blocks(images: Images) -> np.ndarray:
+    """The number of each image's block: the images that should be read together, which are
+    neighbours in a Parquet file; of any other image, one of its own.
+    """
+    numbers: dict[object, int] = {}
+    blocks = []
+    for i, (name, source) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
+        place = embedded.split(name)
+        key = i if place is None else (source, place[0], place[1] // embedded.BLOCK)
+        blocks.append(numbers.setdefault(key, len(numbers)))
+    return np.array(blocks, np.int64)
+
+
 def cut_shards(
-    sizes: Sequence[int] | np.ndarray, *, seed: int, shard_bytes: int
+    sizes: Sequence[int] | np.ndarray,
+    *,
+    seed: int,
+    shard_bytes: int,
+    blocks_I: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Positions in a seeded order, cut where the next one would take a shard over `shard_bytes`.
-    Every position once; no shard is empty.
+    Every position once; no shard is empty. Positions of one block stay together, mixed with those
+    of the other blocks of their shard; by default each is a block of its own.
     """
     cuts: list[list[int]] = []
     filled = 0
-    for position in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+    random = np.random.default_rng(seed)
+    blocks_I = (
+        np.arange(len(sizes)) if blocks_I is None else np.unique(blocks_I, return_inverse=True)[1]
+    )
+    count = int(blocks_I.max(initial=-1)) + 1
+    order = np.argsort(np.argsort(random.permutation(count))[blocks_I], kind="stable")
+    for position in order.tolist():
         if not cuts or filled + sizes[position] > shard_bytes:
             cuts.append([])
             filled = 0
         cuts[-1].append(position)
         filled += int(sizes[position])
-    return cuts
+    return cuts if count == len(sizes) else [random.permutation(cut).tolist() for cut in cuts]
 
 
 def _set_fingerprint(

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 from cluster.errors import DataError
 from cluster.formats.annotations import ImageRecord
-from cluster.prepare.image import Outcome, ingest_image, read_picture
+from cluster.prepare.image import MISSING, Outcome, ingest_image, read_picture
 from cluster.shards.format import Row, Shard
 from cluster.shards.quarantine import Quarantined
 from cluster.shards.write import write_shard
-from cluster.storage import files
+from cluster.storage import embedded, files
 from cluster.storage.uris import join
 
 PROGRESS = ".progress"
@@ -173,12 +173,18 @@ def run_job(job: ShardJob) -> ShardReport:
 
 def _ingest_images(job: ShardJob) -> Iterator[tuple[ImageRecord, Outcome]]:
     """Threads wait for the files; decoding keeps the one core of the job busy and one picture in
-    memory.
+    memory. Pictures inside Parquet files are read beforehand, in the order of their rows.
     """
+    uris = [join(job.folders[image.source], image.file_name) for image in job.images]
+    inside = embedded.read_pictures([uri for uri in uris if embedded.split(uri) is not None])
+
+    def read(image: ImageRecord, uri: str) -> bytes | str:
+        if uri in inside:
+            return inside.pop(uri) or MISSING
+        return read_picture(image, job.folders[image.source])
+
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        contents = pool.map(
-            lambda image: read_picture(image, job.folders[image.source]), job.images
-        )
+        contents = pool.map(read, job.images, uris)
         for image, data in zip(job.images, contents, strict=True):
             yield (
                 image,

@@ -94,6 +94,12 @@ def size(uri: str) -> int | None:
     return _attempt(uri, "looked up", lambda: file_system.get_file_info(path).size)
 
 
+def last_change(uri: str) -> int:
+    """ns since 1970; 0 where it is not known or nothing exists."""
+    file_system, path = resolve(uri)
+    return _attempt(uri, "looked up", lambda: file_system.get_file_info(path).mtime_ns or 0)
+
+
 def open_input(uri: str) -> pa.NativeFile:
     """A seekable file for reading. `FileNotFoundError` where it does not exist. A failing object
     store raises `PlainError`, here or at a later read; a local disk other `OSError`s. For a file in

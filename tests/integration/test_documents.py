@@ -28,6 +28,7 @@ import pytest
 from PIL import Image
 
 from tests.support.documents import ROOT, Block, blocks, documents
+from tests.support.parquet_sets import row, write
 from tests.support.ray_head import RayHead
 
 pytestmark = [
@@ -192,7 +193,9 @@ def upload(path: Path, key: str) -> None:
 
 
 def place_data(folder: Path, coco: Path) -> None:
-    """The quickstart's data, street/, voc/, yolo/ and a weight file. The tutorial makes coco/."""
+    """The quickstart's data, a folder for each format, and a weight file. The tutorial makes
+    coco/.
+    """
     from safetensors.torch import save_file
 
     from detector.model import RetinaNet
@@ -205,6 +208,7 @@ def place_data(folder: Path, coco: Path) -> None:
     shutil.copytree(coco / "images/val", folder / "street/images")
     write_voc(folder / "voc", coco, annotations)
     write_yolo(folder / "yolo", coco, annotations)
+    write_tables(folder, coco, annotations)
     (folder / "weights").mkdir()
     # As small_r18.yaml builds it.
     start = RetinaNet(classes=1, backbone="resnet18", width=64, head_norm="group")
@@ -253,6 +257,28 @@ def write_yolo(folder: Path, coco: Path, annotations: dict) -> None:
             for label, (x, y, w, h) in boxes_of(annotations, image)
         ]
         (folder / f"labels/{name.stem}.txt").write_text("".join(lines))
+
+
+def write_tables(folder: Path, coco: Path, annotations: dict) -> None:
+    """openimages/, csv/ and parquet/, each with all images and boxes."""
+    for name in ("openimages", "csv"):
+        shutil.copytree(coco / "images/val", folder / name / "images")
+    shares, corners, rows = ["ImageID,LabelName,XMin,XMax,YMin,YMax"], [], []
+    for image in annotations["images"]:
+        name, objects = image["file_name"], boxes_of(annotations, image)
+        width, height = Image.open(coco / "images/val" / name).size
+        for label, (x, y, w, h) in objects:
+            sides = f"{x / width},{(x + w) / width},{y / height},{(y + h) / height}"
+            shares.append(f"{Path(name).stem},{label},{sides}")
+            corners.append(f"{name},{label},{x},{y},{x + w},{y + h}")
+        picture = {"bytes": (coco / "images/val" / name).read_bytes(), "path": name}
+        boxes = {"bbox": [box for _, box in objects], "category": [one for one, _ in objects]}
+        rows.append(row(image["id"], image=picture, width=width, height=height, objects=boxes))
+    (folder / "openimages/boxes.csv").write_text("\n".join(shares))
+    (folder / "csv/boxes.csv").write_text(
+        "\n".join(["filename,class,xmin,ymin,xmax,ymax", *corners])
+    )
+    write(folder / "parquet/train-00000-of-00001.parquet", rows, names=None)
 
 
 def commands(*, submitted: bool) -> list[tuple[str, str]]:

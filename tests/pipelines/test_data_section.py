@@ -16,6 +16,7 @@ from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import Index, ShardSet, write_index
 from cluster.shards.write import write_shard
 from pipelines.data_section import DataSection, identity, pictures
+from tests.support.parquet_sets import row, write
 
 
 @pytest.fixture
@@ -173,6 +174,27 @@ def test_nothing_is_looked_for_where_all_is_given(coco: Path) -> None:
         (place,) = section.source_paths(said.append)
         assert place[2:] == (options["annotations"], options["images"])
     assert not said
+
+
+def test_parquet_files_need_no_folder_of_images(coco: Path) -> None:
+    write(coco / "hub/a.parquet", [row(number, (1, 2, 3, 4)) for number in range(3)])
+    section = DataSection(annotations="hub", format="parquet")
+    first = identity(section)
+    assert identity(section) == first
+    # The val set left the second row out.
+    prepared = set_of(coco / "set", [(0, 0, "a.parquet#0"), (0, 2, "a.parquet#2")])
+    assert pictures(section, prepared) == {
+        f"{coco}/hub/a.parquet#0": 0,
+        f"{coco}/hub/a.parquet#1": None,
+        f"{coco}/hub/a.parquet#2": 2,
+    }
+    write(coco / "hub/a.parquet", [row(number, (1, 2, 3, 5)) for number in range(3)])
+    assert identity(section) != first
+    # Recognised without a format, and with the meaning of bbox given.
+    for given, taken in ((None, "parquet"), ("parquet_xyxy", "parquet_xyxy")):
+        source = {"name": "a", "annotations": "hub", "format": given}
+        (place,) = DataSection.model_validate({"sources": [source]}).source_paths()
+        assert place == ("a", taken, f"{coco}/hub", None)
 
 
 def test_a_source_is_given_in_one_way() -> None:

@@ -331,17 +331,9 @@ def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: Any) -> 
         coco.read_coco(str(path), "images")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"image,xmin,ymin\na.jpg,1,2\n", r"is a table \(CSV\), not JSON: it begins with 'image,"),
-        (b'{"ID": 1}\n{"ID": 2}\n', r"holds several JSON objects, one a line \(JSON lines\)"),
-        ("{}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
-    ],
-)
-def test_other_files_are_named(tmp_path: Path, content: bytes, words: str) -> None:
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DataError, match=words):
+def test_utf_16_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes("{}".encode("utf-16"))
+    with pytest.raises(DataError, match="is UTF-16; save it as UTF-8"):
         coco.read_coco(str(tmp_path / "a.json"), "images")
 
 

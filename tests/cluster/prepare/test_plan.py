@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import DataError, UsageError
@@ -38,6 +39,24 @@ def test_cutting_by_size() -> None:
     # One file larger than a shard stands alone.
     assert [len(cut) for cut in cut_shards([500, 500, 500], seed=0, shard_bytes=100)] == [1, 1, 1]
     assert cut_shards([], seed=0, shard_bytes=100) == []
+
+
+def test_blocks_stay_together_and_are_mixed_inside_a_shard() -> None:
+    # Twelve blocks of five; a shard holds four blocks.
+    blocks_I = np.arange(60) // 5
+    cuts = cut_shards([10] * 60, seed=0, shard_bytes=200, blocks_I=blocks_I)
+    assert sorted(position for cut in cuts for position in cut) == list(range(60))
+    of_cuts = [[int(blocks_I[position]) for position in cut] for cut in cuts]
+    assert [len(set(blocks)) for blocks in of_cuts] == [4, 4, 4]
+    assert all(blocks != sorted(blocks) for blocks in of_cuts)
+    assert cuts == cut_shards([10] * 60, seed=0, shard_bytes=200, blocks_I=blocks_I + 7)
+
+
+def test_blocks_of_one_change_nothing() -> None:
+    sizes = list(range(1, 40))
+    assert cut_shards(sizes, seed=3, shard_bytes=99) == cut_shards(
+        sizes, seed=3, shard_bytes=99, blocks_I=np.arange(39)
+    )
 
 
 def test_missing_images_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -103,7 +122,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         ),
         ("voc", a_picture, images, "is a file, but annotations of format voc are a folder"),
         ("yolo", a_picture, images, "is a file, but annotations of format yolo are a folder"),
-        ("yolo", annotations, images, "is a COCO JSON file"),
+        ("yolo", annotations, images, "is a COCO JSON file, but .*; say --format coco"),
     ):
         source = SourcePaths("a", kind, labels, pictures)
         with pytest.raises(UsageError, match=said):

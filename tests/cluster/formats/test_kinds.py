@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UsageError
+from cluster.formats.read import SourcePaths, check_paths
+
+OPENIMAGES = b"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n"
+BOXES = b"filename,class,xmin,ymin,xmax,ymax\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "message"),
+    [
+        ("coco", b"PAR1\x15\x04", "is a Parquet file, but .* format coco .*; say --format parquet"),
+        ("csv", b"PAR1\x15\x04", "is a Parquet file, but .*; say --format parquet"),
+        ("coco", OPENIMAGES, "is a CSV file of OpenImages, but .*; say --format openimages"),
+        ("csv", OPENIMAGES, "is a CSV file of OpenImages, but .*; say --format openimages"),
+        ("coco", BOXES, "is a CSV file, but .*; say --format csv"),
+        ("openimages", BOXES, "is a CSV file, but .*; say --format csv"),
+        ("parquet_xyxy", BOXES, "is a CSV file, but .*; say --format csv"),
+        ("coco", b"image,x,y\na.jpg,1,2\n", "is a CSV file that begins with 'image,x,y', but"),
+        ("csv", b"image,x,y\na.jpg,1,2\n", ".*; for --format csv name its columns filename"),
+        ("csv", b'{"images": []}', "is a COCO JSON file, but .*; say --format coco"),
+        (
+            "parquet",
+            b'\xef\xbb\xbf {\n "images": []}',
+            "is a COCO JSON file, but .*; say --format coco",
+        ),
+        ("coco", b'{"a": 1}\n{"a": 2}\n', "is JSON lines, an object on each line, but .*; write"),
+        ("coco", b"PK\x03\x04abc", "is a ZIP file, but .*; unpack it"),
+        ("coco", b"<annotation>", "is one of the XML files of VOC, but .*; name the folder"),
+    ],
+)
+def test_a_file_of_another_format_is_named_with_the_remedy(
+    tmp_path: Path, format: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / "annotations"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"^--annotations {path}: {message}"):
+        check_paths(SourcePaths("a", format, str(path), str(tmp_path)))  # pyright: ignore
