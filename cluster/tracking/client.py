@@ -23,6 +23,8 @@ UPLOAD_TIMEOUT_S = 600
 # Error codes that a retry cannot change; every other error may be temporary.
 PERMANENT = (
     "INVALID_PARAMETER_VALUE",
+    # A database refuses a value, such as a text with a NUL in PostgreSQL.
+    "BAD_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "PERMISSION_DENIED",
