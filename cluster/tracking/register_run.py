@@ -11,8 +11,9 @@ from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
-from cluster.tracking.config import check_server, ui_command
+from cluster.tracking.config import ui_command
 from cluster.tracking.logged_package import log_package
+from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run
 
@@ -63,6 +64,7 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         )
     store = uri or recorded.uri
     check_server(store)
+    check_model_name(store, name, option="name")
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
         build_package(best.checkpoint, package, weights=best.weights)

@@ -18,6 +18,7 @@ from cluster.errors import UsageError
 from cluster.tracking.client import PERMANENT, connect, first_line, plain_mlflow_errors
 from cluster.tracking.config import local_root
 from cluster.tracking.names import mlflow_names
+from cluster.tracking.preflight import deleted_experiment
 from cluster.tracking.sender import (
     LONGEST_PARAM,
     LONGEST_TAG,
@@ -76,7 +77,7 @@ def open_run(
             )
         artifacts = f"{local_root(storage)}/mlartifacts" if uri.startswith("sqlite:") else None
         created = client.create_run(
-            _experiment_id(client, experiment, artifacts), run_name=name, tags=all_tags
+            _experiment_id(client, uri, experiment, artifacts), run_name=name, tags=all_tags
         )
     return Run(client, uri=uri, run_id=created.info.run_id, stored_steps={})
 
@@ -92,7 +93,8 @@ def attach_run(uri: str, run_id: str) -> Run:
         stored_steps = _last_steps(client, run_id)
     if stored_steps is None:
         raise UsageError(
-            f"MLflow at {uri} has no run {run_id!r}; give the --tracking.uri that the training run"
+            f"MLflow at {uri} has no run {run_id!r}, or has it in its trash; restore it with mlflow"
+            f" runs restore --run-id {run_id}, or give the --tracking.uri that the training run"
             " used"
         )
     return Run(client, uri=uri, run_id=run_id, stored_steps=None)
@@ -114,7 +116,7 @@ def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int] | None:
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
-def _experiment_id(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_location: str | None) -> str:
     """The id of the experiment, which is created when it is new. With `artifact_location` None the
     server chooses where the artifacts are.
     """
@@ -133,10 +135,7 @@ def _experiment_id(client: MlflowClient, name: str, artifact_location: str | Non
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        raise UsageError(
-            f"the MLflow experiment {name!r} was deleted; restore it or choose another"
-            " --tracking.experiment"
-        )
+        raise deleted_experiment(uri, name, experiment.experiment_id)
     return experiment.experiment_id
 
 

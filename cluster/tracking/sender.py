@@ -1,5 +1,5 @@
-"""Metrics, parameters and tags on their way to one MLflow run: in batches, and each step of a metric
-at most once. What MLflow refuses costs only itself.
+"""Metrics, parameters and tags on their way to one MLflow run: in batches, and each step of a
+metric at most once. What MLflow refuses costs only itself.
 """
 
 from __future__ import annotations
