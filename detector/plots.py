@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from detector.decode import Detections
 from detector.metrics import CocoTable
+from detector.scores import shown
 
 _COLOURS = (
     "#e6194b",
@@ -34,22 +35,24 @@ def precision_recall_figure(table: CocoTable) -> Figure:
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     rows = list(table.per_class.items())
-    classes = sorted(range(len(rows)), key=lambda k: -rows[k][1]["objects"])[: len(_COLOURS)]
+    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[: len(_COLOURS)]
     for rank, k in enumerate(classes):
         name, row = rows[k]
-        if row["AP50"] >= 0:
+        if row["AP50"] is not None:
             axes.plot(
                 recall,
                 table.precision_RK[:, k],
                 color=_COLOURS[rank],
-                label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)",
+                label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'] or 0)} objects)",
             )
     axes.set(
         xlabel="recall",
         ylabel="precision",
         xlim=(0, 1.005),
         ylim=(0, 1.02),
-        title=f"IoU 0.5: AP50 {table.summary['AP50']:.3f}, AP {table.summary['AP']:.3f}",
+        title=(
+            f"IoU 0.5: AP50 {shown(table.summary['AP50'], 3)}, AP {shown(table.summary['AP'], 3)}"
+        ),
     )
     axes.grid(alpha=0.3)
     if axes.lines:

@@ -32,7 +32,7 @@ class Trained:
         return [
             f"run      {self.run}",
             (
-                f"best     AP {self.best.ap:.4f}, AP50 {self.best.metrics['AP50']:.4f} after"
+                f"best     AP {self.best.shown('AP')}, AP50 {self.best.shown('AP50')} after"
                 f" {self.best.epoch} epochs, {self.best.checkpoint}"
             ),
             f"see it   {ui_command(self.tracking_uri)}",

@@ -35,8 +35,8 @@ class Registered:
         """The result, for a terminal."""
         lines = [
             (
-                f"model    {self.version}   AP {self.best.ap:.3f}, AP50"
-                f" {self.best.metrics['AP50']:.3f} at {self.best.images_seen} images"
+                f"model    {self.version}   AP {self.best.shown('AP', 3)}, AP50"
+                f" {self.best.shown('AP50', 3)} at {self.best.images_seen} images"
             ),
             f"aliases  {', '.join(self.aliases) or 'none'}",
             f"see it   {ui_command(self.tracking_uri)}",
@@ -82,7 +82,11 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
                 "run_folder": folder,
                 "checkpoint": best.checkpoint,
                 "images_seen": str(best.images_seen),
-                **{metric: str(best.metrics[metric]) for metric in ("AP", "AP50")},
+                **{
+                    name: str(value)
+                    for name in ("AP", "AP50")
+                    if (value := best.metrics.get(name)) is not None
+                },
             }
             version = registry.register(model_uri, name, tracking=store, tags=tags)
     return Registered(

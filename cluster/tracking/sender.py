@@ -139,7 +139,7 @@ class Sender:
     def _send(
         self,
         entries: Sequence[Entry],
-        send: Callable[[Sequence[Entry]], None],
+        send: Callable[[Sequence[Entry]], object],
         refuse: Callable[[Entry, MlflowException], None],
     ) -> None:
         """Send the entries together, and where MLflow refuses them each half by itself, down to the

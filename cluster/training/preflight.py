@@ -63,6 +63,13 @@ def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> 
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
         raise UsageError(f"{empty}: has no images; prepare it from annotations that list some")
+    counts = val_set.counts
+    if counts.boxes <= counts.crowds:
+        raise UsageError(
+            f"data.val {val_set.uri}: has no objects ({counts.boxes} boxes, of which"
+            f" {counts.crowds} crowds), so no checkpoint would have an AP and none would be the"
+            " best; prepare it from annotations with objects"
+        )
     unknown = sorted(set(config.sampling.source_weights) - set(train_set.source_names))
     if unknown:
         known = ", ".join(train_set.source_names)
