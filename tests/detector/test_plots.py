@@ -15,11 +15,11 @@ from detector.plots import _COLOURS, annotation_figure, overlay_figure, precisio
 
 
 def table(objects: list[int]) -> CocoTable:
-    """A table of classes c0, c1, ...; a class without objects has -1 everywhere."""
+    """A table of classes c0, c1, ...; a class without objects has no score."""
     precision = np.linspace(1, 0.5, 101)[:, None] * np.ones(len(objects))
     precision[:, [count == 0 for count in objects]] = -1
     rows = {
-        f"c{k}": {"AP": 0.4 if n else -1.0, "AP50": 0.75 if n else -1.0, "objects": float(n)}
+        f"c{k}": {"AP": 0.4 if n else None, "AP50": 0.75 if n else None, "objects": float(n)}
         for k, n in enumerate(objects)
     }
     return CocoTable(dict.fromkeys(SUMMARY_NAMES, 0.4), rows, precision, 5, 9)
