@@ -292,7 +292,7 @@ def test_a_run_or_experiment_that_was_deleted(store, capsys):
     )
     client = connect(run.uri)
     client.delete_experiment(client.create_experiment("deleted"))
-    with pytest.raises(UsageError, match="'deleted' was deleted"):
+    with pytest.raises(UsageError, match="experiment 'deleted': is deleted in MLflow at sqlite"):
         open_run(run.uri, experiment="deleted", storage=store, name="x")
 
 
