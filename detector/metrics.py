@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from hotcoco import COCO, COCOeval
 
 from detector.decode import Detections
+from detector.scores import shown
 
 SIZES = ("small", "medium", "large")
 SUMMARY_NAMES = (
@@ -34,8 +36,8 @@ SUMMARY_NAMES = (
     "AR_medium",
     "AR_large",
 )
-"""COCO's twelve numbers, in COCOeval's order; -1 where there is no such object. AR<n> is the recall
-of the n best detections of an image and class.
+"""COCO's twelve numbers, in COCOeval's order; None where there is no such object. AR<n> is the
+recall of the n best detections of an image and class.
 """
 _COLUMNS = {
     "AP": "AP",
@@ -75,11 +77,11 @@ class Truth:
 
 @dataclass(frozen=True)
 class CocoTable:
-    summary: dict[str, float]
+    summary: dict[str, float | None]
     """The twelve COCO numbers by `SUMMARY_NAMES`, or with other limits one AR for each of them; and
     the numbers of other metrics.
     """
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, float | None]]
     """Class name -> objects, AP, AP50, AP75, AP_small .. AP_large, AR, AR_small .. AR_large: the
     summary's numbers of this class alone, AR at the largest limit.
     """
@@ -90,7 +92,7 @@ class CocoTable:
     images: int
     detections: int
 
-    def as_dict(self) -> dict[str, int | float | dict[str, dict[str, float]]]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "images": self.images,
             "detections": self.detections,
@@ -101,7 +103,7 @@ class CocoTable:
     def as_text(self) -> str:
         """A table to read: a dash stands for a number without such objects."""
         lines = [f"{self.images} images, {self.detections} detections"]
-        lines += [f"  {name:<10} {_shown(value)}" for name, value in self.summary.items()]
+        lines += [f"  {name:<10} {shown(value):>7}" for name, value in self.summary.items()]
         width = max([len(name) for name in self.per_class] + [5])
         columns = {
             head: name
@@ -111,14 +113,10 @@ class CocoTable:
         lines.append(f"  {'class':<{width}}  objects " + " ".join(f"{head:>7}" for head in columns))
         for name, row in self.per_class.items():
             lines.append(
-                f"  {name:<{width}}  {int(row['objects']):7d} "
-                + " ".join(_shown(row[column]) for column in columns.values())
+                f"  {name:<{width}}  {int(row['objects'] or 0):7d} "
+                + " ".join(f"{shown(row[column]):>7}" for column in columns.values())
             )
         return "\n".join(lines)
-
-
-def _shown(value: float) -> str:
-    return f"{value:7.4f}" if value >= 0 else f"{'-':>7}"
 
 
 def coco_table(
@@ -179,7 +177,7 @@ def _curves(
     return arrays["precision"], arrays["recall"]
 
 
-def _average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
+def _average_precisions(precision_TRKS: np.ndarray) -> dict[str, float | None]:
     # The thresholds are 0.50, 0.55, ... 0.95: AP75 is the sixth.
     of_all = {
         "AP": mean(precision_TRKS[..., 0]),
@@ -191,12 +189,12 @@ def _average_precisions(precision_TRKS: np.ndarray) -> dict[str, float]:
     }
 
 
-def mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float | None:
     """The mean of the numbers above -1, added in the order in which pycocotools adds them, so that
-    the last digit is the same; -1 without any.
+    the last digit is the same; None without any.
     """
     valid = values[values > -1]
-    return float(np.mean(valid)) if valid.size else -1.0
+    return float(np.mean(valid)) if valid.size else None
 
 
 def _coco_index(truths: Sequence[Truth], class_names: Sequence[str]) -> COCO:

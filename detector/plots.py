@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from detector.decode import Detections
 from detector.metrics import CocoTable
+from detector.plot_names import write_name
+from detector.scores import shown
 
 _COLOURS = (
     "#e6194b",
@@ -34,26 +36,29 @@ def precision_recall_figure(table: CocoTable) -> Figure:
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     rows = list(table.per_class.items())
-    classes = sorted(range(len(rows)), key=lambda k: -rows[k][1]["objects"])[: len(_COLOURS)]
+    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[: len(_COLOURS)]
+    labels: list[tuple[str, str]] = []
     for rank, k in enumerate(classes):
         name, row = rows[k]
-        if row["AP50"] >= 0:
-            axes.plot(
-                recall,
-                table.precision_RK[:, k],
-                color=_COLOURS[rank],
-                label=f"{name}  AP50 {row['AP50']:.3f}  ({int(row['objects'])} objects)",
-            )
+        if row["AP50"] is not None:
+            axes.plot(recall, table.precision_RK[:, k], color=_COLOURS[rank])
+            numbers = f"  AP50 {row['AP50']:.3f}  ({int(row['objects'] or 0)} objects)"
+            labels.append((name, numbers))
     axes.set(
         xlabel="recall",
         ylabel="precision",
         xlim=(0, 1.005),
         ylim=(0, 1.02),
-        title=f"IoU 0.5: AP50 {table.summary['AP50']:.3f}, AP {table.summary['AP']:.3f}",
+        title=(
+            f"IoU 0.5: AP50 {shown(table.summary['AP50'], 3)}, AP {shown(table.summary['AP'], 3)}"
+        ),
     )
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="lower left", fontsize=8)
+        # Matplotlib leaves out a label that begins with an underscore, so the names come later.
+        legend = axes.legend(axes.lines, ["-"] * len(labels), loc="lower left", fontsize=8)
+        for text, (name, numbers) in zip(legend.get_texts(), labels, strict=True):
+            write_name(text, name, after=numbers)
     return figure
 
 
@@ -85,8 +90,9 @@ def overlay_figure(
             _write_above(
                 axes,
                 box,
-                f"{class_names[int(label)]} {score:.2f}",
+                class_names[int(label)],
                 _COLOURS[int(label) % len(_COLOURS)],
+                after=f" {score:.2f}",
             )
     return figure
 
@@ -123,8 +129,7 @@ def _picture_figure(image_HW3: np.ndarray, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, tall + 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image_HW3)
-    # A name may contain signs that matplotlib reads as a formula.
-    axes.set_title(title, parse_math=False)
+    write_name(axes.title, title, most=70)
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
     return figure, axes
@@ -135,15 +140,9 @@ def _outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
     axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], **style)
 
 
-def _write_above(axes: Axes, box: np.ndarray, text: str, colour: str) -> None:
+def _write_above(axes: Axes, box: np.ndarray, name: str, colour: str, *, after: str = "") -> None:
     ground = dict(facecolor=colour, pad=0.8, linewidth=0)
-    axes.text(
-        box[0],
-        max(box[1], 0),
-        text,
-        color="white",
-        fontsize=7,
-        va="bottom",
-        bbox=ground,
-        parse_math=False,
+    text = axes.text(
+        box[0], max(box[1], 0), "", color="white", fontsize=7, va="bottom", bbox=ground
     )
+    write_name(text, name, after=after)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
-from cluster.errors import UsageError, on_one_line
+from cluster.errors import PlainError, UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
 from cluster.runs.package_files import build_package, read_classes
 from cluster.scoring import coco_ids
@@ -21,9 +21,10 @@ from cluster.shards.classes import match_classes, read_class_map
 from cluster.shards.index import open_shard_set
 from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri
+from cluster.tracking.config import TrackingConfig, tracking_uri
 from cluster.tracking.evaluation import log_evaluation
 from cluster.tracking.logged_package import download_package
+from cluster.tracking.preflight import check_server, has_run
 from cluster.tracking.registry import resolve
 from detector.metrics import CocoTable
 
@@ -86,6 +87,7 @@ def evaluate(
     best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
     output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
     preflight.check_writable(output)
+    recorded = _mlflow_run(uris.absolute(run), tracking.uri) if run is not None else None
     if class_map:
         preflight.check_readable(class_map)
     given = read_class_map(class_map) if class_map else None
@@ -122,13 +124,34 @@ def evaluate(
         )
         files.upload_folder(folder, output, last="metrics.json")
         notes = [*classes.notes("data"), *remarks]
-        recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
         if recorded is not None and best is not None:
             try:
-                log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
+                log_evaluation(*recorded, folder, step=best.images_seen)
             except Exception as error:  # the result is written, and must be shown
-                notes.append(f"not in MLflow ({recorded.uri}): {on_one_line(str(error))[:300]}")
+                notes.append(f"not in MLflow ({recorded[0]}): {on_one_line(str(error))[:300]}")
     return Evaluated(table, scored, output, tuple(notes))
+
+
+def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
+    """Store and id of the MLflow run that gets the evaluation of a training run. None, with a line
+    that says so, where there is none, or the store does not work: the table is still wanted.
+    """
+    recorded = run_folder.read_tracking(run)
+    if recorded is None:
+        return None
+    store = given or recorded.uri
+    try:
+        check_server(store)
+        if has_run(store, recorded.run_id):
+            return store, recorded.run_id
+        why = (
+            f"MLflow at {store} has no run {recorded.run_id!r}, or has it in its trash; mlflow runs"
+            f" restore --run-id {recorded.run_id} brings it back"
+        )
+    except PlainError as error:
+        why = str(error)
+    print(f"note: the evaluation is not recorded: {why}")
+    return None
 
 
 @dataclass(frozen=True)

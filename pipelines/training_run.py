@@ -11,7 +11,8 @@ from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
 from cluster.storage.preflight import check_writable
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.tracking.config import TrackingConfig, tracking_uri, ui_command
+from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
 from cluster.training.console import Console
@@ -31,7 +32,7 @@ class Trained:
         return [
             f"run      {self.run}",
             (
-                f"best     AP {self.best.ap:.4f}, AP50 {self.best.metrics['AP50']:.4f} after"
+                f"best     AP {self.best.shown('AP')}, AP50 {self.best.shown('AP50')} after"
                 f" {self.best.epoch} epochs, {self.best.checkpoint}"
             ),
             f"see it   {ui_command(self.tracking_uri)}",
@@ -46,6 +47,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     uri = tracking_uri(tracking.uri, config.storage)
     check_writable(config.storage)
     check_server(uri)
+    check_experiment(uri, tracking.experiment)
     checked = preflight.check(config)
     for note in checked.notes:
         print(f"note: {note}")

@@ -45,7 +45,8 @@ def check(config: RunConfig) -> Checked:
     from cluster.runs import parent_checkpoint, weight_file
     from cluster.scoring.predict import list_images
     from cluster.storage import preflight, uris
-    from cluster.tracking.config import check_server, tracking_uri
+    from cluster.tracking.config import tracking_uri
+    from cluster.tracking.preflight import check_experiment, check_model_name, check_server
     from cluster.workflow.stages import digest_of_folder
     from pipelines.data_section import identity
 
@@ -53,6 +54,9 @@ def check(config: RunConfig) -> Checked:
     root = uris.absolute(config.storage)
     preflight.check_writable(root)
     check_server(uri)
+    check_experiment(uri, config.tracking.experiment)
+    option = "registered_name" if config.registered_name else "name"
+    check_model_name(uri, config.registered_name or config.name, option=option)
     sources = {"train": identity(config.data.train), "val": identity(config.data.val)}
     weights = weight_file.check(config.pretrained, None) if config.pretrained else None
     if config.from_checkpoint:

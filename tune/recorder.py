@@ -15,6 +15,8 @@ from cluster.errors import PlainError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.tracking.run import Run, open_run
+from detector import scores
+from detector.scores import score
 from tune import space
 from tune.space import SweepConfig
 from tune.trials import Status, TrialRecord, shown, trial_config, write_record
@@ -88,13 +90,13 @@ class Recorder(Callback):
     ) -> None:
         self._say(
             f"{space.trial_name(trial.config)} epoch {result['epoch']} of {self._epochs}: AP"
-            f" {result['AP']:.4f}  AP50 {result['AP50']:.4f}"
+            f" {scores.shown(score(result['AP']))}  AP50 {scores.shown(score(result['AP50']))}"
         )
         if trial.trial_id in self._runs:
             values = {
                 f"val/{name}": value
-                for name, value in result.items()
-                if name.startswith("AP") and isinstance(value, float)
+                for name, stored in result.items()
+                if name.startswith("AP") and (value := score(stored)) is not None
             }
             self._runs[trial.trial_id].log_metrics(values, result["images_seen"])
 
@@ -128,8 +130,8 @@ class Recorder(Callback):
         record = TrialRecord(
             trial=os.path.basename(run),
             status=status,
-            ap=result.get("AP"),
-            ap50=result.get("AP50"),
+            ap=score(result.get("AP")),
+            ap50=score(result.get("AP50")),
             epochs=result.get("epoch", 0),
             sample=space.rounded(trial.config),
             proposed=dict(trial.config),

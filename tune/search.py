@@ -77,10 +77,11 @@ def best_first(records: Sequence[TrialRecord], uri: str) -> list[TrialRecord]:
     scored = [(record.ap, record) for record in records if record.ap is not None]
     others = [record for record in records if record.ap is None]
     if not scored:
-        reason = others[0].reason if others else "no trial was started"
+        reasons = [record.reason for record in others if record.reason]
+        reason = f"the first failed with: {reasons[0]}" if reasons else "none has an AP"
         raise PlainError(
-            f"sweep {uri}: none of {len(records)} trials has a result; the first failed with:"
-            f" {reason}"
+            f"sweep {uri}: none of {len(records)} trials has a result;"
+            f" {reason if others else 'no trial was started'}"
         )
     scored.sort(key=lambda pair: (-pair[0], pair[1].trial))
     return [record for _, record in scored] + others
@@ -150,7 +151,7 @@ def run_trial(sections: dict[str, Any], budget: dict[str, Any], uri: str, sample
         report(
             {
                 "AP": best.ap,
-                "AP50": best.metrics["AP50"],
+                "AP50": best.metrics.get("AP50"),
                 "epoch": best.epoch,
                 "images_seen": best.images_seen,
             }

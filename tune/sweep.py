@@ -29,7 +29,8 @@ from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.tracking.config import TrackingConfig, tracking_uri, ui_command
+from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.run import Run, open_run
 from cluster.training import preflight
 from tune import space
@@ -95,6 +96,7 @@ def sweep(
     mlflow_uri = tracking_uri(tracking.uri, config.storage)
     check_writable(config.storage)
     check_server(mlflow_uri)
+    check_experiment(mlflow_uri, tracking.experiment)
     uri = sweep_uri(config.storage, config.name)
     for warning in check(config, budget, uri).warnings:
         say(f"warning: {warning}")

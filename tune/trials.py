@@ -18,6 +18,7 @@ from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
 from cluster.storage import files, uris
+from detector.scores import score
 from tune import space
 from tune.space import Sample, SweepConfig
 
@@ -70,8 +71,8 @@ class TrialRecord:
             return cls(
                 trial=stored["trial"],
                 status=status,
-                ap=stored["AP"],
-                ap50=stored["AP50"],
+                ap=score(stored["AP"]),
+                ap50=score(stored["AP50"]),
                 epochs=stored["epochs"],
                 sample=stored["sample"],
                 proposed=stored["proposed"],

@@ -6,7 +6,8 @@ waiting/images-000000004100.json
 evaluations.json
     {"evaluations": [...]}: the finished ones as `Evaluation.to_json`, ordered by images seen
 best.json
-    the `Evaluation` with the highest AP; of equal ones the newest
+    the `Evaluation` with the highest AP; of equal ones the newest. One without an AP is never the
+    best
 
 The files lie in the run's folder, so that they outlive the driver and the workers. One process at a
 time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
@@ -24,6 +25,7 @@ from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
 from cluster.storage import files
 from cluster.storage.uris import join
+from detector import scores
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 VERSION = 2
@@ -67,9 +69,9 @@ class Evaluation:
     epoch: int
     """Epochs done, from 1."""
     weights: Weights = "model"
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """AP, AP50, ... over all classes, 0..1; -1 where data.val has no such object."""
-    per_class: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """AP, AP50, ... over all classes, 0..1; None where data.val has no such object."""
+    per_class: Mapping[str, float | None] = field(default_factory=dict)
     """AP of each class."""
     images_evaluated: int | None = None
     """Images of data.val; None in files of version 1."""
@@ -77,8 +79,12 @@ class Evaluation:
     """One line; then there are no metrics."""
 
     @property
-    def ap(self) -> float:
-        return self.metrics["AP"]
+    def ap(self) -> float | None:
+        return self.metrics.get("AP")
+
+    def shown(self, name: str, digits: int = 4) -> str:
+        """One of the metrics, to read."""
+        return scores.shown(self.metrics.get(name), digits)
 
     @property
     def request(self) -> Request:
@@ -116,10 +122,15 @@ class Evaluation:
         return cls(
             *request,
             weights=weights,
-            metrics=metrics,
-            per_class=stored.get("per_class", {}),
+            metrics=_scores(metrics),
+            per_class=_scores(stored.get("per_class", {})),
             images_evaluated=stored.get("images_evaluated"),
         )
+
+
+def _scores(stored: Mapping[str, Any]) -> dict[str, float | None]:
+    """Earlier versions stored -1 for a number without objects."""
+    return {name: scores.score(value) for name, value in stored.items()}
 
 
 def _flat_metrics(stored: Mapping[str, Any]) -> dict[str, float]:
@@ -155,20 +166,25 @@ def read(run: str) -> list[Evaluation]:
 
 
 def read_best(run: str) -> Evaluation | None:
-    """best.json; None where no checkpoint was evaluated yet. `DataError` where it is damaged."""
+    """best.json; None where no checkpoint has an AP yet. `DataError` where it is damaged."""
     stored = run_folder.read(run, run_folder.BEST)
-    return None if stored is None else _parse(stored, join(run, run_folder.BEST))
+    best = None if stored is None else _parse(stored, join(run, run_folder.BEST))
+    return None if best is None or best.ap is None else best
 
 
 def best_checkpoint(run: str) -> Evaluation:
     """`read_best`. `UsageError` where there is none."""
     best = read_best(run)
     if best is None:
-        state = (
-            "has no evaluated checkpoint yet; let its training reach the first evaluation"
-            if run_folder.read(run, run_folder.CONFIG)
-            else "is not a training run's folder; check --run"
-        )
+        if any(each.error is None for each in read(run)) or run_folder.read(run, run_folder.BEST):
+            state = (
+                "no evaluation of it has an AP, so no checkpoint is the best one; data.val must"
+                " have objects that are not crowds: train with another data.val"
+            )
+        elif run_folder.read(run, run_folder.CONFIG):
+            state = "has no evaluated checkpoint yet; let its training reach the first evaluation"
+        else:
+            state = "is not a training run's folder; check --run"
         raise UsageError(f"{run}: {state}")
     return best
 
@@ -207,9 +223,11 @@ def find(finished: Sequence[Evaluation], images_seen: int) -> Evaluation | None:
 
 
 def best_of(finished: Sequence[Evaluation]) -> Evaluation | None:
-    """The highest AP, of equal ones the newest; `finished` is ordered by images seen."""
-    succeeded = [each for each in reversed(finished) if each.error is None]
-    return max(succeeded, key=lambda each: each.ap, default=None)
+    """The highest AP, of equal ones the newest; `finished` is ordered by images seen. None where
+    none has an AP.
+    """
+    scored = [(each.ap, each) for each in reversed(finished) if each.ap is not None]
+    return max(scored, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def reason_to_stop(
@@ -219,21 +237,21 @@ def reason_to_stop(
     `min_improvement`. None: it should not; patience 0 never stops.
 
     AP is compared with the last evaluation that raised it enough, so a slow but steady rise goes
-    on. Failed evaluations are not counted.
+    on. Failed evaluations, and those without an AP, are not counted.
     """
-    reference: Evaluation | None = None
+    reference: tuple[float, int] | None = None
     without_rise = 0
     for evaluation in finished:
-        if evaluation.error is not None:
+        if evaluation.ap is None:
             continue
-        if reference is None or evaluation.ap > reference.ap + min_improvement:
-            reference, without_rise = evaluation, 0
+        if reference is None or evaluation.ap > reference[0] + min_improvement:
+            reference, without_rise = (evaluation.ap, evaluation.epoch), 0
         else:
             without_rise += 1
     if reference is None or not patience or without_rise < patience:
         return None
     by = f" by more than {min_improvement:g}" if min_improvement else ""
     return (
-        f"AP has not risen{by} in {without_rise} evaluations, from {reference.ap:.4f} after epoch"
-        f" {reference.epoch}"
+        f"AP has not risen{by} in {without_rise} evaluations, from {reference[0]:.4f} after epoch"
+        f" {reference[1]}"
     )

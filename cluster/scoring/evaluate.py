@@ -17,16 +17,19 @@ from cluster.runs.evaluations import Evaluation, Request, Weights
 from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
 from detector.metrics import CocoTable, Truth, coco_table, mean
+from detector.scores import score
 from detector.voc_metrics import NAMES, voc_average_precisions
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """The numbers of one metric; -1 stands for a number without objects to count."""
+    """The numbers of one metric; None stands for a number without objects to count, and so do -1
+    and NaN, see `detector.scores`.
+    """
 
-    summary: Mapping[str, float]
+    summary: Mapping[str, float | None]
     """Name -> number over all classes."""
-    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Class name -> name -> number; may be empty."""
     precision_RK: np.ndarray | None = None
     """The curves to draw, see `CocoTable`; None where the metric has none."""
@@ -52,17 +55,18 @@ def coco(
 
 
 def _by_frequency(
-    per_class: Mapping[str, Mapping[str, float]], frequencies: Mapping[str, str]
-) -> dict[str, float]:
+    per_class: Mapping[str, Mapping[str, float | None]], frequencies: Mapping[str, str]
+) -> dict[str, float | None]:
     """AP_r, AP_c, AP_f: the mean AP of the rare, common and frequent classes that have objects
     (Gupta et al., LVIS, CVPR 2019). Nothing without frequencies.
     """
-    return {
-        f"AP_{frequency}": mean(
-            np.array([row["AP"] for n, row in per_class.items() if frequencies.get(n) == frequency])
-        )
-        for frequency in (FREQUENCIES if frequencies else ())
-    }
+    found: dict[str, float | None] = {}
+    for frequency in FREQUENCIES if frequencies else ():
+        of_these = [
+            row["AP"] for name, row in per_class.items() if frequencies.get(name) == frequency
+        ]
+        found[f"AP_{frequency}"] = mean(np.array([ap for ap in of_these if ap is not None]))
+    return found
 
 
 def voc(
@@ -71,7 +75,7 @@ def voc(
     """PASCAL VOC's AP at IoU 0.5, by the rule of 2010 and by that of 2007."""
     precisions_K2 = voc_average_precisions(truths, detections, class_names)
     means = {name: mean(column) for name, column in zip(NAMES, precisions_K2.T, strict=True)}
-    per_class: dict[str, dict[str, float]] = {
+    per_class: dict[str, dict[str, float | None]] = {
         name: dict(zip(NAMES, precisions_2.tolist(), strict=True))
         for name, precisions_2 in zip(class_names, precisions_K2, strict=True)
     }
@@ -91,17 +95,17 @@ def evaluate_detections(
     """One table with the numbers of all metrics. Raises `ValueError` for detections of an image
     without a truth, and for a label out of range.
     """
-    summary: dict[str, float] = {}
-    per_class: dict[str, dict[str, float]] = {name: {} for name in class_names}
+    summary: dict[str, float | None] = {}
+    per_class: dict[str, dict[str, float | None]] = {name: {} for name in class_names}
     precision_RK = np.full((101, len(class_names)), -1.0)
     for metric in metrics:
         result = metric(detections, truths, class_names)
         if taken := summary.keys() & result.summary.keys():
             raise ValueError(f"two metrics give {', '.join(sorted(taken))}; rename one of them")
         # MLflow and JSON take floats; a metric may count, or compute with NumPy.
-        summary |= {name: float(value) for name, value in result.summary.items()}
+        summary |= {name: score(value) for name, value in result.summary.items()}
         for name, numbers in result.per_class.items():
-            per_class[name] |= {key: float(value) for key, value in numbers.items()}
+            per_class[name] |= {key: score(value) for key, value in numbers.items()}
         if result.precision_RK is not None:
             precision_RK = result.precision_RK
     count = sum(len(each.scores_N) for each in detections.values())

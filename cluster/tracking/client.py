@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from cluster.errors import PlainError
+from cluster.tracking import schema
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +23,8 @@ UPLOAD_TIMEOUT_S = 600
 # Error codes that a retry cannot change; every other error may be temporary.
 PERMANENT = (
     "INVALID_PARAMETER_VALUE",
+    # A database refuses a value, such as a text with a NUL in PostgreSQL.
+    "BAD_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "PERMISSION_DENIED",
@@ -63,10 +65,7 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise PlainError(
-            f"MLflow at {uri} failed: {first_line(error)}; check the store and run the command"
-            " again"
-        ) from error
+        raise schema.failed(uri, first_line(error)) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,22 +1,13 @@
-"""The MLflow server or store that records runs and models, and its preflight check, which does not
-import MLflow.
-"""
+"""The MLflow server or store that records runs and models."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shlex
 import sys
-import urllib.error
-import urllib.request
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from cluster.errors import PlainError
-
-HEALTH_TIMEOUT_S = 4.0
 
 
 class TrackingConfig(BaseModel):
@@ -37,6 +28,15 @@ class TrackingConfig(BaseModel):
         max_length=200,
         description="MLflow experiment that the runs belong to",
     )
+
+    @field_validator("experiment")
+    @classmethod
+    def _check_experiment(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(
+                f"{name!r} must be printable and must not begin or end with a blank, such as cells"
+            )
+        return name
 
     @field_validator("uri")
     @classmethod
@@ -84,57 +84,3 @@ def ui_command(uri: str) -> str:
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.quote(mlflow)} ui --backend-store-uri"
         f" {shlex.quote(uri)}"
     )
-
-
-def check_server(uri: str) -> None:
-    """Preflight: an MLflow server answers at `uri`, or its SQLite file is usable. Takes about four
-    seconds at most.
-
-    `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
-    asks for credentials passes.
-    """
-    if uri.startswith("sqlite:"):
-        return _check_sqlite(uri.removeprefix("sqlite:///"))
-    remedy = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
-    try:
-        with urllib.request.urlopen(uri + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
-            healthy = answer.read(16).strip() == b"OK"
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
-            raise PlainError(
-                f"the MLflow server at {uri} is unhealthy: /health returned {error.code}; {remedy}"
-            ) from error
-        healthy = error.code in (401, 403)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise PlainError(f"no MLflow server answers at {uri} ({reason}); {remedy}") from error
-    if not healthy:
-        raise PlainError(
-            f"the server at {uri} is not an MLflow server (its /health did not return OK); {remedy}"
-        )
-
-
-def _check_sqlite(path: str) -> None:
-    """MLflow itself retries a file that is not a database for 11 s."""
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        head = b""
-    except OSError as error:
-        raise PlainError(
-            f"the MLflow store {path} cannot be used ({error.strerror}); check its folder or give"
-            " another storage root"
-        ) from error
-    if head and head != b"SQLite format 3\0":
-        raise PlainError(
-            f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give"
-            " another storage root"
-        )
-    if not os.access(path if head else os.path.dirname(path), os.W_OK):
-        raise PlainError(
-            f"the MLflow store {path} is not writable for this user; change its permissions or give"
-            " another storage root"
-        )

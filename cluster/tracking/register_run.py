@@ -11,8 +11,9 @@ from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
-from cluster.tracking.config import check_server, ui_command
+from cluster.tracking.config import ui_command
 from cluster.tracking.logged_package import log_package
+from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run
 
@@ -34,8 +35,8 @@ class Registered:
         """The result, for a terminal."""
         lines = [
             (
-                f"model    {self.version}   AP {self.best.ap:.3f}, AP50"
-                f" {self.best.metrics['AP50']:.3f} at {self.best.images_seen} images"
+                f"model    {self.version}   AP {self.best.shown('AP', 3)}, AP50"
+                f" {self.best.shown('AP50', 3)} at {self.best.images_seen} images"
             ),
             f"aliases  {', '.join(self.aliases) or 'none'}",
             f"see it   {ui_command(self.tracking_uri)}",
@@ -63,6 +64,7 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         )
     store = uri or recorded.uri
     check_server(store)
+    check_model_name(store, name, option="name")
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
         build_package(best.checkpoint, package, weights=best.weights)
@@ -80,7 +82,11 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
                 "run_folder": folder,
                 "checkpoint": best.checkpoint,
                 "images_seen": str(best.images_seen),
-                **{metric: str(best.metrics[metric]) for metric in ("AP", "AP50")},
+                **{
+                    name: str(value)
+                    for name in ("AP", "AP50")
+                    if (value := best.metrics.get(name)) is not None
+                },
             }
             version = registry.register(model_uri, name, tracking=store, tags=tags)
     return Registered(

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Literal
 from cluster.errors import UsageError
 from cluster.tracking.client import PERMANENT, connect, first_line, plain_mlflow_errors
 from cluster.tracking.config import local_root
-from cluster.tracking.sender import METRICS_PER_CALL, Sender, metric_name
+from cluster.tracking.names import mlflow_names
+from cluster.tracking.preflight import deleted_experiment
+from cluster.tracking.sender import (
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    METRICS_PER_CALL,
+    Refused,
+    Sender,
+    metric_label,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +77,7 @@ def open_run(
             )
         artifacts = f"{local_root(storage)}/mlartifacts" if uri.startswith("sqlite:") else None
         created = client.create_run(
-            _experiment_id(client, experiment, artifacts), run_name=name, tags=all_tags
+            _experiment_id(client, uri, experiment, artifacts), run_name=name, tags=all_tags
         )
     return Run(client, uri=uri, run_id=created.info.run_id, stored_steps={})
 
@@ -83,7 +93,8 @@ def attach_run(uri: str, run_id: str) -> Run:
         stored_steps = _last_steps(client, run_id)
     if stored_steps is None:
         raise UsageError(
-            f"MLflow at {uri} has no run {run_id!r}; give the --tracking.uri that the training run"
+            f"MLflow at {uri} has no run {run_id!r}, or has it in its trash; restore it with mlflow"
+            f" runs restore --run-id {run_id}, or give the --tracking.uri that the training run"
             " used"
         )
     return Run(client, uri=uri, run_id=run_id, stored_steps=None)
@@ -105,7 +116,7 @@ def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int] | None:
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
-def _experiment_id(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_location: str | None) -> str:
     """The id of the experiment, which is created when it is new. With `artifact_location` None the
     server chooses where the artifacts are.
     """
@@ -124,11 +135,15 @@ def _experiment_id(client: MlflowClient, name: str, artifact_location: str | Non
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        raise UsageError(
-            f"the MLflow experiment {name!r} was deleted; restore it or choose another"
-            " --tracking.experiment"
-        )
+        raise deleted_experiment(uri, name, experiment.experiment_id)
     return experiment.experiment_id
+
+
+def _int64(step: int) -> int:
+    """MLflow's stores answer a larger one as if they had failed, and a retry would never end."""
+    if not -(2**63) <= int(step) < 2**63:
+        raise ValueError("a step has 64 bits")
+    return int(step)
 
 
 class Unavailable(Exception):
@@ -148,10 +163,11 @@ class Run:
         self, client: MlflowClient, *, uri: str, run_id: str, stored_steps: dict[str, int] | None
     ) -> None:
         self.client, self.uri, self.run_id = client, uri, run_id
-        self._sender = Sender(client, run_id, stored_steps)
+        self._refused = Refused()
+        self._sender = Sender(client, run_id, stored_steps, self._refused)
         self._metrics: collections.deque[Metric] = collections.deque()
         self._calls: collections.deque[tuple[str, Callable[[], object]]] = collections.deque()
-        self._lost = self._refused = 0
+        self._lost = 0
         self._warned = False
         self._sending = threading.Lock()
         self._stop = threading.Event()
@@ -164,17 +180,25 @@ class Run:
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000
-        for name, value in values.items():
-            if len(self._metrics) < MOST_PENDING_METRICS:
-                self._metrics.append(Metric(metric_name(name), float(value), now, int(step)))
-            else:
+        for name, key in mlflow_names(values).items():
+            if len(self._metrics) >= MOST_PENDING_METRICS:
                 self._lost += 1
+                continue
+            try:
+                metric = Metric(key, float(values[name]), now, _int64(step))
+            except (TypeError, ValueError, OverflowError) as error:
+                self._refused.add(metric_label(key, step), error, is_metric=True)
+            else:
+                self._metrics.append(metric)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Flat names and values. MLflow never changes a parameter: another value of a resumed run
         becomes the tag `changed.<name>`.
         """
-        texts = {metric_name(name): str(value)[:6000] for name, value in params.items()}
+        texts = {
+            key: shortened(str(params[name]), LONGEST_PARAM)
+            for name, key in mlflow_names(params).items()
+        }
         self._calls.append(("parameters", lambda: self._sender.send_params(texts)))
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
@@ -183,15 +207,15 @@ class Run:
         """
         copy = os.path.join(tempfile.mkdtemp(dir=self._spool), os.path.basename(path))
         shutil.copyfile(path, copy)
-        self._calls.append((copy, lambda: self.client.log_artifact(self.run_id, copy, folder)))
+        name = "/".join([*([folder] if folder else []), os.path.basename(path)])
+        self._calls.append((name, lambda: self.client.log_artifact(self.run_id, copy, folder)))
 
     def log_text(self, text: str, file: str) -> None:
         self._calls.append((file, lambda: self.client.log_text(self.run_id, text, file)))
 
     def set_tag(self, name: str, value: str) -> None:
-        self._calls.append(
-            (f"tag {name}", lambda: self.client.set_tag(self.run_id, metric_name(name), str(value)))
-        )
+        key, text = mlflow_names([name])[name], shortened(str(value), LONGEST_TAG)
+        self._calls.append((f"tag {name}", lambda: self.client.set_tag(self.run_id, key, text)))
 
     def finish(self, status: Status, *, patience_s: float = 10.0) -> bool:
         """Set the status of the run and close it, see `close`."""
@@ -207,11 +231,14 @@ class Run:
         deadline = time.monotonic() + patience_s
         while not self.flush() and time.monotonic() < deadline:
             time.sleep(min(1.0, patience_s))
-        values, others = len(self._metrics) + self._lost, len(self._calls) + self._refused
+        refused = self._refused
+        values = len(self._metrics) + self._lost + len(refused.metrics)
+        others = len(self._calls) + len(refused.others)
         if values or others:
+            example = f"; it refused {refused.example}" if refused.example else ""
             print(
                 f"warning: MLflow run {self.run_id} lacks {values} metric values and {others} other"
-                " entries",
+                f" entries{example}",
                 file=sys.stderr,
             )
         shutil.rmtree(self._spool, ignore_errors=True)
@@ -236,6 +263,9 @@ class Run:
                     f"is unavailable ({error}); the run continues, its values are sent later"
                 )
                 return False
+            finally:
+                if self._refused.example:
+                    self._warn(f"refused {self._refused.example}; the run continues")
         return True
 
     def _send_until_closed(self) -> None:
@@ -248,21 +278,17 @@ class Run:
 
         try:
             call()
+        # A retry would be refused again, and would block the entries behind it for ever.
         except FileNotFoundError as error:
-            self._refuse(entry, error)
+            self._refused.add(entry, error)
         except MlflowException as error:
             if error.error_code not in PERMANENT:
                 raise Unavailable(first_line(error)) from error
-            self._refuse(entry, error)
+            self._refused.add(entry, error)
         # requests, SQLAlchemy, boto3 and the disk each have errors of their own; none may reach
         # training.
         except Exception as error:
             raise Unavailable(first_line(error)) from error
-
-    def _refuse(self, entry: str, error: Exception) -> None:
-        # A retry would be refused again, and would block the entries behind it for ever.
-        self._refused += 1
-        self._warn(f"refused {os.path.basename(entry)} ({first_line(error)}); the run continues")
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -182,7 +182,8 @@ def track(run: Run, event: events.Event) -> None:
             done = event.evaluation
             metrics = {f"val/{name}": value for name, value in done.metrics.items()}
             per_class = {f"val/AP/{name}": value for name, value in done.per_class.items()}
-            run.log_metrics(metrics | per_class, done.images_seen)
+            found = {k: v for k, v in (metrics | per_class).items() if v is not None}
+            run.log_metrics(found, done.images_seen)
         case events.WeightsLoaded():
             # The console names three tensors of each kind, this file all.
             content = {"kind": "weights", **asdict(event)}

@@ -171,11 +171,11 @@ class Console:
     @_show.register
     def _evaluation_done(self, event: events.EvaluationDone) -> None:
         done = event.evaluation
-        self._last_ap = f"{done.ap:.3f}"
+        self._last_ap = done.shown("AP", 3)
         self._line(
             f"evaluation of the checkpoint at {done.images_seen} images (epoch {done.epoch}) on"
-            f" {done.images_evaluated} images: AP {done.ap:.4f}  AP50 {done.metrics['AP50']:.4f} "
-            f" AP75 {done.metrics['AP75']:.4f}"
+            f" {done.images_evaluated} images: AP {done.shown('AP')}  AP50 {done.shown('AP50')} "
+            f" AP75 {done.shown('AP75')}"
         )
 
     @_show.register

@@ -5,6 +5,7 @@ or requested from the driver, which evaluates beside training.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -144,7 +145,9 @@ class EpochEvaluations:
         assert evaluation is not None, "rank 0 has evaluated"
         # A barrier over the ranks that Ray polls every two seconds, so it is used once an
         # evaluation and never in the step loop.
-        self._report({**request.to_json(), **evaluation.metrics})
+        # Tune compares numbers, and takes NaN for a trial without a result.
+        metrics = {k: math.nan if v is None else v for k, v in evaluation.metrics.items()}
+        self._report({**request.to_json(), **metrics})
 
     def _store(self, evaluation: Evaluation) -> None:
         self._finished = evaluations.insert(self._finished, evaluation)

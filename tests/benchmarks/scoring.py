@@ -273,7 +273,11 @@ def main() -> None:
             exact = differences(evaluations[name], reference)
         elif reference is not None:
             exact = (
-                "none" if np.array_equal(list(table.summary.values()), reference.stats) else "stats"
+                "none"
+                if np.array_equal(
+                    [-1 if v is None else v for v in table.summary.values()], reference.stats
+                )
+                else "stats"
             )
         print(f"| {name} | {version} | {' | '.join(cells)} | {exact} |")
 

@@ -107,7 +107,7 @@ def test_average_precision_by_hand():
     )
     assert (
         table.summary["AP_large"] == pytest.approx(expected)
-        and table.summary["AP_small"] == table.summary["AP_medium"] == -1
+        and table.summary["AP_small"] is table.summary["AP_medium"] is None
     )
 
 
@@ -129,7 +129,7 @@ def test_size_classes_go_by_the_annotated_area():
         table.summary["AP_small"],
         table.summary["AP_medium"],
         table.summary["AP_large"],
-    ) == pytest.approx((1, 0, -1))
+    ) == (pytest.approx(1), pytest.approx(0), None)
 
 
 def test_crowds_count_neither_for_nor_against():
@@ -147,16 +147,16 @@ def test_crowds_count_neither_for_nor_against():
     ).summary["AP"] == pytest.approx(1 / 3)
 
 
-def test_no_detections_are_zeros_and_no_truth_is_minus_one():
+def test_no_detections_are_zeros_and_no_truth_is_none():
     truths = [truth(1, (A, 0), (B, 2)), truth(2)]
     for nothing in ({}, {1: found(), 2: found()}):
         table = table_of(truths, nothing)
         # All objects are larger than 96 x 96.
         missing = {name for name in SUMMARY_NAMES if name.endswith(("small", "medium"))}
-        assert table.summary == {name: -1.0 if name in missing else 0.0 for name in SUMMARY_NAMES}
+        assert table.summary == {name: None if name in missing else 0.0 for name in SUMMARY_NAMES}
         assert {name: row["AP"] for name, row in table.per_class.items()} == {
             "cat": 0.0,
-            "dog": -1.0,
+            "dog": None,
             "bird": 0.0,
         }
         assert (
@@ -164,16 +164,17 @@ def test_no_detections_are_zeros_and_no_truth_is_minus_one():
             and table.precision_RK[:, 1].max() == -1
             and table.detections == 0
         )
-    assert table_of([truth(2)], {}).summary["AP"] == -1
+    assert table_of([truth(2)], {}).summary["AP"] is None
     table = table_of([truth(2)], {2: found((A, 0, 0.9))})
-    assert table.summary["AP"] == -1 and table.per_class["cat"]["AP"] == -1
+    assert table.summary["AP"] is None and table.per_class["cat"]["AP"] is None
+    assert "-1" not in table.as_text() and "-1" not in json.dumps(table.as_dict())
     assert table_of([], {}).images == 0
 
 
-def test_a_class_without_truth_is_minus_one_and_left_out_of_the_mean():
+def test_a_class_without_truth_has_no_score_and_is_left_out_of_the_mean():
     table = table_of([truth(1, (A, 0))], {1: found((A, 0, 0.9), (A, 1, 0.8))})
     assert table.summary["AP"] == pytest.approx(1)
-    assert {name: value for name, value in table.per_class["dog"].items() if value != -1} == {
+    assert {name: value for name, value in table.per_class["dog"].items() if value is not None} == {
         "objects": 0.0
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from detector.plots import _COLOURS, annotation_figure, overlay_figure, precisio
 
 
 def table(objects: list[int]) -> CocoTable:
-    """A table of classes c0, c1, ...; a class without objects has -1 everywhere."""
+    """A table of classes c0, c1, ...; a class without objects has no score."""
     precision = np.linspace(1, 0.5, 101)[:, None] * np.ones(len(objects))
     precision[:, [count == 0 for count in objects]] = -1
     rows = {
-        f"c{k}": {"AP": 0.4 if n else -1.0, "AP50": 0.75 if n else -1.0, "objects": float(n)}
+        f"c{k}": {"AP": 0.4 if n else None, "AP50": 0.75 if n else None, "objects": float(n)}
         for k, n in enumerate(objects)
     }
     return CocoTable(dict.fromkeys(SUMMARY_NAMES, 0.4), rows, precision, 5, 9)
@@ -35,7 +36,10 @@ def test_a_curve_for_each_class_with_truth():
     figure = precision_recall_figure(table([4, 0, 9]))
     (axes,) = figure.axes
     # Most objects first.
-    assert [line.get_label().split()[0] for line in axes.lines] == ["c2", "c0"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "c2  AP50 0.750  (9 objects)",
+        "c0  AP50 0.750  (4 objects)",
+    ]
     recall, precision = axes.lines[0].get_data()
     assert recall[0] == 0 and recall[-1] == 1 and len(recall) == 101
     assert precision[0] == 1 and precision[-1] == pytest.approx(0.5)
@@ -45,16 +49,29 @@ def test_a_curve_for_each_class_with_truth():
 
 def test_ten_classes_at_most_and_those_with_most_objects():
     (axes,) = precision_recall_figure(table(list(range(1, 16)))).axes
-    assert [line.get_label().split()[0] for line in axes.lines] == [
+    assert [text.get_text().split()[0] for text in axes.get_legend().get_texts()] == [
         f"c{k}" for k in range(14, 4, -1)
     ]
     assert len({line.get_color() for line in axes.lines}) == 10
 
 
 def test_no_truth_gives_an_empty_plot():
-    figure = precision_recall_figure(table([0, 0]))
+    figure = precision_recall_figure(
+        replace(table([0, 0]), summary=dict.fromkeys(SUMMARY_NAMES, None))
+    )
     assert not figure.axes[0].lines and figure.axes[0].get_legend() is None
+    assert figure.axes[0].get_title() == "IoU 0.5: AP50 -, AP -"
     assert png(figure).shape[2] == 3
+
+
+def test_a_class_has_its_name_in_the_legend_whatever_it_is_called():
+    names = ["_private", "$\\frac{", "a\nb", "\ue000"]
+    rows = {name: {"AP": 0.4, "AP50": 0.75, "objects": 9.0} for name in names}
+    figure = precision_recall_figure(replace(table([9] * 4), per_class=rows))
+    shown = [text.get_text().split("  ")[0] for text in figure.axes[0].get_legend().get_texts()]
+    assert shown[:3] == ["_private", "$\\frac{", "a\\nb"] and shown[3] == "\\ue000"
+    # Warnings are errors, so that a missing glyph would end the test.
+    assert png(figure).std() > 5
 
 
 def found() -> Detections:

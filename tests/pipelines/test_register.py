@@ -136,6 +136,33 @@ def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path,
     assert code == 2 and "name" in err
 
 
+@pytest.mark.parametrize("ap", [-1.0, float("nan"), None])
+def test_a_run_whose_best_has_no_score_is_not_registered(run_folder, tmp_path, capsys, ap):
+    """A first version would become the champion."""
+    for name in ("best.json", "tracking.json"):
+        (tmp_path / name).write_text((run_folder / name).read_text())
+    best = json.loads((tmp_path / "best.json").read_text()) | {"AP": ap}
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    code, out, err = type_command(capsys, "--run", str(tmp_path), "--name", "unscored")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert f"{tmp_path}: no evaluation of it has an AP" in err
+    client = connect(tracking_uri(None, str(run_folder.parents[1])))
+    assert not client.search_registered_models("name = 'unscored'")
+
+
+def test_the_name_of_a_prompt_is_refused_before_the_package_is_built(
+    run_folder, capsys, monkeypatch
+):
+    from cluster.tracking import register_run
+
+    connect(tracking_uri(None, str(run_folder.parents[1]))).register_prompt("ask", "a {{b}}")
+    monkeypatch.setattr(
+        register_run, "build_package", lambda *_, **__: pytest.fail("the name is checked first")
+    )
+    code, _, err = type_command(capsys, "--run", str(run_folder), "--name", "ask")
+    assert code == 2 and "name ask: is the name of a prompt" in err and err.count("\n") == 1
+
+
 def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypatch):
     from cluster.tracking import register_run
 

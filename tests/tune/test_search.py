@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -67,5 +68,8 @@ def test_the_best_trial_comes_first_and_those_without_a_result_last() -> None:
         PlainError, match="none of 1 trials has a result; the first failed with: no"
     ):
         search.best_first([record("a", None)], "/s")
+    # A trial that ended well, on a set without objects.
+    with pytest.raises(PlainError, match="none of 1 trials has a result; none has an AP"):
+        search.best_first([replace(record("a", None), status="done", reason="")], "/s")
     with pytest.raises(PlainError, match="no trial was started"):
         search.best_first([], "/s")

@@ -13,7 +13,7 @@ from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation, Request
 
 
-def evaluation(run: str, images_seen: int, ap: float) -> Evaluation:
+def evaluation(run: str, images_seen: int, ap: float | None) -> Evaluation:
     return Evaluation(
         run_folder.checkpoint_uri(run, images_seen),
         images_seen,
@@ -76,7 +76,7 @@ def test_a_run_without_an_evaluation_has_no_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [evaluation("/run", 100, 0.5), evaluation("/run", 100, -1.0), failed(200)]
+    "given", [evaluation("/run", 100, 0.5), evaluation("/run", 100, None), failed(200)]
 )
 def test_json_restores_an_evaluation(given: Evaluation) -> None:
     assert Evaluation.from_json(json.loads(json.dumps(given.to_json()))) == given
@@ -111,12 +111,29 @@ def test_files_of_version_1_are_read_and_continued(tmp_path: Path) -> None:
         48,
         2,
         weights="ema",
-        metrics={**metrics, "AP_small": -1.0, "AR100": 0.375},
-        per_class={"cat": 0.25, "dog": -1.0},
+        metrics={**metrics, "AP_small": None, "AR100": 0.375},
+        per_class={"cat": 0.25, "dog": None},
     )
     evaluations.store(run, evaluation(run, 72, 0.125))
     assert evaluations.read(run) == [first, second, evaluation(run, 72, 0.125)]
     assert evaluations.best_checkpoint(run) == second
+
+
+@pytest.mark.parametrize("stored", ["-1.0", "NaN", "null", "Infinity", '"much"', "1e999"])
+def test_what_is_no_score_is_never_the_best(tmp_path: Path, stored: str) -> None:
+    run = str(tmp_path)
+    best = json.dumps(evaluation(run, 200, 0.25).to_json())
+    text = best.replace('"AP": 0.25', f'"AP": {stored}')
+    (tmp_path / "best.json").write_text(text)
+    (tmp_path / "evaluations.json").write_text(f'{{"evaluations": [{text}]}}')
+    assert evaluations.read(run)[0].ap is None and evaluations.read_best(run) is None
+    with pytest.raises(UsageError, match="no evaluation of it has an AP"):
+        evaluations.best_checkpoint(run)
+    evaluations.store(run, evaluation(run, 300, None))
+    assert evaluations.read_best(run) is None
+    evaluations.store(run, evaluation(run, 100, 0.0))
+    assert evaluations.best_checkpoint(run) == evaluation(run, 100, 0.0)
+    assert ": -1" not in (tmp_path / "evaluations.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +166,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, change: dict[str, Any], said: s
         ([0.3, 0.36, 0.4, 0.41], 2, 0.0625, False),
         ([0.3, 0.36, 0.35], 2, 0.0625, True),
         ([0.0, 0.0, 0.0], 2, 0.0, True),
-        ([-1.0, -1.0], 1, 0.0, True),  # a set without objects
+        ([None, None], 1, 0.0, False),  # a set without objects: nothing to compare
+        ([0.5, None, 0.5], 1, 0.0, True),  # only those with an AP count
         ([], 1, 0.0, False),
     ],
 )

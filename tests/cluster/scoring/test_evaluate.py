@@ -92,14 +92,14 @@ def test_coco_numbers_are_those_of_the_table() -> None:
 
 
 def test_ap_by_frequency_is_the_mean_over_classes_that_have_objects() -> None:
-    def summary(frequencies: dict[str, str]) -> Mapping[str, float]:
+    def summary(frequencies: dict[str, str]) -> Mapping[str, float | None]:
         return evaluate.coco(DETECTIONS, TRUTHS, NAMES, frequencies=frequencies).summary
 
     # cat 1, dog 0, bird without objects.
     found = summary({"cat": "f", "dog": "f", "bird": "f"})
-    assert [found[f"AP_{key}"] for key in "rcf"] == pytest.approx([-1, -1, 0.5])
+    assert [found[f"AP_{key}"] for key in "rcf"] == [None, None, pytest.approx(0.5)]
     found = summary({"cat": "r", "dog": "c", "bird": "f"})
-    assert [found[f"AP_{key}"] for key in "rcf"] == pytest.approx([1, 0, -1])
+    assert [found[f"AP_{key}"] for key in "rcf"] == [pytest.approx(1), 0, None]
     assert tuple(summary({})) == SUMMARY_NAMES
 
 
@@ -107,7 +107,7 @@ def test_voc_adds_its_two_numbers_to_the_table() -> None:
     table = evaluate_detections(DETECTIONS, TRUTHS, NAMES, [*evaluate.METRICS, evaluate.voc])
     # cat 1, dog 0, bird without objects: the mean is over two classes.
     assert (table.summary["VOC_AP50"], table.summary["VOC07_AP50"]) == pytest.approx((0.5, 0.5))
-    assert [table.per_class[name]["VOC_AP50"] for name in NAMES] == [1, 0, -1]
+    assert [table.per_class[name]["VOC_AP50"] for name in NAMES] == [1, 0, None]
     assert "VOC07_AP50" in table.as_text() and table.as_dict()["VOC_AP50"] == 0.5
 
 
@@ -126,7 +126,7 @@ def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: N
     evaluation = evaluate_checkpoint(REQUEST, "ema", DETECTIONS, TRUTHS, NAMES)
     assert evaluation.metrics["busiest"] == 2 and evaluation.request == REQUEST
     # AP alone is stored for each class.
-    assert evaluation.per_class == pytest.approx({"cat": 1.0, "dog": 0.0, "bird": -1.0})
+    assert evaluation.per_class == {"cat": pytest.approx(1.0), "dog": 0.0, "bird": None}
     assert (evaluation.weights, evaluation.images_evaluated) == ("ema", 2)
 
 

@@ -44,7 +44,7 @@ def history(run, key):
 def test_the_run_has_everything_that_was_logged(store, tmp_path):
     run = start(store, tags={"digest": "abc"}, parent_run_id="0" * 32)
     run.log_params({"optimizer.lr": 0.01, **{f"p{i}": i for i in range(250)}})
-    run.log_metrics({"loss": 2.5, "AP/tv, monitor": 0.25}, step=128)
+    run.log_metrics({"loss": 2.5, "AP/tv/monitor": 0.25}, step=128)
     (tmp_path / "note.txt").write_text("from a file")
     run.log_artifact(str(tmp_path / "note.txt"), "notes")
     (tmp_path / "note.txt").unlink()
@@ -53,7 +53,7 @@ def test_the_run_has_everything_that_was_logged(store, tmp_path):
     assert run.finish("FINISHED", patience_s=0)
     found = run.client.get_run(run.run_id)
     assert len(found.data.params) == 251 and found.data.params["optimizer.lr"] == "0.01"
-    assert found.data.metrics == {"loss": 2.5, "AP/tv_ monitor": 0.25}
+    assert found.data.metrics == {"loss": 2.5, "AP/tv/monitor": 0.25}
     assert history(run, "loss") == [(128, 2.5)]
     assert found.info.status == "FINISHED" and found.info.run_name == "a run"
     assert {
@@ -169,6 +169,104 @@ def test_a_refused_entry_does_not_block_the_others(store, capsys, monkeypatch):
     assert found.data.tags["after"] == "1" and found.info.status == "FINISHED"
 
 
+def test_one_refused_metric_costs_only_itself(store, capsys, monkeypatch):
+    """MLflow refuses the whole batch of 1,000; no name that we make is refused, so one is planted
+    behind our rule.
+    """
+    run = start(store)
+    monkeypatch.setattr(tracking_run, "mlflow_names", lambda names: {name: name for name in names})
+    calls = []
+    send = run.client.log_batch
+    monkeypatch.setattr(run.client, "log_batch", lambda *a, **k: (calls.append(1), send(*a, **k)))
+    for step in range(500):
+        run.log_metrics({"loss": step, "a+b" if step == 77 else "box": step}, step)
+    assert not run.finish("FINISHED", patience_s=0)
+    assert history(run, "loss") == [(step, float(step)) for step in range(500)]
+    assert len(history(run, "box")) == 499
+    # Halves of 1,000 until one is left: at most two calls on each of 10 levels, and the first.
+    assert len(calls) <= 21
+    said = capsys.readouterr().err
+    assert "lacks 1 metric values and 0 other entries; it refused metric a+b at step 77 (" in said
+
+
+def test_odd_numbers_are_kept_and_impossible_ones_refused_one_by_one(store, capsys):
+    run = start(store)
+    run.log_metrics({"nan": float("nan"), "inf": float("inf"), "fine": 1.0}, 1)
+    run.log_metrics({"fine": 10**400, "also": 2.0}, 2)
+    run.log_metrics({"fine": "a word", "also": 3.0}, 3)
+    run.log_metrics({"fine": 2.0}, 2**63)
+    run.log_metrics({"fine": 4.0}, 2**63 - 1)
+    assert not run.finish("FINISHED", patience_s=0)
+    assert history(run, "fine") == [(1, 1.0), (2**63 - 1, 4.0)]
+    assert history(run, "also") == [(2, 2.0), (3, 3.0)]
+    ((step, value),) = history(run, "nan")
+    assert step == 1 and value != value
+    # MLflow stores the largest float for infinity.
+    assert history(run, "inf") == [(1, pytest.approx(1.7976931348623157e308))]
+    said = capsys.readouterr().err
+    assert "lacks 3 metric values and 0 other entries; it refused metric fine at step 2 (" in said
+
+
+def test_params_and_tags_that_mlflow_refuses_cost_only_themselves(store, capsys, monkeypatch):
+    run = start(store)
+    run.log_params({"gamma": 2.0})
+    assert run.flush()
+    # The parameter of another driver, written after ours has looked.
+    stored = run.client.get_run(run.run_id)
+    run.client.log_param(run.run_id, "alpha", "0.5")
+    monkeypatch.setattr(run.client, "get_run", lambda _: stored)
+    run.log_params({"alpha": 0.25, "gamma": 2.0, "beta": 1.0, "long": "x" * 6001})
+    run.set_tag("note", "y" * 8001)
+    monkeypatch.setattr(run, "_warned", True)
+    assert not run.finish("FINISHED", patience_s=0)
+    monkeypatch.undo()
+    data = run.client.get_run(run.run_id).data
+    assert {name: data.params[name] for name in ("alpha", "beta", "gamma")} == {
+        "alpha": "0.5",
+        "beta": "1.0",
+        "gamma": "2.0",
+    }
+    # 6,000 = 5,979 and the 21 letters of the mark; 8,000 likewise.
+    assert data.params["long"] == "x" * 5979 + "... (6001 characters)"
+    assert data.tags["note"] == "y" * 7979 + "... (8001 characters)"
+    assert "lacks 0 metric values and 1 other entries; it refused parameter alpha (" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_changed_parameter_with_the_longest_name_has_its_tag(store):
+    first = start(store)
+    name = "p" * 250
+    first.log_params({name: 1})
+    assert first.finish("KILLED", patience_s=0)
+    again = start(store, run_id=first.run_id)
+    again.log_params({name: 2})
+    assert again.finish("FINISHED", patience_s=0)
+    tags = again.client.get_run(first.run_id).data.tags
+    assert [value for key, value in tags.items() if key.startswith("changed.ppp")] == ["2"]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "purged"])
+def test_a_run_that_is_gone_lacks_every_value(store, capsys, gone, monkeypatch):
+    run = start(store)
+    run.client.delete_run(run.run_id)
+    if gone == "purged":
+        with sqlite3.connect(f"{store}/mlflow.db") as database:
+            for table in ("tags", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (run.run_id,))
+    calls = []
+    send = run.client.log_batch
+    monkeypatch.setattr(run.client, "log_batch", lambda *a, **k: (calls.append(1), send(*a, **k)))
+    for step in range(40):
+        run.log_metrics({"loss": 1.0, "box": 1.0}, step)
+    run.log_params({"gamma": 2.0, "alpha": 0.5})
+    run.set_tag("note", "x")
+    assert not run.close(patience_s=0)
+    # 40 x 2 values; 2 parameters and a tag. One call for the values and one for the parameters.
+    assert "lacks 80 metric values and 3 other entries" in capsys.readouterr().err
+    assert len(calls) == 2
+
+
 def test_attach_adds_to_a_finished_run_and_does_not_change_its_status(store):
     run = start(store)
     run.log_metrics({"AP": 0.5}, 100)
@@ -194,7 +292,7 @@ def test_a_run_or_experiment_that_was_deleted(store, capsys):
     )
     client = connect(run.uri)
     client.delete_experiment(client.create_experiment("deleted"))
-    with pytest.raises(UsageError, match="'deleted' was deleted"):
+    with pytest.raises(UsageError, match="experiment 'deleted': is deleted in MLflow at sqlite"):
         open_run(run.uri, experiment="deleted", storage=store, name="x")
 
 

@@ -100,6 +100,29 @@ def recorded(root: Path, name: str) -> Any:
     return run_folder.read_tracking(f"{root}/runs/{name}")
 
 
+def test_a_number_without_objects_is_no_value_and_class_names_are_kept_apart(root: Path) -> None:
+    tracker = driver(root, "unscored")
+    tracker(step(4, 4.0))
+    done = evaluations.Evaluation(
+        "",
+        4,
+        1,
+        metrics={"AP": 0.5, "AP_small": None},
+        per_class={"a+b": 0.25, "a*b": 0.75, "..": None, "猫": 1.0},
+    )
+    tracker(events.EvaluationDone(done))
+    tracker.finish("FINISHED")
+    stored = tracking.connect(tracker.uri).get_run(recorded(root, "unscored").run_id).data.metrics
+    found = {key: value for key, value in stored.items() if key.startswith("val/")}
+    # The first digits of the sha256 of val/AP/a+b and of val/AP/a*b.
+    assert found == {
+        "val/AP": 0.5,
+        "val/AP/a_b-c872cfc5": 0.25,
+        "val/AP/a_b-3fcb7253": 0.75,
+        "val/AP/猫": 1.0,
+    }
+
+
 def test_what_a_killed_driver_had_not_sent_is_in_the_same_run_once(root: Path) -> None:
     first = driver(root, "killed")
     first(step(4, 4.0))

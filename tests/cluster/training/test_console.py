@@ -157,6 +157,13 @@ def test_the_progress_line_has_the_last_ap() -> None:
     assert "AP 0.500" in lines(STARTED, EVALUATED, STEPS)[-1]
 
 
+def test_a_score_that_does_not_exist_is_a_dash() -> None:
+    none = {"AP": None, "AP50": None, "AP75": 0.25}
+    evaluated = replace(EVALUATED.evaluation, metrics=none)
+    said = lines(events.EvaluationDone(evaluated), STEPS)
+    assert said[0].endswith("on 8 images: AP -  AP50 -  AP75 0.2500") and "  AP -  time" in said[1]
+
+
 def test_a_terminal_shows_one_progress_line_that_updates() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

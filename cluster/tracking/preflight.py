@@ -1,0 +1,214 @@
+"""Checks, before a machine is used, that MLflow will take what a verb is going to write.
+
+They do not import MLflow, which costs 4 s: a server is asked over HTTP, an SQLite file with SQL.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import shlex
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.errors import PlainError, UsageError
+from cluster.tracking import schema
+
+TIMEOUT_S = 4.0
+_SERVER_REMEDY = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
+_IS_PROMPT = "mlflow.prompt.is_prompt"
+
+
+def check_server(uri: str) -> None:
+    """Preflight: an MLflow server answers at `uri`, or its SQLite file is usable. Takes about four
+    seconds at most.
+
+    `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
+    asks for credentials passes.
+    """
+    if uri.startswith("sqlite:"):
+        return _check_sqlite(uri)
+    try:
+        with urllib.request.urlopen(uri + "/health", timeout=TIMEOUT_S) as answer:
+            healthy = answer.read(16).strip() == b"OK"
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code >= 500:
+            raise PlainError(
+                f"the MLflow server at {uri} is unhealthy: /health returned {error.code};"
+                f" {_SERVER_REMEDY}"
+            ) from error
+        healthy = error.code in (401, 403)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise PlainError(
+            f"no MLflow server answers at {uri} ({reason}); {_SERVER_REMEDY}"
+        ) from error
+    if not healthy:
+        raise PlainError(
+            f"the server at {uri} is not an MLflow server (its /health did not return OK);"
+            f" {_SERVER_REMEDY}"
+        )
+
+
+def _check_sqlite(uri: str) -> None:
+    """MLflow itself retries a file that is not a database for 11 s."""
+    path = _path(uri)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        head = b""
+    except OSError as error:
+        raise PlainError(
+            f"the MLflow store {path} cannot be used ({error.strerror}); check its folder or give"
+            " another storage root"
+        ) from error
+    if head and head != b"SQLite format 3\0":
+        raise PlainError(
+            f"{path} is not an SQLite file, so it cannot be the MLflow store; move it away or give"
+            " another storage root"
+        )
+    if not os.access(path if head else os.path.dirname(path), os.W_OK):
+        raise PlainError(
+            f"the MLflow store {path} is not writable for this user; change its permissions or give"
+            " another storage root"
+        )
+    version = _select(uri, "SELECT version_num FROM alembic_version")
+    if version is not None:
+        schema.check(uri, version[0])
+
+
+def check_experiment(uri: str, name: str) -> None:
+    """Preflight: runs can be added to the experiment, or it is new. `UsageError` where it is in
+    MLflow's trash.
+    """
+    if uri.startswith("sqlite:"):
+        sql = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
+        row = _select(uri, sql, name)
+        number, stage = row or ("", "active")
+    else:
+        answer = _ask(uri, "experiments/get-by-name", {"experiment_name": name}) or {}
+        experiment = answer.get("experiment", {})
+        number = experiment.get("experiment_id", "")
+        stage = experiment.get("lifecycle_stage", "active")
+    if stage == "deleted":
+        raise deleted_experiment(uri, name, str(number))
+
+
+def deleted_experiment(uri: str, name: str, number: str) -> UsageError:
+    """The error for an experiment in MLflow's trash."""
+    return UsageError(
+        f"tracking.experiment {name!r}: is deleted in MLflow at {uri}; restore it with"
+        f" MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id"
+        f" {shlex.quote(number)}, or choose another --tracking.experiment"
+    )
+
+
+def check_model_name(uri: str, name: str, *, option: str) -> None:
+    """Preflight: versions can be added to the registered model, or it is new. `UsageError` where a
+    prompt of MLflow has the name: the registry keeps both in one list.
+    """
+    if uri.startswith("sqlite:"):
+        sql = "SELECT value FROM registered_model_tags WHERE name = ? AND key = ?"
+        value = (_select(uri, sql, name, _IS_PROMPT) or ("",))[0]
+    else:
+        answer = _ask(uri, "registered-models/get", {"name": name}) or {}
+        tags = {
+            tag.get("key"): tag.get("value")
+            for tag in answer.get("registered_model", {}).get("tags", [])
+        }
+        value = tags.get(_IS_PROMPT, "")
+    if str(value).lower() == "true":
+        raise UsageError(
+            f"{option} {name}: is the name of a prompt in MLflow at {uri}, and a model cannot have"
+            " it too; choose another name"
+        )
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Whether MLflow has the run, outside its trash. A server that asks for credentials which are
+    not in the environment counts as having it.
+    """
+    if uri.startswith("sqlite:"):
+        row = _select(uri, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)
+        return row is not None and row[0] == "active"
+    answer = _ask(uri, "runs/get", {"run_id": run_id})
+    if answer is None:
+        return True
+    return answer.get("run", {}).get("info", {}).get("lifecycle_stage") == "active"
+
+
+def _path(uri: str) -> str:
+    return uri.removeprefix("sqlite:///")
+
+
+def _select(uri: str, sql: str, *values: str) -> tuple[Any, ...] | None:
+    """The first row; None without one, and where the file or the table is not there yet."""
+    path = _path(uri)
+    if not os.path.exists(path):
+        return None
+    try:
+        database = sqlite3.connect(
+            f"file:{urllib.parse.quote(path)}?mode=ro", uri=True, timeout=TIMEOUT_S
+        )
+        try:
+            return database.execute(sql, values).fetchone()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        if "no such table" in str(error):
+            return None
+        raise PlainError(
+            f"the MLflow store {path} cannot be read ({error}); repair it, move it away, or give"
+            " another storage root"
+        ) from error
+
+
+def _ask(uri: str, method: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+    """The answer of the REST API, empty where there is no such thing; None where the server wants
+    other credentials than those of the environment, and so cannot be asked here.
+    """
+    request = urllib.request.Request(
+        f"{uri}/api/2.0/mlflow/{method}?{urllib.parse.urlencode(query)}", headers=_credentials()
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            found = json.load(answer)
+            return found if isinstance(found, dict) else {}
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read(10_000).decode("utf-8", "replace")
+        if error.code in (401, 403):
+            return None
+        if error.code == 404:
+            return {}
+        try:
+            message = str(json.loads(text)["message"]).splitlines()[0]
+        except (ValueError, TypeError, KeyError, IndexError):
+            message = f"it returned {error.code}"
+        raise schema.failed(uri, message) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise PlainError(
+            f"the MLflow server at {uri} did not answer ({reason}); {_SERVER_REMEDY}"
+        ) from error
+
+
+def _credentials() -> dict[str, str]:
+    """As MLflow's own client takes them from the environment."""
+    user, password = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD")
+    )
+    if user and password:
+        text = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {"Authorization": f"Basic {text}"}
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -1,0 +1,198 @@
+"""`evaluate` and its MLflow run: what it needs before it starts, and what is left where the store
+is lost while it works. The detector itself is not run here.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.runs import package_files, run_folder
+from cluster.tracking.client import connect
+from cluster.tracking.run import open_run
+from detector.metrics import CocoTable
+from pipelines import scoring_run
+from pipelines.command_line import run_verb
+from pipelines.evaluate import EvaluateConfig, main
+from tests.support.shard_sets import row, write_set
+
+TABLE = CocoTable(
+    {"AP": 0.25, "AP50": 0.5, "AP_small": None},
+    {"cat": {"objects": 1.0, "AP": 0.25}, "dog": {"objects": 0.0, "AP": None}},
+    np.zeros((101, 2)),
+    1,
+    3,
+)
+CLASSES = [{"label": 0, "id": 3, "name": "cat"}, {"label": 1, "id": 18, "name": "dog"}]
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens to the store after the preflight, while the images are scored."""
+    events: list[Callable[[], object]] = []
+
+    def build(checkpoint: str, folder: str, **_: Any) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / package_files.CLASSES_FILE).write_text(json.dumps(CLASSES))
+
+    def evaluate(_package: str, _set: Any, _classes: Any, folder: str, **_: Any) -> Any:
+        (Path(folder) / "overlays").mkdir(parents=True)
+        (Path(folder) / "metrics.json").write_text(json.dumps(TABLE.as_dict()))
+        (Path(folder) / "table.txt").write_text(TABLE.as_text())
+        (Path(folder) / "precision_recall.png").write_bytes(b"png")
+        for event in events:
+            event()
+        return TABLE, []
+
+    monkeypatch.setattr(scoring_run, "build_package", build)
+    monkeypatch.setattr(scoring_run, "evaluate_package", evaluate)
+    monkeypatch.setattr(scoring_run, "_connect", lambda *_: None)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return events
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An SQLite store, which takes seconds to make, and the id of the run in it."""
+    root = tmp_path_factory.mktemp("storage")
+    run = open_run(
+        f"sqlite:///{root}/mlflow.db", experiment="tests", storage=str(root), name="cells"
+    )
+    run.finish("FINISHED")
+    return root / "mlflow.db", run.run_id
+
+
+@pytest.fixture
+def given(tmp_path: Path, recorded: tuple[Path, str]) -> Path:
+    """A run's folder with a best checkpoint, a shard set, and an MLflow run in a store of its
+    own.
+    """
+    write_set(str(tmp_path / "val"), [[row(1, 1)]])
+    folder = tmp_path / "runs/cells"
+    best = {"checkpoint": "/c", "images_seen": 300, "epoch": 3, "AP": 0.5, "AP50": 0.75}
+    run_folder.write(str(folder), "best.json", best)
+    store, run_id = recorded
+    shutil.copyfile(store, tmp_path / "mlflow.db")
+    record(folder, f"sqlite:///{tmp_path}/mlflow.db", run_id)
+    return tmp_path
+
+
+def record(folder: Path, uri: str, run_id: str) -> None:
+    run_folder.write_tracking(str(folder), run_folder.TrackingRecord(uri, "tests", run_id))
+
+
+def type_command(given: Path, capsys: Any, *more: str) -> tuple[Any, str, str]:
+    """(exit code, stdout, stderr)"""
+    words = ["--run", str(given / "runs/cells"), "--data", str(given / "val")]
+    with pytest.raises(SystemExit) as end:
+        run_verb(
+            EvaluateConfig,
+            main,
+            description="test",
+            argv=[*words, "--output", str(given / "out"), *more],
+        )
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def test_the_scores_that_exist_are_in_the_run(
+    given: Path, lost: list[Callable[[], object]], capsys: Any
+) -> None:
+    code, out, err = type_command(given, capsys)
+    assert code == 0 and "note" not in out and err == ""
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    data = connect(stored.uri).get_run(stored.run_id).data
+    assert data.metrics == {"evaluation/AP": 0.25, "evaluation/AP50": 0.5}
+    assert json.loads((given / "out/metrics.json").read_text())["AP_small"] is None
+
+
+def test_a_store_that_is_lost_meanwhile_costs_a_note_and_no_result(
+    given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MLflow tries again for 11 s to open a file that is no database.
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    lost.append(lambda: (given / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"x" * 9000))
+    check_lost(given, capsys, f"sqlite:///{given}/mlflow.db")
+
+
+class Mlflow(http.server.BaseHTTPRequestHandler):
+    """Answers the preflight as a server that has the run."""
+
+    def do_GET(self) -> None:
+        run = {"run": {"info": {"lifecycle_stage": "active"}}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"OK" if self.path == "/health" else json.dumps(run).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mlflow)
+    threading.Thread(
+        target=served.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def test_a_server_that_dies_meanwhile_costs_a_note_and_no_result(
+    given: Path,
+    lost: list[Callable[[], object]],
+    capsys: Any,
+    server: http.server.ThreadingHTTPServer,
+) -> None:
+    uri = f"http://127.0.0.1:{server.server_address[1]}"
+    record(given / "runs/cells", uri, "a" * 32)
+    lost.append(server.shutdown)
+    lost.append(server.server_close)
+    check_lost(given, capsys, uri)
+
+
+def check_lost(given: Path, capsys: Any, uri: str) -> None:
+    code, out, _ = type_command(given, capsys)
+    assert code == 0
+    assert {path.name for path in (given / "out").iterdir()} >= {"metrics.json", "table.txt"}
+    lines = out.splitlines()
+    assert lines[1].split() == ["AP", "0.2500"]
+    (note,) = [line for line in lines if line.startswith("note")]
+    assert note.startswith(f"note     not in MLflow ({uri}): ")
+    assert lines[-1].startswith(f"written  {given}/out: metrics.json")
+
+
+def test_a_dead_server_is_told_first_and_the_table_is_made(
+    given: Path, capsys: Any, server: http.server.ThreadingHTTPServer
+) -> None:
+    server.shutdown()
+    server.server_close()
+    record(given / "runs/cells", f"http://127.0.0.1:{server.server_address[1]}", "a" * 32)
+    code, out, err = type_command(given, capsys)
+    assert code == 0 and err == ""
+    first = out.splitlines()[0]
+    assert first.startswith("note: the evaluation is not recorded: ") and "did not answer" in first
+    assert (given / "out/table.txt").exists()
+
+
+def test_a_run_that_mlflow_has_no_more_is_told_first_and_the_table_is_made(
+    given: Path, lost: list[Callable[[], object]], capsys: Any
+) -> None:
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    connect(stored.uri).delete_run(stored.run_id)
+    code, out, err = type_command(given, capsys)
+    assert code == 0 and err == ""
+    assert out.startswith("note: the evaluation is not recorded: MLflow at sqlite:///")
+    assert f"mlflow runs restore --run-id {stored.run_id}" in out.splitlines()[0]
+    assert (given / "out/table.txt").exists()
