@@ -79,12 +79,14 @@ def evaluate(
     """
     preflight.check_reachable(data)
     shard_set = open_shard_set(data)
-    best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
-    output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
+    run = None if run is None else uris.absolute(run)
+    best = None if run is None else evaluations.best_checkpoint(run)
+    if output is None:
+        assert run is not None, "only the result of a run has a place of its own"
+        output = uris.join(run, "evaluation", shard_set.digest[:12])
+    output = uris.absolute(output)
     preflight.check_writable(output)
-    if class_map:
-        preflight.check_readable(class_map)
-    given = read_class_map(class_map) if class_map else None
+    given = _given_classes(class_map)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
             package, scored = f"{scratch}/package", best.checkpoint
@@ -118,7 +120,7 @@ def evaluate(
         )
         files.upload_folder(folder, output, last="metrics.json")
         notes = [*classes.notes("data"), *not_drawn]
-        recorded = run_folder.read_tracking(uris.absolute(run)) if run else None
+        recorded = None if run is None else run_folder.read_tracking(run)
         if recorded is not None and best is not None:
             try:
                 log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
@@ -172,6 +174,8 @@ def predict_folder(
     and the ids that the model was trained with. `class_map`: as for `evaluate`.
     """
     images = uris.absolute(images)
+    annotations = annotations and uris.absolute(annotations)
+    class_map = class_map and uris.absolute(class_map)
     for uri in (images, annotations, class_map):
         if uri is not None:
             preflight.check_readable(uri)
@@ -229,7 +233,7 @@ def predict_images(
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
-            given=read_class_map(class_map) if class_map else None,
+            given=_given_classes(class_map),
         )
         folder = f"{scratch}/predictions"
         request = (
@@ -250,6 +254,15 @@ def predict_images(
         )
         files.upload_folder(folder, output, last=prediction.SUMMARY)
     return Predicted(summary, output, overlays)
+
+
+def _given_classes(class_map: str | None) -> dict[str, str] | None:
+    """The content of the file that --classes names."""
+    if not class_map:
+        return None
+    uri = uris.absolute(class_map)
+    preflight.check_readable(uri)
+    return read_class_map(uri)
 
 
 def _check_output(output: str, *, overwrite: bool) -> None:
