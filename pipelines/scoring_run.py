@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError, on_one_line
-from cluster.runs import evaluations, run_folder
+from cluster.runs import evaluations
 from cluster.runs.package_files import build_package, read_classes
 from cluster.scoring import coco_ids
 from cluster.scoring import predict as prediction
@@ -23,6 +23,7 @@ from cluster.tracking.config import TrackingConfig, check_server, tracking_uri
 from cluster.tracking.evaluation import log_evaluation
 from cluster.tracking.logged_package import download_package
 from cluster.tracking.registry import resolve
+from cluster.tracking.run import read_record
 from detector.metrics import CocoTable
 
 MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
@@ -120,7 +121,7 @@ def evaluate(
         )
         files.upload_folder(folder, output, last="metrics.json")
         notes = [*classes.notes("data"), *not_drawn]
-        recorded = None if run is None else run_folder.read_tracking(run)
+        recorded = None if run is None else read_record(run)
         if recorded is not None and best is not None:
             try:
                 log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
@@ -281,7 +282,7 @@ def _download(
 ) -> tuple[str, str]:
     """The package of a registered model, below a local folder, and its version."""
     uri = tracking_uri(tracking.uri, storage)
-    check_server(uri)
+    check_server(uri, must_exist=True)
     version = resolve(model, tracking=uri)
     return download_package(version, tracking=uri, folder=folder), str(version)
 

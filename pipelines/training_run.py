@@ -11,7 +11,13 @@ from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
 from cluster.storage.preflight import check_writable
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.tracking.config import (
+    TrackingConfig,
+    check_server,
+    experiment_name,
+    tracking_uri,
+    ui_command,
+)
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
 from cluster.training.console import Console
@@ -57,8 +63,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     console = Console(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
         uri=uri,
-        experiment=tracking.experiment,
-        storage=config.storage,
+        experiment=experiment_name(tracking.experiment),
         run=config.run_uri,
         name=config.name,
         params=run_folder.flatten(checked.identity),

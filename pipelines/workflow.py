@@ -179,26 +179,29 @@ def _evaluate(checked: Checked) -> Stage:
 
 
 def _register(checked: Checked) -> Stage:
+    from cluster.tracking import embedded
+    from cluster.tracking.config import given_uri
+
     config = checked.config
     name = config.registered_name or config.name
 
     def call(folder: str, results: Results) -> dict[str, Any]:
         from cluster.tracking.register_run import register_run
 
-        registered = register_run(results["train"].folder, name, uri=config.tracking.uri)
+        registered = register_run(results["train"].folder, name, uri=checked.tracking_uri)
         print("\n".join(registered.lines()))
         return {"version": str(registered.version)}
 
     # A version lies in its registry: where the embedded store was deleted, or another server is
     # given, the stage runs again.
-    uri = checked.tracking_uri
-    store = (uri.removeprefix("sqlite:///"),) if uri.startswith("sqlite:") else ()
+    server = given_uri(config.tracking.uri)
+    path = embedded.path_of(checked.tracking_uri)
     return Stage(
         "register",
         folder="models",
         inputs=("train",),
-        identity=lambda results: {"name": name, "server": config.tracking.uri},
-        outputs=store,
+        identity=lambda results: {"name": name, "server": server},
+        outputs=() if path is None else (path,),
         call=call,
     )
 

@@ -8,7 +8,8 @@ evaluations.json
 best.json
     the `Evaluation` with the highest AP; of equal ones the newest
 
-The files lie in the run's folder, so that they outlive the driver and the workers. One process at a
+The files lie in the run's folder, so that they outlive the driver and the workers. They name a
+checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One process at a
 time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
 0.
 """
@@ -127,11 +128,24 @@ def _flat_metrics(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def store_request(run: str, request: Request) -> None:
-    files.write_json(_request_uri(run, request.checkpoint), request.to_json())
+    files.write_json(_request_uri(run, request.checkpoint), _movable(request.to_json()))
 
 
 def read_request(run: str, checkpoint: str) -> Request:
-    return Request.from_json(files.read_json(_request_uri(run, checkpoint)))
+    return Request.from_json(_located(run, files.read_json(_request_uri(run, checkpoint))))
+
+
+def _movable(stored: Mapping[str, Any]) -> dict[str, Any]:
+    name = os.path.basename(stored["checkpoint"])
+    return {**stored, "checkpoint": join(run_folder.CHECKPOINTS, name)}
+
+
+def _located(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """With the URI of the checkpoint: one of this run, whatever folder the file names."""
+    if not isinstance(stored.get("checkpoint"), str):
+        return dict(stored)
+    name = os.path.basename(stored["checkpoint"])
+    return {**stored, "checkpoint": join(run, run_folder.CHECKPOINTS, name)}
 
 
 def _request_uri(run: str, checkpoint: str) -> str:
@@ -151,13 +165,13 @@ def read(run: str) -> list[Evaluation]:
     stored = run_folder.read(run, EVALUATIONS)
     if stored is None:
         return []
-    return [_parse(row, join(run, EVALUATIONS)) for row in stored["evaluations"]]
+    return [_parse(run, row, EVALUATIONS) for row in stored["evaluations"]]
 
 
 def read_best(run: str) -> Evaluation | None:
     """best.json; None where no checkpoint was evaluated yet. `DataError` where it is damaged."""
     stored = run_folder.read(run, run_folder.BEST)
-    return None if stored is None else _parse(stored, join(run, run_folder.BEST))
+    return None if stored is None else _parse(run, stored, run_folder.BEST)
 
 
 def best_checkpoint(run: str) -> Evaluation:
@@ -173,11 +187,11 @@ def best_checkpoint(run: str) -> Evaluation:
     return best
 
 
-def _parse(stored: Mapping[str, Any], uri: str) -> Evaluation:
+def _parse(run: str, stored: Mapping[str, Any], name: str) -> Evaluation:
     try:
-        return Evaluation.from_json(stored)
+        return Evaluation.from_json(_located(run, stored))
     except ValueError as error:
-        raise DataError(f"{uri}: cannot be read ({error})") from error
+        raise DataError(f"{join(run, name)}: cannot be read ({error})") from error
 
 
 def store(run: str, evaluation: Evaluation) -> None:
@@ -185,11 +199,11 @@ def store(run: str, evaluation: Evaluation) -> None:
     best.json; delete the request.
     """
     finished = insert(read(run), evaluation)
-    rows = [each.to_json() for each in finished]
+    rows = [_movable(each.to_json()) for each in finished]
     run_folder.write(run, EVALUATIONS, {"evaluations": rows})
     best = best_of(finished)
     if best is not None:
-        run_folder.write(run, run_folder.BEST, best.to_json())
+        run_folder.write(run, run_folder.BEST, _movable(best.to_json()))
     files.delete_file(_request_uri(run, evaluation.checkpoint))
 
 

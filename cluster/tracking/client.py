@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cluster.errors import PlainError
+from cluster.tracking import embedded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,12 +75,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of the store; a new SQLite file is created (3 s)."""
+def connect(uri: str, *, creates: bool = False) -> MlflowClient:
+    """A client of the store. With `creates`, a new SQLite file is created (3 s); else `UsageError`
+    where there is none.
+    """
     import_mlflow()
     from mlflow import MlflowClient
 
-    with plain_mlflow_errors(uri):
+    path = embedded.path_of(uri)
+    if path is not None and not creates:
+        embedded.refuse_missing(path)
+    with plain_mlflow_errors(uri), embedded.alone(path) if path else nullcontext():
+        if path is not None:
+            embedded.follow_move(path)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -11,10 +11,10 @@ from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
-from cluster.tracking.config import check_server, ui_command
+from cluster.tracking.config import check_server, refuse_second_store, ui_command
 from cluster.tracking.logged_package import log_package
 from cluster.tracking.registry import Version
-from cluster.tracking.run import attach_run
+from cluster.tracking.run import attach_run, read_record
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
     folder = uris.absolute(run)
     preflight.check_readable(folder)
     best = evaluations.best_checkpoint(folder)
-    recorded = run_folder.read_tracking(folder)
+    recorded = read_record(folder)
     if recorded is None:
         raise UsageError(
             f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train"
             " command, it writes this file"
         )
     store = uri or recorded.uri
-    check_server(store)
+    refuse_second_store(store)
+    check_server(store, must_exist=True)
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
         build_package(best.checkpoint, package, weights=best.weights)

@@ -46,7 +46,7 @@ def run_folder(root):
     }
     seal(str(checkpoint), {"images_seen": 300, "package": package})
     run = open_run(
-        tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells"
+        tracking_uri(None, str(root)), experiment="tests", name="cells"
     )
     run.finish("FINISHED")
     (folder / "tracking.json").write_text(

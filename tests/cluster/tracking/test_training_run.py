@@ -36,7 +36,6 @@ def driver(root: Path, name: str) -> Tracker:
     return Tracker(
         uri=uri,
         experiment="tests",
-        storage=str(root),
         run=f"{root}/runs/{name}",
         name=name,
         params={},
