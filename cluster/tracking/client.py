@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cluster.errors import PlainError
+from cluster.storage import aws
 from cluster.tracking import embedded
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def import_mlflow() -> ModuleType:
     """
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # MLflow reads and writes artifacts in S3 with boto3, which reads the environment otherwise.
+    aws.surroundings()
     import mlflow
 
     for name in ("mlflow", "alembic"):
