@@ -47,13 +47,15 @@ class Evaluated:
     output: str
     notes: tuple[str, ...] = ()
     """What a reader of the table should know."""
+    store: str | None = None
+    """URI of the MLflow store that has the model; None for a checkpoint."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         return [
             self.table.as_text(),
             *(f"note     {note}" for note in self.notes),
-            f"scored   {self.scored}",
+            f"scored   {self.scored}{f' in {self.store}' if self.store else ''}",
             f"written  {self.output}: metrics.json, table.txt, precision_recall.png, overlays/",
         ]
 
@@ -88,13 +90,14 @@ def evaluate(
     output = uris.absolute(output)
     preflight.check_writable(output)
     given = _given_classes(class_map)
+    store = None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
             package, scored = f"{scratch}/package", best.checkpoint
             build_package(best.checkpoint, package, weights=best.weights)
         else:
             assert model is not None, "give a run or a model"
-            package, scored = _download(model, scratch, tracking=tracking, storage=storage)
+            package, scored, store = _download(model, scratch, tracking=tracking, storage=storage)
         classes = match_classes(
             shard_set.class_names,
             [category.name for category in read_classes(package)],
@@ -127,7 +130,7 @@ def evaluate(
                 log_evaluation(recorded.uri, recorded.run_id, folder, step=best.images_seen)
             except Exception as error:  # the result is written, and must be shown
                 notes.append(f"not in MLflow ({recorded.uri}): {on_one_line(str(error))[:300]}")
-    return Evaluated(table, scored, output, tuple(notes))
+    return Evaluated(table, scored, output, tuple(notes), store)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class Predicted:
     summary: prediction.Summary
     output: str
     overlays: int
+    store: str
+    """URI of the MLflow store that has the model."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
@@ -144,7 +149,7 @@ class Predicted:
         overlays = ", overlays/" if self.overlays else ""
         written = f"{prediction.PREDICTIONS}, {prediction.RESULTS}{overlays}"
         return [
-            f"model    {summary.model_version}",
+            f"model    {summary.model_version} in {self.store}",
             (
                 f"images   {summary.images}: {summary.ok} predicted, {summary.errors} could not be"
                 " read"
@@ -230,7 +235,7 @@ def predict_images(
     _check_output(output, overwrite=overwrite)
     output = uris.absolute(output)
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package, version = _download(model, scratch, tracking=tracking, storage=storage)
+        package, version, store = _download(model, scratch, tracking=tracking, storage=storage)
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
@@ -254,7 +259,7 @@ def predict_images(
             **vars(replicas),
         )
         files.upload_folder(folder, output, last=prediction.SUMMARY)
-    return Predicted(summary, output, overlays)
+    return Predicted(summary, output, overlays, store)
 
 
 def _given_classes(class_map: str | None) -> dict[str, str] | None:
@@ -279,12 +284,12 @@ def _check_output(output: str, *, overwrite: bool) -> None:
 
 def _download(
     model: str, folder: str, *, tracking: TrackingConfig, storage: str
-) -> tuple[str, str]:
-    """The package of a registered model, below a local folder, and its version."""
+) -> tuple[str, str, str]:
+    """The package of a registered model, below a local folder; its version; its store."""
     uri = tracking_uri(tracking.uri, storage)
     check_server(uri, must_exist=True)
     version = resolve(model, tracking=uri)
-    return download_package(version, tracking=uri, folder=folder), str(version)
+    return download_package(version, tracking=uri, folder=folder), str(version), uri
 
 
 def _connect(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:

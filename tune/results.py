@@ -50,4 +50,6 @@ def read_results(uri: str) -> list[TrialRecord] | None:
         return None
     records = [TrialRecord.from_json(stored, results) for stored in files.read_json(results)]
     # The sweep may have been moved since the file was written.
-    return [replace(record, run=join(uri, "runs", os.path.basename(record.run))) for record in records]
+    return [
+        replace(record, run=join(uri, "runs", os.path.basename(record.run))) for record in records
+    ]

@@ -9,9 +9,9 @@ best.json
     the `Evaluation` with the highest AP; of equal ones the newest
 
 The files lie in the run's folder, so that they outlive the driver and the workers. They name a
-checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One process at a
-time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
-0.
+checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One
+process at a time writes the last two: the driver's evaluator or, where the workers evaluate between
+epochs, rank 0.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ def absolute(uri: str) -> str:
         plain = _plain_path(given)
     # Object storage and disks would take a blank for a part of the name.
     if uri != given or "\0" in uri:
-        raise UsageError(
-            f"{uri!r}: has a blank or a line end at an end, or a zero byte; remove it"
-        )
+        raise UsageError(f"{uri!r}: has a blank or a line end at an end, or a zero byte; remove it")
     return plain
 
 

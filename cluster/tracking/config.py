@@ -8,6 +8,7 @@ import http.client
 import os
 import re
 import shlex
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -159,7 +160,9 @@ def check_server(uri: str, *, must_exist: bool = False) -> None:
         return _check_sqlite(path)
     remedy = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
     try:
-        with urllib.request.urlopen(uri + "/health", timeout=HEALTH_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(
+            uri + "/health", timeout=HEALTH_TIMEOUT_S, context=_certificates()
+        ) as answer:
             healthy = answer.read(16).strip() == b"OK"
     except urllib.error.HTTPError as error:
         error.close()
@@ -175,6 +178,27 @@ def check_server(uri: str, *, must_exist: bool = False) -> None:
         raise PlainError(
             f"the server at {uri} is not an MLflow server (its /health did not return OK); {remedy}"
         )
+
+
+def _certificates() -> ssl.SSLContext:
+    """Whom MLflow trusts: its client reads these variables in this order."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return ssl._create_unverified_context()
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return ssl.create_default_context()
+    path = os.environ[name]
+    try:
+        is_folder = os.path.isdir(path)
+        return ssl.create_default_context(
+            cafile=None if is_folder else path, capath=path if is_folder else None
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{name} {path}: holds no certificates that can be read ({error.strerror}); correct the"
+            " variable or unset it"
+        ) from error
 
 
 def _check_sqlite(path: str) -> None:

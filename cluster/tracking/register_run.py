@@ -50,7 +50,8 @@ class Registered:
 def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
     """Register the best checkpoint of the training run in the folder `run` as a version of the
     model `name`, unless a version has it already. `uri`: the MLflow store, by default the one that
-    the training used. `UsageError` where the run has no checkpoint or no MLflow run.
+    has the run, whatever MLFLOW_TRACKING_URI says. `UsageError` where the run has no checkpoint or
+    no MLflow run.
     """
     folder = uris.absolute(run)
     preflight.check_readable(folder)

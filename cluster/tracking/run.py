@@ -77,7 +77,7 @@ def open_run(
 
 
 def read_record(folder: str) -> TrackingRecord | None:
-    """tracking.json of a training run's folder or a sweep's, with the store that has the run now."""
+    """tracking.json in the folder of a run or a sweep, with the store that has the run now."""
     record = run_folder.read_tracking(folder)
     if record is None or uris.is_remote(folder):
         return record

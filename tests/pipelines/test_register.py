@@ -45,9 +45,7 @@ def run_folder(root):
         "classes": [{"label": 0, "id": 1, "name": "cell"}],
     }
     seal(str(checkpoint), {"images_seen": 300, "package": package})
-    run = open_run(
-        tracking_uri(None, str(root)), experiment="tests", name="cells"
-    )
+    run = open_run(tracking_uri(None, str(root)), experiment="tests", name="cells")
     run.finish("FINISHED")
     (folder / "tracking.json").write_text(
         json.dumps({"uri": run.uri, "experiment": "tests", "run_id": run.run_id})

@@ -11,8 +11,14 @@ import threading
 import pytest
 from pydantic import ValidationError
 
-from cluster.errors import PlainError
-from cluster.tracking.config import TrackingConfig, check_server, tracking_uri, ui_command
+from cluster.errors import PlainError, UsageError
+from cluster.tracking.config import (
+    TrackingConfig,
+    check_server,
+    experiment_name,
+    tracking_uri,
+    ui_command,
+)
 
 
 @pytest.fixture
@@ -66,6 +72,74 @@ def test_a_uri_names_a_server_or_an_sqlite_file():
     with pytest.raises(ValidationError, match="must not carry credentials") as refused:
         TrackingConfig(uri="https://me:secret@server:5000")
     assert "secret" not in refused.value.errors()[0]["msg"]
+
+
+def test_the_option_wins_over_the_environment_and_that_over_the_storage_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for variable, store in (
+        ("http://server:5000/", "http://server:5000"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        # As MLflow's own commands take it, and as the documents write it.
+        ("sqlite:///runs/mlflow.db", f"sqlite:///{tmp_path}/runs/mlflow.db"),
+        ("", "sqlite:////root/mlflow.db"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+        assert tracking_uri(None, "/root") == store
+        assert tracking_uri("http://option:5000", "/root") == "http://option:5000"
+
+
+@pytest.mark.parametrize("variable", ["./mlruns", "file:///data", "databricks", "postgresql://h/d"])
+def test_a_store_of_another_kind_in_the_environment_is_refused(variable, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    with pytest.raises(UsageError, match="^MLFLOW_TRACKING_URI must be http"):
+        tracking_uri(None, "/root")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@server:5000")
+    with pytest.raises(UsageError, match="^MLFLOW_TRACKING_URI must not carry cred") as refused:
+        tracking_uri(None, "/root")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_registry_elsewhere_is_refused_and_the_same_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for same in (f"sqlite:///{tmp_path}/mlflow.db", "sqlite:///mlflow.db", ""):
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", same)
+        assert tracking_uri(None, ".") == f"sqlite:///{tmp_path}/mlflow.db"
+    for other in ("http://me:secret@registry:5000", "databricks-uc", "sqlite:///other.db"):
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", other)
+        with pytest.raises(UsageError, match="^MLFLOW_REGISTRY_URI names another store") as refused:
+            tracking_uri(None, ".")
+        assert "secret" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://server:5000/")
+    assert tracking_uri("http://server:5000", ".") == "http://server:5000"
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"])
+def test_a_run_or_experiment_that_would_be_passed_over_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "12")
+    with pytest.raises(UsageError, match=f"^{name} '12' would not be heeded: .* unset it$"):
+        tracking_uri(None, "/root")
+
+
+def test_the_experiment_is_that_of_the_option_else_of_the_environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert experiment_name(None) == "retinaray"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cells")
+    assert experiment_name(None) == "cells" and experiment_name("mine") == "mine"
+
+
+def test_what_reads_needs_a_store_and_makes_none(tmp_path):
+    uri = tracking_uri(None, f"{tmp_path}/misspelt")
+    with pytest.raises(UsageError, match="no MLflow store at .*misspelt/mlflow.db; check"):
+        check_server(uri, must_exist=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_preflight_trusts_the_certificates_that_mlflow_trusts(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", f"{tmp_path}/none.pem")
+    with pytest.raises(UsageError, match="^REQUESTS_CA_BUNDLE .*none.pem: holds no certificates"):
+        check_server(serve(200, b"OK"))
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
+    check_server(serve(200, b"OK"))
 
 
 def test_ui_command_names_the_store_or_the_server():

@@ -30,9 +30,7 @@ def no_background(monkeypatch):
 
 
 def start(store, **kwargs):
-    return open_run(
-        tracking_uri(None, store), experiment="tests", name="a run", **kwargs
-    )
+    return open_run(tracking_uri(None, store), experiment="tests", name="a run", **kwargs)
 
 
 def history(run, key):
