@@ -84,10 +84,7 @@ def evaluate(
     shard_set = open_shard_set(data)
     run = None if run is None else uris.absolute(run)
     best = None if run is None else evaluations.best_checkpoint(run)
-    if output is None:
-        assert run is not None, "only the result of a run has a place of its own"
-        output = uris.join(run, "evaluation", shard_set.digest[:12])
-    output = uris.absolute(output)
+    output = uris.absolute(output or uris.join(run or "", "evaluation", shard_set.digest[:12]))
     preflight.check_writable(output)
     given = _given_classes(class_map)
     store = None

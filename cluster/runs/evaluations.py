@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
 from cluster.storage import files
-from cluster.storage.uris import join
+from cluster.storage.uris import is_below, is_remote, join, relative_to
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 VERSION = 2
@@ -128,24 +128,28 @@ def _flat_metrics(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def store_request(run: str, request: Request) -> None:
-    files.write_json(_request_uri(run, request.checkpoint), _movable(request.to_json()))
+    files.write_json(_request_uri(run, request.checkpoint), _movable(run, request.to_json()))
 
 
 def read_request(run: str, checkpoint: str) -> Request:
     return Request.from_json(_located(run, files.read_json(_request_uri(run, checkpoint))))
 
 
-def _movable(stored: Mapping[str, Any]) -> dict[str, Any]:
-    name = os.path.basename(stored["checkpoint"])
-    return {**stored, "checkpoint": join(run_folder.CHECKPOINTS, name)}
+def _movable(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    uri = stored["checkpoint"]
+    return {**stored, "checkpoint": relative_to(uri, run) if is_below(uri, run) else uri}
 
 
 def _located(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """With the URI of the checkpoint: one of this run, whatever folder the file names."""
-    if not isinstance(stored.get("checkpoint"), str):
+    """With the URI of the checkpoint. Of a whole URI in an older file the folder may have changed
+    since: the run's own checkpoint of this name comes first.
+    """
+    given = stored.get("checkpoint")
+    if not isinstance(given, str):
         return dict(stored)
-    name = os.path.basename(stored["checkpoint"])
-    return {**stored, "checkpoint": join(run, run_folder.CHECKPOINTS, name)}
+    here = join(run, run_folder.CHECKPOINTS, os.path.basename(given))
+    whole = is_remote(given) or os.path.isabs(given)
+    return {**stored, "checkpoint": given if whole and not files.exists(here) else here}
 
 
 def _request_uri(run: str, checkpoint: str) -> str:
@@ -199,11 +203,11 @@ def store(run: str, evaluation: Evaluation) -> None:
     best.json; delete the request.
     """
     finished = insert(read(run), evaluation)
-    rows = [_movable(each.to_json()) for each in finished]
+    rows = [_movable(run, each.to_json()) for each in finished]
     run_folder.write(run, EVALUATIONS, {"evaluations": rows})
     best = best_of(finished)
     if best is not None:
-        run_folder.write(run, run_folder.BEST, _movable(best.to_json()))
+        run_folder.write(run, run_folder.BEST, _movable(run, best.to_json()))
     files.delete_file(_request_uri(run, evaluation.checkpoint))
 
 

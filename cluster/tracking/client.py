@@ -86,11 +86,8 @@ def connect(uri: str, *, creates: bool = False) -> MlflowClient:
     from mlflow import MlflowClient
 
     path = embedded.path_of(uri)
-    if path is not None and not creates:
-        embedded.refuse_missing(path)
-    with plain_mlflow_errors(uri), embedded.alone(path) if path else nullcontext():
-        if path is not None:
-            embedded.follow_move(path)
+    first = nullcontext() if path is None else embedded.opening(path, creates=creates)
+    with plain_mlflow_errors(uri), first:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

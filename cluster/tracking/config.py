@@ -107,7 +107,8 @@ def given_uri(config_uri: str | None) -> str | None:
 
 def _absolute(uri: str) -> str:
     """MLflow's own commands take the URI of an SQLite file relative to the working directory."""
-    return _RELATIVE_FILE.sub(f"sqlite:///{os.getcwd()}/", uri)
+    path = embedded.path_of(uri) if _RELATIVE_FILE.match(uri) else None
+    return uri if path is None else embedded.uri_of(os.path.abspath(path))
 
 
 def refuse_second_store(uri: str) -> None:

@@ -76,6 +76,19 @@ def alone(path: str) -> Iterator[None]:
         os.close(folder)
 
 
+@contextmanager
+def opening(path: str, *, creates: bool) -> Iterator[None]:
+    """For a client that opens the store meanwhile, `alone`. `UsageError` where there is none and
+    the caller `creates` none.
+    """
+    if not creates:
+        refuse_missing(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with alone(path):
+        follow_move(path)
+        yield
+
+
 def has_run(path: str, run_id: str) -> bool:
     """Whether the store at `path` has the run. Reads the file alone; nothing is created."""
     try:

@@ -121,8 +121,7 @@ def test_files_of_version_1_are_read_and_continued(tmp_path: Path) -> None:
     run = str(tmp_path)
     (tmp_path / "best.json").write_text(BEST_VERSION_1)
     (tmp_path / "evaluations.json").write_text(EVALUATIONS_VERSION_1)
-    # The files name the folder in which the run lay; now it is here.
-    checkpoint = f"{run}/checkpoints/images-000000000048"
+    checkpoint = "/store/runs/cells/checkpoints/images-000000000048"
     metrics = {"AP": 0.25, "AP50": 0.5, "AP75": 0.125}
     assert evaluations.best_checkpoint(run) == Evaluation(
         checkpoint, 48, 2, weights="ema", metrics=metrics
@@ -140,6 +139,10 @@ def test_files_of_version_1_are_read_and_continued(tmp_path: Path) -> None:
     evaluations.store(run, evaluation(run, 72, 0.125))
     assert evaluations.read(run) == [first, second, evaluation(run, 72, 0.125)]
     assert evaluations.best_checkpoint(run) == second
+    # The run was moved here since then.
+    files.write_bytes(f"{run}/checkpoints/images-000000000048/state.json", b"{}")
+    here = f"{run}/checkpoints/images-000000000048"
+    assert evaluations.best_checkpoint(run).checkpoint == here
 
 
 @pytest.mark.parametrize(

@@ -81,21 +81,22 @@ def test_the_option_wins_over_the_environment_and_that_over_the_storage_root(tmp
         ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
         # As MLflow's own commands take it, and as the documents write it.
         ("sqlite:///runs/mlflow.db", f"sqlite:///{tmp_path}/runs/mlflow.db"),
-        ("", "sqlite:////root/mlflow.db"),
+        ("sqlite:///../mlflow.db", f"sqlite:///{tmp_path.parent}/mlflow.db"),
+        ("", "sqlite:////storage/mlflow.db"),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
-        assert tracking_uri(None, "/root") == store
-        assert tracking_uri("http://option:5000", "/root") == "http://option:5000"
+        assert tracking_uri(None, "/storage") == store
+        assert tracking_uri("http://option:5000", "/storage") == "http://option:5000"
 
 
 @pytest.mark.parametrize("variable", ["./mlruns", "file:///data", "databricks", "postgresql://h/d"])
 def test_a_store_of_another_kind_in_the_environment_is_refused(variable, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     with pytest.raises(UsageError, match="^MLFLOW_TRACKING_URI must be http"):
-        tracking_uri(None, "/root")
+        tracking_uri(None, "/storage")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@server:5000")
     with pytest.raises(UsageError, match="^MLFLOW_TRACKING_URI must not carry cred") as refused:
-        tracking_uri(None, "/root")
+        tracking_uri(None, "/storage")
     assert "secret" not in str(refused.value)
 
 
@@ -117,7 +118,7 @@ def test_a_registry_elsewhere_is_refused_and_the_same_one_is_not(tmp_path, monke
 def test_a_run_or_experiment_that_would_be_passed_over_is_refused(name, monkeypatch):
     monkeypatch.setenv(name, "12")
     with pytest.raises(UsageError, match=f"^{name} '12' would not be heeded: .* unset it$"):
-        tracking_uri(None, "/root")
+        tracking_uri(None, "/storage")
 
 
 def test_the_experiment_is_that_of_the_option_else_of_the_environment(monkeypatch):

@@ -124,7 +124,7 @@ def test_only_places_of_the_store_itself_are_corrected(tmp_path: Path) -> None:
         "/gone/mlartifacts-old/1": "/gone/mlartifacts-old/1",
         "mlflow-artifacts:/1/mlartifacts": "mlflow-artifacts:/1/mlartifacts",
         "s3://bucket/mlartifacts/1": "s3://bucket/mlartifacts/1",
-        "/work/mlruns/0": "/work/mlruns/0",
+        "/gone/mlruns/0": "/gone/mlruns/0",
     }
     with sqlite3.connect(path) as store:
         store.execute("CREATE TABLE runs (number INTEGER, artifact_uri TEXT)")

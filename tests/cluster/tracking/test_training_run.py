@@ -88,6 +88,21 @@ def store_evaluation(root: Path, name: str, uri: str, ap: float, images_seen: in
     evaluations.store(f"{root}/runs/{name}", evaluation(images_seen, ap, uri).evaluation)
 
 
+def test_a_moved_run_continues_its_mlflow_run(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    tracker = driver(old, "cells")
+    tracker(step(50, 1.0))
+    tracker.finish("KILLED")
+    run_id = recorded(old, "cells").run_id
+    old.rename(new)
+    tracker = driver(new, "cells")
+    tracker(step(100, 0.5))
+    tracker.finish("FINISHED")
+    assert recorded(new, "cells").run_id == run_id
+    assert recorded(new, "cells").uri == f"sqlite:///{new}/mlflow.db"
+    assert history(tracker, run_id, "train/box") == [(50, 1.0), (100, 0.5)]
+
+
 def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted(
         (metric.step, metric.value)
