@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError, on_one_line
-from cluster.runs import evaluations, run_folder
+from cluster.runs import evaluations
 from cluster.runs.package_files import build_package, read_classes
 from cluster.scoring import coco_ids
 from cluster.scoring import predict as prediction
@@ -25,7 +25,8 @@ from cluster.tracking.config import TrackingConfig, tracking_uri
 from cluster.tracking.evaluation import log_evaluation
 from cluster.tracking.logged_package import download_package
 from cluster.tracking.preflight import check_server, has_run
-from cluster.tracking.registry import resolve
+from cluster.tracking.registry import parse_model_uri, resolve
+from cluster.tracking.run import read_record
 from detector.metrics import CocoTable
 
 MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
@@ -49,13 +50,15 @@ class Evaluated:
     output: str
     notes: tuple[str, ...] = ()
     """What a reader of the table should know."""
+    store: str | None = None
+    """URI of the MLflow store that has the model; None for a checkpoint."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         return [
             self.table.as_text(),
             *(f"note     {note}" for note in self.notes),
-            f"scored   {self.scored}",
+            f"scored   {self.scored}{f' in {self.store}' if self.store else ''}",
             f"written  {self.output}: metrics.json, table.txt, precision_recall.png, overlays/",
         ]
 
@@ -84,20 +87,20 @@ def evaluate(
     preflight.check_reachable(data)
     shard_set = open_shard_set(data)
     read_objects(shard_set, subject=f"data {shard_set.uri}")
-    best = evaluations.best_checkpoint(uris.absolute(run)) if run is not None else None
-    output = uris.absolute(output or f"{run}/evaluation/{shard_set.digest[:12]}")
+    run = None if run is None else uris.absolute(run)
+    best = None if run is None else evaluations.best_checkpoint(run)
+    output = uris.absolute(output or uris.join(run or "", "evaluation", shard_set.digest[:12]))
     preflight.check_writable(output)
-    recorded = _mlflow_run(uris.absolute(run), tracking.uri) if run is not None else None
-    if class_map:
-        preflight.check_readable(class_map)
-    given = read_class_map(class_map) if class_map else None
+    recorded = None if run is None else _mlflow_run(run, tracking.uri)
+    given = _given_classes(class_map)
+    store = None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
             package, scored = f"{scratch}/package", best.checkpoint
             build_package(best.checkpoint, package, weights=best.weights)
         else:
             assert model is not None, "give a run or a model"
-            package, scored = _download(model, scratch, tracking=tracking, storage=storage)
+            package, scored, store = _download(model, scratch, tracking=tracking, storage=storage)
         classes = match_classes(
             shard_set.class_names,
             [category.name for category in read_classes(package)],
@@ -129,19 +132,19 @@ def evaluate(
                 log_evaluation(*recorded, folder, step=best.images_seen)
             except Exception as error:  # the result is written, and must be shown
                 notes.append(f"not in MLflow ({recorded[0]}): {on_one_line(str(error))[:300]}")
-    return Evaluated(table, scored, output, tuple(notes))
+    return Evaluated(table, scored, output, tuple(notes), store)
 
 
 def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
     """Store and id of the MLflow run that gets the evaluation of a training run. None, with a line
     that says so, where there is none, or the store does not work: the table is still wanted.
     """
-    recorded = run_folder.read_tracking(run)
+    recorded = read_record(run)
     if recorded is None:
         return None
     store = given or recorded.uri
     try:
-        check_server(store)
+        check_server(store, must_exist=True)
         if has_run(store, recorded.run_id):
             return store, recorded.run_id
         why = (
@@ -161,6 +164,8 @@ class Predicted:
     summary: prediction.Summary
     output: str
     overlays: int
+    store: str
+    """URI of the MLflow store that has the model."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
@@ -168,7 +173,7 @@ class Predicted:
         overlays = ", overlays/" if self.overlays else ""
         written = f"{prediction.PREDICTIONS}, {prediction.RESULTS}{overlays}"
         return [
-            f"model    {summary.model_version}",
+            f"model    {summary.model_version} in {self.store}",
             (
                 f"images   {summary.images}: {summary.ok} predicted, {summary.errors} could not be"
                 " read"
@@ -200,6 +205,8 @@ def predict_folder(
     `evaluate`.
     """
     images = uris.absolute(images)
+    annotations = annotations and uris.absolute(annotations)
+    class_map = class_map and uris.absolute(class_map)
     for uri in (images, annotations, class_map):
         if uri is not None:
             preflight.check_readable(uri)
@@ -252,11 +259,11 @@ def predict_images(
     _check_output(output, overwrite=overwrite)
     output = uris.absolute(output)
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package, version = _download(model, scratch, tracking=tracking, storage=storage)
+        package, version, store = _download(model, scratch, tracking=tracking, storage=storage)
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
-            given=read_class_map(class_map) if class_map else None,
+            given=_given_classes(class_map),
         )
         folder = f"{scratch}/predictions"
         request = (
@@ -276,7 +283,16 @@ def predict_images(
             **vars(replicas),
         )
         files.upload_folder(folder, output, last=prediction.SUMMARY)
-    return Predicted(summary, output, overlays)
+    return Predicted(summary, output, overlays, store)
+
+
+def _given_classes(class_map: str | None) -> dict[str, str] | None:
+    """The content of the file that --classes names."""
+    if not class_map:
+        return None
+    uri = uris.absolute(class_map)
+    preflight.check_readable(uri)
+    return read_class_map(uri)
 
 
 def _check_output(output: str, *, overwrite: bool) -> None:
@@ -292,12 +308,13 @@ def _check_output(output: str, *, overwrite: bool) -> None:
 
 def _download(
     model: str, folder: str, *, tracking: TrackingConfig, storage: str
-) -> tuple[str, str]:
-    """The package of a registered model, below a local folder, and its version."""
+) -> tuple[str, str, str]:
+    """The package of a registered model, below a local folder; its version; its store."""
     uri = tracking_uri(tracking.uri, storage)
-    check_server(uri)
+    parse_model_uri(model)
+    check_server(uri, must_exist=True)
     version = resolve(model, tracking=uri)
-    return download_package(version, tracking=uri, folder=folder), str(version)
+    return download_package(version, tracking=uri, folder=folder), str(version), uri
 
 
 def _connect(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:

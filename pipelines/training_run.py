@@ -11,7 +11,7 @@ from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
 from cluster.storage.preflight import check_writable
-from cluster.tracking.config import TrackingConfig, tracking_uri, ui_command
+from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     uri = tracking_uri(tracking.uri, config.storage)
     check_writable(config.storage)
     check_server(uri)
-    check_experiment(uri, tracking.experiment)
+    check_experiment(uri, experiment_name(tracking.experiment))
     checked = preflight.check(config)
     for note in checked.notes:
         print(f"note: {note}")
@@ -61,8 +61,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     console = Console(config.name, interval=config.training.log_seconds)
     tracker = Tracker(
         uri=uri,
-        experiment=tracking.experiment,
-        storage=config.storage,
+        experiment=experiment_name(tracking.experiment),
         run=config.run_uri,
         name=config.name,
         params=run_folder.flatten(checked.identity),

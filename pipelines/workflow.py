@@ -45,7 +45,7 @@ def check(config: RunConfig) -> Checked:
     from cluster.runs import parent_checkpoint, weight_file
     from cluster.scoring.predict import list_images
     from cluster.storage import preflight, uris
-    from cluster.tracking.config import tracking_uri
+    from cluster.tracking.config import experiment_name, tracking_uri
     from cluster.tracking.preflight import check_experiment, check_model_name, check_server
     from cluster.workflow.stages import digest_of_folder
     from pipelines.data_section import identity
@@ -54,7 +54,7 @@ def check(config: RunConfig) -> Checked:
     root = uris.absolute(config.storage)
     preflight.check_writable(root)
     check_server(uri)
-    check_experiment(uri, config.tracking.experiment)
+    check_experiment(uri, experiment_name(config.tracking.experiment))
     option = "registered_name" if config.registered_name else "name"
     check_model_name(uri, config.registered_name or config.name, option=option)
     sources = {"train": identity(config.data.train), "val": identity(config.data.val)}
@@ -189,26 +189,29 @@ def _evaluate(checked: Checked) -> Stage:
 
 
 def _register(checked: Checked) -> Stage:
+    from cluster.tracking import embedded
+    from cluster.tracking.config import given_uri
+
     config = checked.config
     name = config.registered_name or config.name
 
     def call(folder: str, results: Results) -> dict[str, Any]:
         from cluster.tracking.register_run import register_run
 
-        registered = register_run(results["train"].folder, name, uri=config.tracking.uri)
+        registered = register_run(results["train"].folder, name, uri=checked.tracking_uri)
         print("\n".join(registered.lines()))
         return {"version": str(registered.version)}
 
     # A version lies in its registry: where the embedded store was deleted, or another server is
     # given, the stage runs again.
-    uri = checked.tracking_uri
-    store = (uri.removeprefix("sqlite:///"),) if uri.startswith("sqlite:") else ()
+    server = given_uri(config.tracking.uri)
+    path = embedded.path_of(checked.tracking_uri)
     return Stage(
         "register",
         folder="models",
         inputs=("train",),
-        identity=lambda results: {"name": name, "server": config.tracking.uri},
-        outputs=store,
+        identity=lambda results: {"name": name, "server": server},
+        outputs=() if path is None else (path,),
         call=call,
     )
 

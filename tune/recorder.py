@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from cluster.errors import PlainError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
-from cluster.tracking.run import Run, open_run
+from cluster.tracking.run import Run, open_run, read_record
 from detector import scores
 from detector.scores import score
 from tune import space
@@ -62,12 +62,11 @@ class Recorder(Callback):
     def _open_run(self, config: TrainConfig) -> Run | None:
         if self._parent is None:
             return None
-        before = run_folder.read_tracking(config.run_uri)
+        before = read_record(config.run_uri)
         try:
             run = open_run(
                 self._parent.uri,
                 experiment=self._experiment,
-                storage=self._config.storage,
                 name=config.name,
                 run_id=before and before.run_id,
                 parent_run_id=self._parent.run_id,

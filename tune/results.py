@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import yaml
 
@@ -46,4 +48,8 @@ def read_results(uri: str) -> list[TrialRecord] | None:
     results = join(uri, RESULTS)
     if not files.exists(results):
         return None
-    return [TrialRecord.from_json(stored, results) for stored in files.read_json(results)]
+    records = [TrialRecord.from_json(stored, results) for stored in files.read_json(results)]
+    # The sweep may have been moved since the file was written.
+    return [
+        replace(record, run=join(uri, "runs", os.path.basename(record.run))) for record in records
+    ]

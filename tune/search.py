@@ -21,6 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from cluster.errors import PlainError
 from cluster.runs import run_folder, weight_file
 from cluster.runs.config import TrainConfig
+from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.training import launch
 from tune import space
@@ -115,6 +116,8 @@ def _run_tuner(
         run_trial(sections, budget, uri, sample)
 
     epochs = sweep.epochs or config.training.epochs
+    # A client of Ray's own would take another proxy or region, and a % of the path for a code.
+    file_system, folder = files.resolve(join(uri, "ray"))
     tuner = Tuner(
         with_resources(trial, {"cpu": TRIAL_CPUS}),
         tune_config=TuneConfig(
@@ -127,7 +130,8 @@ def _run_tuner(
         ),
         run_config=RunConfig(
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=join(uri, "ray"),
+            storage_path=folder,
+            storage_filesystem=file_system,
             callbacks=[callback],
             failure_config=FailureConfig(max_failures=0),
             verbose=0,

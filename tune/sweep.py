@@ -29,9 +29,9 @@ from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
-from cluster.tracking.config import TrackingConfig, tracking_uri, ui_command
+from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
 from cluster.tracking.preflight import check_experiment, check_server
-from cluster.tracking.run import Run, open_run
+from cluster.tracking.run import Run, open_run, read_record
 from cluster.training import preflight
 from tune import space
 from tune.recorder import Recorder
@@ -96,7 +96,7 @@ def sweep(
     mlflow_uri = tracking_uri(tracking.uri, config.storage)
     check_writable(config.storage)
     check_server(mlflow_uri)
-    check_experiment(mlflow_uri, tracking.experiment)
+    check_experiment(mlflow_uri, experiment_name(tracking.experiment))
     uri = sweep_uri(config.storage, config.name)
     for warning in check(config, budget, uri).warnings:
         say(f"warning: {warning}")
@@ -106,10 +106,10 @@ def sweep(
         return Swept(uri, config, records, mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=say)
-    parent = _open_parent(config, budget, uri, mlflow_uri, tracking.experiment)
+    parent = _open_parent(config, budget, uri, mlflow_uri, experiment_name(tracking.experiment))
     status = "FAILED"
     try:
-        recorder = Recorder(config, budget, uri, parent, tracking.experiment, say)
+        recorder = Recorder(config, budget, uri, parent, experiment_name(tracking.experiment), say)
         records = search(config, budget, uri=uri, concurrent=concurrent, callback=recorder, say=say)
         publish(uri, config, records)
         _log_results(parent, uri, records)
@@ -182,11 +182,10 @@ def _open_parent(
     config: TrainConfig, budget: SweepConfig, uri: str, mlflow_uri: str, experiment: str
 ) -> Run:
     """The sweep's own MLflow run, under which those of the trials are nested."""
-    before = run_folder.read_tracking(uri)
+    before = read_record(uri)
     parent = open_run(
         mlflow_uri,
         experiment=experiment,
-        storage=config.storage,
         name=f"{config.name} (sweep)",
         run_id=before and before.run_id,
         tags={"sweep_folder": uri},

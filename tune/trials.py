@@ -9,8 +9,9 @@ Version 1 is the same without "version".
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from cluster.errors import DataError
@@ -92,7 +93,8 @@ def read_records(uri: str) -> list[TrialRecord]:
     folder = uris.join(uri, "runs")
     names = files.list_files(folder, [TRIAL]) if files.exists(folder) else []
     return [
-        TrialRecord.from_json(files.read_json(name), name)
+        # The sweep may have been moved since the record was written.
+        replace(TrialRecord.from_json(files.read_json(name), name), run=os.path.dirname(name))
         for name, _ in names
         if name.endswith("/" + TRIAL)
     ]

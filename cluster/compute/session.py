@@ -44,6 +44,10 @@ _PASSED_ON = (
 )
 
 
+SOCKET_BYTES = 107
+"""Of the path of a Unix socket, at most."""
+
+
 class RayConfig(BaseModel):
     """Where the work runs."""
 
@@ -101,8 +105,10 @@ def connect(
         threading.Thread(
             target=_import_early, args=(module,), name=f"import {module}", daemon=True
         ).start()
+    source = "ray.address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None or address == "local":
+        folder = temporary_folder()
         # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
         # seconds).
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -112,6 +118,7 @@ def connect(
         # No dashboard: it takes seconds to start and needs its own port.
         ray.init(
             address="local",
+            _temp_dir=folder,
             num_cpus=num_cpus,
             include_dashboard=False,
             log_to_driver=logs,
@@ -119,7 +126,7 @@ def connect(
         )
         end_like_ctrl_c()
         return
-    check_answers(address)
+    check_answers(address, source=source)
     passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": passed_on}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -134,7 +141,7 @@ def connect(
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PlainError(
-            f"ray.address {address}: Ray did not accept the connection"
+            f"{source} {address}: Ray did not accept the connection"
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
@@ -163,28 +170,57 @@ def _import_early(module: str) -> None:
         import_module(module)
 
 
-def check_answers(address: str) -> None:
-    """`PlainError` where nothing listens at host:port. Ray itself tries for half a minute."""
+def check_answers(address: str, *, source: str = "ray.address") -> None:
+    """`PlainError` where nothing listens at host:port. Ray itself tries for half a minute.
+    `source`: the setting or variable that gives the address.
+    """
     if address == "auto":
         return
     if "://" in address:
         raise UsageError(
-            f"ray.address {address}: give host:port of the cluster's head; from outside the cluster"
+            f"{source} {address}: give host:port of the cluster's head; from outside the cluster"
             " use `ray job submit`"
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(
-            f"ray.address {address}: must have the form host:port (the default port of a head is"
+            f"{source} {address}: must have the form host:port (the default port of a head is"
             " 6379) or be auto"
         )
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise PlainError(
-            f"ray.address {address}: nothing answers there ({error.strerror or error}); start it"
+            f"{source} {address}: nothing answers there ({reason}); start it"
             " with `ray start --head`, or leave the address out"
         ) from None
+
+
+def temporary_folder() -> str:
+    """The folder for Ray's files on this machine: `ray` in RAY_TMPDIR, else in TMPDIR, else in
+    /tmp. `UsageError` where one of them cannot be used, or its path is too long for Ray's sockets.
+    """
+    source, parent = "/tmp", "/tmp"
+    # Python passes over a TMPDIR that it cannot use, and Ray fails with a traceback.
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        if value := os.environ.get(name):
+            source, parent = f"{name} {value}", os.path.abspath(value)
+            if not os.path.isdir(parent):
+                raise UsageError(f"{source}: there is no such folder; make it, or unset {name}")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise UsageError(f"{source}: this user may not write to it; name another folder")
+    folder = os.path.join(parent, "ray")
+    session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
+    length = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store")))
+    if length > SOCKET_BYTES:
+        most = SOCKET_BYTES - length + len(os.fsencode(parent))
+        raise UsageError(
+            f"{source}: Ray's sockets below it would have paths of {length} bytes, Linux takes"
+            f" {SOCKET_BYTES}; set RAY_TMPDIR to a folder with a path of at most {most} bytes, such"
+            " as /tmp"
+        )
+    return folder
 
 
 def fetch(results: Any) -> Any:

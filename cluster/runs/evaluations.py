@@ -9,9 +9,10 @@ best.json
     the `Evaluation` with the highest AP; of equal ones the newest. One without an AP is never the
     best
 
-The files lie in the run's folder, so that they outlive the driver and the workers. One process at a
-time writes the last two: the driver's evaluator or, where the workers evaluate between epochs, rank
-0.
+The files lie in the run's folder, so that they outlive the driver and the workers. They name a
+checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One
+process at a time writes the last two: the driver's evaluator or, where the workers evaluate between
+epochs, rank 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Literal, get_args
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
 from cluster.storage import files
-from cluster.storage.uris import join
+from cluster.storage.uris import is_below, is_remote, join, relative_to
 from detector import scores
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
@@ -138,11 +139,28 @@ def _flat_metrics(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def store_request(run: str, request: Request) -> None:
-    files.write_json(_request_uri(run, request.checkpoint), request.to_json())
+    files.write_json(_request_uri(run, request.checkpoint), _movable(run, request.to_json()))
 
 
 def read_request(run: str, checkpoint: str) -> Request:
-    return Request.from_json(files.read_json(_request_uri(run, checkpoint)))
+    return Request.from_json(_located(run, files.read_json(_request_uri(run, checkpoint))))
+
+
+def _movable(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    uri = stored["checkpoint"]
+    return {**stored, "checkpoint": relative_to(uri, run) if is_below(uri, run) else uri}
+
+
+def _located(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """With the URI of the checkpoint. Of a whole URI in an older file the folder may have changed
+    since: the run's own checkpoint of this name comes first.
+    """
+    given = stored.get("checkpoint")
+    if not isinstance(given, str):
+        return dict(stored)
+    here = join(run, run_folder.CHECKPOINTS, os.path.basename(given))
+    whole = is_remote(given) or os.path.isabs(given)
+    return {**stored, "checkpoint": given if whole and not files.exists(here) else here}
 
 
 def _request_uri(run: str, checkpoint: str) -> str:
@@ -162,13 +180,13 @@ def read(run: str) -> list[Evaluation]:
     stored = run_folder.read(run, EVALUATIONS)
     if stored is None:
         return []
-    return [_parse(row, join(run, EVALUATIONS)) for row in stored["evaluations"]]
+    return [_parse(run, row, EVALUATIONS) for row in stored["evaluations"]]
 
 
 def read_best(run: str) -> Evaluation | None:
     """best.json; None where no checkpoint has an AP yet. `DataError` where it is damaged."""
     stored = run_folder.read(run, run_folder.BEST)
-    best = None if stored is None else _parse(stored, join(run, run_folder.BEST))
+    best = None if stored is None else _parse(run, stored, run_folder.BEST)
     return None if best is None or best.ap is None else best
 
 
@@ -189,11 +207,11 @@ def best_checkpoint(run: str) -> Evaluation:
     return best
 
 
-def _parse(stored: Mapping[str, Any], uri: str) -> Evaluation:
+def _parse(run: str, stored: Mapping[str, Any], name: str) -> Evaluation:
     try:
-        return Evaluation.from_json(stored)
+        return Evaluation.from_json(_located(run, stored))
     except ValueError as error:
-        raise DataError(f"{uri}: cannot be read ({error})") from error
+        raise DataError(f"{join(run, name)}: cannot be read ({error})") from error
 
 
 def store(run: str, evaluation: Evaluation) -> None:
@@ -201,11 +219,11 @@ def store(run: str, evaluation: Evaluation) -> None:
     best.json; delete the request.
     """
     finished = insert(read(run), evaluation)
-    rows = [each.to_json() for each in finished]
+    rows = [_movable(run, each.to_json()) for each in finished]
     run_folder.write(run, EVALUATIONS, {"evaluations": rows})
     best = best_of(finished)
     if best is not None:
-        run_folder.write(run, run_folder.BEST, best.to_json())
+        run_folder.write(run, run_folder.BEST, _movable(run, best.to_json()))
     files.delete_file(_request_uri(run, evaluation.checkpoint))
 
 

@@ -28,7 +28,7 @@ import pyarrow.fs as pafs
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.storage import schemes, zips
 from cluster.storage.fetched_file import open_fetched
-from cluster.storage.uris import absolute, join, relative_to
+from cluster.storage.uris import absolute, is_plain, is_remote, join, relative_to
 
 TRANSFER_THREADS = 8
 PARTIAL = ".partial-"
@@ -40,7 +40,11 @@ Result = TypeVar("Result")
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of `uri` (one per process and environment) and the path inside it."""
-    uri = absolute(uri)
+    # A name from a listing is what it is, also with a blank at its end.
+    if os.path.isabs(uri):
+        uri = os.path.normpath(uri)
+    elif not (is_remote(uri) and is_plain(uri)):
+        uri = absolute(uri)
     store = schemes.store_of(uri)
     return (
         pafs.LocalFileSystem() if store is None else store.file_system(),
@@ -342,7 +346,7 @@ def plain_errors(uri: str, verb: str) -> Iterator[None]:
         # pyarrow's errors of object storage have no errno; an error with one comes from this
         # machine's disk.
         if store is not None and error.errno is None:
-            why = store.cause(schemes.split(absolute(uri))[1], error)
+            why = store.cause(schemes.split(uri)[1], error)
             raise PlainError(
                 f"{uri}: cannot be {verb}: {why}; then run the command again"
             ) from error

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.storage import files
-from cluster.storage.uris import absolute
+from cluster.storage.uris import absolute, is_plain
 from detector.image import FORMATS, SUFFIXES, ImageError, opened
 
 LEFT_BY_TOOLS = frozenset(
@@ -26,6 +26,9 @@ UNREAD = frozenset(
     " .dcm".split()
 )
 """Suffixes of pictures in formats that the decoder does not read."""
+UNREADABLE_KEY = (
+    "an object whose key has an empty name, . or .. between slashes; copy it to a plain key"
+)
 HIDDEN = "a hidden file or one that a tool left behind"
 DRAWN = "a file of an earlier prediction"
 _HEAD_BYTES = 65_536
@@ -57,7 +60,9 @@ def list_pictures(folder: str) -> Pictures:
     other: Counter[str] = Counter()
     for uri in uris:
         suffix = suffix_of(uri)
-        if is_left_by_tools(uri[len(folder) + 1 :]):
+        if not is_plain(uri):
+            passed[UNREADABLE_KEY] += 1
+        elif is_left_by_tools(uri[len(folder) + 1 :]):
             passed[HIDDEN] += 1
         elif drawn and any(uri.startswith(results) for results in drawn):
             passed[DRAWN] += 1

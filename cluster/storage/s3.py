@@ -7,7 +7,6 @@ that it cannot parse. It does not notice a body that is shorter than requested.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
@@ -18,7 +17,9 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-ENVIRONMENT: str = "AWS_"
+from cluster.storage import aws
+
+ENVIRONMENT: str = aws.PREFIX
 """Prefix of the environment variables with the endpoint and the credentials."""
 # A pattern in pyarrow's message (in capitals where pyarrow knows the code) and its meaning for the
 # user. The first match counts.
@@ -145,31 +146,21 @@ def hasty_file_system() -> pafs.S3FileSystem:
     return _client(IMPATIENT)
 
 
-def _endpoint_url() -> str | None:
-    """None means AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
 def _client(patience: Patience) -> pafs.S3FileSystem:
-    """The client for the AWS_ environment of this moment; one per state of the environment."""
-    # By default the client uploads in chunks with a checksum after them; Ceph refuses that with
-    # 411 and other servers with 501. A value that the user has set stays. The variable is set for
-    # the process, because Ray writes to the same storage with clients of its own.
-    if ".amazonaws." not in (_endpoint_url() or ".amazonaws."):
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    environment = {k: value for k, value in os.environ.items() if k.startswith(ENVIRONMENT)}
-    return _make_client(tuple(sorted(environment.items())), patience)
+    """The client for the environment of this moment; one per state of the environment."""
+    return _make_client(aws.surroundings(), patience)
 
 
 @lru_cache(maxsize=8)
-def _make_client(environment: tuple[tuple[str, str], ...], patience: Patience) -> pafs.S3FileSystem:
-    settings = dict(environment)
+def _make_client(found: aws.Surroundings, patience: Patience) -> pafs.S3FileSystem:
+    aws.check(found)
+    settings = dict(found.settings)
     return pafs.S3FileSystem(
         # pyarrow itself reads AWS_ENDPOINT_URL only for a file system made from a URI.
-        endpoint_override=settings.get("AWS_ENDPOINT_URL_S3")
-        or settings.get("AWS_ENDPOINT_URL")
-        or None,
+        endpoint_override=aws.endpoint_url(),
         region=settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION") or None,
+        proxy_options=found.proxy,
+        tls_ca_file_path=found.ca_bundle,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=patience.attempts),
         # Upload objects below 10 MiB in one request instead of three.
         allow_delayed_open=True,
@@ -241,7 +232,7 @@ def cause(path: str, error: OSError) -> str:
         error = list_error(path) or error
     meanings = (meaning for pattern, meaning in _CAUSES if re.search(pattern, str(error)))
     meaning = next(meanings, _OTHER_CAUSE)
-    endpoint = (_endpoint_url() or "AWS S3").rsplit("@", 1)[-1]
+    endpoint = (aws.endpoint_url() or "AWS S3").rsplit("@", 1)[-1]
     return meaning.format(
         endpoint=endpoint, bucket=path.split("/", 1)[0], reason=" ".join(str(error).split())[:300]
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from cluster.tracking import schema
+from cluster.storage import aws
+from cluster.tracking import embedded, schema
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +48,8 @@ def import_mlflow() -> ModuleType:
     """
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # MLflow reads and writes artifacts in S3 with boto3, which reads the environment otherwise.
+    aws.surroundings()
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -73,12 +76,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of the store; a new SQLite file is created (3 s)."""
+def connect(uri: str, *, creates: bool = False) -> MlflowClient:
+    """A client of the store. With `creates`, a new SQLite file is created (3 s); else `UsageError`
+    where there is none.
+    """
     import_mlflow()
     from mlflow import MlflowClient
 
-    with plain_mlflow_errors(uri):
+    path = embedded.path_of(uri)
+    first = nullcontext() if path is None else embedded.opening(path, creates=creates)
+    with plain_mlflow_errors(uri), first:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -9,6 +9,12 @@ import sys
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cluster.errors import UsageError
+from cluster.tracking import embedded
+
+EXPERIMENT = "retinaray"
+_RELATIVE_FILE = re.compile(r"sqlite:///(?!/)(?=[^?])")
+
 
 class TrackingConfig(BaseModel):
     """Where runs and models are recorded."""
@@ -18,21 +24,24 @@ class TrackingConfig(BaseModel):
     uri: str | None = Field(
         default=None,
         description=(
-            "MLflow server, http(s)://host:port; unset: an SQLite file in the storage root, for one"
-            " machine"
+            "MLflow server, http(s)://host:port; unset: MLFLOW_TRACKING_URI, else an SQLite file in"
+            " the storage root, for one machine"
         ),
     )
-    experiment: str = Field(
-        default="retinaray",
+    experiment: str | None = Field(
+        default=None,
         min_length=1,
         max_length=200,
-        description="MLflow experiment that the runs belong to",
+        description=(
+            "MLflow experiment that the runs belong to; unset: MLFLOW_EXPERIMENT_NAME, else"
+            f" {EXPERIMENT}"
+        ),
     )
 
     @field_validator("experiment")
     @classmethod
-    def _check_experiment(cls, name: str) -> str:
-        if not name.isprintable() or name != name.strip():
+    def _check_experiment(cls, name: str | None) -> str | None:
+        if name is not None and (not name.isprintable() or name != name.strip()):
             raise ValueError(
                 f"{name!r} must be printable and must not begin or end with a blank, such as cells"
             )
@@ -43,19 +52,26 @@ class TrackingConfig(BaseModel):
     def _check_scheme(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
-        if re.match(r"[^/]*//[^/]*@", uri):
-            # The URI is printed and stored beside checkpoints; this message does not repeat it
-            # either.
-            raise ValueError(
-                "must not carry credentials; give them as MLFLOW_TRACKING_USERNAME and"
-                " MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
-            )
-        if not re.match(r"https?://[^/]+|sqlite:////.", uri):
-            raise ValueError(
-                f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for"
-                " an SQLite file in the storage root"
-            )
+        if (wrong := _wrong(uri)) is not None:
+            raise ValueError(wrong)
         return uri.rstrip("/")
+
+
+def _wrong(uri: str) -> str | None:
+    """What is wrong with the URI of a store. It is printed and stored beside checkpoints, so it has
+    no secrets; nor has this text.
+    """
+    if re.match(r"[^/]*//[^/]*@", uri):
+        return (
+            "must not carry credentials; give them as MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
+        )
+    if uri != uri.strip() or not re.match(r"https?://[^/]+|sqlite(\+pysqlite)?:////.", uri):
+        return (
+            f"must be http(s)://host:port or sqlite:////path.db, is {uri!r}; leave it out for"
+            " an SQLite file in the storage root"
+        )
+    return None
 
 
 def local_root(storage: str) -> str:
@@ -63,19 +79,66 @@ def local_root(storage: str) -> str:
     # Imported here: it loads pyarrow, which `--help` does not need.
     from cluster.storage import uris
 
-    return os.path.abspath("runs" if uris.is_remote(storage) else storage)
+    root = uris.absolute(storage)
+    return os.path.abspath("runs") if uris.is_remote(root) else root
 
 
 def tracking_uri(config_uri: str | None, storage: str) -> str:
-    """The URI that MLflow understands: the configured server, or the SQLite file of this storage
-    root.
+    """The one store of a command, as MLflow takes it: the configured server, else that of
+    MLFLOW_TRACKING_URI, else the SQLite file of this storage root. `UsageError` where the
+    environment names another place for runs or models too.
     """
-    return config_uri or f"sqlite:///{local_root(storage)}/mlflow.db"
+    uri = given_uri(config_uri) or embedded.uri_of(f"{local_root(storage)}/{embedded.FILE}")
+    refuse_second_store(uri)
+    return uri
+
+
+def given_uri(config_uri: str | None) -> str | None:
+    """The configured store, else that of MLFLOW_TRACKING_URI; None for the SQLite file of the
+    storage root.
+    """
+    if config_uri is not None:
+        return config_uri
+    uri = _absolute(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if not uri:
+        return None
+    if (wrong := _wrong(uri)) is not None:
+        raise UsageError(f"MLFLOW_TRACKING_URI {wrong}")
+    return uri.rstrip("/")
+
+
+def _absolute(uri: str) -> str:
+    """MLflow's own commands take the URI of an SQLite file relative to the working directory."""
+    path = embedded.path_of(uri) if _RELATIVE_FILE.match(uri) else None
+    return uri if path is None else embedded.uri_of(os.path.abspath(path))
+
+
+def refuse_second_store(uri: str) -> None:
+    """`UsageError` where the environment names another registry than the store at `uri`, or a run
+    or an experiment that a command of ours would pass over without a word.
+    """
+    registry = _absolute(os.environ.get("MLFLOW_REGISTRY_URI", ""))
+    if registry and not embedded.same(registry, uri):
+        raise UsageError(
+            f"MLFLOW_REGISTRY_URI names another store than {uri}, but runs and models are kept in"
+            " one; unset it, or give that store as --tracking.uri"
+        )
+    for name, remedy in (
+        ("MLFLOW_RUN_ID", "every training has an MLflow run of its own; unset it"),
+        ("MLFLOW_EXPERIMENT_ID", "give the name, as --tracking.experiment, and unset it"),
+    ):
+        if os.environ.get(name):
+            raise UsageError(f"{name} {os.environ[name]!r} would not be heeded: {remedy}")
+
+
+def experiment_name(config_name: str | None) -> str:
+    """The configured experiment, else that of MLFLOW_EXPERIMENT_NAME, else `EXPERIMENT`."""
+    return config_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def ui_command(uri: str) -> str:
     """The command to type, or the address to open, to see the runs."""
-    if not uri.startswith("sqlite:"):
+    if embedded.path_of(uri) is None:
         return uri
     mlflow = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "mlflow"))
     mlflow = os.path.abspath(mlflow) if mlflow.startswith("..") else mlflow

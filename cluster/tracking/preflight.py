@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sqlite3
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,24 +19,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import PlainError, UsageError
-from cluster.tracking import schema
+from cluster.tracking import embedded, schema
 
 TIMEOUT_S = 4.0
 _SERVER_REMEDY = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
 _IS_PROMPT = "mlflow.prompt.is_prompt"
 
 
-def check_server(uri: str) -> None:
+def check_server(uri: str, *, must_exist: bool = False) -> None:
     """Preflight: an MLflow server answers at `uri`, or its SQLite file is usable. Takes about four
-    seconds at most.
+    seconds at most. With `must_exist`, for what only reads, `UsageError` where there is no such
+    file.
 
     `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
     asks for credentials passes.
     """
-    if uri.startswith("sqlite:"):
-        return _check_sqlite(uri)
+    if (path := embedded.path_of(uri)) is not None:
+        if must_exist:
+            embedded.refuse_missing(path)
+        return _check_sqlite(uri, path)
     try:
-        with urllib.request.urlopen(uri + "/health", timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(
+            uri + "/health", timeout=TIMEOUT_S, context=_certificates()
+        ) as answer:
             healthy = answer.read(16).strip() == b"OK"
     except urllib.error.HTTPError as error:
         error.close()
@@ -57,9 +63,8 @@ def check_server(uri: str) -> None:
         )
 
 
-def _check_sqlite(uri: str) -> None:
+def _check_sqlite(uri: str, path: str) -> None:
     """MLflow itself retries a file that is not a database for 11 s."""
-    path = _path(uri)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "rb") as file:
@@ -81,7 +86,7 @@ def _check_sqlite(uri: str) -> None:
             f"the MLflow store {path} is not writable for this user; change its permissions or give"
             " another storage root"
         )
-    version = _select(uri, "SELECT version_num FROM alembic_version")
+    version = _select(path, "SELECT version_num FROM alembic_version")
     if version is not None:
         schema.check(uri, version[0])
 
@@ -90,9 +95,9 @@ def check_experiment(uri: str, name: str) -> None:
     """Preflight: runs can be added to the experiment, or it is new. `UsageError` where it is in
     MLflow's trash.
     """
-    if uri.startswith("sqlite:"):
+    if (path := embedded.path_of(uri)) is not None:
         sql = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
-        row = _select(uri, sql, name)
+        row = _select(path, sql, name)
         number, stage = row or ("", "active")
     else:
         answer = _ask(uri, "experiments/get-by-name", {"experiment_name": name}) or {}
@@ -116,9 +121,9 @@ def check_model_name(uri: str, name: str, *, option: str) -> None:
     """Preflight: versions can be added to the registered model, or it is new. `UsageError` where a
     prompt of MLflow has the name: the registry keeps both in one list.
     """
-    if uri.startswith("sqlite:"):
+    if (path := embedded.path_of(uri)) is not None:
         sql = "SELECT value FROM registered_model_tags WHERE name = ? AND key = ?"
-        value = (_select(uri, sql, name, _IS_PROMPT) or ("",))[0]
+        value = (_select(path, sql, name, _IS_PROMPT) or ("",))[0]
     else:
         answer = _ask(uri, "registered-models/get", {"name": name}) or {}
         tags = {
@@ -137,8 +142,8 @@ def has_run(uri: str, run_id: str) -> bool:
     """Whether MLflow has the run, outside its trash. A server that asks for credentials which are
     not in the environment counts as having it.
     """
-    if uri.startswith("sqlite:"):
-        row = _select(uri, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)
+    if (path := embedded.path_of(uri)) is not None:
+        row = _select(path, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", run_id)
         return row is not None and row[0] == "active"
     answer = _ask(uri, "runs/get", {"run_id": run_id})
     if answer is None:
@@ -146,13 +151,8 @@ def has_run(uri: str, run_id: str) -> bool:
     return answer.get("run", {}).get("info", {}).get("lifecycle_stage") == "active"
 
 
-def _path(uri: str) -> str:
-    return uri.removeprefix("sqlite:///")
-
-
-def _select(uri: str, sql: str, *values: str) -> tuple[Any, ...] | None:
+def _select(path: str, sql: str, *values: str) -> tuple[Any, ...] | None:
     """The first row; None without one, and where the file or the table is not there yet."""
-    path = _path(uri)
     if not os.path.exists(path):
         return None
     try:
@@ -180,7 +180,7 @@ def _ask(uri: str, method: str, query: Mapping[str, str]) -> dict[str, Any] | No
         f"{uri}/api/2.0/mlflow/{method}?{urllib.parse.urlencode(query)}", headers=_credentials()
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_certificates()) as answer:
             found = json.load(answer)
             return found if isinstance(found, dict) else {}
     except urllib.error.HTTPError as error:
@@ -199,6 +199,27 @@ def _ask(uri: str, method: str, query: Mapping[str, str]) -> dict[str, Any] | No
         reason = getattr(error, "reason", None) or error
         raise PlainError(
             f"the MLflow server at {uri} did not answer ({reason}); {_SERVER_REMEDY}"
+        ) from error
+
+
+def _certificates() -> ssl.SSLContext:
+    """Whom MLflow trusts: its client reads these variables in this order."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return ssl._create_unverified_context()
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return ssl.create_default_context()
+    path = os.environ[name]
+    try:
+        is_folder = os.path.isdir(path)
+        return ssl.create_default_context(
+            cafile=None if is_folder else path, capath=path if is_folder else None
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{name} {path}: holds no certificates that can be read ({error.strerror}); correct the"
+            " variable or unset it"
         ) from error
 
 

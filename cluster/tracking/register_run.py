@@ -11,11 +11,11 @@ from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
-from cluster.tracking.config import ui_command
+from cluster.tracking.config import refuse_second_store, ui_command
 from cluster.tracking.logged_package import log_package
 from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.registry import Version
-from cluster.tracking.run import attach_run
+from cluster.tracking.run import attach_run, read_record
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,21 @@ class Registered:
 def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
     """Register the best checkpoint of the training run in the folder `run` as a version of the
     model `name`, unless a version has it already. `uri`: the MLflow store, by default the one that
-    the training used. `UsageError` where the run has no checkpoint or no MLflow run.
+    has the run, whatever MLFLOW_TRACKING_URI says. `UsageError` where the run has no checkpoint or
+    no MLflow run.
     """
     folder = uris.absolute(run)
     preflight.check_readable(folder)
     best = evaluations.best_checkpoint(folder)
-    recorded = run_folder.read_tracking(folder)
+    recorded = read_record(folder)
     if recorded is None:
         raise UsageError(
             f"{folder}: no {run_folder.TRACKING}, so its MLflow run is unknown; repeat the train"
             " command, it writes this file"
         )
     store = uri or recorded.uri
-    check_server(store)
+    refuse_second_store(store)
+    check_server(store, must_exist=True)
     check_model_name(store, name, option="name")
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"

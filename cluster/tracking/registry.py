@@ -116,16 +116,21 @@ def aliases(version: Version, *, tracking: str) -> list[str]:
     return sorted(alias for alias, number in numbers.items() if int(number) == version.version)
 
 
+def parse_model_uri(uri: str) -> tuple[str, str | None, str]:
+    """(name, alias, number), of which the alias or the number is given. `UsageError` for another
+    form.
+    """
+    parts = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@]+)|/(\d+))", uri)
+    if parts is None:
+        raise UsageError(f"{uri}: a registered model is models:/NAME@champion or models:/NAME/3")
+    return parts[1], parts[2], parts[3]
+
+
 def resolve(model_uri: str, *, tracking: str) -> Version:
     """`models:/NAME@alias` or `models:/NAME/3` -> the version. `UsageError` for an unknown name,
     alias or version lists the known ones.
     """
-    parts = re.fullmatch(r"models:/([^/@:]+)(?:@([^/@]+)|/(\d+))", model_uri)
-    if parts is None:
-        raise UsageError(
-            f"{model_uri}: a registered model is models:/NAME@champion or models:/NAME/3"
-        )
-    name, alias, number = parts.groups()
+    name, alias, number = parse_model_uri(model_uri)
     with connected(tracking) as client:
         numbers = _aliases_of(client, name, model_uri, tracking)
         if alias is not None:

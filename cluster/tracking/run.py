@@ -12,11 +12,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from cluster.errors import UsageError
+from cluster.runs import run_folder
+from cluster.runs.run_folder import TrackingRecord
+from cluster.storage import uris
+from cluster.tracking import embedded
 from cluster.tracking.client import PERMANENT, connect, first_line, plain_mlflow_errors
-from cluster.tracking.config import local_root
 from cluster.tracking.names import mlflow_names
 from cluster.tracking.preflight import deleted_experiment
 from cluster.tracking.sender import (
@@ -45,7 +49,6 @@ def open_run(
     uri: str,
     *,
     experiment: str,
-    storage: str,
     name: str,
     run_id: str | None = None,
     parent_run_id: str | None = None,
@@ -57,7 +60,7 @@ def open_run(
     A run that was deleted from the store is replaced by a new one, with a warning. `PlainError`
     when the store does not work, `UsageError` when the experiment was deleted.
     """
-    client = connect(uri)
+    client = connect(uri, creates=True)
     all_tags = {
         "mlflow.source.name": os.path.basename(sys.argv[0]) or "python",
         "mlflow.source.type": "LOCAL",
@@ -75,11 +78,20 @@ def open_run(
                 f"warning: MLflow at {uri} has no run {run_id} any more; a new one is started",
                 file=sys.stderr,
             )
-        artifacts = f"{local_root(storage)}/mlartifacts" if uri.startswith("sqlite:") else None
+        path = embedded.path_of(uri)
+        artifacts = None if path is None else embedded.artifact_location(path)
         created = client.create_run(
             _experiment_id(client, uri, experiment, artifacts), run_name=name, tags=all_tags
         )
     return Run(client, uri=uri, run_id=created.info.run_id, stored_steps={})
+
+
+def read_record(folder: str) -> TrackingRecord | None:
+    """tracking.json in the folder of a run or a sweep, with the store that has the run now."""
+    record = run_folder.read_tracking(folder)
+    if record is None or uris.is_remote(folder):
+        return record
+    return replace(record, uri=embedded.store_of_run(record.uri, record.run_id, folder))
 
 
 def attach_run(uri: str, run_id: str) -> Run:

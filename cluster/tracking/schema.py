@@ -39,7 +39,7 @@ def check(uri: str, version: str) -> None:
 def failed(uri: str, message: str) -> PlainError:
     """The error for a store that answers `message`."""
     if _OTHER_SCHEMA in message:
-        database = shlex.quote(uri) if uri.startswith("sqlite:") else "DATABASE_URI, on its machine"
+        database = shlex.quote(uri) if uri.startswith("sqlite") else "DATABASE_URI, on its machine"
         return PlainError(
             f"the MLflow store at {uri} has the schema of another MLflow version; back it up, then"
             f" run: mlflow db upgrade {database}"

@@ -15,7 +15,8 @@ from typing import Any
 from cluster.errors import PlainError
 from cluster.runs import evaluations, events, run_folder
 from cluster.storage import files, uris
-from cluster.tracking.run import Run, Status, open_run
+from cluster.tracking.embedded import same
+from cluster.tracking.run import Run, Status, open_run, read_record
 
 RETRY_SECONDS = 30.0
 """Seconds between two attempts to open the store."""
@@ -59,7 +60,6 @@ class Tracker:
         *,
         uri: str,
         experiment: str,
-        storage: str,
         run: str,
         name: str,
         params: dict[str, Any],
@@ -67,7 +67,7 @@ class Tracker:
     ):
         self.uri = uri
         self.run: Run | None = None
-        self._experiment, self._storage, self._run_folder = experiment, storage, run
+        self._experiment, self._run_folder = experiment, run
         self._name, self._params, self._config = name, params, config
         self._pending: list[events.Event] = []
         self._tried_at = -RETRY_SECONDS
@@ -110,13 +110,12 @@ class Tracker:
 
     def _open(self) -> None:
         try:
-            before = run_folder.read_tracking(self._run_folder)
+            before = read_record(self._run_folder)
             run = open_run(
                 self.uri,
                 experiment=self._experiment,
-                storage=self._storage,
                 name=self._name,
-                run_id=before.run_id if before is not None and before.uri == self.uri else None,
+                run_id=before.run_id if before is not None and same(before.uri, self.uri) else None,
                 tags={"run_folder": self._run_folder},
             )
             self._write_record(run)
@@ -162,12 +161,12 @@ class Tracker:
         store, before MLflow had all of it.
         """
         try:
-            before = run_folder.read_tracking(self._run_folder)
+            before = read_record(self._run_folder)
             if before is None:
                 return run_folder.read_finished(self._run_folder) is not None
         except PlainError:
             return False
-        return before.uri == self.uri and not before.complete
+        return same(before.uri, self.uri) and not before.complete
 
 
 def track(run: Run, event: events.Event) -> None:

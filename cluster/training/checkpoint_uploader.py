@@ -162,7 +162,7 @@ class CheckpointUploader:
         # that this checkpoint waited.
         protected = self._protected()
         best = (run_folder.read(self._run, run_folder.BEST) or {}).get("checkpoint")
-        kept = {*newest, *protected, best}
+        kept = {*newest, *protected, self._uri(best or "")}
         for uri in folders:
             if uri not in kept and uri < newest[-1]:
                 files.delete_folder(uri)

@@ -20,6 +20,7 @@ from cluster.runs.events import Event
 from cluster.runs.identity import default_identity
 from cluster.runs.job import Job
 from cluster.runs.package import package_of
+from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.training.background_evaluation import ActorEvaluator, BackgroundEvaluation
 from cluster.training.event_channel import EventChannel, Sender
@@ -144,6 +145,8 @@ def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = job.config.training
+    # A client of Ray's own would take another proxy or region, and a % of the path for a code.
+    file_system, folder = files.resolve(join(job.run, "ray"))
     TorchTrainer(
         train_on_worker,
         train_loop_config={"job": job.to_json(), "mailbox": mailbox},
@@ -160,7 +163,8 @@ def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
         # never resumed, so each attempt has a name of its own.
         run_config=RunConfig(
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
-            storage_path=join(job.run, "ray"),
+            storage_path=folder,
+            storage_filesystem=file_system,
             # The supervisor counts failures.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
             callbacks=callbacks,

@@ -5,6 +5,7 @@ in a real SQLite store.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -45,9 +46,7 @@ def run_folder(root):
         "classes": [{"label": 0, "id": 1, "name": "cell"}],
     }
     seal(str(checkpoint), {"images_seen": 300, "package": package})
-    run = open_run(
-        tracking_uri(None, str(root)), experiment="tests", storage=str(root), name="cells"
-    )
+    run = open_run(tracking_uri(None, str(root)), experiment="tests", name="cells")
     run.finish("FINISHED")
     (folder / "tracking.json").write_text(
         json.dumps({"uri": run.uri, "experiment": "tests", "run_id": run.run_id})
@@ -173,3 +172,32 @@ def test_dead_server_is_code_1_and_nothing_is_built(run_folder, capsys, monkeypa
         capsys, "--run", str(run_folder), "--name", "x", "--tracking.uri", "http://127.0.0.1:1"
     )
     assert code == 1 and "no MLflow server answers at http://127.0.0.1:1" in err
+
+
+def test_a_moved_run_is_registered_in_the_store_that_moved_with_it(
+    run_folder, root, tmp_path, capsys
+):
+    shutil.copytree(root, tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere/runs/cells"
+    code, out, err = type_command(capsys, "--run", str(moved), "--name", "moved")
+    assert code == 0, err
+    assert "models:/moved/1" in out and f"sqlite:///{tmp_path}/elsewhere/mlflow.db" in out
+    client = connect(tracking_uri(None, str(root)))
+    assert not client.search_model_versions("name='moved'")
+
+
+def test_a_registry_elsewhere_and_a_store_that_is_gone_are_one_line_and_code_2(
+    run_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry:5000")
+    code, _, err = type_command(capsys, "--run", str(run_folder), "--name", "x")
+    assert code == 2 and "MLFLOW_REGISTRY_URI names another store" in err and err.count("\n") == 1
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    alone = tmp_path / "runs/cells"
+    shutil.copytree(run_folder, alone)
+    record = json.loads((alone / "tracking.json").read_text())
+    record["uri"] = f"sqlite:///{tmp_path}/gone/mlflow.db"
+    (alone / "tracking.json").write_text(json.dumps(record))
+    code, _, err = type_command(capsys, "--run", str(alone), "--name", "x")
+    assert code == 2 and f"no MLflow store at {tmp_path}/gone/mlflow.db" in err
+    assert not (tmp_path / "gone").exists() and err.count("\n") == 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cluster.runs import package_files, run_folder
+from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.run import open_run
 from detector.metrics import CocoTable
@@ -63,9 +64,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An SQLite store, which takes seconds to make, and the id of the run in it."""
     root = tmp_path_factory.mktemp("storage")
-    run = open_run(
-        f"sqlite:///{root}/mlflow.db", experiment="tests", storage=str(root), name="cells"
-    )
+    run = open_run(f"sqlite:///{root}/mlflow.db", experiment="tests", name="cells")
     run.finish("FINISHED")
     return root / "mlflow.db", run.run_id
 
@@ -81,6 +80,7 @@ def given(tmp_path: Path, recorded: tuple[Path, str]) -> Path:
     run_folder.write(str(folder), "best.json", best)
     store, run_id = recorded
     shutil.copyfile(store, tmp_path / "mlflow.db")
+    embedded.follow_move(str(tmp_path / "mlflow.db"))
     record(folder, f"sqlite:///{tmp_path}/mlflow.db", run_id)
     return tmp_path
 
@@ -92,6 +92,8 @@ def record(folder: Path, uri: str, run_id: str) -> None:
 def type_command(given: Path, capsys: Any, *more: str) -> tuple[Any, str, str]:
     """(exit code, stdout, stderr)"""
     words = ["--run", str(given / "runs/cells"), "--data", str(given / "val")]
+    # What making the folder said.
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         run_verb(
             EvaluateConfig,
@@ -173,7 +175,10 @@ def check_lost(given: Path, capsys: Any, uri: str) -> None:
 
 
 def test_a_dead_server_is_told_first_and_the_table_is_made(
-    given: Path, capsys: Any, server: http.server.ThreadingHTTPServer
+    given: Path,
+    lost: list[Callable[[], object]],
+    capsys: Any,
+    server: http.server.ThreadingHTTPServer,
 ) -> None:
     server.shutdown()
     server.server_close()

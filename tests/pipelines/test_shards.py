@@ -55,7 +55,7 @@ def write_set(uri: str) -> ShardSet:
         images=6, listed_images=7, boxes=9, listed_annotations=9, crowds=3, quarantined=1
     )
     quarantine.write_quarantine(
-        uri, [quarantine.Quarantined("image", "9.jpg", "it is empty (0 bytes)", "{}")]
+        uri, [quarantine.Quarantined("image", "9.jpg", "it is empty", "{}")]
     )
     categories = (Category(0, 1, "cat"), Category(1, 2, "dog"))
     return index.write_index(

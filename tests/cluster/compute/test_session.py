@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -34,6 +36,59 @@ def test_an_address_where_nothing_listens_is_a_plain_error() -> None:
         with pytest.raises(PlainError, match="nothing answers there .*ray start --head") as raised:
             session.check_answers(f"127.0.0.1:{closed.getsockname()[1]}")
     assert raised.value.exit_code == 1
+
+
+def test_an_address_of_the_environment_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("the address is checked first"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PlainError, match=f"^RAY_ADDRESS {address}: nothing answers there"):
+            session.connect()
+
+
+def test_ray_gets_the_folder_of_ray_tmpdir_else_of_tmpdir(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert session.temporary_folder() == "/tmp/ray"
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "SOCKET_BYTES", 1000)
+    monkeypatch.setenv("TMPDIR", "a")
+    assert session.temporary_folder() == f"{tmp_path}/a/ray"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert session.temporary_folder() == f"{tmp_path}/ray"
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    assert session.temporary_folder() == f"{tmp_path}/a/ray"
+
+
+def test_a_folder_that_ray_cannot_use_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("the folder is checked first"))
+    monkeypatch.setenv("TMPDIR", f"{tmp_path}/nothing")
+    with pytest.raises(UsageError, match="^TMPDIR .*nothing: there is no such folder"):
+        session.connect()
+    # /ray/session_, 26 characters of time, _, the process id, /sockets/plasma_store
+    behind = len("/ray/session_") + 26 + 1 + len(str(os.getpid())) + len("/sockets/plasma_store")
+    most = 107 - behind
+    for name, length, fits in (("TMPDIR", most, True), ("RAY_TMPDIR", most + 1, False)):
+        folder = Path("/tmp") / ("x" * (length - len("/tmp/")))
+        monkeypatch.setattr(os.path, "isdir", lambda path: True)
+        monkeypatch.setattr(os, "access", lambda path, mode: True)
+        monkeypatch.setenv(name, str(folder))
+        if fits:
+            assert session.temporary_folder() == f"{folder}/ray"
+            continue
+        said = f"^RAY_TMPDIR {folder}: .* of 108 bytes, Linux takes 107; .* at most {most} bytes"
+        with pytest.raises(UsageError, match=said):
+            session.temporary_folder()
 
 
 def test_an_address_where_something_listens_and_auto_pass() -> None:

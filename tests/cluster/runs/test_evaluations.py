@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import DataError, UsageError
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation, Request
+from cluster.storage import files
 
 
 def evaluation(run: str, images_seen: int, ap: float | None) -> Evaluation:
@@ -67,6 +68,27 @@ def test_the_best_has_the_highest_ap_and_is_the_newest_of_equal_ones(tmp_path: P
     assert evaluations.find(finished, 500) is None
 
 
+def test_a_moved_run_names_its_own_checkpoints(tmp_path: Path) -> None:
+    old, new = f"{tmp_path}/old", f"{tmp_path}/elsewhere/new"
+    evaluations.store(old, evaluation(old, 100, 0.5))
+    checkpoint = run_folder.checkpoint_uri(old, 200)
+    evaluations.store_request(old, Request(checkpoint, 200, 2))
+    files.write_bytes(f"{checkpoint}/state.json", b"{}")
+    for file in ("best.json", "evaluations.json", "waiting/images-000000000200.json"):
+        assert old not in files.read_bytes(f"{old}/{file}").decode()
+    (tmp_path / "elsewhere").mkdir()
+    Path(old).rename(new)
+    assert evaluations.read(new) == [evaluation(new, 100, 0.5)]
+    assert evaluations.best_checkpoint(new) == evaluation(new, 100, 0.5)
+    (waiting,) = evaluations.waiting(new)
+    assert evaluations.read_request(new, waiting) == Request(
+        run_folder.checkpoint_uri(new, 200), 200, 2
+    )
+    evaluations.store(new, evaluation(new, 200, 0.75))
+    assert evaluations.best_checkpoint(new) == evaluation(new, 200, 0.75)
+    assert not evaluations.waiting(new)
+
+
 def test_a_run_without_an_evaluation_has_no_best(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a training run's folder; check --run"):
         evaluations.best_checkpoint(str(tmp_path))
@@ -117,6 +139,10 @@ def test_files_of_version_1_are_read_and_continued(tmp_path: Path) -> None:
     evaluations.store(run, evaluation(run, 72, 0.125))
     assert evaluations.read(run) == [first, second, evaluation(run, 72, 0.125)]
     assert evaluations.best_checkpoint(run) == second
+    # The run was moved here since then.
+    files.write_bytes(f"{run}/checkpoints/images-000000000048/state.json", b"{}")
+    here = f"{run}/checkpoints/images-000000000048"
+    assert evaluations.best_checkpoint(run).checkpoint == here
 
 
 @pytest.mark.parametrize("stored", ["-1.0", "NaN", "null", "Infinity", '"much"', "1e999"])

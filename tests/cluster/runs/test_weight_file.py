@@ -247,7 +247,8 @@ def test_a_checked_configuration_is_not_checked_again(
 ) -> None:
     config = configure()
     checked = preflight.check(config)
-    best = evaluations.Evaluation("there", 8, 1, metrics={"AP": 0.5})
+    there = run_folder.checkpoint_uri(config.run_uri, 8)
+    best = evaluations.Evaluation(there, 8, 1, metrics={"AP": 0.5})
     run_folder.write_finished(config.run_uri, run_folder.Finished(8, 1))
     run_folder.write(config.run_uri, run_folder.BEST, best.to_json())
     monkeypatch.setattr(launch, "check", lambda config: pytest.fail("checked twice"))

@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from cluster.storage import files
-from cluster.storage.pictures import DRAWN, HIDDEN, is_left_by_tools, list_pictures
+from cluster.storage.pictures import (
+    DRAWN,
+    HIDDEN,
+    UNREADABLE_KEY,
+    is_left_by_tools,
+    list_pictures,
+)
 from detector.image import FORMATS, SUFFIXES
 
 
@@ -45,6 +51,17 @@ def test_pictures_are_known_by_suffix_or_without_one_by_content(root: str) -> No
         f"{root}/{name}" for name in ("0001", "a.JPG", "b/0002", "b/c.jp2", "b/d.jfif", "e.tar.png")
     ]
     assert found.others == {"a file that is no picture": 4} and found.passed_over == {}
+
+
+def test_an_object_that_the_client_cannot_read_is_passed_over_and_counted(bucket: str) -> None:
+    import boto3
+
+    fill(bucket, "a/x.jpg", "a/ v .jpg")
+    for key in ("a//y.jpg", "/y.jpg", "a/./y.jpg", "a/../y.jpg", "a//y"):
+        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"x")
+    found = list_pictures(f"{bucket}/a")
+    assert found.uris == [f"{bucket}/a/ v .jpg", f"{bucket}/a/x.jpg"]
+    assert found.passed_over == {UNREADABLE_KEY: 4}
 
 
 def test_what_tools_leave_behind_is_passed_over_and_counted(root: str) -> None:

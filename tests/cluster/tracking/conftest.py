@@ -22,7 +22,7 @@ def tracking(root: str) -> str:
 @pytest.fixture(scope="session")
 def logged(root: str, tracking: str, package: str) -> tuple[str, str]:
     """(URI of the logged model, id of its MLflow run)"""
-    run = open_run(tracking, experiment="tests", storage=root, name="trained")
+    run = open_run(tracking, experiment="tests", name="trained")
     run.log_metrics({"AP": 0.5}, 300)
     model_uri = log_package(run, package, step=300)
     run.finish("FINISHED")

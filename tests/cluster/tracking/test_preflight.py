@@ -106,11 +106,26 @@ def test_client_and_preflight_do_not_import_mlflow(port_without_server):
     )
 
 
+def test_what_reads_needs_a_store_and_makes_none(tmp_path):
+    uri = f"sqlite:///{tmp_path}/misspelt/mlflow.db"
+    with pytest.raises(UsageError, match="no MLflow store at .*misspelt/mlflow.db; check"):
+        check_server(uri, must_exist=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_preflight_trusts_the_certificates_that_mlflow_trusts(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", f"{tmp_path}/none.pem")
+    with pytest.raises(UsageError, match="^REQUESTS_CA_BUNDLE .*none.pem: holds no certificates"):
+        check_server(serve(200, b"OK"))
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
+    check_server(serve(200, b"OK"))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """(URI, client) of a real store."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    return uri, connect(uri)
+    return uri, connect(uri, creates=True)
 
 
 def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(store):

@@ -30,9 +30,7 @@ def no_background(monkeypatch):
 
 
 def start(store, **kwargs):
-    return open_run(
-        tracking_uri(None, store), experiment="tests", storage=store, name="a run", **kwargs
-    )
+    return open_run(tracking_uri(None, store), experiment="tests", name="a run", **kwargs)
 
 
 def history(run, key):
@@ -293,7 +291,7 @@ def test_a_run_or_experiment_that_was_deleted(store, capsys):
     client = connect(run.uri)
     client.delete_experiment(client.create_experiment("deleted"))
     with pytest.raises(UsageError, match="experiment 'deleted': is deleted in MLflow at sqlite"):
-        open_run(run.uri, experiment="deleted", storage=store, name="x")
+        open_run(run.uri, experiment="deleted", name="x")
 
 
 def test_the_thread_sends_by_itself(store, monkeypatch):
@@ -317,6 +315,5 @@ def test_a_server_that_dies_after_the_preflight_is_one_plain_line(monkeypatch, t
         open_run(
             f"http://127.0.0.1:{port}",
             experiment="tests",
-            storage=str(tmp_path),
             name="x",
         )

@@ -36,7 +36,6 @@ def driver(root: Path, name: str) -> Tracker:
     return Tracker(
         uri=uri,
         experiment="tests",
-        storage=str(root),
         run=f"{root}/runs/{name}",
         name=name,
         params={},
@@ -87,6 +86,21 @@ def checkpoint(root: Path, name: str, images_seen: int, lines: list[dict[str, An
 
 def store_evaluation(root: Path, name: str, uri: str, ap: float, images_seen: int) -> None:
     evaluations.store(f"{root}/runs/{name}", evaluation(images_seen, ap, uri).evaluation)
+
+
+def test_a_moved_run_continues_its_mlflow_run(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    tracker = driver(old, "cells")
+    tracker(step(50, 1.0))
+    tracker.finish("KILLED")
+    run_id = recorded(old, "cells").run_id
+    old.rename(new)
+    tracker = driver(new, "cells")
+    tracker(step(100, 0.5))
+    tracker.finish("FINISHED")
+    assert recorded(new, "cells").run_id == run_id
+    assert recorded(new, "cells").uri == f"sqlite:///{new}/mlflow.db"
+    assert history(tracker, run_id, "train/box") == [(50, 1.0), (100, 0.5)]
 
 
 def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
