@@ -186,7 +186,10 @@ def test_a_dead_server_is_told_first_and_the_table_is_made(
     code, out, err = type_command(given, capsys)
     assert code == 0 and err == ""
     first = out.splitlines()[0]
-    assert first.startswith("note: the evaluation is not recorded: ") and "did not answer" in first
+    assert (
+        first.startswith("note: the evaluation is not recorded: ")
+        and "no MLflow server answers" in first
+    )
     assert (given / "out/table.txt").exists()
 
 
