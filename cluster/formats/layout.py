@@ -27,20 +27,6 @@ from cluster.storage.pictures import is_left_by_tools, suffix_of
 from cluster.storage.preflight import check_readable
 from detector.image import SUFFIXES
 
-NAMES: dict[Format, str] = {
-    "coco": "COCO annotations",
-    "voc": "VOC files",
-    "yolo": "YOLO labels",
-    "cvat": "CVAT annotations",
-    "labelstudio": "Label Studio annotations",
-    "crowdhuman": "CrowdHuman annotations",
-    "openimages": "boxes of OpenImages",
-    "csv": "boxes in a CSV file",
-    "parquet": "Parquet files",
-    "parquet_xywh": "Parquet files",
-    "parquet_xyxy": "Parquet files",
-    "parquet_cxcywh": "Parquet files",
-}
 _PARQUET = [format_ for format_, reader in READERS.items() if reader.has_pictures]
 _LABEL_FOLDERS = frozenset(("annotations", "labels", "xml", "xmls", "obj_train_data"))
 _PICTURE_FOLDERS = ("images", "JPEGImages", "Images", "imgs", "img")
@@ -73,7 +59,9 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     is_file = files.size(root) is not None
     tree = _Tree(root, [] if is_file else [uri for uri, _ in files.list_files(root)])
     if given is None and (format_ or _parquet_of(tree, is_file)) in _PARQUET:
-        return Set(format_ or "parquet", root, None), f"{annotations}: {NAMES['parquet']}"
+        return Set(
+            format_ or "parquet", root, None
+        ), f"{annotations}: format {format_ or 'parquet'}"
     if is_file:
         found = [_set_of_file(tree, root, given, format_ or _format_of(root) or "coco")]
     else:
@@ -87,15 +75,14 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
         found = [one for one in there if format_ in (None, one.format)]
         if not found:
             raise UsageError(
-                f"--format {format_}: {annotations} has {NAMES[there[0].format]}; say --format"
+                f"--format {format_}: {annotations} has annotations of another format; say --format"
                 f" {there[0].format}"
             )
     if len(found) > 1:
         raise UsageError(_several(annotations, tree, found))
-    where, pictures = tree.relative(found[0].annotations), tree.relative(found[0].pictures)
-    if is_file:
-        return found[0], f"{annotations}: {NAMES[found[0].format]}, pictures in {pictures}"
-    return found[0], f"{annotations}: {NAMES[found[0].format]} in {where}, pictures in {pictures}"
+    place = "" if is_file else f", annotations in {tree.relative(found[0].annotations)}"
+    pictures = tree.relative(found[0].pictures)
+    return found[0], f"{annotations}: format {found[0].format}{place}, pictures in {pictures}"
 
 
 def _parquet_of(tree: _Tree, is_file: bool) -> Format | None:

@@ -152,7 +152,7 @@ def test_a_split_of_a_zip_is_a_source(coco: Path) -> None:
         f"{coco}/pets.zip/valid/labels",
         f"{coco}/pets.zip/valid/images",
     )
-    assert said == ["pets.zip/valid: YOLO labels in labels, pictures in images"]
+    assert said == ["pets.zip/valid: format yolo, annotations in labels, pictures in images"]
     with pytest.raises(UsageError, match=r"pets.zip: holds 2 sets: train, valid; give one of them"):
         DataSection(annotations=name).source_paths()
 

@@ -241,7 +241,7 @@ def test_a_zip_of_cvat_becomes_a_set(
         )
     given = ("--annotations", f"{tmp_path}/pets.zip")
     assert run_prepare(*given, "--output", f"{tmp_path}/out") == 0
-    said = "pets.zip: CVAT annotations in annotations.xml, pictures in images"
+    said = "pets.zip: format cvat, annotations in annotations.xml, pictures in images"
     assert said in capsys.readouterr().out
     (row,) = read.read_annotations(open_shard_set(f"{tmp_path}/out")).to_pylist()
     assert (row["image_id"], row["file_name"], row["boxes"]) == (5, "a b.png", [list(block)])

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -17,8 +19,10 @@ from PIL import Image
 from cluster.formats.kinds import Format
 from cluster.formats.read import SourcePaths
 from detector.image import ORIENTATION
+from tests.support import parquet_sets
 
 CLASSES = ("cat", "dog", "bird")
+PARQUET = "a.parquet"
 CELL = 12
 """px; an object fills a part of its cell, so no two overlap."""
 
@@ -101,13 +105,16 @@ class PaintedImage:
 
 def write_set(folder: Path, images: Sequence[PaintedImage], format: Format) -> SourcePaths:
     """The pictures in `folder`/images, and annotations of all of them."""
-    for image in images:
+    inside = format.startswith("parquet")
+    for image in [] if inside else images:
         path = folder / "images" / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if (data := image.file()) is not None:
             path.write_bytes(data)
     annotations = WRITERS[format](folder, images)
-    return SourcePaths("painted", format, str(annotations), str(folder / "images"))
+    return SourcePaths(
+        "painted", format, str(annotations), None if inside else str(folder / "images")
+    )
 
 
 def _coco(folder: Path, images: Sequence[PaintedImage]) -> Path:
@@ -175,8 +182,159 @@ def _yolo(folder: Path, images: Sequence[PaintedImage]) -> Path:
     return labels
 
 
+def _cvat(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    records = []
+    for number, image in enumerate(images):
+        height, width = image.size
+        boxes = []
+        for one in image.objects:
+            x1, y1, x2, y2 = one.box
+            name = "fish" if one.damage == "class" else CLASSES[one.label]
+            left = "x" if one.damage == "numbers" else x1
+            right = x1 if one.damage == "empty" else x2
+            boxes.append(f'<box label="{name}" xtl="{left}" ytl="{y1}" xbr="{right}" ybr="{y2}"/>')
+        records.append(
+            f'<image id="{number}" name="{image.name}" width="{width}" height="{height}">'
+            f"{''.join(boxes)}</image>"
+        )
+    labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
+    path = folder / "annotations.xml"
+    path.write_text(
+        f"<annotations><meta><task><labels>{labels}</labels></task></meta>{''.join(records)}"
+        "</annotations>"
+    )
+    return path
+
+
+def _labelstudio(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    tasks = []
+    for number, image in enumerate(images):
+        results = []
+        for one in image.objects:
+            x1, y1, x2, y2 = (100 * share for share in image.upright_share(one.box))
+            value: dict[str, object] = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+            value["rectanglelabels"] = ["fish" if one.damage == "class" else CLASSES[one.label]]
+            value |= {"numbers": {"x": "x"}, "empty": {"width": 0}}.get(one.damage or "", {})
+            results.append({"type": "rectanglelabels", "value": value})
+        address = f"/data/local-files/?d={quote(image.name)}"
+        annotations = [{"was_cancelled": False, "result": results}]
+        tasks.append({"id": number, "data": {"image": address}, "annotations": annotations})
+    path = folder / "tasks.json"
+    path.write_text(json.dumps(tasks))
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return path
+
+
+def _csv(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for image in images:
+        height, width = image.size
+        start = f"{image.name},{width},{height}"
+        for one in image.objects:
+            x1, y1, x2, y2 = one.box
+            name = "fish" if one.damage == "class" else CLASSES[one.label]
+            left = "x" if one.damage == "numbers" else x1
+            lines.append(f"{start},{name},{left},{y1},{x1 if one.damage == 'empty' else x2},{y2}")
+        lines += [] if image.objects else [f"{start},,,,,"]
+    path = folder / "boxes.csv"
+    path.write_text("\n".join(lines))
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return path
+
+
+def _openimages(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    lines = ["ImageID,LabelName,XMin,XMax,YMin,YMax"]
+    for image in images:
+        for one in image.objects:
+            x1, y1, x2, y2 = image.upright_share(one.box)
+            left = "x" if one.damage == "numbers" else x1
+            right = x1 if one.damage == "empty" else x2
+            name = Path(image.name).stem
+            lines.append(f"{name},/m/{one.label},{left},{right},{y1},{y2}")
+    path = folder / "boxes.csv"
+    path.write_text("\n".join(lines))
+    names = [f"/m/{label},{name}" for label, name in enumerate(CLASSES)]
+    (folder / "class-descriptions-boxable.csv").write_text("\n".join(names))
+    return path
+
+
+def _crowdhuman(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    lines = []
+    for image in images:
+        boxes = []
+        for one in image.objects:
+            x1, y1, x2, y2 = one.box
+            width = 0 if one.damage == "empty" else x2 - x1
+            box = ["x" if one.damage == "numbers" else x1, y1, width, y2 - y1]
+            boxes.append({"tag": "person", "fbox": box})
+        lines.append(json.dumps({"ID": str(Path(image.name).with_suffix("")), "gtboxes": boxes}))
+    path = folder / "annotation.odgt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _parquet(folder: Path, images: Sequence[PaintedImage]) -> Path:
+    rows = []
+    for image in images:
+        height, width = image.size
+        boxes, classes = [], []
+        for one in image.objects:
+            x1, y1, x2, y2 = (float(value) for value in one.box)
+            left = math.nan if one.damage == "numbers" else x1
+            boxes.append([left, y1, 0.0 if one.damage == "empty" else x2 - x1, y2 - y1])
+            classes.append(9 if one.damage == "class" else one.label)
+        objects = {"bbox": boxes, "category": classes}
+        picture = {"bytes": image.file(), "path": image.name}
+        rows.append({"image": picture, "width": width, "height": height, "objects": objects})
+    return Path(parquet_sets.write(folder / PARQUET, rows, names=CLASSES))
+
+
 WRITERS: dict[Format, Callable[[Path, Sequence[PaintedImage]], Path]] = {
     "coco": _coco,
     "voc": _voc,
     "yolo": _yolo,
+    "cvat": _cvat,
+    "labelstudio": _labelstudio,
+    "csv": _csv,
+    "openimages": _openimages,
+    "crowdhuman": _crowdhuman,
+    "parquet_xywh": _parquet,
 }
+
+
+def possible(images: Sequence[PaintedImage], format: Format) -> list[PaintedImage]:
+    """The images as far as the format can tell of them."""
+    if format == "openimages":
+        # It has no line for an image without a box, and a class of another name is a class.
+        known = [_without_damage(image, "class") for image in images]
+        return [image for image in known if image.objects]
+    if format == "crowdhuman":
+        # Its one class is person, its pictures are JPEGs, and it gives no sizes.
+        return [
+            replace(
+                _without_damage(image, "class", label=0),
+                name=str(Path(image.name).with_suffix(".jpg")),
+                change=None,
+            )
+            for image in images
+        ]
+    return list(images)
+
+
+def _without_damage(
+    image: PaintedImage, damage: ObjectDamage, *, label: int | None = None
+) -> PaintedImage:
+    objects = tuple(
+        replace(
+            one,
+            damage=None if one.damage == damage else one.damage,
+            label=one.label if label is None else label,
+        )
+        for one in image.objects
+    )
+    return replace(image, objects=objects)
+
+
+def stored_name(image: PaintedImage, number: int, format: Format) -> str:
+    """The name of image `number` in the set."""
+    return f"{PARQUET}#{number}" if format == "parquet_xywh" else image.name

@@ -197,7 +197,10 @@ def test_what_is_given_is_heeded(tmp_path: Path) -> None:
     assert find_set(root, f"{root}/small", "coco")[0] == Set(
         "coco", f"{root}/a.json", f"{root}/small"
     )
-    with pytest.raises(UsageError, match=r"--format yolo: .*zip has COCO .* say --format coco"):
+    with pytest.raises(
+        UsageError,
+        match=r"--format yolo: .*zip has annotations of another format; say --format coco",
+    ):
         find_set(root, None, "yolo")
 
 
