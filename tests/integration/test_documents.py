@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,7 @@ def place_data(folder: Path, coco: Path) -> None:
     write_voc(folder / "voc", coco, annotations)
     write_yolo(folder / "yolo", coco, annotations)
     write_tables(folder, coco, annotations)
+    write_zips(folder, coco, annotations)
     (folder / "weights").mkdir()
     # As small_r18.yaml builds it.
     start = RetinaNet(classes=1, backbone="resnet18", width=64, head_norm="group")
@@ -224,6 +226,20 @@ def boxes_of(annotations: dict, image: dict) -> list[tuple[str, list[float]]]:
         for one in annotations["annotations"]
         if one["image_id"] == image["id"] and not one["iscrowd"]
     ]
+
+
+def write_zips(folder: Path, coco: Path, annotations: dict) -> None:
+    """Label Studio's export in COCO's form, and Roboflow's with two splits."""
+    pictures = list((coco / "images/val").iterdir())
+    with zipfile.ZipFile(folder / "labelled.zip", "w") as packed:
+        packed.writestr("result.json", json.dumps(annotations))
+        for picture in pictures:
+            packed.write(picture, f"images/{picture.name}")
+    with zipfile.ZipFile(folder / "pets.v2i.coco.zip", "w") as packed:
+        for split in ("train", "valid"):
+            packed.writestr(f"{split}/_annotations.coco.json", json.dumps(annotations))
+            for picture in pictures:
+                packed.write(picture, f"{split}/{picture.name}")
 
 
 def write_voc(folder: Path, coco: Path, annotations: dict) -> None:
