@@ -38,7 +38,7 @@ class PrepareConfig(DataSection):
 
 
 def main(config: PrepareConfig) -> None:
-    from cluster.prepare.plan import check_shares, refuse_implausible
+    from cluster.prepare.plan import check_shares, refuse_empty, refuse_implausible
     from cluster.reports.anchor_fit import DEFAULT_VIEW, View
     from pipelines.data_section import prepare_shards, summary
 
@@ -56,6 +56,8 @@ def main(config: PrepareConfig) -> None:
     if config.check:
         check_shares(plan, prepared.quarantined)
         refuse_implausible(plan)
+        counts = prepared.index.counts
+        refuse_empty(plan, counts.objects, counts.listed_annotations)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ class Source:
 
     `listed` and `annotated` count the images and annotations before any was rejected; `lost` counts
     the annotations of rejected images. `largest_id` is the largest image id over all splits.
-    `passed_over` counts files that lie between the data and are none, by reason.
+    `passed_over` counts files that lie between the data and are none, by reason. `doubts` are
+    sentences about what may not be meant.
     """
 
     categories: tuple[Category, ...]
@@ -222,6 +223,7 @@ class Source:
     largest_id: int
     digest: str
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # A reader whose counts do not add up would lose images without a word, and ids that are
@@ -236,6 +238,12 @@ class Source:
     def category_ids(self) -> tuple[int, ...]:
         """By label."""
         return tuple(category.id for category in self.categories)
+
+
+def most_frequent(faults: Sequence[str]) -> str:
+    """The faults of all records, the three most frequent ones, in brackets of a sentence."""
+    counts = Counter(faults).most_common(3)
+    return "; ".join(f"{count} x {fault}" for fault, count in counts) or "there are none"
 
 
 @dataclass

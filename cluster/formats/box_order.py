@@ -47,13 +47,16 @@ def decide_order(boxes_N4: np.ndarray, sides_N2: np.ndarray) -> Decision:
         boxes_N4, sides_N2 = boxes_N4[known_N], sides_N2[known_N]
     else:
         sides_N2 = np.full_like(sides_N2, np.inf)
-    shares = {order: _misfits(to_xyxy(boxes_N4, order), sides_N2, margin) for order in ORDERS}
+    count = max(1, len(boxes_N4))
+    shares = {
+        order: misfits(to_xyxy(boxes_N4, order), sides_N2, margin).sum() / count for order in ORDERS
+    }
     order: Order = "xywh"
     for other in ORDERS:
         if shares[other] < shares[order] - (CLEAR if order == "xywh" else 0):
             order = other
     others = [share for other, share in shares.items() if other != order]
-    return Decision(order, normalised, min(others) > shares[order] + CLEAR)
+    return Decision(order, normalised, bool(min(others) > shares[order] + CLEAR))
 
 
 def to_xyxy(boxes_N4: np.ndarray, order: Order) -> np.ndarray:
@@ -65,10 +68,18 @@ def to_xyxy(boxes_N4: np.ndarray, order: Order) -> np.ndarray:
     return np.concatenate([first_N2, first_N2 + last_N2], axis=1)
 
 
-def _misfits(boxes_N4: np.ndarray, sides_N2: np.ndarray, margin: float) -> float:
-    """The share of the boxes, 0 to 1, that do not fit."""
-    if not len(boxes_N4):
-        return 0.0
+def from_xyxy(boxes_N4: np.ndarray, order: Order) -> np.ndarray:
+    """The inverse of `to_xyxy`."""
+    first_N2, last_N2 = boxes_N4[:, :2], boxes_N4[:, 2:]
+    if order == "xyxy":
+        return boxes_N4
+    if order == "cxcywh":
+        return np.concatenate([(first_N2 + last_N2) / 2, last_N2 - first_N2], axis=1)
+    return np.concatenate([first_N2, last_N2 - first_N2], axis=1)
+
+
+def misfits(boxes_N4: np.ndarray, sides_N2: np.ndarray, margin: float) -> np.ndarray:
+    """bool (N,): which XYXY boxes have a negative side or leave their picture."""
     first_N2, last_N2 = boxes_N4[:, :2], boxes_N4[:, 2:]
     wrong_N2 = (last_N2 < first_N2) | (first_N2 < -margin) | (last_N2 > sides_N2 + margin)
-    return float(wrong_N2.any(axis=1).mean())
+    return np.asarray(wrong_N2.any(axis=1))

@@ -27,6 +27,8 @@ class Labelling(NamedTuple):
     """Of the classes, in the order of their numbers."""
     keypoint_numbers: int = 0
     """Numbers behind the box in a line of a pose data set."""
+    other: str = ""
+    """A sentence about a farther file that names other classes; empty where there is none."""
 
 
 def find_class_names(folder: str) -> Labelling:
@@ -35,20 +37,46 @@ def find_class_names(folder: str) -> Labelling:
     is no such file or it does not name every number from 0 on.
     """
     parent = posixpath.dirname(folder)
-    folders = [folder, parent, posixpath.dirname(parent)]
-    for candidate in folders:
-        for name in (DATA, CLASSES, OBJ_NAMES):
-            uri = join(candidate, name)
-            if candidate.strip("/") in ("", "s3:") or not files.exists(uri):
-                continue
-            found = read_data_yaml(uri) if name == DATA else Labelling(read_class_list(uri))
-            if not found.names:
-                raise DataError(f"{uri}: names no class; a detector needs at least one")
-            return found
-    raise DataError(
-        f"{folder}: no {DATA}, {CLASSES} or {OBJ_NAMES} there or up to two folders above; YOLO"
-        " labels are numbers and need the names of the classes"
-    )
+    uris = [
+        join(candidate, name)
+        for candidate in (folder, parent, posixpath.dirname(parent))
+        if candidate.strip("/") not in ("", "s3:")
+        for name in (DATA, CLASSES, OBJ_NAMES)
+    ]
+    there = [uri for uri in uris if files.exists(uri)]
+    if not there:
+        raise DataError(
+            f"{folder}: no {DATA}, {CLASSES} or {OBJ_NAMES} there or up to two folders above; YOLO"
+            " labels are numbers and need the names of the classes"
+        )
+    found = _read(there[0])
+    if not found.names:
+        raise DataError(f"{there[0]}: names no class; a detector needs at least one")
+    for uri in there[1:]:
+        if (names := _names_of(uri)) and names != found.names:
+            sentence = (
+                f"the classes are those of {there[0]} ({_few(found.names)}), but {uri} names others"
+                f" ({_few(names)}); remove the file that is wrong"
+            )
+            return found._replace(other=sentence)
+    return found
+
+
+def _read(uri: str) -> Labelling:
+    is_yaml = posixpath.basename(uri) == DATA
+    return read_data_yaml(uri) if is_yaml else Labelling(read_class_list(uri))
+
+
+def _names_of(uri: str) -> list[str]:
+    """The names in a file that need not be a good one."""
+    try:
+        return _read(uri).names
+    except DataError:
+        return []
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def read_class_list(uri: str) -> list[str]:

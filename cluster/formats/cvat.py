@@ -34,6 +34,7 @@ from cluster.formats.annotations import (
     Source,
     images_of_records,
     keep_all,
+    most_frequent,
 )
 from cluster.formats.names import fault_of_name, inside_folder, is_text
 from cluster.formats.numbers import as_number, as_whole
@@ -88,8 +89,12 @@ def read_cvat(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     used = {shape.label for image in parsed for shape in image.shapes if shape.fault is None}
     names = labels or sorted(used)
     if not names:
+        faults = [
+            shape.fault for image in parsed for shape in image.shapes if shape.fault is not None
+        ]
         raise DataError(
-            f"{annotations}: has no <labels> and no usable box; a detector needs at least one class"
+            f"{annotations}: has no <labels> and no usable box ({most_frequent(faults)}); a"
+            " detector needs at least one class"
         )
     ids = [image.id for image in parsed if image.id is not None]
     if len(set(ids)) < len(parsed):

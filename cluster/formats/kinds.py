@@ -61,6 +61,8 @@ def kind_of(uri: str) -> Kind | None:
     packed = next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
     if packed is not None:
         return Kind(packed, None, "unpack it")
+    if uri.lower().endswith((".yaml", ".yml")):
+        return Kind("a YAML file", None, "name the folder of the labels; their classes are found")
     if head.startswith(b"PAR1"):
         return _of("parquet", "a Parquet file")
     text = head.decode("utf-8-sig", "replace").lstrip()

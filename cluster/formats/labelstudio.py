@@ -34,6 +34,7 @@ from cluster.formats.annotations import (
     Source,
     images_of_records,
     keep_all,
+    most_frequent,
 )
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.labelstudio_pictures import PictureNames, picture_of
@@ -113,7 +114,11 @@ def _class_names(uri: str, tasks: Sequence[_Task]) -> list[str]:
     else:
         names = sorted({one.label for task in tasks for one in task.regions if one.fault is None})
     if not names:
-        raise DataError(f"{uri}: no usable box in any task; a detector needs at least one class")
+        faults = [one.fault for task in tasks for one in task.regions if one.fault is not None]
+        raise DataError(
+            f"{uri}: no usable box in any task ({most_frequent(faults)}); a detector needs at least"
+            " one class"
+        )
     return names
 
 

@@ -249,6 +249,7 @@ def _merge(paths: Sequence[SourcePaths], sources: Sequence[Source]) -> MergedSou
         quarantined=tuple(entry for source in sources for entry in source.quarantined),
         repairs=_sum([source.repairs for source in sources]),
         passed_over=_sum([source.passed_over for source in sources]),
+        doubts=tuple(doubt for source in sources for doubt in source.doubts),
         listed=sum(source.listed for source in sources),
         annotated=sum(source.annotated for source in sources),
         lost=sum(source.lost for source in sources),

@@ -16,7 +16,6 @@ import hashlib
 import posixpath
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from cluster.formats.annotations import (
     Source,
     images_of_records,
     keep_all,
+    most_frequent,
 )
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.names import composed, fault_of_name, inside_folder, is_text
@@ -160,12 +160,11 @@ def _class_names(folder: str, parsed: Sequence[VocFile]) -> list[str]:
         used = {one.name for file in parsed for one in file.objects if one.fault is None}
         classes = sorted(used)
     if not classes:
-        faults = Counter(file.fault for file in parsed if file.fault is not None)
-        faults.update(one.fault for file in parsed for one in file.objects if one.fault is not None)
-        found = "; ".join(f"{count} x {fault}" for fault, count in faults.most_common(3))
+        faults = [file.fault for file in parsed if file.fault is not None]
+        faults += [one.fault for file in parsed for one in file.objects if one.fault is not None]
         raise DataError(
             f"{folder}: no usable object in any of its {len(parsed)} files"
-            f" ({found or 'they have none'}); a detector needs at least one class"
+            f" ({most_frequent(faults)}); a detector needs at least one class"
         )
     return classes
 
@@ -266,7 +265,8 @@ def _parse_object(
 ) -> VocObject:
     name = (node.findtext("name") or "").strip()
     raw = ElementTree.tostring(node, encoding="unicode")
-    difficult = (node.findtext("difficult") or "0").strip() == "1"
+    flag = (node.findtext("difficult") or "0").strip()
+    difficult = flag.lower() == "true" or as_number(flag) == 1
     sides = ("xmin", "ymin", "xmax", "ymax")
     numbers = [None if box is None else as_number(box.findtext(side)) for side in sides]
     corners = [value for value in numbers if value is not None and abs(value) < 1e9]

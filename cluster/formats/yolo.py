@@ -55,7 +55,7 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     Label files without an image go to the quarantine. Images whose file name `keep` turns down
     belong to another split: they and their labels count as not listed.
     """
-    classes, keypoint_numbers = find_class_names(annotations)
+    classes, keypoint_numbers, other_names = find_class_names(annotations)
     uris = {
         _stem(name): uri
         for uri, _ in files.list_files(annotations, [".txt"])
@@ -110,6 +110,7 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
         largest_id=len(pictures),
         digest=hashlib.sha256(repr(identity).encode()).hexdigest(),
         passed_over=passed_over,
+        doubts=(other_names,) if other_names else (),
     )
 
 

@@ -54,19 +54,19 @@ def pictures_by_digest(uris: Sequence[str]) -> dict[bytes, StoredPicture]:
 def find_duplicates(
     pictures: Iterable[Picture], others: Mapping[bytes, StoredPicture]
 ) -> list[Duplicate]:
-    """Pictures that are in `others`, and of equal pictures all but the one of the lowest image id,
-    by ascending image id.
+    """Pictures that are in `others`, and of equal pictures all but the one with most annotations,
+    of several the one of the lowest image id; by ascending image id.
     """
     duplicates = []
     first_names: dict[str, str] = {}
-    for picture in sorted(pictures):
+    for picture in sorted(pictures, key=lambda one: (-one.annotations, one)):
         if (other := others.get(bytes.fromhex(picture.sha256))) is not None:
             duplicates.append(Duplicate(picture, other.file_name, other.uri))
         elif picture.sha256 in first_names:
             duplicates.append(Duplicate(picture, first_names[picture.sha256], ""))
         else:
             first_names[picture.sha256] = picture.file_name
-    return duplicates
+    return sorted(duplicates)
 
 
 def to_index(duplicates: Sequence[Duplicate]) -> Duplicates:

@@ -82,8 +82,12 @@ def ingest_image(
         stored = _encode(pixels_HW3, image_format)
         repairs[STORED_UPRIGHT] += 1
         # 5 to 8 swap the sides: annotations that give the size before turning were made on the
-        # picture before turning.
+        # picture before turning, unless their boxes fit the upright one alone.
         if turn >= 5 and height != width and (image.height, image.width) == (width, height):
+            upright = _boxes_inside(image, height, width) > _boxes_inside(image, width, height)
+        else:
+            upright = True
+        if not upright:
             image = _turn_annotations(image, turn)
             repairs[BOXES_TURNED] += 1
     if image.normalised:

@@ -42,6 +42,20 @@ def refuse_sources(output: str, sources: Sequence[SourcePaths], against: Sequenc
             raise UsageError(f"--against {uri}: is the output itself; name the other shard sets")
 
 
+def refuse_foreign(output: str) -> None:
+    """`UsageError` where files of the names that are written to `output` lie there, and neither a
+    set nor the notes of an interrupted prepare: they are somebody else's.
+    """
+    names = files.list_names(output)
+    ours = {INDEX, PROGRESS} & set(names)
+    foreign = sorted(name for name in names if _is_shard(name) or name == REPORT)
+    if foreign and not ours:
+        raise UsageError(
+            f"--output {output}: has {foreign[0]}, a name that is written there, but no {INDEX}, so"
+            " it is not a shard set; give another folder, or move the file"
+        )
+
+
 def _resolve_links(uri: str) -> str:
     return uri if uris.is_remote(uri) else os.path.realpath(uri)
 
@@ -57,7 +71,6 @@ def _is_shard(name: str) -> bool:
 
 def remove_other_shards(output: str, names: set[str]) -> None:
     """Delete the shards of a former run that cut the source differently, and no other file."""
-    for uri, _ in files.list_files(output):
-        name = uri[len(output) + 1 :]
+    for name in files.list_names(output):
         if _is_shard(name) and name not in names:
-            files.delete_file(uri)
+            files.delete_file(uris.join(output, name))

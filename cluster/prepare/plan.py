@@ -19,7 +19,7 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Images, Source
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
 from cluster.prepare.listing import ListedImages, match_files
-from cluster.prepare.output import refuse_sources
+from cluster.prepare.output import refuse_foreign, refuse_sources
 from cluster.prepare.plausibility import Fault, Finding, implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
@@ -190,6 +190,7 @@ def _check_places(
         check_paths(source)
     if output is not None:
         preflight.check_writable(output)
+        refuse_foreign(output)
 
 
 def _blocks(images: Images) -> np.ndarray:
@@ -287,6 +288,16 @@ def refuse_implausible(plan: Plan) -> None:
     for sentence, fault in plan.findings:
         if fault is not None and fault not in plan.options.accept:
             raise DataError(f"{sentence}; where that is meant, say --accept {fault}")
+
+
+def refuse_empty(plan: Plan, objects: int, listed: int) -> None:
+    """`DataError` where no object is left of those that were listed, and this was not accepted."""
+    if listed and not objects and not {"no_objects", "only_crowds"} & set(plan.options.accept):
+        raise DataError(
+            f"none of the {listed} annotations listed is left as an object, so there is nothing to"
+            " learn or score: see the lines that begin with left out; where that is meant, say"
+            " --accept no_objects"
+        )
 
 
 def check_shares(plan: Plan, quarantined: Sequence[Quarantined]) -> None:

@@ -6,14 +6,16 @@ trained on or scored is refused, unless its owner accepts this by the fault's na
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from cluster.formats.annotations import Images
+from cluster.formats.box_order import MARGIN, ORDERS, Order, from_xyxy, misfits, to_xyxy
 from cluster.formats.read import MergedSources
+from cluster.shards.index import IndexedSource
 
 MOST_EMPTY, ENOUGH_IMAGES = 0.9, 10
 """A larger share of images without objects, in a set of at least so many images, is named."""
@@ -22,7 +24,7 @@ ENOUGH_BOXES = 3
 SHOWN = 5
 """Names in a sentence."""
 
-Fault = Literal["no_objects", "only_crowds", "boxes_as_shares", "boxes_as_corners"]
+Fault = Literal["no_objects", "only_crowds", "boxes_as_shares", "box_order"]
 """What makes a set unfit for training and scoring."""
 
 
@@ -37,10 +39,11 @@ def implausible(merged: MergedSources) -> tuple[Finding, ...]:
     """What looks wrong in the sources as a whole."""
     images = merged.source.images
     names = [category.name for category in merged.source.categories]
-    formats = [entry.format for entry in merged.entries]
     found = [
         _no_objects(images),
-        *(_of_source(images, number, format) for number, format in enumerate(formats)),
+        *map(Finding, merged.source.doubts),
+        *(_of_source(images, number, entry) for number, entry in enumerate(merged.entries)),
+        _repeated_names(images),
         _areas(images),
         _repeated_boxes(images),
         _alike_names(names),
@@ -79,51 +82,74 @@ def _no_objects(images: Images) -> Finding | None:
     return None
 
 
-def _of_source(images: Images, number: int, format: str) -> Finding | None:
+_ORDERS: dict[str, Order] = {"coco": "xywh", "yolo": "cxcywh", "csv": "xyxy"}
+"""What the four numbers of a box are in a format whose owners often write another order."""
+
+
+def _of_source(images: Images, number: int, entry: IndexedSource) -> Finding | None:
     """What speaks against the convention of one source's format."""
     owners_N = _owners(images)
-    mine_N = (images.sources_I == number)[owners_N] & ~images.normalised_I[owners_N]
+    mine_N = (images.sources_I == number)[owners_N]
     boxes_N4, owners_N = images.boxes_N4[mine_N], owners_N[mine_N]
     if not len(boxes_N4):
         return None
+    shares = bool(images.normalised_I[owners_N].any())
     # A share of the picture is never above 1, and a box of a pixel is no object. The reader of VOC
     # has subtracted 1 from the first corner.
-    if (boxes_N4[:, 2:] <= 1).all() and (boxes_N4 >= -1).all():
+    if not shares and (boxes_N4[:, 2:] <= 1).all() and (boxes_N4 >= -1).all():
         return Finding(
-            f"all {len(boxes_N4)} boxes lie within one pixel: their numbers are probably shares of"
-            " the picture; multiply them by its width and height",
+            f"{entry.name}: all {len(boxes_N4)} boxes lie within one pixel: their numbers are"
+            " probably shares of the picture; multiply them by its width and height",
             "boxes_as_shares",
         )
-    if format == "coco":
-        return _corners(images, boxes_N4, owners_N)
-    if format == "voc":
+    if entry.format in _ORDERS:
+        sides_N2 = np.stack([images.widths_I[owners_N], images.heights_I[owners_N]], axis=1)
+        sides_N2 = np.ones_like(sides_N2) if shares else sides_N2
+        return _order(entry, boxes_N4, sides_N2, margin=MARGIN if shares else 1.0)
+    if entry.format == "voc" and not shares:
         zeros = int((boxes_N4[:, :2] == -1).any(axis=1).sum())
         if zeros:
             return Finding(
-                f"{zeros} of {len(boxes_N4)} boxes begin at pixel 0, but VOC counts from 1: a tool"
-                " that counts from 0 wrote them, and every box of it is moved by one pixel; add 1"
-                " to all four numbers"
+                f"{entry.name}: {zeros} of {len(boxes_N4)} boxes begin at pixel 0, but VOC counts"
+                " from 1: a tool that counts from 0 wrote them, and every box of it is moved by one"
+                " pixel; add 1 to all four numbers"
             )
     return None
 
 
-def _corners(images: Images, boxes_N4: np.ndarray, owners_N: np.ndarray) -> Finding | None:
-    """COCO's x, y, width, height, of which the last two may be a corner."""
-    widths_N, heights_N = images.widths_I[owners_N], images.heights_I[owners_N]
-    known_N = (widths_N > 0) & (heights_N > 0)
-    x1, y1, x2, y2 = boxes_N4.T
-    width, height = x2 - x1, y2 - y1
-    outside_N = known_N & ((x2 > widths_N + 1) | (y2 > heights_N + 1))
-    as_corner_N = (width > x1) & (height > y1) & (width <= widths_N + 1) & (height <= heights_N + 1)
-    outside = int(outside_N.sum())
-    if outside and (as_corner_N | ~known_N).all():
+def _order(
+    entry: IndexedSource, boxes_N4: np.ndarray, sides_N2: np.ndarray, *, margin: float
+) -> Finding | None:
+    """Boxes that leave their pictures in the order of the format, and fit in another one."""
+    known_N = (sides_N2 > 0).all(axis=1)
+    boxes_N4, sides_N2 = boxes_N4[known_N], sides_N2[known_N]
+    own = _ORDERS[entry.format]
+    outside = int(misfits(boxes_N4, sides_N2, margin).sum())
+    if not outside:
+        return None
+    given_N4 = from_xyxy(boxes_N4, own)
+    for other, words in ORDERS.items():
+        if other == own or misfits(to_xyxy(given_N4, other), sides_N2, margin).any():
+            continue
         return Finding(
-            f"{outside} of {len(boxes_N4)} boxes leave their picture as x, y, width,"
-            " height, and none does as x1, y1, x2, y2: the last two numbers are probably a corner;"
-            " subtract the first two from them",
-            "boxes_as_corners" if outside >= ENOUGH_BOXES else None,
+            f"{entry.name}: {outside} of {len(boxes_N4)} boxes leave their picture as"
+            f" {ORDERS[own]}, the order of {entry.format}, and none does as {words}: they are"
+            " probably that; write them in the order of the format",
+            "box_order" if outside >= ENOUGH_BOXES else None,
         )
     return None
+
+
+def _repeated_names(images: Images) -> Finding | None:
+    counts = Counter(zip(images.sources_I.tolist(), images.names, strict=True))
+    repeated = [name for (_, name), count in counts.items() if count > 1]
+    if not repeated:
+        return None
+    return Finding(
+        f"{len(repeated)} file names are those of several images (such as {repeated[0]}), each with"
+        " annotations of its own: the picture is stored several times, and each time the others'"
+        " objects count as background; merge their annotations"
+    )
 
 
 def _areas(images: Images) -> Finding | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from cluster.errors import DataError
 from cluster.prepare import duplicates
 from cluster.prepare.output import remove_other_shards
-from cluster.prepare.plan import Plan, check_shares
+from cluster.prepare.plan import Plan, check_shares, refuse_empty
 from cluster.prepare.shard_job import PROGRESS, ShardReport
 from cluster.prepare.tasks import drop_images, run_or_find
 from cluster.reports.anchor_fit import DEFAULT_VIEW, View
@@ -72,6 +72,7 @@ def write_shards(
             f"none of the {plan.source.listed} images is left: all are in"
             f" {', '.join(plan.options.against)}; prepare other images"
         )
+    refuse_empty(plan, index.counts.objects, index.counts.listed_annotations)
     shards = tuple(report.shard for report in reports if report.shard is not None)
     index = replace(index, shards=shards)
     remove_other_shards(plan.output, {shard.name for shard in shards})

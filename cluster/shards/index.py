@@ -53,6 +53,11 @@ class Counts:
     listed_images: int = 0
     listed_annotations: int = 0
 
+    @property
+    def objects(self) -> int:
+        """Stored boxes that are learned and scored."""
+        return self.boxes - self.crowds
+
 
 @dataclass(frozen=True)
 class IndexedSource:

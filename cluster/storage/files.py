@@ -238,6 +238,14 @@ def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[
     )
 
 
+def list_names(uri: str) -> list[str]:
+    """The names of the files and folders right in a folder; empty where there is none."""
+    file_system, path = resolve(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    entries = _attempt(uri, "listed", lambda: file_system.get_file_info(selector))
+    return sorted(entry.base_name for entry in entries)
+
+
 def _keys(uri: str) -> Iterator[tuple[str, int, int]]:
     file_system, path = resolve(uri)
     scheme, _ = schemes.split(uri)

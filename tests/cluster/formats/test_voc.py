@@ -158,7 +158,7 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \.xml file below it"):
         voc.read_voc(str(tmp_path / "empty"), "images")
     with pytest.raises(
-        DataError, match=r"no usable object in any of its 1 files \(they have none\)"
+        DataError, match=r"no usable object in any of its 1 files \(there are none\)"
     ):
         voc.read_voc(write(tmp_path / "bare", a=""), "images")
     twice = "<annotation><filename>a.jpg</filename>" + thing() + "</annotation>"

@@ -260,3 +260,21 @@ def test_pictures_that_share_a_label_file_are_left_out(tmp_path: Path) -> None:
     ]
     # Four labels are listed; the two that belong to either a.jpg or a.png are lost with them.
     assert (source.listed, source.annotated, source.lost) == (5, 4, 2)
+
+
+def test_two_files_that_name_other_classes_are_told(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"")
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "labels/classes.txt").write_text("dog\nperson")
+    (tmp_path / "data.yaml").write_text("names: [red, green]")
+    read = yolo.read_yolo(f"{tmp_path}/labels", f"{tmp_path}/images")
+    assert [category.name for category in read.categories] == ["dog", "person"]
+    (doubt,) = read.doubts
+    assert doubt == (
+        f"the classes are those of {tmp_path}/labels/classes.txt (dog, person), but"
+        f" {tmp_path}/data.yaml names others (red, green); remove the file that is wrong"
+    )
+    (tmp_path / "data.yaml").write_text("names: [dog, person]")
+    assert yolo.read_yolo(f"{tmp_path}/labels", f"{tmp_path}/images").doubts == ()

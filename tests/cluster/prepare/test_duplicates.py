@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError, UsageError
+from cluster.prepare.duplicates import find_duplicates
+from cluster.prepare.shard_job import Picture
 from cluster.prepare.write import write_shards
 from cluster.shards import quarantine, read, verify
 from cluster.shards.index import ShardSet
@@ -112,3 +114,12 @@ def test_dropping_everything_is_refused(
         )
     with pytest.raises(UsageError, match="not a shard set"):
         plan_coco(folder, str(tmp_path / "out"), against=(str(tmp_path),))
+
+
+def test_of_equal_pictures_the_one_with_most_annotations_stays() -> None:
+    pictures = [
+        Picture(image_id, 0, f"{image_id}.jpg", "ab", boxes)
+        for image_id, boxes in ((1, 0), (2, 3), (3, 3))
+    ]
+    found = find_duplicates(pictures, {})
+    assert [(one.picture.image_id, one.same_as) for one in found] == [(1, "2.jpg"), (3, "2.jpg")]

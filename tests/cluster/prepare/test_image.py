@@ -146,6 +146,21 @@ def test_exif_where_the_json_fits_the_picture_before_turning(tmp_path: Path, tur
     )
 
 
+@pytest.mark.parametrize("turn", [5, 6, 7, 8])
+def test_boxes_that_fit_the_upright_picture_alone_are_not_turned(tmp_path: Path, turn: int) -> None:
+    # The annotations give the size in the file, 20 x 30, but the box reaches down to 28 px: it was
+    # drawn on the upright picture of 30 x 20 px.
+    box = (4, 10, 16, 28)
+    row, _, repairs = ingest_one(
+        tmp_path, jpeg(noise(20, 30), turn=turn), image_record(20, 30, box)
+    )
+    assert (row.height, row.width) == (30, 20) and row.boxes_N4.tolist() == [list(box)]
+    assert repairs == {
+        "images with an EXIF orientation, stored upright": 1,
+        "image sizes wrong in the annotations, taken from the pixels": 1,
+    }
+
+
 def test_a_failing_storage_is_not_a_bad_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

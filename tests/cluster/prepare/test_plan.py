@@ -139,7 +139,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(small_coco: Path, tmp_path: Pa
         ("only_crowds", {"iscrowd": 1}),
         ("boxes_as_shares", {"bbox": [0.1, 0.2, 0.3, 0.4]}),
         # 25 + 29 leaves the 30 px of the picture; as a corner it does not.
-        ("boxes_as_corners", {"bbox": [25, 3, 29, 15]}),
+        ("box_order", {"bbox": [25, 3, 29, 15]}),
     ],
 )
 def test_a_set_that_cannot_be_used_is_refused_unless_that_is_accepted(
@@ -157,3 +157,15 @@ def test_a_set_that_cannot_be_used_is_refused_unless_that_is_accepted(
     assert not (tmp_path / "out/index.json").exists()
     plan = plan_coco(folder, str(tmp_path / "out"), accept=(fault,))
     assert [finding.fault for finding in plan.findings] == [fault]
+
+
+@pytest.mark.parametrize("name", ["shard-00007-of-00009.parquet", "report.html"])
+def test_files_of_somebody_else_are_not_written_over(tmp_path: Path, name: str) -> None:
+    folder = write_coco(tmp_path / "coco", {"a.jpg": jpeg(noise(20, 30))})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"mine: has {name}, a name that is written there, but no"):
+        plan_coco(folder, str(tmp_path / "mine"))
+    # What an interrupted prepare leaves is its own.
+    (tmp_path / "mine/.progress").mkdir()
+    assert plan_coco(folder, str(tmp_path / "mine")).finished is None

@@ -88,25 +88,67 @@ def test_corners_in_a_coco_file() -> None:
     # (60, 30, 90, 60) becomes x2 = 150, which is outside.
     read_wrong = [(10, 10, 50, 60), (60, 30, 150, 90)]
     (line,) = warnings(read_wrong)
-    assert line.startswith("1 of 2 boxes leave their picture as x, y, width, height, and none does")
+    assert line.startswith(
+        "one: 1 of 2 boxes leave their picture as x, y, width, height, the order of coco, and none"
+        " does as x1, y1, x2, y2"
+    )
     # Without the sizes of the pictures nobody can tell.
     assert warnings(read_wrong, size=None) == ()
     # A box that as corners would end before it begins: these are widths and heights.
     assert warnings([*read_wrong, (50, 40, 60, 50)]) == ()
 
 
+@pytest.mark.parametrize(
+    ("format", "boxes", "order"),
+    [
+        # Corners 0.2, 0.3, 0.7, 0.8 read as centre, width, height: 0.2 - 0.7 / 2 = -0.15.
+        ("yolo", [(-0.15, -0.1, 0.55, 0.7)], "x1, y1, x2, y2"),
+        # Left, top, width, height 0.1, 0.5, 0.6, 0.4: 0.1 - 0.3 = -0.2.
+        ("yolo", [(-0.2, 0.3, 0.4, 0.7)], "x, y, width, height"),
+        # Centre 80, 40, width 30, height 40 on 96 x 64 px read as x, y, width, height.
+        ("coco", [(80, 40, 110, 80)], "centre x, centre y, width, height"),
+        # x, y, width, height 60, 30, 20, 30 read as corners: the last is left of the first.
+        ("csv", [(60, 30, 20, 30)], "x, y, width, height"),
+    ],
+)
+def test_numbers_of_boxes_in_another_order(format: str, boxes: list[Box], order: str) -> None:
+    (line,) = warnings(boxes, format=format, normalised=format == "yolo")
+    assert f"and none does as {order}: they are probably that" in line
+
+
+def test_an_image_that_is_listed_twice() -> None:
+    records = [
+        ImageRecord(n, "a.jpg", 64, 96, (Annotation(n, 0, GOOD[n], False, None),)) for n in (0, 1)
+    ]
+    source = Source(
+        categories=(Category(0, 0, "cat"),),
+        images=images_of_records(records),
+        quarantined=(),
+        repairs={},
+        listed=2,
+        annotated=2,
+        lost=0,
+        largest_id=1,
+        digest="",
+        doubts=("classes.txt and data.yaml differ",),
+    )
+    doubt, line = implausible(MergedSources(source, (IndexedSource("one", "coco", digest=""),)))
+    assert doubt.sentence == "classes.txt and data.yaml differ"
+    assert line.sentence.startswith("1 file names are those of several images (such as a.jpg)")
+
+
 def test_shares_of_the_picture() -> None:
     (line,) = warnings([(0.1, 0.2, 0.5, 0.9), (0, 0, 1, 1)])
-    assert line.startswith("all 2 boxes lie within one pixel")
+    assert line.startswith("one: all 2 boxes lie within one pixel")
     (line,) = warnings([(0.1 - 1, 0.2 - 1, 0.5, 0.9)], format="voc")
-    assert line.startswith("all 1 boxes lie within one pixel")
+    assert line.startswith("one: all 1 boxes lie within one pixel")
     assert warnings([(0.1, 0.2, 0.5, 0.9)], normalised=True, format="yolo") == ()
     assert warnings([(0.1, 0.2, 0.5, 0.9), (0, 0, 9, 9)]) == ()
 
 
 def test_a_voc_set_that_counts_from_zero() -> None:
     (line,) = warnings([(-1, 3, 20, 30), *GOOD], format="voc")
-    assert line.startswith("1 of 3 boxes begin at pixel 0, but VOC counts from 1")
+    assert line.startswith("one: 1 of 3 boxes begin at pixel 0, but VOC counts from 1")
     assert warnings([(0, 0, 96, 64)], format="voc") == ()
 
 

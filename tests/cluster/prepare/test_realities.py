@@ -568,7 +568,8 @@ def test_the_same_picture_twice(tmp_path: Path) -> None:
         tmp_path / "source", Case("", "", files=("case.jpg", "copy.jpg")), images=images
     )
     prepared = prepare(source, tmp_path / "out")
-    assert "duplicate   2 x the picture of another image (such as case.jpg = copy.jpg)" in lines_of(
+    # case.jpg has the boxes.
+    assert "duplicate   2 x the picture of another image (such as copy.jpg = case.jpg)" in lines_of(
         prepared
     )
     assert prepared.index.counts.images == 4 and prepared.quarantined == []

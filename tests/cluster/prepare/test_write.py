@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -279,3 +280,21 @@ def test_too_many_bad_annotations_are_refused(tmp_path: Path) -> None:
         ).counts.boxes
         == 2
     )
+
+
+def test_a_set_of_which_no_object_is_left_is_refused(tmp_path: Path) -> None:
+    pictures = {f"{n}.jpg": jpeg(noise(20, 30)) for n in range(2)}
+    folder = write_coco(tmp_path / "coco", pictures)
+    # All boxes are drawn outside.
+    annotations = Path(folder, "annotations/instances_train.json")
+    content = json.loads(annotations.read_text())
+    for one in content["annotations"]:
+        one["bbox"] = [40, 3, 10, 10]
+    annotations.write_text(json.dumps(content))
+    options: dict[str, Any] = {"max_quarantined_annotations": 1.0}
+    with pytest.raises(DataError, match="none of the 2 annotations listed is left as an object"):
+        write_here(plan_coco(folder, str(tmp_path / "out"), **options))
+    accepted = write_here(
+        plan_coco(folder, str(tmp_path / "out"), accept=("no_objects",), **options)
+    )
+    assert accepted.counts.objects == 0
