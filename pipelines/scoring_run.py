@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import posixpath
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cluster.tracking.registry import parse_model_uri, resolve
 from cluster.tracking.run import read_record
 from detector.metrics import CocoTable
 
+UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
 MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
 
 
@@ -148,8 +150,9 @@ def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
         if has_run(store, recorded.run_id):
             return store, recorded.run_id
         why = (
-            f"MLflow at {store} has no run {recorded.run_id!r}, or has it in its trash; mlflow runs"
-            f" restore --run-id {recorded.run_id} brings it back"
+            f"MLflow at {store} has no run {recorded.run_id!r}, or has it in its trash;"
+            f" MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow runs restore --run-id"
+            f" {recorded.run_id} brings it back"
         )
     except PlainError as error:
         why = str(error)
@@ -167,6 +170,9 @@ class Predicted:
     store: str
     """URI of the MLflow store that has the model."""
 
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know."""
+
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         summary = self.summary
@@ -180,6 +186,7 @@ class Predicted:
             ),
             *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
             *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
+            *(f"note     {note}" for note in self.notes),
             *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
             f"written  {self.output}: {written}",
         ]
@@ -214,6 +221,12 @@ def predict_folder(
         if uri is not None and files.size(uri) is None:
             raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")
     _check_output(output, overwrite=overwrite)
+    target = uris.absolute(output)
+    if images == target or uris.is_below(images, target):
+        raise UsageError(
+            f"--output {output}: is --images {images} or lies above it, and later predictions would"
+            " pass over its pictures as drawn ones; give another folder"
+        )
     listed = prediction.list_images(images)
     pictures = listed.uris
     ids: dict[str, int] = {uri: number for number, uri in enumerate(pictures, start=1)}
@@ -222,10 +235,13 @@ def predict_folder(
         theirs = coco_ids.read_coco_ids(annotations)
         folder = posixpath.dirname(images) if pictures == [images] else images
         ids = coco_ids.ids_of_images(pictures, folder, theirs)
+    unnamed = [uri for uri in pictures if uri not in ids]
+    notes = [f"{len(unnamed)} {UNNAMED} (such as {unnamed[0]})"] if unnamed else []
     return predict_images(
         model,
         {uri: ids.get(uri) for uri in pictures},
         passed_over={**listed.passed_over, **listed.others},
+        notes=notes,
         theirs=theirs,
         class_map=class_map,
         output=output,
@@ -243,6 +259,7 @@ def predict_images(
     pictures: Mapping[str, int | None],
     *,
     passed_over: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
     theirs: coco_ids.CocoIds | None = None,
     class_map: str | None = None,
     output: str,
@@ -282,8 +299,13 @@ def predict_images(
             overlays=overlays,
             **vars(replicas),
         )
+        # Nothing of a former prediction stays beside this one; its summary, which says that it is
+        # whole, goes first.
+        if files.exists(uris.join(output, prediction.SUMMARY)):
+            files.delete_file(uris.join(output, prediction.SUMMARY))
+            files.delete_folder(uris.join(output, prediction.OVERLAYS))
         files.upload_folder(folder, output, last=prediction.SUMMARY)
-    return Predicted(summary, output, overlays, store)
+    return Predicted(summary, output, overlays, store, tuple(notes))
 
 
 def _given_classes(class_map: str | None) -> dict[str, str] | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -219,14 +220,22 @@ def checkpoints(run: str) -> list[str]:
 
 def checkpoint_folders(run: str) -> dict[str, bool]:
     """URI of each checkpoint -> whether it is complete, oldest first: the names carry the images
-    seen with leading zeros, and the last file is uploaded last.
+    seen with leading zeros, and the last file is uploaded last. Whatever else lies there is not
+    ours: a file that a file manager left, a copy under another name.
     """
     folder = join(run, CHECKPOINTS)
     complete: dict[str, bool] = {}
     for uri, _ in files.list_files(folder) if files.exists(folder) else ():
         parent, name = os.path.split(uri)
+        if not _is_checkpoint(parent, folder):
+            continue
         complete[parent] = complete.get(parent, False) or name == STATE_FILE
     return dict(sorted(complete.items()))
+
+
+def _is_checkpoint(uri: str, folder: str) -> bool:
+    name = uri[len(folder) + 1 :]
+    return uri.startswith(f"{folder}/") and re.fullmatch(r"images-\d{12,}", name) is not None
 
 
 def checkpoint_uri(run: str, images_seen: int) -> str:

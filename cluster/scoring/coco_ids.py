@@ -4,6 +4,7 @@ with it.
 
 from __future__ import annotations
 
+import difflib
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,20 @@ def category_ids(
             raise UsageError(
                 f"--classes: {unknown[0]!r} is no class of {ids.uri}, which has"
                 f" {', '.join(map(repr, list(known)[:5]))}"
+            )
+        names = [name for name, _ in model]
+        targets = [to for to in given.values() if to is not None]
+        if wrong := [to for to in targets if to not in names]:
+            near = difflib.get_close_matches(wrong[0], names, 1)
+            raise UsageError(
+                f"--classes: {wrong[0]!r} is no class of the model, which has"
+                f" {', '.join(map(repr, near or names[:5]))}"
+            )
+        if len(set(targets)) < len(targets):
+            twice = next(to for to in targets if targets.count(to) > 1)
+            raise UsageError(
+                f"--classes: {twice!r} is given for two classes of {ids.uri}, and a detection of it"
+                " can have one id; choose one"
             )
         known |= {to: ids.categories[name] for name, to in given.items()}
     missing = [name for name, _ in model if name not in known]

@@ -23,7 +23,7 @@ from cluster.storage.pictures import PREDICTIONS, Pictures, is_picture, list_pic
 from detector.image import FORMATS, decode_image
 from detector.plots import overlay_figure
 
-RESULTS, SUMMARY = "coco_results.json", "summary.json"
+RESULTS, SUMMARY, OVERLAYS = "coco_results.json", "summary.json", "overlays"
 SCHEMA = pa.schema(
     [pa.field("uri", pa.string()), *actors.SCORED, pa.field("model_version", pa.string())]
 )
@@ -110,7 +110,7 @@ def predict(
     and the `category_ids`, one for each class of the model; files without an id in `ids` are not in
     them, nor are detections of a class whose id is None. `passed_over` goes into the summary.
     """
-    os.makedirs(os.path.join(folder, "overlays"), exist_ok=True)
+    os.makedirs(os.path.join(folder, OVERLAYS), exist_ok=True)
     names = [each.name for each in read_classes(package)]
     results: list[CocoResult] = []
     errors: list[str] = []

@@ -13,6 +13,8 @@ from cluster.errors import UsageError
 from cluster.tracking import embedded
 
 EXPERIMENT = "retinaray"
+MOST_OF_A_NAME = 200
+NAME_RULE = "must be printable and must not begin or end with a blank"
 _RELATIVE_FILE = re.compile(r"sqlite:///(?!/)(?=[^?])")
 
 
@@ -31,7 +33,7 @@ class TrackingConfig(BaseModel):
     experiment: str | None = Field(
         default=None,
         min_length=1,
-        max_length=200,
+        max_length=MOST_OF_A_NAME,
         description=(
             "MLflow experiment that the runs belong to; unset: MLFLOW_EXPERIMENT_NAME, else"
             f" {EXPERIMENT}"
@@ -42,9 +44,7 @@ class TrackingConfig(BaseModel):
     @classmethod
     def _check_experiment(cls, name: str | None) -> str | None:
         if name is not None and (not name.isprintable() or name != name.strip()):
-            raise ValueError(
-                f"{name!r} must be printable and must not begin or end with a blank, such as cells"
-            )
+            raise ValueError(f"{name!r} {NAME_RULE}, such as cells")
         return name
 
     @field_validator("uri")
@@ -132,8 +132,16 @@ def refuse_second_store(uri: str) -> None:
 
 
 def experiment_name(config_name: str | None) -> str:
-    """The configured experiment, else that of MLFLOW_EXPERIMENT_NAME, else `EXPERIMENT`."""
-    return config_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    """The configured experiment, else that of MLFLOW_EXPERIMENT_NAME, else `EXPERIMENT`.
+    `UsageError` where MLflow would refuse the name, or nobody could see it.
+    """
+    name = config_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    if not name.isprintable() or name != name.strip() or len(name) > MOST_OF_A_NAME:
+        raise UsageError(
+            f"MLFLOW_EXPERIMENT_NAME {name[:60]!r}: {NAME_RULE}, and may have"
+            f" {MOST_OF_A_NAME} characters at most; correct the variable or unset it"
+        )
+    return name
 
 
 def ui_command(uri: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -105,9 +106,9 @@ def attach_run(uri: str, run_id: str) -> Run:
         stored_steps = _last_steps(client, run_id)
     if stored_steps is None:
         raise UsageError(
-            f"MLflow at {uri} has no run {run_id!r}, or has it in its trash; restore it with mlflow"
-            f" runs restore --run-id {run_id}, or give the --tracking.uri that the training run"
-            " used"
+            f"MLflow at {uri} has no run {run_id!r}, or has it in its trash; restore it with"
+            f" MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow runs restore --run-id {run_id}, or"
+            " repeat the training's command, which records the run anew"
         )
     return Run(client, uri=uri, run_id=run_id, stored_steps=None)
 

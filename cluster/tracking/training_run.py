@@ -16,6 +16,7 @@ from cluster.errors import PlainError
 from cluster.runs import evaluations, events, run_folder
 from cluster.storage import files, uris
 from cluster.tracking.embedded import same
+from cluster.tracking.preflight import has_run
 from cluster.tracking.run import Run, Status, open_run, read_record
 
 RETRY_SECONDS = 30.0
@@ -164,9 +165,11 @@ class Tracker:
             before = read_record(self._run_folder)
             if before is None:
                 return run_folder.read_finished(self._run_folder) is not None
+            # A store may have lost it since.
+            there = before.complete and has_run(before.uri, before.run_id)
         except PlainError:
             return False
-        return same(before.uri, self.uri) and not before.complete
+        return same(before.uri, self.uri) and not there
 
 
 def track(run: Run, event: events.Event) -> None:

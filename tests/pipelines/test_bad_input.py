@@ -204,6 +204,11 @@ CASES = [
         "{good}: is a file and no picture that can be read (JPEG, PNG, ",
     ),
     (
+        "predict --model models:/cells@champion --images {images} --output {images}",
+        2,
+        "is --images {images} or lies above it",
+    ),
+    (
         (
             "predict --model models:/cells@champion --images {images} --output {dir}/p --storage"
             " {dir} --annotations {dir}"

@@ -26,6 +26,20 @@ def test_a_checkpoint_without_its_last_file_does_not_count(tmp_path: Path) -> No
     assert run_folder.checkpoint_folders(run) == {str(complete): True, str(torn): False}
 
 
+@pytest.mark.parametrize(
+    "foreign", [".DS_Store", "images-backup/state.json", "@eaDir/a.txt", "images-000000000300/a/b"]
+)
+def test_what_is_no_checkpoint_does_not_count(tmp_path: Path, foreign: str) -> None:
+    """Old checkpoints are deleted by these names: a foreign file once took all others with it."""
+    checkpoint = Path(run_folder.checkpoint_uri(str(tmp_path), 100))
+    checkpoint.mkdir(parents=True)
+    (checkpoint / run_folder.STATE_FILE).write_text("{}")
+    file = checkpoint.parent / foreign
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    assert run_folder.checkpoint_folders(str(tmp_path)) == {str(checkpoint): True}
+
+
 def test_a_begun_run_owns_its_name(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     first = run_folder.claim(run, {}, {"loss": {"gamma": 2.0}}, begun=False)

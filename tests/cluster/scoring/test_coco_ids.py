@@ -55,6 +55,12 @@ def test_classes_that_the_json_does_not_have_need_a_map() -> None:
         UsageError, match="--classes: 'ox' is no class of coco.json, which has 'dog'"
     ):
         category_ids(model, IDS, given={"ox": "bull"})
+    with pytest.raises(
+        UsageError, match="--classes: 'bul' is no class of the model, which has 'bull'$"
+    ):
+        category_ids(model, IDS, given={"cow": "bul"})
+    with pytest.raises(UsageError, match="'bull' is given for two classes of coco.json"):
+        category_ids(model, IDS, given={"cow": "bull", "dog": "bull"})
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,10 @@ def test_the_experiment_is_that_of_the_option_else_of_the_environment(monkeypatc
     assert experiment_name(None) == "retinaray"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cells")
     assert experiment_name(None) == "cells" and experiment_name("mine") == "mine"
+    for bad in ("   ", "x" * 600, "a\nb"):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", bad)
+        with pytest.raises(UsageError, match="^MLFLOW_EXPERIMENT_NAME .*correct the variable"):
+            experiment_name(None)
 
 
 def test_ui_command_names_the_store_or_the_server():
