@@ -22,6 +22,8 @@ from detector.decode import Detections
 from detector.scores import shown
 
 SIZES = ("small", "medium", "large")
+_WIDEST = 40
+"""Characters of a class name in a table."""
 SUMMARY_NAMES = (
     "AP",
     "AP50",
@@ -104,7 +106,8 @@ class CocoTable:
         """A table to read: a dash stands for a number without such objects."""
         lines = [f"{self.images} images, {self.detections} detections"]
         lines += [f"  {name:<10} {shown(value):>7}" for name, value in self.summary.items()]
-        width = max([len(name) for name in self.per_class] + [5])
+        names = {name: _in_a_cell(name) for name in self.per_class}
+        width = max([len(name) for name in names.values()] + [5])
         columns = {
             head: name
             for head, name in {**_COLUMNS, "AR": "AR"}.items()
@@ -113,10 +116,16 @@ class CocoTable:
         lines.append(f"  {'class':<{width}}  objects " + " ".join(f"{head:>7}" for head in columns))
         for name, row in self.per_class.items():
             lines.append(
-                f"  {name:<{width}}  {int(row['objects'] or 0):7d} "
+                f"  {names[name]:<{width}}  {int(row['objects'] or 0):7d} "
                 + " ".join(f"{shown(row[column]):>7}" for column in columns.values())
             )
         return "\n".join(lines)
+
+
+def _in_a_cell(name: str) -> str:
+    """A class name on one line of a terminal, at most `_WIDEST` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return shown if len(shown) <= _WIDEST else shown[: _WIDEST - 3] + "..."
 
 
 def coco_table(

@@ -324,3 +324,9 @@ def test_the_table_as_text_and_as_json():
     )
     again = json.loads(json.dumps(table.as_dict(), allow_nan=False))
     assert again["AP50"] == table.summary["AP50"] and again["per_class"]["dog"]["objects"] == 1
+
+
+def test_a_class_name_stays_in_its_cell() -> None:
+    names = ["new\nline", "\x1b[2J", "x" * 300]
+    lines = coco_table([], {}, names).as_text().splitlines()[-3:]
+    assert [line.split()[0] for line in lines] == ["new\\nline", "\\x1b[2J", "x" * 37 + "..."]
