@@ -284,7 +284,7 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
     from cluster.formats.read import in_val, read_source
     from cluster.scoring.predict import list_images
     from cluster.shards.read import read_columns
-    from cluster.storage import embedded, uris
+    from cluster.storage import parquet_pictures, uris
 
     rows = read_columns(shard_set, ["source", "file_name", "image_id"]).to_pylist()
     ids = {(row["source"], row["file_name"]): row["image_id"] for row in rows}
@@ -293,7 +293,9 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
         place = place.absolute()
         folder = place.folder()
         if READERS[place.format].has_pictures:
-            inside = [name for name in read_source(place).images.names if embedded.split(name)]
+            inside = [
+                name for name in read_source(place).images.names if parquet_pictures.split(name)
+            ]
             stored = [name for source, name in ids if source == number]
             names = dict.fromkeys([*inside, *sorted(stored)])
         else:

@@ -56,8 +56,7 @@ def main(config: PrepareConfig) -> None:
     if config.check:
         check_shares(plan, prepared.quarantined)
         refuse_implausible(plan)
-        counts = prepared.index.counts
-        refuse_empty(plan, counts.objects, counts.listed_annotations)
+        refuse_empty(plan, prepared.index.counts)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def evaluate(
             max_detections=max_detections,
             **vars(replicas),
         )
-        files.upload_folder(folder, output, last="metrics.json")
+        _replace_results(folder, output, last="metrics.json")
         notes = [*classes.notes("data"), *remarks]
         if recorded is not None and best is not None:
             try:
@@ -299,13 +299,18 @@ def predict_images(
             overlays=overlays,
             **vars(replicas),
         )
-        # Nothing of a former prediction stays beside this one; its summary, which says that it is
-        # whole, goes first.
-        if files.exists(uris.join(output, prediction.SUMMARY)):
-            files.delete_file(uris.join(output, prediction.SUMMARY))
-            files.delete_folder(uris.join(output, prediction.OVERLAYS))
-        files.upload_folder(folder, output, last=prediction.SUMMARY)
+        _replace_results(folder, output, last=prediction.SUMMARY)
     return Predicted(summary, output, overlays, store, tuple(notes))
+
+
+def _replace_results(folder: str, output: str, *, last: str) -> None:
+    """Write a local folder to `output`. No drawing of former results stays beside these; their file
+    `last`, which says that they are whole, goes first.
+    """
+    if files.exists(uris.join(output, last)):
+        files.delete_file(uris.join(output, last))
+        files.delete_folder(uris.join(output, prediction.OVERLAYS))
+    files.upload_folder(folder, output, last=last)
 
 
 def _given_classes(class_map: str | None) -> dict[str, str] | None:

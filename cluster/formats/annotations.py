@@ -22,6 +22,8 @@ Keep = Callable[[str], bool]
 """Whether the image of a file name belongs to the split that is read."""
 
 MAX_ID = 2**63 - 1
+SWAPPED = "boxes whose corners are given in another order"
+"""A repair that several readers make."""
 NO_ID = -1
 """In the column of annotation ids: the annotation has none."""
 

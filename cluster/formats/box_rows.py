@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cluster.errors import DataError
-from cluster.formats.annotations import Box, Findings, Keep, Source
+from cluster.formats.annotations import SWAPPED, Box, Findings, Keep, Source, most_frequent
 from cluster.formats.columns import Columns
 from cluster.formats.csv_lines import Line, read_lines
 from cluster.formats.names import fault_of_name, inside_folder, is_text
-from cluster.formats.numbers import as_number
+from cluster.formats.numbers import as_coordinates
 from cluster.shards.format import Category
-from cluster.shards.quarantine import by_reason
 
-SWAPPED = "boxes whose corners are given in another order"
 NO_CLASS = "its class has no name"
 NOT_NUMBERS = "its box is not four finite numbers"
 
@@ -52,10 +50,10 @@ def read_corners(
     fields: Mapping[str, str], columns: Sequence[str], findings: Findings
 ) -> Box | str:
     """The numbers of four columns, x1, y1, x2, y2, ordered; or why they are no box."""
-    numbers = [as_number(fields[name]) for name in columns]
-    x1, y1, x2, y2 = (0.0 if number is None else number for number in numbers)
-    if None in numbers or max(map(abs, (x1, y1, x2, y2))) > 1e9:
+    corners = as_coordinates(fields[name] for name in columns)
+    if corners is None:
         return NOT_NUMBERS
+    x1, y1, x2, y2 = corners
     if x1 > x2 or y1 > y2:
         findings.repairs[SWAPPED] += 1
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
@@ -82,11 +80,10 @@ def read_boxes(
     if not table.positions and not table.findings.quarantined:
         raise DataError(f"{uri}: has no line behind the first; there is nothing to prepare")
     if not table.labels:
-        faults = by_reason(table.findings.quarantined)[:3]
-        found = "; ".join(f"{len(alike)} x {why}" for why, alike in faults)
+        faults = [entry.why for entry in table.findings.quarantined]
         raise DataError(
-            f"{uri}: no usable box in any of its lines ({found or 'they have none'}); a detector"
-            " needs at least one class"
+            f"{uri}: no usable box in any of its lines ({most_frequent(faults)}); a detector needs"
+            " at least one class"
         )
     return table.to_source(digest.hexdigest(), normalised=normalised)
 
@@ -106,7 +103,7 @@ class _Table:
         row = BoxRow("", "", None) if line.fields is None else parse(line.fields, own)
         fault = line.fault or fault_of_name(row.file_name)
         if fault is not None:
-            self._reject(line, fault)
+            self._reject(line, fault, detail=line.detail)
             return
         owner = self._position(inside_folder(row.file_name) or "", row.size)
         fault = row.fault or self._fault_of_class(row)
@@ -138,8 +135,9 @@ class _Table:
             return f"its class is not in {self.classes.file}"
         return None
 
-    def _reject(self, line: Line, fault: str) -> None:
-        self.findings.reject("annotation", f"line {line.number}", fault, {"line": line.text[:1000]})
+    def _reject(self, line: Line, fault: str, *, detail: str = "") -> None:
+        record = {"line": line.text[:1000]}
+        self.findings.reject("annotation", f"line {line.number}", fault, record, detail=detail)
 
     def to_source(self, digest: str, *, normalised: bool) -> Source:
         keys = sorted(self.labels) if self.classes is None else list(self.classes.names)

@@ -15,10 +15,8 @@ from cluster.errors import DataError
 from cluster.formats import lvis
 from cluster.formats.annotations import MAX_ID
 from cluster.formats.names import escape_surrogates, is_text
+from cluster.formats.numbers import MAX_COORDINATE
 from cluster.shards.format import Category
-
-MAX_COORDINATE = 1e9
-"""px; beyond it x + width loses the pixels, and no picture is that large."""
 
 
 class AnnotationFields(NamedTuple):

@@ -28,14 +28,14 @@ from cluster.formats.annotations import (
     images_of_records,
     keep_all,
 )
-from cluster.formats.coco_records import MAX_COORDINATE
 from cluster.formats.names import fault_of_name, inside_folder
-from cluster.formats.numbers import as_number, as_whole
+from cluster.formats.numbers import as_coordinates, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
 
 PERSON = Category(0, 1, "person")
 IGNORED = "areas to ignore (tag mask, or ignore in extra), stored as crowds"
+NOT_JSON = "its line is not a JSON object"
 MAX_LINE = 64 << 20
 """Bytes; a line describes one image and has some kB."""
 
@@ -95,9 +95,10 @@ class _Lines:
 
     def take(self, number: int, line: bytes) -> None:
         self.largest_id = number
-        content = _parse(line)
-        if isinstance(content, str):
-            self._reject(number, content, {"line": line[:200].decode("utf-8", "replace")})
+        content, detail = _parse(line)
+        if content is None:
+            raw = {"line": line[:200].decode("utf-8", "replace")}
+            self._reject(number, NOT_JSON, raw, detail=detail)
             return
         name, boxes = content.get("ID"), content.get("gtboxes")
         name = f"{name}.jpg" if isinstance(name, str) and name else name
@@ -111,17 +112,18 @@ class _Lines:
         elif not isinstance(boxes, list):
             self._reject(number, "it has no list gtboxes", content)
         elif (first := self.line_of.setdefault(file_name, number)) != number:
-            self._reject(number, f"another line has the same ID ({first})", content)
+            why, detail = "another line has the same ID", f"line {first}"
+            self._reject(number, why, content, detail=detail)
         else:
             annotations = self._read_boxes(number, file_name, boxes)
             self.listed += 1
             self.records.append(ImageRecord(number, file_name, None, None, annotations))
 
-    def _reject(self, number: int, why: str, content: Any) -> None:
+    def _reject(self, number: int, why: str, content: Any, *, detail: str = "") -> None:
         self.listed += 1
         boxes = content.get("gtboxes") if isinstance(content, dict) else None
         self.lost += len(boxes) if isinstance(boxes, list) else 0
-        self.findings.reject("image", f"line {number}", why, content)
+        self.findings.reject("image", f"line {number}", why, content, detail=detail)
 
     def _read_boxes(self, line: int, file_name: str, boxes: list[Any]) -> tuple[Annotation, ...]:
         annotations = []
@@ -150,15 +152,15 @@ class _Lines:
         )
 
 
-def _parse(line: bytes) -> Any:
-    """The content of a line; a text is the reason why it has none that can be used."""
+def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The content of a line; None where it has none that can be used, and why."""
     try:
         content = json.loads(line.strip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        return f"its line is not JSON ({error.msg}, column {error.colno})"
+        return None, f"{error.msg}, column {error.colno}"
     except (ValueError, RecursionError) as error:
-        return f"its line is not JSON ({error})"
-    return content if isinstance(content, dict) else "its line is not a JSON object"
+        return None, str(error)
+    return (content, "") if isinstance(content, dict) else (None, type(content).__name__)
 
 
 def _read_box(number: int, box: Any) -> Annotation | str:
@@ -171,9 +173,8 @@ def _read_box(number: int, box: Any) -> Annotation | str:
     ignore = as_whole(extra.get("ignore", 0)) if isinstance(extra, dict) else 0
     if ignore not in (0, 1):
         return "its ignore is neither 0 nor 1"
-    numbers = [as_number(side) for side in sides] if isinstance(sides, list) else []
-    finite = [side for side in numbers if side is not None and abs(side) < MAX_COORDINATE]
-    if len(numbers) != 4 or len(finite) != 4:
+    finite = as_coordinates(sides) if isinstance(sides, list) else None
+    if finite is None or len(finite) != 4:
         return "its fbox is missing" if sides is None else "its fbox is not four finite numbers"
     x, y, width, height = finite
     crowd = tag == "mask" or ignore == 1

@@ -17,6 +17,7 @@ from cluster.storage import files
 
 _BUFFER = 1 << 20
 _SEPARATORS = ",;\t"
+OTHER_COLUMNS = "its line has another number of columns than the first"
 
 
 class Line(NamedTuple):
@@ -29,6 +30,8 @@ class Line(NamedTuple):
     text: str
     fields: Mapping[str, str] | None
     fault: str | None
+    detail: str = ""
+    """The values that belong to the fault."""
 
 
 def column_names(first_line: str) -> list[str]:
@@ -78,8 +81,8 @@ def _parse(number: int, text: str, columns: Sequence[str], separator: str) -> Li
     if fields is None:
         return Line(number, text, None, "a quotation mark in its line has no partner")
     if len(fields) < len(columns) or any(fields[len(columns) :]):
-        fault = f"its line has another number of columns than the first ({len(fields)})"
-        return Line(number, text, None, fault)
+        detail = f"{len(fields)} in place of {len(columns)}"
+        return Line(number, text, None, OTHER_COLUMNS, detail)
     return Line(number, text, dict(zip(columns, fields, strict=False)), None)
 
 

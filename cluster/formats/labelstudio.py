@@ -22,45 +22,27 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from posixpath import dirname
-from typing import Any, NamedTuple
+from typing import Any
 
 from cluster.errors import DataError
-from cluster.formats.annotations import (
-    MAX_ID,
-    Annotation,
-    Findings,
-    ImageRecord,
-    Keep,
-    Source,
-    images_of_records,
-    keep_all,
-    most_frequent,
-)
+from cluster.formats.annotations import MAX_ID, Findings, Keep, Source, keep_all, most_frequent
 from cluster.formats.class_names import CLASSES, read_class_list
+from cluster.formats.drawings import Drawing, Words, faults_of, to_source, used_labels
 from cluster.formats.labelstudio_pictures import PictureNames, picture_of
-from cluster.formats.labelstudio_regions import Region, parse_results
+from cluster.formats.labelstudio_regions import parse_results
 from cluster.formats.numbers import as_whole
-from cluster.formats.yolo import POLYGONS
-from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.pictures import list_pictures
 from cluster.storage.uris import join
 
 OLDER = "annotations of a task that has a newer one, which is taken"
-RENUMBERED = "task ids that are no numbers, counted from 1 instead"
 UNLABELLED = "a task without an annotation, or with cancelled ones alone"
 NO_TASK = "the task is not an object"
-SAME_PICTURE = "another task has the same picture"
-OUTSIDE_CLASSES = f"its label is not in {CLASSES}"
-
-
-class _Task(NamedTuple):
-    id: int | None
-    file_name: str
-    """Of the picture in the folder, or the name in the file where none fits."""
-    regions: list[Region]
-    fault: str | None
-    raw: Any
+WORDS = Words(
+    renumbered="task ids that are no numbers, counted from 1 instead",
+    same_name="another task has the same picture",
+    unknown_label=f"its label is not in {CLASSES}",
+)
 
 
 def read_labelstudio(annotations: str, images: str, keep: Keep = keep_all) -> Source:
@@ -86,38 +68,29 @@ def read_labelstudio(annotations: str, images: str, keep: Keep = keep_all) -> So
             " cancelled; label some and export it again"
         )
     names = _class_names(annotations, tasks)
-    ids = [task.id for task in tasks if task.id is not None]
-    if len(set(ids)) < len(tasks):
-        findings.repairs[RENUMBERED] += len(tasks)
-        tasks = [task._replace(id=number) for number, task in enumerate(tasks, start=1)]
-    listed = [task for task in tasks if keep(task.file_name)]
-    records, lost = _read_records(listed, names, findings)
     identity = [names, hashlib.sha256(data).hexdigest(), *(task.file_name for task in tasks)]
-    return Source(
-        categories=tuple(Category(label, label + 1, name) for label, name in enumerate(names)),
-        images=images_of_records(records, normalised=True),
-        quarantined=tuple(findings.quarantined),
-        repairs=dict(+findings.repairs),
-        listed=len(listed),
-        annotated=sum(len(task.regions) for task in listed),
-        lost=lost,
-        largest_id=max(task.id or 0 for task in tasks),
+    return to_source(
+        tasks,
+        names,
+        keep,
+        findings,
+        WORDS,
         digest=hashlib.sha256(repr(identity).encode()).hexdigest(),
         passed_over=passed,
+        normalised=True,
     )
 
 
-def _class_names(uri: str, tasks: Sequence[_Task]) -> list[str]:
+def _class_names(uri: str, tasks: Sequence[Drawing]) -> list[str]:
     listed = join(dirname(uri), CLASSES)
     if files.exists(listed):
         names = read_class_list(listed)
     else:
-        names = sorted({one.label for task in tasks for one in task.regions if one.fault is None})
+        names = used_labels(tasks)
     if not names:
-        faults = [one.fault for task in tasks for one in task.regions if one.fault is not None]
         raise DataError(
-            f"{uri}: no usable box in any task ({most_frequent(faults)}); a detector needs at least"
-            " one class"
+            f"{uri}: no usable box in any task ({most_frequent(faults_of(tasks))}); a detector"
+            " needs at least one class"
         )
     return names
 
@@ -157,12 +130,12 @@ def _min_results(item: Mapping[str, Any]) -> list[Any]:
 
 def _parse(
     items: Sequence[Any], pictures: PictureNames, findings: Findings, passed: dict[str, int]
-) -> list[_Task]:
+) -> list[Drawing]:
     """The tasks that somebody has annotated. What is passed over is counted in `passed`."""
     tasks = []
     for item in items:
         if not isinstance(item, dict):
-            tasks.append(_Task(None, "?", [], NO_TASK, item))
+            tasks.append(Drawing(None, "?", [], NO_TASK, item))
             continue
         given = item.get("annotations", item.get("completions"))
         valid = [one for one in given if _counts(one)] if isinstance(given, list) else []
@@ -177,7 +150,8 @@ def _parse(
         file, fault = pictures.find(name)
         id_ = as_whole(item.get("id"))
         id_ = id_ if id_ is not None and 0 <= id_ <= MAX_ID else None
-        tasks.append(_Task(id_, file or name or "?", regions, fault, item.get("data")))
+        raw = {"task": id_, "data": item.get("data"), "annotations": len(regions)}
+        tasks.append(Drawing(id_, file or name or "?", regions, fault, raw))
     return tasks
 
 
@@ -198,32 +172,3 @@ def _time(annotation: Mapping[str, Any]) -> datetime:
             continue
         return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return datetime.min.replace(tzinfo=UTC)
-
-
-def _read_records(
-    tasks: Sequence[_Task], names: Sequence[str], findings: Findings
-) -> tuple[list[ImageRecord], int]:
-    """The usable images, and the number of regions that are lost with the others."""
-    numbers = {name: label for label, name in enumerate(names)}
-    records: dict[str, ImageRecord] = {}
-    lost = 0
-    for task in tasks:
-        fault = task.fault or (SAME_PICTURE if task.file_name in records else None)
-        if fault is not None:
-            raw = {"task": task.id, "data": task.raw, "annotations": len(task.regions)}
-            findings.reject("image", task.file_name, fault, raw)
-            lost += len(task.regions)
-            continue
-        found = []
-        for number, region in enumerate(task.regions, start=1):
-            fault = region.fault or (None if region.label in numbers else OUTSIDE_CLASSES)
-            if fault is None:
-                found.append(Annotation(number, numbers[region.label], region.box, False, None))
-                findings.repairs[POLYGONS] += region.polygon
-                continue
-            raw = {"file_name": task.file_name, "result": region.raw}
-            findings.reject("annotation", f"{number} of {task.file_name}", fault, raw)
-        records[task.file_name] = ImageRecord(
-            task.id or 0, task.file_name, None, None, tuple(found)
-        )
-    return list(records.values()), lost

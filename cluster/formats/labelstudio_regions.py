@@ -1,18 +1,21 @@
-"""The regions of an annotation of Label Studio, in per cent of the upright picture."""
+"""The regions of an annotation of Label Studio, in per cent of the upright picture -> shapes in
+fractions of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cluster.formats.annotations import Box
+from cluster.formats.drawings import TURNED, Shape
 from cluster.formats.names import is_text
 from cluster.formats.numbers import as_number
+from cluster.formats.yolo import POLYGONS
 
 NO_OBJECT = "a result for a whole picture, which is no object"
 NO_LABEL = "its region has not exactly one label"
 NO_NUMBERS = "its x, y, width and height are not finite numbers"
-TURNED = "it is a turned box (rotation); boxes along the axes are needed"
 MAX_PERCENT = 1e6
 _LABELLED = ("rectanglelabels", "polygonlabels", "labels")
 _WHOLE_PICTURE = frozenset(
@@ -21,19 +24,7 @@ _WHOLE_PICTURE = frozenset(
 """Types of results that are no regions of a picture."""
 
 
-class Region(NamedTuple):
-    """`box` is in fractions of the picture. `fault` is why the region cannot be used; then `label`
-    and `box` mean nothing.
-    """
-
-    label: str
-    box: Box
-    fault: str | None
-    polygon: bool
-    raw: Any
-
-
-def parse_results(results: Sequence[Any], passed: dict[str, int]) -> list[Region]:
+def parse_results(results: Sequence[Any], passed: dict[str, int]) -> list[Shape]:
     """The regions of an annotation. Results for the whole picture are counted in `passed`."""
     # A box with a separate label is there twice: as `rectangle` and, with its label, as `labels`.
     labelled = {
@@ -53,7 +44,7 @@ def parse_results(results: Sequence[Any], passed: dict[str, int]) -> list[Region
     return regions
 
 
-def _parse(kind: object, result: Any) -> Region:
+def _parse(kind: object, result: Any) -> Shape:
     value = result.get("value") if isinstance(result, dict) else None
     value = value if isinstance(value, dict) else {}
     names = value.get(kind) if kind in _LABELLED else None
@@ -70,7 +61,8 @@ def _parse(kind: object, result: Any) -> Region:
         fault = TURNED
     elif box is None:
         fault = NO_NUMBERS
-    return Region(str(label).strip(), box or (0, 0, 0, 0), fault, polygon, result)
+    repair = POLYGONS if polygon else None
+    return Shape(str(label).strip(), box or (0, 0, 0, 0), fault, repair, result)
 
 
 def _box(value: Mapping[str, Any]) -> Box | None:

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+
+MAX_COORDINATE = 1e9
+"""px; beyond it x + width loses the pixels, and no picture is that large."""
 
 
 def as_number(value: object) -> float | None:
@@ -26,6 +30,13 @@ def as_number(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
+
+
+def as_coordinates(values: Iterable[object]) -> list[float] | None:
+    """All values as finite numbers up to `MAX_COORDINATE`; None where one is none."""
+    numbers = [as_number(value) for value in values]
+    known = [one for one in numbers if one is not None and abs(one) < MAX_COORDINATE]
+    return known if len(known) == len(numbers) else None
 
 
 def as_whole(value: object) -> int | None:

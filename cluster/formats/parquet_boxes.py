@@ -3,8 +3,8 @@ each picture, in the column `image`, with its `objects` (see `parquet_rows`). A 
 costs itself alone.
 
 Pictures inside the files are addressed as `train.parquet#17`, row 17 from 0 on
-(`cluster.storage.embedded`); pictures of which there is a path alone are files below the images
-folder. Rows may have an `image_id`, a `width` and a `height`. Where `image_id` is a whole number in
+(`cluster.storage.parquet_pictures`); pictures of which there is a path alone are files below the
+images folder. Rows may have an `image_id`, a `width` and a `height`. Where `image_id` is a whole number in
 every file, it is the id; otherwise the rows are counted from 1, the files in the order of their
 names.
 
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import DataError, UsageError
 from cluster.formats import box_order
-from cluster.formats.annotations import Findings, Keep, Source, keep_all
+from cluster.formats.annotations import Findings, Keep, Source, keep_all, most_frequent
 from cluster.formats.box_order import Decision, Order
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.columns import Columns
@@ -47,8 +47,7 @@ from cluster.formats.parquet_rows import (
     read_object,
 )
 from cluster.shards.format import Category
-from cluster.shards.quarantine import by_reason
-from cluster.storage import embedded, files
+from cluster.storage import files, parquet_pictures
 from cluster.storage.pictures import is_left_by_tools
 from cluster.storage.uris import is_below, join
 from detector.image import ImageError, opened
@@ -80,7 +79,7 @@ def read_parquet(
     rows = _Rows(keep, images, read_class_list(listed) if files.exists(listed) else None)
     digest = hashlib.sha256()
     for uri in uris:
-        with embedded.open_parquet(uri) as file:
+        with parquet_pictures.open_parquet(uri) as file:
             rows.start_file(uri, file)
             for batch in file.iter_batches(
                 _BATCH, columns=columns_to_read(file, uri), use_threads=False
@@ -94,29 +93,31 @@ def read_parquet(
     if not rows.number:
         raise DataError(f"{annotations}: has no row; there is nothing to prepare")
     if not rows.labels:
-        faults = [f"{len(own)} x {why}" for why, own in by_reason(rows.findings.quarantined)[:3]]
+        faults = [entry.why for entry in rows.findings.quarantined]
         raise DataError(
             f"{annotations}: no usable object in any of its {rows.number} rows"
-            f" ({'; '.join(faults) or 'they have none'}); a detector needs at least one class"
+            f" ({most_frequent(faults)}); a detector needs at least one class"
         )
     return rows.to_source(digest.hexdigest(), order)
 
 
 def _list_files(annotations: str) -> list[str]:
     if files.size(annotations) is not None:
-        if not annotations.lower().endswith(embedded.SUFFIX):
+        if not annotations.lower().endswith(parquet_pictures.SUFFIX):
             raise UsageError(
                 f"--annotations {annotations}: the name of a Parquet file must end in"
-                f" {embedded.SUFFIX}, by which its pictures are found; rename it"
+                f" {parquet_pictures.SUFFIX}, by which its pictures are found; rename it"
             )
         return [annotations]
     found = [
         uri
-        for uri, _ in files.list_files(annotations, [embedded.SUFFIX])
+        for uri, _ in files.list_files(annotations, [parquet_pictures.SUFFIX])
         if not is_left_by_tools(uri[len(annotations) + 1 :])
     ]
     if not found:
-        raise DataError(f"{annotations}: no {embedded.SUFFIX} file below it; check --annotations")
+        raise DataError(
+            f"{annotations}: no {parquet_pictures.SUFFIX} file below it; check --annotations"
+        )
     words = {word for uri in found for word in re.split(r"[-_./]", uri[len(annotations) :])}
     if len(splits := words & SPLITS) > 1:
         raise DataError(
@@ -158,7 +159,7 @@ class _Rows:
                 " kind of image_id; prepare it as a source of its own"
             )
         self.names, self.has_ids = names, has_ids
-        there = embedded.rows_with_picture(file).tolist()
+        there = parquet_pictures.rows_with_picture(file).tolist()
         if any(there) and not is_below(uri, self.folder):
             raise UsageError(
                 f"--images {self.folder}: is not needed, because {uri} holds its pictures; leave it"
@@ -166,13 +167,13 @@ class _Rows:
             )
         relative = uri[len(self.folder) + 1 :]
         self.places = (
-            (embedded.name_of_row(relative, row), embedded_here)
+            (parquet_pictures.name_of_row(relative, row), embedded_here)
             for row, embedded_here in enumerate(there)
         )
 
     def take(self, row: dict[str, Any]) -> None:
         self.number += 1
-        (place, is_inside), image = next(self.places), row.get(embedded.IMAGE)
+        (place, is_inside), image = next(self.places), row.get(parquet_pictures.IMAGE)
         path = image.get("path") if isinstance(image, dict) else image
         name, fault = place, None
         if not is_inside:
@@ -273,7 +274,7 @@ class _Rows:
         sizes_I2 = np.array([columns.widths, columns.heights], np.int64).T
         if not sizes_I2.any():
             uris = [join(self.folder, name) for name in columns.names[:LOOKED_AT]]
-            for position, data in enumerate(embedded.read_all(uris)):
+            for position, data in enumerate(parquet_pictures.read_all(uris)):
                 with suppress(ImageError), opened(data or b"") as picture:
                     sizes_I2[position] = picture.size
         return sizes_I2

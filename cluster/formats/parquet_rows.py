@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from cluster.errors import DataError
 from cluster.formats.annotations import Box
 from cluster.formats.names import is_text
-from cluster.formats.numbers import as_number, as_whole
-from cluster.storage import embedded
+from cluster.formats.numbers import as_coordinates, as_number, as_whole
+from cluster.storage import parquet_pictures
 
 CATEGORY = ("category", "category_id", "label")
 """The fields of an object that may hold its class, the first that is there."""
@@ -41,19 +41,27 @@ def columns_to_read(file: pq.ParquetFile, uri: str) -> list[str]:
     """The columns to read: all but the pictures and what is not used of the objects. `DataError`
     where one is missing.
     """
-    names = embedded.leaves(file)
+    names = parquet_pictures.leaves(file)
     used = [
         name for name in names if name.startswith("objects.") and {*name.split(".")} & {*FIELDS}
     ]
     first = {name.split(".")[0] for name in names}
     fields = {field for name in used for field in name.split(".")}
-    if embedded.IMAGE not in first or "bbox" not in fields or not fields & {*CATEGORY}:
+    if parquet_pictures.IMAGE not in first or "bbox" not in fields or not fields & {*CATEGORY}:
         raise DataError(
             f"{uri}: its columns are {', '.join(sorted(first))[:300]}; it needs image, and objects"
             " with bbox and category, as Hugging Face's datasets stores them"
         )
-    alone = {"image_id", "width", "height", embedded.IMAGE, f"{embedded.IMAGE}.path"}
-    return [name for name in names if name in alone - {embedded.picture_column(file)}] + used
+    alone = {
+        "image_id",
+        "width",
+        "height",
+        parquet_pictures.IMAGE,
+        f"{parquet_pictures.IMAGE}.path",
+    }
+    return [
+        name for name in names if name in alone - {parquet_pictures.picture_column(file)}
+    ] + used
 
 
 def objects_of(value: object) -> list[Any] | str:
@@ -63,14 +71,12 @@ def objects_of(value: object) -> list[Any] | str:
     if isinstance(value, list):
         return value
     if not isinstance(value, dict):
-        return f"its objects are no struct of lists ({type(value).__name__})"
+        return "its objects are no struct of lists"
     lists = {name: value[name] for name in FIELDS if value.get(name) is not None}
     if wrong := [name for name, one in lists.items() if not isinstance(one, list)]:
         return f"its objects.{wrong[0]} is no list"
-    lengths = {name: len(one) for name, one in lists.items()}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        return f"the lists of its objects have different lengths ({told})"
+    if len({len(one) for one in lists.values()}) > 1:
+        return "the lists of its objects have different lengths"
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
@@ -86,9 +92,8 @@ def read_object(record: object) -> ObjectRow | str:
     if not isinstance(record, Mapping):
         return NO_OBJECT
     bbox = record.get("bbox")
-    numbers = [as_number(value) for value in bbox] if isinstance(bbox, list) else []
-    finite = [number for number in numbers if number is not None and abs(number) < 1e9]
-    if len(numbers) != 4 or len(finite) != 4:
+    finite = as_coordinates(bbox) if isinstance(bbox, list) else None
+    if finite is None or len(finite) != 4:
         return NO_BOX
     given = next((record[name] for name in CATEGORY if record.get(name) is not None), None)
     category = given if isinstance(given, str) else as_whole(given)

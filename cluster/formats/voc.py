@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from cluster.errors import DataError
 from cluster.formats.annotations import (
+    SWAPPED,
     Annotation,
     Box,
     Findings,
@@ -34,14 +35,13 @@ from cluster.formats.annotations import (
 )
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.names import composed, fault_of_name, inside_folder, is_text
-from cluster.formats.numbers import as_number, as_whole
+from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.pictures import is_left_by_tools, list_pictures
 from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
-SWAPPED = "boxes whose corners are given in another order"
 OF_CVAT = "it is a file of CVAT, for all images; give it alone, with --format cvat"
 FOUND_BY_STEM = "pictures found by the name of their XML file, whose filename fits none"
 
@@ -268,16 +268,15 @@ def _parse_object(
     flag = (node.findtext("difficult") or "0").strip()
     difficult = flag.lower() == "true" or as_number(flag) == 1
     sides = ("xmin", "ymin", "xmax", "ymax")
-    numbers = [None if box is None else as_number(box.findtext(side)) for side in sides]
-    corners = [value for value in numbers if value is not None and abs(value) < 1e9]
+    corners = as_coordinates(None if box is None else box.findtext(side) for side in sides)
     fault = None
     if not name or not is_text(name):
         fault = "it has no name"
     elif box is None and node.find("robndbox") is not None:
         fault = "it has a rotated box (robndbox) alone; boxes along the axes are needed (bndbox)"
-    elif len(corners) < 4:
+    elif corners is None:
         fault = "its bndbox is not four finite numbers"
-    if len(corners) < 4:
+    if corners is None:
         return VocObject(number, name, (0, 0, 0, 0), difficult, fault, raw)
     (x1, x2, swapped_x), (y1, y2, swapped_y) = (_ordered(*corners[i::2]) for i in (0, 1))
     swapped = swapped_x or swapped_y

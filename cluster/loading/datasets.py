@@ -23,7 +23,7 @@ from cluster.loading import epoch_plan
 from cluster.shards.format import GroupLocation
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
-from cluster.storage import embedded
+from cluster.storage import parquet_pictures
 
 ROWS_PER_BLOCK = 64
 READ_TASKS = 2
@@ -158,10 +158,12 @@ def _read_files(batch: dict[str, np.ndarray]) -> pa.Table:
     inside: dict[str, bytes | None] = {}
     # Where this fails each is read alone below, and fails alone.
     with suppress(Exception):
-        inside = embedded.read_pictures([uri for uri in uris if embedded.split(uri) is not None])
+        inside = parquet_pictures.read_pictures(
+            [uri for uri in uris if parquet_pictures.split(uri) is not None]
+        )
     for uri in uris:
         try:
-            image = inside.get(uri) or embedded.read_picture(uri)
+            image = inside.get(uri) or parquet_pictures.read_picture(uri)
             rows.append({"uri": uri, "image": image, "error": None})
         # An unreadable object costs its own row, whatever the storage library raises.
         except Exception as error:

@@ -81,13 +81,7 @@ def ingest_image(
     if turn != 1:
         stored = _encode(pixels_HW3, image_format)
         repairs[STORED_UPRIGHT] += 1
-        # 5 to 8 swap the sides: annotations that give the size before turning were made on the
-        # picture before turning, unless their boxes fit the upright one alone.
-        if turn >= 5 and height != width and (image.height, image.width) == (width, height):
-            upright = _boxes_inside(image, height, width) > _boxes_inside(image, width, height)
-        else:
-            upright = True
-        if not upright:
+        if turn >= 5 and _is_before_turn(image, height=height, width=width):
             image = _turn_annotations(image, turn)
             repairs[BOXES_TURNED] += 1
     if image.normalised:
@@ -119,6 +113,15 @@ def ingest_image(
         federated=image.federated,
     )
     return row, dropped, repairs
+
+
+def _is_before_turn(image: ImageRecord, *, height: int, width: int) -> bool:
+    """Whether the annotations were made before a turn by 90 degrees, on a picture of `width` x
+    `height` px: they give that size, unless their boxes fit the upright picture alone.
+    """
+    if height == width or (image.height, image.width) != (width, height):
+        return False
+    return _boxes_inside(image, height, width) <= _boxes_inside(image, width, height)
 
 
 def _fit_boxes(image: ImageRecord, *, height: int, width: int) -> tuple[ImageRecord, str] | None:

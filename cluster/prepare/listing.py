@@ -15,7 +15,7 @@ from cluster.formats.names import composed
 from cluster.formats.read import in_val
 from cluster.prepare.image import MISSING, leave_out
 from cluster.shards.quarantine import Quarantined
-from cluster.storage import embedded, files
+from cluster.storage import files, parquet_pictures
 from cluster.storage.pictures import is_left_by_tools, suffix_of
 from cluster.storage.uris import join
 from detector.image import SUFFIXES
@@ -191,9 +191,14 @@ def _list_files(folder: str, names: Sequence[str]) -> dict[str, tuple[int, int]]
     """(bytes, time of the last change in ns) of each file, by its name relative to the folder, and
     of those `names` that are pictures inside a Parquet file: its time, and the mean of the bytes.
     """
-    inside = {name: place[0] for name in names if (place := embedded.split(name)) is not None}
+    inside = {
+        name: place[0] for name in names if (place := parquet_pictures.split(name)) is not None
+    }
     uris = {file: join(folder, file) for file in set(inside.values())}
-    status = {file: (embedded.mean_size(uri), files.last_change(uri)) for file, uri in uris.items()}
+    status = {
+        file: (parquet_pictures.mean_size(uri), files.last_change(uri))
+        for file, uri in uris.items()
+    }
     listing = {name: status[file] for name, file in inside.items()}
     # A Parquet file with all its pictures may lie in any folder, whose files do not matter.
     return listing if inside and len(inside) == len(names) else listing | _list_folder(folder)

@@ -23,7 +23,7 @@ from cluster.prepare.output import refuse_foreign, refuse_sources
 from cluster.prepare.plausibility import Fault, Finding, implausible
 from cluster.prepare.shard_job import ShardJob
 from cluster.shards.format import SCHEMA_VERSION, shard_name
-from cluster.shards.index import INDEX, ShardSet, open_shard_set
+from cluster.shards.index import INDEX, Counts, ShardSet, open_shard_set
 from cluster.shards.quarantine import (
     QUARANTINE,
     Quarantined,
@@ -31,7 +31,7 @@ from cluster.shards.quarantine import (
     example_of,
     write_quarantine,
 )
-from cluster.storage import embedded, files, preflight, uris
+from cluster.storage import files, parquet_pictures, preflight, uris
 from detector.image import MAX_PIXELS
 
 Split = Literal["all", "train", "val"]
@@ -200,8 +200,8 @@ def _blocks(images: Images) -> np.ndarray:
     numbers: dict[object, int] = {}
     blocks = []
     for i, (name, source) in enumerate(zip(images.names, images.sources_I.tolist(), strict=True)):
-        place = embedded.split(name)
-        key = i if place is None else (source, place[0], place[1] // embedded.BLOCK)
+        place = parquet_pictures.split(name)
+        key = i if place is None else (source, place[0], place[1] // parquet_pictures.BLOCK)
         blocks.append(numbers.setdefault(key, len(numbers)))
     return np.array(blocks, np.int64)
 
@@ -290,9 +290,14 @@ def refuse_implausible(plan: Plan) -> None:
             raise DataError(f"{sentence}; where that is meant, say --accept {fault}")
 
 
-def refuse_empty(plan: Plan, objects: int, listed: int) -> None:
+def refuse_empty(plan: Plan, counts: Counts) -> None:
     """`DataError` where no object is left of those that were listed, and this was not accepted."""
-    if listed and not objects and not {"no_objects", "only_crowds"} & set(plan.options.accept):
+    listed = counts.listed_annotations
+    if (
+        listed
+        and not counts.objects
+        and not {"no_objects", "only_crowds"} & set(plan.options.accept)
+    ):
         raise DataError(
             f"none of the {listed} annotations listed is left as an object, so there is nothing to"
             " learn or score: see the lines that begin with left out; where that is meant, say"

@@ -28,7 +28,7 @@ from cluster.prepare.image import MISSING, Outcome, ingest_image, read_picture
 from cluster.shards.format import Row, Shard
 from cluster.shards.quarantine import Quarantined
 from cluster.shards.write import write_shard
-from cluster.storage import embedded, files
+from cluster.storage import files, parquet_pictures
 from cluster.storage.uris import join
 
 PROGRESS = ".progress"
@@ -176,7 +176,9 @@ def _ingest_images(job: ShardJob) -> Iterator[tuple[ImageRecord, Outcome]]:
     memory. Pictures inside Parquet files are read beforehand, in the order of their rows.
     """
     uris = [join(job.folders[image.source], image.file_name) for image in job.images]
-    inside = embedded.read_pictures([uri for uri in uris if embedded.split(uri) is not None])
+    inside = parquet_pictures.read_pictures(
+        [uri for uri in uris if parquet_pictures.split(uri) is not None]
+    )
 
     def read(image: ImageRecord, uri: str) -> bytes | str:
         if uri in inside:

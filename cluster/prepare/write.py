@@ -72,7 +72,7 @@ def write_shards(
             f"none of the {plan.source.listed} images is left: all are in"
             f" {', '.join(plan.options.against)}; prepare other images"
         )
-    refuse_empty(plan, index.counts.objects, index.counts.listed_annotations)
+    refuse_empty(plan, index.counts)
     shards = tuple(report.shard for report in reports if report.shard is not None)
     index = replace(index, shards=shards)
     remove_other_shards(plan.output, {shard.name for shard in shards})

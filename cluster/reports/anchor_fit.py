@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ MOST_UNFIT, ENOUGH = 0.25, 5
 """A class of which a larger share, and at least so many objects, have no such anchor is named."""
 MOST_OBJECTS = 50_000
 """Objects that the warning looks at. They are every n-th, so the share is right to a fraction of a
-percent; 0.1 s for each setting tried.
+percent; looking at them takes 0.1 s.
 """
 SHOWN = 5
 """Classes in a sentence."""
@@ -35,11 +35,6 @@ class View:
 
     canvas: CanvasConfig
     anchors: AnchorConfig
-
-    def changed(self, section: str, **values: Any) -> View:
-        changed = {"canvas": self.canvas, "anchors": self.anchors}
-        changed[section] = changed[section].model_copy(update=values)
-        return View(**changed)
 
     def place(self, annotations: Annotations) -> Placement:
         return place_images(
@@ -88,13 +83,15 @@ def _changes(view: View) -> Iterator[_Change]:
     for factor in (0.5, 0.25, 2):
         sizes = tuple(size * factor for size in anchors.base_sizes)
         options = f"--model.anchors.base_sizes {_list(sizes)}"
-        yield _Change(options, view.changed("anchors", base_sizes=sizes))
+        yield _Change(options, View(canvas, anchors.model_copy(update={"base_sizes": sizes})))
     ratios = (0.4 * min(anchors.ratios), *anchors.ratios, 2.5 * max(anchors.ratios))
-    yield _Change(f"--model.anchors.ratios {_list(ratios)}", view.changed("anchors", ratios=ratios))
+    options = f"--model.anchors.ratios {_list(ratios)}"
+    yield _Change(options, View(canvas, anchors.model_copy(update={"ratios": ratios})))
     height, width = 2 * canvas.height, 2 * canvas.width
     if not canvas.shapes and max(height, width) <= 4096:
         options = f"--canvas.height {height} --canvas.width {width}"
-        yield _Change(options, view.changed("canvas", height=height, width=width))
+        larger = canvas.model_copy(update={"height": height, "width": width})
+        yield _Change(options, View(larger, anchors))
 
 
 def _list(values: Sequence[float]) -> str:

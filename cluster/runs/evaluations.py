@@ -172,7 +172,12 @@ def waiting(run: str) -> list[str]:
     they must not be deleted.
     """
     names = [os.path.basename(uri) for uri, _ in files.list_files(join(run, WAITING), [".json"])]
-    return [join(run, run_folder.CHECKPOINTS, name.removesuffix(".json")) for name in sorted(names)]
+    checkpoints = [name.removesuffix(".json") for name in sorted(names)]
+    return [
+        join(run, run_folder.CHECKPOINTS, name)
+        for name in checkpoints
+        if run_folder.is_checkpoint_name(name)
+    ]
 
 
 def read(run: str) -> list[Evaluation]:

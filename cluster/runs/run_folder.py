@@ -227,15 +227,14 @@ def checkpoint_folders(run: str) -> dict[str, bool]:
     complete: dict[str, bool] = {}
     for uri, _ in files.list_files(folder) if files.exists(folder) else ():
         parent, name = os.path.split(uri)
-        if not _is_checkpoint(parent, folder):
+        if os.path.dirname(parent) != folder or not is_checkpoint_name(os.path.basename(parent)):
             continue
         complete[parent] = complete.get(parent, False) or name == STATE_FILE
     return dict(sorted(complete.items()))
 
 
-def _is_checkpoint(uri: str, folder: str) -> bool:
-    name = uri[len(folder) + 1 :]
-    return uri.startswith(f"{folder}/") and re.fullmatch(r"images-\d{12,}", name) is not None
+def is_checkpoint_name(name: str) -> bool:
+    return re.fullmatch(r"images-\d{12,}", name) is not None
 
 
 def checkpoint_uri(run: str, images_seen: int) -> str:

@@ -18,7 +18,7 @@ from cluster.loading import datasets
 from cluster.runs.package_files import read_classes
 from cluster.scoring import actors
 from cluster.scoring.actors import Scored
-from cluster.storage import embedded, files
+from cluster.storage import files, parquet_pictures
 from cluster.storage.pictures import PREDICTIONS, Pictures, is_picture, list_pictures
 from detector.image import FORMATS, decode_image
 from detector.plots import overlay_figure
@@ -184,7 +184,7 @@ def _draw_overlays(
         name = os.path.basename(prediction.uri)
         try:
             figure = overlay_figure(
-                decode_image(embedded.read_picture(prediction.uri)),
+                decode_image(parquet_pictures.read_picture(prediction.uri)),
                 prediction.detections,
                 class_names,
                 title=name,

@@ -43,7 +43,7 @@ class TrackingConfig(BaseModel):
     @field_validator("experiment")
     @classmethod
     def _check_experiment(cls, name: str | None) -> str | None:
-        if name is not None and (not name.isprintable() or name != name.strip()):
+        if name is not None and not _is_clear(name):
             raise ValueError(f"{name!r} {NAME_RULE}, such as cells")
         return name
 
@@ -55,6 +55,10 @@ class TrackingConfig(BaseModel):
         if (wrong := _wrong(uri)) is not None:
             raise ValueError(wrong)
         return uri.rstrip("/")
+
+
+def _is_clear(name: str) -> bool:
+    return name.isprintable() and name == name.strip()
 
 
 def _wrong(uri: str) -> str | None:
@@ -136,7 +140,7 @@ def experiment_name(config_name: str | None) -> str:
     `UsageError` where MLflow would refuse the name, or nobody could see it.
     """
     name = config_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    if not name.isprintable() or name != name.strip() or len(name) > MOST_OF_A_NAME:
+    if not _is_clear(name) or len(name) > MOST_OF_A_NAME:
         raise UsageError(
             f"MLFLOW_EXPERIMENT_NAME {name[:60]!r}: {NAME_RULE}, and may have"
             f" {MOST_OF_A_NAME} characters at most; correct the variable or unset it"

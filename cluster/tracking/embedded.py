@@ -12,10 +12,12 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 from urllib.request import pathname2url, url2pathname
 
 from cluster.errors import PlainError, UsageError
 
+TIMEOUT_S = 4.0
 FILE, ARTIFACTS = "mlflow.db", "mlartifacts"
 # Tables of MLflow with the column that has a location.
 _LOCATIONS = (
@@ -89,12 +91,18 @@ def opening(path: str, *, creates: bool) -> Iterator[None]:
         yield
 
 
-def has_run(path: str, run_id: str) -> bool:
-    """Whether the store at `path` has the run. Reads the file alone; nothing is created."""
+def select(path: str, sql: str, *values: str) -> tuple[Any, ...] | None:
+    """The first row of the store at `path`; None without one. Reads the file alone; nothing is
+    created. `sqlite3.Error` where it cannot be read.
+    """
+    address = f"file:{pathname2url(path)}?mode=ro"
+    with closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_S)) as store:
+        return store.execute(sql, values).fetchone()
+
+
+def _has_run(path: str, run_id: str) -> bool:
     try:
-        with closing(sqlite3.connect(f"file:{pathname2url(path)}?mode=ro", uri=True)) as store:
-            found = store.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,))
-            return found.fetchone() is not None
+        return select(path, "SELECT 1 FROM runs WHERE run_uuid = ?", run_id) is not None
     except sqlite3.Error:
         return False
 
@@ -108,7 +116,7 @@ def store_of_run(recorded: str, run_id: str, folder: str) -> str:
     while (above := os.path.dirname(folder)) != folder:
         folder = above
         path = os.path.join(folder, FILE)
-        if os.path.isfile(path) and has_run(path, run_id):
+        if os.path.isfile(path) and _has_run(path, run_id):
             return uri_of(path)
     return recorded
 

@@ -156,13 +156,7 @@ def _select(path: str, sql: str, *values: str) -> tuple[Any, ...] | None:
     if not os.path.exists(path):
         return None
     try:
-        database = sqlite3.connect(
-            f"file:{urllib.parse.quote(path)}?mode=ro", uri=True, timeout=TIMEOUT_S
-        )
-        try:
-            return database.execute(sql, values).fetchone()
-        finally:
-            database.close()
+        return embedded.select(path, sql, *values)
     except sqlite3.Error as error:
         if "no such table" in str(error):
             return None

@@ -271,3 +271,25 @@ def test_two_splits_of_one_source(ray_cluster: str, small_coco: Path, tmp_path: 
     assert sets[0].categories == sets[1].categories and [
         one.counts.listed_images for one in sets
     ] == [len(part) for part in parts]
+
+
+def test_a_canvas_on_which_no_anchor_fits_is_told(
+    ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a command that finds the set finished: its report is made for the canvas given."""
+    # Boxes of 10 x 10 px, which stay as they are on this canvas: 100 of the 1024 px^2 of an anchor.
+    pictures = {f"{n}.jpg": jpeg(noise(64, 96)) for n in range(6)}
+    folder = write_coco(tmp_path / "coco", pictures, size=(64, 96))
+    typed = [
+        f"--annotations={folder}/annotations/instances_train.json",
+        f"--images={folder}/images/train",
+        f"--output={tmp_path}/out",
+    ]
+    assert run_prepare(*typed) == 0
+    assert "no anchor" not in capsys.readouterr().out
+    assert "1344 x 800" in (tmp_path / "out/report.html").read_text()
+    assert run_prepare(*typed, "--canvas.height=64", "--canvas.width=96") == 0
+    out = capsys.readouterr().out
+    assert "reusing the shard set" in out
+    assert "warning     many objects of 'thing' (100%) have no anchor with an IoU of 0.4" in out
+    assert "96 x 64 px" in (tmp_path / "out/report.html").read_text()

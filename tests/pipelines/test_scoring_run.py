@@ -204,3 +204,45 @@ def test_a_run_that_mlflow_has_no_more_is_told_first_and_the_table_is_made(
     assert out.startswith("note: the evaluation is not recorded: MLflow at sqlite:///")
     assert f"mlflow runs restore --run-id {stored.run_id}" in out.splitlines()[0]
     assert (given / "out/table.txt").exists()
+
+
+def test_pictures_that_the_annotations_do_not_name_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"")
+    names = {"images": [{"id": 4, "file_name": "b.jpg"}], "categories": []}
+    (tmp_path / "some.json").write_text(json.dumps(names))
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(scoring_run, "predict_images", lambda *_, **options: taken.update(options))
+    scoring_run.predict_folder(
+        "models:/cells/1",
+        f"{tmp_path}/images",
+        annotations=f"{tmp_path}/some.json",
+        output=f"{tmp_path}/out",
+        overlays=0,
+        replicas=scoring_run.Replicas(1, 1, 0),
+        ray=scoring_run.RayConfig(),
+        tracking=scoring_run.TrackingConfig(),
+        storage=str(tmp_path),
+    )
+    assert taken["notes"] == [
+        "2 pictures are not named in the annotations, so coco_results.json lacks them (such as"
+        f" {tmp_path}/images/a.jpg)"
+    ]
+
+
+def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:
+    for folder, names in (("old", ["overlays/1.png", "done.json"]), ("new", ["overlays/2.png"])):
+        for name in [*names, "done.json"]:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(folder)
+    (tmp_path / "old/mine.txt").write_text("mine")
+    scoring_run._replace_results(f"{tmp_path}/new", f"{tmp_path}/old", last="done.json")
+    left = {
+        path.relative_to(tmp_path / "old").as_posix(): path.read_text()
+        for path in (tmp_path / "old").rglob("*")
+        if path.is_file()
+    }
+    assert left == {"overlays/2.png": "new", "done.json": "new", "mine.txt": "mine"}

@@ -79,13 +79,14 @@ def test_a_bad_line_costs_itself_and_is_named_by_its_number(tmp_path: Path) -> N
     assert [image.file_name for image in source.images] == ["good.jpg", "last.jpg"]
     found = {int(where.removeprefix("line ")): why for _, where, why in reasons(source)}
     # `{"ID": "cut", "gtboxes": [` has 26 characters.
-    assert found[2] == "its line is not JSON (Expecting value, column 27)"
-    assert found[3] == "its line is not a JSON object"
+    details = {entry.where: entry.detail for entry in source.quarantined}
+    assert found[2] == found[3] == "its line is not a JSON object"
+    assert (details["line 2"], details["line 3"]) == ("Expecting value, column 27", "list")
     assert found[4] == "its ID is no text"
     assert found[5] == "its ID leads out of the images folder"
     assert found[6] == "it has no list gtboxes"
-    assert found[7] == "another line has the same ID (1)"
-    assert found[8].startswith("its line is not JSON") and found[9].startswith("its line is not")
+    assert (found[7], details["line 7"]) == ("another line has the same ID", "line 1")
+    assert found[8] == found[9] == "its line is not a JSON object"
     # One person is stored; those of lines 4, 5 and 7 went with their images.
     assert (source.listed, source.annotated, source.lost) == (10, 5, 4)
 
@@ -131,8 +132,9 @@ def test_a_bucket_and_another_encoding_of_lines(tmp_path: Path, bucket: str) -> 
     files.write_bytes(f"{bucket}/a.odgt", data + b"\n\xff\xfe{}")
     source = crowdhuman.read_crowdhuman(f"{bucket}/a.odgt", "images")
     assert [image.file_name for image in source.images] == ["ä.jpg", "b.jpg"]
-    ((what, where, why),) = reasons(source)
-    assert (what, where) == ("image", "line 3") and "can't decode byte 0xff" in why
+    (left_out,) = source.quarantined
+    assert (left_out.what, left_out.where) == ("image", "line 3")
+    assert "can't decode byte 0xff" in left_out.detail
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

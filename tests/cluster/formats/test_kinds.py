@@ -30,6 +30,7 @@ BOXES = b"filename,class,xmin,ymin,xmax,ymax\n"
             "is a COCO JSON file, but .*; say --format coco",
         ),
         ("coco", b'{"a": 1}\n{"a": 2}\n', "is JSON lines, an object on each line, but .*; write"),
+        ("coco", b"BZh91AY", "is a bzip2 file, but .*; unpack it"),
         ("coco", b"PK\x03\x04abc", "is a ZIP file, but .*; unpack it"),
         ("coco", b"<annotation>", "is one of the XML files of VOC, but .*; name the folder"),
     ],
@@ -41,3 +42,10 @@ def test_a_file_of_another_format_is_named_with_the_remedy(
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"^--annotations {path}: {message}"):
         check_paths(SourcePaths("a", format, str(path), str(tmp_path)))  # pyright: ignore
+
+
+def test_a_file_of_class_names_is_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("names: [red, green, blue]")
+    with pytest.raises(UsageError, match="data.yaml: is a YAML file, .*name the folder of the lab"):
+        check_paths(SourcePaths("a", "yolo", str(path), str(tmp_path)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError, UsageError
-from cluster.runs import run_folder
+from cluster.runs import evaluations, run_folder
 from cluster.runs.run_folder import Claim, Finished, TrackingRecord
 from detector import checkpoint
 
@@ -38,6 +38,13 @@ def test_what_is_no_checkpoint_does_not_count(tmp_path: Path, foreign: str) -> N
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{}")
     assert run_folder.checkpoint_folders(str(tmp_path)) == {str(checkpoint): True}
+
+
+def test_only_requests_for_checkpoints_wait(tmp_path: Path) -> None:
+    (tmp_path / "waiting").mkdir()
+    for name in ("._images-000000000100.json", "notes.json", "images-000000000100.json"):
+        (tmp_path / "waiting" / name).write_text("{}")
+    assert evaluations.waiting(str(tmp_path)) == [run_folder.checkpoint_uri(str(tmp_path), 100)]
 
 
 def test_a_begun_run_owns_its_name(tmp_path: Path) -> None:

@@ -195,6 +195,22 @@ def test_a_finished_training_is_completed_in_mlflow_once(
     driver(root, "over").finish("FINISHED")
 
 
+def test_a_finished_training_whose_run_is_gone_is_recorded_anew(root: Path) -> None:
+    """A run of MLflow can be deleted, or its whole store; the training's command is repeated."""
+    first = driver(root, "gone")
+    first(step(4, 4.0))
+    store_evaluation(root, "gone", checkpoint(root, "gone", 4, [line(4, 4.0)]), 0.5, 4)
+    first.finish("FINISHED")
+    before = recorded(root, "gone")
+    assert before.complete
+    first.run.client.delete_run(before.run_id)
+    driver(root, "gone").finish("FINISHED")
+    after = recorded(root, "gone")
+    assert after.complete and after.run_id != before.run_id
+    assert history(first, after.run_id, "train/box") == [(4, 4.0)]
+    assert history(first, after.run_id, "val/AP") == [(4, 0.5)]
+
+
 def test_a_training_without_a_store_is_recorded_once_one_answers(root: Path) -> None:
     """Also lines of another version of this code, which knew other metrics."""
     store_evaluation(
