@@ -4,9 +4,9 @@ costs itself alone.
 
 Pictures inside the files are addressed as `train.parquet#17`, row 17 from 0 on
 (`cluster.storage.parquet_pictures`); pictures of which there is a path alone are files below the
-images folder. Rows may have an `image_id`, a `width` and a `height`. Where `image_id` is a whole number in
-every file, it is the id; otherwise the rows are counted from 1, the files in the order of their
-names.
+images folder. Rows may have an `image_id`, a `width` and a `height`. Where `image_id` is a whole
+number in every file, it is the id; otherwise the rows are counted from 1, the files in the order of
+their names.
 
 The names of the classes are those in the schema. Without them a category that is text is its own
 name, and one that is a number is a line of the classes.txt beside the files or, without that, the
