@@ -191,6 +191,20 @@ def refuse_held(run: str) -> None:
             raise UsageError(_refusal(run, now))
 
 
+def wait_until_free(run: str) -> None:
+    """Wait up to `SILENT_S` for the end of the driver that trains the run: one that Ray is ending,
+    because whoever started it was killed.
+    """
+    deadline = time.monotonic() + SILENT_S
+    while time.monotonic() < deadline:
+        record, here = read_record(run), this_process()
+        if record is None or not here.same_table(record.process):
+            return
+        if record.process == here or not is_running(record.process):
+            return
+        time.sleep(0.5)
+
+
 def _refusal(run: str, record: LeaseRecord | None) -> str:
     driver, since = (record.driver, record.since) if record else ("another driver", "just now")
     return (

@@ -1,4 +1,6 @@
-"""Builds the worker of one rank from what it was told. Runs inside Ray Train."""
+"""Builds the worker of one rank from what it was told. Runs inside Ray Train, or in a process that
+trains alone.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-import ray
-import ray.train
-import ray.train.torch
 import ray.util
 import torch
 
@@ -20,7 +19,8 @@ from cluster.runs.training_config import TrainingConfig, compiles
 from cluster.scoring.truths import read_truths
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.training.checkpoints import Checkpoints, open_checkpoints
-from cluster.training.evaluation import EpochEvaluations, RankEvaluator
+from cluster.training.checkpoint_policy import FindNotice
+from cluster.training.evaluation import EpochEvaluations, Judge, RankEvaluator
 from cluster.training.group_size import (
     amp_dtype_of,
     learning_rate,
@@ -48,14 +48,22 @@ from detector.optimizer import (
 )
 
 
-def build_worker(job: Job, send: Tell) -> Worker:
-    """`send` sends an event to the driver."""
-    config, training = job.config, job.config.training
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+def build_worker(
+    job: Job,
+    send: Tell,
+    *,
+    ranks: Ranks,
+    local_rank: int = 0,
+    local_size: int = 1,
+    find_notice: FindNotice,
+    judge: Judge | None = None,
+) -> Worker:
+    """`send` sends an event to the driver. `local_rank` counts the `local_size` workers of this
+    node. See `CheckpointPolicy` for `find_notice` and `EpochEvaluations` for `judge`.
+    """
+    config, training, device = job.config, job.config.training, ranks.device
     if device.type == "cpu":
-        torch.set_num_threads(threads_each(context.get_local_world_size()))
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), device)
+        torch.set_num_threads(threads_each(local_size))
     tell = send if ranks.rank == 0 else _ignore
     train_set = open_shard_set(job.train_data)
     batches, parts = shared_batch(training, ranks=ranks.size)
@@ -65,9 +73,9 @@ def build_worker(job: Job, send: Tell) -> Worker:
     state, step = _network(
         job, ranks=ranks, images_per_epoch=stream.places, parts=parts, amp_dtype=amp_dtype
     )
-    checkpoints = _checkpoints(job, ranks=ranks, tell=tell)
+    checkpoints = _checkpoints(job, ranks=ranks, find_notice=find_notice, tell=tell)
     evaluations = _evaluations(
-        job, ranks, checkpoints, progressed=lambda: watchdog.progressed(), tell=tell
+        job, ranks, checkpoints, progressed=lambda: watchdog.progressed(), judge=judge, tell=tell
     )
     process = WorkerProcess(ranks.rank, ray.util.get_node_ip_address(), os.getpid())
     profile, timing, reporter = _reporting(
@@ -78,7 +86,7 @@ def build_worker(job: Job, send: Tell) -> Worker:
         device,
         tell=tell,
         send=send,
-        node=context.get_local_rank() == 0,
+        node=local_rank == 0,
     )
     watchdog = Watchdog(
         60 * training.hang_minutes,
@@ -177,12 +185,15 @@ def _network(
     return TrainingState(model, optimizer, average, images_per_epoch=images_per_epoch), step
 
 
-def _checkpoints(job: Job, *, ranks: Ranks, tell: Tell) -> Checkpoints:
+def _checkpoints(
+    job: Job, *, ranks: Ranks, find_notice: FindNotice, tell: Tell
+) -> Checkpoints:
     return open_checkpoints(
         job.run,
         run_uuid=job.run_uuid,
         settings=job.config.training,
         writes=ranks.rank == 0,
+        find_notice=find_notice,
         tell=tell,
         protected=lambda: set(waiting(job.run)),
         request_evaluation=partial(store_request, job.run),
@@ -250,6 +261,7 @@ def _evaluations(
     checkpoints: Checkpoints,
     *,
     progressed: Callable[[], None],
+    judge: Judge | None,
     tell: Tell,
 ) -> EpochEvaluations:
     config, evaluator = job.config, None
@@ -275,6 +287,7 @@ def _evaluations(
         evaluator=evaluator,
         patience=config.training.patience,
         min_improvement=config.training.min_improvement,
+        judge=judge,
         tell=tell,
     )
 

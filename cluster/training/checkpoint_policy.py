@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-
-import ray.train
+from typing import TYPE_CHECKING
 
 from cluster.runs.events import Tell, TrainingWarning
 
+if TYPE_CHECKING:
+    from ray.train import PreemptionInfo
+
+FindNotice = Callable[[], "PreemptionInfo | None"]
+"""Returns Ray's notice that nodes will be taken away. All ranks must call it equally often."""
 NOTICE_STEPS = 8
 """Steps between two looks for a notice that a node will be taken away. Each look is a barrier over
 the ranks; Ray itself looks every 5 s.
@@ -56,18 +60,16 @@ class CheckpointPolicy:
         every_minutes: float,
         writes: bool,
         tell: Tell,
+        find_notice: FindNotice,
         request: CheckpointRequest = REQUEST,
-        find_notice: Callable[[], ray.train.PreemptionInfo | None] = ray.train.get_preemption_info,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """0 for `every_images` or `every_minutes` turns that reason off. `find_notice` returns
-        Ray's notice that nodes will be taken away; all ranks must call it equally often.
-        """
+        """0 for `every_images` or `every_minutes` turns that reason off."""
         self._every_images, self._every_s = every_images, 60 * every_minutes
         self._writes, self._tell, self._request = writes, tell, request
         self._find_notice, self._clock = find_notice, clock
         self._saved_at, self._steps = clock(), 0
-        self._notice: ray.train.PreemptionInfo | None = None
+        self._notice: PreemptionInfo | None = None
 
     def is_due(self, before: int, now: int) -> bool:
         """Whether to save between two steps, the last of which went from `before` to `now` images

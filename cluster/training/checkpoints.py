@@ -164,17 +164,19 @@ def open_checkpoints(
     run_uuid: str,
     settings: TrainingConfig,
     writes: bool,
+    find_notice: FindNotice,
     tell: Tell,
     protected: Callable[[], set[str]] = set,
     request_evaluation: Callable[[Request], None] = lambda request: None,
 ) -> Checkpoints:
     """The checkpoints of a rank that `writes` them or does not. `run_uuid` tells runs apart that
-    had the same URI one after the other. For the rest see `CheckpointStore`.
+    had the same URI one after the other. For the rest see `CheckpointPolicy` and `CheckpointStore`.
     """
     policy = CheckpointPolicy(
         every_images=settings.checkpoint_images,
         every_minutes=settings.checkpoint_minutes,
         writes=writes,
+        find_notice=find_notice,
         tell=tell,
     )
     store = None

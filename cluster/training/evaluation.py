@@ -5,12 +5,9 @@ or requested from the driver, which evaluates beside training.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import ray.train
 import torch
 
 from cluster.errors import PlainError
@@ -28,6 +25,11 @@ from detector.folding import for_detecting
 from detector.metrics import Truth
 from detector.model_config import DecodeConfig
 from detector.predict import Predictor
+
+Judge = Callable[[Evaluation], str | None]
+"""Says why a training ends after this evaluation; None: it goes on. A sweep has one for each
+trial.
+"""
 
 
 class RankEvaluator:
@@ -107,15 +109,15 @@ class EpochEvaluations:
         patience: int,
         min_improvement: float,
         tell: Tell,
-        report: Callable[[dict[str, Any]], None] = ray.train.report,
+        judge: Judge | None = None,
     ):
         """`evaluator` (a `RankEvaluator`) evaluates on the ranks; without one the driver does it
-        beside training.
-        `report` passes the result to Ray Train, and so to Tune. `patience` and `min_improvement`
-        are those of `TrainingConfig`.
+        beside training. `patience` and `min_improvement` are those of `TrainingConfig`. Rank 0 asks
+        the `judge` after each evaluation on the ranks, when the checkpoint is in storage.
         """
         self._run, self._ranks, self._checkpoints = run, ranks, checkpoints
-        self._evaluator, self._report, self._tell = evaluator, report, tell
+        self._evaluator, self._judge, self._tell = evaluator, judge, tell
+        self._verdict: str | None = None
         self._patience, self._min_improvement = patience, min_improvement
         self._finished = evaluations.read(run) if ranks.rank == 0 else []
 
@@ -143,11 +145,15 @@ class EpochEvaluations:
                 self._store(made)
             evaluation = self._ranks.agreed(made)
         assert evaluation is not None, "rank 0 has evaluated"
-        # A barrier over the ranks that Ray polls every two seconds, so it is used once an
-        # evaluation and never in the step loop.
-        # Tune compares numbers, and takes NaN for a trial without a result.
-        metrics = {k: math.nan if v is None else v for k, v in evaluation.metrics.items()}
-        self._report({**request.to_json(), **metrics})
+        if self._judge is not None:
+            self._verdict = self._ranks.agreed(self._ask(self._judge, evaluation))
+
+    def _ask(self, judge: Judge, evaluation: Evaluation) -> str | None:
+        if self._ranks.rank:
+            return None
+        # What the judge has seen must not be trained again after a kill.
+        self._checkpoints.settle()
+        return judge(evaluation)
 
     def _store(self, evaluation: Evaluation) -> None:
         self._finished = evaluations.insert(self._finished, evaluation)
@@ -161,8 +167,8 @@ class EpochEvaluations:
         """Why training should end before its last epoch; the same on every rank. Collective if
         there is a patience.
         """
-        if not self._patience:
-            return None
+        if self._verdict is not None or not self._patience:
+            return self._verdict
         if self._ranks.rank == 0 and self._evaluator is None:
             try:
                 self._finished = evaluations.read(self._run)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.compute.resources import reading_worker
 from cluster.errors import PlainError
@@ -33,6 +33,10 @@ from cluster.training.placement import (
 )
 from cluster.training.preflight import Checked, check
 
+if TYPE_CHECKING:
+    from cluster.training.evaluation import Judge
+    from cluster.training.worker import Worker
+
 RESIZE_LOOK_S = 60.0
 """Seconds between two looks whether a group with fewer workers than configured could grow; growing
 costs a restart.
@@ -44,13 +48,14 @@ def launch(
     *,
     checked: Checked | None = None,
     on_event: Callable[[Event], None] | None = None,
-    callbacks: Sequence[Any] = (),
+    judge: Judge | None = None,
 ) -> evaluations.Evaluation:
     """Train, continue, or find the run finished; Ray must be connected. Returns the run's best
     evaluation.
 
     `checked` is the result of an earlier `check` of this configuration. `on_event` gets the events
-    of workers and controller (`cluster.runs.events`) in this process; `callbacks` go to Ray Train.
+    of workers and controller (`cluster.runs.events`) in this process. Rank 0 calls the `judge`, which
+    travels to it, see `EpochEvaluations`.
     Raises `PlainError` with the failing rank's last line when the retries are spent, or immediately
     if a restart cannot fix the failure (`failures.LASTING`), and `UsageError` if another driver
     trains the run.
@@ -72,7 +77,7 @@ def launch(
                     outcome,
                     mailbox=mailbox,
                     background=background,
-                    callbacks=callbacks,
+                    judge=judge,
                 )
             background.finish(workers_share(config))
     return evaluations.best_checkpoint(run)
@@ -108,7 +113,7 @@ def _train(
     *,
     mailbox: Any,
     background: BackgroundEvaluation,
-    callbacks: Sequence[Any],
+    judge: Judge | None,
 ) -> None:
     # Imported here: `--help` reads the sections above, and this import takes seconds.
     from ray.train import TrainingFailedError
@@ -126,7 +131,7 @@ def _train(
     def fit() -> None:
         while True:
             try:
-                return _attempt(job, mailbox, [*callbacks, supervisor])
+                return _attempt(job, mailbox, supervisor, judge)
             except TrainingFailedError as error:
                 if not is_start_failure(error):
                     raise
@@ -139,7 +144,7 @@ def _train(
         raise plain_failure(error, config.name) from error
 
 
-def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
+def _attempt(job: Job, mailbox: Any, supervisor: Any, judge: Judge | None) -> None:
     """One Ray Train run, from its start to the end of the training or a failure of its start."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -149,7 +154,7 @@ def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
     file_system, folder = files.resolve(join(job.run, "ray"))
     TorchTrainer(
         train_on_worker,
-        train_loop_config={"job": job.to_json(), "mailbox": mailbox},
+        train_loop_config={"job": job.to_json(), "mailbox": mailbox, "judge": judge},
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=training.workers
@@ -167,7 +172,7 @@ def _attempt(job: Job, mailbox: Any, callbacks: list[Any]) -> None:
             storage_filesystem=file_system,
             # The supervisor counts failures.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-            callbacks=callbacks,
+            callbacks=[supervisor],
         ),
     ).fit()
 
@@ -237,9 +242,27 @@ def train_on_worker(told: dict[str, Any]) -> None:
     """Ray Train runs this on every worker. The loop is imported there: driver and controller do
     without torch's compiler and the rest (5 CPU seconds each).
     """
-    from cluster.training.build import build_worker
-
-    worker = build_worker(Job.from_json(told["job"]), Sender(told["mailbox"]))
+    worker = worker_of(told)
     # After an error its threads would otherwise read the epoch that was begun ahead.
     with closing(worker.stream):
         worker.train()
+
+
+def worker_of(told: dict[str, Any]) -> Worker:
+    """The worker of this process's rank in Ray Train."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    from cluster.training.build import build_worker
+    from cluster.training.ranks import Ranks
+
+    context = ray.train.get_context()
+    return build_worker(
+        Job.from_json(told["job"]),
+        Sender(told["mailbox"]),
+        ranks=Ranks(context.get_world_rank(), context.get_world_size(), get_device()),
+        local_rank=context.get_local_rank(),
+        local_size=context.get_local_world_size(),
+        find_notice=ray.train.get_preemption_info,
+        judge=told["judge"],
+    )

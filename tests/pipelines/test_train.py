@@ -378,11 +378,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_the_next_one_stops_the_run_
     def poisoned(told: dict[str, Any]) -> None:
         from contextlib import closing
 
-        from cluster.runs.job import Job
-        from cluster.training.build import build_worker
-        from cluster.training.event_channel import Sender
-
-        worker, calls = build_worker(Job.from_json(told["job"]), Sender(told["mailbox"])), []
+        worker, calls = launch.worker_of(told), []
 
         def spoil(
             _: object, __: object, outputs: tuple[list[torch.Tensor], ...]

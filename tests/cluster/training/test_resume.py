@@ -59,6 +59,7 @@ class Run:
             run_uuid="",
             settings=TrainingConfig(checkpoint_folder=f"{folder}/local"),
             writes=True,
+            find_notice=lambda: None,
             tell=self.told.append,
         )
 

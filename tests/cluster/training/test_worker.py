@@ -179,7 +179,6 @@ class Parts:
                 patience=settings.patience,
                 min_improvement=settings.min_improvement,
                 tell=self.told.append,
-                report=lambda values: None,
             ),
             watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
             tell=self.told.append,
