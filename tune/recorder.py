@@ -1,142 +1,188 @@
 """What a sweep records of its trials, in the driver: trial.json, an MLflow run under the sweep's
-run, and a line on the terminal for each result.
+run, and lines on the terminal. It answers each trial whether it goes on.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from cluster.errors import PlainError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
-from cluster.tracking.run import Run, open_run, read_record
-from detector import scores
-from detector.scores import score
+from cluster.storage import files
+from cluster.storage.uris import join
 from tune import space
-from tune.space import SweepConfig
-from tune.trials import Status, TrialRecord, shown, trial_config, write_record
+from tune.config import SweepConfig
+from tune.console import Console
+from tune.space import Sample
+from tune.stopping import EarlyStopping
+from tune.tracked import TrackedTrials
+from tune.trials import Point, Role, Status, TrialRecord, ranked, trial_config, write_record
 
-Say = Callable[[str], None]
+
+_KINDS = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}
+
+
+def sample_of(trial: Trial) -> Sample:
+    """The sample that a Tune trial trains."""
+    return json.loads(trial.config["sample"])
+
+
+class Ending(Stopper):
+    """Ends Tune's loop as soon as there is a `reason`."""
+
+    def __init__(self) -> None:
+        self.reason: PlainError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # See `Recorder`.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.reason is not None
+
+
+def alike_error(record: TrialRecord, count: int) -> PlainError:
+    """What a sweep ends with whose first `count` trials failed alike: with the exit code that a
+    training has which fails so.
+    """
+    kind = _KINDS.get(record.exit_code, PlainError)
+    return kind(f"sweep: its first {count} trials failed alike: {record.reason}")
 
 
 class Recorder(Callback):
-    """`parent` is the sweep's MLflow run; without one the trials have no MLflow runs."""
+    """Keeps `records`, by name, those of earlier commands included."""
 
     def __init__(
         self,
         config: TrainConfig,
         sweep: SweepConfig,
         uri: str,
-        parent: Run | None,
-        experiment: str,
-        say: Say,
+        *,
+        before: Sequence[TrialRecord],
+        role: Role,
+        stopping: EarlyStopping,
+        board: Any,
+        tracked: TrackedTrials,
+        console: Console,
+        ending: Ending,
     ):
-        self._config, self._sweep, self._uri = config, sweep, uri
-        self._parent, self._experiment, self._say = parent, experiment, say
-        self._epochs = sweep.epochs or config.training.epochs
-        self._runs: dict[str, Run] = {}
+        self._config, self._sweep, self._uri, self._role = config, sweep, uri, role
+        self._stopping, self._board = stopping, board
+        self._tracked, self._console = tracked, console
+        self.records = {record.trial: record for record in before}
+        self._started: set[str] = set()
+        self._reasons: Counter[str] = Counter()
+        self._ending = ending
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks so that it can restart itself. Our restart uses trial.json, and
         # open connections cannot be pickled.
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        config = trial_config(self._config, self._sweep, self._uri, trial.config)
-        self._record(trial, "running")
-        if trial.trial_id in self._runs:
-            return
-        sample = space.rounded(trial.config)
-        self._say(f"{config.name} started: {shown(sample)}")
-        run = self._open_run(config)
-        if run is None:
-            return
-        self._runs[trial.trial_id] = run
-        run.log_params({f"{space.SECTIONS[name]}.{name}": value for name, value in sample.items()})
+    def config_of(self, trial: Trial) -> TrainConfig:
+        return trial_config(self._config, self._sweep, self._uri, sample_of(trial))
 
-    def _open_run(self, config: TrainConfig) -> Run | None:
-        if self._parent is None:
-            return None
-        before = read_record(config.run_uri)
-        try:
-            run = open_run(
-                self._parent.uri,
-                experiment=self._experiment,
-                name=config.name,
-                run_id=before and before.run_id,
-                parent_run_id=self._parent.run_id,
-                tags={"run_folder": config.run_uri},
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        config = self.config_of(trial)
+        before = self.records.get(config.name)
+        if before is None:
+            before = TrialRecord(
+                trial=config.name,
+                run=config.run_uri,
+                number=len(self.records),
+                sample=sample_of(trial),
+                epochs=config.training.epochs,
+                role=self._role,
             )
-        except PlainError as error:
-            self._say(f"warning: {config.name} is not tracked: {error}")
-            return None
-        record = run_folder.TrackingRecord(run.uri, self._experiment, run.run_id)
-        run_folder.write_tracking(config.run_uri, record)
-        return run
+        self._write(replace(before, status="running", reason="", exit_code=0, diverged=False))
+        if config.name in self._started:
+            self._console.say(f"{config.name} is started again, its process or node was gone")
+        else:
+            self._started.add(config.name)
+            done = f"; {before.epochs_done} epochs are done" if before.curve else ""
+            self._console.say(f"{config.name} started: {space.shown(before.sample)}{done}")
+            self._tracked.open(config)
 
     def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **_: Any,
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **_: Any
     ) -> None:
-        self._say(
-            f"{space.trial_name(trial.config)} epoch {result['epoch']} of {self._epochs}: AP"
-            f" {scores.shown(score(result['AP']))}  AP50 {scores.shown(score(result['AP50']))}"
+        if "failed" in result:
+            return
+        name, point = self.config_of(trial).name, Point.from_json(result)
+        verdict = self._stopping.verdict(name, point)
+        record = self.records[name].with_point(point)
+        # First what a restart needs, then the answer.
+        self._write(replace(record, stop=verdict or ""))
+        self._board.answer.remote(name, point.images_seen, verdict)
+        self._console.say(
+            f"{name} epoch {point.epoch} of {record.epochs}: AP {point.shown}"
+            + (f"; ends early: {verdict}" if verdict else "")
         )
-        if trial.trial_id in self._runs:
-            values = {
-                f"val/{name}": value
-                for name, stored in result.items()
-                if name.startswith("AP") and (value := score(stored)) is not None
-            }
-            self._runs[trial.trial_id].log_metrics(values, result["images_seen"])
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
-        epoch = (trial.last_result or {}).get("epoch")
-        self._finish(trial, "done" if epoch == self._epochs else "stopped early", "FINISHED")
+        result, name = trial.last_result or {}, self.config_of(trial).name
+        if "failed" in result:
+            # Tune's own copy of a result has only what can be printed.
+            self._fail(name, result["failed"], result["exit_code"], diverged=result["diverged"])
+        else:
+            self._end(name, "stopped early" if self.records[name].stop else "done")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._finish(trial, "failed", "FAILED", reason=_last_line(trial.error_file))
+        self._fail(self.config_of(trial).name, _last_line(trial.error_file), 1)
 
-    def _finish(
-        self,
-        trial: Trial,
-        status: Status,
-        mlflow_status: Literal["FINISHED", "FAILED"],
-        *,
-        reason: str = "",
-    ) -> None:
-        record = self._record(trial, status, reason=reason)
-        ap = "" if record.ap is None else f": AP {record.ap:.4f}"
-        why = f" ({reason})" if reason else ""
-        self._say(f"{record.trial} {status} after {record.epochs} epochs{ap}{why}")
-        if trial.trial_id in self._runs:
-            self._runs[trial.trial_id].finish(mlflow_status)
-
-    def _record(self, trial: Trial, status: Status, *, reason: str = "") -> TrialRecord:
-        result = trial.last_result or {}
-        run = trial_config(self._config, self._sweep, self._uri, trial.config).run_uri
-        record = TrialRecord(
-            trial=os.path.basename(run),
-            status=status,
-            ap=score(result.get("AP")),
-            ap50=score(result.get("AP50")),
-            epochs=result.get("epoch", 0),
-            sample=space.rounded(trial.config),
-            proposed=dict(trial.config),
-            run=run,
-            reason=reason,
+    def _fail(self, name: str, reason: str, exit_code: int, *, diverged: bool = False) -> None:
+        record = replace(
+            self.records[name], reason=reason, exit_code=exit_code, diverged=diverged
         )
+        self.records[name] = record
+        self._end(name, "failed")
+        # Without what differs from trial to trial: names, numbers, folders.
+        alike = re.sub(r"trial-\w+|\S*/\S*|\d+", "", reason)
+        self._reasons[alike] += 1
+        has_result = any(one.ap is not None for one in self.records.values())
+        if self._reasons[alike] >= self._sweep.same_failures and not has_result:
+            self._ending.reason = alike_error(record, self._reasons[alike])
+
+    def _end(self, name: str, status: Status) -> None:
+        record = self._write(replace(self.records[name], status=status))
+        ap = "" if record.best is None else f", best AP {record.best.shown}"
+        why = f": {record.reason or record.stop}" if record.reason or record.stop else ""
+        self._console.say(f"{name} {status} after {record.epochs_done} epochs{ap}{why}")
+        self._tracked.ended(record)
+        self._prune()
+        self._console.show(list(self.records.values()))
+
+    def _prune(self) -> None:
+        """Delete the checkpoints of trials that are not among the best. What they were evaluated
+        to stays.
+        """
+        ended = [
+            one
+            for one in self.records.values()
+            if one.role == "search" and one.status in ("done", "stopped early")
+        ]
+        for record in ranked(ended)[self._sweep.keep :]:
+            if not record.pruned:
+                files.delete_folder(join(record.run, run_folder.CHECKPOINTS))
+                self._write(replace(record, pruned=True))
+
+    def _write(self, record: TrialRecord) -> TrialRecord:
+        self.records[record.trial] = record
         write_record(record)
         return record
 

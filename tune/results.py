@@ -1,4 +1,6 @@
-"""The results of a sweep, in its folder: best.yaml, results.csv and, written last, results.json."""
+"""The results of a sweep, in its folder: best.yaml, results.csv, sweep.html and, written last,
+results.json.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +8,90 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import yaml
 
-from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.storage.uris import join
+from cluster.tracking.run import Run
 from tune import space
-from tune.trials import TrialRecord
+from tune.plan import Plan
+from tune.trials import TrialRecord, ranked
 
-RESULTS, TABLE, BEST = "results.json", "results.csv", "best.yaml"
+RESULTS, TABLE, BEST, REPORT = "results.json", "results.csv", "best.yaml", "sweep.html"
+VERSION = 2
+"""Of results.json. Version 1 was a list of records."""
 
 
-def publish(uri: str, config: TrainConfig, records: Sequence[TrialRecord]) -> None:
+def publish(plan: Plan, records: Sequence[TrialRecord]) -> None:
     """`records` are those of all trials, best first."""
-    best = records[0]
-    assert best.ap is not None, "a sweep without a result raises before"
+    best, uri = records[0], plan.uri
+    assert best.best is not None, "a sweep without a result raises before"
     head = (
-        f"# The best of {len(records)} trials of {uri}: AP {best.ap:.4f}. For train --config; name,"
-        " storage and data come from the command line.\n"
+        f"# The best of {len(records)} trials of {uri}: AP {best.best.shown}. For train --config;"
+        " name, storage and data come from the command line.\n"
     )
-    recipe = space.recipe(space.apply(config, best.sample))
+    recipe = space.recipe(space.apply(plan.config, best.sample))
     files.write_bytes(join(uri, BEST), (head + yaml.safe_dump(recipe, sort_keys=False)).encode())
-    left_out = ("version", "sample", "proposed")
-    rows = [
-        {name: value for name, value in record.to_json().items() if name not in left_out}
-        | dict(record.sample)
-        for record in records
-    ]
+    files.write_bytes(join(uri, TABLE), _table(records).encode())
+    content = {
+        "version": VERSION,
+        "best": best.trial,
+        "trials": [record.trial for record in records],
+        "epochs": plan.epochs,
+    }
+    files.write_json(join(uri, RESULTS), content)
+
+
+def is_complete(plan: Plan) -> bool:
+    """Whether the sweep has nothing left to try and its results are written."""
+    if plan.ended(plan.records) < plan.trials or not files.exists(join(plan.uri, RESULTS)):
+        return False
+    stored = files.read_json(join(plan.uri, RESULTS))
+    names = [record.trial for record in ranked(plan.counted(plan.records))]
+    return isinstance(stored, dict) and stored.get("trials") == names
+
+
+def log_results(parent: Run, uri: str, records: Sequence[TrialRecord]) -> None:
+    """The best trial and the tables, on the sweep's own MLflow run."""
+    best = records[0]
+    assert best.best is not None, "a sweep without a result raises before"
+    metrics = {"best/AP": best.best.ap, "best/AP50": best.best.ap50}
+    parent.log_metrics(
+        {name: value for name, value in metrics.items() if value is not None}, len(records)
+    )
+    parent.set_tag("best_trial", best.trial)
+    parent.set_tag("best_setting", space.shown(best.sample))
+    for name in (BEST, TABLE):
+        parent.log_text(files.read_bytes(join(uri, name)).decode(), name)
+
+
+def _table(records: Sequence[TrialRecord]) -> str:
+    fields = sorted({field for record in records for field in record.sample})
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=[*_row(records[0]), *fields])
     writer.writeheader()
-    writer.writerows(rows)
-    files.write_bytes(join(uri, TABLE), text.getvalue().encode())
-    files.write_json(join(uri, RESULTS), [record.to_json() for record in records])
+    writer.writerows({**_row(record), **_cells(record)} for record in records)
+    return text.getvalue()
 
 
-def read_results(uri: str) -> list[TrialRecord] | None:
-    """The records of a finished sweep, best first; None where the sweep is not finished."""
-    results = join(uri, RESULTS)
-    if not files.exists(results):
-        return None
-    records = [TrialRecord.from_json(stored, results) for stored in files.read_json(results)]
-    # The sweep may have been moved since the file was written.
-    return [
-        replace(record, run=join(uri, "runs", os.path.basename(record.run))) for record in records
-    ]
+def _row(record: TrialRecord) -> dict[str, Any]:
+    best, last = record.best, record.last
+    return {
+        "trial": record.trial,
+        "status": record.status,
+        "best_AP": None if best is None else best.ap,
+        "best_AP50": None if best is None else best.ap50,
+        "best_epoch": None if best is None else best.epoch,
+        "last_AP": None if last is None else last.ap,
+        "epochs_done": record.epochs_done,
+        "epochs": record.epochs,
+        "images_seen": record.images_seen,
+        "reason": record.reason or record.stop,
+        "run": os.path.basename(record.run),
+    }
+
+
+def _cells(record: TrialRecord) -> dict[str, Any]:
+    return dict(record.sample)

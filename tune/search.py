@@ -1,4 +1,4 @@
-"""Ray Tune chooses the samples, `cluster.training.launch` trains them.
+"""Ray Tune runs the trials of a sweep.
 
 Tune's own files lie in the folder ray/ of the sweep and are never read back, so an interrupted
 sweep can continue under another version of Ray: it continues from the trial records.
@@ -9,24 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner, report, with_resources
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
 
-from cluster.errors import PlainError
-from cluster.runs import run_folder, weight_file
-from cluster.runs.config import TrainConfig
+from cluster.compute import resources
 from cluster.storage import files
 from cluster.storage.uris import join
-from cluster.training import launch
 from tune import space
-from tune.space import TRIAL_CPUS, Sample, SweepConfig
-from tune.trials import TrialRecord, read_records, trial_config
+from tune.config import TRIAL_CPUS, Stopping
+from tune.console import Console
+from tune.proposals import Proposals
+from tune.recorder import Ending, Recorder, sample_of
+from tune.stopping import EarlyStopping
+from tune.tracked import TrackedTrials
+from tune.trainable import Told, run_trial
+from tune.trials import Role, TrialRecord, read_records
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a box whatever `verbose` says
@@ -34,174 +34,114 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # with it Ctrl-C would end the sweep as if it were complete
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Tune's own state is never read back.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # A process that is to take the next trial gets this long to leave the one before.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
-Say = Callable[[str], None]
 
 
-def search(
-    config: TrainConfig,
-    sweep: SweepConfig,
-    *,
-    uri: str,
-    concurrent: int,
-    callback: Callback,
-    say: Say,
-) -> list[TrialRecord]:
-    """Run what remains of `sweep.trials` and return the records of all trials, best first. Ray must
-    be connected, and `config` must have absolute URIs.
+@dataclass(frozen=True)
+class Search:
+    """What all trials of a command share."""
 
-    Trials that an interrupted sweep finished are not repeated; those that were running continue.
-    Raises `PlainError` when no trial has a result.
-    """
-    before = read_records(uri)
-    remaining = sweep.trials - sum(record.status != "running" for record in before)
-    if before:
-        say(
-            f"{sweep.trials - remaining} of {sweep.trials} trials are finished already, by a sweep"
-            " that was interrupted"
+    told: Told
+    concurrent: int
+    tracked: TrackedTrials
+    console: Console
+    ending: Ending
+
+    @property
+    def epochs(self) -> int:
+        """Length of a trial that nothing stops."""
+        return self.told.sweep.epochs or self.told.config.training.epochs
+
+    def run(
+        self,
+        proposals: Proposals,
+        *,
+        role: Role,
+        stopping: Stopping,
+        replayed: Sequence[TrialRecord] = (),
+        deadline: float = float("inf"),
+    ) -> None:
+        """Run the trials that are proposed. `replayed` are earlier ones, which the early stopping
+        knows. Raises what ends the whole sweep: trials that all fail alike, a lost lease.
+        """
+        told, sweep = self.told, self.told.sweep
+        scheduler = EarlyStopping(
+            stopping,
+            epochs=self.epochs,
+            grace_epochs=sweep.grace_epochs,
+            images_per_epoch=told.train_set.num_rows,
+            name_of=lambda trial: space.trial_name(sample_of(trial), self.epochs),
+            deadline=deadline,
         )
-    if remaining > 0:
-        _run_tuner(
-            config,
+        scheduler.replay(replayed)
+        before = read_records(told.uri)
+        recorder = Recorder(
+            told.config,
             sweep,
-            uri=uri,
+            told.uri,
             before=before,
-            trials=remaining,
-            concurrent=concurrent,
-            callback=callback,
+            role=role,
+            stopping=scheduler,
+            board=told.board,
+            tracked=self.tracked,
+            console=self.console,
+            ending=self.ending,
         )
-    return best_first([r for r in read_records(uri) if r.status != "running"], uri)
+        self.console.begin(before)
+        _tuner(self, proposals, scheduler, recorder).fit()
+        if self.ending.reason is not None:
+            raise self.ending.reason
 
 
-def best_first(records: Sequence[TrialRecord], uri: str) -> list[TrialRecord]:
-    """By falling AP, then those without one. `PlainError` when none has an AP."""
-    scored = [(record.ap, record) for record in records if record.ap is not None]
-    others = [record for record in records if record.ap is None]
-    if not scored:
-        reasons = [record.reason for record in others if record.reason]
-        reason = f"the first failed with: {reasons[0]}" if reasons else "none has an AP"
-        raise PlainError(
-            f"sweep {uri}: none of {len(records)} trials has a result;"
-            f" {reason if others else 'no trial was started'}"
-        )
-    scored.sort(key=lambda pair: (-pair[0], pair[1].trial))
-    return [record for _, record in scored] + others
-
-
-def _run_tuner(
-    config: TrainConfig,
-    sweep: SweepConfig,
-    *,
-    uri: str,
-    before: Sequence[TrialRecord],
-    trials: int,
-    concurrent: int,
-    callback: Callback,
-) -> None:
+def _tuner(
+    search: Search, proposals: Proposals, scheduler: EarlyStopping, recorder: Recorder
+) -> Tuner:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # A failing trial prints its traceback here, from several processes deep; the recorder prints
     # one line.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sections, budget = config.model_dump(mode="json"), sweep.model_dump(mode="json")
-    if config.pretrained is not None:
-        # A trial may be launched from any node, so the weight file must be where all nodes see it.
-        digest = weight_file.check(config.pretrained, None)
-        sections["pretrained"] = weight_file.publish(
-            config.pretrained, uri, digest=digest, root=config.storage
-        )
-
-    def trial(sample: dict[str, float]) -> None:
-        run_trial(sections, budget, uri, sample)
-
-    epochs = sweep.epochs or config.training.epochs
+    told = search.told
     # A client of Ray's own would take another proxy or region, and a % of the path for a code.
-    file_system, folder = files.resolve(join(uri, "ray"))
-    tuner = Tuner(
-        with_resources(trial, {"cpu": TRIAL_CPUS}),
+    file_system, folder = files.resolve(join(told.uri, "ray"))
+    return Tuner(
+        with_resources(with_parameters(_trial, told=told), _booked(told)),
         tune_config=TuneConfig(
             metric="AP",
             mode="max",
-            num_samples=trials,
-            max_concurrent_trials=concurrent,
-            search_alg=searcher(sweep, before, first=space.given(config, sweep.space)),
-            scheduler=Halving(epochs=epochs, grace_epochs=sweep.grace_epochs),
+            # As many as are proposed.
+            num_samples=10**6,
+            search_alg=proposals,
+            scheduler=scheduler,
+            # A process has imported torch and connected to storage; the next trial needs neither.
+            reuse_actors=told.sweep.workers == 1,
         ),
         run_config=RunConfig(
-            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+            name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}",
             storage_path=folder,
             storage_filesystem=file_system,
-            callbacks=[callback],
-            failure_config=FailureConfig(max_failures=0),
+            callbacks=[recorder],
+            stop=search.ending,
+            failure_config=FailureConfig(max_failures=told.sweep.retries),
             verbose=0,
         ),
     )
-    tuner.fit()
 
 
-def run_trial(sections: dict[str, Any], budget: dict[str, Any], uri: str, sample: Sample) -> None:
-    """The training run of one sample, in a process of its own. `sections` is a `TrainConfig`,
-    `budget` a `SweepConfig`, dumped. Every evaluation reaches Tune through Ray Train's callback.
-    """
-    config = trial_config(
-        TrainConfig.model_validate(sections), SweepConfig.model_validate(budget), uri, sample
-    )
-    already = run_folder.read_finished(config.run_uri) is not None
-    best = launch.launch(config, callbacks=[TuneReportCallback()])
-    if already:
-        # The searcher proposed this sample twice, or the sweep was killed between the end of the
-        # training and its record.
-        report(
-            {
-                "AP": best.ap,
-                "AP50": best.metrics.get("AP50"),
-                "epoch": best.epoch,
-                "images_seen": best.images_seen,
-            }
-        )
+def _trial(proposed: dict[str, Any], told: Told) -> None:
+    run_trial(told, proposed["sample"])
 
 
-class Halving(ASHAScheduler):
-    """Successive halving by AP that lets a trial end by itself at its last epoch: Tune stops a
-    trial by killing it, and after its last evaluation the trial has still to bring its last
-    checkpoint and finished.json into storage.
-    """
+def _booked(told: Told) -> dict[str, float]:
+    """What Tune books for a trial: its one worker, or the process around its workers."""
+    sweep = told.sweep
+    if sweep.workers > 1:
+        return {"cpu": TRIAL_CPUS}
+    share = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
+    return {"cpu": share["CPU"], "gpu": share.get("GPU", 0.0)}
 
-    def __init__(self, *, epochs: int, grace_epochs: int):
-        super().__init__(
-            time_attr="epoch",
-            max_t=epochs,
-            grace_period=min(grace_epochs, epochs),
-            reduction_factor=3,
-        )
-        self._epochs = epochs
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        # Called in any case: it counts the result.
-        decision = super().on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if result["epoch"] >= self._epochs else decision
-
-
-def searcher(sweep: SweepConfig, before: Sequence[TrialRecord], *, first: Sample) -> OptunaSearch:
-    """Optuna's TPE. It proposes `first` (in a fresh sweep), then the samples that an interrupted
-    sweep was running, then new ones from all results so far.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ranges: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(low, high, log=name == "learning_rate")
-        for name, (low, high) in sweep.space.ranges().items()
-    }
-    running = [dict(record.proposed) for record in before if record.status == "running"]
-    algorithm = OptunaSearch(
-        ranges,
-        metric="AP",
-        mode="max",
-        points_to_evaluate=running if before else [dict(first)],
-        # Another seed after an interruption: the same one would propose the finished trials again.
-        seed=sweep.seed + len(before),
-    )
-    for record in before:
-        if record.ap is not None and record.status != "running":
-            algorithm.add_evaluated_point(dict(record.proposed), record.ap)
-    return algorithm

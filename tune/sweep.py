@@ -4,53 +4,65 @@ config.json
     the configuration that names the sweep; a different one under the same name is refused
 tracking.json
     the sweep's MLflow run
+driver.json
+    the driver that runs it, see `cluster.runs.lease`
 runs/trial-1a2b3c4d/
     a training run's folder, with trial.json; named by its sample, so that it is found again
 ray/
     Tune's own files
-best.yaml, results.csv, results.json
-    written when all trials are finished
+best.yaml, results.csv, results.json, sweep.html
+    written when all trials have ended
 """
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import ray
-from pydantic import ValidationError
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
-from cluster.errors import UsageError
-from cluster.runs import run_folder
+from cluster.errors import PlainError
+from cluster.runs import lease, run_folder, weight_file
 from cluster.runs.config import TrainConfig
-from cluster.storage import files
 from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
 from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.run import Run, open_run, read_record
-from cluster.training import preflight
+from cluster.training.event_channel import EventChannel
 from tune import space
-from tune.recorder import Recorder
-from tune.results import BEST, TABLE, publish, read_results
-from tune.search import search
-from tune.space import TRIAL_CPUS, SweepConfig
-from tune.trials import TrialRecord, read_records, shown, trial_config
+from tune.board import open_board
+from tune.config import TRIAL_CPUS, SweepConfig
+from tune.console import Console
+from tune.plan import Plan, plan_of
+from tune.proposals import Proposals, Sampler
+from tune.recorder import Ending
+from tune.results import BEST, REPORT, TABLE, is_complete, publish, log_results
+from tune.search import Search
+from tune.tracked import TrackedTrials, TrialEnded
+from tune.trainable import Told, TrialEvent
+from tune.trials import TrialRecord, ranked, read_records, trial_config
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A finished sweep: its folder, the records of its trials (best first) and the MLflow store."""
+    """A finished sweep: the records of its trials (best first) and the MLflow store."""
 
-    uri: str
-    config: TrainConfig
+    plan: Plan
     records: list[TrialRecord]
     tracking_uri: str
+
+    @property
+    def uri(self) -> str:
+        return self.plan.uri
 
     @property
     def best(self) -> str:
@@ -59,22 +71,34 @@ class Swept:
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
-        best = self.records[0]
-        assert best.ap is not None, "a sweep without a result raises before"
+        best, config = self.records[0], self.plan.config
+        assert best.best is not None, "a sweep without a result raises before"
         failed = [record for record in self.records if record.status == "failed"]
         words = ["python", "-m", "pipelines.train", "--config", self.best]
-        words += ["--data.train", self.config.data.train, "--data.val", self.config.data.val]
-        words += ["--storage", self.config.storage, "--name", f"{self.config.name}-best"]
-        if self.tracking_uri != tracking_uri(None, self.config.storage):
+        words += ["--data.train", config.data.train, "--data.val", config.data.val]
+        words += ["--storage", config.storage, "--name", f"{config.name}-best"]
+        if self.tracking_uri != tracking_uri(None, config.storage):
             words += ["--tracking.uri", self.tracking_uri]
-        table = join(self.uri, TABLE)
         return [
-            f"trials   {len(self.records)}, of which {len(failed)} failed: {table}",
+            f"trials   {len(self.records)}, of which {len(failed)} failed: {join(self.uri, TABLE)}",
             *(f"         {record.trial}: {record.reason}" for record in failed[:5]),
-            f"best     {best.trial}: AP {best.ap:.4f} with {shown(best.sample)}",
+            f"saving   {saving(self.records)}",
+            (
+                f"best     {best.trial}: AP {best.best.shown} after {best.best.epoch} epochs with"
+                f" {space.shown(best.sample)}"
+            ),
+            f"report   {join(self.uri, REPORT)}",
             f"use it   {shlex.join(words)}",
+            f"register python -m pipelines.register --sweep {shlex.quote(self.uri)}",
             f"see it   {ui_command(self.tracking_uri)}",
         ]
+
+
+def saving(records: list[TrialRecord]) -> str:
+    """How many epochs the early stopping has saved, in words."""
+    full = sum(record.epochs for record in records)
+    done = sum(record.epochs_done for record in records)
+    return f"{done} of {full} epochs were trained, {1 - done / max(full, 1):.0%} were saved"
 
 
 def sweep_uri(storage_root: str, name: str) -> str:
@@ -82,72 +106,203 @@ def sweep_uri(storage_root: str, name: str) -> str:
 
 
 def sweep(
-    config: TrainConfig,
-    budget: SweepConfig,
-    *,
-    ray: RayConfig,
-    tracking: TrackingConfig,
-    say: Say = lambda line: print(f"[sweep] {line}", flush=True),
+    config: TrainConfig, budget: SweepConfig, *, ray: RayConfig, tracking: TrackingConfig
 ) -> Swept:
     """Run or continue the sweep `config.name`, or find it finished. Raises `UsageError` for what
     can be found wrong before any machine is used, `PlainError` when no trial has a result.
     """
     config = config.with_absolute_uris()
     mlflow_uri = tracking_uri(tracking.uri, config.storage)
-    check_writable(config.storage)
-    check_server(mlflow_uri)
-    check_experiment(mlflow_uri, experiment_name(tracking.experiment))
+    experiment = experiment_name(tracking.experiment)
     uri = sweep_uri(config.storage, config.name)
-    for warning in check(config, budget, uri).warnings:
-        say(f"warning: {warning}")
-    records = read_results(uri)
-    if records is not None:
-        say(f"{uri}: this sweep is finished; nothing was tried again")
-        return Swept(uri, config, records, mlflow_uri)
+    check_writable(config.storage)
+    plan = plan_of(config, budget, uri)
+    check_server(mlflow_uri)
+    check_experiment(mlflow_uri, experiment)
+    lease.refuse_held(uri)
+    console = Console(plan.trials, concurrent=budget.concurrent)
+    for warning in plan.inputs.warnings:
+        console.say(f"warning: {warning}")
+    _say_of_earlier(plan, console.say)
+    if is_complete(plan):
+        console.say(f"{uri}: this sweep is finished; nothing was tried again")
+        return Swept(plan, ranked(plan.counted(plan.records)), mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=say)
-    parent = _open_parent(config, budget, uri, mlflow_uri, experiment_name(tracking.experiment))
+    concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=console.say)
+    parent = _open_parent(plan, mlflow_uri, experiment)
     status = "FAILED"
     try:
-        recorder = Recorder(config, budget, uri, parent, experiment_name(tracking.experiment), say)
-        records = search(config, budget, uri=uri, concurrent=concurrent, callback=recorder, say=say)
-        publish(uri, config, records)
-        _log_results(parent, uri, records)
+        records = _run(plan, parent, experiment, concurrent=concurrent, console=console)
+        publish(plan, records)
+        log_results(parent, uri, records)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         parent.finish(status)
-    return Swept(uri, config, records, mlflow_uri)
+    return Swept(plan, records, mlflow_uri)
 
 
-def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> preflight.Checked:
-    """Check what can be wrong before any machine is used: data, storage, the weight file, the
-    sweep's name. Claims the folder. Returns the check of a trial with the values of the
-    configuration.
-    """
-    try:
-        first = trial_config(config, sweep, uri, space.given(config, sweep.space))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(
-            f"sweep: its trials cannot be trained: {reason} (in a trial, sweep.workers,"
-            " sweep.cpus_per_worker and sweep.gpus_per_worker replace those of training)"
-        ) from error
-    checked = preflight.check(first)
-    identity = checked.identity | {"sweep": sweep.model_dump(mode="json", exclude=space.EXECUTION)}
-    run_folder.claim(uri, config.model_dump(mode="json"), identity, begun=bool(read_records(uri)))
-    return checked
+def _say_of_earlier(plan: Plan, say: Say) -> None:
+    outside = plan.space.outside(plan.config)
+    if outside and not plan.fixed:
+        say(
+            f"note: the given configuration is not in the space ({', '.join(outside)}); the first"
+            " trial is the nearest setting that is"
+        )
+    counted = plan.counted(plan.records)
+    apart = [one for one in plan.records if one.role == "search" and one not in counted]
+    if apart:
+        say(
+            f"note: {len(apart)} earlier trials are kept apart, they have another length or are"
+            " not in the space"
+        )
+    if counted:
+        say(f"{plan.ended(plan.records)} of {plan.trials} trials have ended in earlier commands")
+
+
+def _run(
+    plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: Console
+) -> list[TrialRecord]:
+    """Run what remains and return the records of all trials, best first."""
+    ending, sweep = Ending(), plan.sweep
+    inputs = plan.inputs
+    tracked = TrackedTrials(
+        parent,
+        experiment=experiment,
+        train_set=inputs.train_set,
+        val_set=inputs.val_set,
+        weights=inputs.weights,
+    )
+    status = "KILLED"
+    with ExitStack() as stack:
+        stack.enter_context(lease.Lease(plan.uri, lambda why: _lose(ending, why)))
+        try:
+            channel: EventChannel[TrialEvent | TrialEnded] = EventChannel(tracked.on_event)
+            with channel as mailbox, console:
+                tracked.mailbox = mailbox
+                told = Told(
+                    config=_with_own_weights(plan),
+                    sweep=sweep,
+                    uri=plan.uri,
+                    train_set=inputs.train_set,
+                    val_set=inputs.val_set,
+                    weights=inputs.weights,
+                    mailbox=mailbox,
+                    board=open_board(),
+                    local_size=math.ceil(concurrent / max(1, _alive_nodes())),
+                )
+                _complete(plan, tracked)
+                search(plan, Search(told, concurrent, tracked, console, ending))
+            status = "FAILED"
+        finally:
+            tracked.close(status)
+    records = ranked(plan.counted(read_records(plan.uri)))
+    if not records or records[0].ap is None:
+        raise PlainError(_without_result(plan.uri, records))
+    return records
+
+
+def search(plan: Plan, trials: Search) -> None:
+    """The trials that remain of the plan."""
+    sweep, before = plan.sweep, list(plan.records)
+    remaining = plan.trials - plan.ended(before)
+    if remaining <= 0:
+        return
+    counted = plan.counted(before)
+    waiting = plan.waiting(before)[:remaining]
+    ended = [record for record in counted if record.sample not in waiting]
+    deadline = time.monotonic() + 3600 * sweep.hours if sweep.hours else math.inf
+    started = len(waiting)
+
+    def may_start() -> bool:
+        nonlocal started
+        images = sum(record.images_seen for record in plan.counted(read_records(plan.uri)))
+        allowed = started < remaining and time.monotonic() < deadline
+        allowed = allowed and (sweep.images is None or images < sweep.images)
+        started += allowed
+        return allowed
+
+    sampler = None
+    if not plan.fixed:
+        assert sweep.searcher != "grid", "a grid is fixed"
+        sampler = Sampler(
+            plan.space,
+            plan.config,
+            searcher=sweep.searcher,
+            trials=plan.trials,
+            seed=sweep.seed,
+            before=ended,
+        )
+        for sample in waiting:
+            sampler.knows(sample)
+    proposals = Proposals(
+        waiting,
+        draw=sampler and sampler.draw,
+        told=sampler and sampler.told,
+        concurrent=trials.concurrent,
+        may_start=may_start,
+    )
+    trials.run(
+        proposals,
+        role="search",
+        # Each row of the paper's tables has the same budget.
+        stopping="none" if sweep.preset == "paper" else sweep.stopping,
+        replayed=counted,
+        deadline=deadline,
+    )
+
+
+def _complete(plan: Plan, tracked: TrackedTrials) -> None:
+    """End the MLflow runs of trials that ended while an earlier driver was killed."""
+    ended = [record for record in plan.records if record.status != "running"]
+    configs = [
+        trial_config(plan.config, plan.sweep, plan.uri, record.sample).model_copy(
+            update={"name": record.trial}
+        )
+        for record in ended
+        if plan.counts(record) or record.role == "confirm"
+    ]
+    tracked.complete([r for r in ended if plan.counts(r) or r.role == "confirm"], configs)
+
+
+def _lose(ending: Ending, why: str) -> None:
+    ending.reason = PlainError(why)
+
+
+def _alive_nodes() -> int:
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def _with_own_weights(plan: Plan) -> TrainConfig:
+    """A trial may be launched from any node, so the weight file must be where all nodes see it."""
+    config = plan.config
+    if config.pretrained is None or plan.inputs.weights is None:
+        return config
+    copy = weight_file.publish(
+        config.pretrained, plan.uri, digest=plan.inputs.weights, root=config.storage
+    )
+    return config.model_copy(update={"pretrained": copy})
+
+
+def _without_result(uri: str, records: list[TrialRecord]) -> str:
+    reasons = [record.reason for record in records if record.reason]
+    reason = f"the first failed with: {reasons[0]}" if reasons else "none has an AP"
+    return (
+        f"sweep {uri}: none of {len(records)} trials has a result;"
+        f" {reason if records else 'no trial was started'}"
+    )
 
 
 def processes(sweep: SweepConfig) -> list[dict[str, float]]:
-    """What one trial books: its workers, and the process around them."""
+    """What one trial books: its workers, and for several of them the process around them."""
     worker = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
-    return [worker] * sweep.workers + [{"CPU": TRIAL_CPUS}]
+    around = [{"CPU": TRIAL_CPUS}] if sweep.workers > 1 else []
+    return [worker] * sweep.workers + around
 
 
-def fitting(sweep: SweepConfig, nodes: Sequence[resources.Resources]) -> int:
+def fitting(sweep: SweepConfig, nodes: list[resources.Resources]) -> int:
     """How many trials fit these nodes at once, at most `sweep.concurrent`; 0 when not even one."""
     trial = processes(sweep)
     counts = range(1, sweep.concurrent + 1)
@@ -160,7 +315,8 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool, say: Say) -> int:
     """
     request = (
         f"one trial (sweep.workers {budget.workers} x (sweep.cpus_per_worker"
-        f" {budget.cpus_per_worker:g} + {resources.READ_CPUS:g} for reading) + {TRIAL_CPUS:g})"
+        f" {budget.cpus_per_worker:g} + {resources.READ_CPUS:g} for reading)"
+        f"{f' + {TRIAL_CPUS:g}' if budget.workers > 1 else ''})"
     )
     resources.check_resources(processes(budget), what=request, autoscaling=autoscaling)
     if autoscaling:
@@ -178,30 +334,19 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool, say: Say) -> int:
     return fits
 
 
-def _open_parent(
-    config: TrainConfig, budget: SweepConfig, uri: str, mlflow_uri: str, experiment: str
-) -> Run:
+def _open_parent(plan: Plan, mlflow_uri: str, experiment: str) -> Run:
     """The sweep's own MLflow run, under which those of the trials are nested."""
-    before = read_record(uri)
+    before = read_record(plan.uri)
     parent = open_run(
         mlflow_uri,
         experiment=experiment,
-        name=f"{config.name} (sweep)",
+        name=f"{plan.config.name} (sweep)",
         run_id=before and before.run_id,
-        tags={"sweep_folder": uri},
+        tags={"sweep_folder": plan.uri},
     )
-    run_folder.write_tracking(uri, run_folder.TrackingRecord(mlflow_uri, experiment, parent.run_id))
-    fields = run_folder.flatten(budget.model_dump(mode="json"))
+    record = run_folder.TrackingRecord(mlflow_uri, experiment, parent.run_id)
+    run_folder.write_tracking(plan.uri, record)
+    fields = run_folder.flatten(plan.sweep.model_dump(mode="json"))
+    # Some may differ when the sweep goes on, and MLflow keeps a parameter's first value.
     parent.log_params({f"sweep.{name}": value for name, value in fields.items()})
     return parent
-
-
-def _log_results(parent: Run, uri: str, records: Sequence[TrialRecord]) -> None:
-    best = records[0]
-    metrics = {"best/AP": best.ap, "best/AP50": best.ap50}
-    parent.log_metrics(
-        {name: value for name, value in metrics.items() if value is not None}, len(records)
-    )
-    parent.log_params({f"best.{name}": value for name, value in best.sample.items()})
-    for name in (BEST, TABLE):
-        parent.log_text(files.read_bytes(join(uri, name)).decode(), name)

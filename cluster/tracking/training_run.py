@@ -65,11 +65,13 @@ class Tracker:
         name: str,
         params: dict[str, Any],
         config: str,
+        parent_run_id: str | None = None,
     ):
         self.uri = uri
         self.run: Run | None = None
         self._experiment, self._run_folder = experiment, run
         self._name, self._params, self._config = name, params, config
+        self._parent_run_id = parent_run_id
         self._pending: list[events.Event] = []
         self._tried_at = -RETRY_SECONDS
 
@@ -80,7 +82,7 @@ class Tracker:
             and not isinstance(event, _BEFORE_STEPS)
             and time.monotonic() - self._tried_at >= RETRY_SECONDS
         ):
-            self._open()
+            self.open()
         if self.run is not None:
             for waiting in self._pending:
                 track(self.run, waiting)
@@ -90,8 +92,8 @@ class Tracker:
         """Send everything and end the run as FINISHED, FAILED or KILLED. A training that did not
         start is not recorded.
         """
-        if self.run is None and (self._pending or (status == "FINISHED" and self._is_incomplete())):
-            self._open()
+        if self.run is None and (self._pending or (status == "FINISHED" and self.is_incomplete())):
+            self.open()
         if self.run is not None:
             for waiting in self._pending:
                 track(self.run, waiting)
@@ -109,7 +111,8 @@ class Tracker:
                 file=sys.stderr,
             )
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Open the store, or say why that is impossible. What the run's folder has is sent."""
         try:
             before = read_record(self._run_folder)
             run = open_run(
@@ -117,6 +120,7 @@ class Tracker:
                 experiment=self._experiment,
                 name=self._name,
                 run_id=before.run_id if before is not None and same(before.uri, self.uri) else None,
+                parent_run_id=self._parent_run_id,
                 tags={"run_folder": self._run_folder},
             )
             self._write_record(run)
@@ -157,7 +161,7 @@ class Tracker:
             if evaluation.error is None:
                 track(run, events.EvaluationDone(evaluation))
 
-    def _is_incomplete(self) -> bool:
+    def is_incomplete(self) -> bool:
         """Whether the run was trained to its end, but an earlier driver was killed, or had no
         store, before MLflow had all of it.
         """

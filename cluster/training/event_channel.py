@@ -6,24 +6,26 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from cluster.runs.events import Event, Tell
+from cluster.runs.events import Event
 
+Told = TypeVar("Told")
+"""What a channel carries: an `Event`, or one with the name of its trial."""
 _FETCH_EVERY_S = 0.5
 _LAST_FETCH_S = 30.0
 """Seconds for the last fetch when training has ended."""
 
 
-class Guarded:
+class Guarded(Generic[Told]):
     """A consumer of events whose failure does not affect the others: a closed terminal must not end
     the tracking. Only the first failure is printed, to stderr.
     """
 
-    def __init__(self, consumer: Tell):
+    def __init__(self, consumer: Callable[[Told], None]):
         self._consumer, self._has_warned = consumer, False
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Told) -> None:
         try:
             self._consumer(event)
         except Exception as error:  # whatever it is, the training is worth more
@@ -50,12 +52,12 @@ class Sender:
             self._mailbox.put.remote(event)
 
 
-class EventChannel:
+class EventChannel(Generic[Told]):
     """Delivers events to a function in the driver: an actor collects them, a thread fetches them
     twice a second. Entering it returns the actor's handle, None where nobody listens.
     """
 
-    def __init__(self, on_event: Callable[[Event], None] | None):
+    def __init__(self, on_event: Callable[[Told], None] | None):
         self._deliver = None if on_event is None else Guarded(on_event)
 
     def __enter__(self) -> Any:
@@ -82,7 +84,7 @@ class EventChannel:
             self._stopped.set()
             self._thread.join(timeout=_LAST_FETCH_S)
 
-    def _fetch(self, deliver: Tell) -> None:
+    def _fetch(self, deliver: Callable[[Told], None]) -> None:
         import ray
 
         while True:
@@ -97,11 +99,11 @@ class _Mailbox:
     """The actor of `EventChannel`."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: list[Any] = []
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Any) -> None:
         self._events.append(event)
 
-    def take(self) -> list[Event]:
+    def take(self) -> list[Any]:
         taken, self._events = self._events, []
         return taken

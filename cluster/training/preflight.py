@@ -38,23 +38,30 @@ class Checked:
     """What will probably make the result bad, a line each."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a training reads, checked."""
+
+    train_set: ShardSet
+    val_set: ShardSet
+    weights: str | None
+    """Digest of the weight file or checkpoint that the run starts from."""
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 def check(config: TrainConfig) -> Checked:
     """Check data, storage, weight file and the run's name. `UsageError` or `PlainError` for the
     first fault.
     """
+    # Also here, so that storage which does not answer is named by its option.
     for uri in (config.data.train, config.data.val):
         check_reachable(uri)
-    train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
-    _check_sets(config, train_set, val_set)
-    classes = match_val(val_set, train_set.class_names)
-    _check_profile(config, train_set)
     check_writable(config.run_uri)
     lease.refuse_held(config.run_uri)
     begun = bool(run_folder.checkpoints(config.run_uri))
-    # A training that has begun has been told so.
-    warnings = () if begun else _check_objects(config, train_set, val_set)
-    weights = _weights_digest(config, train_set, begun=begun)
-    same = identity(config, train_set, val_set, weights=weights)
+    inputs = check_inputs(config, begun=begun)
+    same = identity(config, inputs.train_set, inputs.val_set, weights=inputs.weights)
     run_uuid = run_folder.claim(
         config.run_uri,
         config.model_dump(mode="json"),
@@ -62,7 +69,23 @@ def check(config: TrainConfig) -> Checked:
         begun=begun,
         defaults=default_identity(config),
     )
-    return Checked(train_set, same, begun, run_uuid, classes.notes("data.val"), warnings)
+    return Checked(inputs.train_set, same, begun, run_uuid, inputs.notes, inputs.warnings)
+
+
+def check_inputs(config: TrainConfig, *, begun: bool) -> Inputs:
+    """Check data and weight file, without a claim on the run's name. `begun`: the run has a
+    checkpoint to continue from. `UsageError` or `PlainError` for the first fault.
+    """
+    for uri in (config.data.train, config.data.val):
+        check_reachable(uri)
+    train_set, val_set = open_shard_set(config.data.train), open_shard_set(config.data.val)
+    _check_sets(config, train_set, val_set)
+    classes = match_val(val_set, train_set.class_names)
+    _check_profile(config, train_set)
+    # A training that has begun has been told so.
+    warnings = () if begun else _check_objects(config, train_set, val_set)
+    weights = _weights_digest(config, train_set, begun=begun)
+    return Inputs(train_set, val_set, weights, classes.notes("data.val"), warnings)
 
 
 def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:

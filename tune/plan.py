@@ -1,0 +1,124 @@
+"""Which trials a sweep has: what was tried, what remains, and who proposes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.runs.config import TrainConfig
+from cluster.runs.identity import identity
+from cluster.runs.run_folder import claim
+from cluster.training.preflight import Inputs, check_inputs
+from tune import presets, space
+from tune.build_space import space_of
+from tune.config import TRIALS, SweepConfig
+from tune.space import Sample, Space
+from tune.trials import TrialRecord, read_records, trial_config
+
+SEED = "training.seed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep."""
+
+    config: TrainConfig
+    """With absolute URIs."""
+    sweep: SweepConfig
+    uri: str
+    space: Space
+    inputs: Inputs
+    fixed: tuple[Sample, ...]
+    """The settings of a grid or of the paper, in order; empty where a searcher proposes."""
+    records: tuple[TrialRecord, ...]
+    """Of earlier commands."""
+
+    @property
+    def epochs(self) -> int:
+        return self.sweep.epochs or self.config.training.epochs
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has in the end."""
+        if self.fixed:
+            return min(len(self.fixed), self.sweep.trials or len(self.fixed))
+        return self.sweep.trials or TRIALS
+
+    @property
+    def first(self) -> tuple[Sample, ...]:
+        """The setting that a searcher tries first: the given one, as far as the space has it."""
+        return () if self.fixed else (space.rounded(self.space.given(self.config)),)
+
+    def counts(self, record: TrialRecord) -> bool:
+        """Whether an earlier trial is one of this sweep: of the same length, and in the space."""
+        if record.role != "search" or record.epochs != self.epochs:
+            return False
+        if self.fixed:
+            return space.rounded(record.sample) in [space.rounded(one) for one in self.fixed]
+        return self.space.fits(record.sample)
+
+    def counted(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        return [record for record in records if self.counts(record)]
+
+    def waiting(self, records: Sequence[TrialRecord]) -> list[Sample]:
+        """The settings to try first: those whose trials were interrupted, then fixed ones and the
+        given one that have no trial yet. Where no trial has a result, failed ones are tried again:
+        what made them fail may be mended.
+        """
+        counted = self.counted(records)
+        hopeless = not any(record.ap is not None for record in counted)
+        again = [
+            record.sample
+            for record in counted
+            if record.status == "running"
+            or (record.status == "failed" and hopeless and not record.diverged)
+        ]
+        known = [space.rounded(record.sample) for record in counted]
+        new = [one for one in self.fixed or self.first if space.rounded(one) not in known]
+        return again + new
+
+    def ended(self, records: Sequence[TrialRecord]) -> int:
+        again = len(self.waiting(records)) - len(self._new(records))
+        return len(self.counted(records)) - again
+
+    def _new(self, records: Sequence[TrialRecord]) -> list[Sample]:
+        known = [space.rounded(record.sample) for record in self.counted(records)]
+        return [one for one in self.fixed or self.first if space.rounded(one) not in known]
+
+
+def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
+    """Check what can be wrong before any machine is used: the space, the data, storage, the weight
+    file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
+    and `check_inputs`.
+    """
+    trial = trial_config(config, sweep, uri, {})
+    searched = space_of(sweep.preset, sweep.space, trial)
+    inputs = check_inputs(trial, begun=False)
+    records = tuple(read_records(uri))
+    # The length is no part of it: trials of another length are kept apart.
+    whole: dict[str, Any] = identity(config, inputs.train_set, inputs.val_set, weights=inputs.weights)
+    whole = {**whole, "training": {**whole["training"], "epochs": None}}
+    claim(uri, config.model_dump(mode="json"), whole, begun=bool(records))
+    return Plan(config, sweep, uri, searched, inputs, _fixed(sweep, searched, config), records)
+
+
+def _fixed(sweep: SweepConfig, searched: Space, config: TrainConfig) -> tuple[Sample, ...]:
+    if sweep.preset == "paper":
+        settings: list[Sample] = [arm.sample for arm in presets.paper_arms()]
+    elif sweep.searcher == "grid":
+        settings = searched.grid(sweep.grid_points)
+    else:
+        return ()
+    possible = [one for one in settings if searched.valid(config, one) is None]
+    return with_seeds(possible, config, range(sweep.seeds))
+
+
+def with_seeds(
+    settings: Sequence[Sample], config: TrainConfig, further: Sequence[int]
+) -> tuple[Sample, ...]:
+    """Each setting with the configured seed, and with so much more than it."""
+    first = config.training.seed
+    return tuple(
+        one if more == 0 else {**one, SEED: first + more} for more in further for one in settings
+    )
