@@ -19,7 +19,7 @@ from detector import scores
 from detector.scores import score
 from tune import space
 from tune.space import SweepConfig
-from tune.trials import Status, TrialRecord, shown, trial_config, write_record
+from tune.trials import Status, TrialRecord, trial_config, write_record
 
 Say = Callable[[str], None]
 
@@ -52,12 +52,12 @@ class Recorder(Callback):
         if trial.trial_id in self._runs:
             return
         sample = space.rounded(trial.config)
-        self._say(f"{config.name} started: {shown(sample)}")
+        self._say(f"{config.name} started: {space.shown(sample)}")
         run = self._open_run(config)
         if run is None:
             return
         self._runs[trial.trial_id] = run
-        run.log_params({f"{space.SECTIONS[name]}.{name}": value for name, value in sample.items()})
+        run.log_params(sample)
 
     def _open_run(self, config: TrainConfig) -> Run | None:
         if self._parent is None:

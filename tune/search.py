@@ -18,14 +18,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cluster.errors import PlainError
+from cluster.errors import PlainError, UsageError
 from cluster.runs import run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.training import launch
-from tune import space
-from tune.space import TRIAL_CPUS, Sample, SweepConfig
+from tune.build_space import space_of
+from tune.dimensions import Dimension, Range
+from tune.space import TRIAL_CPUS, Sample, Space, SweepConfig
 from tune.trials import TrialRecord, read_records, trial_config
 
 QUIET = {
@@ -125,7 +126,9 @@ def _run_tuner(
             mode="max",
             num_samples=trials,
             max_concurrent_trials=concurrent,
-            search_alg=searcher(sweep, before, first=space.given(config, sweep.space)),
+            search_alg=searcher(
+                space_of(sweep.preset, sweep.space, config), sweep, before, config=config
+            ),
             scheduler=Halving(epochs=epochs, grace_epochs=sweep.grace_epochs),
         ),
         run_config=RunConfig(
@@ -183,21 +186,19 @@ class Halving(ASHAScheduler):
         return TrialScheduler.CONTINUE if result["epoch"] >= self._epochs else decision
 
 
-def searcher(sweep: SweepConfig, before: Sequence[TrialRecord], *, first: Sample) -> OptunaSearch:
-    """Optuna's TPE. It proposes `first` (in a fresh sweep), then the samples that an interrupted
-    sweep was running, then new ones from all results so far.
+def searcher(
+    space: Space, sweep: SweepConfig, before: Sequence[TrialRecord], *, config: TrainConfig
+) -> OptunaSearch:
+    """Optuna's TPE. It proposes the configuration (in a fresh sweep), then the samples that an
+    interrupted sweep was running, then new ones from all results so far.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ranges: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(low, high, log=name == "learning_rate")
-        for name, (low, high) in sweep.space.ranges().items()
-    }
     running = [dict(record.proposed) for record in before if record.status == "running"]
     algorithm = OptunaSearch(
-        ranges,
+        {one.name: _distribution(one) for one in space.dimensions},
         metric="AP",
         mode="max",
-        points_to_evaluate=running if before else [dict(first)],
+        points_to_evaluate=running if before else [dict(space.given(config))],
         # Another seed after an interruption: the same one would propose the finished trials again.
         seed=sweep.seed + len(before),
     )
@@ -205,3 +206,16 @@ def searcher(sweep: SweepConfig, before: Sequence[TrialRecord], *, first: Sample
         if record.ap is not None and record.status != "running":
             algorithm.add_evaluated_point(dict(record.proposed), record.ap)
     return algorithm
+
+
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    if not isinstance(dimension.values, Range) or dimension.when:
+        raise UsageError(
+            f"sweep.space.{dimension.name} {dimension}: this searcher takes ranges without a"
+            " condition; leave it out"
+        )
+    values = dimension.values
+    kind = optuna.distributions.FloatDistribution
+    if values.integer:
+        kind = optuna.distributions.IntDistribution
+    return kind(values.low, values.high, log=values.log)  # pyright: ignore

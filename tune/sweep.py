@@ -34,11 +34,12 @@ from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.run import Run, open_run, read_record
 from cluster.training import preflight
 from tune import space
+from tune.build_space import space_of
 from tune.recorder import Recorder
 from tune.results import BEST, TABLE, publish, read_results
 from tune.search import search
 from tune.space import TRIAL_CPUS, SweepConfig
-from tune.trials import TrialRecord, read_records, shown, trial_config
+from tune.trials import TrialRecord, read_records, trial_config
 
 Say = Callable[[str], None]
 
@@ -71,7 +72,7 @@ class Swept:
         return [
             f"trials   {len(self.records)}, of which {len(failed)} failed: {table}",
             *(f"         {record.trial}: {record.reason}" for record in failed[:5]),
-            f"best     {best.trial}: AP {best.ap:.4f} with {shown(best.sample)}",
+            f"best     {best.trial}: AP {best.ap:.4f} with {space.shown(best.sample)}",
             f"use it   {shlex.join(words)}",
             f"see it   {ui_command(self.tracking_uri)}",
         ]
@@ -128,7 +129,9 @@ def check(config: TrainConfig, sweep: SweepConfig, uri: str) -> preflight.Checke
     configuration.
     """
     try:
-        first = trial_config(config, sweep, uri, space.given(config, sweep.space))
+        first = trial_config(
+            config, sweep, uri, space_of(sweep.preset, sweep.space, config).given(config)
+        )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(

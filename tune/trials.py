@@ -122,7 +122,3 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: Samp
     }
     changed = {"training": training, "storage": uri, "name": space.trial_name(sample)}
     return space.apply(TrainConfig.model_validate({**config.model_dump(), **changed}), sample)
-
-
-def shown(sample: Sample) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in sample.items())
