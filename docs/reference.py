@@ -32,6 +32,9 @@ Each option is a flag (`--training.epochs 3`), a variable of the environment
 (`training: {{epochs: 3}}`). A flag wins over the environment, the environment over the YAML file,
 and the YAML file over the default.
 
+An option that takes values by name takes each of them as a flag, too:
+`--sampling.source_weights.night 2` is `--sampling.source_weights '{{"night": 2}}'`.
+
 Every verb also takes `--config` (a YAML file, or the name of a recipe such as `small_r18`),
 `--help`, and `--debug`, which shows the traceback of an error.
 

@@ -28,7 +28,7 @@ from pydantic_settings import (
 
 from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
 from cluster.storage import yaml_text
-from pipelines import refusals
+from pipelines import entry_flags, refusals
 from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -157,6 +157,7 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
                 raise UsageError(f"--config {file}: is no recipe for this verb; {error}") from None
             raise
     _check_environment(fields)
+    flags = entry_flags.as_mappings(flags, fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:

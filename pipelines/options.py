@@ -163,6 +163,8 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
             continue
         lines.append(f"  --{name}  {takes(field)}; {default_of(field)}")
         lines += _indented(field.description or "", by=8)
+        if is_mapping(field.annotation):
+            lines.append(f"        one of them as a flag of its own: --{name}.NAME VALUE")
         if item := item_of(field):
             for inner, part in item.model_fields.items():
                 about = f"{inner}: {takes(part)}; {default_of(part)}; {part.description}"

@@ -10,7 +10,7 @@ from cluster.runs.names import WorkflowName
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.data_section import DataSection
-from tune.space import SweepConfig
+from tune.config import SweepConfig
 
 
 class RunData(Section):

@@ -17,7 +17,7 @@ from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
-from tune.space import SweepConfig
+from tune.config import SweepConfig
 
 
 class SweepVerb(TrainConfig):

@@ -15,7 +15,8 @@ from cluster.runs.config import TrainConfig, TrainSections
 from cluster.runs.data_config import DataConfig
 from cluster.workflow.stages import Finished, Results, Stage
 from pipelines.run_config import RunConfig
-from tune.space import EXECUTION, given
+from tune.build_space import space_of
+from tune.config import EXECUTION
 
 TRAIN_SET, VAL_SET = "prepare-train", "prepare-val"
 NO_DATA = {"train": "train", "val": "val"}
@@ -66,7 +67,8 @@ def check(config: RunConfig) -> Checked:
     if config.tune:
         # The data sets are those of stages: their places do not matter here.
         fields = config.model_dump(include=set(TrainSections.model_fields))
-        given(TrainConfig.model_validate({**fields, "data": NO_DATA}), config.sweep.space)
+        training = TrainConfig.model_validate({**fields, "data": NO_DATA})
+        space_of(config.sweep.preset, config.sweep.space, training)
     val = sources["val"]
     pictures = (
         digest_of_folder(config.pictures)

@@ -28,6 +28,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 70
 SHARED_BY_VERBS = {
     "command_line.py",
     "data_section.py",
+    "entry_flags.py",
     "options.py",
     "refusals.py",
     "run_config.py",

@@ -174,3 +174,14 @@ class SweepConfig(Section):
                 refuse_unused(self, "sweep", ["seeds"], reason)
         return self
 
+
+EXECUTION = {
+    "concurrent",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "keep",
+    "same_failures",
+    "retries",
+}
+"""Fields that change how a sweep is executed and not its results."""

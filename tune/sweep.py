@@ -346,7 +346,8 @@ def _open_parent(plan: Plan, mlflow_uri: str, experiment: str) -> Run:
     )
     record = run_folder.TrackingRecord(mlflow_uri, experiment, parent.run_id)
     run_folder.write_tracking(plan.uri, record)
-    fields = run_folder.flatten(plan.sweep.model_dump(mode="json"))
-    # Some may differ when the sweep goes on, and MLflow keeps a parameter's first value.
-    parent.log_params({f"sweep.{name}": value for name, value in fields.items()})
+    if before is None:
+        # MLflow keeps a parameter's first value, and some may differ when the sweep goes on.
+        fields = run_folder.flatten(plan.sweep.model_dump(mode="json"))
+        parent.log_params({f"sweep.{name}": value for name, value in fields.items()})
     return parent

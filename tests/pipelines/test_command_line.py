@@ -69,6 +69,7 @@ class Config(Section):
 
 
 GIVEN = ["--data.train", "a", "--data.val", "b"]
+DAY_AND_DOTS = {"day": 2.0, "a.b": 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +144,12 @@ def test_the_config_is_the_plain_frozen_class():
         (["--training.crops", "[[1,2],[3,4]]"], "crops", ((1, 2), (3, 4))),
         (["--training.weights", '{"day": 2}'], "weights", {"day": 2.0}),
         (["--training.weights", "day=2,night=0.5"], "weights", {"day": 2.0, "night": 0.5}),
+        (["--training.weights.day", "2", "--training.weights.a.b=0.5"], "weights", DAY_AND_DOTS),
+        (
+            ["--training.weights", '{"day": 9, "a.b": 0.5}', "--training.weights.day=2"],
+            "weights",
+            DAY_AND_DOTS,
+        ),
         (["--training.amp", "false"], "amp", False),
         (["--training.epochs=7"], "epochs", 7),
         (["--training.rate", "1e-3"], "rate", 0.001),
@@ -233,6 +240,13 @@ def test_environment_of_another_verbs_section_does_not_matter(monkeypatch):
             ["--training.weights", '{"day": "much"}'],
             ["training.weights 'much' of 'day': must be a valid number", "weight of each source"],
         ),
+        (
+            ["--training.weights.day", "much"],
+            ["training.weights 'much' of 'day': must be a valid number", "weight of each source"],
+        ),
+        (["--training.weights.day"], ["--training.weights.day needs a value"]),
+        (["--training.weights.day", "--name", "x"], ["--training.weights.day needs a value"]),
+        (["--training.weights.", "2"], ["--training.weights. is not an option"]),
         (["--training.rate", "7"], ["training.rate: must not be 7, of all numbers"]),
         (
             ["--training.kind", "adamw", "--training.epochs", "60"],
@@ -249,6 +263,13 @@ def test_bad_values_are_named_with_value_rule_and_remedy(argv, words):
     message = refusal(GIVEN + argv)
     assert all(word in message for word in words), message
     assert "--help" in message
+
+
+def test_entries_of_several_sources_are_one_mapping(tmp_path, monkeypatch):
+    flags = [*yaml_file(tmp_path, "training: {weights: {a: 1, b: 1, c: 1}}\n"), *GIVEN]
+    monkeypatch.setenv("RETINARAY_TRAINING__WEIGHTS", '{"b": 2, "c": 2}')
+    weights = parse(Config, [*flags, "--training.weights.c", "3"]).training.weights
+    assert weights == {"a": 1.0, "b": 2.0, "c": 3.0}
 
 
 def test_of_two_lists_the_one_that_is_wrong_is_named():
@@ -497,6 +518,7 @@ def test_help_shows_kinds_ranges_defaults_and_meanings(capsys):
         "  --training.scales  numbers with commas between; default 1,2",
         "  --training.crops  JSON, a list of lists such as [[1,2],[3,4]]; default empty",
         '  --training.weights  JSON, numbers by name such as {"a":1,"b":2}; default empty',
+        "        one of them as a flag of its own: --training.weights.NAME VALUE",
     ):
         assert line in text.splitlines(), line
 

@@ -60,7 +60,7 @@ TRAINING = """
 
 SEARCH = """
     sweep: trials concurrent epochs grace_epochs seed workers cpus_per_worker gpus_per_worker
-    sweep.space: gamma alpha learning_rate
+    sweep: preset space
 """
 
 OPTIONS = {

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.runs.config import TrainConfig
 from tune.recorder import Recorder
-from tune.space import SweepConfig
+from tune.config import SweepConfig
 from tune.trials import read_records
 
 CONFIG = TrainConfig.model_validate({"name": "tiny", "data": {"train": "/t", "val": "/v"}})

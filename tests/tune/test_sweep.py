@@ -4,7 +4,7 @@ import shlex
 
 from cluster.runs.config import TrainConfig
 from tune import sweep
-from tune.space import SweepConfig
+from tune.config import SweepConfig
 from tune.sweep import Swept
 from tune.trials import TrialRecord
 

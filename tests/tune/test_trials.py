@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.runs.config import TrainConfig
-from tune.space import SweepConfig
+from tune.config import SweepConfig
 from tune.trials import TrialRecord, read_records, trial_config, write_record
 
 # As the version before this one wrote it.

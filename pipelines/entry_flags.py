@@ -1,0 +1,40 @@
+"""A flag for one entry of a mapping: `--sampling.source_weights.night 2` says the same as
+`--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
+`--sweep.space.loss.gamma 0..5`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from cluster.errors import UsageError
+from pipelines.options import Fields, is_mapping
+
+
+def as_mappings(flags: Sequence[str], fields: Fields) -> list[str]:
+    """The flags, with each flag of an entry as a flag of its mapping. `UsageError` for one without
+    a value.
+    """
+    rewritten: list[str] = []
+    waiting = list(flags)
+    while waiting:
+        flag = waiting.pop(0)
+        name, equals, value = flag.removeprefix("--").partition("=")
+        mapping = mapping_of(name, fields) if flag.startswith("--") else None
+        if mapping is None:
+            rewritten.append(flag)
+            continue
+        if not equals and (not waiting or waiting[0].startswith("--")):
+            raise UsageError(f"--{name} needs a value; --help shows what {mapping} takes")
+        entry = {name[len(mapping) + 1 :]: value if equals else waiting.pop(0)}
+        rewritten.append(f"--{mapping}={json.dumps(entry)}")
+    return rewritten
+
+
+def mapping_of(name: str, fields: Fields) -> str | None:
+    """The option of which a flag's name is an entry; None where it is of none."""
+    if name in fields:
+        return None
+    mappings = [option for option, field in fields.items() if is_mapping(field.annotation)]
+    return next((one for one in mappings if name[: len(one) + 1] == f"{one}." != name), None)
