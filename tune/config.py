@@ -37,7 +37,8 @@ class SweepConfig(Section):
         default={},
         description=(
             "what is searched, by field: LOW..HIGH, log LOW..HIGH, int LOW..HIGH, or a list of"
-            " values; A+B for fields that change together; none removes a field of the preset"
+            " values; A+B for fields that change together, with a list of lists; `when FIELD=VALUE`"
+            " after it for a condition. An entry replaces that of the preset; none removes it"
         ),
     )
     searcher: Searcher = Field(
@@ -70,7 +71,7 @@ class SweepConfig(Section):
     images: int | None = Field(
         default=None,
         ge=1,
-        description="training images of all trials after which no trial is started; unset: no limit",
+        description="training images of all trials after which none is started; unset: no limit",
     )
     hours: float | None = Field(
         default=None,

@@ -97,7 +97,9 @@ def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     inputs = check_inputs(trial, begun=False)
     records = tuple(read_records(uri))
     # The length is no part of it: trials of another length are kept apart.
-    whole: dict[str, Any] = identity(config, inputs.train_set, inputs.val_set, weights=inputs.weights)
+    whole: dict[str, Any] = identity(
+        config, inputs.train_set, inputs.val_set, weights=inputs.weights
+    )
     whole = {**whole, "training": {**whole["training"], "epochs": None}}
     claim(uri, config.model_dump(mode="json"), whole, begun=bool(records))
     return Plan(config, sweep, uri, searched, inputs, _fixed(sweep, searched, config), records)

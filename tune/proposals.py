@@ -178,9 +178,7 @@ def startup_trials(trials: int) -> int:
     return max(2, min(10, trials // STARTUP))
 
 
-def _sampler(
-    searcher: settings.Searcher, *, trials: int, seed: int
-) -> optuna.samplers.BaseSampler:
+def _sampler(searcher: settings.Searcher, *, trials: int, seed: int) -> optuna.samplers.BaseSampler:
     if searcher == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     startup = startup_trials(trials)

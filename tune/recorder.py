@@ -28,7 +28,6 @@ from tune.stopping import EarlyStopping
 from tune.tracked import TrackedTrials
 from tune.trials import Point, Role, Status, TrialRecord, ranked, trial_config, write_record
 
-
 _KINDS = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}
 
 
@@ -146,9 +145,7 @@ class Recorder(Callback):
         self._fail(self.config_of(trial).name, _last_line(trial.error_file), 1)
 
     def _fail(self, name: str, reason: str, exit_code: int, *, diverged: bool = False) -> None:
-        record = replace(
-            self.records[name], reason=reason, exit_code=exit_code, diverged=diverged
-        )
+        record = replace(self.records[name], reason=reason, exit_code=exit_code, diverged=diverged)
         self.records[name] = record
         self._end(name, "failed")
         # Without what differs from trial to trial: names, numbers, folders.

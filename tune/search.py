@@ -144,4 +144,3 @@ def _booked(told: Told) -> dict[str, float]:
         return {"cpu": TRIAL_CPUS}
     share = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
     return {"cpu": share["CPU"], "gpu": share.get("GPU", 0.0)}
-

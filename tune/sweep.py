@@ -21,7 +21,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 
@@ -43,7 +43,7 @@ from tune.console import Console
 from tune.plan import Plan, plan_of
 from tune.proposals import Proposals, Sampler
 from tune.recorder import Ending
-from tune.results import BEST, REPORT, TABLE, is_complete, publish, log_results
+from tune.results import BEST, REPORT, TABLE, is_complete, log_results, publish
 from tune.search import Search
 from tune.tracked import TrackedTrials, TrialEnded
 from tune.trainable import Told, TrialEvent

@@ -202,9 +202,7 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """By falling AP of the best checkpoint, then those without one. Of equal trials the first
     proposed comes first.
     """
-    return sorted(
-        records, key=lambda r: (r.ap is None, -(r.ap or 0.0), r.number, r.trial)
-    )
+    return sorted(records, key=lambda r: (r.ap is None, -(r.ap or 0.0), r.number, r.trial))
 
 
 def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: Sample) -> TrainConfig:

@@ -18,8 +18,8 @@ from cluster.runs.job import Job
 from cluster.runs.training_config import TrainingConfig, compiles
 from cluster.scoring.truths import read_truths
 from cluster.shards.index import ShardSet, open_shard_set
-from cluster.training.checkpoints import Checkpoints, open_checkpoints
 from cluster.training.checkpoint_policy import FindNotice
+from cluster.training.checkpoints import Checkpoints, open_checkpoints
 from cluster.training.evaluation import EpochEvaluations, Judge, RankEvaluator
 from cluster.training.group_size import (
     amp_dtype_of,
@@ -185,9 +185,7 @@ def _network(
     return TrainingState(model, optimizer, average, images_per_epoch=images_per_epoch), step
 
 
-def _checkpoints(
-    job: Job, *, ranks: Ranks, find_notice: FindNotice, tell: Tell
-) -> Checkpoints:
+def _checkpoints(job: Job, *, ranks: Ranks, find_notice: FindNotice, tell: Tell) -> Checkpoints:
     return open_checkpoints(
         job.run,
         run_uuid=job.run_uuid,

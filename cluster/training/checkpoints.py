@@ -19,7 +19,7 @@ from cluster.runs.evaluations import Request
 from cluster.runs.events import Tell
 from cluster.runs.training_config import TrainingConfig
 from cluster.training.checkpoint_download import download_newest
-from cluster.training.checkpoint_policy import REQUEST, CheckpointPolicy
+from cluster.training.checkpoint_policy import REQUEST, CheckpointPolicy, FindNotice
 from cluster.training.checkpoint_uploader import CheckpointUploader
 from cluster.training.checkpoint_writer import CheckpointWriter, LocalCheckpoints, local_folder
 from detector.checkpoint import Snapshot

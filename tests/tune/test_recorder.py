@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.runs.config import TrainConfig
-from tune.recorder import Recorder
 from tune.config import SweepConfig
+from tune.recorder import Recorder
 from tune.trials import read_records
 
 CONFIG = TrainConfig.model_validate({"name": "tiny", "data": {"train": "/t", "val": "/v"}})
