@@ -24,8 +24,12 @@ class Board:
 
     async def take(self, trial: str, wait_s: float) -> dict[str, Any] | None:
         """The next evaluation that was posted; None where none comes within `wait_s`."""
+        queue = self._queue(trial)
+        if not queue.empty():
+            # A wait of no length would take nothing.
+            return queue.get_nowait()
         try:
-            return await asyncio.wait_for(self._queue(trial).get(), wait_s)
+            return await asyncio.wait_for(queue.get(), wait_s)
         except TimeoutError:
             return None
 

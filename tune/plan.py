@@ -61,30 +61,29 @@ class Plan:
     def counted(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         return [record for record in records if self.counts(record)]
 
-    def waiting(self, records: Sequence[TrialRecord]) -> list[Sample]:
-        """The settings to try first: those whose trials were interrupted, then fixed ones and the
-        given one that have no trial yet. Where no trial has a result, failed ones are tried again:
-        what made them fail may be mended.
+    def again(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """The trials that are tried again: interrupted ones and, where no trial has a result, those
+        that failed, for what made them fail may be mended.
         """
         counted = self.counted(records)
         hopeless = not any(record.ap is not None for record in counted)
-        again = [
-            record.sample
+        return [
+            record
             for record in counted
             if record.status == "running"
             or (record.status == "failed" and hopeless and not record.diverged)
         ]
-        known = [space.rounded(record.sample) for record in counted]
-        new = [one for one in self.fixed or self.first if space.rounded(one) not in known]
-        return again + new
 
-    def ended(self, records: Sequence[TrialRecord]) -> int:
-        again = len(self.waiting(records)) - len(self._new(records))
-        return len(self.counted(records)) - again
+    def ended(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """The trials that are not tried again."""
+        names = {record.trial for record in self.again(records)}
+        return [record for record in self.counted(records) if record.trial not in names]
 
-    def _new(self, records: Sequence[TrialRecord]) -> list[Sample]:
+    def waiting(self, records: Sequence[TrialRecord]) -> list[Sample]:
+        """The settings to try before any that a searcher draws."""
         known = [space.rounded(record.sample) for record in self.counted(records)]
-        return [one for one in self.fixed or self.first if space.rounded(one) not in known]
+        new = [one for one in self.fixed or self.first if space.rounded(one) not in known]
+        return [record.sample for record in self.again(records)] + new
 
 
 def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:

@@ -57,6 +57,10 @@ class Proposals(Searcher):
         self._live: set[str] = set()
         self._scores: dict[str, float] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles it so that it can restart itself; a sweep goes on from its trial records.
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self._live) >= self._concurrent:
             return None
@@ -89,13 +93,13 @@ class Proposals(Searcher):
             self._told(trial_id, score)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: a sweep goes on from its trial records."""
+        """Nothing, see `__getstate__`."""
 
     def save(self, checkpoint_path: str) -> None:
-        """See `save_to_dir`."""
+        """Nothing, see `__getstate__`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save_to_dir`."""
+        """Nothing, see `__getstate__`."""
 
 
 class Sampler:

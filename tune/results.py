@@ -46,7 +46,7 @@ def publish(plan: Plan, records: Sequence[TrialRecord]) -> None:
 
 def is_complete(plan: Plan) -> bool:
     """Whether the sweep has nothing left to try and its results are written."""
-    if plan.ended(plan.records) < plan.trials or not files.exists(join(plan.uri, RESULTS)):
+    if len(plan.ended(plan.records)) < plan.trials or not files.exists(join(plan.uri, RESULTS)):
         return False
     stored = files.read_json(join(plan.uri, RESULTS))
     names = [record.trial for record in ranked(plan.counted(plan.records))]

@@ -65,6 +65,10 @@ class EarlyStopping(FIFOScheduler):
         self._verdicts: dict[tuple[str, int], str] = {}
         """By name and images seen: why the trial ends, empty: it goes on."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles it so that it can restart itself; a sweep goes on from its trial records.
+        return {}
+
     def replay(self, records: Sequence[TrialRecord]) -> None:
         """The evaluations of an interrupted sweep, so that the rungs are as they were."""
         told = [(point.images_seen, record, point) for record in records for point in record.curve]

@@ -159,7 +159,7 @@ def _say_of_earlier(plan: Plan, say: Say) -> None:
             " not in the space"
         )
     if counted:
-        say(f"{plan.ended(plan.records)} of {plan.trials} trials have ended in earlier commands")
+        say(f"{len(plan.ended(plan.records))} of {plan.trials} trials have ended in earlier commands")
 
 
 def _run(
@@ -207,12 +207,11 @@ def _run(
 def search(plan: Plan, trials: Search) -> None:
     """The trials that remain of the plan."""
     sweep, before = plan.sweep, list(plan.records)
-    remaining = plan.trials - plan.ended(before)
+    ended = plan.ended(before)
+    remaining = plan.trials - len(ended)
     if remaining <= 0:
         return
-    counted = plan.counted(before)
     waiting = plan.waiting(before)[:remaining]
-    ended = [record for record in counted if record.sample not in waiting]
     deadline = time.monotonic() + 3600 * sweep.hours if sweep.hours else math.inf
     started = len(waiting)
 
@@ -249,7 +248,7 @@ def search(plan: Plan, trials: Search) -> None:
         role="search",
         # Each row of the paper's tables has the same budget.
         stopping="none" if sweep.preset == "paper" else sweep.stopping,
-        replayed=counted,
+        replayed=plan.counted(before),
         deadline=deadline,
     )
 
