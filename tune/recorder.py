@@ -126,10 +126,7 @@ class Recorder(Callback):
         # First what a restart needs, then the answer.
         self._write(replace(record, stop=verdict or ""))
         self._board.answer.remote(name, point.images_seen, verdict)
-        self._console.say(
-            f"{name} epoch {point.epoch} of {record.epochs}: AP {point.shown}"
-            + (f"; ends early: {verdict}" if verdict else "")
-        )
+        self._console.say(f"{name} epoch {point.epoch} of {record.epochs}: AP {point.shown}")
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any

@@ -224,6 +224,8 @@ def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: Samp
         # after which it may be stopped.
         "evaluate_every": min(config.training.evaluate_every, sweep.grace_epochs),
         "evaluation": "between",
+        # The newest one, to continue from, and the best one.
+        "keep_checkpoints": 1,
         **{name: TrainingConfig.model_fields[name].default for name in unset},
     }
     changed = {"training": training, "storage": uri, "name": space.trial_name(sample, epochs)}
