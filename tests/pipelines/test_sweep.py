@@ -29,6 +29,7 @@ from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb
 from pipelines.train import TrainVerb
 from tune import results, search, space, sweep, trials
+from tune.build_space import space_of
 from tune.space import SweepConfig
 
 TINY = {
@@ -69,7 +70,9 @@ def swept(
         patch.chdir(root)
         config = typed.with_absolute_uris()
         uri = sweep.sweep_uri(config.storage, "tiny")
-        proposed = search.searcher(budget, [], first=space.given(config, budget.space))
+        proposed = search.searcher(
+            space_of(budget.preset, budget.space, config), budget, [], config=config
+        )
         proposed.suggest("first")
         broken = trials.trial_config(config, budget, uri, proposed.suggest("second"))
         # A run's name is taken by its first checkpoint.
@@ -106,11 +109,11 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     assert [record.status for record in (best, second)] == ["done", "done"]
     assert best.ap >= second.ap
     # The first trial is the configuration as given: the paper's gamma 2, alpha 0.25.
-    assert {"gamma": 2.0, "alpha": 0.25} in (best.sample, second.sample)
+    assert {"loss.gamma": 2.0, "loss.alpha": 0.25} in (best.sample, second.sample)
     for record in (best, second):
         run = json.loads((Path(record.run) / "config.json").read_text())["config"]
         assert record.run == f"{uri}/runs/{record.trial}"
-        assert {name: run["loss"][name] for name in ("gamma", "alpha")} == record.sample
+        assert {f"loss.{name}": run["loss"][name] for name in ("gamma", "alpha")} == record.sample
         assert run["training"]["workers"] == 1
         assert (Path(record.run) / "finished.json").exists()
         # Trials start from the sweep's copy of the weight file, one for all.
@@ -126,7 +129,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     ) == space.apply(config, best.sample)
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
     assert [row["trial"] for row in rows] == [record.trial for record in swept["records"]]
-    assert float(rows[0]["gamma"]) == best.sample["gamma"]
+    assert float(rows[0]["loss.gamma"]) == best.sample["loss.gamma"]
 
     client = connect(tracking_uri(None, config.storage))
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
@@ -139,7 +142,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
         second.trial: "FINISHED",
         swept["broken"]: "FAILED",
     }
-    assert parent.data.params["best.gamma"] == str(best.sample["gamma"])
+    assert parent.data.params["best.loss.gamma"] == str(best.sample["loss.gamma"])
     assert {
         run.info.run_name: run.data.metrics["val/AP"]
         for run in children
@@ -226,8 +229,8 @@ def test_wrong_input_is_one_line_and_code_2(
 ) -> None:
     data = ("--data.train", small_sets["train"], "--data.val", small_sets["val"])
     places = (*data, "--storage", str(tmp_path))
-    code, err = wrong(capsys, *places, "--sweep.space.gamma", "3,1")
-    assert code == 2 and "LOW < HIGH" in err and err.count("\n") == 1
+    code, err = wrong(capsys, *places, "--sweep.space.loss.gamma", "3..1")
+    assert code == 2 and "LOW must be below HIGH" in err and err.count("\n") == 1
     code, err = wrong(capsys, *places, "--sweep.workers", "40", "--training.batch_size", "40")
     assert code == 2 and "one trial (sweep.workers 40" in err and "the cluster has 4" in err
     code, err = wrong(capsys, *places, "--sweep.workers", "3", "--training.batch_size", "4")

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import PlainError
+from cluster.runs.config import TrainConfig
 from tune import search
-from tune.space import SpaceConfig, SweepConfig
+from tune.build_space import space_of
+from tune.space import SweepConfig
 from tune.trials import TrialRecord
 
 
@@ -32,30 +34,26 @@ def test_a_trial_at_its_last_epoch_ends_by_itself() -> None:
 
 
 def test_ranges_reach_the_searcher() -> None:
-    proposed = search.searcher(
-        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
-        [],
-        first={"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001},
+    config = TrainConfig.model_validate(
+        {"data": {"train": "/t", "val": "/v"}, "optimizer": {"learning_rate": 0.001}}
     )
+    entries = {"loss.gamma": "1..1.5", "optimizer.learning_rate": "log 0.001..0.002"}
+    searched = space_of("focal", entries, config)
+    proposed = search.searcher(searched, SweepConfig(), [], config=config)
     samples = [proposed.suggest(str(number)) for number in range(12)]
-    assert samples[0] == {"gamma": 1.0, "alpha": 0.5, "learning_rate": 0.001}
-    assert all(
-        1.0 <= s["gamma"] <= 1.5
-        and 0.1 <= s["alpha"] <= 0.9
-        and 0.001 <= s["learning_rate"] <= 0.002
-        for s in samples
-    )
-    assert len({s["gamma"] for s in samples}) == 12
-    same = search.searcher(
-        SweepConfig(space=SpaceConfig(gamma=(1.0, 1.5), learning_rate=(0.001, 0.002))),
-        [],
-        first=samples[0],
-    )
+    assert samples[0] == {
+        "loss.gamma": 1.5,
+        "loss.alpha": 0.25,
+        "optimizer.learning_rate": 0.001,
+    }
+    assert all(searched.fits(sample) and len(sample) == 3 for sample in samples)
+    assert len({s["loss.gamma"] for s in samples}) == 12
+    same = search.searcher(searched, SweepConfig(), [], config=config)
     assert [same.suggest(str(number)) for number in range(12)] == samples
 
 
 def record(trial: str, ap: float | None) -> TrialRecord:
-    sample = {"gamma": 2.0}
+    sample = {"loss.gamma": 2.0}
     return TrialRecord(
         trial, "failed" if ap is None else "done", ap, ap, 1, sample, sample, "/r", "no"
     )
