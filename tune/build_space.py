@@ -20,6 +20,7 @@ def space_of(preset: Preset, entries: Mapping[str, Any], config: TrainConfig) ->
     range and each choice is tried in the configuration of a trial, `config`. `UsageError` names the
     entry that is wrong.
     """
+    entries = {"".join(name.split()): entry for name, entry in entries.items()}
     own = {name: entry for name, entry in entries.items() if entry not in ("none", None)}
     read = {name: _read(name, entry) for name, entry in own.items()}
     base = {

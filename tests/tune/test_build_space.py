@@ -39,6 +39,7 @@ def test_entries_add_to_the_preset_replace_and_remove() -> None:
     # A pair replaces the two dimensions of its fields.
     assert names("focal", {"loss.gamma+loss.alpha": [[0, 0.75]]}) == ["loss.gamma+loss.alpha"]
     assert names("none", {"loss.gamma": "0..5"}) == ["loss.gamma"]
+    assert names("focal", {"loss.gamma + loss.alpha": [[0, 0.75]]}) == ["loss.gamma+loss.alpha"]
 
 
 def test_gamma_may_be_zero() -> None:
