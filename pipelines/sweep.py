@@ -1,5 +1,5 @@
-"""Search the focal loss (gamma, alpha) and, if asked, the learning rate: several short trainings;
-the best configuration is written as YAML.
+"""Search settings of a training, by default gamma and alpha of the focal loss: several short
+trainings; the best configuration is written as YAML.
 
     python -m pipelines.sweep --config small_r18 --name cells \
         --data.train runs/data/train --data.val runs/data/val \

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.errors import UsageError
 from cluster.runs.config import TrainConfig
 from tune import fields, grammar, presets
-from tune.dimensions import Dimension, Range
+from tune.dimensions import Dimension, Range, same
 from tune.presets import Preset
 from tune.space import OLD_NAMES, Sample, Space, multiplied
 
@@ -20,6 +20,7 @@ def space_of(preset: Preset, entries: Mapping[str, Any], config: TrainConfig) ->
     range and each choice is tried in the configuration of a trial, `config`. `UsageError` names the
     entry that is wrong.
     """
+    entries = {"".join(name.split()): entry for name, entry in entries.items()}
     own = {name: entry for name, entry in entries.items() if entry not in ("none", None)}
     read = {name: _read(name, entry) for name, entry in own.items()}
     base = {
@@ -39,11 +40,11 @@ def space_of(preset: Preset, entries: Mapping[str, Any], config: TrainConfig) ->
     ordered = _ordered([*kept, *read.values()])
     space = Space(tuple(_possible(ordered, configured, own=own)), configured)
     if not space.dimensions:
-        left = "; ".join(f"{one.name} {one}" for one in ordered)
+        unmet = "; ".join(f"{one.name}: {_unmet(one, configured)}" for one in ordered)
         raise UsageError(
-            f"sweep.preset {preset}: nothing is searched{left and ', because no condition holds: '}"
-            f"{left}; give entries of sweep.space, such as --sweep.space.loss.gamma 0..5, or take"
-            " another preset"
+            f"sweep.preset {preset}: nothing is searched{unmet and f' here ({unmet})'}; give"
+            " entries of sweep.space, such as --sweep.space.optimizer.learning_rate 'log"
+            " 0.001..0.1', or take another preset"
         )
     for dimension in space.dimensions:
         _try(dimension, space, config, preset="" if dimension.name in own else preset)
@@ -106,14 +107,22 @@ def _possible(
             when = {field: dimension.when[field] for field in dimension.when if field in searched}
             possible.append(replace(dimension, when=when))
         elif dimension.name in own:
-            values = ", ".join(
-                f"{field} is {fields.shown(configured[field])}" for field in dimension.when
-            )
             raise UsageError(
-                f"sweep.space.{dimension.name} {dimension}: its condition never holds ({values});"
-                " change that setting, or search it too"
+                f"sweep.space.{dimension.name} {dimension}: its condition never holds"
+                f" ({_unmet(dimension, configured)}); change that setting, or search it too"
             )
     return possible
+
+
+def _unmet(dimension: Dimension, configured: Mapping[str, Any]) -> str:
+    """Which settings are in the way of the conditions."""
+    unmet: list[str] = []
+    for field, allowed in dimension.when.items():
+        value = configured[field]
+        if not any(same(value, one) for one in allowed):
+            others = " or ".join(map(fields.shown, allowed))
+            unmet.append(f"{field} is {fields.shown(value)}, not {others}")
+    return ", ".join(unmet) or "the values that are searched lack it"
 
 
 def _settings(

@@ -35,7 +35,7 @@ def dimension(name: str, entry: Any, where: str) -> Dimension:
     """The dimension that the entry of `name` (a field, or several with + between) stands for.
     `UsageError`, which begins with `where`, for what is no entry or not of the fields' type.
     """
-    names = tuple(part.strip() for part in name.split("+"))
+    names = tuple(name.split("+"))
     for field in names:
         fields.check(field, where)
         if names.count(field) > 1:

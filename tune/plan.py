@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from cluster.errors import UsageError
 from cluster.runs.config import TrainConfig
 from cluster.runs.identity import identity
 from cluster.runs.run_folder import claim
@@ -91,7 +94,14 @@ def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
     and `check_inputs`.
     """
-    trial = trial_config(config, sweep, uri, {})
+    try:
+        trial = trial_config(config, sweep, uri, {})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"sweep: its trials cannot be trained: {reason} (in a trial, sweep.workers,"
+            " sweep.cpus_per_worker and sweep.gpus_per_worker replace those of training)"
+        ) from error
     searched = space_of(sweep.preset, sweep.space, trial)
     inputs = check_inputs(trial, begun=False)
     records = tuple(read_records(uri))

@@ -155,7 +155,7 @@ def paper_arms() -> tuple[Arm, ...]:
     ]
     for scales, ratios, ap in TABLE_1C:
         values = (octave(scales), [0.5, 1.0, 2.0] if ratios == 3 else [1.0])
-        sample = dict(zip(_ANCHORS, values, strict=True))
+        sample: dict[str, Any] = dict(zip(_ANCHORS, values, strict=True))
         arms.append(Arm("1c", f"{scales} scales x {ratios} ratios", sample, ap))
     return tuple(arms)
 

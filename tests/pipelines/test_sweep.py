@@ -28,8 +28,8 @@ from detector.model import RetinaNet
 from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb
 from pipelines.train import TrainVerb
-from tune import results, search, space, sweep, trials
-from tune.config import SweepConfig
+from tune import plan, results, space, sweep, trials
+from tune.space import SweepConfig
 
 TINY = {
     "model": {"backbone": "resnet18", "width": 64, "anchors": {"base_sizes": (8, 16, 32, 64, 128)}},
@@ -69,9 +69,14 @@ def swept(
         patch.chdir(root)
         config = typed.with_absolute_uris()
         uri = sweep.sweep_uri(config.storage, "tiny")
-        proposed = search.searcher(budget, [], first=space.given(config, budget.space))
-        proposed.suggest("first")
-        broken = trials.trial_config(config, budget, uri, proposed.suggest("second"))
+        planned = plan.plan_of(config, budget, uri)
+        sampler = Sampler(
+            planned.space, config, searcher="tpe", trials=3, seed=budget.seed, before=[]
+        )
+        sampler.knows(*planned.first)
+        second = sampler.draw("second")
+        assert second is not None
+        broken = trials.trial_config(config, budget, uri, second)
         # A run's name is taken by its first checkpoint.
         files.write_json(f"{run_folder.checkpoint_uri(broken.run_uri, 8)}/state.json", {})
         files.write_json(
@@ -106,11 +111,11 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     assert [record.status for record in (best, second)] == ["done", "done"]
     assert best.ap >= second.ap
     # The first trial is the configuration as given: the paper's gamma 2, alpha 0.25.
-    assert {"gamma": 2.0, "alpha": 0.25} in (best.sample, second.sample)
+    assert {"loss.gamma": 2.0, "loss.alpha": 0.25} in (best.sample, second.sample)
     for record in (best, second):
         run = json.loads((Path(record.run) / "config.json").read_text())["config"]
         assert record.run == f"{uri}/runs/{record.trial}"
-        assert {name: run["loss"][name] for name in ("gamma", "alpha")} == record.sample
+        assert {f"loss.{name}": run["loss"][name] for name in ("gamma", "alpha")} == record.sample
         assert run["training"]["workers"] == 1
         assert (Path(record.run) / "finished.json").exists()
         # Trials start from the sweep's copy of the weight file, one for all.
@@ -126,7 +131,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     ) == space.apply(config, best.sample)
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
     assert [row["trial"] for row in rows] == [record.trial for record in swept["records"]]
-    assert float(rows[0]["gamma"]) == best.sample["gamma"]
+    assert float(rows[0]["loss.gamma"]) == best.sample["loss.gamma"]
 
     client = connect(tracking_uri(None, config.storage))
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
@@ -139,7 +144,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
         second.trial: "FINISHED",
         swept["broken"]: "FAILED",
     }
-    assert parent.data.params["best.gamma"] == str(best.sample["gamma"])
+    assert parent.data.params["best.loss.gamma"] == str(best.sample["loss.gamma"])
     assert {
         run.info.run_name: run.data.metrics["val/AP"]
         for run in children
@@ -165,7 +170,7 @@ def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
     assert run_sweep(config, budget).records == swept["records"]
     assert "this sweep is finished; nothing was tried again" in capsys.readouterr().out
     with pytest.raises(UsageError, match="another configuration .canvas.width was 96, is 128"):
-        sweep.check(
+        plan.plan_of(
             config.model_copy(update={"canvas": CanvasConfig(height=64, width=128)}),
             budget,
             swept["uri"],
@@ -173,19 +178,23 @@ def test_the_same_command_finds_the_sweep_finished_and_another_one_is_refused(
 
 
 @pytest.mark.integration
-def test_an_interrupted_sweep_continues(
+def test_an_interrupted_sweep_goes_on_and_a_larger_one_keeps_what_it_has(
     swept: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:
-    """The driver was killed between the end of a training and the record of it: the
-    finished trials are not repeated, and the result is the same without another training.
+    """The driver was killed between the end of a training and the record of it: nothing is trained
+    twice. One trial more is one training more.
     """
     best = swept["records"][0]
     files.delete_file(f"{swept['uri']}/{results.RESULTS}")
-    trials.write_record(replace(best, status="running", ap=None, ap50=None, epochs=0))
-    again = run_sweep(swept["config"], swept["budget"])
+    trials.write_record(replace(best, status="running", curve=()))
+    again = run_sweep(swept["config"], swept["budget"].model_copy(update={"trials": 4}))
     said = capsys.readouterr().out
-    assert "2 of 3 trials are finished already, by a sweep that was interrupted" in said
-    assert again.records == swept["records"]
+    assert "2 of 4 trials have ended in earlier commands" in said
+    names = {record.trial for record in swept["records"]}
+    (new,) = [record for record in again.records if record.trial not in names]
+    assert (new.number, new.status) == (3, "done")
+    assert [record for record in again.records if record is not new] == swept["records"]
+    assert f"{new.trial} started" in said and f"{swept['broken']} started" not in said
 
 
 def test_too_few_machines_are_said_in_one_line(
@@ -226,8 +235,8 @@ def test_wrong_input_is_one_line_and_code_2(
 ) -> None:
     data = ("--data.train", small_sets["train"], "--data.val", small_sets["val"])
     places = (*data, "--storage", str(tmp_path))
-    code, err = wrong(capsys, *places, "--sweep.space.gamma", "3,1")
-    assert code == 2 and "LOW < HIGH" in err and err.count("\n") == 1
+    code, err = wrong(capsys, *places, "--sweep.space.loss.gamma", "3..1")
+    assert code == 2 and "LOW must be below HIGH" in err and err.count("\n") == 1
     code, err = wrong(capsys, *places, "--sweep.workers", "40", "--training.batch_size", "40")
     assert code == 2 and "one trial (sweep.workers 40" in err and "the cluster has 4" in err
     code, err = wrong(capsys, *places, "--sweep.workers", "3", "--training.batch_size", "4")

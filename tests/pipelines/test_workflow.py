@@ -32,7 +32,7 @@ FINGERPRINTS = {
 TUNED = {
     "prepare-train": FINGERPRINTS["prepare-train"],
     "prepare-val": FINGERPRINTS["prepare-val"],
-    "sweep": "f9f90b31342bd71cdcf32cc6101932ba2dd571f0168900057f59afc54b4a969f",
+    "sweep": "8c12f49b03b3bcc43915bd8bf864d671224c534a6fea53d1ee79e427d3208768",
     "train": "7cdd80e31597198e60745cc0fb9f9af15767f0f04536dd882e8aef9043497a39",
     "evaluate": "a84e4c8ded15dc50ffc99753e2827b5ce5d0681847d6dbcf4339a1d9989dcc0e",
     "register": "97bca2a5d3d81189be31436bed261bbce2161ebe29ea3bad24468e6daaed1917",
@@ -173,5 +173,5 @@ def test_pictures_that_are_none_are_refused_before_any_stage(sources: Path) -> N
 def test_a_sweep_of_a_model_without_the_focal_loss_is_refused_before_any_stage(
     sources: Path,
 ) -> None:
-    with pytest.raises(UsageError, match="model.architecture fcos: a sweep varies the focal loss"):
+    with pytest.raises(UsageError, match="loss.gamma: model.architecture is fcos, not retinanet"):
         check(configuration(tune=True, model={"architecture": "fcos"}))
