@@ -159,7 +159,9 @@ def _say_of_earlier(plan: Plan, say: Say) -> None:
             " not in the space"
         )
     if counted:
-        say(f"{len(plan.ended(plan.records))} of {plan.trials} trials have ended in earlier commands")
+        say(
+            f"{len(plan.ended(plan.records))} of {plan.trials} trials have ended in earlier commands"
+        )
 
 
 def _run(

@@ -144,7 +144,7 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
         second.trial: "FINISHED",
         swept["broken"]: "FAILED",
     }
-    assert parent.data.params["best.loss.gamma"] == str(best.sample["loss.gamma"])
+    assert parent.data.tags["best_trial"] == best.trial
     assert {
         run.info.run_name: run.data.metrics["val/AP"]
         for run in children

@@ -94,7 +94,9 @@ def test_a_trial_counts_by_its_best_checkpoint_of_equal_ones_the_newest() -> Non
 
 
 def test_an_evaluation_that_is_told_again_replaces_itself() -> None:
-    again = record("a", 0.1, 0.2).with_point(Point(16, 2, 0.3, 0.3)).with_point(Point(24, 3, 0.4, 0))
+    again = (
+        record("a", 0.1, 0.2).with_point(Point(16, 2, 0.3, 0.3)).with_point(Point(24, 3, 0.4, 0))
+    )
     assert [(one.epoch, one.ap) for one in again.curve] == [(1, 0.1), (2, 0.3), (3, 0.4)]
 
 
