@@ -29,7 +29,8 @@ from pipelines import sweep as verb
 from pipelines.command_line import parse, run_verb
 from pipelines.train import TrainVerb
 from tune import plan, results, space, sweep, trials
-from tune.space import SweepConfig
+from tune.config import SweepConfig
+from tune.proposals import Sampler
 
 TINY = {
     "model": {"backbone": "resnet18", "width": 64, "anchors": {"base_sizes": (8, 16, 32, 64, 128)}},
