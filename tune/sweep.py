@@ -159,9 +159,8 @@ def _say_of_earlier(plan: Plan, say: Say) -> None:
             " not in the space"
         )
     if counted:
-        say(
-            f"{len(plan.ended(plan.records))} of {plan.trials} trials have ended in earlier commands"
-        )
+        ended = len(plan.ended(plan.records))
+        say(f"{ended} of {plan.trials} trials have ended in earlier commands")
 
 
 def _run(
