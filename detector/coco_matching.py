@@ -120,7 +120,9 @@ def _outcomes(
     objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int
 ) -> np.ndarray:
     """int8 (S, T, D). Objects and detections stand by class and image, these by score."""
-    cell_G, cell_D = (columns["labels"] * images + columns["images"] for columns in (objects, found))
+    cell_G, cell_D = (
+        columns["labels"] * images + columns["images"] for columns in (objects, found)
+    )
     of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D)
     of_C, first_C, pairs_C = np.unique(of_P, return_index=True, return_counts=True)
     # A table of the objects that each detection overlaps, the last first. G stands for no object.

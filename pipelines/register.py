@@ -1,11 +1,13 @@
-"""Register the best checkpoint of a training run as a version of a model in MLflow.
+"""Register the best checkpoint of a training run, or of a sweep's best trial, as a version of a
+model in MLflow.
 
 python -m pipelines.register --run runs/runs/quickstart --name quickstart
+python -m pipelines.register --sweep runs/sweeps/cells --name cells
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.runs import names
 from cluster.tracking.config import TrackingConfig
@@ -17,10 +19,19 @@ class RegisterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str = Field(
+    run: str | None = Field(
+        default=None,
         min_length=1,
         description=(
             "folder of a training run, <storage>/runs/<run name>: a local path or s3://bucket/key"
+        ),
+    )
+    sweep: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "in place of run: folder of a sweep, <storage>/sweeps/<name>; its best trial is"
+            " registered"
         ),
     )
     name: names.Name = Field(
@@ -31,11 +42,27 @@ class RegisterConfig(BaseModel):
         description="MLflow; without a uri that of the training run (tracking.json)",
     )
 
+    @model_validator(mode="after")
+    def _check_source(self) -> RegisterConfig:
+        if (self.run is None) == (self.sweep is None):
+            given = "neither" if self.run is None else "both"
+            raise ValueError(
+                f"run and sweep: {given} is given; give one, --run for a training run or --sweep"
+                " for the best trial of a sweep"
+            )
+        return self
+
 
 def main(config: RegisterConfig) -> None:
     from cluster.tracking.register_run import register_run
 
-    registered = register_run(config.run, config.name, uri=config.tracking.uri)
+    run = config.run
+    if config.sweep is not None:
+        from tune.results import best_run
+
+        run = best_run(config.sweep)
+    assert run is not None, "checked by the configuration"
+    registered = register_run(run, config.name, uri=config.tracking.uri)
     print("\n".join(registered.lines()))
 
 
@@ -43,5 +70,5 @@ if __name__ == "__main__":
     run_verb(
         RegisterConfig,
         main,
-        description="Register the best checkpoint of a training run in MLflow.",
+        description="Register the best checkpoint of a training run or of a sweep in MLflow.",
     )

@@ -19,6 +19,8 @@ Tune's default of 1 they would wait for each other for ever.
 """
 TRIALS = 8
 """Of a sweep that does not say."""
+CONFIRMED = 3
+"""Settings that `sweep.confirm` trains again, the given one not counted."""
 Searcher = Literal["tpe", "random", "grid", "gp"]
 Stopping = Literal["asha", "median", "none"]
 

@@ -61,7 +61,10 @@ class Proposals(Searcher):
         # Tune pickles it so that it can restart itself; a sweep goes on from its trial records.
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    # Tune's type lacks the text that says that nothing more comes.
+    def suggest(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         if len(self._live) >= self._concurrent:
             return None
         if self._waiting:

@@ -21,7 +21,7 @@ from cluster.runs.config import TrainConfig
 from cluster.storage import files
 from cluster.storage.uris import join
 from tune import space
-from tune.config import SweepConfig
+from tune.config import CONFIRMED, SweepConfig
 from tune.console import Console
 from tune.space import Sample
 from tune.stopping import EarlyStopping
@@ -78,7 +78,8 @@ class Recorder(Callback):
         console: Console,
         ending: Ending,
     ):
-        self._config, self._sweep, self._uri, self._role = config, sweep, uri, role
+        self._config, self._sweep, self._uri = config, sweep, uri
+        self._role: Role = role
         self._stopping, self._board = stopping, board
         self._tracked, self._console = tracked, console
         self.records = {record.trial: record for record in before}
@@ -170,7 +171,9 @@ class Recorder(Callback):
             for one in self.records.values()
             if one.role == "search" and one.status in ("done", "stopped early")
         ]
-        for record in ranked(ended)[self._sweep.keep :]:
+        # Those that may be trained again are compared with what they were.
+        keep = max(self._sweep.keep, CONFIRMED if self._sweep.confirm else 0)
+        for record in ranked(ended)[keep:]:
             if not record.pruned:
                 files.delete_folder(join(record.run, run_folder.CHECKPOINTS))
                 self._write(replace(record, pruned=True))

@@ -12,20 +12,22 @@ from typing import Any
 
 import yaml
 
+from cluster.errors import UsageError
 from cluster.storage import files
-from cluster.storage.uris import join
+from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
 from tune import space
+from tune.confirm import Confirmation, read_confirmation
 from tune.plan import Plan
-from tune.trials import TrialRecord, ranked
+from tune.trials import RUNS, TrialRecord, ranked
 
 RESULTS, TABLE, BEST, REPORT = "results.json", "results.csv", "best.yaml", "sweep.html"
 VERSION = 2
 """Of results.json. Version 1 was a list of records."""
 
 
-def publish(plan: Plan, records: Sequence[TrialRecord]) -> None:
-    """`records` are those of all trials, best first."""
+def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmation | None) -> None:
+    """`records` are those of all trials, the winner first."""
     best, uri = records[0], plan.uri
     assert best.best is not None, "a sweep without a result raises before"
     head = (
@@ -39,9 +41,27 @@ def publish(plan: Plan, records: Sequence[TrialRecord]) -> None:
         "version": VERSION,
         "best": best.trial,
         "trials": [record.trial for record in records],
+        "confirmation": None if confirmation is None else confirmation.to_json(),
         "epochs": plan.epochs,
     }
     files.write_json(join(uri, RESULTS), content)
+
+
+def best_run(sweep: str) -> str:
+    """URI of the training run of a sweep's best trial. `UsageError` where the folder `sweep` has no
+    results.
+    """
+    uri = absolute(sweep)
+    results = join(uri, RESULTS)
+    if not files.exists(results):
+        raise UsageError(
+            f"{uri}: has no {RESULTS}; give the folder of a sweep that is finished,"
+            " <storage>/sweeps/<name>"
+        )
+    stored = files.read_json(results)
+    # Version 1 was the records, best first.
+    name = stored[0]["trial"] if isinstance(stored, list) else stored["best"]
+    return join(uri, RUNS, name)
 
 
 def is_complete(plan: Plan) -> bool:
@@ -49,11 +69,16 @@ def is_complete(plan: Plan) -> bool:
     if len(plan.ended(plan.records)) < plan.trials or not files.exists(join(plan.uri, RESULTS)):
         return False
     stored = files.read_json(join(plan.uri, RESULTS))
-    names = [record.trial for record in ranked(plan.counted(plan.records))]
-    return isinstance(stored, dict) and stored.get("trials") == names
+    records = ranked(plan.counted(plan.records))
+    if plan.sweep.confirm and read_confirmation(plan, records) is None:
+        return False
+    names = {record.trial for record in records}
+    return isinstance(stored, dict) and set(stored["trials"]) == names
 
 
-def log_results(parent: Run, uri: str, records: Sequence[TrialRecord]) -> None:
+def log_results(
+    parent: Run, uri: str, records: Sequence[TrialRecord], confirmation: Confirmation | None
+) -> None:
     """The best trial and the tables, on the sweep's own MLflow run."""
     best = records[0]
     assert best.best is not None, "a sweep without a result raises before"
@@ -63,6 +88,8 @@ def log_results(parent: Run, uri: str, records: Sequence[TrialRecord]) -> None:
     )
     parent.set_tag("best_trial", best.trial)
     parent.set_tag("best_setting", space.shown(best.sample))
+    if confirmation is not None:
+        parent.set_tag("confirmation", confirmation.verdict)
     for name in (BEST, TABLE):
         parent.log_text(files.read_bytes(join(uri, name)).decode(), name)
 

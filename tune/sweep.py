@@ -39,6 +39,7 @@ from cluster.training.event_channel import EventChannel
 from tune import space
 from tune.board import open_board
 from tune.config import TRIAL_CPUS, SweepConfig
+from tune.confirm import Confirmation, confirm, read_confirmation
 from tune.console import Console
 from tune.plan import Plan, plan_of
 from tune.proposals import Proposals, Sampler
@@ -58,6 +59,7 @@ class Swept:
 
     plan: Plan
     records: list[TrialRecord]
+    confirmation: Confirmation | None
     tracking_uri: str
 
     @property
@@ -87,6 +89,7 @@ class Swept:
                 f"best     {best.trial}: AP {best.best.shown} after {best.best.epoch} epochs with"
                 f" {space.shown(best.sample)}"
             ),
+            *(self.confirmation.lines() if self.confirmation else []),
             f"report   {join(self.uri, REPORT)}",
             f"use it   {shlex.join(words)}",
             f"register python -m pipelines.register --sweep {shlex.quote(self.uri)}",
@@ -126,22 +129,35 @@ def sweep(
     _say_of_earlier(plan, console.say)
     if is_complete(plan):
         console.say(f"{uri}: this sweep is finished; nothing was tried again")
-        return Swept(plan, ranked(plan.counted(plan.records)), mlflow_uri)
+        return _swept(plan, mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=console.say)
     parent = _open_parent(plan, mlflow_uri, experiment)
     status = "FAILED"
     try:
-        records = _run(plan, parent, experiment, concurrent=concurrent, console=console)
-        publish(plan, records)
-        log_results(parent, uri, records)
+        _run(plan, parent, experiment, concurrent=concurrent, console=console)
+        swept = _swept(plan, mlflow_uri)
+        publish(plan, swept.records, swept.confirmation)
+        log_results(parent, uri, swept.records, swept.confirmation)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         parent.finish(status)
-    return Swept(plan, records, mlflow_uri)
+    return swept
+
+
+def _swept(plan: Plan, mlflow_uri: str) -> Swept:
+    """What the folder of the sweep says."""
+    records = ranked(plan.counted(read_records(plan.uri)))
+    if not records or records[0].ap is None:
+        raise PlainError(_without_result(plan.uri, records))
+    confirmation = read_confirmation(plan, records)
+    if confirmation is not None:
+        # What won with both seeds is the winner.
+        records.sort(key=lambda record: record.trial != confirmation.winner)
+    return Swept(plan, records, confirmation, mlflow_uri)
 
 
 def _say_of_earlier(plan: Plan, say: Say) -> None:
@@ -163,10 +179,8 @@ def _say_of_earlier(plan: Plan, say: Say) -> None:
         say(f"{ended} of {plan.trials} trials have ended in earlier commands")
 
 
-def _run(
-    plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: Console
-) -> list[TrialRecord]:
-    """Run what remains and return the records of all trials, best first."""
+def _run(plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: Console) -> None:
+    """Run what remains."""
     ending, sweep = Ending(), plan.sweep
     inputs = plan.inputs
     tracked = TrackedTrials(
@@ -195,14 +209,13 @@ def _run(
                     local_size=math.ceil(concurrent / max(1, _alive_nodes())),
                 )
                 _complete(plan, tracked)
-                search(plan, Search(told, concurrent, tracked, console, ending))
+                trials = Search(told, concurrent, tracked, console, ending)
+                search(plan, trials)
+                if sweep.confirm:
+                    confirm(plan, trials)
             status = "FAILED"
         finally:
             tracked.close(status)
-    records = ranked(plan.counted(read_records(plan.uri)))
-    if not records or records[0].ap is None:
-        raise PlainError(_without_result(plan.uri, records))
-    return records
 
 
 def search(plan: Plan, trials: Search) -> None:

@@ -126,7 +126,7 @@ def _relay(told: Told, trial: str, group: Any) -> None:
 
     while True:
         ended = group.done()
-        result = ray.get(told.board.take.remote(trial, 0.0 if ended else TAKE_S))
+        result: Any = ray.get(told.board.take.remote(trial, 0.0 if ended else TAKE_S))
         if result is not None:
             _report(told, trial, result)
         elif ended:

@@ -26,7 +26,8 @@ from tune import space
 from tune.config import SweepConfig
 from tune.space import Sample
 
-TRIAL = "trial.json"
+TRIAL, RUNS = "trial.json", "runs"
+"""The record in a trial's folder, and the folder of a sweep that holds all of them."""
 VERSION = 3
 Status = Literal["running", "done", "stopped early", "failed"]
 Role = Literal["search", "confirm"]
@@ -187,7 +188,7 @@ def write_record(record: TrialRecord) -> None:
 
 def read_records(uri: str) -> list[TrialRecord]:
     """The records of all trials of the sweep at `uri`, in the order of their numbers."""
-    folder = uris.join(uri, "runs")
+    folder = uris.join(uri, RUNS)
     names = files.list_files(folder, [TRIAL]) if files.exists(folder) else []
     # The sweep may have been moved since the record was written: the file's place names the run.
     records = [
