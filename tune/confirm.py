@@ -113,7 +113,7 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
             f" {given[SEED]}, at full length"
         )
         proposals = Proposals(waiting, concurrent=trials.concurrent)
-        trials.run(proposals, role="confirm", stopping="none")
+        trials.run(proposals, role="confirm", stopping="none", total=len(samples) + 1)
     trained = {
         space.trial_name(record.sample, record.epochs): record
         for record in read_records(plan.uri)

@@ -27,9 +27,8 @@ class Console:
     terminal, or as one line in a log. Use it as a context.
     """
 
-    def __init__(self, trials: int, *, concurrent: int, out: TextIO | None = None):
-        """`trials`: how many the sweep will have."""
-        self._trials, self._concurrent = trials, concurrent
+    def __init__(self, *, out: TextIO | None = None):
+        self._trials = 0
         self._out = out or sys.stdout
         self._rich = RichConsole(file=self._out, highlight=False)
         self._live = Live(console=self._rich, auto_refresh=False, transient=True)
@@ -51,8 +50,11 @@ class Console:
             else:
                 print(f"[sweep] {line}", file=self._out, flush=True)
 
-    def begin(self, records: Sequence[TrialRecord]) -> None:
-        """What earlier commands have done does not count for the time that is left."""
+    def begin(self, records: Sequence[TrialRecord], *, trials: int) -> None:
+        """There will be so many `trials`. Those that earlier commands have ended, among these
+        records, do not count for the time that is left.
+        """
+        self._trials, self._began = trials, time.monotonic()
         self._ended_before = sum(record.status != "running" for record in records)
 
     def show(self, records: Sequence[TrialRecord]) -> None:
@@ -66,7 +68,9 @@ class Console:
         states = Counter(record.status for record in records)
         ended = sum(states.values()) - states["running"]
         parts = [f"{states[name]} {name}" for name in _STATES if states[name]]
-        text = f"{ended} of {self._trials} trials ended ({', '.join(parts)})"
+        text = f"{ended} of {self._trials} trials ended"
+        if parts:
+            text += f" ({', '.join(parts)})"
         best = ranked(records)[0] if records else None
         if best is not None and best.best is not None:
             text += f"; best so far AP {best.best.shown}, {best.trial}"

@@ -122,12 +122,14 @@ class Recorder(Callback):
         if "failed" in result:
             return
         name, point = self.config_of(trial).name, Point.from_json(result)
-        verdict = self._stopping.verdict(name, point)
-        record = self.records[name].with_point(point)
+        verdict, before = self._stopping.verdict(name, point), self.records[name]
+        record = before.with_point(point)
         # First what a restart needs, then the answer.
         self._write(replace(record, stop=verdict or ""))
         self._board.answer.remote(name, point.images_seen, verdict)
-        self._console.say(f"{name} epoch {point.epoch} of {record.epochs}: AP {point.shown}")
+        if point not in before.curve:
+            # A trial that is started again tells its last evaluation once more.
+            self._console.say(f"{name} epoch {point.epoch} of {record.epochs}: AP {point.shown}")
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
@@ -160,7 +162,7 @@ class Recorder(Callback):
         self._console.say(f"{name} {status} after {record.epochs_done} epochs{ap}{why}")
         self._tracked.ended(record)
         self._prune()
-        self._console.show(list(self.records.values()))
+        self._console.show([one for one in self.records.values() if one.role == self._role])
 
     def _prune(self) -> None:
         """Delete the checkpoints of trials that are not among the best. What they were evaluated

@@ -62,11 +62,13 @@ class Search:
         *,
         role: Role,
         stopping: Stopping,
+        total: int,
         replayed: Sequence[TrialRecord] = (),
         deadline: float = float("inf"),
     ) -> None:
-        """Run the trials that are proposed. `replayed` are earlier ones, which the early stopping
-        knows. Raises what ends the whole sweep: trials that all fail alike, a lost lease.
+        """Run the trials that are proposed, until there are `total` of this role. `replayed` are
+        earlier ones, which the early stopping knows. Raises what ends the whole sweep: trials that
+        all fail alike, a lost lease.
         """
         told, sweep = self.told, self.told.sweep
         scheduler = EarlyStopping(
@@ -91,7 +93,7 @@ class Search:
             console=self.console,
             ending=self.ending,
         )
-        self.console.begin(before)
+        self.console.begin([one for one in before if one.role == role], trials=total)
         _tuner(self, proposals, scheduler, recorder).fit()
         if self.ending.reason is not None:
             raise self.ending.reason

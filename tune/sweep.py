@@ -101,7 +101,8 @@ def saving(records: list[TrialRecord]) -> str:
     """How many epochs the early stopping has saved, in words."""
     full = sum(record.epochs for record in records)
     done = sum(record.epochs_done for record in records)
-    return f"{done} of {full} epochs were trained, {1 - done / max(full, 1):.0%} were saved"
+    share = 1 - done / full if full else 0.0
+    return f"{done} of {full} epochs were trained, {share:.0%} were saved"
 
 
 def sweep_uri(storage_root: str, name: str) -> str:
@@ -123,7 +124,7 @@ def sweep(
     check_server(mlflow_uri)
     check_experiment(mlflow_uri, experiment)
     lease.refuse_held(uri)
-    console = Console(plan.trials, concurrent=budget.concurrent)
+    console = Console()
     for warning in plan.inputs.warnings:
         console.say(f"warning: {warning}")
     _say_of_earlier(plan, console.say)
@@ -260,6 +261,7 @@ def search(plan: Plan, trials: Search) -> None:
     trials.run(
         proposals,
         role="search",
+        total=plan.trials,
         # Each row of the paper's tables has the same budget.
         stopping="none" if sweep.preset == "paper" else sweep.stopping,
         replayed=plan.counted(before),

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from cluster.runs.config import TrainConfig
 from tune import sweep
+from tune.build_space import space_of
 from tune.config import SweepConfig
+from tune.plan import Plan
 from tune.sweep import Swept
-from tune.trials import TrialRecord
+from tune.trials import Point, TrialRecord
 
 
 def test_as_many_trials_run_at_once_as_the_nodes_have_room_for() -> None:
     two = SweepConfig(concurrent=2)
-    # A trial books 0.01 + 1 x (0.5 + 0.25) = 0.76 CPUs: two fit into 2 CPUs, one into 1.5, none
-    # into 0.75.
-    assert [sweep.fitting(two, [{"CPU": cpus}]) for cpus in (64, 2, 1.52, 1.5, 0.76, 0.75)] == [
+    # A trial books 0.5 + 0.25 CPUs: two fit into 1.5 CPUs, one into 0.75, none into 0.7.
+    assert [sweep.fitting(two, [{"CPU": cpus}]) for cpus in (64, 2, 1.5, 1.4, 0.75, 0.7)] == [
         2,
         2,
         2,
@@ -21,6 +23,9 @@ def test_as_many_trials_run_at_once_as_the_nodes_have_room_for() -> None:
         1,
         0,
     ]
+    # Four trials of a quarter share a GPU.
+    small = SweepConfig(concurrent=9, gpus_per_worker=0.25)
+    assert sweep.fitting(small, [{"CPU": 64, "GPU": 2}]) == 8
     # Two workers with a GPU each: 3 GPUs hold one trial.
     wide = SweepConfig(concurrent=4, workers=2, cpus_per_worker=1, gpus_per_worker=1)
     assert [sweep.fitting(wide, [{"CPU": 64, "GPU": gpus}]) for gpus in (1, 3, 4, 100)] == [
@@ -36,19 +41,39 @@ def test_as_many_trials_run_at_once_as_the_nodes_have_room_for() -> None:
     )
 
 
-def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> None:
+def swept(records: list[TrialRecord], storage: str, uri: str) -> Swept:
     data = {"train": "/my data/train", "val": "/my data/val"}
-    config = TrainConfig.model_validate({"name": "a", "storage": "/my runs", "data": data})
-    sample, run = {"gamma": 2.0}, "/my runs/sweeps/a/runs/a-1"
-    best = TrialRecord("a-1", "done", 0.5, 0.7, 1, sample, sample, run)
+    config = TrainConfig.model_validate({"name": "a", "storage": storage, "data": data})
+    budget = SweepConfig()
+    searched = space_of(budget.preset, budget.space, config)
+    # What the sweep has read is not shown.
+    planned = Plan(config, budget, f"{storage}/sweeps/a", searched, None, (), ())  # type: ignore[arg-type]
+    return Swept(planned, records, None, uri)
+
+
+def record(name: str, *aps: float, **changes: Any) -> TrialRecord:
+    curve = tuple(Point(8 * epoch, epoch, ap, ap) for epoch, ap in enumerate(aps, 1))
+    settings = {"number": 0, "sample": {"loss.gamma": 2.0}, "epochs": 4, "status": "done"}
+    return TrialRecord(name, f"/s/runs/{name}", **{**settings, "curve": curve, **changes})
+
+
+def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> None:
     for uri, tail in (
         ("sqlite:////my runs/mlflow.db", []),
         ("http://h", ["--tracking.uri", "http://h"]),
     ):
-        lines = Swept("/my runs/sweeps/a", config, [best], uri).lines()
+        lines = swept([record("a-1", 0.5)], "/my runs", uri).lines()
         (line,) = [line for line in lines if line.startswith("use it   ")]
         assert shlex.split(line.removeprefix("use it   ")) == [
             *("python", "-m", "pipelines.train", "--config", "/my runs/sweeps/a/best.yaml"),
             *("--data.train", "/my data/train", "--data.val", "/my data/val"),
             *("--storage", "/my runs", "--name", "a-best", *tail),
         ]
+        (line,) = [line for line in lines if line.startswith("register ")]
+        assert shlex.split(line.removeprefix("register "))[-2:] == ["--sweep", "/my runs/sweeps/a"]
+
+
+def test_what_the_early_stopping_saved_is_said() -> None:
+    records = [record("a", 0.1, 0.2, 0.3, 0.4), record("b", 0.1, status="stopped early")]
+    assert sweep.saving(records) == "5 of 8 epochs were trained, 38% were saved"
+    assert sweep.saving([]) == "0 of 0 epochs were trained, 0% were saved"
