@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
@@ -49,13 +49,14 @@ def launch(
     checked: Checked | None = None,
     on_event: Callable[[Event], None] | None = None,
     judge: Judge | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> evaluations.Evaluation:
     """Train, continue, or find the run finished; Ray must be connected. Returns the run's best
     evaluation.
 
     `checked` is the result of an earlier `check` of this configuration. `on_event` gets the events
-    of workers and controller (`cluster.runs.events`) in this process. The `judge` travels to
-    rank 0, see `EpochEvaluations`.
+    of workers and controller (`cluster.runs.events`) in this process. The `judge` travels to rank 0,
+    see `EpochEvaluations`; `callbacks` go to Ray Train.
     Raises `PlainError` with the failing rank's last line when the retries are spent, or immediately
     if a restart cannot fix the failure (`failures.LASTING`), and `UsageError` if another driver
     trains the run.
@@ -78,6 +79,7 @@ def launch(
                     mailbox=mailbox,
                     background=background,
                     judge=judge,
+                    callbacks=callbacks,
                 )
             background.finish(workers_share(config))
     return evaluations.best_checkpoint(run)
@@ -114,6 +116,7 @@ def _train(
     mailbox: Any,
     background: BackgroundEvaluation,
     judge: Judge | None,
+    callbacks: Sequence[Any],
 ) -> None:
     # Imported here: `--help` reads the sections above, and this import takes seconds.
     from ray.train import TrainingFailedError
@@ -131,7 +134,7 @@ def _train(
     def fit() -> None:
         while True:
             try:
-                return _attempt(job, mailbox, supervisor, judge)
+                return _attempt(job, mailbox, judge, [*callbacks, supervisor])
             except TrainingFailedError as error:
                 if not is_start_failure(error):
                     raise
@@ -144,7 +147,7 @@ def _train(
         raise plain_failure(error, config.name) from error
 
 
-def _attempt(job: Job, mailbox: Any, supervisor: Any, judge: Judge | None) -> None:
+def _attempt(job: Job, mailbox: Any, judge: Judge | None, callbacks: list[Any]) -> None:
     """One Ray Train run, from its start to the end of the training or a failure of its start."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -172,7 +175,7 @@ def _attempt(job: Job, mailbox: Any, supervisor: Any, judge: Judge | None) -> No
             storage_filesystem=file_system,
             # The supervisor counts failures.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-            callbacks=[supervisor],
+            callbacks=callbacks,
         ),
     ).fit()
 
