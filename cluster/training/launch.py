@@ -55,8 +55,8 @@ def launch(
     evaluation.
 
     `checked` is the result of an earlier `check` of this configuration. `on_event` gets the events
-    of workers and controller (`cluster.runs.events`) in this process. The `judge` travels to rank 0,
-    see `EpochEvaluations`; `callbacks` go to Ray Train.
+    of workers and controller (`cluster.runs.events`) in this process. The `judge` travels to rank
+    0, see `EpochEvaluations`; `callbacks` go to Ray Train.
     Raises `PlainError` with the failing rank's last line when the retries are spent, or immediately
     if a restart cannot fix the failure (`failures.LASTING`), and `UsageError` if another driver
     trains the run.
