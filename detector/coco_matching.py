@@ -175,7 +175,7 @@ def _rounds(
     """The detections that overlap an object enough: the best of each image and class, then the
     second, and so on.
     """
-    cell_G, cell_D = (columns["labels"] * images + columns["images"] for columns in (objects, found))
+    cell_G, cell_D = (each["labels"] * images + each["images"] for each in (objects, found))
     of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D)
     detection_N, first_N, pairs_N = np.unique(of_P, return_index=True, return_counts=True)
     shape = (len(detection_N), int(pairs_N.max(initial=1)))

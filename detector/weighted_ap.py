@@ -89,7 +89,8 @@ def weighted_scores(
     threads: int = 2,
 ) -> dict[str, ResampledScores]:
     """The numbers `names` (of `NAMES`) of each resample. `counts_BI`: how often each image stands
-    in it, in the order of `matches.image_ids`; one row or more.
+    in it, in the order of `matches.image_ids`; one row or more. As in COCO, a class without objects
+    in a resample does not enter its mean over the classes.
     """
     counts_BI = np.ascontiguousarray(counts_BI, np.int32)
     copies_I = counts_BI.max(axis=0, initial=0)
@@ -103,7 +104,7 @@ def weighted_scores(
         found: dict[str, ResampledScores] = {}
         for size, of_classes in curves.items():
             shape = (len(of_classes), len(its_BI), len(IOU_THRESHOLDS), len(RECALLS))
-            precision_KBTR = np.zeros(shape)
+            precision_KBTR = np.empty(shape)  # 0.26 MB a class
             for curve, precision_BTR in zip(of_classes, precision_KBTR, strict=True):
                 _fill_precision(precision_BTR, curve, its_BI)
             for name in names:
@@ -136,9 +137,9 @@ def _means(precision_KBTR: np.ndarray) -> ResampledScores:
 
 
 def _curve(matches: ClassMatches, size: int, copies_I: np.ndarray) -> _Curve:
-    counts_D = (matches.outcome_STD[size] != IGNORED).any(axis=0)
-    image_D, outcome_TD = matches.image_D[counts_D], matches.outcome_STD[size][:, counts_D]
-    tied_D, block_D = _tied(image_D, matches.score_D[counts_D], outcome_TD)
+    counted_D = (matches.outcome_STD[size] != IGNORED).any(axis=0)
+    image_D, outcome_TD = matches.image_D[counted_D], matches.outcome_STD[size][:, counted_D]
+    tied_D, block_D = _tied(image_D, matches.score_D[counted_D], outcome_TD)
     times_D = np.where(tied_D, copies_I[image_D], 1)
     of_E = np.repeat(np.arange(len(image_D)), times_D)
     copy_E = np.arange(len(of_E)) - np.repeat(np.cumsum(times_D) - times_D, times_D)
@@ -167,11 +168,11 @@ def _tied(
         np.logical_or.reduceat(outcome_TD == outcome, np.flatnonzero(starts_D), axis=1)
         for outcome in (HIT, FALSE_ALARM)
     ]
-    return (some[0] & some[1]).any(axis=0)[block_D], block_D
+    return np.logical_or.reduce(some[0] & some[1], axis=0)[block_D], block_D
 
 
 def _fill_precision(precision_BTR: np.ndarray, curve: _Curve, counts_BI: np.ndarray) -> None:
-    """Write COCO's precision at each recall, where it is not 0; -1 in a resample without objects."""
+    """Write COCO's precision at each recall; -1 in a resample without objects."""
     objects_B = counts_BI[:, curve.image_G].sum(axis=1)
     reached_BC = _recalls_reached(objects_B)
     weight_BE = np.take(counts_BI, curve.image_E, axis=1)
@@ -189,7 +190,9 @@ def _fill_precision(precision_BTR: np.ndarray, curve: _Curve, counts_BI: np.ndar
 
 
 def _recalls_reached(objects_B: np.ndarray) -> np.ndarray:
-    """int (B, C): how many recalls each number of hits reaches, 0..C-1 of them, at most the objects."""
+    """int (B, C): how many recalls are reached with 0, 1, .. C-1 hits; C-1 is the most objects of a
+    resample.
+    """
     needed_BR = _hits_needed(objects_B)
     shape = (len(objects_B), int(objects_B.max(initial=1)) + 1)
     cell_BR = np.arange(shape[0])[:, None] * shape[1] + needed_BR
