@@ -7,8 +7,8 @@ too, but as a Python object for each image, class and size: 1,000 images with 10
 took 59 s on a busy machine of two cores, and LVIS would need 96 million of them.
 
 Shapes: I images, K classes, S sizes (all, small, medium, large), T IoU thresholds, D detections, G
-objects, P pairs of a detection and an object that overlap, Q the largest number of pairs of a
-detection.
+objects, P pairs of a detection and an object that overlap, N detections of a round, Q the largest
+number of pairs of a detection, M matches.
 """
 
 from __future__ import annotations
@@ -116,64 +116,79 @@ def _in_range(area_N: np.ndarray) -> np.ndarray:
     return (area_N >= low_S1) & (area_N <= high_S1)
 
 
+@dataclass(frozen=True)
+class _Round:
+    """Detections that can be matched at once: one of each image and class."""
+
+    detection_N: np.ndarray
+    object_NQ: np.ndarray
+    """The objects that each may take, the last first; G stands for no object."""
+    iou_NQ: np.ndarray
+
+
 def _outcomes(
     objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int
 ) -> np.ndarray:
     """int8 (S, T, D). Objects and detections stand by class and image, these by score."""
-    cell_G, cell_D = (
-        columns["labels"] * images + columns["images"] for columns in (objects, found)
-    )
-    of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D)
-    of_C, first_C, pairs_C = np.unique(of_P, return_index=True, return_counts=True)
-    # A table of the objects that each detection overlaps, the last first. G stands for no object.
-    table = (len(of_C), int(pairs_C.max(initial=1)))
-    object_CQ, iou_CQ = np.full(table, len(cell_G)), np.full(table, -1.0)
-    place_P = np.repeat(first_C + pairs_C, pairs_C) - 1 - np.arange(len(of_P))
-    row_P = np.repeat(np.arange(len(of_C)), pairs_C)
-    object_CQ[row_P, place_P], iou_CQ[row_P, place_P] = object_P, iou_P
-    rank_C = _rank(cell_D[of_C])
-    rounds = [np.flatnonzero(rank_C == rank) for rank in range(int(rank_C.max(initial=-1)) + 1)]
-
+    rounds = _rounds(objects, found, images=images)
     sides_D2 = found["boxes"][:, 2:] - found["boxes"][:, :2]
     unmatched_SD = np.where(_in_range(sides_D2.prod(axis=1)), FALSE_ALARM, IGNORED)
     outcome_STD = np.repeat(unmatched_SD[:, None].astype(np.int8), len(IOU_THRESHOLDS), axis=1)
-    counted_SG = _in_range(objects["area"]) & ~objects["crowd"]
+    # The last entry is that of no object.
     crowd_G = np.append(objects["crowd"], False)
+    counted_SG = np.pad(_in_range(objects["area"]), ((0, 0), (0, 1))) & ~crowd_G
     for outcome_TD, counted_G in zip(outcome_STD, counted_SG, strict=True):
-        counted_G = np.append(counted_G, False)
         taken_TG = np.zeros((len(IOU_THRESHOLDS), len(crowd_G)), bool)
-        for chosen in rounds:
-            _match_round(
-                object_CQ[chosen], iou_CQ[chosen], of_C[chosen], outcome_TD, taken_TG, counted_G,
-                crowd_G,
-            )  # fmt: skip
+        for of in rounds:
+            _match_round(of, outcome_TD, taken_TG, counted_G=counted_G, crowd_G=crowd_G)
     return outcome_STD
 
 
 def _match_round(
-    object_NQ: np.ndarray,
-    iou_NQ: np.ndarray,
-    detection_N: np.ndarray,
+    of: _Round,
     outcome_TD: np.ndarray,
     taken_TG: np.ndarray,
+    *,
     counted_G: np.ndarray,
     crowd_G: np.ndarray,
 ) -> None:
-    """Match one detection of each image and class, and write into `outcome_TD` and `taken_TG`.
+    """Match the detections of a round, and write into `outcome_TD` and `taken_TG`.
 
     A detection takes the free object that it overlaps most, an ignored one only if there is no
     other; of equals the last. A crowd is free for ever.
     """
-    free_TNQ = ~taken_TG[:, object_NQ] | crowd_G[object_NQ]
-    open_TNQ = free_TNQ & (iou_NQ >= IOU_THRESHOLDS[:, None, None])
-    counted_NQ = counted_G[object_NQ]
-    place_TN = np.where(open_TNQ & counted_NQ, iou_NQ, -1.0).argmax(axis=2)
-    other_TN = np.where(open_TNQ, iou_NQ, -1.0).argmax(axis=2)
-    place_TN = np.where((open_TNQ & counted_NQ).any(axis=2), place_TN, other_TN)
+    free_TNQ = ~taken_TG[:, of.object_NQ] | crowd_G[of.object_NQ]
+    open_TNQ = free_TNQ & (of.iou_NQ >= IOU_THRESHOLDS[:, None, None])
+    counted_TNQ = open_TNQ & counted_G[of.object_NQ]
+    any_TN1 = counted_TNQ.any(axis=2, keepdims=True)
+    # argmax takes the first of equals, which is the last object.
+    place_TN = np.where(np.where(any_TN1, counted_TNQ, open_TNQ), of.iou_NQ, -1.0).argmax(axis=2)
     t_M, n_M = np.nonzero(open_TNQ.any(axis=2))
-    object_M = object_NQ[n_M, place_TN[t_M, n_M]]
-    outcome_TD[t_M, detection_N[n_M]] = np.where(counted_G[object_M], HIT, IGNORED)
+    object_M = of.object_NQ[n_M, place_TN[t_M, n_M]]
+    outcome_TD[t_M, of.detection_N[n_M]] = np.where(counted_G[object_M], HIT, IGNORED)
     taken_TG[t_M, object_M] = True
+
+
+def _rounds(
+    objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int
+) -> list[_Round]:
+    """The detections that overlap an object enough: the best of each image and class, then the
+    second, and so on.
+    """
+    cell_G, cell_D = (each["labels"] * images + each["images"] for each in (objects, found))
+    of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D)
+    detection_N, first_N, pairs_N = np.unique(of_P, return_index=True, return_counts=True)
+    shape = (len(detection_N), int(pairs_N.max(initial=1)))
+    object_NQ, iou_NQ = np.full(shape, len(cell_G)), np.full(shape, -1.0)
+    row_P = np.repeat(np.arange(len(detection_N)), pairs_N)
+    last_first_P = (first_N + pairs_N - 1)[row_P] - np.arange(len(of_P))
+    object_NQ[row_P, last_first_P], iou_NQ[row_P, last_first_P] = object_P, iou_P
+    rank_N = _rank(cell_D[detection_N])
+    return [
+        _Round(detection_N[chosen_N], object_NQ[chosen_N], iou_NQ[chosen_N])
+        for rank in range(int(rank_N.max(initial=-1)) + 1)
+        for chosen_N in [rank_N == rank]
+    ]
 
 
 def _overlapping_pairs(

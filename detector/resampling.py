@@ -2,9 +2,10 @@
 difference of two sets of detections of the same images.
 
 The bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6
-and 13): draw as many images as the set has, with repetition, score them, and do it again. Detections
-are matched with objects once; each resample then is a vector of counts, see
-detector/weighted_ap.py. Images of one video are alike: give `groups`, and whole groups are drawn.
+and 13): draw as many images as the set has, with repetition, score them, and do it again. The
+numbers are COCO's. Detections are matched with objects once; each resample then is a vector of
+counts, see detector/weighted_ap.py. Images of one video are alike: give `groups`, and whole groups
+are drawn.
 
 Two sets of detections are scored on the same draws, so that images that are hard for both add
 nothing to the spread of their difference. The spread between two trainings with other seeds is not

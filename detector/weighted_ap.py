@@ -13,7 +13,7 @@ false alarm, hit, false alarm is not hit, hit, false alarm, false alarm. Such de
 out copy by copy, each with a weight of 0 or 1.
 
 Shapes: B resamples, I images, K classes, S sizes, T IoU thresholds, R recalls; of one class and
-size: D detections, G objects, E detections laid out, H hits of one threshold.
+size: D detections, G objects, E detections laid out, H hits of one threshold; C numbers of hits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.coco_matching import FALSE_ALARM, HIT, IGNORED, ClassMatches, Matches
+from detector.coco_matching import (
+    FALSE_ALARM,
+    HIT,
+    IGNORED,
+    IOU_THRESHOLDS,
+    ClassMatches,
+    Matches,
+)
 from detector.metrics import mean
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -82,7 +89,8 @@ def weighted_scores(
     threads: int = 2,
 ) -> dict[str, ResampledScores]:
     """The numbers `names` (of `NAMES`) of each resample. `counts_BI`: how often each image stands
-    in it, in the order of `matches.image_ids`; one row or more.
+    in it, in the order of `matches.image_ids`; one row or more. As in COCO, a class without objects
+    in a resample does not enter its mean over the classes.
     """
     counts_BI = np.ascontiguousarray(counts_BI, np.int32)
     copies_I = counts_BI.max(axis=0, initial=0)
@@ -95,7 +103,10 @@ def weighted_scores(
         its_BI = counts_BI[start : start + _AT_ONCE]
         found: dict[str, ResampledScores] = {}
         for size, of_classes in curves.items():
-            precision_KBTR = np.stack([_precision(curve, its_BI) for curve in of_classes])
+            shape = (len(of_classes), len(its_BI), len(IOU_THRESHOLDS), len(RECALLS))
+            precision_KBTR = np.empty(shape)  # 0.26 MB a class
+            for curve, precision_BTR in zip(of_classes, precision_KBTR, strict=True):
+                _fill_precision(precision_BTR, curve, its_BI)
             for name in names:
                 its_size, thresholds = _PARTS[name]
                 if its_size == size:
@@ -126,9 +137,9 @@ def _means(precision_KBTR: np.ndarray) -> ResampledScores:
 
 
 def _curve(matches: ClassMatches, size: int, copies_I: np.ndarray) -> _Curve:
-    counts_D = (matches.outcome_STD[size] != IGNORED).any(axis=0)
-    image_D, outcome_TD = matches.image_D[counts_D], matches.outcome_STD[size][:, counts_D]
-    tied_D, block_D = _tied(image_D, matches.score_D[counts_D], outcome_TD)
+    counted_D = (matches.outcome_STD[size] != IGNORED).any(axis=0)
+    image_D, outcome_TD = matches.image_D[counted_D], matches.outcome_STD[size][:, counted_D]
+    tied_D, block_D = _tied(image_D, matches.score_D[counted_D], outcome_TD)
     times_D = np.where(tied_D, copies_I[image_D], 1)
     of_E = np.repeat(np.arange(len(image_D)), times_D)
     copy_E = np.arange(len(of_E)) - np.repeat(np.cumsum(times_D) - times_D, times_D)
@@ -157,17 +168,16 @@ def _tied(
         np.logical_or.reduceat(outcome_TD == outcome, np.flatnonzero(starts_D), axis=1)
         for outcome in (HIT, FALSE_ALARM)
     ]
-    return (some[0] & some[1]).any(axis=0)[block_D], block_D
+    return np.logical_or.reduce(some[0] & some[1], axis=0)[block_D], block_D
 
 
-def _precision(curve: _Curve, counts_BI: np.ndarray) -> np.ndarray:
-    """(B, T, R): COCO's precision at each recall; -1 in a resample without objects."""
+def _fill_precision(precision_BTR: np.ndarray, curve: _Curve, counts_BI: np.ndarray) -> None:
+    """Write COCO's precision at each recall; -1 in a resample without objects."""
     objects_B = counts_BI[:, curve.image_G].sum(axis=1)
-    needed_BR = _hits_needed(objects_B)
+    reached_BC = _recalls_reached(objects_B)
     weight_BE = np.take(counts_BI, curve.image_E, axis=1)
     weight_BE[:, curve.tied_N] = weight_BE[:, curve.tied_N] > curve.copy_N
     seen_BE = np.cumsum(weight_BE, axis=1, dtype=np.int32)
-    precision_BTR = np.zeros((len(counts_BI), len(curve.thresholds), len(RECALLS)))
     for t, at in enumerate(curve.thresholds):
         seen_BH = np.take(seen_BE, at.hits_H, axis=1)
         if len(at.ignored_N):
@@ -175,9 +185,18 @@ def _precision(curve: _Curve, counts_BI: np.ndarray) -> np.ndarray:
             np.cumsum(weight_BE[:, at.ignored_N], axis=1, out=ignored_BN[:, 1:])
             seen_BH -= ignored_BN[:, at.ignored_before_H]
         weight_BH = np.take(weight_BE, at.hits_H, axis=1)
-        precision_BTR[:, t] = _at_recalls(weight_BH, seen_BH, needed_BR)
+        precision_BTR[:, t] = _at_recalls(weight_BH, seen_BH, reached_BC)
     precision_BTR[objects_B == 0] = -1
-    return precision_BTR
+
+
+def _recalls_reached(objects_B: np.ndarray) -> np.ndarray:
+    """int (B, C): how many recalls are reached with 0, 1, .. C-1 hits; C-1 is the most objects of a
+    resample.
+    """
+    needed_BR = _hits_needed(objects_B)
+    shape = (len(objects_B), int(objects_B.max(initial=1)) + 1)
+    cell_BR = np.arange(shape[0])[:, None] * shape[1] + needed_BR
+    return np.bincount(cell_BR.ravel(), minlength=shape[0] * shape[1]).reshape(shape).cumsum(axis=1)
 
 
 def _hits_needed(objects_B: np.ndarray) -> np.ndarray:
@@ -192,20 +211,20 @@ def _hits_needed(objects_B: np.ndarray) -> np.ndarray:
     return np.maximum(needed_BR, 1).astype(np.int64)
 
 
-def _at_recalls(weight_BH: np.ndarray, seen_BH: np.ndarray, needed_BR: np.ndarray) -> np.ndarray:
-    """(B, R): the largest precision of the needed number of hits or more; 0 without so many.
+def _at_recalls(weight_BH: np.ndarray, seen_BH: np.ndarray, reached_BC: np.ndarray) -> np.ndarray:
+    """(B, R): the largest precision of the hits that reach the recall; 0 without any.
 
     `weight_BH`: how often each hit stands in the resample; `seen_BH`: the detections up to it.
     """
     hits_BH = np.cumsum(weight_BH, axis=1, dtype=np.int32)
     # COCO's own divisor: it gives 1 - 2^-52 for one hit of one detection.
     precision_BH = hits_BH / (seen_BH + np.spacing(1))
-    precision_BH = np.maximum.accumulate(precision_BH[:, ::-1], axis=1)[:, ::-1]
-    hits_B = weight_BH.sum(axis=1)
-    # One entry for each hit of each resample.
-    each = np.repeat(precision_BH.ravel(), weight_BH.ravel())
-    if not len(each):
-        return np.zeros(needed_BR.shape)
-    place_BR = (np.cumsum(hits_B) - hits_B)[:, None] + needed_BR - 1
-    enough_BR = needed_BR <= hits_B[:, None]
-    return np.where(enough_BR, np.take(each, place_BR, mode="clip"), 0.0)
+    # Column r has the largest precision of the hits that reach r recalls and no more. `maximum.at`
+    # takes 1.4 ns a hit; a running maximum over the hits, and a search in them, took 10.
+    rows_B1 = np.arange(len(hits_BH))[:, None]
+    columns = len(RECALLS) + 1
+    cell_BH = np.take(reached_BC + rows_B1 * columns, hits_BH + rows_B1 * reached_BC.shape[1])
+    best = np.zeros(len(hits_BH) * columns)
+    np.maximum.at(best, cell_BH.ravel(), precision_BH.ravel())
+    best_BR = best.reshape(-1, columns)[:, 1:]
+    return np.maximum.accumulate(best_BR[:, ::-1], axis=1)[:, ::-1]

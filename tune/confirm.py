@@ -165,6 +165,9 @@ def _compare(
         lost = again if again.ap is None else of_given
         verdict = f"not compared, {lost.trial} has no result: {lost.reason or lost.stop}"
         return Confirmation(winner.trial, aps, of_given.ap, seed, verdict)
+    if plan.inputs.val_set.num_rows < 2:
+        verdict = "not compared, data.val has a single image"
+        return Confirmation(winner.trial, aps, of_given.ap, seed, verdict)
     matches = [_matches(plan, trials, record) for record in (of_given, again)]
     found = resampling.paired_difference(*matches, seed=plan.sweep.seed)
     assert found is not None, "both have an AP"

@@ -63,8 +63,7 @@ def _train(
     worker = build_worker(
         job,
         tell,
-        ranks=Ranks(0, 1, torch.device("cuda" if on_gpu else "cpu")),
-        local_size=local_size,
+        ranks=Ranks(0, 1, torch.device("cuda" if on_gpu else "cpu"), local_size=local_size),
         find_notice=lambda: None,
         judge=judge,
     )

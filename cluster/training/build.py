@@ -53,17 +53,15 @@ def build_worker(
     send: Tell,
     *,
     ranks: Ranks,
-    local_rank: int = 0,
-    local_size: int = 1,
     find_notice: FindNotice,
     judge: Judge | None = None,
 ) -> Worker:
-    """`send` sends an event to the driver. `local_rank` counts the `local_size` workers of this
-    node. See `CheckpointPolicy` for `find_notice` and `EpochEvaluations` for `judge`.
+    """`send` sends an event to the driver. See `CheckpointPolicy` for `find_notice` and
+    `EpochEvaluations` for `judge`.
     """
     config, training, device = job.config, job.config.training, ranks.device
     if device.type == "cpu":
-        torch.set_num_threads(threads_each(local_size))
+        torch.set_num_threads(threads_each(ranks.local_size))
     tell = send if ranks.rank == 0 else _ignore
     train_set = open_shard_set(job.train_data)
     batches, parts = shared_batch(training, ranks=ranks.size)
@@ -86,7 +84,7 @@ def build_worker(
         device,
         tell=tell,
         send=send,
-        node=local_rank == 0,
+        node=ranks.local_rank == 0,
     )
     watchdog = Watchdog(
         60 * training.hang_minutes,

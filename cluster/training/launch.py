@@ -263,9 +263,13 @@ def worker_of(told: dict[str, Any]) -> Worker:
     return build_worker(
         Job.from_json(told["job"]),
         Sender(told["mailbox"]),
-        ranks=Ranks(context.get_world_rank(), context.get_world_size(), get_device()),
-        local_rank=context.get_local_rank(),
-        local_size=context.get_local_world_size(),
+        ranks=Ranks(
+            context.get_world_rank(),
+            context.get_world_size(),
+            get_device(),
+            context.get_local_rank(),
+            context.get_local_world_size(),
+        ),
         find_notice=ray.train.get_preemption_info,
         judge=told["judge"],
     )

@@ -22,6 +22,10 @@ class Ranks:
     size: int
     device: torch.device
     """Where tensors to exchange lie."""
+    local_rank: int = 0
+    """Place among the workers of this node."""
+    local_size: int = 1
+    """Workers that share this node."""
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place."""

@@ -56,6 +56,14 @@ def test_a_detection_takes_the_free_object_that_it_overlaps_most():
     assert outcomes(matched(truth(other, near), BOX, BOX), threshold=7) == [HIT, FALSE_ALARM]
 
 
+def test_of_objects_that_it_overlaps_equally_a_detection_takes_the_last():
+    left, right = BOX, (4.0, 0.0, 14.0, 10.0)
+    # Between both: 80 px^2 of 120 with each. The second detection overlaps the left one alone.
+    found = ((2.0, 0.0, 12.0, 10.0), (-1.0, 0.0, 9.0, 10.0))
+    assert outcomes(matched(truth(left, right), *found)) == [HIT, HIT]
+    assert outcomes(matched(truth(right, left), *found)) == [HIT, FALSE_ALARM]
+
+
 def test_a_crowd_takes_any_number_and_is_no_object():
     matches = matched(truth(BOX, crowd=True), BOX, (1.0, 1.0, 2.0, 2.0), (50.0, 50.0, 60.0, 60.0))
     # The small one lies in the crowd: the share of the detection counts, not the IoU.
