@@ -60,7 +60,8 @@ TRAINING = """
 
 SEARCH = """
     sweep: trials concurrent epochs grace_epochs seed workers cpus_per_worker gpus_per_worker
-    sweep: preset space
+    sweep: preset space searcher grid_points stopping images hours seeds confirm
+    sweep: keep same_failures retries
 """
 
 OPTIONS = {
@@ -85,7 +86,7 @@ OPTIONS = {
         ray: address num_cpus logs autoscaling
     """,
     "register": """
-        run name
+        run sweep name
         tracking: uri experiment
     """,
     "run": TRAINING
