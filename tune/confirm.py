@@ -25,7 +25,7 @@ from tune.plan import SEED, Plan
 from tune.proposals import Proposals
 from tune.search import Search
 from tune.space import Sample
-from tune.trials import TrialRecord, ranked, read_records
+from tune.trials import TrialRecord, ranked
 
 CONFIRMATION = "confirm.json"
 VERSION = 1
@@ -98,12 +98,12 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
     """Train the top settings and the given one again, as far as that is not done, and compare.
     confirm.json keeps the result.
     """
-    top = _top(plan, ranked(plan.counted(read_records(plan.uri))))
+    top = _top(plan, ranked(plan.counted(list(trials.records.values()))))
     samples = [_again(plan, record.sample) for record in top]
     given = _again(plan, {})
     ended = [
         record.sample
-        for record in read_records(plan.uri)
+        for record in trials.records.values()
         if record.role == "confirm" and record.status != "running"
     ]
     waiting = [sample for sample in [*samples, given] if sample not in ended]
@@ -116,7 +116,7 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
         trials.run(proposals, role="confirm", stopping="none", total=len(samples) + 1)
     trained = {
         space.trial_name(record.sample, record.epochs): record
-        for record in read_records(plan.uri)
+        for record in trials.records.values()
         if record.role == "confirm"
     }
     of_top = [trained[space.trial_name(sample, plan.epochs)] for sample in samples]

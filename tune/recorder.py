@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def alike_error(record: TrialRecord, count: int) -> PlainError:
 
 
 class Recorder(Callback):
-    """Keeps `records`, by name, those of earlier commands included."""
+    """Keeps `records`, by name, up to date; those of earlier commands are among them."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Recorder(Callback):
         sweep: SweepConfig,
         uri: str,
         *,
-        before: Sequence[TrialRecord],
+        records: dict[str, TrialRecord],
         role: Role,
         stopping: EarlyStopping,
         board: Any,
@@ -82,7 +82,7 @@ class Recorder(Callback):
         self._role: Role = role
         self._stopping, self._board = stopping, board
         self._tracked, self._console = tracked, console
-        self.records = {record.trial: record for record in before}
+        self.records = records
         self._started: set[str] = set()
         self._reasons: Counter[str] = Counter()
         self._ending = ending

@@ -26,7 +26,7 @@ from tune.recorder import Ending, Recorder, sample_of
 from tune.stopping import EarlyStopping
 from tune.tracked import TrackedTrials
 from tune.trainable import Told, run_trial
-from tune.trials import Role, TrialRecord, read_records
+from tune.trials import Role, TrialRecord
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a box whatever `verbose` says
@@ -46,6 +46,8 @@ class Search:
     """What all trials of a command share."""
 
     told: Told
+    records: dict[str, TrialRecord]
+    """By name, those of earlier commands included; kept up to date."""
     concurrent: int
     tracked: TrackedTrials
     console: Console
@@ -80,12 +82,11 @@ class Search:
             deadline=deadline,
         )
         scheduler.replay(replayed)
-        before = read_records(told.uri)
         recorder = Recorder(
             told.config,
             sweep,
             told.uri,
-            before=before,
+            records=self.records,
             role=role,
             stopping=scheduler,
             board=told.board,
@@ -93,7 +94,8 @@ class Search:
             console=self.console,
             ending=self.ending,
         )
-        self.console.begin([one for one in before if one.role == role], trials=total)
+        of_role = [record for record in self.records.values() if record.role == role]
+        self.console.begin(of_role, trials=total)
         _tuner(self, proposals, scheduler, recorder).fit()
         if self.ending.reason is not None:
             raise self.ending.reason

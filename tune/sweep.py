@@ -210,7 +210,8 @@ def _run(plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: 
                     local_size=math.ceil(concurrent / max(1, _alive_nodes())),
                 )
                 _complete(plan, tracked)
-                trials = Search(told, concurrent, tracked, console, ending)
+                records = {record.trial: record for record in plan.records}
+                trials = Search(told, records, concurrent, tracked, console, ending)
                 search(plan, trials)
                 if sweep.confirm:
                     confirm(plan, trials)
@@ -232,7 +233,8 @@ def search(plan: Plan, trials: Search) -> None:
 
     def may_start() -> bool:
         nonlocal started
-        images = sum(record.images_seen for record in plan.counted(read_records(plan.uri)))
+        counted = plan.counted(list(trials.records.values()))
+        images = sum(record.images_seen for record in counted)
         allowed = started < remaining and time.monotonic() < deadline
         allowed = allowed and (sweep.images is None or images < sweep.images)
         started += allowed

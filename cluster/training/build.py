@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import ray.util
 import torch
@@ -68,12 +69,10 @@ def build_worker(
     stream = _stream(job, train_set, ranks=ranks, batches=batches)
     images_total = training.epochs * stream.places
     amp_dtype = amp_dtype_of(ranks, wanted=training.amp)
-    state, step = _network(
-        job, ranks=ranks, images_per_epoch=stream.places, parts=parts, amp_dtype=amp_dtype
-    )
+    state, step = _network(job, ranks, stream.places, parts=parts, amp_dtype=amp_dtype)
     checkpoints = _checkpoints(job, ranks=ranks, find_notice=find_notice, tell=tell)
     evaluations = _evaluations(
-        job, ranks, checkpoints, progressed=lambda: watchdog.progressed(), judge=judge, tell=tell
+        job, ranks, checkpoints, lambda: watchdog.progressed(), judge=judge, tell=tell
     )
     process = WorkerProcess(ranks.rank, ray.util.get_node_ip_address(), os.getpid())
     profile, timing, reporter = _reporting(
@@ -113,12 +112,7 @@ def build_worker(
         timing=timing,
         profile=profile,
         checkpoints=checkpoints,
-        checkpoint_entries={
-            "seed": training.seed,
-            "data_digest": train_set.digest,
-            "package": job.package.to_json(),
-            "config": config.model_dump(mode="json"),
-        },
+        checkpoint_entries=_checkpoint_entries(job, train_set),
         evaluations=evaluations,
         watchdog=watchdog,
         tell=tell,
@@ -146,7 +140,7 @@ def _stream(job: Job, train_set: ShardSet, *, ranks: Ranks, batches: list[int]) 
 
 
 def _network(
-    job: Job, *, ranks: Ranks, images_per_epoch: int, parts: int, amp_dtype: torch.dtype | None
+    job: Job, ranks: Ranks, images_per_epoch: int, *, parts: int, amp_dtype: torch.dtype | None
 ) -> tuple[TrainingState, TrainingStep]:
     """The network as the seed has it, with its optimiser and average, and what makes its steps."""
     training, chosen, device = job.config.training, job.config.optimizer, ranks.device
@@ -194,6 +188,15 @@ def _checkpoints(job: Job, *, ranks: Ranks, find_notice: FindNotice, tell: Tell)
         protected=lambda: set(waiting(job.run)),
         request_evaluation=partial(store_request, job.run),
     )
+
+
+def _checkpoint_entries(job: Job, train_set: ShardSet) -> dict[str, Any]:
+    return {
+        "seed": job.config.training.seed,
+        "data_digest": train_set.digest,
+        "package": job.package.to_json(),
+        "config": job.config.model_dump(mode="json"),
+    }
 
 
 def _resume(
@@ -255,8 +258,8 @@ def _evaluations(
     job: Job,
     ranks: Ranks,
     checkpoints: Checkpoints,
-    *,
     progressed: Callable[[], None],
+    *,
     judge: Judge | None,
     tell: Tell,
 ) -> EpochEvaluations:

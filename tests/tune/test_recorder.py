@@ -28,7 +28,7 @@ class Driver:
             CONFIG,
             self.sweep,
             self.uri,
-            before=read_records(self.uri),
+            records={record.trial: record for record in read_records(self.uri)},
             role="search",
             # Only what the recorder calls.
             stopping=SimpleNamespace(  # type: ignore[arg-type]
