@@ -151,6 +151,19 @@ def has_run(uri: str, run_id: str) -> bool:
     return answer.get("run", {}).get("info", {}).get("lifecycle_stage") == "active"
 
 
+def has_version(uri: str, name: str, number: str) -> bool:
+    """Whether the registry has this version of the model. A server that asks for credentials which
+    are not in the environment counts as having it.
+    """
+    if (path := embedded.path_of(uri)) is not None:
+        sql = "SELECT current_stage FROM model_versions WHERE name = ? AND version = ?"
+        row = _select(path, sql, name, number)
+        # MLflow keeps the rows of deleted versions, so that their numbers are not used again.
+        return row is not None and row[0] != "Deleted_Internal"
+    answer = _ask(uri, "model-versions/get", {"name": name, "version": number})
+    return answer is None or "model_version" in answer
+
+
 def _select(path: str, sql: str, *values: str) -> tuple[Any, ...] | None:
     """The first row; None without one, and where the file or the table is not there yet."""
     if not os.path.exists(path):
