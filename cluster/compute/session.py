@@ -116,7 +116,7 @@ def connect(
         # its read tasks in new processes (8 s on two cores).
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # No dashboard: it takes seconds to start and needs its own port.
-        ray.init(
+        _start(
             address="local",
             _temp_dir=folder,
             num_cpus=num_cpus,
@@ -124,7 +124,6 @@ def connect(
             log_to_driver=logs,
             logging_level=logging.ERROR,
         )
-        end_like_ctrl_c()
         return
     check_answers(address, source=source)
     passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
@@ -133,7 +132,7 @@ def connect(
         # A submitted job brings its own working directory; any other driver sends its own code.
         runtime_env["working_dir"] = str(Path(__file__).parents[2])
     try:
-        ray.init(
+        _start(
             address=address,
             runtime_env=runtime_env,
             log_to_driver=logs,
@@ -145,12 +144,26 @@ def connect(
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
+
+
+def _start(**options: Any) -> None:
+    """`ray.init`, at whose beginning Ray takes SIGTERM for itself."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except SystemExit as end:
+        # What the handler of Ray makes of the signal.
+        if end.code == signal.SIGTERM:
+            raise KeyboardInterrupt from None
+        raise
     end_like_ctrl_c()
 
 
 def end_like_ctrl_c() -> None:
-    """Treat SIGTERM (from `ray job stop`, a service manager, the end of a container) as Ctrl-C:
-    interrupted and resumable. Connected to Ray the process would abort with a stack dump.
+    """Treat SIGTERM (from `kill`, `ray job stop`, a service manager, the end of a container) as
+    Ctrl-C: interrupted and resumable. Without this the process would end without a word, and
+    connected to Ray abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -113,6 +114,24 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "interrupted\n", done.stderr
+
+
+def test_sigterm_while_ray_starts_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        # The first thing that ray.init does.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "check_answers", lambda address, source: None)
+    try:
+        for address in ("local", "head:6379"):
+            with pytest.raises(KeyboardInterrupt):
+                session.connect(address)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:
