@@ -23,6 +23,7 @@ from cluster.shards.index import open_shard_set
 from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
 from cluster.tracking.config import TrackingConfig, tracking_uri
+from cluster.tracking.environment import check_variables
 from cluster.tracking.evaluation import NAME, Subject, log_evaluation
 from cluster.tracking.logged_package import download_package
 from cluster.tracking.preflight import check_server, has_run
@@ -160,6 +161,7 @@ def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
     recorded = read_record(run)
     if recorded is None:
         return None
+    check_variables()
     store = given or recorded.uri
     try:
         check_server(store, must_exist=True)

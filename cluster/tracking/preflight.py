@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import embedded, schema
+from cluster.tracking.environment import check_variables
 
 TIMEOUT_S = 4.0
 _SERVER_REMEDY = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
@@ -32,8 +33,9 @@ def check_server(uri: str, *, must_exist: bool = False) -> None:
     file.
 
     `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
-    asks for credentials passes.
+    asks for credentials passes. `UsageError` where a variable has a value that MLflow cannot use.
     """
+    check_variables()
     if (path := embedded.path_of(uri)) is not None:
         if must_exist:
             embedded.refuse_missing(path)
