@@ -161,7 +161,7 @@ def _start(**options: Any) -> None:
     except SystemExit as end:
         # What the handler of Ray makes of the signal.
         if end.code == signal.SIGTERM:
-            raise KeyboardInterrupt from None
+            raise _Interrupt from None
         raise
     end_like_ctrl_c()
 
@@ -172,13 +172,26 @@ def end_like_ctrl_c() -> None:
     connected to Ray abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _end)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Ctrl-C that leaves the exit code to us. Where a plain `KeyboardInterrupt` comes out of an
+    `exec` of text, as dataclasses have it, Python 3.11 ends by SIGINT (130) although it is caught:
+    `run_eval_code_obj` looks for this very type.
+    """
 
 
 def _interrupt(*_: object) -> None:
+    raise _Interrupt
+
+
+def _end(*_: object) -> None:
     # A shell without job control starts its background jobs with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
-        raise KeyboardInterrupt
+        raise _Interrupt
     # Ray Tune has a handler of its own for it.
     signal.raise_signal(signal.SIGINT)
 
