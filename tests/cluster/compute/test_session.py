@@ -168,7 +168,7 @@ def test_the_warning_of_few_images_is_not_shown(monkeypatch: pytest.MonkeyPatch)
         session.connect()
         warnings.warn(f"{session.FEW_BLOCKS}'Scorer' is 3", UserWarning, stacklevel=1)
         warnings.warn("another", UserWarning, stacklevel=1)
-    assert [str(one.message)[-4:] for one in shown] == ["is 2", "ther"]
+    assert [str(one.message).split()[-1] for one in shown] == ["2", "another"]
 
 
 def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:
