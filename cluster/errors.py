@@ -44,6 +44,14 @@ class InterruptedRun(PlainError):
     exit_code = 5
 
 
+def joined(*parts: str) -> str:
+    """The parts of a message as one line: a question mark ends its part, else a semicolon does."""
+    text = ""
+    for part in parts:
+        text += (" " if text.endswith("?") else "; " if text else "") + part
+    return text
+
+
 def on_one_line(value: str) -> str:
     """`value` for a terminal: characters that move the cursor, change colours or break the line are
     escaped. File names and category names may contain them.

@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from cluster.compute import session
 from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
 from cluster.storage import yaml_text
 from pipelines import entry_flags, refusals
@@ -81,6 +82,7 @@ def run_verb(
     caught: BaseException | None = None
     code, message = 0, ""
     try:
+        session.end_like_ctrl_c()
         if "--help" in arguments or "-h" in arguments:
             print(help_text(config_class, description=description))
         else:

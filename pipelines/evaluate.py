@@ -33,7 +33,7 @@ class EvaluateConfig(Section):
         default=None,
         description=(
             "folder for the table and the pictures; unset: <run>/evaluation/<first 12 characters of"
-            " the shard set's digest>"
+            " the shard set's digest, with --max_detections or --classes 8 of their digest too>"
         ),
     )
     storage: str = Field(

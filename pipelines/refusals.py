@@ -11,6 +11,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from cluster.errors import joined
 from pipelines.options import (
     ENVIRONMENT_PREFIX,
     Fields,
@@ -39,8 +40,8 @@ def did_you_mean(name: str, fields: Fields, *, prefix: str = "") -> str:
 def describe(error: ValidationError, fields: Fields) -> str:
     """The first complaints of pydantic."""
     lines = [line for problem in error.errors() for line in _sentences(dict(problem), fields)]
-    more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
-    return "; ".join(lines[:MOST]) + more + "; --help shows the units and ranges"
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return joined(*lines[:MOST], *more, "--help shows the units and ranges")
 
 
 def _sentences(problem: dict[str, Any], options: Fields) -> list[str]:

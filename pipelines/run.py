@@ -33,16 +33,15 @@ def main(config: RunConfig) -> None:
     )
 
     table = f"{finished['evaluate'].folder}/table.txt"
+    overlays = ", overlays/" if config.overlays else ""
+    dashed = f"{overlays} with the truth dashed" if overlays else ""
     print(f"\n{files.read_bytes(table).decode().rstrip()}\n")
-    print(
-        f"table        {finished['evaluate'].folder}: table.txt, precision_recall.png, overlays/"
-        " with the truth dashed"
-    )
+    print(f"table        {finished['evaluate'].folder}: table.txt, precision_recall.png{dashed}")
     print(f"training     {finished['train'].folder}")
     print(f"model        {finished['register'].values['version']}")
     print(
-        f"predictions  {finished['predict'].folder}: predictions.parquet, coco_results.json,"
-        " overlays/"
+        f"predictions  {finished['predict'].folder}: predictions.parquet,"
+        f" coco_results.json{overlays}"
     )
     print(f"see it       {ui_command(checked.tracking_uri)}")
 

@@ -23,7 +23,8 @@ from cluster.shards.index import open_shard_set
 from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
 from cluster.tracking.config import TrackingConfig, tracking_uri
-from cluster.tracking.evaluation import log_evaluation
+from cluster.tracking.environment import check_variables
+from cluster.tracking.evaluation import NAME, Subject, log_evaluation
 from cluster.tracking.logged_package import download_package
 from cluster.tracking.preflight import check_server, has_run
 from cluster.tracking.registry import parse_model_uri, resolve
@@ -50,18 +51,21 @@ class Evaluated:
     table: CocoTable
     scored: str
     output: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """What a reader of the table should know."""
+    overlays: int
+    """Images that were to be drawn."""
     store: str | None = None
     """URI of the MLflow store that has the model; None for a checkpoint."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
+        overlays = ", overlays/" if self.overlays else ""
         return [
             self.table.as_text(),
             *(f"note     {note}" for note in self.notes),
             f"scored   {self.scored}{f' in {self.store}' if self.store else ''}",
-            f"written  {self.output}: metrics.json, table.txt, precision_recall.png, overlays/",
+            f"written  {self.output}: metrics.json, table.txt, precision_recall.png{overlays}",
         ]
 
 
@@ -91,10 +95,12 @@ def evaluate(
     read_objects(shard_set, subject=f"data {shard_set.uri}")
     run = None if run is None else uris.absolute(run)
     best = None if run is None else evaluations.best_checkpoint(run)
-    output = uris.absolute(output or uris.join(run or "", "evaluation", shard_set.digest[:12]))
+    given = _given_classes(class_map)
+    renamed = {name: to for name, to in (given or {}).items() if to != name}
+    subject = Subject(shard_set.uri, shard_set.digest, max_detections, renamed)
+    output = uris.absolute(output or uris.join(run or "", "evaluation", subject.folder))
     preflight.check_writable(output)
     recorded = None if run is None else _mlflow_run(run, tracking.uri)
-    given = _given_classes(class_map)
     store = None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         if best is not None:
@@ -129,12 +135,23 @@ def evaluate(
         )
         _replace_results(folder, output, last="metrics.json")
         notes = [*classes.notes("data"), *remarks]
-        if recorded is not None and best is not None:
-            try:
-                log_evaluation(*recorded, folder, step=best.images_seen)
-            except Exception as error:  # the result is written, and must be shown
-                notes.append(f"not in MLflow ({recorded[0]}): {on_one_line(str(error))[:300]}")
-    return Evaluated(table, scored, output, tuple(notes), store)
+        if recorded is not None and best is not None and run is not None:
+            name = subject.name_in(run)
+            notes += _record(*recorded, folder, subject, name, step=best.images_seen)
+    return Evaluated(table, scored, output, tuple(notes), overlays, store)
+
+
+def _record(
+    store: str, run_id: str, folder: str, subject: Subject, name: str, *, step: int
+) -> list[str]:
+    """Log an evaluation, and return what to say about it. The result is written and must be shown,
+    whatever MLflow does.
+    """
+    try:
+        log_evaluation(store, run_id, folder, subject=subject, name=name, step=step)
+    except Exception as error:
+        return [f"not in MLflow ({store}): {on_one_line(str(error))[:300]}"]
+    return [] if name == NAME else [f"named {name} in MLflow; its tag says what that is"]
 
 
 def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
@@ -144,6 +161,7 @@ def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
     recorded = read_record(run)
     if recorded is None:
         return None
+    check_variables()
     store = given or recorded.uri
     try:
         check_server(store, must_exist=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cluster.runs.config import TrainConfig, TrainSections
 from cluster.runs.data_config import DataConfig
-from cluster.workflow.stages import Finished, Results, Stage
+from cluster.workflow.stages import Finished, Results, Stage, Values
 from pipelines.run_config import RunConfig
 from tune.build_space import space_of
 from tune.config import EXECUTION
@@ -156,6 +156,11 @@ def _train(checked: Checked) -> Stage:
         print("\n".join(trained.lines()))
         return trained.best.to_json()
 
+    def gone(folder: str, values: Values) -> str | None:
+        from cluster.tracking.training_run import is_recorded
+
+        return None if is_recorded(folder, checked.tracking_uri) else "its MLflow run"
+
     return Stage(
         "train",
         folder="runs",
@@ -165,6 +170,7 @@ def _train(checked: Checked) -> Stage:
         identity=lambda results: {"training": _training_identity(checked, results)},
         outputs=("best.json", "finished.json"),
         call=call,
+        gone=gone,
     )
 
 
@@ -191,7 +197,6 @@ def _evaluate(checked: Checked) -> Stage:
 
 
 def _register(checked: Checked) -> Stage:
-    from cluster.tracking import embedded
     from cluster.tracking.config import given_uri
 
     config = checked.config
@@ -204,17 +209,24 @@ def _register(checked: Checked) -> Stage:
         print("\n".join(registered.lines()))
         return {"version": str(registered.version)}
 
-    # A version lies in its registry: where the embedded store was deleted, or another server is
-    # given, the stage runs again.
+    def gone(folder: str, values: Values) -> str | None:
+        from cluster.tracking.preflight import has_version
+        from cluster.tracking.registry import parse_model_uri
+
+        model, _, number = parse_model_uri(values["version"])
+        there = has_version(checked.tracking_uri, model, number)
+        return None if there else f"{values['version']} in {checked.tracking_uri}"
+
+    # A version lies in its registry: where another server is given, the stage runs again.
     server = given_uri(config.tracking.uri)
-    path = embedded.path_of(checked.tracking_uri)
     return Stage(
         "register",
         folder="models",
         inputs=("train",),
         identity=lambda results: {"name": name, "server": server},
-        outputs=() if path is None else (path,),
+        outputs=(),
         call=call,
+        gone=gone,
     )
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,9 @@ _PASSED_ON = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
 
+
+FEW_BLOCKS = "The minimum number of concurrent actors for "
+"""How the warning of Ray Data begins that a pool of processes has less work than places."""
 
 SOCKET_BYTES = 107
 """Of the path of a Unix socket, at most."""
@@ -97,6 +101,8 @@ def connect(
         os.environ.setdefault(name, value)
     if not logs:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # Of a prediction of few images: they are one block, so that one process does the work.
+        warnings.filterwarnings("ignore", message=FEW_BLOCKS, category=UserWarning)
     import ray
 
     if ray.is_initialized():
@@ -116,7 +122,7 @@ def connect(
         # its read tasks in new processes (8 s on two cores).
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # No dashboard: it takes seconds to start and needs its own port.
-        ray.init(
+        _start(
             address="local",
             _temp_dir=folder,
             num_cpus=num_cpus,
@@ -124,7 +130,6 @@ def connect(
             log_to_driver=logs,
             logging_level=logging.ERROR,
         )
-        end_like_ctrl_c()
         return
     check_answers(address, source=source)
     passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
@@ -133,7 +138,7 @@ def connect(
         # A submitted job brings its own working directory; any other driver sends its own code.
         runtime_env["working_dir"] = str(Path(__file__).parents[2])
     try:
-        ray.init(
+        _start(
             address=address,
             runtime_env=runtime_env,
             log_to_driver=logs,
@@ -145,21 +150,48 @@ def connect(
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
+
+
+def _start(**options: Any) -> None:
+    """`ray.init`, at whose beginning Ray takes SIGTERM for itself."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except SystemExit as end:
+        # What the handler of Ray makes of the signal.
+        if end.code == signal.SIGTERM:
+            raise _Interrupt from None
+        raise
     end_like_ctrl_c()
 
 
 def end_like_ctrl_c() -> None:
-    """Treat SIGTERM (from `ray job stop`, a service manager, the end of a container) as Ctrl-C:
-    interrupted and resumable. Connected to Ray the process would abort with a stack dump.
+    """Treat SIGTERM (from `kill`, `ray job stop`, a service manager, the end of a container) as
+    Ctrl-C: interrupted and resumable. Without this the process would end without a word, and
+    connected to Ray abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _end)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+class _Interrupt(KeyboardInterrupt):
+    """Ctrl-C that leaves the exit code to us. Where a plain `KeyboardInterrupt` comes out of an
+    `exec` of text, as dataclasses have it, Python 3.11 ends by SIGINT (130) although it is caught:
+    `run_eval_code_obj` looks for this very type.
+    """
 
 
 def _interrupt(*_: object) -> None:
+    raise _Interrupt
+
+
+def _end(*_: object) -> None:
     # A shell without job control starts its background jobs with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
-        raise KeyboardInterrupt
+        raise _Interrupt
     # Ray Tune has a handler of its own for it.
     signal.raise_signal(signal.SIGINT)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.errors import DataError, UsageError
+from cluster.errors import DataError, UsageError, joined
 from cluster.formats.annotations import Images, Source
 from cluster.formats.read import MergedSources, SourcePaths, check_paths, read_sources
 from cluster.prepare.listing import ListedImages, match_files
@@ -287,7 +287,7 @@ def refuse_implausible(plan: Plan) -> None:
     """`DataError` where the set cannot be trained on or scored, and this was not accepted."""
     for sentence, fault in plan.findings:
         if fault is not None and fault not in plan.options.accept:
-            raise DataError(f"{sentence}; where that is meant, say --accept {fault}")
+            raise DataError(joined(sentence, f"where that is meant, say --accept {fault}"))
 
 
 def refuse_empty(plan: Plan, counts: Counts) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -86,6 +87,14 @@ METRICS: tuple[Metric, ...] = (coco,)
 """What every evaluation computes; the verb `evaluate` computes `voc` too."""
 
 
+def metrics_of(
+    frequencies: Mapping[str, str], *, limits: Sequence[int] = (1, 10, 100)
+) -> list[Metric]:
+    """`METRICS` for a set whose classes have these `frequencies`, see `coco`."""
+    of_set = partial(coco, limits=limits, frequencies=frequencies)
+    return [of_set if metric is coco else metric for metric in METRICS]
+
+
 def evaluate_detections(
     detections: Mapping[int, Detections],
     truths: Sequence[Truth],
@@ -118,9 +127,11 @@ def evaluate_checkpoint(
     detections: Mapping[int, Detections],
     truths: Sequence[Truth],
     class_names: Sequence[str],
+    *,
+    frequencies: Mapping[str, str],
 ) -> Evaluation:
     """The evaluation of a checkpoint of a run whose `weights` gave these detections."""
-    table = evaluate_detections(detections, truths, class_names, METRICS)
+    table = evaluate_detections(detections, truths, class_names, metrics_of(frequencies))
     return Evaluation(
         request.checkpoint,
         request.images_seen,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from cluster.runs.package_files import read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set
-from cluster.scoring.truths import read_truths
+from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
@@ -47,8 +46,7 @@ def evaluate_package(
     if max_detections is not None:
         limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
         set_max_detections(package, max_detections)
-    coco = partial(evaluate.coco, limits=limits, frequencies=_frequencies(shard_set, classes))
-    metrics = [coco if metric is evaluate.coco else metric for metric in evaluate.METRICS]
+    metrics = evaluate.metrics_of(read_frequencies(shard_set, classes), limits=limits)
     detections = detect_set(read_package(package), shard_set.uri, **resources)
     truths = read_truths(shard_set, classes)
     table = evaluate.evaluate_detections(
@@ -64,15 +62,6 @@ def evaluate_package(
     pictures = os.path.join(folder, "overlays")
     not_drawn = _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
     return table, [*_not_searched(table, truths, detections), *not_drawn]
-
-
-def _frequencies(shard_set: ShardSet, classes: ClassMatch) -> dict[str, str]:
-    """By class of the model, for those whose class in the set has one."""
-    return {
-        classes.names[label]: category.frequency
-        for category, label in zip(shard_set.categories, classes.labels, strict=True)
-        if label >= 0 and category.frequency is not None
-    }
 
 
 def _not_searched(

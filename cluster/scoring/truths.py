@@ -39,6 +39,15 @@ def read_truths(shard_set: ShardSet, classes: ClassMatch | None = None) -> list[
     return truths
 
 
+def read_frequencies(shard_set: ShardSet, classes: ClassMatch) -> dict[str, str]:
+    """LVIS's frequency by class of the model, for those whose class in the set has one."""
+    return {
+        classes.names[label]: category.frequency
+        for category, label in zip(shard_set.categories, classes.labels, strict=True)
+        if label >= 0 and category.frequency is not None
+    }
+
+
 def _federated(
     row: dict[str, Any], annotated_N: np.ndarray, classes: ClassMatch | None
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:

@@ -13,8 +13,10 @@ from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from cluster.errors import UsageError
 from cluster.storage import aws
 from cluster.tracking import embedded, schema
+from cluster.tracking.environment import check_variables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,8 +46,9 @@ _MLFLOW_DEFAULTS = {
 
 def import_mlflow() -> ModuleType:
     """`import mlflow` with timeouts of seconds and without its INFO lines and SQL tracebacks, which
-    would hide our one-line errors.
+    would hide our one-line errors. `UsageError` where a variable has a value that it cannot use.
     """
+    check_variables()
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     # MLflow reads and writes artifacts in S3 with boto3, which reads the environment otherwise.
@@ -67,6 +70,12 @@ def plain_mlflow_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        # Such as the signatures that MLFLOW_TRACKING_AWS_SIGV4 asks for.
+        raise UsageError(
+            f"MLflow at {uri} needs the Python package {error.name}, because the environment asks"
+            " for it; install it, or unset the MLFLOW_... variable"
+        ) from error
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise schema.failed(uri, first_line(error)) from error
 

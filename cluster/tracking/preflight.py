@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import embedded, schema
+from cluster.tracking.environment import check_variables
 
 TIMEOUT_S = 4.0
 _SERVER_REMEDY = "start the server, correct --tracking.uri, or leave it out for an SQLite file"
@@ -32,8 +33,9 @@ def check_server(uri: str, *, must_exist: bool = False) -> None:
     file.
 
     `PlainError` when nothing answers, the server is unhealthy, or it is not MLflow. A server that
-    asks for credentials passes.
+    asks for credentials passes. `UsageError` where a variable has a value that MLflow cannot use.
     """
+    check_variables()
     if (path := embedded.path_of(uri)) is not None:
         if must_exist:
             embedded.refuse_missing(path)
@@ -149,6 +151,19 @@ def has_run(uri: str, run_id: str) -> bool:
     if answer is None:
         return True
     return answer.get("run", {}).get("info", {}).get("lifecycle_stage") == "active"
+
+
+def has_version(uri: str, name: str, number: str) -> bool:
+    """Whether the registry has this version of the model. A server that asks for credentials which
+    are not in the environment counts as having it.
+    """
+    if (path := embedded.path_of(uri)) is not None:
+        sql = "SELECT current_stage FROM model_versions WHERE name = ? AND version = ?"
+        row = _select(path, sql, name, number)
+        # MLflow keeps the rows of deleted versions, so that their numbers are not used again.
+        return row is not None and row[0] != "Deleted_Internal"
+    answer = _ask(uri, "model-versions/get", {"name": name, "version": number})
+    return answer is None or "model_version" in answer
 
 
 def _select(path: str, sql: str, *values: str) -> tuple[Any, ...] | None:

@@ -176,6 +176,16 @@ class Tracker:
         return same(before.uri, self.uri) and not there
 
 
+def is_recorded(folder: str, uri: str) -> bool:
+    """Whether the finished training in `folder` has its MLflow run; where not, training it again
+    at `uri` only records it. A run that belongs to another store than `uri` stays there.
+    """
+    record = read_record(folder)
+    if record is None:
+        return False
+    return not same(record.uri, uri) or has_run(record.uri, record.run_id)
+
+
 def track(run: Run, event: events.Event) -> None:
     """Record an event in its MLflow run; the step axis is images seen."""
     match event:

@@ -185,7 +185,7 @@ def evaluate(request: Request, weights: Weights, data: str, share: DetectionShar
     from cluster.runs.package_files import build_package, read_classes, read_package
     from cluster.scoring.detect import detect_set
     from cluster.scoring.evaluate import evaluate_checkpoint
-    from cluster.scoring.truths import read_truths
+    from cluster.scoring.truths import read_frequencies, read_truths
     from cluster.shards.index import open_shard_set
     from cluster.training.preflight import match_val
 
@@ -196,7 +196,12 @@ def evaluate(request: Request, weights: Weights, data: str, share: DetectionShar
     classes = match_val(shard_set, [category.name for category in model_classes])
     detections = detect_set(package, data, here=True, **share)
     return evaluate_checkpoint(
-        request, weights, detections, read_truths(shard_set, classes), classes.names
+        request,
+        weights,
+        detections,
+        read_truths(shard_set, classes),
+        classes.names,
+        frequencies=read_frequencies(shard_set, classes),
     )
 
 

@@ -17,7 +17,7 @@ from cluster.runs.evaluations import store_request, waiting
 from cluster.runs.events import Event, Tell, WorkerHung, WorkerProcess
 from cluster.runs.job import Job
 from cluster.runs.training_config import TrainingConfig, compiles
-from cluster.scoring.truths import read_truths
+from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.training.checkpoint_policy import FindNotice
 from cluster.training.checkpoints import Checkpoints, open_checkpoints
@@ -272,6 +272,7 @@ def _evaluations(
             val_set,
             read_truths(val_set, classes) if ranks.rank == 0 else [],
             classes.names,
+            frequencies=read_frequencies(val_set, classes),
             canvases=config.canvas.canvases,
             long_side=config.canvas.long_side,
             decode=config.decode,

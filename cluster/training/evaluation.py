@@ -5,7 +5,7 @@ or requested from the driver, which evaluates beside training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -42,6 +42,7 @@ class RankEvaluator:
         truths: Sequence[Truth],
         class_names: Sequence[str],
         *,
+        frequencies: Mapping[str, str],
         canvases: Sequence[tuple[int, int]],
         long_side: int | None,
         decode: DecodeConfig,
@@ -50,13 +51,15 @@ class RankEvaluator:
         progressed: Callable[[], None],
     ):
         """Rank 0 needs the `truths` of the set, whose labels are places in `class_names`, the
-        model's classes. `progressed` is called after every batch.
+        model's classes; `frequencies` are those of LVIS by class name. `progressed` is called after
+        every batch.
         """
         self._ranks, self._val_set = ranks, val_set
         self._frame = {"canvases": canvases, "long_side": long_side}
         self._decode, self._amp = decode, amp
         self._decode_threads, self._progressed = decode_threads, progressed
         self._truths, self._class_names = truths, class_names
+        self._frequencies = frequencies
 
     def __call__(self, request: Request, state: TrainingState) -> Evaluation | None:
         """The evaluation on rank 0, None on the others: of the averaged weights, if there are any.
@@ -93,6 +96,7 @@ class RankEvaluator:
             {image_id: boxes for part in parts for image_id, boxes in part.items()},
             self._truths,
             self._class_names,
+            frequencies=self._frequencies,
         )
 
 

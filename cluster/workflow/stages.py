@@ -52,8 +52,9 @@ class Stage:
     `folder` is the folder below the storage root that holds the outputs of all such stages. The
     fingerprints of the `inputs` are part of this stage's fingerprint, in their order; those of
     the `reads` are not: what `identity` takes from them is. `identity` gives plain JSON.
-    `outputs` are files, in the stage's folder or absolute, that must be there for the stage to be
-    reused. `call` gets the stage's folder.
+    `outputs` are files in the stage's folder that must be there for the stage to be reused.
+    `gone` gets the folder and the values of the finished stage, and names what it has left in
+    another place and is there no more. `call` gets the stage's folder.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stage:
     outputs: tuple[str, ...]
     call: Callable[[str, Results], Values | None]
     reads: tuple[str, ...] = ()
+    gone: Callable[[str, Values], str | None] = lambda folder, values: None
 
 
 def fingerprint(stage: str, identity: Mapping[str, Any], upstream: Sequence[Finished] = ()) -> str:
@@ -120,12 +122,11 @@ def run_or_reuse(
     digest = fingerprint(stage.name, identity, [results[input_] for input_ in stage.inputs])
     folder = uris.join(uris.absolute(root), stage.folder, f"{name}-{digest[:SHOWN]}")
     before = _read_manifest(folder, digest)
-    outputs = [uris.join(folder, output) for output in stage.outputs]
-    missing = [uri for uri in outputs if not files.exists(uri)]
-    if before is not None and not missing:
+    missing = None if before is None else _missing(stage, folder, before)
+    if before is not None and missing is None:
         say(f"[{stage.name}] reused (fingerprint {digest[:SHOWN]}) {folder}")
         return Finished(digest, folder, before, True)
-    why = f"{missing[0]} is gone, " if before is not None else ""
+    why = f"{missing} is gone, " if missing else ""
     say(f"[{stage.name}] {why}running (fingerprint {digest[:SHOWN]}) {folder}")
     start = time.monotonic()
     before_call()
@@ -142,6 +143,14 @@ def run_or_reuse(
     files.write_json(uris.join(folder, MANIFEST), manifest)
     say(f"[{stage.name}] done in {seconds:.0f} s")
     return Finished(digest, folder, values, False)
+
+
+def _missing(stage: Stage, folder: str, values: Values) -> str | None:
+    """What the finished stage made and is there no more."""
+    for uri in (uris.join(folder, output) for output in stage.outputs):
+        if not files.exists(uri):
+            return uri
+    return stage.gone(folder, values)
 
 
 def _read_manifest(folder: str, digest: str) -> Values | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -632,3 +636,36 @@ def test_help_that_is_not_read_to_its_end_is_no_error():
         verb.stdout.close()
         assert verb.stderr.read() == b""
     assert verb.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'exec "$@"',
+        # A shell without job control starts a background job with SIGINT ignored.
+        '"$@" & wait $!',
+    ],
+)
+def test_sigterm_ends_a_verb_like_ctrl_c(script: str, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    os.mkfifo(settings)
+    # The shell passes its process id on, or that of its job.
+    start = f'import os; print(os.getpid(), flush=True); os.execv("{sys.executable}", ["python",'
+    start += f' "-m", "pipelines.shards", "--config", "{settings}"])'
+    command = ["sh", "-c", script, "sh", sys.executable, "-c", start]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout is not None and shell.stderr is not None
+        number = int(shell.stdout.readline())
+        writer = None
+        while writer is None and shell.poll() is None:
+            # Refused until the verb reads its settings.
+            with contextlib.suppress(OSError):
+                writer = os.open(settings, os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.01)
+        os.kill(number, signal.SIGTERM)
+        assert shell.stderr.read() == "error: interrupted; the same command starts again\n"
+    assert writer is not None
+    os.close(writer)
+    assert shell.returncode == 5

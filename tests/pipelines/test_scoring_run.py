@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pytest
 from cluster.runs import package_files, run_folder
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
-from cluster.tracking.run import open_run
+from cluster.tracking.evaluation import Subject
+from cluster.tracking.run import Run, open_run
 from detector.metrics import CocoTable
 from pipelines import scoring_run
 from pipelines.command_line import run_verb
@@ -74,8 +77,10 @@ def given(tmp_path: Path, recorded: tuple[Path, str]) -> Path:
     """A run's folder with a best checkpoint, a shard set, and an MLflow run in a store of its
     own.
     """
-    write_set(str(tmp_path / "val"), [[row(1, 1)]])
+    val = write_set(str(tmp_path / "val"), [[row(1, 1)]])
     folder = tmp_path / "runs/cells"
+    claim = run_folder.Claim({"data": {"val": val.digest}}, {}, "uuid")
+    run_folder.write(str(folder), "config.json", claim.to_json())
     best = {"checkpoint": "/c", "images_seen": 300, "epoch": 3, "AP": 0.5, "AP50": 0.75}
     run_folder.write(str(folder), "best.json", best)
     store, run_id = recorded
@@ -115,6 +120,60 @@ def test_the_scores_that_exist_are_in_the_run(
     data = connect(stored.uri).get_run(stored.run_id).data
     assert data.metrics == {"evaluation/AP": 0.25, "evaluation/AP50": 0.5}
     assert json.loads((given / "out/metrics.json").read_text())["AP_small"] is None
+
+
+def test_every_other_evaluation_has_a_name_of_its_own(
+    given: Path,
+    lost: list[Callable[[], object]],
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders: set[str] = set()
+    monkeypatch.setattr(Run, "log_artifact", lambda run, path, folder: folders.add(folder))
+    write_set(str(given / "test"), [[row(1, 1), row(2, 2)]])
+    (given / "same.yaml").write_text("cat: cat\n")
+    (given / "dog.yaml").write_text("cat:\n")
+    test = ["--data", str(given / "test")]
+    names = []
+    for more in (
+        ["--classes", str(given / "same.yaml"), "--overlays", "0"],
+        test,
+        ["--max_detections", "7"],
+        [*test, "--max_detections", "7"],
+        ["--classes", str(given / "dog.yaml")],
+        test,
+    ):
+        code, out, err = type_command(given, capsys, *more)
+        assert code == 0 and err == ""
+        found = re.search(r"^note     named (\S+) in MLflow; its tag says what", out, re.MULTILINE)
+        names.append(found[1] if found else "evaluation")
+    assert len(set(names)) == 5 and names[0] == "evaluation" and names[1] == names[5]
+    assert all(re.fullmatch("evaluation-[0-9a-f]{8}", name) for name in names[1:])
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    data = connect(stored.uri).get_run(stored.run_id).data
+    assert {key.removesuffix("/AP50") for key in data.metrics if "50" in key} == set(names)
+    assert folders == set(names)
+    of_test = json.loads(data.tags[names[3]])
+    assert of_test["data"] == str(given / "test") and of_test["max_detections"] == 7
+    assert json.loads(data.tags[names[4]])["classes"] == {"cat": ""}
+
+
+def test_other_settings_have_another_folder_in_that_of_the_run() -> None:
+    usual = Subject("val", "0123456789abcdef")
+    limited, partly = replace(usual, max_detections=7), replace(usual, classes={"cat": ""})
+    assert usual.folder == "0123456789ab"
+    assert len({usual.folder, limited.folder, partly.folder}) == 3
+    assert replace(limited, data="elsewhere").folder == limited.folder
+    assert re.fullmatch("0123456789ab-[0-9a-f]{8}", limited.folder)
+
+
+def test_overlays_are_named_where_some_are_drawn(
+    given: Path, lost: list[Callable[[], object]], capsys: Any
+) -> None:
+    for count, last in (("0", "precision_recall.png"), ("1", "precision_recall.png, overlays/")):
+        _, out, _ = type_command(given, capsys, "--overlays", count)
+        assert out.endswith(f"{given}/out: metrics.json, table.txt, {last}\n")
 
 
 def test_a_store_that_is_lost_meanwhile_costs_a_note_and_no_result(

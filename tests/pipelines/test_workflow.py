@@ -5,7 +5,9 @@ second run reuses.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError, UsageError
+from cluster.runs import run_folder
+from cluster.runs.run_folder import TrackingRecord
 from cluster.shards.format import Category
 from cluster.shards.index import Index, write_index
+from cluster.tracking import embedded
 from cluster.workflow.graph import run_stages
 from cluster.workflow.stages import Finished, Results, Stage
 from pipelines.run_config import RunConfig
@@ -73,6 +78,21 @@ def configuration(**changes: Any) -> RunConfig:
     return RunConfig.model_validate({**sections, **changes})
 
 
+STORE = Path("out/mlflow.db")
+TABLES = (
+    "runs (run_uuid PRIMARY KEY, lifecycle_stage)",
+    "model_versions (name PRIMARY KEY, version INTEGER, current_stage)",
+)
+
+
+def in_store(change: str) -> None:
+    """Change what MLflow's SQLite file would hold, of which the stages read these tables."""
+    with closing(sqlite3.connect(STORE)) as store, store:
+        for table in TABLES:
+            store.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        store.execute(change)
+
+
 def leave_outputs(stage: Stage, calls: list[str]) -> Callable[[str, Results], Mapping[str, Any]]:
     """In place of a stage's work: note its name and write its outputs."""
 
@@ -85,8 +105,13 @@ def leave_outputs(stage: Stage, calls: list[str]) -> Callable[[str, Results], Ma
             write_index(folder, Index(tuple(categories)))
         else:
             for output in stage.outputs:
-                # Empty: register's output is the MLflow store, which may be empty but not text.
                 (Path(folder) / output).touch()
+        if stage.name == "train":
+            uri = embedded.uri_of(f"{STORE.absolute()}")
+            run_folder.write_tracking(folder, TrackingRecord(uri, "cells", "a1"))
+            in_store("REPLACE INTO runs VALUES ('a1', 'active')")
+        if stage.name == "register":
+            in_store("REPLACE INTO model_versions VALUES ('tiny', 1, 'None')")
         return {
             "sweep": {"best": "b", "records": [{"sample": {"gamma": 3.5}}]},
             "register": {"version": "models:/tiny/1"},
@@ -125,6 +150,26 @@ def test_a_second_run_calls_no_stage(sources: Path) -> None:
     assert {name: stage.folder for name, stage in again.items()} == {
         name: stage.folder for name, stage in first.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ("UPDATE model_versions SET current_stage = 'Deleted_Internal'", ["register"]),
+        ("DELETE FROM model_versions", ["register"]),
+        ("UPDATE runs SET lifecycle_stage = 'deleted'", ["train"]),
+        (None, ["train", "register"]),
+    ],
+)
+def test_what_mlflow_has_no_more_is_made_again(
+    sources: Path, change: str | None, again: list[str]
+) -> None:
+    run(configuration())
+    STORE.unlink() if change is None else in_store(change)
+    _, calls = run(configuration())
+    assert calls == again
+    _, calls = run(configuration())
+    assert calls == []
 
 
 def test_other_images_to_predict_on_and_more_workers_run_the_last_stage_alone(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,59 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "interrupted\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_an_interrupt_anywhere_leaves_the_exit_code(name: str, tmp_path: Path) -> None:
+    """Python itself would end by SIGINT where the signal came in an `exec` of text."""
+    (tmp_path / "interrupted.py").write_text(f"""
+import signal, sys
+from cluster.compute.session import end_like_ctrl_c
+signal.signal(signal.SIGINT, signal.default_int_handler)
+end_like_ctrl_c()
+try:
+    exec("signal.raise_signal(signal.{name})")
+except KeyboardInterrupt:
+    sys.exit(5)
+""")
+    root = str(Path(__file__).parents[3])
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    done = subprocess.run([sys.executable, "-m", "interrupted"], env=path, capture_output=True)
+    assert (done.returncode, done.stderr) == (5, b"")
+
+
+def test_sigterm_while_ray_starts_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        # The first thing that ray.init does.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "check_answers", lambda address, source: None)
+    try:
+        for address in ("local", "head:6379"):
+            with pytest.raises(KeyboardInterrupt):
+                session.connect(address)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_warning_of_few_images_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.data._internal.execution.operators import actor_pool_map_operator
+
+    assert session.FEW_BLOCKS in inspect.getsource(actor_pool_map_operator)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        session.connect(logs=True)
+        warnings.warn(f"{session.FEW_BLOCKS}'Scorer' is 2", UserWarning, stacklevel=1)
+        session.connect()
+        warnings.warn(f"{session.FEW_BLOCKS}'Scorer' is 3", UserWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert [str(one.message).split()[-1] for one in shown] == ["2", "another"]
 
 
 def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:

@@ -123,7 +123,7 @@ def test_a_metric_may_count_but_not_take_the_name_of_another() -> None:
 
 
 def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: None) -> None:
-    evaluation = evaluate_checkpoint(REQUEST, "ema", DETECTIONS, TRUTHS, NAMES)
+    evaluation = evaluate_checkpoint(REQUEST, "ema", DETECTIONS, TRUTHS, NAMES, frequencies={})
     assert evaluation.metrics["busiest"] == 2 and evaluation.request == REQUEST
     # AP alone is stored for each class.
     assert evaluation.per_class == {"cat": pytest.approx(1.0), "dog": 0.0, "bird": None}
@@ -133,6 +133,20 @@ def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: N
 def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_metric: None) -> None:
     evaluation = background_evaluation.evaluate(REQUEST, "model", "/val", {})
     assert evaluation.metrics["busiest"] == 2 and evaluation.ap == pytest.approx(0.5)
+
+
+def test_ap_by_frequency_reaches_the_evaluations_of_a_training(
+    made_up_metric: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frequencies = {"cat": "r", "dog": "f"}
+    between = evaluate_checkpoint(
+        REQUEST, "model", DETECTIONS, TRUTHS, NAMES, frequencies=frequencies
+    )
+    categories = [one._replace(frequency=frequencies.get(one.name)) for one in CATEGORIES]
+    monkeypatch.setattr(index.open_shard_set("/val"), "categories", categories)
+    beside = background_evaluation.evaluate(REQUEST, "model", "/val", {})
+    for metrics in (between.metrics, beside.metrics):
+        assert [metrics[f"AP_{key}"] for key in "rcf"] == [pytest.approx(1), None, 0]
 
 
 def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ def test_a_folder_without_a_picture_is_refused_with_what_is_there(tmp_path: Path
     assert list_images(str(tmp_path)).uris == [f"{tmp_path}/a.PNG"]
 
 
+def test_a_loop_of_links_repeats_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert list_images(str(tmp_path)).uris == [f"{tmp_path}/a.png"]
+
+
 def test_a_single_picture_is_a_list_of_one(tmp_path: Path) -> None:
     picture, other = tmp_path / "a", tmp_path / "b.jpg"
     Image.new("RGB", (60, 40)).save(picture, "PNG")

@@ -22,6 +22,7 @@ from cluster.tracking.preflight import (
     check_model_name,
     check_server,
     has_run,
+    has_version,
 )
 
 
@@ -166,6 +167,21 @@ def test_a_run_is_there_until_it_is_deleted(store, tmp_path):
     assert not (tmp_path / "moved").exists()
 
 
+def test_a_version_is_there_until_it_is_deleted(store, tmp_path):
+    uri, client = store
+    client.create_registered_model("versions")
+    for _ in range(2):
+        client.create_model_version("versions", source=f"{tmp_path}/model")
+    assert has_version(uri, "versions", "1") and has_version(uri, "versions", "2")
+    assert not has_version(uri, "versions", "3") and not has_version(uri, "others", "1")
+    client.delete_model_version("versions", "1")
+    assert not has_version(uri, "versions", "1") and has_version(uri, "versions", "2")
+    client.delete_registered_model("versions")
+    assert not has_version(uri, "versions", "2")
+    assert not has_version(f"sqlite:///{tmp_path}/moved/mlflow.db", "versions", "2")
+    assert not (tmp_path / "moved").exists()
+
+
 def test_a_store_with_another_schema_is_one_line_with_the_remedy(store, tmp_path):
     uri, _ = store
     path = tmp_path / "mlflow.db"
@@ -218,10 +234,13 @@ def test_a_server_is_asked_over_http(serve, monkeypatch):
     check_experiment(absent, "a")
     check_model_name(absent, "a", option="name")
     assert not has_run(absent, "a")
+    assert has_version(answer(model_version={"name": "a b", "version": "2"}), "a b", "2")
+    assert serve.asked[-1][0] == "/api/2.0/mlflow/model-versions/get?name=a+b&version=2"
+    assert not has_version(absent, "a", "2")
     # Who gives other credentials than those of the environment is asked when MLflow is used.
     closed = serve(401, b"who are you?")
     check_experiment(closed, "a")
-    assert has_run(closed, "a")
+    assert has_run(closed, "a") and has_version(closed, "a", "2")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     check_experiment(absent, "a")
@@ -238,3 +257,5 @@ def test_a_server_that_fails_is_one_line(serve, port_without_server):
         check_experiment(serve(200, b"<html>a dashboard</html>"), "a")
     with pytest.raises(PlainError, match="did not answer .*refused"):
         has_run(f"http://127.0.0.1:{port_without_server}", "a")
+    with pytest.raises(PlainError, match="did not answer .*refused"):
+        has_version(f"http://127.0.0.1:{port_without_server}", "a", "2")

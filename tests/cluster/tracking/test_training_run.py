@@ -17,7 +17,7 @@ from cluster.storage import files
 from cluster.tracking import client as tracking
 from cluster.tracking import run
 from cluster.tracking.config import tracking_uri
-from cluster.tracking.training_run import Tracker, track
+from cluster.tracking.training_run import Tracker, is_recorded, track
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,12 @@ def test_a_finished_training_whose_run_is_gone_is_recorded_anew(root: Path) -> N
     first.finish("FINISHED")
     before = recorded(root, "gone")
     assert before.complete
+    folder = f"{root}/runs/gone"
+    assert is_recorded(folder, first.uri)
     first.run.client.delete_run(before.run_id)
+    assert not is_recorded(folder, first.uri)
+    # A training at another store would not record it there.
+    assert is_recorded(folder, f"sqlite:///{root}/another.db")
     driver(root, "gone").finish("FINISHED")
     after = recorded(root, "gone")
     assert after.complete and after.run_id != before.run_id
@@ -222,6 +227,7 @@ def test_a_training_without_a_store_is_recorded_once_one_answers(root: Path) -> 
     )
     run_folder.write_finished(f"{root}/runs/unseen", run_folder.Finished(8, 1))
     tracker = driver(root, "unseen")
+    assert not is_recorded(f"{root}/runs/unseen", tracker.uri)
     tracker.finish("FINISHED")
     record = recorded(root, "unseen")
     assert record.complete and tracker.run.client.get_run(record.run_id).info.status == "FINISHED"

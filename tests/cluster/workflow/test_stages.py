@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,12 @@ def test_a_stage_whose_outputs_are_gone_runs_again(tmp_path: Path) -> None:
     elsewhere = tmp_path / "store.db"
     elsewhere.touch()
 
+    def gone(folder: str, values: stages.Values) -> str | None:
+        assert values == {"answer": 42}
+        return None if elsewhere.exists() else f"{elsewhere} of {folder}"
+
     def run() -> Finished:
-        stage = train_stage(noting(calls), outputs=("out.txt", str(elsewhere)))
+        stage = replace(train_stage(noting(calls), outputs=("out.txt",)), gone=gone)
         return stages.run_or_reuse(stage, {}, root=str(tmp_path), name="m", say=lines.append)
 
     folder = run().folder
@@ -100,7 +105,7 @@ def test_a_stage_whose_outputs_are_gone_runs_again(tmp_path: Path) -> None:
     (Path(folder) / "out.txt").unlink()
     assert not run().reused and f"{folder}/out.txt is gone" in lines[-2]
     elsewhere.unlink()
-    assert not run().reused and f"{elsewhere} is gone" in lines[-2]
+    assert not run().reused and f"{elsewhere} of {folder} is gone, running" in lines[-2]
     assert len(calls) == 3
 
 
