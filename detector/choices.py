@@ -52,3 +52,7 @@ class LossSettings:
     beta: float = 1 / 9
     """Where smooth L1 turns from square to linear, in encoded offsets."""
     normalizer: LossNormalizer = "batch"
+    positive_iou: float = 0.5
+    """IoU with an object from which an anchor is to find it."""
+    negative_iou: float = 0.4
+    """IoU with every object below which an anchor is background; between the two it has no loss."""

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -159,7 +160,7 @@ def train_step(
     accumulate: int = 1,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ranks: int = 1,
-    assign: Callable[..., Tensor] = match,
+    assign: Callable[..., Tensor] | None = None,
     dense: Callable[..., LossSums] | None = None,
 ) -> StepReport:
     """One update. `network` may be wrapped in DDP; its mean over ranks is undone, so that the
@@ -175,6 +176,7 @@ def train_step(
         group["lr"] = learning_rate
     statistics = Statistics(network)
     parts = split(batch, accumulate)
+    assign = assign or partial(match, **_thresholds(loss))
     slots = [assign(anchors_A4, part.boxes_BG4, part.labels_BG) for part in parts]
     # Matching needs no network, so the divisor of the whole global batch is known before the first
     # part runs.
@@ -212,16 +214,21 @@ def train_step(
 class CompiledParts(TypedDict):
     """Keywords of `train_step`."""
 
-    assign: Callable[..., Tensor]
+    assign: Callable[..., Tensor] | None
     dense: Callable[..., LossSums] | None
 
 
-def compiled_parts() -> CompiledParts:
+def _thresholds(loss: LossSettings) -> dict[str, float]:
+    return {"high": loss.positive_iou, "low": loss.negative_iou}
+
+
+def compiled_parts(loss: LossSettings) -> CompiledParts:
     """Matching and loss as compiled programs, for `train_step`; the network is compiled apart. The
     loss has the shapes of the canvas and no others. Matching serves any number of slots, because
     their padding follows the fullest picture of a batch.
     """
-    assign = torch.compile(match_at_once, dynamic=True, options=dict(EAGER_ARITHMETIC))
+    matching = partial(match_at_once, **_thresholds(loss))
+    assign = torch.compile(matching, dynamic=True, options=dict(EAGER_ARITHMETIC))
     return {"assign": assign, "dense": torch.compile(dense_loss, dynamic=False)}
 
 

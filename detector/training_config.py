@@ -72,6 +72,34 @@ class LossConfig(Section):
         ),
     )
 
+    positive_iou: float = Field(
+        default=LossSettings.positive_iou,
+        gt=0,
+        lt=1,
+        description=(
+            "IoU with an object from which an anchor is positive (section 4, Anchors); the best"
+            " anchors of an object always are"
+        ),
+    )
+    negative_iou: float = Field(
+        default=LossSettings.negative_iou,
+        gt=0,
+        lt=1,
+        description=(
+            "IoU below which an anchor is background; one between it and loss.positive_iou has no"
+            " loss"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _thresholds_rise(self) -> LossConfig:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"loss.negative_iou {self.negative_iou:g}: must be at most loss.positive_iou"
+                f" {self.positive_iou:g}; lower it, or raise that"
+            )
+        return self
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> LossConfig:
         unused: dict[ClassificationLoss, tuple[str, ...]] = {

@@ -34,6 +34,16 @@ def default_identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def _hyper_parameters(config: TrainConfig) -> dict[str, Any]:
-    return config.model_dump(
+    values = config.model_dump(
         mode="json", exclude={"name": True, "storage": True, "data": True, "training": EXECUTION}
     )
+    for section, fields in _LATER.items():
+        for name, default in fields.items():
+            # Absent, so that a stage of `run` that an earlier version has finished is found.
+            if values[section][name] == default:
+                del values[section][name]
+    return values
+
+
+_LATER = {"loss": {"positive_iou": 0.5, "negative_iou": 0.4}}
+"""Fields that version 0.1 did not have, with the values that were fixed in it."""

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.training.ranks import Ranks
-from detector.anchors import match
 from detector.baseline_step import baseline_step
 from detector.baselines import Baseline
 from detector.batch import Batch
@@ -45,12 +44,12 @@ class TrainingStep:
         self._parts, self._loss, self._clip_norm = parts, loss, clip_norm
         self._amp_dtype = amp_dtype
         self._anchors: dict[tuple[int, int], torch.Tensor] = {}
-        self._matching: CompiledParts = {"assign": match, "dense": None}
+        self._matching: CompiledParts = {"assign": None, "dense": None}
         if isinstance(model, RetinaNet):
             self._anchors = {canvas: torch.cat(model.anchors(*canvas)) for canvas in canvases}
             if compiled:
                 self.network = cast(nn.Module, torch.compile(network, dynamic=False))
-                self._matching = compiled_parts()
+                self._matching = compiled_parts(loss)
 
     def __call__(
         self, batch: Batch, *, learning_rate: float, loss_normalizer: float | torch.Tensor

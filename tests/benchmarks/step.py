@@ -145,7 +145,7 @@ def our_step(
     network = model if compiled is None else torch.compile(model, dynamic=False, mode=compiled)
     # The parts without CUDA graphs: with them a part's sums would be overwritten by those of the
     # next.
-    settings: dict[str, Any] = {} if compiled is None else compiled_parts()
+    settings: dict[str, Any] = {} if compiled is None else compiled_parts(LossSettings())
     settings |= dict(loss=LossSettings(), learning_rate=1e-4, clip_norm=10.0)
     reports: list[Any] = []
 
@@ -450,7 +450,7 @@ def parts(case: Case, device: torch.device, options: argparse.Namespace) -> None
 
         return work
 
-    compiled_match = compiled_parts()["assign"]
+    compiled_match = compiled_parts(LossSettings())["assign"]
     ways = {
         "matching": lambda: match(anchors, batch.boxes_BG4, batch.labels_BG),
         "matching, compiled": lambda: compiled_match(anchors, batch.boxes_BG4, batch.labels_BG),

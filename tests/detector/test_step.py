@@ -30,6 +30,7 @@ from detector.loss import LossSums
 from detector.model import RetinaNet
 from detector.optimizer import build_optimizer
 from detector.step import StepNumbers, StepReport, forward_loss, nonfinite_loss, split, train_step
+from detector.training_config import LossConfig
 from tests.detector.toy import toy_retinanet
 
 
@@ -563,3 +564,18 @@ def test_bfloat16_is_close_to_float32():
     assert half.classification == pytest.approx(full.classification, rel=0.05)
     assert half.box == pytest.approx(full.box, rel=0.05)
     assert half.positives == full.positives
+
+
+def test_the_thresholds_of_the_loss_are_those_of_matching() -> None:
+    network, batch = toy_retinanet(), collate(SCENES)
+    anchors = torch.cat(network.anchors(64, 96))
+    for positive, negative in ((0.5, 0.4), (0.3, 0.2), (0.7, 0.7)):
+        slots = match(anchors, batch.boxes_BG4, batch.labels_BG, high=positive, low=negative)
+        loss = LossSettings(positive_iou=positive, negative_iou=negative)
+        assert step(network, batch, loss=loss).positives == int((slots >= 0).sum())
+
+
+def test_the_threshold_of_background_is_not_above_that_of_an_object() -> None:
+    with pytest.raises(ValidationError, match=r"loss.negative_iou 0.6: must be at most loss.posit"):
+        LossConfig(negative_iou=0.6)
+    assert LossConfig(negative_iou=0.5).positive_iou == 0.5

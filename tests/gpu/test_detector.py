@@ -136,7 +136,7 @@ def test_compiled_steps_are_the_steps(distributed: bool, tmp_path: Any) -> None:
                 batches,
                 run=torch.compile(run, dynamic=False),
                 learning_rate=0.0,
-                **compiled_parts(),
+                **compiled_parts(LossSettings()),
             ),
             expected,
             within=1e-3,
@@ -150,7 +150,10 @@ def test_compiled_matching_is_matching_to_the_last_anchor() -> None:
     """An object's best anchors are found by equal overlaps: computed twice, they must be the same
     numbers.
     """
-    anchors, compiled = torch.cat(network(GPU).anchors(*CANVAS)), compiled_parts()["assign"]
+    anchors, compiled = (
+        torch.cat(network(GPU).anchors(*CANVAS)),
+        compiled_parts(LossSettings())["assign"],
+    )
     for seed in range(40):
         batch = collate(samples(seed, most=60)).to(GPU)
         assert torch.equal(

@@ -82,7 +82,7 @@ def test_a_compiled_step_is_the_step_and_is_compiled_once():
             learning_rate=0.01,
             clip_norm=10.0,
             amp_dtype=None,
-            **(compiled_parts() if compiled else {}),
+            **(compiled_parts(LossSettings()) if compiled else {}),
         )
         torch._dynamo.utils.counters.clear()
         timing, steps = Timing(torch.device("cpu")), []

@@ -41,7 +41,7 @@ TRAINING = """
     model: architecture backbone norm frozen_stages stride_in head_norm width p6_from prior
     model.anchors: strides base_sizes scales ratios convention
     canvas: height width shapes long_side
-    loss: classification gamma alpha box box_weight beta normalizer
+    loss: classification gamma alpha box box_weight beta normalizer positive_iou negative_iou
     augmentation: flip vertical_flip scale_min scale_max short_sides min_visible
     augmentation: iou_crop iou_minima photometric brightness contrast saturation hue mosaic mixup
     optimizer: name learning_rate weight_decay momentum clip_norm

@@ -37,7 +37,7 @@ FINGERPRINTS = {
 TUNED = {
     "prepare-train": FINGERPRINTS["prepare-train"],
     "prepare-val": FINGERPRINTS["prepare-val"],
-    "sweep": "8c12f49b03b3bcc43915bd8bf864d671224c534a6fea53d1ee79e427d3208768",
+    "sweep": "cb44ad97bab886baa3c13256446e4c164f7f8b942890436e84cc285c6f04319f",
     "train": "7cdd80e31597198e60745cc0fb9f9af15767f0f04536dd882e8aef9043497a39",
     "evaluate": "a84e4c8ded15dc50ffc99753e2827b5ce5d0681847d6dbcf4339a1d9989dcc0e",
     "register": "97bca2a5d3d81189be31436bed261bbce2161ebe29ea3bad24468e6daaed1917",
