@@ -41,7 +41,7 @@ from cluster.formats.drawings import (
     to_source,
     used_labels,
 )
-from cluster.formats.names import fault_of_name, inside_folder, is_text
+from cluster.formats.names import fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.formats.yolo import POLYGONS
 from cluster.storage import files
@@ -131,7 +131,7 @@ def _parse_image(node: ElementTree.Element) -> Drawing:
     if fault is not None:
         fault = fault.replace("file_name", "name")
         return Drawing(id_, name, shapes, fault, raw, height, width)
-    return Drawing(id_, inside_folder(name) or "", shapes, None, raw, height, width)
+    return Drawing(id_, plain_name(name) or "", shapes, None, raw, height, width)
 
 
 def _parse_shape(node: ElementTree.Element) -> Shape:

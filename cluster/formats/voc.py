@@ -34,7 +34,7 @@ from cluster.formats.annotations import (
     most_frequent,
 )
 from cluster.formats.class_names import CLASSES, read_class_list
-from cluster.formats.names import composed, fault_of_name, inside_folder, is_text
+from cluster.formats.names import composed, fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
@@ -224,7 +224,7 @@ def parse_voc(data: bytes) -> VocFile:
     if fault is not None:
         fault = fault.replace("file_name", "filename")
         return VocFile(file_name, height, width, objects, fault, sha256)
-    return VocFile(inside_folder(file_name) or "", height, width, objects, None, sha256)
+    return VocFile(plain_name(file_name) or "", height, width, objects, None, sha256)
 
 
 def _parse_xml(data: bytes) -> ElementTree.Element:

@@ -128,3 +128,15 @@ def test_a_rule_that_leaves_a_name_open_is_a_hint_and_no_more(
     assert {entry.why for entry in found.quarantined} == {"the file is not in the images folder"}
     if files == ("Train/a.jpg",):
         assert hints["a.jpg"] == "there is Train/a.jpg"
+
+
+def test_a_name_with_other_capitals_is_left_out_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    found = match_files(source("A.PNG", "Sub/b.png", "c/B.png"), [str(tmp_path)])
+    assert {entry.where: entry.detail for entry in found.quarantined} == {
+        "A.PNG": "there is a.png, which differs in capitals alone",
+        "Sub/b.png": "there is sub/b.png, which differs in capitals alone",
+        "c/B.png": "there is sub/b.png",
+    }
