@@ -9,10 +9,12 @@ itself alone and goes to the quarantine.
     </annotations>
 
 Corners are px from 0, half-open, as ours. Polygons and masks become their bounding boxes, as in the
-reader of YOLO; turned boxes are refused, as in that of VOC, and so are all other shapes. Classes
-are the <labels>, in their order; a file without them has the labels that occur, sorted. Category
-ids count from 1. Image ids are those of the file or, where these are missing or there twice, count
-from 1.
+reader of YOLO; turned boxes are refused, as in that of VOC, and so are all other shapes. In the
+export of a project an <image> has a subset="Train"; its picture is Train/a.jpg.
+
+Classes are the <labels>, in their order; a file without them has the labels that occur, sorted.
+Category ids count from 1. Image ids are those of the file or, where these are missing or there
+twice, count from 1.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from __future__ import annotations
 import hashlib
 import io
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Sequence
 
 from cluster.errors import DataError
 from cluster.formats.annotations import (
@@ -41,10 +45,11 @@ from cluster.formats.drawings import (
     to_source,
     used_labels,
 )
-from cluster.formats.names import fault_of_name, is_text, plain_name
+from cluster.formats.names import composed, fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.formats.yolo import POLYGONS
 from cluster.storage import files
+from cluster.storage.pictures import list_pictures
 
 MASKS = "masks, stored as their bounding boxes"
 TAGS = "a tag of a whole picture, which is no object"
@@ -57,14 +62,16 @@ WORDS = Words(
 
 
 def read_cvat(annotations: str, images: str, keep: Keep = keep_all) -> Source:
-    """Read the XML file `annotations`; the folder `images` is not looked at. `DataError` where it
-    is no XML, is CVAT's form for videos, or has no image or no class.
+    """Read the XML file `annotations`; the folder `images` is looked at where the images belong to
+    subsets. `DataError` where it is no XML, is CVAT's form for videos, or has no image or no class.
 
     Images whose file name `keep` turns down belong to another split: they and their shapes count as
     not listed.
     """
     data = files.read_bytes(annotations)
-    parsed, labels, tags = _parse(data, annotations)
+    parsed, subsets, labels, tags = _parse(data, annotations)
+    if any(subsets):
+        parsed = _in_subsets(parsed, subsets, images)
     if not parsed:
         raise DataError(f"{annotations}: has no <image>; there is nothing to prepare")
     names = labels or used_labels(parsed)
@@ -84,11 +91,30 @@ def read_cvat(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     )
 
 
-def _parse(data: bytes, uri: str) -> tuple[list[Drawing], list[str], int]:
-    """The images, the names in <labels>, and the number of tags. Each <image> is forgotten when it
-    is read, so that the tree of a large file is never in memory.
+def _in_subsets(drawings: Sequence[Drawing], subsets: Sequence[str], images: str) -> list[Drawing]:
+    """The drawings with the subset as the folder of their pictures, where such a picture is there
+    or several subsets have a picture of that name: what is found must not be that of another one.
+    """
+    pictures = {composed(uri[len(images) + 1 :]) for uri in list_pictures(images).uris}
+    subsets_of: defaultdict[str, set[str]] = defaultdict(set)
+    for drawing, subset in zip(drawings, subsets, strict=True):
+        subsets_of[drawing.file_name].add(subset)
+    found = []
+    for drawing, subset in zip(drawings, subsets, strict=True):
+        name = plain_name(f"{subset}/{drawing.file_name}") if subset else None
+        several = len(subsets_of[drawing.file_name]) > 1
+        if name is not None and drawing.fault is None and (several or composed(name) in pictures):
+            drawing = drawing._replace(file_name=name)
+        found.append(drawing)
+    return found
+
+
+def _parse(data: bytes, uri: str) -> tuple[list[Drawing], list[str], list[str], int]:
+    """The images, the subset of each ("" for none), the names in <labels>, and the number of tags.
+    Each <image> is forgotten when it is read, so that the tree of a large file is never in memory.
     """
     images: list[Drawing] = []
+    subsets: list[str] = []
     labels: list[str] = []
     tags = 0
     try:
@@ -102,6 +128,7 @@ def _parse(data: bytes, uri: str) -> tuple[list[Drawing], list[str], int]:
                 )
             if event == "end" and node.tag == "image":
                 images.append(_parse_image(node))
+                subsets.append((node.get("subset") or "").strip())
                 tags += len(node.findall("tag"))
                 root.clear()
             # The parts of a skeleton have a <parent>; they are no classes of their own.
@@ -116,7 +143,7 @@ def _parse(data: bytes, uri: str) -> tuple[list[Drawing], list[str], int]:
         )
     # The export of a project may have the labels of each of its tasks.
     names = list(dict.fromkeys(name for name in labels if name and is_text(name)))
-    return images, names, tags
+    return images, subsets, names, tags
 
 
 def _parse_image(node: ElementTree.Element) -> Drawing:

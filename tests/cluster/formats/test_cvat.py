@@ -48,6 +48,53 @@ def test_a_good_file(tmp_path: Path, meta: str) -> None:
     assert source.quarantined == () and source.repairs == {}
 
 
+def of_subset(subset: str, *shapes: str, **options: str) -> str:
+    return image(*shapes, **options).replace("<image ", f'<image subset="{subset}" ')
+
+
+OTHER = BOX.replace("cat", "dog")
+
+
+def labels_by_name(source: Source) -> dict[str, list[int]]:
+    return {one.file_name: [box.label for box in one.annotations] for one in source.images}
+
+
+@pytest.mark.parametrize("pictures", [(), ("Train/a.jpg", "Val/a.jpg", "Train/b.jpg"), ("a.jpg",)])
+def test_the_same_name_in_two_subsets_is_two_pictures(
+    tmp_path: Path, pictures: tuple[str, ...]
+) -> None:
+    for name in pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    source = read(
+        tmp_path,
+        of_subset("Train", BOX, id_="0"),
+        of_subset("Val", OTHER, id_="1"),
+        of_subset("Train", OTHER, OTHER, id_="2", name="b.jpg"),
+        image(id_=3, name="c.jpg"),
+    )
+    other = "Train/b.jpg" if "Train/b.jpg" in pictures else "b.jpg"
+    assert labels_by_name(source) == {
+        "Train/a.jpg": [1],
+        "Val/a.jpg": [0],
+        other: [0, 0],
+        "c.jpg": [],
+    }
+    assert source.quarantined == () and (source.listed, source.lost) == (4, 0)
+
+
+def test_the_same_name_twice_in_one_subset_is_a_fault(tmp_path: Path) -> None:
+    source = read(tmp_path, of_subset("Train", BOX, id_="0"), of_subset("Train", OTHER, id_="1"))
+    assert reasons(source) == [("image", "a.jpg", "another <image> has the same name")]
+
+
+@pytest.mark.parametrize("subset", ["..", "/etc", "../x", "."])
+def test_a_subset_does_not_lead_out_of_the_folder(tmp_path: Path, subset: str) -> None:
+    source = read(tmp_path, of_subset(subset, BOX, id_="0"), of_subset("Val", OTHER, id_="1"))
+    assert all(not name.startswith(("/", "..")) for name in source.images.names)
+    assert (source.listed, source.annotated, source.quarantined) == (2, 2, ())
+
+
 def test_polygons_and_masks_become_their_bounding_boxes(tmp_path: Path) -> None:
     source = read(
         tmp_path,

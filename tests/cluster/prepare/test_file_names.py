@@ -79,3 +79,15 @@ def test_a_name_that_differs_in_case_alone_is_a_hint() -> None:
     found = find_files(["A.PNG", "B.PNG"], ["data/B.png"], ["a.png", "b.png"])
     assert found.names == found.paths == {}
     assert found.near == {"A.PNG": "a.png", "B.PNG": "b.png", "data/B.png": "b.png"}
+
+
+def test_a_name_of_two_subsets_of_cvat_is_two_files(tmp_path: Path) -> None:
+    """From the export of a project to the pictures that are read."""
+    names = ["Train/a.png", "Train/b.png", "Val/a.png"]
+    images = [PaintedImage(name, 2, 3, OBJECTS) for name in names]
+    source = write_set(tmp_path, images, "cvat")
+    path = Path(source.annotations)
+    path.write_text(re.sub(r'name="(Train|Val)/', r'subset="\1" name="', path.read_text()))
+    plan = plan_shards([source], output=None, options=Options())
+    assert sorted(plan.images.names) == names
+    assert plan.quarantined == () and plan.repairs == {} and len(plan.cuts[0]) == 3
