@@ -208,6 +208,9 @@ class _CocoLists:
             if isinstance(record, dict):
                 self._make_whole(record, "id")
         categories = read_categories(self._without_unused_doubles(), uri)
+        self.findings.repairs[lvis.UNKNOWN_FREQUENCY] += lvis.count_unknown_frequencies(
+            self.categories
+        )
         check_unique(self.image_ids, "image", uri)
         doubled = [*repeated_ids(self.annotation_ids), *self.odd_annotation_ids]
         check_unique(doubled, "annotation", uri)

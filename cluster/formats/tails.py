@@ -1,4 +1,4 @@
-"""Which file of a folder a path of another machine means: /home/ann/pets/cats/1.jpg is cats/1.jpg
+"""Which file of a folder a path of another machine means: /home/me/pets/cats/1.jpg is cats/1.jpg
 here, and train/cats/1.jpg where that is the only one that ends so.
 """
 

@@ -4,8 +4,10 @@ of the width and height of the picture. A bad line costs itself alone.
 The labels of images/a/b.jpg are labels/a/b.txt; an image without such a file has no objects. A line
 of more than five numbers is a polygon, as in YOLO's segmentation sets; its bounding box is taken.
 Class names come from data.yaml (`names`) or classes.txt, in the labels folder or up to two folders
-above it. Class numbers are the category ids; image ids count from 1 in the order of the file names.
-The sizes of the pictures are not known here: boxes are scaled to px when the pixels are read.
+above it. Text may be UTF-16 or have a mark of UTF-8 (`encodings`).
+
+Class numbers are the category ids; image ids count from 1 in the order of the file names. The sizes
+of the pictures are not known here: boxes are scaled to px when the pixels are read.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from cluster.formats.annotations import (
     keep_all,
 )
 from cluster.formats.class_names import CLASSES, find_class_names
+from cluster.formats.encodings import to_utf8
 from cluster.formats.names import composed, fault_of_name
 from cluster.shards.format import Category
 from cluster.storage import files
@@ -74,7 +77,8 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
             " --images"
         )
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        labels = dict(zip(uris, pool.map(files.read_bytes, uris.values()), strict=True))
+        given = dict(zip(uris, pool.map(files.read_bytes, uris.values()), strict=True))
+    labels = {stem: to_utf8(data, errors="replace") for stem, data in given.items()}
     others = {
         stem
         for stem in set(labels) - set(map(_stem, pictures))
@@ -82,7 +86,7 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     }
     labels = {stem: data for stem, data in labels.items() if stem not in others}
     passed_over = {**found.passed_over, **({NO_LABELS: len(others)} if others else {})}
-    digests = [(stem, hashlib.sha256(data).hexdigest()) for stem, data in labels.items()]
+    digests = [(stem, hashlib.sha256(given[stem]).hexdigest()) for stem in labels]
     identity = [classes, pictures, *digests]
 
     findings = Findings()

@@ -14,6 +14,7 @@ from cluster.prepare.file_names import find_files
 from cluster.prepare.image import MISSING, leave_out
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files, parquet_pictures
+from cluster.storage.local_tree import Entry
 from cluster.storage.pictures import is_left_by_tools, suffix_of
 from cluster.storage.uris import join
 from detector.image import SUFFIXES
@@ -69,7 +70,9 @@ def match_files(
         if file is None:
             fault = NOT_BELOW if outside else MISSING
             detail = _hint(name, found[number].near.get(name))
-        elif (size := listing[file][0]) > MAX_FILE_BYTES:
+        elif listing[file].fault:
+            fault = f"it is {listing[file].fault}"
+        elif (size := listing[file].size) > MAX_FILE_BYTES:
             fault = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
             detail = f"{size} bytes"
         if file is None or fault:
@@ -77,7 +80,7 @@ def match_files(
             entry = leave_out(record, fault, category_ids=source.category_ids, detail=detail)
             quarantined.append(entry)
             continue
-        sizes_I[i], changed_I[i] = listing[file]
+        sizes_I[i], changed_I[i] = listing[file].size, listing[file].changed
         usable.append(i)
     positions = np.array(usable, np.int64)
     named = {*names, *(entry.where for entry in source.quarantined if entry.what == "image")}
@@ -111,28 +114,21 @@ def _hint(name: str, near: str | None) -> str:
     return f"there is {near}{', which differs in capitals alone' if case else ''}"
 
 
-def _list_files(
-    folder: str, names: Sequence[str], paths: Sequence[str]
-) -> dict[str, tuple[int, int]]:
-    """(bytes, time of the last change in ns) of each file, by its name relative to the folder, and
-    of those `names` that are pictures inside a Parquet file: its time, and the mean of the bytes.
-    `paths` of another machine are looked for in the folder.
+def _list_files(folder: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, Entry]:
+    """All below the folder by its name relative to it, and those `names` that are pictures inside a
+    Parquet file: the time of its last change, and the mean of their bytes. `paths` of another
+    machine are looked for in the folder.
     """
     inside = {
         name: place[0] for name in names if (place := parquet_pictures.split(name)) is not None
     }
     uris = {file: join(folder, file) for file in set(inside.values())}
-    status = {
-        file: (parquet_pictures.mean_size(uri), files.last_change(uri))
+    entries = {
+        file: Entry(uri, parquet_pictures.mean_size(uri), files.last_change(uri))
         for file, uri in uris.items()
     }
-    listing = {name: status[file] for name, file in inside.items()}
+    listing = {name: entries[file] for name, file in inside.items()}
     # A Parquet file with all its pictures may lie in any folder, whose files do not matter.
-    enough = inside and len(inside) == len(names) and not paths
-    return listing if enough else listing | _list_folder(folder)
-
-
-def _list_folder(folder: str) -> dict[str, tuple[int, int]]:
-    return {
-        uri[len(folder) + 1 :]: (size, changed) for uri, size, changed in files.list_changes(folder)
-    }
+    if inside and len(inside) == len(names) and not paths:
+        return listing
+    return listing | {entry.uri[len(folder) + 1 :]: entry for entry in files.list_entries(folder)}

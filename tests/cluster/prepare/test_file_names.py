@@ -15,7 +15,7 @@ from tests.support.painted_sets import PaintedImage, PaintedObject, write_set
 
 OBJECTS = (PaintedObject(0, (2, 2, 10, 10), (255, 0, 0)),)
 NAMES = ("a.png", "sub/b.png", "sub/c.png")
-ROOTS = ("/home/ann/pets/", "C:\\pets\\", "../pets/", "\\\\server\\pets\\")
+ROOTS = ("/home/me/pets/", "C:\\pets\\", "../pets/", "\\\\server\\pets\\")
 
 
 def planned(folder: Path, format: Format, root: str, *, gone: str | None = None) -> Plan:
