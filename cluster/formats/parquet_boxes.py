@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import DataError, UsageError
 from cluster.formats import box_order
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import Findings, Keep, Source, keep_all, most_frequent
 from cluster.formats.box_order import Decision, Order
 from cluster.formats.class_names import CLASSES, read_class_list
@@ -48,7 +49,6 @@ from cluster.formats.parquet_rows import (
 )
 from cluster.shards.format import Category
 from cluster.storage import files, parquet_pictures
-from cluster.storage.pictures import is_left_by_tools
 from cluster.storage.uris import is_below, join
 from detector.image import ImageError, opened
 
@@ -109,11 +109,7 @@ def _list_files(annotations: str) -> list[str]:
                 f" {parquet_pictures.SUFFIX}, by which its pictures are found; rename it"
             )
         return [annotations]
-    found = [
-        uri
-        for uri, _ in files.list_files(annotations, [parquet_pictures.SUFFIX])
-        if not is_left_by_tools(uri[len(annotations) + 1 :])
-    ]
+    found = list_annotations(annotations, parquet_pictures.SUFFIX)
     if not found:
         raise DataError(
             f"{annotations}: no {parquet_pictures.SUFFIX} file below it; check --annotations"

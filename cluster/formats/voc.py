@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cluster.errors import DataError
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import (
     SWAPPED,
     Annotation,
@@ -38,7 +39,7 @@ from cluster.formats.names import composed, fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.pictures import is_left_by_tools, list_pictures
+from cluster.storage.pictures import list_pictures
 from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
@@ -84,11 +85,7 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     Images whose file name `keep` turns down belong to another split: they and their annotations
     count as not listed, but their classes count.
     """
-    uris = [
-        uri
-        for uri, _ in files.list_files(annotations, [".xml"])
-        if not is_left_by_tools(uri[len(annotations) + 1 :])
-    ]
+    uris = list_annotations(annotations, ".xml")
     if not uris:
         raise DataError(
             f"{annotations}: no .xml file below it; VOC data needs the folder of its Annotations;"

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.errors import DataError
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import (
     Annotation,
     Box,
@@ -34,7 +35,7 @@ from cluster.formats.encodings import to_utf8
 from cluster.formats.names import composed, fault_of_name
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.pictures import is_left_by_tools, list_pictures
+from cluster.storage.pictures import list_pictures
 from detector.image import SUFFIXES
 
 MARGIN = 0.01
@@ -61,8 +62,8 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     classes, keypoint_numbers, other_names = find_class_names(annotations)
     uris = {
         _stem(name): uri
-        for uri, _ in files.list_files(annotations, [".txt"])
-        if not is_left_by_tools(name := uri[len(annotations) + 1 :]) and name != CLASSES
+        for uri in list_annotations(annotations, ".txt")
+        if (name := uri[len(annotations) + 1 :]) != CLASSES
     }
     found = list_pictures(images)
     pictures = [uri[len(images) + 1 :] for uri in found.uris]

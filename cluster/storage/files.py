@@ -107,8 +107,8 @@ def last_change(uri: str) -> int:
 
 def open_input(uri: str) -> pa.NativeFile:
     """A seekable file for reading. `FileNotFoundError` where it does not exist. A failing object
-    store raises `PlainError`, here or at a later read; a local disk other `OSError`s, also for a
-    pipe, which is never opened. For a file in
+    store raises `PlainError`, here or at a later read; a local disk other `OSError`s; `DataError`
+    for a pipe, which is never opened. For a file in
     a zip see `zips.Archive.read`.
     """
     if (inside := _in_zip(uri)) is not None and inside[1]:
@@ -123,7 +123,7 @@ def _open_plain(uri: str) -> pa.NativeFile:
     if store is None:
         # To open a pipe waits for somebody who writes into it.
         if (fault := fault_of(path)) == NO_FILE:
-            raise OSError(NO_FILE)
+            raise DataError(f"{uri}: is {NO_FILE}; put a file in its place")
         if fault:
             raise FileNotFoundError(NOWHERE)
         return file_system.open_input_file(path)
