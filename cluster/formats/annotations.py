@@ -271,7 +271,11 @@ class Findings:
         raw = json.dumps(record, ensure_ascii=False, default=str)
         self.quarantined.append(
             Quarantined(
-                what, escape_surrogates(str(where)), why, escape_surrogates(raw), detail=detail
+                what,
+                escape_surrogates(str(where)),
+                why,
+                escape_surrogates(raw),
+                detail=escape_surrogates(detail),
             )
         )
 

@@ -54,6 +54,7 @@ from cluster.storage.pictures import list_pictures
 MASKS = "masks, stored as their bounding boxes"
 TAGS = "a tag of a whole picture, which is no object"
 NO_NUMBERS = "its corners are not finite numbers"
+OTHER_SHAPE = "it has another shape; boxes, polygons and masks are read"
 WORDS = Words(
     renumbered="image ids missing or there twice, counted from 1 instead",
     same_name="another <image> has the same name",
@@ -164,12 +165,12 @@ def _parse_image(node: ElementTree.Element) -> Drawing:
 def _parse_shape(node: ElementTree.Element) -> Shape:
     label = (node.get("label") or "").strip()
     raw = ElementTree.tostring(node, encoding="unicode").strip()[:1000]
-    corners, fault, repair = (0.0, 0.0, 0.0, 0.0), None, None
+    corners, fault, repair, detail = (0.0, 0.0, 0.0, 0.0), None, None, ""
     turn = as_number(node.get("rotation") or "0")
     if not label or not is_text(label):
         fault = "it has no label"
     elif node.tag not in ("box", "polygon", "mask"):
-        fault = f"its shape is {node.tag}; boxes, polygons and masks are read"
+        fault, detail = OTHER_SHAPE, node.tag[:40]
     elif turn is None or turn % 360:
         fault = TURNED
     elif (box := _corners(node)) is None:
@@ -179,7 +180,7 @@ def _parse_shape(node: ElementTree.Element) -> Shape:
         corners = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
         swapped = SWAPPED if corners != box else None
         repair = {"polygon": POLYGONS, "mask": MASKS}.get(node.tag, swapped)
-    return Shape(label, corners, fault, repair, raw)
+    return Shape(label, corners, fault, repair, raw, detail)
 
 
 def _corners(node: ElementTree.Element) -> Box | None:

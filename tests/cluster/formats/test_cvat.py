@@ -122,12 +122,12 @@ def test_polygons_and_masks_become_their_bounding_boxes(tmp_path: Path) -> None:
     [
         (
             '<polyline label="cat" points="1,2;3,4"/>',
-            "its shape is polyline; boxes, polygons",
+            "it has another shape; boxes, polygons",
         ),
-        ('<points label="cat" points="1,2"/>', "its shape is points; boxes, polygons and masks"),
+        ('<points label="cat" points="1,2"/>', "it has another shape; boxes, polygons and masks"),
         (
             '<ellipse label="cat" cx="1" cy="2" rx="3" ry="4"/>',
-            "its shape is ellipse; boxes,",
+            "it has another shape; boxes,",
         ),
         (BOX.replace("/>", ' rotation="12.5"/>'), "it is a turned box (rotation)"),
         (BOX.replace("/>", ' rotation="north"/>'), "it is a turned box (rotation)"),
@@ -225,3 +225,10 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, why: s
     with pytest.raises(DataError) as refused:
         cvat.read_cvat(f"{tmp_path}/a.xml", str(tmp_path))
     assert why in str(refused.value) and str(refused.value).startswith(f"{tmp_path}/a.xml: ")
+
+
+def test_other_shapes_are_one_reason(tmp_path: Path) -> None:
+    shapes = ('<points label="cat" points="1,2"/>', '<polyline label="cat" points="1,2;3,4"/>')
+    source = read(tmp_path, image(BOX, *shapes))
+    assert len({entry.why for entry in source.quarantined}) == 1
+    assert [entry.detail for entry in source.quarantined] == ["points", "polyline"]
