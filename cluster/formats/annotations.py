@@ -46,9 +46,9 @@ class Annotation(NamedTuple):
 
 class ImageRecord(NamedTuple):
     """An image with its annotations. `file_name` is relative to the images folder of source number
-    `source` and stays inside it. Height and width are px as annotated, None where the source gives
-    none. Where `normalised`, boxes are fractions of the width and height of the upright picture
-    instead of px.
+    `source` and stays inside it; a reader may give a path of another machine, as `plain_name` does.
+    Height and width are px as annotated, None where the source gives none. Where `normalised`,
+    boxes are fractions of the width and height of the upright picture instead of px.
     """
 
     image_id: int
@@ -69,6 +69,9 @@ class Images(Sequence[ImageRecord]):
     Suffix I: an image; N: an annotation. The annotations of image i are first_I1[i] to
     first_I1[i + 1]. A height or width of 0, an annotation id of -1 and an area of NaN mean "not
     given".
+
+    Where `elsewhere_I`, the name was a path of another machine. It is here without its root: what
+    the file is called in the folder of the images is not known yet.
     """
 
     ids_I: np.ndarray
@@ -76,6 +79,7 @@ class Images(Sequence[ImageRecord]):
     heights_I: np.ndarray
     widths_I: np.ndarray
     sources_I: np.ndarray
+    elsewhere_I: np.ndarray
     normalised_I: np.ndarray
     first_I1: np.ndarray
     ids_N: np.ndarray
@@ -152,7 +156,8 @@ def make_images(
     federated: Mapping[int, Federated] | None = None,
 ) -> Images:
     """Columns in any order -> `Images` by ascending id. `owners` gives the position in `names` of
-    each annotation's image; the annotations of one image keep their order.
+    each annotation's image; the annotations of one image keep their order. `names` are those of
+    `plain_name`: one that begins with `/` is a path of another machine.
     """
     ids_I = np.asarray(ids, np.int64)
     order_I = np.argsort(ids_I, kind="stable")
@@ -164,10 +169,11 @@ def make_images(
     counts_I = np.bincount(owners_N, minlength=len(ids_I))
     return Images(
         ids_I=ids_I[order_I],
-        names=[names[i] for i in order_I.tolist()],
+        names=[names[i].lstrip("/") for i in order_I.tolist()],
         heights_I=np.asarray(heights, np.int64)[order_I],
         widths_I=np.asarray(widths, np.int64)[order_I],
         sources_I=np.zeros(len(ids_I), np.int32),
+        elsewhere_I=np.array([names[i].startswith("/") for i in order_I.tolist()], np.bool_),
         normalised_I=np.full(len(ids_I), normalised),
         first_I1=np.concatenate([[0], np.cumsum(counts_I)]).astype(np.int64),
         ids_N=np.asarray(annotations.ids_N, np.int64)[order_N],
@@ -265,7 +271,11 @@ class Findings:
         raw = json.dumps(record, ensure_ascii=False, default=str)
         self.quarantined.append(
             Quarantined(
-                what, escape_surrogates(str(where)), why, escape_surrogates(raw), detail=detail
+                what,
+                escape_surrogates(str(where)),
+                why,
+                escape_surrogates(raw),
+                detail=escape_surrogates(detail),
             )
         )
 

@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from cluster.formats.annotations import SWAPPED, Box, Findings, Keep, Source, most_frequent
 from cluster.formats.columns import Columns
 from cluster.formats.csv_lines import Line, read_lines
-from cluster.formats.names import fault_of_name, inside_folder, is_text
+from cluster.formats.names import fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates
 from cluster.shards.format import Category
 
@@ -105,7 +105,7 @@ class _Table:
         if fault is not None:
             self._reject(line, fault, detail=line.detail)
             return
-        owner = self._position(inside_folder(row.file_name) or "", row.size)
+        owner = self._position(plain_name(row.file_name) or "", row.size)
         fault = row.fault or self._fault_of_class(row)
         if fault is None and row.box is not None:
             # The classes of all splits count, so that each split has the same labels.

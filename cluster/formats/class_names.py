@@ -9,13 +9,15 @@ from typing import NamedTuple
 import yaml
 
 from cluster.errors import DataError
+from cluster.formats.encodings import to_utf8
 from cluster.formats.names import is_text
+from cluster.formats.numbers import as_whole
 from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.storage.yaml_text import parse
 
 CLASSES = "classes.txt"
-DATA = "data.yaml"
+DATA, DATA_YML = "data.yaml", "data.yml"
 OBJ_NAMES = "obj.names"
 """As classes.txt, in the YOLO 1.1 of CVAT and Darknet."""
 
@@ -32,16 +34,16 @@ class Labelling(NamedTuple):
 
 
 def find_class_names(folder: str) -> Labelling:
-    """The class names from the nearest data.yaml, classes.txt or obj.names, in `folder` or up to
-    two folders above it; the first of them where several lie in one folder. `DataError` when there
-    is no such file or it does not name every number from 0 on.
+    """The class names from the nearest data.yaml, data.yml, classes.txt or obj.names, in `folder`
+    or up to two folders above it; the first of them where several lie in one folder. `DataError`
+    when there is no such file or it does not name every number from 0 on.
     """
     parent = posixpath.dirname(folder)
     uris = [
         join(candidate, name)
         for candidate in (folder, parent, posixpath.dirname(parent))
         if candidate.strip("/") not in ("", "s3:")
-        for name in (DATA, CLASSES, OBJ_NAMES)
+        for name in (DATA, DATA_YML, CLASSES, OBJ_NAMES)
     ]
     there = [uri for uri in uris if files.exists(uri)]
     if not there:
@@ -63,7 +65,7 @@ def find_class_names(folder: str) -> Labelling:
 
 
 def _read(uri: str) -> Labelling:
-    is_yaml = posixpath.basename(uri) == DATA
+    is_yaml = posixpath.basename(uri) in (DATA, DATA_YML)
     return read_data_yaml(uri) if is_yaml else Labelling(read_class_list(uri))
 
 
@@ -84,11 +86,13 @@ def read_class_list(uri: str) -> list[str]:
     not text or names a class twice.
     """
     try:
-        lines = [line.strip() for line in files.read_bytes(uri).decode("utf-8-sig").splitlines()]
+        text = to_utf8(files.read_bytes(uri)).decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{uri}: byte {error.start} is not UTF-8; it must hold a class name a line"
+            f"{uri}: byte {error.start} is not {error.encoding.upper()}; it must hold a class name"
+            " a line"
         ) from error
+    lines = [line.strip() for line in text.splitlines()]
     names = [line for line in lines if line]
     if len(set(names)) < len(names):
         raise DataError(
@@ -101,10 +105,11 @@ def read_class_list(uri: str) -> list[str]:
 def read_data_yaml(uri: str) -> Labelling:
     """`names` of a data.yaml: a list, or names by number. They are the text that stands there, also
     where YAML sees a truth value (`no`) or a number (`02146`). `kpt_shape` is that of Ultralytics:
-    [keypoints, numbers for each]. `DataError` when one is something else.
+    [keypoints, numbers for each]. `DataError` when one is something else, and where `nc`, the
+    number of classes, is not that of the names: Ultralytics refuses such a file too.
     """
     try:
-        content = parse(files.read_bytes(uri).decode("utf-8-sig"), all_text=True)
+        content = parse(to_utf8(files.read_bytes(uri)).decode(), all_text=True)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{uri}: not valid YAML: {' '.join(str(error).split())}") from error
     names = content.get("names") if isinstance(content, dict) else None
@@ -128,6 +133,11 @@ def read_data_yaml(uri: str) -> Labelling:
             raise DataError(f"{uri}: name {number} of `names` is no text ({str(name)[:60]!r})")
         if name in names[:number]:
             raise DataError(f"{uri}: `names` has {name!r} twice; each class needs its own name")
+    if (count := content.get("nc", "")) != "" and as_whole(count) != len(names):
+        raise DataError(
+            f"{uri}: `nc`, the number of classes, is {str(count)[:60]}, but `names` has"
+            f" {len(names)}; correct the one that is wrong"
+        )
     shape = content.get("kpt_shape", ["0", "0"])
     if not isinstance(shape, list) or not all(str(one).isdecimal() for one in shape):
         raise DataError(

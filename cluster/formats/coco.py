@@ -44,7 +44,7 @@ from cluster.formats.coco_records import (
     repeated_ids,
 )
 from cluster.formats.coco_references import NO_CROWD, AnnotationRows, References, positions_of
-from cluster.formats.names import fault_of_name, inside_folder, name_in_url
+from cluster.formats.names import fault_of_name, name_in_url, plain_name
 from cluster.formats.numbers import as_number, as_whole
 from cluster.shards.format import Federated
 from cluster.storage import files
@@ -141,7 +141,7 @@ class _CocoLists:
         if "id" in record:
             self.image_ids.append(lookup_key(id_))
         fault = fault_of_name(name) if is_id(id_) else "its id is not an integer from 0 on"
-        file_name = name if fault else inside_folder(str(name))
+        file_name = name if fault else plain_name(str(name))
         if isinstance(file_name, str) and not self.keep(file_name):
             self.other_split.add(lookup_key(id_))
             return
@@ -208,6 +208,9 @@ class _CocoLists:
             if isinstance(record, dict):
                 self._make_whole(record, "id")
         categories = read_categories(self._without_unused_doubles(), uri)
+        self.findings.repairs[lvis.UNKNOWN_FREQUENCY] += lvis.count_unknown_frequencies(
+            self.categories
+        )
         check_unique(self.image_ids, "image", uri)
         doubled = [*repeated_ids(self.annotation_ids), *self.odd_annotation_ids]
         check_unique(doubled, "annotation", uri)

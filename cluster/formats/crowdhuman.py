@@ -28,7 +28,7 @@ from cluster.formats.annotations import (
     images_of_records,
     keep_all,
 )
-from cluster.formats.names import fault_of_name, inside_folder
+from cluster.formats.names import fault_of_name, plain_name
 from cluster.formats.numbers import as_coordinates, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
@@ -103,7 +103,7 @@ class _Lines:
         name, boxes = content.get("ID"), content.get("gtboxes")
         name = f"{name}.jpg" if isinstance(name, str) and name else name
         fault = fault_of_name(name)
-        file_name = None if fault else inside_folder(str(name))
+        file_name = None if fault else plain_name(str(name))
         if file_name is not None and not self.keep(file_name):
             self.line_of.setdefault(file_name, number)
             return

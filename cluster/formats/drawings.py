@@ -22,8 +22,8 @@ TURNED = "it is a turned box (rotation); boxes along the axes are needed"
 
 
 class Shape(NamedTuple):
-    """`fault` is why it cannot be used; then `box` means nothing. `repair` says what was done to
-    it. `raw` is for the quarantine.
+    """`fault` is why it cannot be used, `detail` the values that belong to it; then `box` means
+    nothing. `repair` says what was done to it. `raw` is for the quarantine.
     """
 
     label: str
@@ -31,6 +31,7 @@ class Shape(NamedTuple):
     fault: str | None
     repair: str | None
     raw: Any
+    detail: str = ""
 
 
 class Drawing(NamedTuple):
@@ -112,8 +113,8 @@ def _read_records(
         for number, shape in enumerate(drawing.shapes, start=1):
             fault = shape.fault or (None if shape.label in labels else words.unknown_label)
             if fault is not None:
-                raw = {"file_name": name, "shape": shape.raw}
-                findings.reject("annotation", f"{number} of {name}", fault, raw)
+                raw, where = {"file_name": name, "shape": shape.raw}, f"{number} of {name}"
+                findings.reject("annotation", where, fault, raw, detail=shape.detail)
                 continue
             found.append(Annotation(number, labels[shape.label], shape.box, False, None))
             if shape.repair is not None:

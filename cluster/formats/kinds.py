@@ -31,7 +31,16 @@ Format = Literal[
 
 _HEAD_BYTES = 1 << 16
 _GZIP = b"\x1f\x8b"
-_OTHERS = {b"BZh": "a bzip2 file", b"\xfd7zXZ": "an XZ file", b"PK\x03\x04": "a ZIP file"}
+_OTHERS = {
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an XZ file",
+    b"PK\x03\x04": "a ZIP file",
+    b"7z\xbc\xaf\x27\x1c": "a 7z file",
+    b"Rar!\x1a\x07": "a RAR file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+}
+_TAR_AT, _TAR = 257, b"ustar"
+UNPACK = "unpack it and name the folder"
 _COCO = re.compile(r'"(images|annotations)"\s*:\s*\[')
 _CROWDHUMAN = re.compile(r'"gtboxes"\s*:')
 _TASKS = re.compile(r'"(annotations|completions)"\s*:\s*\[')
@@ -59,8 +68,10 @@ def kind_of(uri: str) -> Kind | None:
         except zlib.error:
             return None
     packed = next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
+    if head[_TAR_AT:].startswith(_TAR):
+        packed = "a tar archive"
     if packed is not None:
-        return Kind(packed, None, "unpack it")
+        return Kind(packed, None, UNPACK)
     if uri.lower().endswith((".yaml", ".yml")):
         return Kind("a YAML file", None, "name the folder of the labels; their classes are found")
     if head.startswith(b"PAR1"):

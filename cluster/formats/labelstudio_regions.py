@@ -14,6 +14,7 @@ from cluster.formats.numbers import as_number
 from cluster.formats.yolo import POLYGONS
 
 NO_OBJECT = "a result for a whole picture, which is no object"
+OTHER_TYPE = "it is a region of another type; rectangles and polygons are read"
 NO_LABEL = "its region has not exactly one label"
 NO_NUMBERS = "its x, y, width and height are not finite numbers"
 MAX_PERCENT = 1e6
@@ -52,9 +53,9 @@ def _parse(kind: object, result: Any) -> Shape:
     turn = as_number(value.get("rotation") or 0)
     polygon = "points" in value
     box = _box_of_points(value["points"]) if polygon else _box(value)
-    fault = None
+    fault, detail = None, ""
     if kind not in (*_LABELLED, "rectangle", "polygon"):
-        fault = f"it is a region of type {str(kind)[:40]}; rectangles and polygons are read"
+        fault, detail = OTHER_TYPE, f"type {str(kind)[:40]}"
     elif not is_text(label) or not label.strip():
         fault = NO_LABEL
     elif turn is None or turn % 360:
@@ -62,7 +63,7 @@ def _parse(kind: object, result: Any) -> Shape:
     elif box is None:
         fault = NO_NUMBERS
     repair = POLYGONS if polygon else None
-    return Shape(str(label).strip(), box or (0, 0, 0, 0), fault, repair, result)
+    return Shape(str(label).strip(), box or (0, 0, 0, 0), fault, repair, result, detail)
 
 
 def _box(value: Mapping[str, Any]) -> Box | None:

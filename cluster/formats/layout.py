@@ -1,8 +1,8 @@
 """Where the annotations and the pictures lie in a folder or a zip, as tools export them: it is then
 one argument.
 
-    Roboflow      train/_annotations.coco.json, or train/*.xml, beside the pictures of train/;
-                  train/labels and train/images; the same for valid/ and test/
+    Roboflow      train/_annotations.coco.json, train/_annotations.csv or train/*.xml, beside the
+                  pictures of train/; train/labels and train/images; the same for valid/ and test/
     CVAT          annotations.xml, images/; annotations/instances_default.json, images/default/;
                   obj.names, obj_train_data/; Annotations/, JPEGImages/
     Label Studio  result.json, images/; classes.txt, labels/, images/; Annotations/, images/
@@ -28,6 +28,7 @@ from cluster.storage.preflight import check_readable
 from detector.image import SUFFIXES
 
 _PARQUET = [format_ for format_, reader in READERS.items() if reader.has_pictures]
+_TABLES: tuple[Format, ...] = ("openimages", "csv")
 _LABEL_FOLDERS = frozenset(("annotations", "labels", "xml", "xmls", "obj_train_data"))
 _PICTURE_FOLDERS = ("images", "JPEGImages", "Images", "imgs", "img")
 _SPLITS = ("train", "val", "test", "dev")
@@ -57,6 +58,9 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     check_readable(root)
     given = None if images is None else uris.absolute(images)
     is_file = files.size(root) is not None
+    kind = kind_of(root) if is_file else None
+    if kind is not None and kind.format is None:
+        raise UsageError(f"--annotations {annotations}: is {kind.what}; {kind.remedy}")
     tree = _Tree(root, [] if is_file else [uri for uri, _ in files.list_files(root)])
     if given is None and (format_ or _parquet_of(tree, is_file)) in _PARQUET:
         return Set(
@@ -70,6 +74,9 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
         if given is None and not tree.pictures:
             raise DataError(f"{annotations}: {tree.lacks('pictures')}")
         there = list(_sets(tree, given))
+        # Many a tool puts lists beside its annotations: a table counts where nothing else does.
+        if not there or format_ in _TABLES:
+            there += _tables(tree, given)
         if not there:
             raise DataError(f"{annotations}: {tree.lacks('annotations')}")
         found = [one for one in there if format_ in (None, one.format)]
@@ -142,12 +149,20 @@ class _Tree:
 
 
 def _set_of_file(tree: _Tree, uri: str, images: str | None, format_: Format) -> Set:
-    images = images or _pictures_of_file(tree, uri)
+    images = images or _folder_beside(uri) or _pictures_of_file(tree, uri)
     if images is None:
         raise UsageError(
             f"--annotations {uri}: is a file; name the folder of its pictures with --images"
         )
     return Set(format_, uri, images)
+
+
+def _folder_beside(uri: str) -> str | None:
+    """The folder of a file, where pictures lie right in it."""
+    folder = posixpath.dirname(uri)
+    names = files.list_names(folder)
+    there = any(suffix_of(name) in SUFFIXES and not is_left_by_tools(name) for name in names)
+    return folder if there else None
 
 
 def _sets(tree: _Tree, images: str | None) -> Iterator[Set]:
@@ -167,6 +182,15 @@ def _sets(tree: _Tree, images: str | None) -> Iterator[Set]:
         if own := images or _pictures_of_folder(tree, folder):
             yield Set("voc", folder, own)
     yield from _yolo_sets(tree, images)
+
+
+def _tables(tree: _Tree, images: str | None) -> Iterator[Set]:
+    """CSV files with a box in each line."""
+    for names in tree.by_folder(".csv").values():
+        for uri in names if len(names) <= _FEW else names[:1]:
+            kind = _format_of(uri)
+            if kind in _TABLES and (own := images or _pictures_of_file(tree, uri)):
+                yield Set(kind, uri, own)
 
 
 def _yolo_sets(tree: _Tree, images: str | None) -> Iterator[Set]:

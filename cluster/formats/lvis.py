@@ -11,7 +11,7 @@ nothing, unless `neg_category_ids` lists it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.formats.numbers import as_whole
@@ -19,6 +19,8 @@ from cluster.shards.format import FREQUENCIES, Federated
 
 FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 UNKNOWN = f"entries of {' or '.join(FIELDS)} that are no listed category, passed over"
+
+UNKNOWN_FREQUENCY = f"frequencies of classes that are none of {', '.join(FREQUENCIES)}, passed over"
 
 SearchedFor = tuple[list[int | None], list[int | None]]
 """The category ids of the two `FIELDS`; None for what is no id."""
@@ -28,6 +30,14 @@ def frequency_of(category: Mapping[str, Any]) -> str | None:
     """How many training images have this class: r, c or f; None where that is not given."""
     frequency = category.get("frequency")
     return frequency if isinstance(frequency, str) and frequency in FREQUENCIES else None
+
+
+def count_unknown_frequencies(categories: Iterable[object]) -> int:
+    """How many categories have a frequency that `frequency_of` does not know."""
+    given = (
+        one for one in categories if isinstance(one, dict) and one.get("frequency") is not None
+    )
+    return sum(frequency_of(one) is None for one in given)
 
 
 def searched_for(image: Mapping[str, Any]) -> SearchedFor | None:

@@ -9,24 +9,23 @@ from typing import TypeGuard
 from urllib.parse import urlsplit
 
 
-def inside_folder(name: str) -> str | None:
-    """`name` without `.` and `..` steps, or None when it leads out of the folder it is relative
-    to.
+def plain_name(name: str) -> str | None:
+    """`name` without `.` and `..` steps, or None when it names no file. A name that leads out of
+    the folder of the images is a path of another machine: it begins with `/`, and its last parts
+    are looked for in that folder (`tails`).
     """
     path = posixpath.normpath(name.replace("\\", "/"))
-    outside = (
-        path.startswith(("/", "../"))
-        or path in ("..", ".")
-        # A drive of Windows; any other colon is a character like others.
-        or re.match(r"[A-Za-z]:", path) is not None
-        or is_url(name)
-        or "\0" in path
-    )
-    return None if outside else path
+    # A root, a drive of Windows, or steps upwards; any other colon is a character like others.
+    outside = re.match(r"/|[A-Za-z]:|\.\.(/|$)", path)
+    if outside is not None:
+        path = posixpath.normpath("/" + path[outside.end() :])
+        path = "/" + path.lstrip("/")
+    return None if path in (".", "/") or is_url(name) or "\0" in path else path
 
 
 def is_url(name: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+    # One letter is a drive of Windows.
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
 
 
 def name_in_url(url: str) -> str:
@@ -44,7 +43,7 @@ def fault_of_name(name: object) -> str | None:
         return "its file_name is not valid Unicode"
     if is_url(name):
         return "its file_name is a URL; download the pictures and name the files"
-    return None if inside_folder(name) else "its file_name leads out of the images folder"
+    return None if plain_name(name) else "its file_name names no file"
 
 
 def composed(name: str) -> str:

@@ -33,11 +33,12 @@ import pyarrow.parquet as pq
 
 from cluster.errors import DataError, UsageError
 from cluster.formats import box_order
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import Findings, Keep, Source, keep_all, most_frequent
 from cluster.formats.box_order import Decision, Order
 from cluster.formats.class_names import CLASSES, read_class_list
 from cluster.formats.columns import Columns
-from cluster.formats.names import fault_of_name, inside_folder
+from cluster.formats.names import fault_of_name, plain_name
 from cluster.formats.numbers import as_whole
 from cluster.formats.parquet_rows import (
     class_names,
@@ -48,7 +49,6 @@ from cluster.formats.parquet_rows import (
 )
 from cluster.shards.format import Category
 from cluster.storage import files, parquet_pictures
-from cluster.storage.pictures import is_left_by_tools
 from cluster.storage.uris import is_below, join
 from detector.image import ImageError, opened
 
@@ -109,11 +109,7 @@ def _list_files(annotations: str) -> list[str]:
                 f" {parquet_pictures.SUFFIX}, by which its pictures are found; rename it"
             )
         return [annotations]
-    found = [
-        uri
-        for uri, _ in files.list_files(annotations, [parquet_pictures.SUFFIX])
-        if not is_left_by_tools(uri[len(annotations) + 1 :])
-    ]
+    found = list_annotations(annotations, parquet_pictures.SUFFIX)
     if not found:
         raise DataError(
             f"{annotations}: no {parquet_pictures.SUFFIX} file below it; check --annotations"
@@ -178,7 +174,7 @@ class _Rows:
         name, fault = place, None
         if not is_inside:
             fault = fault_of_name(path) if path else NO_PICTURE
-            name = place if fault else inside_folder(str(path)) or place
+            name = place if fault else plain_name(str(path)) or place
         image_id = as_whole(row.get("image_id")) if self.has_ids else self.number
         if image_id is None or not 0 <= image_id < 2**63:
             fault, image_id = fault or BAD_ID, 0
@@ -273,7 +269,7 @@ class _Rows:
         columns = self.columns
         sizes_I2 = np.array([columns.widths, columns.heights], np.int64).T
         if not sizes_I2.any():
-            uris = [join(self.folder, name) for name in columns.names[:LOOKED_AT]]
+            uris = [join(self.folder, name.lstrip("/")) for name in columns.names[:LOOKED_AT]]
             for position, data in enumerate(parquet_pictures.read_all(uris)):
                 with suppress(ImageError), opened(data or b"") as picture:
                     sizes_I2[position] = picture.size

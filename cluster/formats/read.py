@@ -25,7 +25,7 @@ from cluster.formats.coco import read_coco
 from cluster.formats.crowdhuman import read_crowdhuman
 from cluster.formats.csv_boxes import read_csv
 from cluster.formats.cvat import read_cvat
-from cluster.formats.kinds import Format, kind_of
+from cluster.formats.kinds import UNPACK, Format, kind_of
 from cluster.formats.labelstudio import read_labelstudio
 from cluster.formats.names import composed
 from cluster.formats.openimages import read_openimages
@@ -177,8 +177,10 @@ def check_paths(path: SourcePaths) -> None:
     if path.images is None:
         return
     if files.size(path.images) is not None:
+        kind = kind_of(path.images)
+        remedy = UNPACK if kind is not None and kind.remedy == UNPACK else "name that"
         raise UsageError(
-            f"--images {path.images}: is a file, but the images are in a folder; name that"
+            f"--images {path.images}: is a file, but the images are in a folder; {remedy}"
         )
 
 

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from cluster.errors import DataError
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import (
     SWAPPED,
     Annotation,
@@ -34,11 +35,11 @@ from cluster.formats.annotations import (
     most_frequent,
 )
 from cluster.formats.class_names import CLASSES, read_class_list
-from cluster.formats.names import composed, fault_of_name, inside_folder, is_text
+from cluster.formats.names import composed, fault_of_name, is_text, plain_name
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.pictures import is_left_by_tools, list_pictures
+from cluster.storage.pictures import list_pictures
 from cluster.storage.uris import join
 
 DIFFICULT = "difficult objects, stored as crowds"
@@ -84,11 +85,7 @@ def read_voc(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     Images whose file name `keep` turns down belong to another split: they and their annotations
     count as not listed, but their classes count.
     """
-    uris = [
-        uri
-        for uri, _ in files.list_files(annotations, [".xml"])
-        if not is_left_by_tools(uri[len(annotations) + 1 :])
-    ]
+    uris = list_annotations(annotations, ".xml")
     if not uris:
         raise DataError(
             f"{annotations}: no .xml file below it; VOC data needs the folder of its Annotations;"
@@ -224,7 +221,7 @@ def parse_voc(data: bytes) -> VocFile:
     if fault is not None:
         fault = fault.replace("file_name", "filename")
         return VocFile(file_name, height, width, objects, fault, sha256)
-    return VocFile(inside_folder(file_name) or "", height, width, objects, None, sha256)
+    return VocFile(plain_name(file_name) or "", height, width, objects, None, sha256)
 
 
 def _parse_xml(data: bytes) -> ElementTree.Element:

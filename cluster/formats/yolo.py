@@ -4,8 +4,10 @@ of the width and height of the picture. A bad line costs itself alone.
 The labels of images/a/b.jpg are labels/a/b.txt; an image without such a file has no objects. A line
 of more than five numbers is a polygon, as in YOLO's segmentation sets; its bounding box is taken.
 Class names come from data.yaml (`names`) or classes.txt, in the labels folder or up to two folders
-above it. Class numbers are the category ids; image ids count from 1 in the order of the file names.
-The sizes of the pictures are not known here: boxes are scaled to px when the pixels are read.
+above it. Text may be UTF-16 or have a mark of UTF-8 (`encodings`).
+
+Class numbers are the category ids; image ids count from 1 in the order of the file names. The sizes
+of the pictures are not known here: boxes are scaled to px when the pixels are read.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.errors import DataError
+from cluster.formats.annotation_files import list_annotations
 from cluster.formats.annotations import (
     Annotation,
     Box,
@@ -28,10 +31,11 @@ from cluster.formats.annotations import (
     keep_all,
 )
 from cluster.formats.class_names import CLASSES, find_class_names
+from cluster.formats.encodings import to_utf8
 from cluster.formats.names import composed, fault_of_name
 from cluster.shards.format import Category
 from cluster.storage import files
-from cluster.storage.pictures import is_left_by_tools, list_pictures
+from cluster.storage.pictures import list_pictures
 from detector.image import SUFFIXES
 
 MARGIN = 0.01
@@ -58,8 +62,8 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     classes, keypoint_numbers, other_names = find_class_names(annotations)
     uris = {
         _stem(name): uri
-        for uri, _ in files.list_files(annotations, [".txt"])
-        if not is_left_by_tools(name := uri[len(annotations) + 1 :]) and name != CLASSES
+        for uri in list_annotations(annotations, ".txt")
+        if (name := uri[len(annotations) + 1 :]) != CLASSES
     }
     found = list_pictures(images)
     pictures = [uri[len(images) + 1 :] for uri in found.uris]
@@ -74,7 +78,8 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
             " --images"
         )
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        labels = dict(zip(uris, pool.map(files.read_bytes, uris.values()), strict=True))
+        given = dict(zip(uris, pool.map(files.read_bytes, uris.values()), strict=True))
+    labels = {stem: to_utf8(data, errors="replace") for stem, data in given.items()}
     others = {
         stem
         for stem in set(labels) - set(map(_stem, pictures))
@@ -82,7 +87,7 @@ def read_yolo(annotations: str, images: str, keep: Keep = keep_all) -> Source:
     }
     labels = {stem: data for stem, data in labels.items() if stem not in others}
     passed_over = {**found.passed_over, **({NO_LABELS: len(others)} if others else {})}
-    digests = [(stem, hashlib.sha256(data).hexdigest()) for stem, data in labels.items()]
+    digests = [(stem, hashlib.sha256(given[stem]).hexdigest()) for stem in labels]
     identity = [classes, pictures, *digests]
 
     findings = Findings()

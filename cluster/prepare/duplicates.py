@@ -28,7 +28,12 @@ class Duplicate(NamedTuple):
 
     @property
     def why(self) -> str:
-        return f"the same picture is in {self.uri}" if self.uri else "the same picture comes twice"
+        where = "is in another shard set" if self.uri else "comes twice"
+        return f"the same picture {where}"
+
+    @property
+    def detail(self) -> str:
+        return f"as {self.same_as}{f' in {self.uri}' if self.uri else ''}"
 
 
 class StoredPicture(NamedTuple):
@@ -82,7 +87,11 @@ def to_index(duplicates: Sequence[Duplicate]) -> Duplicates:
 def to_quarantine(duplicates: Sequence[Duplicate]) -> list[Quarantined]:
     return [
         Quarantined(
-            "duplicate", one.picture.file_name, one.why, f'{{"id": {one.picture.image_id}}}'
+            "duplicate",
+            one.picture.file_name,
+            one.why,
+            f'{{"id": {one.picture.image_id}}}',
+            one.detail,
         )
         for one in duplicates
     ]

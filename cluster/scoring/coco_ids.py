@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import DataError, UsageError
-from cluster.formats.names import name_in_url
+from cluster.formats.names import name_in_url, plain_name
 from cluster.formats.numbers import as_whole
+from cluster.formats.tails import Tails
 from cluster.storage import files
 
 
@@ -59,12 +61,16 @@ def _ids(entries: Any, uri: str, key: str, *, name: str) -> dict[str, int]:
 
 
 def ids_of_images(uris: Iterable[str], root: str, ids: CocoIds) -> dict[str, int]:
-    """The id of each picture below the folder `root` that the JSON names. `UsageError` where it
-    names none of them.
+    """The id of each picture below the folder `root` that the JSON names, perhaps by its path on
+    another machine (see `Tails`). `UsageError` where it names none of them.
     """
     below = root.rstrip("/") + "/"
     names = {uri: uri.removeprefix(below) for uri in uris}
     found = {uri: ids.images[name] for uri, name in names.items() if name in ids.images}
+    if paths := _paths_of_another_machine(ids):
+        taken = {names[uri] for uri in found}
+        path_of = {file: path for path, file in Tails(names.values()).match(paths, taken).items()}
+        found |= {uri: paths[path_of[name]] for uri, name in names.items() if name in path_of}
     if names and not found:
         listed, there = next(iter(ids.images), None), next(iter(names.values()))
         raise UsageError(
@@ -73,6 +79,16 @@ def ids_of_images(uris: Iterable[str], root: str, ids: CocoIds) -> dict[str, int
             " file names start from as --images"
         )
     return found
+
+
+def _paths_of_another_machine(ids: CocoIds) -> dict[str, int]:
+    """The ids by the paths without their roots; two images of one path have none."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for given, id_ in ids.images.items():
+        plain = plain_name(given)
+        if plain is not None and plain.startswith("/"):
+            found[plain.lstrip("/")].append(id_)
+    return {path: several[0] for path, several in found.items() if len(several) == 1}
 
 
 def _example(images: Iterable[str], names: Iterable[str], listed: str | None, there: str) -> str:

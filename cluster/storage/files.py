@@ -28,6 +28,7 @@ import pyarrow.fs as pafs
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.storage import schemes, zips
 from cluster.storage.fetched_file import open_fetched
+from cluster.storage.local_tree import NO_FILE, NOWHERE, Entry, fault_of, walk
 from cluster.storage.uris import absolute, is_plain, is_remote, join, relative_to
 
 TRANSFER_THREADS = 8
@@ -106,7 +107,8 @@ def last_change(uri: str) -> int:
 
 def open_input(uri: str) -> pa.NativeFile:
     """A seekable file for reading. `FileNotFoundError` where it does not exist. A failing object
-    store raises `PlainError`, here or at a later read; a local disk other `OSError`s. For a file in
+    store raises `PlainError`, here or at a later read; a local disk other `OSError`s; `DataError`
+    for a pipe, which is never opened. For a file in
     a zip see `zips.Archive.read`.
     """
     if (inside := _in_zip(uri)) is not None and inside[1]:
@@ -119,6 +121,11 @@ def _open_plain(uri: str) -> pa.NativeFile:
     file_system, path = resolve(uri)
     store = schemes.store_of(uri)
     if store is None:
+        # To open a pipe waits for somebody who writes into it.
+        if (fault := fault_of(path)) == NO_FILE:
+            raise DataError(f"{uri}: is {NO_FILE}; put a file in its place")
+        if fault:
+            raise FileNotFoundError(NOWHERE)
         return file_system.open_input_file(path)
     file = _attempt(uri, "read", lambda: file_system.open_input_file(path))
 
@@ -216,71 +223,46 @@ def list_files(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[st
 
     `DataError` where a name is not UTF-8.
     """
-    return [(name, size) for name, size, _ in list_changes(uri, suffixes)]
+    wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
+    return [
+        (entry.uri, entry.size)
+        for entry in list_entries(uri)
+        if not entry.fault and (wanted is None or entry.uri.lower().endswith(wanted))
+    ]
 
 
-def list_changes(uri: str, suffixes: Iterable[str] | None = None) -> list[tuple[str, int, int]]:
-    """As `list_files`, and the time of each file's last change: ns since 1970, whole seconds in
-    object storage.
+def list_entries(uri: str) -> list[Entry]:
+    """As `list_files`, with the time of each file's last change (whole seconds in object storage),
+    and with what is no file that can be read, such as a link that leads nowhere.
     """
     uri = absolute(uri)
-    wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes is not None else None
     store = schemes.store_of(uri)
     if (inside := _in_zip(uri)) is not None:
-        entries = list(inside[0].below(inside[1]))
+        entries = [Entry(*one) for one in inside[0].below(inside[1])]
     else:
-        entries = _attempt(uri, "listed", lambda: list(_walk(uri) if store is None else _keys(uri)))
+        entries = _attempt(uri, "listed", lambda: list(walk(uri) if store is None else _keys(uri)))
     return sorted(
-        (name, size, changed)
-        for name, size, changed in entries
-        if not posixpath.basename(name).startswith(PARTIAL)
-        and (wanted is None or name.lower().endswith(wanted))
+        entry for entry in entries if not posixpath.basename(entry.uri).startswith(PARTIAL)
     )
 
 
 def list_names(uri: str) -> list[str]:
     """The names of the files and folders right in a folder; empty where there is none."""
+    if (inside := _in_zip(uri)) is not None:
+        return inside[0].names(inside[1])
     file_system, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True)
     entries = _attempt(uri, "listed", lambda: file_system.get_file_info(selector))
     return sorted(entry.base_name for entry in entries)
 
 
-def _keys(uri: str) -> Iterator[tuple[str, int, int]]:
+def _keys(uri: str) -> Iterator[Entry]:
     file_system, path = resolve(uri)
     scheme, _ = schemes.split(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     for entry in file_system.get_file_info(selector):
         if entry.type == pafs.FileType.File:
-            yield f"{scheme}://{entry.path}", entry.size, entry.mtime_ns or 0
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Any]:
-    """The files below a local folder, also behind symbolic links. A link to a folder that it lies
-    in (`above`, by device and inode) is not followed: pyarrow's listing has its files 41 times.
-    """
-    try:
-        status = os.stat(folder)
-    except FileNotFoundError:
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                entry.name.encode("utf-8")
-            except UnicodeEncodeError:
-                raise DataError(
-                    f"{folder}: contains a file whose name is not UTF-8:"
-                    f" {os.fsencode(entry.name)!r}; rename or remove it"
-                ) from None
-            if entry.is_dir():
-                yield from _walk(entry.path, above | {here})
-            # A link that leads nowhere is no file.
-            elif entry.is_file():
-                found = entry.stat()
-                yield entry.path, found.st_size, found.st_mtime_ns
+            yield Entry(f"{scheme}://{entry.path}", entry.size, entry.mtime_ns or 0)
 
 
 def upload_folder(local: str, uri: str, *, last: str | None = None) -> None:

@@ -49,10 +49,13 @@ class Pictures:
 
 def list_pictures(folder: str) -> Pictures:
     """The pictures below `folder`. A file is one by its suffix, in any case, or without a suffix by
-    its first bytes. `PlainError` where the storage fails.
+    its first bytes. What cannot be read, such as a link that leads nowhere, is one by its suffix
+    too: who reads it will find the fault. `PlainError` where the storage fails.
     """
     folder = absolute(folder)
-    uris = [uri for uri, _ in files.list_files(folder)]
+    entries = files.list_entries(folder)
+    uris = [entry.uri for entry in entries]
+    faults = {entry.uri: entry.fault for entry in entries if entry.fault}
     drawn = {posixpath.dirname(uri) + "/" for uri in uris if posixpath.basename(uri) == PREDICTIONS}
     pictures: list[str] = []
     unnamed: list[str] = []
@@ -68,6 +71,8 @@ def list_pictures(folder: str) -> Pictures:
             passed[DRAWN] += 1
         elif suffix in SUFFIXES:
             pictures.append(uri)
+        elif uri in faults:
+            passed[faults[uri]] += 1
         elif not suffix:
             unnamed.append(uri)
         elif suffix in UNREAD:

@@ -4,13 +4,16 @@ what is wrong and gives the remedy.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
+import tempfile
 
 import pyarrow.fs as pafs
 
 from cluster.errors import UsageError
 from cluster.storage import files, schemes, zips
+from cluster.storage.local_tree import fault_of
 from cluster.storage.schemes import ObjectStore
 from cluster.storage.uris import absolute
 
@@ -40,6 +43,8 @@ def check_readable(uri: str) -> None:
     if store is None:
         if not os.path.exists(uri):
             raise UsageError(f"{uri}: there is no such file or folder; check the path")
+        if fault := fault_of(uri):
+            raise UsageError(f"{uri}: is {fault}; save its content as a file and name that")
         if not os.access(uri, os.R_OK):
             raise UsageError(f"{uri}: this user may not read it; change its permissions")
         return
@@ -94,6 +99,14 @@ def _check_writable_locally(path: str) -> None:
             f"{path}: this user may not write to {nearest}; change its permissions or give another"
             " path"
         )
+    # Permissions do not tell all: nobody can make a file in /proc. This one is gone at once.
+    try:
+        tempfile.TemporaryFile(dir=nearest, prefix=files.PARTIAL).close()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UsageError(
+                f"{path}: no file can be made in {nearest} ({error.strerror}); give another path"
+            ) from error
 
 
 def _check_bucket(store: ObjectStore, uri: str) -> str:

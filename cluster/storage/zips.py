@@ -97,6 +97,12 @@ class Archive:
             if name.startswith(start):
                 yield f"{self.uri}/{name}", member.size, self.changed
 
+    def names(self, folder: str) -> list[str]:
+        """The files and folders right in a folder, sorted."""
+        start = f"{folder}/" if folder else ""
+        inside = (name[len(start) :] for name in self.members if name.startswith(start))
+        return sorted({name.split("/")[0] for name in inside})
+
     def read(self, name: str) -> bytes:
         """The content of a file. `FileNotFoundError` where it is not there, `DamagedMember` where
         it cannot be unpacked.

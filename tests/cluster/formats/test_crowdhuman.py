@@ -69,7 +69,7 @@ def test_a_bad_line_costs_itself_and_is_named_by_its_number(tmp_path: Path) -> N
         '{"ID": "cut", "gtboxes": [',
         "[1]",
         line(7, PERSON),
-        line("../out", PERSON, PERSON),
+        line("\0", PERSON, PERSON),
         json.dumps({"ID": "none"}),
         line("good", PERSON),
         "9" * 5000,
@@ -83,7 +83,7 @@ def test_a_bad_line_costs_itself_and_is_named_by_its_number(tmp_path: Path) -> N
     assert found[2] == found[3] == "its line is not a JSON object"
     assert (details["line 2"], details["line 3"]) == ("Expecting value, column 27", "list")
     assert found[4] == "its ID is no text"
-    assert found[5] == "its ID leads out of the images folder"
+    assert found[5] == "its ID names no file"
     assert found[6] == "it has no list gtboxes"
     assert (found[7], details["line 7"]) == ("another line has the same ID", "line 1")
     assert found[8] == found[9] == "its line is not a JSON object"

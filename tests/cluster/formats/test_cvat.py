@@ -48,6 +48,53 @@ def test_a_good_file(tmp_path: Path, meta: str) -> None:
     assert source.quarantined == () and source.repairs == {}
 
 
+def of_subset(subset: str, *shapes: str, **options: str) -> str:
+    return image(*shapes, **options).replace("<image ", f'<image subset="{subset}" ')
+
+
+OTHER = BOX.replace("cat", "dog")
+
+
+def labels_by_name(source: Source) -> dict[str, list[int]]:
+    return {one.file_name: [box.label for box in one.annotations] for one in source.images}
+
+
+@pytest.mark.parametrize("pictures", [(), ("Train/a.jpg", "Val/a.jpg", "Train/b.jpg"), ("a.jpg",)])
+def test_the_same_name_in_two_subsets_is_two_pictures(
+    tmp_path: Path, pictures: tuple[str, ...]
+) -> None:
+    for name in pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    source = read(
+        tmp_path,
+        of_subset("Train", BOX, id_="0"),
+        of_subset("Val", OTHER, id_="1"),
+        of_subset("Train", OTHER, OTHER, id_="2", name="b.jpg"),
+        image(id_=3, name="c.jpg"),
+    )
+    other = "Train/b.jpg" if "Train/b.jpg" in pictures else "b.jpg"
+    assert labels_by_name(source) == {
+        "Train/a.jpg": [1],
+        "Val/a.jpg": [0],
+        other: [0, 0],
+        "c.jpg": [],
+    }
+    assert source.quarantined == () and (source.listed, source.lost) == (4, 0)
+
+
+def test_the_same_name_twice_in_one_subset_is_a_fault(tmp_path: Path) -> None:
+    source = read(tmp_path, of_subset("Train", BOX, id_="0"), of_subset("Train", OTHER, id_="1"))
+    assert reasons(source) == [("image", "a.jpg", "another <image> has the same name")]
+
+
+@pytest.mark.parametrize("subset", ["..", "/etc", "../x", "."])
+def test_a_subset_does_not_lead_out_of_the_folder(tmp_path: Path, subset: str) -> None:
+    source = read(tmp_path, of_subset(subset, BOX, id_="0"), of_subset("Val", OTHER, id_="1"))
+    assert all(not name.startswith(("/", "..")) for name in source.images.names)
+    assert (source.listed, source.annotated, source.quarantined) == (2, 2, ())
+
+
 def test_polygons_and_masks_become_their_bounding_boxes(tmp_path: Path) -> None:
     source = read(
         tmp_path,
@@ -75,12 +122,12 @@ def test_polygons_and_masks_become_their_bounding_boxes(tmp_path: Path) -> None:
     [
         (
             '<polyline label="cat" points="1,2;3,4"/>',
-            "its shape is polyline; boxes, polygons",
+            "it has another shape; boxes, polygons",
         ),
-        ('<points label="cat" points="1,2"/>', "its shape is points; boxes, polygons and masks"),
+        ('<points label="cat" points="1,2"/>', "it has another shape; boxes, polygons and masks"),
         (
             '<ellipse label="cat" cx="1" cy="2" rx="3" ry="4"/>',
-            "its shape is ellipse; boxes,",
+            "it has another shape; boxes,",
         ),
         (BOX.replace("/>", ' rotation="12.5"/>'), "it is a turned box (rotation)"),
         (BOX.replace("/>", ' rotation="north"/>'), "it is a turned box (rotation)"),
@@ -107,13 +154,13 @@ def test_a_bad_image_costs_itself_alone(tmp_path: Path) -> None:
         tmp_path,
         image(BOX, id_=0),
         image(BOX, BOX, id_=1),
-        image(BOX, id_=2, name="../b.jpg"),
+        image(BOX, id_=2, name=".."),
         image(id_=3, name=""),
         image(id_=5, name="c.jpg", size="-1"),
     )
     assert reasons(source) == [
         ("image", "a.jpg", "another <image> has the same name"),
-        ("image", "../b.jpg", "its name leads out of the images folder"),
+        ("image", "..", "its name names no file"),
         ("image", "?", "it has no name"),
     ]
     # Two boxes of the second image and one of the third.
@@ -178,3 +225,10 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, why: s
     with pytest.raises(DataError) as refused:
         cvat.read_cvat(f"{tmp_path}/a.xml", str(tmp_path))
     assert why in str(refused.value) and str(refused.value).startswith(f"{tmp_path}/a.xml: ")
+
+
+def test_other_shapes_are_one_reason(tmp_path: Path) -> None:
+    shapes = ('<points label="cat" points="1,2"/>', '<polyline label="cat" points="1,2;3,4"/>')
+    source = read(tmp_path, image(BOX, *shapes))
+    assert len({entry.why for entry in source.quarantined}) == 1
+    assert [entry.detail for entry in source.quarantined] == ["points", "polyline"]

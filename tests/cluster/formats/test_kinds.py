@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,14 @@ from cluster.formats.read import SourcePaths, check_paths
 
 OPENIMAGES = b"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n"
 BOXES = b"filename,class,xmin,ymin,xmax,ymax\n"
+
+
+def tar(packed: str) -> bytes:
+    """A tar archive with an annotation file in it."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=f"w:{packed}") as archive:  # pyright: ignore
+        archive.addfile(tarfile.TarInfo("instances.json"), io.BytesIO(b""))
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -32,6 +42,10 @@ BOXES = b"filename,class,xmin,ymin,xmax,ymax\n"
         ("coco", b'{"a": 1}\n{"a": 2}\n', "is JSON lines, an object on each line, but .*; write"),
         ("coco", b"BZh91AY", "is a bzip2 file, but .*; unpack it"),
         ("coco", b"PK\x03\x04abc", "is a ZIP file, but .*; unpack it"),
+        ("coco", b"7z\xbc\xaf\x27\x1c\x00", "is a 7z file, but .*; unpack it"),
+        ("coco", tar(""), "is a tar archive, but .*; unpack it and name the folder"),
+        ("voc", tar("gz"), "is a tar archive, but .*; unpack it and name the folder"),
+        ("coco", tar("xz"), "is an XZ file, but .*; unpack it and name the folder"),
         ("coco", b"<annotation>", "is one of the XML files of VOC, but .*; name the folder"),
     ],
 )
@@ -49,3 +63,10 @@ def test_a_file_of_class_names_is_no_table(tmp_path: Path) -> None:
     path.write_text("names: [red, green, blue]")
     with pytest.raises(UsageError, match="data.yaml: is a YAML file, .*name the folder of the lab"):
         check_paths(SourcePaths("a", "yolo", str(path), str(tmp_path)))
+
+
+def test_an_archive_in_the_place_of_the_images_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text('{"images": []}')
+    (tmp_path / "images.tar.gz").write_bytes(tar("gz"))
+    with pytest.raises(UsageError, match="images are in a folder; unpack it and name the folder"):
+        check_paths(SourcePaths("a", "coco", f"{tmp_path}/all.json", f"{tmp_path}/images.tar.gz"))

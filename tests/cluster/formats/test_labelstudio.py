@@ -164,12 +164,12 @@ def test_a_task_that_nobody_has_annotated_is_no_empty_picture(tmp_path: Path) ->
         (region(), "its region has not exactly one label"),
         (region("cat", "dog"), "its region has not exactly one label"),
         (region("\ud800"), "its region has not exactly one label"),
-        (region("cat", type_="keypointlabels"), "it is a region of type keypointlabels"),
-        (region("cat", type_="brushlabels"), "it is a region of type brushlabels"),
+        (region("cat", type_="keypointlabels"), "it is a region of another type"),
+        (region("cat", type_="brushlabels"), "it is a region of another type"),
         ({"type": "rectangle", "value": {"x": 1}}, "its region has not exactly one label"),
-        ({"type": ["rectanglelabels"]}, "it is a region of type ['rectanglelabels']"),
+        ({"type": ["rectanglelabels"]}, "it is a region of another type"),
         ({"type": "rectanglelabels", "value": 7}, "its region has not exactly one label"),
-        ("rectangle", "it is a region of type None"),
+        ("rectangle", "it is a region of another type"),
     ],
 )
 def test_a_bad_region_costs_itself_alone(tmp_path: Path, result: Any, why: str) -> None:
@@ -250,3 +250,14 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, why: s
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=why):
         labelstudio.read_labelstudio(f"{tmp_path}/a.json", str(tmp_path))
+
+
+def test_regions_of_other_types_are_one_reason(tmp_path: Path) -> None:
+    results = [region("cat", type_=type_) for type_ in ("brushlabels", "x\ud800", "brushlabels")]
+    source = read(tmp_path, task(1, "a.jpg", annotation(region("cat"), *results)))
+    assert len({entry.why for entry in source.quarantined}) == 1
+    assert [entry.detail for entry in source.quarantined] == [
+        "type brushlabels",
+        "type x\\ud800",
+        "type brushlabels",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ COCO = '{"info": {}, "images": [], "annotations": [], "categories": []}'
 CVAT = '<?xml version="1.0"?>\n<!-- <a> -->\n<annotations><image id="0"/></annotations>'
 VOC = "<annotation><filename>a.jpg</filename></annotation>"
 TASKS = '[{"id": 1, "data": {"image": "/data/upload/1/a.jpg"}, "annotations": []}]'
+BOXES = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,9,9,cat,1,2,3,4\n"
+OPENIMAGES = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n"
 LABEL = "0 0.5 0.5 0.5 0.5\n"
 # The names of the exports of each tool, with the format, the annotations and the pictures.
 ONE_SET: dict[str, tuple[dict[str, str], tuple[str, str, str]]] = {
@@ -86,6 +89,19 @@ ONE_SET: dict[str, tuple[dict[str, str], tuple[str, str, str]]] = {
         {"data.yaml": "", "labels/train/a.txt": LABEL, "images/train/a.jpg": ""},
         ("yolo", "labels/train", "images/train"),
     ),
+    "roboflow csv": (
+        {"README.txt": "hi", "train/_annotations.csv": BOXES, "train/a.jpg": ""},
+        ("csv", "train/_annotations.csv", "train"),
+    ),
+    "openimages": (
+        {
+            "validation-annotations-bbox.csv": OPENIMAGES,
+            "class-descriptions-boxable.csv": "/m/1,cat\n",
+            "image-ids.csv": "ImageID,Subset,OriginalURL,License\n",
+            "validation/a.jpg": "",
+        },
+        ("openimages", "validation-annotations-bbox.csv", "."),
+    ),
     "coco 2017": (
         {
             "annotations/instances_val2017.json": COCO,
@@ -132,6 +148,10 @@ SEVERAL: dict[str, tuple[dict[str, str], list[str]]] = {
             for s in SPLITS
             for n, t in [("_annotations.coco.json", COCO), ("a.jpg", "")]
         },
+        ["test", "train", "valid"],
+    ),
+    "roboflow csv": (
+        {f"{s}/{n}": t for s in SPLITS for n, t in [("_annotations.csv", BOXES), ("a.jpg", "")]},
         ["test", "train", "valid"],
     ),
     "roboflow voc": (
@@ -227,3 +247,40 @@ def test_a_file_alone_needs_its_pictures(tmp_path: Path) -> None:
         find_set(f"{tmp_path}/all.json", None, None)
     with pytest.raises(UsageError, match="there is no such file or folder"):
         find_set(f"{tmp_path}/other.zip/train", None, None)
+
+
+@pytest.mark.parametrize("name", ["export", "export.zip"])
+@pytest.mark.parametrize(
+    ("file", "text", "format_"),
+    [("_annotations.coco.json", COCO, "coco"), ("_annotations.csv", BOXES, "csv")],
+)
+def test_the_pictures_of_a_file_may_lie_beside_it(
+    tmp_path: Path, file: str, text: str, format_: str, name: str
+) -> None:
+    root = write({f"train/{file}": text, "train/a.jpg": "", "b.jpg": ""}, tmp_path / name)
+    found, said = find_set(f"{root}/train/{file}", None, None)
+    assert found == Set(format_, f"{root}/train/{file}", f"{root}/train")  # pyright: ignore
+    assert said == f"{root}/train/{file}: format {format_}, pictures in {root}/train"
+
+
+def test_a_table_counts_where_no_other_annotations_are(tmp_path: Path) -> None:
+    names = {"all.json": COCO, "boxes.csv": BOXES, "notes.csv": "a,b,c\n", "images/a.jpg": ""}
+    root = write(names, tmp_path / "both")
+    assert find_set(root, None, None)[0].format == "coco"
+    assert find_set(root, None, "csv")[0] == Set("csv", f"{root}/boxes.csv", f"{root}/images")
+    with pytest.raises(UsageError, match="another format; say --format coco"):
+        find_set(root, None, "openimages")
+
+
+@pytest.mark.parametrize("images", [None, "photos"])
+def test_a_file_that_is_no_annotation_is_named_before_its_pictures_are_asked_for(
+    tmp_path: Path, images: str | None
+) -> None:
+    write({"photos/a.jpg": "", "a.yaml": "names: [cat]"}, tmp_path)
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "photos", "photos")
+    pictures = images and str(tmp_path / images)
+    with pytest.raises(UsageError, match="^--annotations .*: is a tar archive; unpack it and name"):
+        find_set(f"{tmp_path}/set.tar.gz", pictures, None)
+    with pytest.raises(UsageError, match="is a YAML file; name the folder of the labels"):
+        find_set(f"{tmp_path}/a.yaml", pictures, None)

@@ -109,3 +109,14 @@ def test_sources_are_merged_with_their_frequencies_and_lists(tmp_path: Path) -> 
     # The second source's ids move up by 5 + 1.
     assert (first.image_id, first.federated) == (5, None)
     assert (second.image_id, second.federated) == (11, Federated((2, 3), (1,)))
+
+
+@pytest.mark.parametrize("frequency", ["x", "rare", "", 3])
+def test_a_frequency_of_another_letter_is_counted(tmp_path: Path, frequency: Any) -> None:
+    categories = [*CATEGORIES[:2], {**CATEGORIES[2], "frequency": frequency}]
+    source = read(tmp_path, image(5, [], []), categories=categories)
+    assert [one.frequency for one in source.categories] == ["r", "f", None]
+    assert source.repairs["frequencies of classes that are none of r, c, f, passed over"] == 1
+    without = [{**one, "frequency": None} for one in CATEGORIES]
+    source = read(tmp_path, image(5, [], []), categories=without)
+    assert not any("frequencies" in said for said in source.repairs)

@@ -11,6 +11,7 @@ from cluster.errors import DataError, UsageError
 from cluster.formats.annotations import Annotation, ImageRecord, Source, keep_all
 from cluster.formats.parquet_boxes import NO_OBJECTS, read_parquet
 from cluster.shards.format import Category
+from cluster.storage import parquet_pictures
 from tests.support.parquet_sets import Row, row, write
 from tests.support.pictures import jpeg, noise
 
@@ -117,7 +118,7 @@ def test_a_bad_row_costs_itself(tmp_path: Path) -> None:
         row(1, *XYWH),
         row(2, *XYWH, objects={"bbox": XYWH, "category": [1]}),
         row(3, *XYWH, image=None),
-        row(4, *XYWH, image={"bytes": None, "path": "../b.jpg"}),
+        row(4, *XYWH, image={"bytes": None, "path": ".."}),
         row(1, *XYWH),
         row(-5, *XYWH),
         row(6, objects=None),
@@ -138,8 +139,8 @@ def test_a_bad_row_costs_itself(tmp_path: Path) -> None:
         ("image", "train.parquet#2", "its image is null"),
         (
             "image",
-            "train.parquet#3 (../b.jpg)",
-            "its file_name leads out of the images folder",
+            "train.parquet#3 (..)",
+            "its file_name names no file",
         ),
         ("image", "train.parquet#4 (1.jpg)", "an earlier row has its image_id"),
         ("image", "train.parquet#5 (-5.jpg)", "its image_id is not an integer from 0 on"),
@@ -154,6 +155,23 @@ def test_pictures_may_be_the_names_of_files(tmp_path: Path) -> None:
     source = read(tmp_path, rows)
     assert [image.file_name for image in source.images] == ["a.jpg"]
     assert reasons(source)[0][2].startswith("its file_name is a URL")
+
+
+def test_a_path_of_another_machine_is_no_file_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the sizes are looked up in the pictures."""
+    looked_at: list[str] = []
+    monkeypatch.setattr(
+        parquet_pictures, "read_all", lambda uris: looked_at.extend(uris) or [None] * len(uris)
+    )
+    rows = [
+        {"image": name, "objects": row(1, *XYWH)["objects"]} for name in ("/etc/a.png", "../b.png")
+    ]
+    source = read(tmp_path, rows)
+    assert source.images.names == ["etc/a.png", "b.png"] and source.quarantined == ()
+    assert source.images.elsewhere_I.tolist() == [True, True]
+    assert looked_at == [f"{tmp_path}/etc/a.png", f"{tmp_path}/b.png"]
 
 
 def test_rows_without_whole_image_ids_are_counted(tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ def test_names_in_another_unicode_form_belong_together(tmp_path: Path) -> None:
         ("nc: 2", r"has no `names`; it must list the classes: `names: \[cat, dog\]`"),
         ("names: []", "names no class"),
         ("names: [", "not valid YAML"),
+        (
+            "nc: 3\nnames: [cat, dog]",
+            "`nc`, the number of classes, is 3, but `names` has 2; correct",
+        ),
+        ("nc: 1\nnames: {0: cat, 1: dog}", "`nc`, the number of classes, is 1, but `names` has 2"),
+        ("nc: two\nnames: [cat, dog]", "`nc`, the number of classes, is two, but `names` has 2"),
     ],
 )
 def test_class_names_that_cannot_be_used(tmp_path: Path, names: str, message: str) -> None:
@@ -199,6 +205,49 @@ def test_class_names_that_cannot_be_used(tmp_path: Path, names: str, message: st
 def test_class_names_are_the_text_that_stands_there(tmp_path: Path, names: str) -> None:
     source = yolo.read_yolo(*write(tmp_path, names=names, a=""))
     assert [category.name for category in source.categories] == ["yes", "no", "02146", "1.0"]
+
+
+@pytest.mark.parametrize("count", ["nc: 2\n", "nc: '2'  # classes\n", "nc: 2.0\n", "nc:\n", ""])
+def test_a_number_of_classes_that_is_right_or_not_given(tmp_path: Path, count: str) -> None:
+    source = yolo.read_yolo(*write(tmp_path, names=f"{count}names: [cat, dog]", a=""))
+    assert [category.name for category in source.categories] == ["cat", "dog"]
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["data.yaml", "data.yml", "classes.txt", "obj.names"])
+def test_text_files_of_every_encoding_are_read_alike(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    labels, images = write(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text = "nc: 2\r\nnames: [Bär, 猫]\r\n" if name.startswith("data") else "Bär\r\n猫\r\n"
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
+    label = f"{mark}1 0.5 0.5 0.2 0.4\r\n0 0.5 0.5 0.2 0.2\r\n"
+    (tmp_path / "labels/a.txt").write_bytes(label.encode(encoding))
+    (tmp_path / "labels/gone.txt").write_bytes(label.encode(encoding))
+    source = yolo.read_yolo(labels, images)
+    assert [category.name for category in source.categories] == ["Bär", "猫"]
+    assert [one.label for one in source.images[0].annotations] == [1, 0]
+    # The label file without an image has two labels, and is no note.
+    assert reasons(source) == [("image", "gone.txt", yolo.NO_IMAGE)] and source.lost == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xfec\x00a", "byte 4 is not UTF-16-LE; it must hold a class name a line"),
+        (b"cat\n\xff", "byte 4 is not UTF-8; it must hold a class name a line"),
+    ],
+)
+def test_a_text_file_that_is_cut_off_or_no_text(tmp_path: Path, data: bytes, message: str) -> None:
+    labels, images = write(tmp_path, a="")
+    (tmp_path / "labels/classes.txt").write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        yolo.read_yolo(labels, images)
 
 
 def test_the_nearest_class_names_count(tmp_path: Path) -> None:

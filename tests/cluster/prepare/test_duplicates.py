@@ -76,14 +76,14 @@ def test_duplicates_are_dropped_and_counted_separately(
     ].to_pylist() == ["new.jpg"]
     verify.verify_shard_set(prepared.shard_set)
     whys = {
-        record.where: (record.what, record.why)
+        record.where: (record.what, record.why, record.detail)
         for record in quarantine.read_quarantine(str(tmp_path / "out"))
     }
-    there = ("duplicate", f"the same picture is in {train_set.uri}")
+    there = "the same picture is in another shard set"
     assert whys == {
-        "leak.jpg": there,
-        "turned.jpg": there,
-        "new again.jpg": ("duplicate", "the same picture comes twice"),
+        "leak.jpg": ("duplicate", there, f"as x.jpg in {train_set.uri}"),
+        "turned.jpg": ("duplicate", there, f"as y.jpg in {train_set.uri}"),
+        "new again.jpg": ("duplicate", "the same picture comes twice", "as new.jpg"),
     }
     counts = prepared.index.counts
     assert (

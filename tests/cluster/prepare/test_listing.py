@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,29 @@ def test_a_rule_that_leaves_a_name_open_is_a_hint_and_no_more(
     assert {entry.why for entry in found.quarantined} == {"the file is not in the images folder"}
     if files == ("Train/a.jpg",):
         assert hints["a.jpg"] == "there is Train/a.jpg"
+
+
+def test_a_name_with_other_capitals_is_left_out_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    found = match_files(source("A.PNG", "Sub/b.png", "c/B.png"), [str(tmp_path)])
+    assert {entry.where: entry.detail for entry in found.quarantined} == {
+        "A.PNG": "there is a.png, which differs in capitals alone",
+        "Sub/b.png": "there is sub/b.png, which differs in capitals alone",
+        "c/B.png": "there is sub/b.png",
+    }
+
+
+def test_pictures_that_cannot_be_read_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "b.jpg").symlink_to("gone")
+    (tmp_path / "c.jpg").symlink_to("gone")
+    os.mkfifo(tmp_path / "d.jpg")
+    found = match_files(source("a.jpg", "b.jpg", "d.jpg"), [str(tmp_path)])
+    assert found.usable.tolist() == [0]
+    assert {entry.where: entry.why for entry in found.quarantined} == {
+        "b.jpg": "it is a link that leads nowhere",
+        "d.jpg": "it is neither a file nor a folder: a pipe, a socket or a device",
+    }
+    assert found.passed_over == {"a picture in the folder that no record lists (such as c.jpg)": 1}

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.errors import DataError, on_one_line
+from cluster.errors import DataError
+from cluster.formats.names import plain_name
 from cluster.formats.read import SourcePaths
 from cluster.prepare import listing
 from cluster.prepare.plan import Options, plan_shards
@@ -98,7 +99,11 @@ class Case(NamedTuple):
 
 TINY = LEFT_OUT + "its box has a side under 1 px inside the picture (such as 70 of case.jpg)"
 NO_NUMBERS = LEFT_OUT + "its bbox is not four finite numbers (such as 70)"
-LEADS_OUT = LEFT_OUT + "its file_name leads out of the images folder (such as "
+NO_FILE = LEFT_OUT + "its file_name names no file (such as "
+ELSEWHERE = (
+    LEFT_OUT
+    + "its path is of another machine, and not one file of the images folder ends like it (such as "
+)
 NO_IMAGE_ID = LEFT_OUT + "its id is not an integer from 0 on (such as case.jpg)"
 UNREADABLE = LEFT_OUT + "it cannot be decoded: "
 OTHER_SIZE = REPAIRED + "image sizes wrong in the annotations, taken from the pixels"
@@ -106,15 +111,15 @@ UPRIGHT = REPAIRED + "images with an EXIF orientation, stored upright"
 BEFORE = (
     REPAIRED + "images whose boxes were annotated before the EXIF turn, turned with the picture"
 )
-SECRET = (
-    "../secret.jpg",
-    "a/../../secret.jpg",
-    "..\\secret.jpg",
-    "/etc/passwd",
-    "C:\\a.jpg",
-    "a\0.jpg",
-    "..",
-)
+SECRET = {
+    "../secret.jpg": ELSEWHERE + "/secret.jpg)",
+    "a/../../secret.jpg": ELSEWHERE + "/secret.jpg)",
+    "..\\secret.jpg": ELSEWHERE + "/secret.jpg)",
+    "/etc/passwd": ELSEWHERE + "/etc/passwd)",
+    "C:\\a.jpg": ELSEWHERE + "/a.jpg)",
+    "a\0.jpg": NO_FILE + r"a\x00.jpg)",
+    "..": NO_FILE + "..)",
+}
 
 IS_URL = LEFT_OUT + "its file_name is a URL; download the pictures and name the files (such as "
 CURSOR = "\x1b[2J\r\n.jpg"
@@ -198,8 +203,13 @@ CASES = [
         image={"file_name": "\ud83d.jpg"},
     ),
     *(
-        Case(f"the path {name!r}", LEADS_OUT + on_one_line(name), None, image={"file_name": name})
-        for name in SECRET
+        Case(f"the path {name!r}", line, None, image={"file_name": name})
+        for name, line in SECRET.items()
+    ),
+    Case(
+        "a path of another machine",
+        REPAIRED + "paths of another machine, matched with the files that end like them",
+        image={"file_name": "C:\\Users\\ann\\pets\\case.jpg"},
     ),
     *(
         Case(f"the URL {name}", IS_URL + name, None, image={"file_name": name})
@@ -486,7 +496,11 @@ def test_a_fault_of_real_data(case: Case, tmp_path: Path) -> None:
     if case.boxes is None:
         # Nothing of the record is lost: the image's, and that of the annotation which goes with it.
         (record,) = [json.loads(one.raw) for one in prepared.quarantined if one.what == "image"]
-        assert record == IMAGE | case.image | {"annotations": [BOX | case.box]}
+        name = (IMAGE | case.image)["file_name"]
+        if ELSEWHERE in case.line:
+            name = plain_name(name)
+        expected = IMAGE | case.image | {"file_name": name, "annotations": [BOX | case.box]}
+        assert record == expected
     elif not case.boxes:
         (record,) = [json.loads(one.raw) for one in prepared.quarantined] or [{}]
         assert (

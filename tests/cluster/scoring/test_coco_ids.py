@@ -19,6 +19,24 @@ def test_ids_of_images_are_those_of_the_json() -> None:
     assert ids_of_images([], "s3://b/pictures/", IDS) == {}
 
 
+def test_a_path_of_another_machine_names_the_picture_that_ends_like_it() -> None:
+    named = {
+        "C:\\pets\\below\\b.jpg": 17,
+        "/pets/a.jpg": 3,
+        "../c.jpg": 4,
+        "/c.jpg": 5,
+        "d.jpg": 6,
+        "/pets/d.jpg": 7,
+    }
+    uris = [f"/p/{name}" for name in ("a.jpg", "below/b.jpg", "c.jpg", "d.jpg", "x/e.jpg")]
+    # Two images have the path c.jpg; d.jpg is named as it is.
+    assert ids_of_images(uris, "/p", CocoIds("coco.json", named, {})) == {
+        "/p/a.jpg": 3,
+        "/p/below/b.jpg": 17,
+        "/p/d.jpg": 6,
+    }
+
+
 @pytest.mark.parametrize(
     ("uris", "words"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -138,3 +139,13 @@ def test_results_are_complete_when_a_picture_cannot_be_drawn(
     # Of 1 x 3000 px: 32 inches of picture and not 24,000.
     with Image.open(folder / "overlays" / drawn[0]) as strip:
         assert strip.height < 90 * 33
+
+
+def test_links_that_lead_nowhere_and_pipes_are_listed(tmp_path: Path) -> None:
+    """Each is a row with an error then, like other pictures that cannot be read."""
+    (tmp_path / "a.jpg").symlink_to("gone")
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "notes")
+    found = list_images(str(tmp_path))
+    assert found.uris == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.png"]
+    assert found.passed_over == {"neither a file nor a folder: a pipe, a socket or a device": 1}

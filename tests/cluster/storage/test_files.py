@@ -7,6 +7,7 @@ import pytest
 
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.storage import files, uris
+from cluster.storage.local_tree import NO_FILE, NOWHERE
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -159,3 +160,25 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
         (f"{root}/other/back/a.jpg", 1),
         (f"{root}/other/back/link.jpg", 1),
     ]
+
+
+def test_what_is_no_file_is_listed_with_the_reason_and_never_opened(tmp_path: Path) -> None:
+    """To open a pipe would wait for somebody who writes into it."""
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / "nowhere.jpg").symlink_to("gone")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    (tmp_path / "through.jpg").symlink_to("a.jpg/b.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert {Path(entry.uri).name: entry.fault for entry in files.list_entries(str(tmp_path))} == {
+        "a.jpg": "",
+        "nowhere.jpg": NOWHERE,
+        "pipe.jpg": NO_FILE,
+        "round.jpg": NOWHERE,
+        "through.jpg": NOWHERE,
+    }
+    assert files.list_files(str(tmp_path)) == [(f"{tmp_path}/a.jpg", 1)]
+    for name in ("nowhere.jpg", "round.jpg", "through.jpg"):
+        with pytest.raises(FileNotFoundError, match=NOWHERE):
+            files.read_bytes(f"{tmp_path}/{name}")
+    with pytest.raises(DataError, match=rf"pipe.jpg: is {NO_FILE}; put a file in its place"):
+        files.read_bytes(f"{tmp_path}/pipe.jpg")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cluster.storage import files
+from cluster.storage.local_tree import NO_FILE, NOWHERE
 from cluster.storage.pictures import (
     DRAWN,
     HIDDEN,
@@ -109,3 +111,14 @@ def test_a_folder_above_may_be_hidden(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "b/c.jpg", "a..b/c", "deaDir/a", "~a.jpg"])
 def test_files_that_no_tool_left(name: str) -> None:
     assert not is_left_by_tools(name)
+
+
+def test_what_cannot_be_read_is_a_picture_by_its_suffix_alone(tmp_path: Path) -> None:
+    fill(str(tmp_path), "a.jpg")
+    for name in ("b.jpg", "c", "d.txt", ".e.jpg"):
+        (tmp_path / name).symlink_to("gone")
+    os.mkfifo(tmp_path / "f.png")
+    os.mkfifo(tmp_path / "g")
+    found = list_pictures(str(tmp_path))
+    assert found.uris == [f"{tmp_path}/{name}" for name in ("a.jpg", "b.jpg", "f.png")]
+    assert found.passed_over == {HIDDEN: 1, NOWHERE: 2, NO_FILE: 1} and found.others == {}

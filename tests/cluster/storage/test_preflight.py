@@ -4,6 +4,7 @@ test_s3.
 
 from __future__ import annotations
 
+import os
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -93,3 +94,16 @@ def test_preflight_names_an_endpoint_that_does_not_answer(
             UsageError, match=rf"{endpoint} does not answer; check AWS_ENDPOINT_URL"
         ):
             check(f"{bucket}/key")
+
+
+@pytest.mark.parametrize("path", ["/proc/out", "/proc/out/deep"])
+def test_preflight_names_a_folder_that_takes_no_files(path: str) -> None:
+    """Permissions do not tell: root may write to /proc, and nobody can."""
+    with pytest.raises(UsageError, match=rf"^{path}: .*/proc.*; .*give another path$"):
+        preflight.check_writable(path)
+
+
+def test_preflight_never_opens_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: is neither a file nor a folder: .*; save its con"):
+        preflight.check_readable(str(tmp_path / "pipe"))

@@ -1,0 +1,76 @@
+"""What lies below a local folder, also behind symbolic links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cluster.errors import DataError
+
+NOWHERE = "a link that leads nowhere"
+NO_FILE = "neither a file nor a folder: a pipe, a socket or a device"
+
+
+class Entry(NamedTuple):
+    """A file of a listing, `size` in bytes and `changed` in ns since 1970. `fault` is why it is no
+    file that can be read.
+    """
+
+    uri: str
+    size: int
+    changed: int
+    fault: str = ""
+
+
+def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
+    """All below a folder that is no folder. A link to a folder that it lies in (`above`, by device
+    and inode) is not followed: pyarrow's listing has its files 41 times. `DataError` where a name
+    is not UTF-8.
+    """
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                entry.name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{folder}: contains a file whose name is not UTF-8:"
+                    f" {os.fsencode(entry.name)!r}; rename or remove it"
+                ) from None
+            found = _status(entry.path)
+            if found is None:
+                # A file that was deleted meanwhile is none.
+                if entry.is_symlink():
+                    yield Entry(entry.path, 0, 0, NOWHERE)
+            elif stat.S_ISDIR(found.st_mode):
+                yield from walk(entry.path, above | {here})
+            else:
+                fault = "" if stat.S_ISREG(found.st_mode) else NO_FILE
+                yield Entry(entry.path, found.st_size, found.st_mtime_ns, fault)
+
+
+def fault_of(path: str) -> str:
+    """Why there is no file or folder to read; empty where there is one, and where nothing is."""
+    found = _status(path)
+    if found is None:
+        return NOWHERE if os.path.islink(path) else ""
+    return "" if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else NO_FILE
+
+
+def _status(path: str) -> os.stat_result | None:
+    """None where nothing is, also behind a link or in a circle of links."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
