@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from detector.boxes import area, intersection, iou, sides_and_centres
+from detector.boxes import area, intersection, sides_and_centres
 from detector.choices import AnchorConvention
 
 BACKGROUND = -1

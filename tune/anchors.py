@@ -29,17 +29,24 @@ SAMPLE = 3000
 """Boxes that each candidate is measured on."""
 RECALL_ERROR, DIFFERENCE_ERROR = 0.003, 0.0015
 """Standard deviation of a recall on the sample from that on all boxes, and of the difference of two
-recalls: measured on COCO's boxes.
+recalls: measured on COCO's boxes, with fewer strata than now.
 """
 PRICE = 0.003
 """Mean worth of the objects that one more anchor at every position must bring."""
 PART = 100_000
 """Boxes of a task. It does not follow the number of CPUs, so that sums are the same to the bit."""
 LEAST_CANDIDATES = 100
-POPULATION = 100
-"""Candidates of a generation."""
-RATIO_TAILS = (0.005, 0.995)
-"""Quantiles of the boxes' ratios within which ratios are searched."""
+POPULATION = 50
+"""Candidates of a generation. One half of the first one is drawn near the given anchors, the other
+anywhere. Score after 3,000 candidates, mean of three seeds: 0.621; all anywhere 0.618; with 100 in
+a generation 0.612.
+"""
+NEAR = 0.1
+"""Standard deviation of those near the given anchors, a share of each number's range."""
+RATIO_TAILS, RATIO_MARGIN = (0.005, 0.995), 2
+"""Ratios are searched between these quantiles of the boxes' ratios, and an octave beyond: where
+positions lie far apart, an anchor of another shape may hit more of them.
+"""
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -184,7 +191,10 @@ def _propose(
     bounds = genes.bounds()
     population = min(POPULATION, candidates // 10)
     first = generator.uniform(*bounds.T, (population, len(bounds)))
-    first[0] = genes.encode(generator)
+    spans = bounds[:, 1] - bounds[:, 0]
+    for row in range(population // 2):
+        noise = NEAR * spans * generator.standard_normal(len(bounds)) if row else 0.0
+        first[row] = np.clip(genes.encode(generator) + noise, *bounds.T)
     # `tol` below 0: it ends after its generations, not when the population is alike.
     differential_evolution(
         loss,
@@ -193,6 +203,7 @@ def _propose(
         maxiter=candidates // population - 1,
         tol=-1,
         polish=False,
+        recombination=0.9,
         rng=generator,
     )
     ranked = sorted(best.values(), key=lambda one: -one[0])
@@ -200,10 +211,10 @@ def _propose(
 
 
 def _ratio_limits(sample: PlacedBoxes, given: AnchorConfig) -> tuple[float, float]:
-    """The ratios, height / width, of all boxes but the most extreme, and of the given anchors."""
+    """The least and the largest ratio, height / width, that are searched."""
     sides_N2 = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     low, high = np.quantile(sides_N2[:, 1] / sides_N2[:, 0], RATIO_TAILS).tolist()
-    return min(low, *given.ratios), max(high, *given.ratios)
+    return min(low / RATIO_MARGIN, *given.ratios), max(high * RATIO_MARGIN, *given.ratios)
 
 
 def _fits(
