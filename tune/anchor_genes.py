@@ -26,10 +26,13 @@ STEPS = (0.15, 1.5)
 
 @dataclass(frozen=True)
 class AnchorGenes:
-    """The vectors around the given anchors. `ratios` are the limits of height / width."""
+    """The vectors around the given anchors."""
 
     given: AnchorConfig
     ratios: tuple[float, float]
+    """The limits of height / width."""
+    largest: float
+    """Side of the largest object, canvas px. No base size is above it, but for the given ones."""
 
     @property
     def most_scales(self) -> int:
@@ -42,10 +45,11 @@ class AnchorGenes:
     def bounds(self) -> np.ndarray:
         """(genes, 2): the least and the largest number."""
         sizes = np.log2(self.given.base_sizes) + np.log2(min(self.given.scales))
+        largest = np.maximum(sizes, np.minimum(sizes + LARGER, np.log2(self.largest)))
         low, high = np.log2(self.ratios)
         return np.array(
             [
-                *((size - SMALLER, size + LARGER) for size in sizes),
+                *zip(sizes - SMALLER, largest, strict=True),
                 (1, self.most_scales + 0.999),
                 *[STEPS] * (self.most_scales - 1),
                 (1, self.most_ratios + 0.999),

@@ -21,13 +21,13 @@ def table(search: AnchorSearch) -> str:
     """Before and after in lines of text: recall by size, mean IoU, anchors at a position. All boxes
     are counted; recalls on the sample stand in brackets.
     """
-    rows = [("", "before", "after")]
-    before, after = search.given, search.best
+    both = (search.given, search.best)
+    rows = {"": ["before", "after"]}
     for name in ("all", *SIZES):
-        rows.append((f"recall {name}", *(_recalls(one, name) for one in (before, after))))
-    rows.append(("mean IoU", *(f"{one.whole.mean_iou:.3f}" for one in (before, after))))
-    rows.append(("anchors", *(str(one.per_position) for one in (before, after))))
-    return "\n".join(f"{name:<14}{old:>16}{new:>16}".rstrip() for name, old, new in rows)
+        rows[f"recall {name}"] = [_recalls(one, name) for one in both]
+    rows["mean IoU"] = [f"{one.whole.mean_iou:.3f}" for one in both]
+    rows["anchors"] = [str(one.per_position) for one in both]
+    return "\n".join(f"{name:<14}{old:>16}{new:>16}" for name, (old, new) in rows.items())
 
 
 def _recalls(candidate: Candidate, name: str) -> str:
@@ -53,7 +53,7 @@ def recipe(search: AnchorSearch, *, data: str) -> str:
         f" {before.per_position} -> {after.per_position}.\n"
     )
     content = {"model": {"anchors": after.anchors.model_dump(mode="json")}}
-    return head + yaml.safe_dump(content, sort_keys=False, width=1000)
+    return head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000)
 
 
 def picture(search: AnchorSearch) -> bytes:
@@ -102,21 +102,33 @@ def _draw_recalls(axes: Axes, search: AnchorSearch) -> None:
     names = ("all", *SIZES)
     counts = (sum(search.given.whole.objects), *search.given.whole.objects)
     kinds = (
-        ("before", search.given, -0.2, {"facecolor": "white", "hatch": "///"}),
-        ("after", search.best, 0.2, {"facecolor": "#003f7f"}),
+        ("before", search.given, -0.2, "white", "///"),
+        ("after", search.best, 0.2, "#003f7f", ""),
     )
-    for kind, candidate, shift, style in kinds:
+    for kind, candidate, shift, fill, hatch in kinds:
         recalls = [_recall(candidate, name) for name in names]
         places = np.arange(len(names)) + shift
-        heights = [recall or 0.0 for recall in recalls]
+        heights = [100 * (recall or 0.0) for recall in recalls]
         label = f"{kind}: {candidate.per_position} anchors at a position"
-        axes.bar(places, heights, 0.38, edgecolor="#003f7f", label=label, **style)
-        for place, recall in zip(places, recalls, strict=True):
-            text = "-" if recall is None else f"{100 * recall:.1f}"
-            axes.text(place, (recall or 0.0) + 0.01, text, ha="center", fontsize=8)
+        axes.bar(
+            places,
+            heights,
+            0.38,
+            label=label,
+            facecolor=fill,
+            hatch=hatch,
+            edgecolor="#003f7f",
+        )
+        for place, height, recall in zip(places, heights, recalls, strict=True):
+            text = "-" if recall is None else f"{height:.1f}"
+            axes.text(place, height + 1, text, ha="center", fontsize=8)
     labels = [f"{name}\n{count:,}" for name, count in zip(names, counts, strict=True)]
     axes.set_xticks(range(len(names)), labels)
-    axes.set(ylim=(0, 1.25), ylabel=f"share with an anchor of IoU {search.foreground:g}")
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.set_title("Recall by object size, %, and number of objects", fontsize=11)
+    axes.set(
+        ylim=(0, 125),
+        xlabel="size in COCO's evaluation, number of objects",
+        ylabel=f"objects with an anchor of IoU {search.foreground:g}, %",
+    )
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title("Recall by object size", fontsize=11)
     axes.legend(loc="upper right", fontsize=8)

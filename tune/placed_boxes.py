@@ -69,7 +69,8 @@ def place_boxes(
     sides_I2 = np.stack([objects.heights_I, objects.widths_I], axis=1)
     count = len(sides_I2)
     if short_sides is None:
-        jitter_I = np.exp(generator.uniform(*np.log(scale_range), count))
+        low, high = np.log(scale_range).tolist()
+        jitter_I = np.exp(generator.uniform(low, high, count))
     else:
         short_I = generator.integers(short_sides[0], short_sides[1] + 1, count)
         jitter_I = np.minimum(1, short_I / (sides_I2 * placement.factors_I2).min(axis=1))

@@ -22,13 +22,13 @@ from pathlib import Path
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
 
-from cluster.shards.index import open_shard_set
-from detector.image_config import CanvasConfig
-from detector.model_config import AnchorConfig
-from tests.support.box_sets import annotations, coco_like, write_annotations
-from tune.anchor_report import picture, recipe, table
-from tune.anchor_tasks import over_ray
-from tune.anchors import Part, Result, in_process, search_anchors
+from cluster.shards.index import open_shard_set  # noqa: E402
+from detector.image_config import CanvasConfig  # noqa: E402
+from detector.model_config import AnchorConfig  # noqa: E402
+from tests.support.box_sets import annotations, coco_like, write_annotations  # noqa: E402
+from tune.anchor_report import picture, recipe, table  # noqa: E402
+from tune.anchor_tasks import over_ray  # noqa: E402
+from tune.anchors import Part, Result, in_process, search_anchors  # noqa: E402
 
 TASK_SECONDS: list[float] = []
 

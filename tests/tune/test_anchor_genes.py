@@ -15,7 +15,7 @@ SIX_RATIOS = AnchorConfig(
 
 @pytest.mark.parametrize("given", [AnchorConfig(), SIX_RATIOS])
 def test_the_given_anchors_have_a_vector(given: AnchorConfig) -> None:
-    genes = AnchorGenes(given, (min(given.ratios), max(given.ratios)))
+    genes = AnchorGenes(given, (min(given.ratios), max(given.ratios)), 800)
     back = genes.decode(genes.encode(np.random.default_rng(0)))
     assert back is not None and back.strides == given.strides
     # Four digits.
@@ -25,9 +25,8 @@ def test_the_given_anchors_have_a_vector(given: AnchorConfig) -> None:
 
 def test_the_smallest_scale_becomes_part_of_the_base_size() -> None:
     given = AnchorConfig(scales=(2.0, 1.5))
-    back = AnchorGenes(given, (0.5, 2.0)).decode(
-        AnchorGenes(given, (0.5, 2.0)).encode(np.random.default_rng(0))
-    )
+    genes = AnchorGenes(given, (0.5, 2.0), 800)
+    back = genes.decode(genes.encode(np.random.default_rng(0)))
     assert back is not None
     assert back.scales == (1.0, 1.333) and back.base_sizes == (48, 96, 192, 384, 768)
 
@@ -35,7 +34,7 @@ def test_the_smallest_scale_becomes_part_of_the_base_size() -> None:
 @pytest.mark.parametrize("convention", ["exact", "torchvision"])
 def test_every_vector_is_anchors_that_the_model_takes(convention: str) -> None:
     given = AnchorConfig.model_validate({"convention": convention})
-    genes = AnchorGenes(given, (0.1, 10.0))
+    genes = AnchorGenes(given, (0.1, 10.0), 800)
     low, high = genes.bounds().T
     generator = np.random.default_rng(0)
     shapes = set()
@@ -50,8 +49,15 @@ def test_every_vector_is_anchors_that_the_model_takes(convention: str) -> None:
 
 
 def test_what_the_model_refuses_is_no_candidate() -> None:
-    genes = AnchorGenes(AnchorConfig(), (0.5, 2.0))
+    genes = AnchorGenes(AnchorConfig(), (0.5, 2.0), 800)
     vector = genes.encode(np.random.default_rng(0))
     # Two levels with the same size.
     vector[1] = vector[0]
     assert genes.decode(vector) is None
+
+
+def test_sizes_are_searched_around_the_given_ones_up_to_the_largest_object() -> None:
+    # The paper's sizes 32 to 512: an eighth to four times, but not above 300 px.
+    bounds = 2 ** AnchorGenes(AnchorConfig(), (0.5, 2.0), 300).bounds()[:5]
+    assert bounds[:, 0] == pytest.approx([4, 8, 16, 32, 64])
+    assert bounds[:, 1] == pytest.approx([128, 256, 300, 300, 512])

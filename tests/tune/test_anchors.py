@@ -154,3 +154,8 @@ def test_a_set_without_objects_is_named(tmp_path: Path) -> None:
     crowds.crowd_N[:] = True
     with pytest.raises(DataError, match="set: none of its 1 images has an object"):
         search(tmp_path, crowds)
+
+
+def test_objects_that_are_lost_on_the_canvas_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of its 10 objects has sides of 1 px on the canvas"):
+        search(tmp_path, anywhere(10, 0.5, 0.5))
