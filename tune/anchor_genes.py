@@ -32,7 +32,7 @@ class AnchorGenes:
     ratios: tuple[float, float]
     """The limits of height / width."""
     largest: float
-    """Side of the largest object, canvas px. No base size is above it, but for the given ones."""
+    """Longest side of an object, canvas px. No base size is above it, but for the given ones."""
 
     @property
     def most_scales(self) -> int:

@@ -141,8 +141,8 @@ def search_anchors(
     )
     if not len(boxes):
         raise DataError(
-            f"data {shard_set.uri}: none of its {len(objects.labels_N)} objects has sides of 1 px on"
-            " the canvas, so no anchor fits one; take a larger canvas"
+            f"data {shard_set.uri}: none of its {len(objects.labels_N)} objects has sides of 1 px"
+            " on the canvas, so no anchor fits one; take a larger canvas"
         )
     sample = sample_boxes(boxes, SAMPLE, sampling)
     rule = partial(fit_of, foreground=foreground, background=background)
@@ -229,7 +229,7 @@ def _genes(sample: PlacedBoxes, given: AnchorConfig) -> AnchorGenes:
     width_N, height_N = (sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]).T
     low, high = np.quantile(height_N / width_N, RATIO_TAILS).tolist()
     ratios = (min(low / RATIO_MARGIN, *given.ratios), max(high * RATIO_MARGIN, *given.ratios))
-    return AnchorGenes(given, ratios, largest=float(np.sqrt(width_N * height_N).max()))
+    return AnchorGenes(given, ratios, largest=float(np.maximum(width_N, height_N).max()))
 
 
 def _fits(
