@@ -55,18 +55,35 @@ DEFAULT_VIEW = View(CanvasConfig(), AnchorConfig())
 
 def best_iou_of_objects(objects: Annotations, view: View) -> np.ndarray:
     """float32 (N,): the highest IoU of each object with any anchor."""
+    placement = view.place(objects)
+    return best_iou_on_canvas(
+        placement.boxes(objects),
+        placement.canvas_I[objects.image_N],
+        canvases=view.canvas.canvases,
+        anchors=view.anchors,
+    )
+
+
+def best_iou_on_canvas(
+    boxes_N4: np.ndarray,
+    canvas_N: np.ndarray,
+    *,
+    canvases: Sequence[tuple[int, int]],
+    anchors: AnchorConfig,
+) -> np.ndarray:
+    """float32 (N,): the highest IoU of each box with any anchor. Boxes are XYXY px on the canvas
+    (height, width) whose number `canvas_N` has.
+    """
     # Imported here: a verb that only names a `View` does not wait for torch.
     import torch
 
     from detector.anchors import best_iou
 
-    placement = view.place(objects)
-    boxes_N4 = torch.from_numpy(placement.boxes(objects))
-    canvas_N = placement.canvas_I[objects.image_N]
     result_N = np.zeros(len(boxes_N4), np.float32)
-    for number, canvas in enumerate(view.canvas.canvases):
+    for number, canvas in enumerate(canvases):
         on_N = canvas_N == number
-        result_N[on_N] = best_iou(boxes_N4[on_N], *canvas, **view.anchors.model_dump())
+        boxes = torch.from_numpy(boxes_N4[on_N])
+        result_N[on_N] = best_iou(boxes, *canvas, **anchors.model_dump())
     return result_N
 
 
