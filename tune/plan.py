@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from cluster.training.preflight import Inputs, check_inputs
 from tune import presets, space
 from tune.build_space import space_of
 from tune.config import TRIALS, SweepConfig
+from tune.found_anchors import searches_anchors, with_found_anchors
 from tune.space import Sample, Space
 from tune.trials import TrialRecord, read_records, trial_config
 
@@ -46,7 +47,9 @@ class Plan:
         """How many trials the search has in the end."""
         if self.fixed:
             return min(len(self.fixed), self.sweep.trials or len(self.fixed))
-        return self.sweep.trials or TRIALS
+        most = self.sweep.trials or TRIALS
+        # A space of choices alone may have fewer settings.
+        return min(most, self.space.size or most)
 
     @property
     def first(self) -> tuple[Sample, ...]:
@@ -89,7 +92,9 @@ class Plan:
         return [record.sample for record in self.again(records)] + new
 
 
-def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
+def plan_of(
+    config: TrainConfig, sweep: SweepConfig, uri: str, say: Callable[[str], None] = print
+) -> Plan:
     """Check what can be wrong before any machine is used: the space, the data, storage, the weight
     file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
     and `check_inputs`.
@@ -111,6 +116,13 @@ def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     )
     whole = {**whole, "training": {**whole["training"], "epochs": None}}
     claim(uri, config.model_dump(mode="json"), whole, begun=bool(records))
+    if searches_anchors(sweep.preset, sweep.space, trial):
+        searched = space_of(
+            *with_found_anchors(
+                sweep.preset, sweep.space, trial, train_set=inputs.train_set, uri=uri, say=say
+            ),
+            trial,
+        )
     return Plan(config, sweep, uri, searched, inputs, _fixed(sweep, searched, config), records)
 
 

@@ -28,8 +28,11 @@ from tune.trials import TrialRecord
 STARTUP = 4
 """One trial in so many is drawn at random before the searcher learns, from 2 to 10: Optuna's own
 10 would be all of a small sweep."""
-ATTEMPTS = 200
-"""Draws in a row that are no new setting, after which the space counts as tried."""
+ATTEMPTS, RANDOM_ATTEMPTS = 20, 1000
+"""Draws in a row that are no new setting, after which others are drawn at random: the searchers
+return to the best choices, and never propose a bad one. After so many of those, too, the space
+counts as tried.
+"""
 
 
 class Proposals(Searcher):
@@ -125,6 +128,7 @@ class Sampler:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = _sampler(searcher, trials=trials, seed=seed + len(before))
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         self._asked: dict[str, optuna.trial.Trial] = {}
         self._proposed: set[str] = set()
         for record in before:
@@ -139,7 +143,11 @@ class Sampler:
 
     def draw(self, trial_id: str) -> Sample | None:
         """A sample that was not proposed before; None where the space has no other."""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS + RANDOM_ATTEMPTS):
+            if attempt >= ATTEMPTS:
+                drawn = self._random.ask()
+                self._suggest(drawn)
+                self._study.enqueue_trial(drawn.params)
             trial = self._study.ask()
             sample = space.rounded(self._suggest(trial))
             key = _key(sample)

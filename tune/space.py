@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cluster.errors import UsageError
 from cluster.runs.config import TrainConfig
 from tune import fields
-from tune.dimensions import Dimension, four_digits, same
+from tune.dimensions import Dimension, Range, four_digits, same
 
 MOST_OF_A_GRID = 10_000
 OLD_NAMES = {
@@ -95,6 +95,16 @@ class Space:
                     f" the most is {MOST_OF_A_GRID}; search fewer fields, or fewer values of each"
                 )
         return samples
+
+    @property
+    def size(self) -> int | None:
+        """Number of settings; None where there is a range, or too many to count."""
+        if any(isinstance(dimension.values, Range) for dimension in self.dimensions):
+            return None
+        try:
+            return len(self.grid(points=2))
+        except UsageError:
+            return None
 
     def valid(self, config: TrainConfig, sample: Sample) -> str | None:
         """Why the configuration with this sample is refused; None where it is not."""

@@ -41,6 +41,7 @@ from tune.board import open_board
 from tune.config import TRIAL_CPUS, SweepConfig
 from tune.confirm import Confirmation, confirm, read_confirmation
 from tune.console import Console
+from tune.found_anchors import adoption, searches_anchors
 from tune.plan import Plan, plan_of
 from tune.proposals import Proposals, Sampler
 from tune.recorder import Ending
@@ -71,6 +72,13 @@ class Swept:
         """URI of best.yaml."""
         return join(self.uri, BEST)
 
+    @property
+    def _adoption(self) -> str | None:
+        sweep, config = self.plan.sweep, self.plan.config
+        if not searches_anchors(sweep.preset, sweep.space, config):
+            return None
+        return adoption(self.records, config)
+
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         best, config = self.records[0], self.plan.config
@@ -89,6 +97,7 @@ class Swept:
                 f"best     {best.trial}: AP {best.best.shown} after {best.best.epoch} epochs with"
                 f" {space.shown(best.sample)}"
             ),
+            *([f"anchors  {self._adoption}"] if self._adoption else []),
             *(self.confirmation.lines() if self.confirmation else []),
             f"report   {join(self.uri, REPORT)}",
             f"use it   {shlex.join(words)}",
@@ -120,11 +129,11 @@ def sweep(
     experiment = experiment_name(tracking.experiment)
     uri = sweep_uri(config.storage, config.name)
     check_writable(config.storage)
-    plan = plan_of(config, budget, uri)
     check_server(mlflow_uri)
     check_experiment(mlflow_uri, experiment)
     lease.refuse_held(uri)
     console = Console()
+    plan = plan_of(config, budget, uri, console.say)
     for warning in plan.inputs.warnings:
         console.say(f"warning: {warning}")
     _say_of_earlier(plan, console.say)

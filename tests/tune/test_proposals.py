@@ -69,6 +69,15 @@ def test_a_small_space_is_tried_once_and_then_ends() -> None:
     assert small.draw("more") is None
 
 
+def test_a_choice_that_the_searcher_shuns_is_tried_all_the_same() -> None:
+    rates = [0.1, 0.01, 0.001, 0.0001, 0.00001]
+    one = sampler({"optimizer.learning_rate": rates}, trials=5)
+    scores = {0.1: 0.9, 0.01: 0.5, 0.001: 0.1}
+    samples = draw(one, 5, lambda sample: scores.get(sample["optimizer.learning_rate"], 0.0))
+    assert sorted(sample["optimizer.learning_rate"] for sample in samples) == sorted(rates)
+    assert one.draw("more") is None
+
+
 def record(sample: dict[str, Any], ap: float | None, **changes: Any) -> TrialRecord:
     curve = () if ap is None else (Point(8, 1, ap, ap),)
     settings = {"status": "done", "curve": curve}

@@ -121,9 +121,11 @@ def test_a_grid_holds_every_combination_once() -> None:
     # smooth_l1 with 3 betas, giou with 3 weights; twice, for two widths.
     grid = made({**BOXES, "model.width": [64, 128]}).grid(3)
     assert len(grid) == 2 * (3 + 3)
-    assert len({space.trial_name(sample) for sample in grid}) == 12
+    assert len({space.trial_name(sample, 3) for sample in grid}) == 12
     assert all(("loss.beta" in one) == (one["loss.box"] == "smooth_l1") for one in grid)
     assert {one["loss.box_weight"] for one in grid if one["loss.box"] == "giou"} == {1.0, 2.0, 3.0}
+    assert made({**BOXES, "loss.gamma": "0..5"}).size is None
+    assert made({"model.width": [64, 128], "loss.box": ["giou", "iou"]}).size == 4
     # Two whole numbers are two, whatever number of points is asked for.
     assert len(made({"training.batch_size": {"values": [4, 8]}}).grid(9)) == 2
     assert len(made({"model.frozen_stages": "0..1"}, PRETRAINED).grid(9)) == 2
@@ -142,9 +144,11 @@ def test_a_grid_that_is_too_large_says_its_size() -> None:
 def test_names_follow_the_rounded_sample() -> None:
     sample = {"loss.gamma": 2.34567, "loss.box": "giou", "training.batch_size": 123456}
     assert space.rounded(sample) == {**sample, "loss.gamma": 2.346}
-    name = space.trial_name({"loss.gamma": 2.34567, "loss.alpha": 0.25})
-    assert name == space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.346})
-    assert name != space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.347})
+    name = space.trial_name({"loss.gamma": 2.34567, "loss.alpha": 0.25}, 3)
+    assert name == space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.346}, 3)
+    assert name != space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.347}, 3)
+    # Another length is another trial.
+    assert name != space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.346}, 4)
     assert len(name) == len("trial-") + 8
 
 
