@@ -138,6 +138,11 @@ def apply(config: TrainConfig, sample: Sample) -> TrainConfig:
     return TrainConfig.model_validate(sections)
 
 
+def key(config: TrainConfig, sample: Sample) -> str:
+    """What a sample trains: samples of different fields that make one configuration have one key."""
+    return apply(config, rounded(sample)).model_dump_json()
+
+
 def rounded(sample: Sample) -> Sample:
     """Four significant digits of each number, so that one can read and type what is trained; lists
     and integers stay as they are.
