@@ -41,7 +41,7 @@ TEXT, LINES, PICTURE = "ablation.txt", "ablation.csv", "ablation.png"
 TITLES = {
     "5.1": "Section 5.1: cross entropy",
     "1a": "Table 1a: balanced cross entropy over alpha",
-    "1b": "Table 1b: focal loss over gamma, each with the alpha that was best in the paper",
+    "1b": "Table 1b: focal loss over gamma, with the paper's best alpha for each",
     "1c": "Table 1c: scales an octave and ratios of the anchors",
 }
 CONFIDENCE = 0.95
@@ -144,7 +144,7 @@ def text(found: Sequence[Table]) -> str:
     seeds = [len(row.results) for table in found for row in table.rows]
     if 1 in seeds:
         lines.append("one seed: no interval; --sweep.seeds 3 trains each row three times")
-    lines.append("AP in %, after the last epoch, mean over the seeds; imbalance: anchors a positive")
+    lines.append("AP in %, after the last epoch, mean of the seeds; imbalance: anchors a positive")
     return "\n".join(lines) + "\n"
 
 
@@ -224,4 +224,5 @@ def log(parent: Run, uri: str) -> None:
 
 def lines(uri: str) -> list[str]:
     """The tables of a finished sweep, for a terminal."""
-    return [f"picture  {join(uri, PICTURE)}", "", *files.read_bytes(join(uri, TEXT)).decode().splitlines()]
+    stored = files.read_bytes(join(uri, TEXT)).decode()
+    return [f"picture  {join(uri, PICTURE)}", "", *stored.splitlines()]

@@ -14,7 +14,7 @@ from tune.ablation import TITLES, Row, Table
 PANELS = (("5.1", "1a"), ("1b",), ("1c",))
 """The tables that share a panel. Cross entropy stands beside its balanced form."""
 OURS: dict[str, Any] = {"color": "black", "marker": "o", "linestyle": "-", "capsize": 4}
-PAPER: dict[str, Any] = {"color": "#d95f02", "marker": "s", "linestyle": "--", "mfc": "white"}
+PAPER: dict[str, Any] = {"color": "#d95f02", "marker": "s", "linestyle": "--", "mfc": "white", "ms": 8}
 """Told apart by line and marker, so that colour is not needed."""
 
 
@@ -32,7 +32,8 @@ def figure(found: Sequence[Table]) -> Figure:
         _panel(axes, panel)
     result.suptitle(
         "Ablations of the focal loss paper: ours (left axis, 95 % intervals) beside the paper's"
-        " (right axis)\nThe axes are scaled so that the best AP of both is at the same height",
+        " (right axis)\nThe axes are scaled so that the best AP of both is at the same height; below"
+        " each row: positives to anchors",
         fontsize=10,
     )
     return result
@@ -51,9 +52,8 @@ def _panel(axes: Axes, panel: Sequence[Table]) -> None:
         known = [(x, row.paper_ap) for x, row in numbered if row.paper_ap is not None]
         if known:
             places, values = zip(*known, strict=True)
-            axes.plot(
-                places, [factor * value for value in values], label=labels.pop("paper", None), **PAPER
-            )
+            scaled = [factor * value for value in values]
+            axes.plot(places, scaled, label=labels.pop("paper", None), **PAPER)
         scored = [(x, row.ap, row.margin or 0.0) for x, row in numbered if row.ap is not None]
         if scored:
             places, values, margins = zip(*scored, strict=True)
@@ -63,8 +63,8 @@ def _panel(axes: Axes, panel: Sequence[Table]) -> None:
     axes.set_ylabel("AP, ours, %")
     axes.set_title("; ".join(TITLES[table.number] for table in panel), fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    scaled = (lambda ap: ap / factor, lambda ap: ap * factor)
-    axes.secondary_yaxis("right", functions=scaled).set_ylabel("AP, the paper, %")
+    scales = (lambda ap: ap / factor, lambda ap: ap * factor)
+    axes.secondary_yaxis("right", functions=scales).set_ylabel("AP, the paper, %")
     axes.legend(fontsize=8, loc="best")
 
 

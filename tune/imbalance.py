@@ -1,4 +1,4 @@
-"""How rare objects are among the anchors: the imbalance that a loss has to cope with (section 3)."""
+"""How rare objects are among the anchors: the imbalance that a loss copes with (section 3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The results of a sweep, in its folder: best.yaml, results.csv, sweep.html, for the preset paper the
-files of `tune.ablation` and, written last, results.json.
+"""The results of a sweep, in its folder: best.yaml, results.csv, sweep.html, for the preset paper
+the files of `tune.ablation` and, written last, results.json.
 """
 
 from __future__ import annotations

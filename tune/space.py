@@ -139,7 +139,7 @@ def apply(config: TrainConfig, sample: Sample) -> TrainConfig:
 
 
 def key(config: TrainConfig, sample: Sample) -> str:
-    """What a sample trains: samples of different fields that make one configuration have one key."""
+    """What a sample trains. Samples of different fields may make the same configuration."""
     return apply(config, rounded(sample)).model_dump_json()
 
 
