@@ -138,8 +138,9 @@ def text(found: Sequence[Table]) -> str:
         lines += [TITLES[table.number], _HEAD, *map(_line, table.rows)]
         for row in table.rows:
             lines += [f"  {row.label}: {trial} {why}" for trial, why in row.missing.items()]
-            if not (row.results or row.missing):
-                lines.append(f"  {row.label}: was not trained")
+        untrained = sum(not (row.results or row.missing) for row in table.rows)
+        if untrained:
+            lines.append(f"  not trained: {untrained} of {len(table.rows)} rows")
         lines.append("")
     seeds = [len(row.results) for table in found for row in table.rows]
     if 1 in seeds:

@@ -14,7 +14,13 @@ from tune.ablation import TITLES, Row, Table
 PANELS = (("5.1", "1a"), ("1b",), ("1c",))
 """The tables that share a panel. Cross entropy stands beside its balanced form."""
 OURS: dict[str, Any] = {"color": "black", "marker": "o", "linestyle": "-", "capsize": 4}
-PAPER: dict[str, Any] = {"color": "#d95f02", "marker": "s", "linestyle": "--", "mfc": "white", "ms": 8}
+PAPER: dict[str, Any] = {
+    "color": "#d95f02",
+    "marker": "s",
+    "linestyle": "--",
+    "mfc": "white",
+    "ms": 8,
+}
 """Told apart by line and marker, so that colour is not needed."""
 
 
