@@ -96,7 +96,7 @@ def tables(
     arms: Sequence[Arm],
     config: TrainConfig,
     *,
-    imbalance_of: Callable[[View], Imbalance],
+    imbalance_of: Callable[[TrainConfig], Imbalance],
 ) -> tuple[Table, ...]:
     """The arms with the trials that made them, in the order of the arms. A trial stands in every
     row whose configuration it trained, whatever its seed.
@@ -107,13 +107,12 @@ def tables(
         trained.setdefault(space.key(config, sample), []).append(record)
     rows: dict[str, list[Row]] = {}
     for arm in arms:
-        applied = space.apply(config, arm.sample)
         own = trained.get(space.key(config, arm.sample), [])
         row = Row(
             label=arm.label,
             setting=arm.sample,
             paper_ap=arm.paper_ap,
-            imbalance=imbalance_of(View(applied.canvas, applied.model.anchors)),
+            imbalance=imbalance_of(space.apply(config, arm.sample)),
             results={one.trial: 100 * ap for one in own if (ap := _final_ap(one)) is not None},
             missing={one.trial: _why(one) for one in own if _final_ap(one) is None},
         )
@@ -207,10 +206,17 @@ def publish(plan: Plan, records: Sequence[TrialRecord]) -> None:
     files.write_bytes(join(plan.uri, PICTURE), picture.getvalue())
 
 
-def _measured(train_set: ShardSet) -> Callable[[View], Imbalance]:
-    """Rows that differ in the loss only share one measurement."""
+def _measured(train_set: ShardSet) -> Callable[[TrainConfig], Imbalance]:
+    """Rows with the same anchors share one measurement."""
     annotations = statistics.read(train_set)
-    return cache(lambda view: measure(annotations, view))
+
+    @cache
+    def measured(view: View, positive_iou: float) -> Imbalance:
+        return measure(annotations, view, positive_iou=positive_iou)
+
+    return lambda config: measured(
+        View(config.canvas, config.model.anchors), config.loss.positive_iou
+    )
 
 
 def log(parent: Run, uri: str) -> None:

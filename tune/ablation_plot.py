@@ -38,8 +38,8 @@ def figure(found: Sequence[Table]) -> Figure:
         _panel(axes, panel)
     result.suptitle(
         "Ablations of the focal loss paper: ours (left axis, 95 % intervals) beside the paper's"
-        " (right axis)\nThe axes are scaled so that the best AP of both is at the same height; below"
-        " each row: positives to anchors",
+        " (right axis)\nThe axes are scaled so that the best AP of both is at the same height;"
+        " below each row: positives to anchors",
         fontsize=10,
     )
     return result

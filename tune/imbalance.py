@@ -33,9 +33,16 @@ class Imbalance:
         return self.anchors / self.positives if self.positives else None
 
 
-def measure(annotations: Annotations, view: View, *, most: int = MOST_IMAGES) -> Imbalance:
+def measure(
+    annotations: Annotations,
+    view: View,
+    *,
+    positive_iou: float = 0.5,
+    most: int = MOST_IMAGES,
+) -> Imbalance:
     """Match the anchors of up to `most` images as a training does, on the canvas and scale of
-    evaluation, which is that of training without scale jitter. A crowd is no object.
+    evaluation, which is that of training without scale jitter. An anchor with at least
+    `positive_iou` is positive, and the best ones of each object. A crowd is no object.
     """
     placement = view.place(annotations)
     boxes_N4 = torch.from_numpy(placement.boxes(annotations))
@@ -51,6 +58,8 @@ def measure(annotations: Annotations, view: View, *, most: int = MOST_IMAGES) ->
             own = slice(bounds[image], bounds[image + 1])
             anchors += len(grid_A4)
             if own.start < own.stop:
-                slots_1A = match(grid_A4, boxes_N4[None, own], labels_N[None, own])
+                slots_1A = match(
+                    grid_A4, boxes_N4[None, own], labels_N[None, own], high=positive_iou
+                )
                 positives += int((slots_1A >= 0).sum())
     return Imbalance(anchors / max(1, len(chosen)), positives / max(1, len(chosen)))

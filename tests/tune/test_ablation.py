@@ -18,12 +18,13 @@ from scipy.stats import t
 
 from cluster.runs.config import TrainConfig
 from tests.support.shard_sets import row, write_set
-from tune import ablation, plan, presets, space
+from tune import ablation, plan, presets, results, space
 from tune.ablation import Table
 from tune.ablation_plot import figure
 from tune.build_space import space_of
 from tune.config import SweepConfig
 from tune.imbalance import Imbalance
+from tune.sweep import Swept
 from tune.trials import Point, TrialRecord
 
 CONFIG = TrainConfig.model_validate({"data": {"train": "/t", "val": "/v"}})
@@ -50,7 +51,7 @@ def tables(records: Sequence[TrialRecord]) -> dict[str, Table]:
         records,
         ARMS,
         CONFIG,
-        imbalance_of=lambda view: Imbalance(100 * len(view.anchors.scales), 1),
+        imbalance_of=lambda config: Imbalance(100 * len(config.model.anchors.scales), 1),
     )
     return {table.number: table for table in found}
 
@@ -198,7 +199,19 @@ def test_the_picture_can_be_drawn_from_whatever_there_is(records: list[TrialReco
     assert sum(line.get_marker() == "s" for line in panels[2].lines) == 2
 
 
-def test_the_files_lie_in_the_sweeps_folder(tmp_path: Path) -> None:
+class Artifacts:
+    """In place of an MLflow run: the first bytes of what is logged, by name."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, bytes] = {}
+
+    def log_artifact(self, path: str) -> None:
+        self.logged[Path(path).name] = Path(path).read_bytes()
+
+
+def test_the_tables_are_in_the_folder_of_the_sweep_its_last_lines_and_its_run(
+    tmp_path: Path,
+) -> None:
     sets = {split: f"{tmp_path}/{split}" for split in ("train", "val")}
     for uri in sets.values():
         write_set(uri, [[row(1, boxes=2), row(2, boxes=1)]])
@@ -208,12 +221,15 @@ def test_the_files_lie_in_the_sweeps_folder(tmp_path: Path) -> None:
     planned = plan.plan_of(config, SweepConfig(preset="paper", seeds=2), f"{tmp_path}/sweep")
     assert planned.trials == 2 * 20 and len(planned.arms) == len(ARMS)
     records = [record(one, 0.2) for one in planned.fixed]
-    ablation.publish(planned, records)
+    results.publish(planned, records, None)
     with Image.open(tmp_path / "sweep" / ablation.PICTURE) as picture:
         assert picture.format == "PNG" and min(picture.size) > 800
-    shown = ablation.lines(planned.uri)
-    assert shown[0] == f"picture  {planned.uri}/{ablation.PICTURE}"
-    assert "\n".join(shown[2:]) + "\n" == (tmp_path / "sweep" / ablation.TEXT).read_text()
+    text = (tmp_path / "sweep" / ablation.TEXT).read_text()
+    shown = "\n".join(Swept(planned, records, None, "http://h").lines()) + "\n"
+    assert shown.endswith(f"\npicture  {planned.uri}/{ablation.PICTURE}\n\n{text}")
+    run = Artifacts()
+    ablation.log(run, planned.uri)  # pyright: ignore
+    assert run.logged[ablation.TEXT] == text.encode() and len(run.logged) == 3
     stored = (tmp_path / "sweep" / ablation.LINES).read_text()
     lines = list(csv.DictReader(io.StringIO(stored)))
     # Two seeds of each, without a spread.

@@ -40,6 +40,8 @@ def test_positives_are_the_anchors_that_overlap_an_object_enough() -> None:
     found = measure(annotations([SQUARE]), View(CANVAS, SINGLE))
     assert found == Imbalance(anchors=96, positives=5)
     assert found.anchors_a_positive == 96 / 5
+    # Above 0.6 only the anchor itself.
+    assert measure(annotations([SQUARE]), View(CANVAS, SINGLE), positive_iou=0.7).positives == 1
 
 
 def test_the_imbalance_is_a_mean_over_all_images_also_those_without_an_object() -> None:
