@@ -200,7 +200,7 @@ def test_the_picture_can_be_drawn_from_whatever_there_is(records: list[TrialReco
 
 
 class Artifacts:
-    """In place of an MLflow run: the first bytes of what is logged, by name."""
+    """In place of an MLflow run: what is logged, by name."""
 
     def __init__(self) -> None:
         self.logged: dict[str, bytes] = {}
