@@ -170,6 +170,13 @@ class SweepConfig(Section):
                 f" sweep.workers {self.workers}, because NCCL needs a GPU for each rank; only a"
                 " trial of one worker can take a part of a GPU"
             )
+        added = [name for name, entry in self.space.items() if entry not in ("none", None)]
+        if self.preset == "paper" and added:
+            raise ValueError(
+                f"sweep.space.{added[0]}: does nothing with sweep.preset paper, which trains the"
+                " rows of the paper's tables; give the setting itself a value, for all rows, or"
+                " take sweep.preset none"
+            )
         if self.searcher != "grid":
             refuse_unused(self, "sweep", ["grid_points"], "without sweep.searcher grid")
             if self.preset != "paper":

@@ -17,6 +17,7 @@ from tune import presets, space
 from tune.build_space import space_of
 from tune.config import TRIALS, SweepConfig
 from tune.found_anchors import searches_anchors, with_found_anchors
+from tune.presets import Arm
 from tune.space import Sample, Space
 from tune.trials import TrialRecord, read_records, trial_config
 
@@ -37,6 +38,11 @@ class Plan:
     """The settings of a grid or of the paper, in order; empty where a searcher proposes."""
     records: tuple[TrialRecord, ...]
     """Of earlier commands."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The rows of the paper's tables that are trained; none in other sweeps."""
+        return _arms(self.space) if self.sweep.preset == "paper" else ()
 
     @property
     def epochs(self) -> int:
@@ -128,13 +134,28 @@ def plan_of(
 
 def _fixed(sweep: SweepConfig, searched: Space, config: TrainConfig) -> tuple[Sample, ...]:
     if sweep.preset == "paper":
-        settings: list[Sample] = [arm.sample for arm in presets.paper_arms()]
+        settings = distinct([arm.sample for arm in _arms(searched)], config)
     elif sweep.searcher == "grid":
         settings = searched.grid(sweep.grid_points)
     else:
         return ()
     possible = [one for one in settings if searched.valid(config, one) is None]
     return with_seeds(possible, config, range(sweep.seeds))
+
+
+def _arms(searched: Space) -> tuple[Arm, ...]:
+    fields = {field for dimension in searched.dimensions for field in dimension.fields}
+    return tuple(arm for arm in presets.paper_arms() if arm.sample.keys() <= fields)
+
+
+def distinct(settings: Sequence[Sample], config: TrainConfig) -> list[Sample]:
+    """The first of all settings that make the same configuration, such as gamma 2 of Table 1b and
+    3 scales with 3 ratios of Table 1c, so that it is trained once.
+    """
+    first: dict[str, Sample] = {}
+    for one in settings:
+        first.setdefault(space.key(config, one), one)
+    return list(first.values())
 
 
 def with_seeds(

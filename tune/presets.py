@@ -141,7 +141,8 @@ def paper_arms() -> tuple[Arm, ...]:
     alpha 0.25. Table 1d is absent: its hard example mining is no setting here.
 
     A loss that has no gamma or alpha is given their defaults, because the configuration refuses
-    others there.
+    others there. Gamma 0 of Table 1b is the balanced cross entropy of Table 1a, so it is written as
+    that, and one training serves both rows.
     """
     unused = (2.0, 0.25)
     arms = [_loss_arm("5.1", "cross entropy", ("cross_entropy", *unused), 30.2)]
@@ -150,13 +151,18 @@ def paper_arms() -> tuple[Arm, ...]:
         for alpha, ap in TABLE_1A
     ]
     arms += [
-        _loss_arm("1b", f"gamma {gamma:g}, alpha {alpha:g}", ("focal", gamma, alpha), ap)
+        _loss_arm(
+            "1b",
+            f"gamma {gamma:g}, alpha {alpha:g}",
+            ("focal", gamma, alpha) if gamma else ("balanced_cross_entropy", unused[0], alpha),
+            ap,
+        )
         for gamma, alpha, ap in TABLE_1B
     ]
     for scales, ratios, ap in TABLE_1C:
         values = (octave(scales), [0.5, 1.0, 2.0] if ratios == 3 else [1.0])
         sample: dict[str, Any] = dict(zip(_ANCHORS, values, strict=True))
-        arms.append(Arm("1c", f"{scales} scales x {ratios} ratios", sample, ap))
+        arms.append(Arm("1c", f"scales {scales}, ratios {ratios}", sample, ap))
     return tuple(arms)
 
 

@@ -1,5 +1,5 @@
-"""The results of a sweep, in its folder: best.yaml, results.csv, sweep.html and, written last,
-results.json.
+"""The results of a sweep, in its folder: best.yaml, results.csv, sweep.html, for the preset paper
+the files of `tune.ablation` and, written last, results.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cluster.errors import UsageError
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
-from tune import space
+from tune import ablation, space
 from tune.confirm import Confirmation, read_confirmation
 from tune.plan import Plan
 from tune.trials import RUNS, TrialRecord, ranked
@@ -37,6 +37,8 @@ def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmati
     recipe = space.recipe(space.apply(plan.config, best.sample))
     files.write_bytes(join(uri, BEST), (head + yaml.safe_dump(recipe, sort_keys=False)).encode())
     files.write_bytes(join(uri, TABLE), _table(records).encode())
+    if plan.arms:
+        ablation.publish(plan, records)
     content = {
         "version": VERSION,
         "best": best.trial,

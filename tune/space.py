@@ -148,6 +148,11 @@ def apply(config: TrainConfig, sample: Sample) -> TrainConfig:
     return TrainConfig.model_validate(sections)
 
 
+def key(config: TrainConfig, sample: Sample) -> str:
+    """What a sample trains. Samples of different fields may make the same configuration."""
+    return apply(config, rounded(sample)).model_dump_json()
+
+
 def rounded(sample: Sample) -> Sample:
     """Four significant digits of each number, so that one can read and type what is trained; lists
     and integers stay as they are.

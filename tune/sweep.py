@@ -10,7 +10,7 @@ runs/trial-1a2b3c4d/
     a training run's folder, with trial.json; named by its sample, so that it is found again
 ray/
     Tune's own files
-best.yaml, results.csv, results.json, sweep.html
+best.yaml, results.csv, results.json, sweep.html, for the preset paper those of `tune.ablation`
     written when all trials have ended
 """
 
@@ -36,7 +36,7 @@ from cluster.tracking.config import TrackingConfig, experiment_name, tracking_ur
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.run import Run, open_run, read_record
 from cluster.training.event_channel import EventChannel
-from tune import space
+from tune import ablation, space
 from tune.board import open_board
 from tune.config import TRIAL_CPUS, SweepConfig
 from tune.confirm import Confirmation, confirm, read_confirmation
@@ -103,6 +103,7 @@ class Swept:
             f"use it   {shlex.join(words)}",
             f"register python -m pipelines.register --sweep {shlex.quote(self.uri)}",
             f"see it   {ui_command(self.tracking_uri)}",
+            *(ablation.lines(self.uri) if self.plan.arms else []),
         ]
 
 
@@ -149,6 +150,8 @@ def sweep(
         swept = _swept(plan, mlflow_uri)
         publish(plan, swept.records, swept.confirmation)
         log_results(parent, uri, swept.records, swept.confirmation)
+        if plan.arms:
+            ablation.log(parent, uri)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
