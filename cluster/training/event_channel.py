@@ -52,7 +52,8 @@ class Sender:
 
 class EventChannel:
     """Delivers events to a function in the driver: an actor collects them, a thread fetches them
-    twice a second. Entering it returns the actor's handle, None where nobody listens.
+    twice a second, and ends with the channel. Entering it returns the actor's handle, None where
+    nobody listens.
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None):
@@ -79,8 +80,14 @@ class EventChannel:
 
     def __exit__(self, *_: object) -> None:
         if self._deliver is not None:
+            import ray
+
             self._stopped.set()
             self._thread.join(timeout=_LAST_FETCH_S)
+            # By itself it would stay until the driver ends: Ray keeps an actor for the processes
+            # that got its handle, also for those that were killed.
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self._mailbox)
 
     def _fetch(self, deliver: Tell) -> None:
         import ray
