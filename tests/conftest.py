@@ -35,8 +35,7 @@ QUIET = {
     # Seconds between two looks at the workers, 2 by default: each training ends up to so much later
     # than its workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # By default the first driver of a cluster starts a process for each CPU. Few of them are used:
-    # Ray Train's and ours have an environment of their own.
+    # As `connect` sets it: otherwise a process starts for each CPU, and few of them are used.
     "RAY_prestart_worker_first_driver": "0",
     # Otherwise Ray ends processes that idle for a second, and the next task starts a new one.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
