@@ -81,12 +81,12 @@ class EventChannel:
     def __exit__(self, *_: object) -> None:
         if self._deliver is not None:
             import ray
+            from ray.exceptions import RayError
 
             self._stopped.set()
             self._thread.join(timeout=_LAST_FETCH_S)
-            # By itself it would stay until the driver ends: Ray keeps an actor for the processes
-            # that got its handle, also for those that were killed.
-            with contextlib.suppress(ray.exceptions.RayError):
+            # By itself the actor stays, often until the driver ends (seen with Ray 2.60).
+            with contextlib.suppress(RayError):
                 ray.kill(self._mailbox)
 
     def _fetch(self, deliver: Tell) -> None:
