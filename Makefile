@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 UV := $(firstword $(shell command -v uv) $(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check test test-integration bench clean
+.PHONY: help setup quickstart check test test-integration test-all bench clean
 # Stages share the cores of one machine.
 .NOTPARALLEL:
 # Empty: Python keeps the bytecode of our code. Where a container sets it, each process of a job
@@ -33,6 +33,9 @@ test: setup ## unit tests, minutes; no network
 
 test-integration: setup ## tests that start real servers, clusters and a browser
 	$(PYTEST) -m integration
+
+test-all: setup ## both in one session, where they share Ray clusters and data sets
+	$(PYTEST) -m "not gpu"
 
 check: setup ## lint, format, types, imports between rooms, spelling; a minute
 	$(BIN)/ruff check .

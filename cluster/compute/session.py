@@ -121,6 +121,9 @@ def connect(
         # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
         # its read tasks in new processes (8 s on two cores).
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        # By default Ray starts a process for each CPU at once (0.6 CPU seconds each). A training
+        # uses one of them: Ray Train gives its own processes another environment.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # No dashboard: it takes seconds to start and needs its own port.
         _start(
             address="local",

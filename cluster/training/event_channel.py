@@ -54,7 +54,8 @@ class Sender:
 
 class EventChannel(Generic[Told]):
     """Delivers events to a function in the driver: an actor collects them, a thread fetches them
-    twice a second. Entering it returns the actor's handle, None where nobody listens.
+    twice a second, and ends with the channel. Entering it returns the actor's handle, None where
+    nobody listens.
     """
 
     def __init__(self, on_event: Callable[[Told], None] | None):
@@ -81,8 +82,14 @@ class EventChannel(Generic[Told]):
 
     def __exit__(self, *_: object) -> None:
         if self._deliver is not None:
+            import ray
+            from ray.exceptions import RayError
+
             self._stopped.set()
             self._thread.join(timeout=_LAST_FETCH_S)
+            # By itself the actor stays, often until the driver ends (seen with Ray 2.60).
+            with contextlib.suppress(RayError):
+                ray.kill(self._mailbox)
 
     def _fetch(self, deliver: Callable[[Told], None]) -> None:
         import ray

@@ -46,7 +46,8 @@ TINY = {
     "RETINARAY_TRAINING__EVALUATE_EVERY": "1",
     # Without a process of its own that imports torch.
     "RETINARAY_TRAINING__EVALUATION": "between",
-    "RETINARAY_TRAINING__BATCH_SIZE": "8",
+    # Few steps: most of the time is starts of processes.
+    "RETINARAY_TRAINING__BATCH_SIZE": "24",
     "RETINARAY_TRAINING__WORKERS": "1",
     "RETINARAY_TRAINING__LOG_SECONDS": "60",
     "RETINARAY_SWEEP__TRIALS": "1",

@@ -1,6 +1,6 @@
-"""Commands as a user types them, in processes of their own: on a Ray that the command starts, on a
-cluster that runs already, interrupted, and where no cluster answers. Submitted jobs:
-tests/integration/test_documents.py.
+"""Commands as a user types them, in processes of their own: on a Ray that the command starts,
+interrupted, and where no cluster answers. On a cluster that runs already:
+tests/integration/test_driver_faults.py. Submitted jobs: tests/integration/test_documents.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RECIPE = {
     "training": {
         "epochs": 1,
         "batch_size": 4,
-        "workers": 2,
+        "workers": 1,
         "cpus_per_worker": 0.5,
         "log_seconds": 0,
         "evaluation": "between",
@@ -48,17 +48,11 @@ def flags(job: dict[str, str], name: str) -> list[str]:
     return ["--config", job["recipe"], *data, "--storage", f"{job['folder']}/store", "--name", name]
 
 
-def check_run(job: dict[str, str], name: str, done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "best     AP" in done.stdout
-    run = f"{job['folder']}/store/runs/{name}"
-    assert run_folder.read_finished(run) == run_folder.Finished(24, 1)
-
-
 def test_as_a_module_interrupted_and_typed_again(job: dict[str, str], tmp_path: Path) -> None:
     """With a Ray of its own on this machine. Ctrl-C ends it in a line; typed again, the command
     continues the run to its end.
     """
+    run = f"{job['folder']}/store/runs/module"
     typed = [*flags(job, "module"), "--training.checkpoint_images", "4"]
     gate = (
         f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=3)"
@@ -71,25 +65,13 @@ def test_as_a_module_interrupted_and_typed_again(job: dict[str, str], tmp_path: 
     ended = driver.text.splitlines()[-4:]
     assert "error: interrupted; the same command continues where it stopped" in ended, driver.text
     assert "Traceback" not in driver.text and "Stack" not in driver.text
+    # Its end frees the run.
+    assert run_folder.read(run, "driver.json") is None
     command = [sys.executable, "-m", "pipelines.train", *typed]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    check_run(job, "module", done)
-    assert "continuing from" in done.stdout
-
-
-def test_as_a_script_from_another_folder(
-    job: dict[str, str], ray_cluster: str, tmp_path: Path
-) -> None:
-    """On a cluster that runs already: the driver sends the code."""
-    command = [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags(job, "script")]
-    done = subprocess.run(
-        [*command, "--ray.address", ray_cluster],
-        cwd=tmp_path,
-        env=environment(RAY_AUTH_MODE="disabled"),
-        capture_output=True,
-        text=True,
-    )
-    check_run(job, "script", done)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing from" in done.stdout and "best     AP" in done.stdout
+    assert run_folder.read_finished(run) == run_folder.Finished(24, 1)
 
 
 def test_an_address_that_does_not_answer(job: dict[str, str]) -> None:

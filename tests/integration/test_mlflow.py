@@ -1,9 +1,15 @@
-"""A training recorded on a real MLflow server, and what a person sees of it in a browser."""
+"""A training recorded on a real MLflow server, and what a person sees of it in a browser.
+
+The network is a baseline, through all verbs as RetinaNet in tests/pipelines/test_train.py: two
+workers -> checkpoint -> evaluation -> registry -> predictions. The other baseline differs in its
+network alone, which tests/detector/test_baselines.py looks at.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -19,8 +25,11 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from cluster.compute.session import RayConfig
 from cluster.runs import run_folder
@@ -38,8 +47,11 @@ from tests.support.trainings import LIMIT_S
 pytestmark = pytest.mark.integration
 
 TINY = {
-    "model": {"backbone": "resnet18", "width": 64},
+    "model": {"architecture": "faster_rcnn", "backbone": "resnet18", "width": 64},
     "canvas": {"height": 96, "width": 128},
+    # Untrained detectors are sure of nothing; without a threshold they find something.
+    "decode": {"score_threshold": 0.0},
+    "optimizer": {"name": "adamw", "learning_rate": 0.001},
     "training": {
         "epochs": 2,
         "batch_size": 4,
@@ -118,7 +130,8 @@ def outlived(
     mlflow_server: Server, small_sets: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """A training whose server was killed after its third step and came back, on the same store,
-    when the training had noticed: its configuration, events, and what was printed on stderr.
+    when the training had noticed: its configuration, best evaluation, events, and what was printed
+    on stderr.
     """
     from pipelines.training_run import train
 
@@ -150,23 +163,26 @@ def outlived(
         patch.setattr(launch, "launch", gated)
         # As long as the server takes to come back.
         patch.setattr(training_run, "FINISH_SECONDS", LIMIT_S)
-        train(config, ray=RayConfig(), tracking=TrackingConfig(uri=mlflow_server.uri))
+        tracking = TrackingConfig(uri=mlflow_server.uri)
+        best = train(config, ray=RayConfig(), tracking=tracking).best
     mlflow_server.wait_until_healthy()
-    return {"config": config, "events": events, "errors": errors.getvalue()}
+    return {"config": config, "best": best, "events": events, "errors": errors.getvalue()}
 
 
 @pytest.fixture(scope="module")
-def recorded(mlflow_server: Server, outlived: dict[str, Any]) -> dict[str, str]:
+def recorded(
+    mlflow_server: Server, outlived: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """The same run, evaluated and registered."""
     from pipelines import evaluate, register
 
-    config = outlived["config"]
-    evaluate.main(
-        evaluate.EvaluateConfig(run=config.run_uri, data=config.data.val, overlays=2, workers=1)
-    )
+    config, output = outlived["config"], str(tmp_path_factory.mktemp("evaluation"))
+    options = {"data": config.data.val, "output": output, "overlays": 2, "workers": 1}
+    evaluate.main(evaluate.EvaluateConfig(run=config.run_uri, **options))
     register.main(register.RegisterConfig(run=config.run_uri, name="seen-model"))
     return {
         "server": mlflow_server.uri,
+        "evaluation": output,
         "run_id": run_folder.read_tracking(config.run_uri).run_id,
     }
 
@@ -204,6 +220,40 @@ def test_the_server_has_pictures_and_model(recorded: dict[str, str]) -> None:
         "evaluation/metrics.json",
     }
     assert client.get_model_version_by_alias("seen-model", "champion").run_id == recorded["run_id"]
+
+
+def test_a_baseline_has_one_ap_in_training_evaluation_and_predictions(
+    outlived: dict[str, Any], recorded: dict[str, str], small_coco: Path, tmp_path: Path
+) -> None:
+    from pipelines import predict
+
+    best = outlived["best"]
+    assert best.images_seen == 48 and best.weights == "model"
+    table = json.loads(Path(recorded["evaluation"], "metrics.json").read_text())
+    assert table["images"] == 8 and table["AP"] == pytest.approx(best.ap, abs=1e-3)
+    annotations = f"{small_coco}/annotations/instances_val.json"
+    predict.main(
+        predict.PredictConfig(
+            model="models:/seen-model@champion",
+            images=f"{small_coco}/images/val",
+            annotations=annotations,
+            output=str(tmp_path / "predictions"),
+            overlays=1,
+            tracking=TrackingConfig(uri=recorded["server"]),
+            workers=1,
+            cpus_per_worker=1.0,
+        )
+    )
+    rows = pq.read_table(tmp_path / "predictions" / "predictions.parquet").to_pylist()
+    assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}
+    assert any(row["boxes"] for row in rows)
+    truth = COCO(annotations)
+    results = json.loads((tmp_path / "predictions" / "coco_results.json").read_text())
+    scored = COCOeval(truth, truth.loadRes(results), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert scored.stats[0] == pytest.approx(table["AP"], abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from cluster.runs import run_folder
 from cluster.shards.index import open_shard_set
 from cluster.storage import files
 from tests.support.ray_nodes import Nodes
-from tests.support.trainings import ENDLESS, Typed, environment, train_flags
+from tests.support.trainings import ALONE, ENDLESS, Typed, environment, train_flags
 
 pytestmark = pytest.mark.integration
 
@@ -78,6 +78,8 @@ def test_prepare_finishes_when_one_of_two_nodes_leaves(
     nodes: Nodes, ray_cluster: str, tmp_path: Path
 ) -> None:
     """The set is, to the byte, what one machine makes of the same source."""
+    from pipelines.prepare import PrepareConfig, main
+
     generator = np.random.default_rng(0)
     images = [
         {"id": number, "file_name": f"{number}.jpg", "height": 640, "width": 960}
@@ -104,28 +106,16 @@ def test_prepare_finishes_when_one_of_two_nodes_leaves(
         Image.fromarray(generator.integers(0, 256, (640, 960, 3), np.uint8)).save(
             f"{tmp_path}/images/{image['file_name']}"
         )
-    source = [
-        "--annotations",
-        f"{tmp_path}/coco.json",
-        "--images",
-        f"{tmp_path}/images",
-        "--shard_size_mib",
-        "1",
-    ]
+    source = {"annotations": f"{tmp_path}/coco.json", "images": f"{tmp_path}/images"}
+    typed = [f"--{name}={value}" for name, value in source.items()]
     for name in ("first", "second"):
         nodes.add(name, cpus=1)
-    with Typed(
-        [*source, "--output", f"{tmp_path}/two", "--ray.address", nodes.address], verb="prepare"
-    ) as two:
+    typed += ["--shard_size_mib=1", f"--output={tmp_path}/two", f"--ray.address={nodes.address}"]
+    with Typed(typed, verb="prepare") as two:
         two.until(" shards")
         nodes.kill("second")
         assert two.ends() == 0, two.text
-    with Typed(
-        [*source, "--output", f"{tmp_path}/one", "--ray.address", ray_cluster],
-        verb="prepare",
-        RAY_AUTH_MODE="disabled",
-    ) as one:
-        assert one.ends() == 0, one.text
+    main(PrepareConfig(**source, output=f"{tmp_path}/one", shard_size_mib=1))
     sets = [open_shard_set(f"{tmp_path}/{name}") for name in ("one", "two")]
     assert (
         len(sets[0].shards) > 20
@@ -145,15 +135,15 @@ def test_training_ends_with_one_line_when_no_node_comes(
     small_sets: dict[str, str], nodes: Nodes, tmp_path: Path
 ) -> None:
     nodes.add("only", cpus=2)
-    training = {**ENDLESS, "wait_minutes": 0.5}
+    training = {**ALONE, **ENDLESS, "wait_minutes": 0.5}
     flags = train_flags(small_sets, tmp_path, "waiting", tmp_path, **training)
     with Typed([*flags, "--ray.address", nodes.address]) as driver:
         driver.until("images       12/")
         nodes.kill("only")
         assert driver.ends() == 1, driver.text
-    assert "waiting for 2 workers of 0.5 CPUs since" in driver.text
+    assert "waiting for 1 workers of 0.5 CPUs since" in driver.text
     ended = (
-        "error: training waiting stopped: no room for 2 workers of 0.5 CPUs in 0.5 minutes"
+        "error: training waiting stopped: no room for 1 workers of 0.5 CPUs in 0.5 minutes"
         " (training.wait_minutes)"
     )
     assert ended in driver.text

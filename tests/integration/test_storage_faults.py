@@ -18,7 +18,15 @@ from cluster.runs.events import Resumed, Started
 from cluster.training.checkpoint_download import download
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.gates import Gate
-from tests.support.trainings import ENDLESS, Typed, Watched, configured, train_flags
+from tests.support.trainings import (
+    ALONE,
+    ENDLESS,
+    Typed,
+    Watched,
+    configured,
+    last_weights,
+    train_flags,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -39,9 +47,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_training_in_one_line_and_the_last_checkpoint_is_whole(
-    small_sets: dict[str, str], small_disk: Path, tmp_path: Path
+    small_sets: dict[str, str],
+    undisturbed_alone: dict[str, bytes],
+    small_disk: Path,
+    tmp_path: Path,
 ) -> None:
-    config = configured(small_sets, tmp_path, "full", checkpoint_folder=str(small_disk))
+    """Resumed from that checkpoint, one worker ends with the same bits as in one go."""
+    changes = {**ALONE, "checkpoint_folder": str(small_disk)}
+    config = configured(small_sets, tmp_path, "full", **changes)
 
     def fill(_: dict[int, int]) -> None:
         with (
@@ -62,6 +75,7 @@ def test_a_full_disk_ends_training_in_one_line_and_the_last_checkpoint_is_whole(
     again = Watched(config)
     assert again.error is None and len(again.of(Resumed)) == 1
     assert run_folder.read_finished(config.run_uri) == run_folder.Finished(48, 2)
+    assert last_weights(config) == undisturbed_alone
 
 
 class Away(Rule):
@@ -87,12 +101,13 @@ def test_training_continues_while_storage_is_unavailable(
     small_sets: dict[str, str], bucket: str, ray_cluster: str, tmp_path: Path
 ) -> None:
     """Storage refuses checkpoints for some steps, then does not answer for some steps, then resets
-    every connection for a minute. No worker is restarted, and after each fault the next checkpoint
-    arrives. The workers get the proxy's address from the driver.
+    every connection for a minute. The worker is not restarted, and after each fault the next
+    checkpoint arrives. It gets the proxy's address from the driver. The driver's end frees the run.
     """
     rule = Away("answer", seconds=5)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
-        training = {**ENDLESS, "keep_checkpoints": 2, "checkpoint_folder": f"{tmp_path}/waiting"}
+        training = {**ALONE, **ENDLESS, "checkpoint_folder": f"{tmp_path}/waiting"}
+        training |= {"keep_checkpoints": 2}
         flags = train_flags(small_sets, f"{bucket}/store", "away", tmp_path, **training)
         patch = "from tests.support import gates; gates.slow_launches(0.2)"
         changes = {"AWS_ENDPOINT_URL": proxy.url, "RAY_AUTH_MODE": "disabled"}
@@ -112,7 +127,8 @@ def test_training_continues_while_storage_is_unavailable(
                 rule.end()
                 driver.until(" checkpoint s3://")
             driver.interrupt()
-    assert driver.text.count("training on 2 workers") == 1, driver.text
+    assert driver.text.count("training on 1 workers") == 1, driver.text
+    assert run_folder.read(f"{bucket}/store/runs/away", "driver.json") is None
     newest = run_folder.checkpoints(f"{bucket}/store/runs/away")[-1]
     assert newest >= re.findall(r" checkpoint (s3://\S+)", driver.text)[-1]
     download(newest, str(tmp_path / "fetched"))

@@ -33,12 +33,14 @@ def kill(*ranks: int) -> Callable[[dict[int, int]], None]:
     return lambda pids: [os.kill(pids[rank], signal.SIGKILL) for rank in ranks]
 
 
-def test_no_image_is_lost_when_workers_die_or_hang(
+def test_no_image_is_lost_when_workers_fail_to_start_die_or_hang(
     small_sets: dict[str, str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """One worker is killed, then both, then one process is stopped, so that it cannot report
-    anything. The other waits for it and reports that, when its watchdog sees that hours have
-    passed. One retry is enough: only failures without a new checkpoint between them are counted.
+    """Two groups of workers fail to start; a failed group frees its CPUs, without which the next
+    one would wait without end. Then one worker is killed, then both, then one process is stopped,
+    so that it cannot report anything. The other waits for it and reports that, when its watchdog
+    sees that hours have passed. Two retries are enough for five failures: only those without a new
+    checkpoint between them are counted.
     """
     gate = Gate(tmp_path / "gate", steps=3)
 
@@ -46,13 +48,21 @@ def test_no_image_is_lost_when_workers_die_or_hang(
         os.kill(pids[1], signal.SIGSTOP)
         gate.let_time_pass(pids[0])
 
-    config = configured(small_sets, tmp_path, "faults", retries=1)
-    run = Watched(config, kill(1), kill(0, 1), stop_rank_1, gate=gate)
+    config = configured(small_sets, tmp_path, "faults", retries=2)
+    run = Watched(config, kill(1), kill(0, 1), stop_rank_1, gate=gate, callbacks=[bad_start()])
     assert run.error is None and run.faults == []
+    unmet, dead = run.of(events.GroupStartFailed)
+    assert unmet.subject == "the start of the workers"
+    assert unmet.reason.endswith("connect: no route to host")
+    assert dead.subject == "a worker that started"
+    assert dead.reason == "its process ended (killed, or out of memory)"
+    assert unmet.consequence.startswith("restart 1 of 2")
+    assert dead.consequence.startswith("restart 2 of 2")
+    assert b"find_no_one" in files.read_bytes(unmet.traceback_uri)
     first, second, third = run.of(events.WorkerFailed)
     assert first.worker.rank == 1
     for failure in (first, second, third):
-        assert failure.consequence == "restart 1 of 1 since the newest checkpoint"
+        assert failure.consequence == "restart 1 of 2 since the newest checkpoint"
         assert failure.reason == "its process ended (killed, or out of memory)"
     (hang,) = run.of(events.WorkerHung)
     assert hang.worker.rank == third.worker.rank == 0
@@ -89,24 +99,6 @@ def bad_start() -> Any:
                 )
 
     return BadStart()
-
-
-def test_workers_that_fail_to_start_are_started_again(
-    small_sets: dict[str, str], undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    """A failed group frees its CPUs: without them the next group would wait without end."""
-    config = configured(small_sets, tmp_path, "bad-start", retries=2)
-    run = Watched(config, callbacks=[bad_start()])
-    assert run.error is None
-    first, second = run.of(events.GroupStartFailed)
-    assert first.subject == "the start of the workers"
-    assert first.reason.endswith("connect: no route to host")
-    assert second.subject == "a worker that started"
-    assert second.reason == "its process ended (killed, or out of memory)"
-    assert first.consequence.startswith("restart 1 of 2")
-    assert second.consequence.startswith("restart 2 of 2")
-    assert b"find_no_one" in files.read_bytes(first.traceback_uri)
-    assert last_weights(config) == undisturbed
 
 
 def test_all_ranks_stop_when_one_raises_and_its_traceback_is_stored(

@@ -17,8 +17,8 @@ from cluster.training import launch
 
 
 class Gate:
-    """For trainings of two workers or more. Every worker makes `steps` steps after its start and
-    then waits until the gate is open. `callback()` goes to Ray Train.
+    """Every worker makes `steps` steps after its start and then waits until the gate is open.
+    `callback()` goes to Ray Train.
     """
 
     def __init__(self, folder: Path | str, *, steps: int):
@@ -48,15 +48,16 @@ def wait_at_gate(folder: str, steps: int) -> Any:
         from types import SimpleNamespace
 
         from torch.nn.modules.module import register_module_forward_pre_hook
-        from torch.nn.parallel import DistributedDataParallel
 
         from cluster.training import watchdog
+        from detector.baselines import Baseline
+        from detector.model import RetinaNet
 
         begun, trains = 0, 0
 
         def before_forward(module: Any, _: Any) -> None:
             nonlocal begun, trains
-            if isinstance(module, DistributedDataParallel):
+            if isinstance(module, (RetinaNet, Baseline)) and module.training:
                 begun, trains = begun + 1, threading.get_ident()
                 while begun > steps and not os.path.exists(f"{folder}/open"):
                     time.sleep(0.05)
@@ -80,10 +81,12 @@ def wait_before_steps(seconds: float) -> Any:
         import time
 
         from torch.nn.modules.module import register_module_forward_pre_hook
-        from torch.nn.parallel import DistributedDataParallel
+
+        from detector.baselines import Baseline
+        from detector.model import RetinaNet
 
         def before_forward(module: Any, _: Any) -> None:
-            if isinstance(module, DistributedDataParallel):
+            if isinstance(module, (RetinaNet, Baseline)) and module.training:
                 time.sleep(seconds)
 
         register_module_forward_pre_hook(before_forward)

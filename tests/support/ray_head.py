@@ -28,7 +28,12 @@ class RayHead:
         self.ray = str(Path(sys.executable).parent / "ray")
         # A job's `python` is the first on the head's PATH: the environment is active where `ray
         # start` is typed.
-        self.env = {**env, "PATH": f"{Path(self.ray).parent}:{env['PATH']}"}
+        self.env = {
+            **env,
+            "PATH": f"{Path(self.ray).parent}:{env['PATH']}",
+            # Otherwise Ray starts a process for each CPU that nobody uses.
+            "RAY_prestart_worker_first_driver": "0",
+        }
         self.dashboard = free_port()
 
     @property

@@ -36,9 +36,11 @@ class Nodes:
     """`env` is the environment of all its processes."""
 
     def __init__(self, env: Mapping[str, str]):
-        # By default Ray needs 30 s to notice that a node is gone.
+        # By default Ray needs 30 s to notice that a node is gone, and starts a process for each CPU
+        # that nobody uses.
         self.env = {
             **env,
+            "RAY_prestart_worker_first_driver": "0",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "5",
         }

@@ -45,6 +45,8 @@ TRAINING: dict[str, Any] = {
     "keep_checkpoints": 100,
 }
 """Of 24 images: 12 steps, a checkpoint after every second one."""
+ALONE = {"workers": 1, "decode_threads": 2}
+"""Changes of `TRAINING`: one worker, half the processes to start."""
 ENDLESS = {"epochs": 500, "evaluate_every": 500}
 """Until the test ends it."""
 LIMIT_S = 900.0
@@ -98,7 +100,7 @@ class Watched:
         self.error: PlainError | None = None
         gates = [gate.callback()] if gate else []
         try:
-            launch.launch(config, on_event=self.hear, callbacks=[*callbacks, *gates])
+            launch.launch(config, on_event=self.hear, callbacks=[*gates, *callbacks])
         except PlainError as error:
             self.error = error
 

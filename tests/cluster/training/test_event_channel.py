@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
 from cluster.runs.events import CheckpointStored, Event, ProfileStored, TrainingWarning
-from cluster.training.event_channel import Guarded, Sender
+from cluster.training.event_channel import EventChannel, Guarded, Sender
 
 
 def test_a_consumer_that_fails_is_reported_once_and_gets_the_next_events(
@@ -47,3 +48,13 @@ def test_a_terminal_that_is_closed_altogether_stops_nothing(
 
 def test_without_a_listener_events_go_nowhere() -> None:
     Sender(None)(TrainingWarning("a"))
+
+
+def test_the_process_that_carries_events_ends_with_the_channel(ray_cluster: str) -> None:
+    received: list[Event] = []
+    stored = CheckpointStored("/c", 8)
+    with EventChannel(received.append) as mailbox:
+        Sender(mailbox)(stored)
+    assert received == [stored]
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(mailbox.take.remote())
