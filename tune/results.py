@@ -115,6 +115,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "epochs_done": record.epochs_done,
         "epochs": record.epochs,
         "images_seen": record.images_seen,
+        "ms_per_image": record.ms_per_image,
         "reason": record.reason or record.stop,
         "run": os.path.basename(record.run),
     }

@@ -49,7 +49,7 @@ from tune.results import BEST, REPORT, TABLE, is_complete, log_results, publish
 from tune.search import Search
 from tune.tracked import TrackedTrials, TrialEnded
 from tune.trainable import Told, TrialEvent
-from tune.trials import TrialRecord, ranked, read_records, trial_config
+from tune.trials import TrialRecord, ranked, read_records, saving, trial_config
 
 Say = Callable[[str], None]
 
@@ -104,14 +104,6 @@ class Swept:
             f"register python -m pipelines.register --sweep {shlex.quote(self.uri)}",
             f"see it   {ui_command(self.tracking_uri)}",
         ]
-
-
-def saving(records: list[TrialRecord]) -> str:
-    """How many epochs the early stopping has saved, in words."""
-    full = sum(record.epochs for record in records)
-    done = sum(record.epochs_done for record in records)
-    share = 1 - done / full if full else 0.0
-    return f"{done} of {full} epochs were trained, {share:.0%} were saved"
 
 
 def sweep_uri(storage_root: str, name: str) -> str:
