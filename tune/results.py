@@ -16,17 +16,24 @@ from cluster.errors import UsageError
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
-from tune import space
+from tune import report, space
+from tune.commands import BEST
 from tune.confirm import Confirmation, read_confirmation
 from tune.plan import Plan
+from tune.report import TABLE
 from tune.trials import RUNS, TrialRecord, ranked
 
-RESULTS, TABLE, BEST, REPORT = "results.json", "results.csv", "best.yaml", "sweep.html"
+RESULTS, REPORT = "results.json", "sweep.html"
 VERSION = 2
 """Of results.json. Version 1 was a list of records."""
 
 
-def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmation | None) -> None:
+def publish(
+    plan: Plan,
+    records: Sequence[TrialRecord],
+    confirmation: Confirmation | None,
+    mlflow_uri: str,
+) -> None:
     """`records` are those of all trials, the winner first."""
     best, uri = records[0], plan.uri
     assert best.best is not None, "a sweep without a result raises before"
@@ -37,6 +44,8 @@ def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmati
     recipe = space.recipe(space.apply(plan.config, best.sample))
     files.write_bytes(join(uri, BEST), (head + yaml.safe_dump(recipe, sort_keys=False)).encode())
     files.write_bytes(join(uri, TABLE), _table(records).encode())
+    page = report.page(plan, records, confirmation, mlflow_uri)
+    files.write_bytes(join(uri, REPORT), page.encode("utf-8", "replace"))
     content = {
         "version": VERSION,
         "best": best.trial,
@@ -90,7 +99,7 @@ def log_results(
     parent.set_tag("best_setting", space.shown(best.sample))
     if confirmation is not None:
         parent.set_tag("confirmation", confirmation.verdict)
-    for name in (BEST, TABLE):
+    for name in (BEST, TABLE, REPORT):
         parent.log_text(files.read_bytes(join(uri, name)).decode(), name)
 
 

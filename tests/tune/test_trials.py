@@ -114,6 +114,7 @@ def test_only_the_epochs_of_stopped_trials_count_as_saved() -> None:
         record("c", status="failed"),
     ]
     assert saving(records) == "4 of 9 epochs were trained; early stopping saved 2 (22%)"
+    assert saving([]) == "0 of 0 epochs were trained; early stopping saved 0 (0%)"
 
 
 def test_an_evaluation_that_is_told_again_replaces_itself() -> None:
