@@ -1,6 +1,6 @@
 """How much of the differences in AP each searched dimension explains: functional ANOVA over a
-random forest (Hutter, Hoos, Leyton-Brown, An Efficient Approach for Assessing Hyperparameter Importance,
-ICML 2014), as Optuna has it.
+random forest (Hutter, Hoos, Leyton-Brown, An Efficient Approach for Assessing Hyperparameter
+Importance, ICML 2014), as Optuna has it.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ def figure(height: float) -> tuple[Figure, Axes]:
     axes = made.subplots()
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(9)
     return made, axes
 
 
@@ -94,7 +96,7 @@ def learning_curves(trials: Trials) -> Figure:
     for name, style in _named(trials):
         axes.plot([], [], **style, label=name)
     for status, mark in MARKS.items():
-        if any(record.status == status for record in trials.records):
+        if any(record.status == status for record in trials.scored):
             axes.plot([], [], marker=mark, linestyle="none", color="0.4", label=status)
     axes.set(xlabel="images seen", ylabel="AP")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

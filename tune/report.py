@@ -262,8 +262,10 @@ def _how(plan: Plan, records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     stopping = "none" if sweep.preset == "paper" else sweep.stopping
     grace = f"; none before epoch {sweep.grace_epochs}" if stopping != "none" else ""
     limits = [f"{plan.trials:,} trials of at most {plan.epochs:,} epochs"]
-    limits += [f"{sweep.images:,} images of all trials"] * (sweep.images is not None)
-    limits += [f"{sweep.hours:g} hours a command"] * (sweep.hours is not None)
+    if sweep.images is not None:
+        limits.append(f"{sweep.images:,} images of all trials")
+    if sweep.hours is not None:
+        limits.append(f"{sweep.hours:g} hours a command")
     return [
         ("preset", sweep.preset),
         ("who proposes", _who(sweep)),

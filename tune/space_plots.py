@@ -57,7 +57,9 @@ class Scale:
     def apart(self, values: Mapping[str, Any], number: int) -> float | None:
         """`at`, moved so that trials of other numbers with the same choice lie beside it."""
         x, own = self.at(values), self.dimension.values
-        return x + shift(number) * 0.6 / len(own.values) if x and isinstance(own, Choice) else x
+        if x is None or not isinstance(own, Choice):
+            return x
+        return x + shift(number) * 0.6 / len(own.values)
 
     def ticks(self) -> list[tuple[float, str]]:
         points = self.dimension.points(TICKS)
@@ -114,7 +116,8 @@ def _line_style(trials: Trials, record: TrialRecord, level: float | None) -> dic
         return GIVEN
     if level is None:
         return {"color": "0.75", "linewidth": 0.8, "linestyle": ":", "zorder": 1}
-    return {"color": str(0.85 - 0.8 * level), "linewidth": 0.8, "zorder": 2 + level}
+    # Most trials have an AP near the best one; the square tells them apart.
+    return {"color": str(0.85 - 0.8 * level**2), "linewidth": 0.8, "zorder": 2 + level}
 
 
 def _draw_axis(
@@ -142,8 +145,9 @@ def _draw_axis(
 
 
 def slices(trials: Trials, searched: Space) -> list[tuple[Dimension, Figure]]:
-    """For each dimension AP against its values."""
-    return [(dimension, _slice(trials, searched, dimension)) for dimension in searched.dimensions]
+    """For each dimension AP against its values; the ranges first, which have the same height."""
+    ordered = sorted(searched.dimensions, key=lambda one: isinstance(one.values, Choice))
+    return [(dimension, _slice(trials, searched, dimension)) for dimension in ordered]
 
 
 def _slice(trials: Trials, searched: Space, dimension: Dimension) -> Figure:
@@ -154,17 +158,14 @@ def _slice(trials: Trials, searched: Space, dimension: Dimension) -> Figure:
     ]
     if isinstance(dimension.values, Choice):
         return _slice_of_choices(trials, dimension, having)
-    own = dimension.values
+    scale = Scale(dimension)
     made, axes = figure(2.8)
-    mark_trials(axes, trials, [(one, values[dimension.name], one.ap) for one, values in having])
-    if own.log:
-        axes.set_xscale("log")
-    ticks = own.points(TICKS)
-    axes.set_xticks(ticks, [fields.shown(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.margins(0.05, 0.1)
-    axes.set(ylabel="AP")
-    write_name(axes.xaxis.label, dimension.name, most=LETTERS)
+    mark_trials(axes, trials, [(one, scale.at(values), one.ap) for one, values in having])
+    places, labels = zip(*scale.ticks(), strict=True)
+    axes.set_xticks(places, labels)
+    axes.margins(y=0.1)
+    axes.set(xlim=(-0.04, 1.04), ylabel="AP")
+    _write_title(axes, dimension)
     return made
 
 
@@ -190,6 +191,10 @@ def _slice_of_choices(
         write_name(text, shown(dimension, dimension.choice(choice.values[place])), most=28)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="AP")
     axes.margins(x=0.08)
-    write_name(axes.title, dimension.name, most=LETTERS)
-    axes.title.set_fontsize(10)
+    _write_title(axes, dimension)
     return made
+
+
+def _write_title(axes: Axes, dimension: Dimension) -> None:
+    write_name(axes.title, dimension.name, most=LETTERS)
+    axes.title.set_fontsize(9.5)
