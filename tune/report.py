@@ -17,7 +17,7 @@ from detector.scores import shown
 from tune import commands, fields, plots, space, space_plots
 from tune.config import SweepConfig
 from tune.confirm import Confirmation
-from tune.dimensions import same
+from tune.dimensions import Dimension, same
 from tune.importance import Importance, importance
 from tune.plan import Plan
 from tune.plots import Trials
@@ -125,7 +125,7 @@ def page(
             ("Register its best checkpoint:", commands.register_best(plan)),
             ("See the MLflow runs of all trials:", commands.show_runs(mlflow_uri)),
         ],
-        searched=[(one.name, str(one)) for one in searched],
+        searched=[(one.name, _values(one)) for one in searched],
         how=_how(plan, records),
         given_is_drawn=trials.given is not None and trials.given is not trials.winner,
         curves=_plot(plots.learning_curves(trials), f"Learning curves of {len(records)} trials"),
@@ -163,6 +163,15 @@ def given_trial(plan: Plan, records: Sequence[TrialRecord]) -> TrialRecord | Non
         )
 
     return next((record for record in records if is_given(record)), None)
+
+
+def _values(dimension: Dimension) -> str:
+    """As an entry of sweep.space says it; of fields that change together the rows."""
+    if len(dimension.fields) == 1:
+        return str(dimension)
+    conditions = str(dimension).removeprefix(str(dimension.values))
+    rows = (space_plots.shown(dimension, point) for point in dimension.points(1))
+    return "; ".join(rows) + conditions
 
 
 def _plot(figure: Figure | None, words: str) -> Plot | None:

@@ -129,9 +129,10 @@ def _draw_axis(
     title = axes.text(0, row - 0.1, "", fontsize=8.5, fontweight="bold", va="bottom", bbox=ground)
     write_name(title, name, most=LETTERS)
     title.set_zorder(8)
-    # As many labels as have room for a few letters.
-    step = -(-len(ticks) // 12)
-    room = max(4, LETTERS // max(1, len(ticks[::step])))
+    # As many labels as have room, with at least 16 letters of long ones.
+    longest = min(16, max(len(label) for _, label in ticks))
+    step = -(-len(ticks) // max(2, LETTERS // (longest + 2)))
+    room = max(longest, LETTERS // len(ticks[::step]) - 2)
     for number, (x, label) in enumerate(ticks):
         axes.plot([x, x], [row - 0.05, row + 0.05], color="black", linewidth=1, zorder=7)
         if number % step == 0:
@@ -186,9 +187,9 @@ def _slice_of_choices(
     mark_trials(axes, trials, places)
     axes.set_yticks(range(len(rows)), [""] * len(rows))
     for row, place in enumerate(rows):
-        text = axes.text(-0.02, row, "", fontsize=8, ha="right", va="center")
+        text = axes.text(-0.02, row, "", fontsize=7.5, ha="right", va="center")
         text.set_transform(axes.get_yaxis_transform())
-        write_name(text, shown(dimension, dimension.choice(choice.values[place])), most=28)
+        write_name(text, shown(dimension, dimension.choice(choice.values[place])), most=34)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="AP")
     axes.margins(x=0.08)
     _write_title(axes, dimension)

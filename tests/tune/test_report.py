@@ -26,7 +26,7 @@ from tune.build_space import space_of
 from tune.config import SweepConfig
 from tune.confirm import Confirmation
 from tune.dimensions import Choice, Dimension, Range
-from tune.importance import importance
+from tune.importance import compared, importance
 from tune.plan import Plan
 from tune.plots import Trials
 from tune.proposals import Sampler
@@ -227,6 +227,17 @@ def test_the_field_that_matters_is_found() -> None:
     # Only some trials have it.
     assert found.not_judged == ("loss.beta",) and not found.missing
     assert importance(planned.space, records) == found
+
+
+def test_importance_compares_trials_at_the_same_length() -> None:
+    records = [trial(k, {"loss.gamma": k / 4}, *[0.1, 0.3, 0.2][: 1 + k % 3]) for k in range(18)]
+    # Of 18 trials 12 reached 2,000 images; until then their best AP was that after 2,000.
+    images, aps = compared(records)
+    assert (images, [ap for _, ap in aps]) == (2000, [0.3] * 12)
+    # Fewer than 8 would be no basis: 9 trials, of which 6 reached 2,000.
+    images, aps = compared(records[:9])
+    assert (images, [ap for _, ap in aps]) == (1000, [0.1] * 9)
+    assert compared([]) == (0, [])
 
 
 def test_no_importance_is_told_where_there_is_nothing_to_tell_it_from() -> None:
