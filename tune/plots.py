@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from detector.model_config import AnchorConfig
+from tune.anchor_report import draw_anchors
 from tune.trials import TrialRecord
 
 WIDTH = 5.0
@@ -25,7 +26,6 @@ MOST_VECTORS = 300
 """More lines or marks than this are drawn as pixels: 1,000 curves of 30 points as vectors have
 2 MB.
 """
-MOST_BOXES = 3000
 WINNER: dict[str, Any] = {"color": "#0b4f9e", "linewidth": 2.4, "zorder": 5}
 GIVEN: dict[str, Any] = {"color": "#b34700", "linewidth": 1.8, "linestyle": "--", "zorder": 4}
 OTHER: dict[str, Any] = {"color": "0.62", "linewidth": 0.8, "zorder": 2}
@@ -178,31 +178,7 @@ def pareto(trials: Trials) -> Figure | None:
 
 
 def anchors(boxes_N4: np.ndarray, given: AnchorConfig, best: AnchorConfig) -> Figure:
-    """The sides of all anchors of a position over those of the objects (XYXY px on the canvas)."""
-    made, axes = figure(4.6)
-    thinned_N4 = boxes_N4[:: -(-len(boxes_N4) // MOST_BOXES) or 1]
-    axes.scatter(
-        *np.maximum(thinned_N4[:, 2:] - thinned_N4[:, :2], 1).T,
-        s=4,
-        color="0.75",
-        linewidths=0,
-        label="objects",
-        rasterized=True,
-    )
-    ring = {"facecolors": "none", "edgecolors": GIVEN["color"]}
-    axes.scatter(*_sides(given).T, s=42, marker="s", **ring, label="anchors of the given setting")
-    axes.scatter(*_sides(best).T, s=26, marker="^", color=WINNER["color"], label="of the best")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="width on the canvas, px", ylabel="height on the canvas, px")
-    made.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    """The anchors of the given setting and of the best one over the objects, see `draw_anchors`."""
+    made, axes = figure(4.8)
+    draw_anchors(axes, boxes_N4, given, best, names=("objects", "given anchors", "best anchors"))
     return made
-
-
-def _sides(config: AnchorConfig) -> np.ndarray:
-    """(A, 2): width and height of the anchors of a position on all levels, px."""
-    sides_A1 = np.outer(config.base_sizes, config.scales).reshape(-1, 1)
-    root_R = np.sqrt(config.ratios)
-    return np.stack([sides_A1 / root_R, sides_A1 * root_R], axis=-1).reshape(-1, 2)

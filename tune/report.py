@@ -259,9 +259,10 @@ def _notes(plan: Plan, trials: Trials, confirmation: Confirmation | None) -> lis
             " setting stands for it."
         )
     if plan.sweep.seeds == 1 and confirmation is None:
+        again = "--sweep.seeds 3" if plan.fixed else "--sweep.confirm true"
         notes.append(
             "Each setting was trained once. With another seed its AP differs a little, so a small"
-            " lead may be chance; --sweep.confirm true trains the best settings again."
+            f" lead may be chance; {again} trains with others."
         )
     return notes
 

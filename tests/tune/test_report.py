@@ -21,7 +21,7 @@ from cluster.shards import index, write
 from cluster.shards.format import Category, shard_name
 from cluster.shards.index import ShardSet
 from tests.support.shard_sets import row
-from tune import plots, report, space_plots
+from tune import plots, report, results, space_plots
 from tune.build_space import space_of
 from tune.config import SweepConfig
 from tune.confirm import Confirmation
@@ -310,3 +310,19 @@ def test_two_hundred_trials_and_more_fit_the_page(monkeypatch: pytest.MonkeyPatc
     assert records[199].trial in shown.words and records[200].trial not in shown.words
     assert "The first 200 of them; all are in results.csv." in shown.words
     assert any("image/png" in svg for svg in pictures(shown))
+
+
+def test_the_page_lies_in_the_folder_of_the_sweep_and_in_its_mlflow_run(tmp_path: Path) -> None:
+    planned = replace(plan({"loss.gamma": "0..5"}), uri=str(tmp_path))
+    records = made_up(planned, 4)
+    results.publish(planned, records, None, "http://mlflow:5000")
+    text = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    assert text == report.page(planned, records, None, "http://mlflow:5000")
+    logged: dict[str, str] = {}
+    run: Any = SimpleNamespace(
+        log_metrics=lambda values, step: None,
+        set_tag=lambda name, value: None,
+        log_text=lambda content, name: logged.update({name: content}),
+    )
+    results.log_results(run, str(tmp_path), records, None)
+    assert logged["sweep.html"] == text
