@@ -84,13 +84,13 @@ def learning_curves(trials: Trials) -> Figure:
     made, axes = figure(3.6)
     dense = len(trials.records) > MOST_VECTORS
     for record in reversed(trials.records):
-        points = [point for point in record.curve if point.ap is not None]
-        seen, aps = [point.images_seen for point in points], [point.ap for point in points]
+        seen = [point.images_seen for point in record.curve if point.ap is not None]
+        aps = [point.ap for point in record.curve if point.ap is not None]
         style = trials.style(record)
         # A curve of one point has no line.
-        dot = {"marker": ".", "markersize": 4} if len(points) == 1 else {}
+        dot = {"marker": ".", "markersize": 4} if len(aps) == 1 else {}
         axes.plot(seen, aps, **style, **dot, rasterized=dense and style is OTHER)
-        if points and (mark := MARKS.get(record.status)):
+        if aps and (mark := MARKS.get(record.status)):
             end = {"marker": mark, "markersize": 5, "linestyle": "none", "zorder": 6}
             axes.plot(seen[-1], aps[-1], **end, color=style["color"], rasterized=dense)
     for name, style in _named(trials):
@@ -161,8 +161,8 @@ def pareto(trials: Trials) -> Figure | None:
     made, axes = figure(3.4)
     timed = [record for record in trials.scored if record.ms_per_image is not None]
     mark_trials(axes, trials, [(record, record.ms_per_image, record.ap) for record in timed])
-    times = [record.ms_per_image for record in best]
-    aps = [record.ap for record in best]
+    times = [record.ms_per_image or 0.0 for record in best]
+    aps = [record.ap or 0.0 for record in best]
     axes.plot(times, aps, drawstyle="steps-post", color="black", linewidth=1.4, zorder=3)
     axes.plot(times, aps, linestyle="none", marker="o", markersize=4.5, color="black", zorder=4)
     for place, record in enumerate(best):

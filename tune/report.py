@@ -109,11 +109,8 @@ def page(
     searched = plan.space.dimensions
     columns = list(dict.fromkeys(field for one in searched for field in one.fields))
     columns += sorted({field for record in records for field in record.sample} - set(columns))
-    rows = {
-        record.trial: _row(plan, trials, rank, columns)
-        for rank, record in enumerate(records[:MOST_ROWS], start=1)
-    }
-    front = plots.front(records)
+    rows = [_row(plan, trials, rank, columns) for rank in range(1, len(records) + 1)]
+    front, pareto, anchors = plots.front(records), plots.pareto(trials), _anchors(plan, trials)
     report = Report(
         name=plan.config.name,
         uri=plan.uri,
@@ -141,12 +138,12 @@ def page(
             _plot(made, f"AP against {dimension.name}")
             for dimension, made in space_plots.slices(trials, plan.space)
         ],
-        pareto=_plot(plots.pareto(trials), "AP against ms an image, with the Pareto front"),
-        front=[rows[record.trial] for record in front if record.trial in rows],
-        anchors=_plot(_anchors(plan, trials), "Anchors over the sizes of the objects"),
+        pareto=pareto and _plot(pareto, "AP against ms an image, with the Pareto front"),
+        front=[rows[records.index(record)] for record in front],
+        anchors=anchors and _plot(anchors, "Anchors over the sizes of the objects"),
         fields=columns,
-        rows=list(rows.values()),
-        rows_left_out=len(records) - len(rows),
+        rows=rows[:MOST_ROWS],
+        rows_left_out=len(rows[MOST_ROWS:]),
         table=TABLE,
     )
     return render("sweep_report.html.j2", report=report)
@@ -174,8 +171,8 @@ def _values(dimension: Dimension) -> str:
     return "; ".join(rows) + conditions
 
 
-def _plot(figure: Figure | None, words: str) -> Plot | None:
-    return None if figure is None else Plot(plots.data_uri(figure), words)
+def _plot(figure: Figure, words: str) -> Plot:
+    return Plot(plots.data_uri(figure), words)
 
 
 def _row(plan: Plan, trials: Trials, rank: int, columns: Sequence[str]) -> Row:
