@@ -8,8 +8,8 @@ from cluster.storage.uris import join
 from cluster.tracking.config import tracking_uri, ui_command
 from tune.plan import Plan
 
-BEST = "best.yaml"
-"""The best configuration, in the folder of the sweep."""
+BEST, TABLE = "best.yaml", "results.csv"
+"""In the folder of the sweep: the best configuration, and the table of all trials."""
 
 
 def train_best(plan: Plan, mlflow_uri: str) -> str:

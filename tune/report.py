@@ -25,8 +25,6 @@ from tune.trials import TrialRecord, saving, trial_config
 
 MOST_ROWS = 1000
 """Of the table of trials: 0.7 MB."""
-TABLE = "results.csv"
-"""The table of all trials, in the folder of the sweep."""
 SEARCHERS = {
     "tpe": "TPE, a tree-structured Parzen estimator (Optuna)",
     "gp": "a Gaussian process (Optuna)",
@@ -144,7 +142,7 @@ def page(
         fields=columns,
         rows=rows[:MOST_ROWS],
         rows_left_out=len(rows[MOST_ROWS:]),
-        table=TABLE,
+        table=commands.TABLE,
     )
     return render("sweep_report.html.j2", report=report)
 

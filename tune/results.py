@@ -16,11 +16,10 @@ from cluster.errors import UsageError
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
-from tune import report, space
-from tune.commands import BEST
+from tune import space
+from tune.commands import BEST, TABLE
 from tune.confirm import Confirmation, read_confirmation
 from tune.plan import Plan
-from tune.report import TABLE
 from tune.trials import RUNS, TrialRecord, ranked
 
 RESULTS, REPORT = "results.json", "sweep.html"
@@ -35,6 +34,9 @@ def publish(
     mlflow_uri: str,
 ) -> None:
     """`records` are those of all trials, the winner first."""
+    # Imported here: matplotlib and SciPy take seconds, in which the trials could run.
+    from tune import report
+
     best, uri = records[0], plan.uri
     assert best.best is not None, "a sweep without a result raises before"
     head = (
