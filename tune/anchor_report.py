@@ -62,31 +62,41 @@ def picture(search: AnchorSearch) -> bytes:
     """
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     cloud, bars = figure.subplots(1, 2, width_ratios=[3, 2])
-    _draw_cloud(cloud, search)
+    given, best = search.given.anchors, search.best.anchors
+    names = ("objects (sample)", "anchors before", "anchors after")
+    draw_anchors(cloud, search.sample.boxes_N4, given, best, names=names)
+    cloud.set_title("Anchors over the objects", fontsize=11)
     _draw_recalls(bars, search)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
 
 
-def _draw_cloud(axes: Axes, search: AnchorSearch) -> None:
-    corners_N4 = search.sample.boxes_N4[:: -(-len(search.sample) // MOST_POINTS)]
+def draw_anchors(
+    axes: Axes,
+    boxes_N4: np.ndarray,
+    given: AnchorConfig,
+    best: AnchorConfig,
+    *,
+    names: tuple[str, str, str],
+) -> None:
+    """The sides of all anchors of a position over those of the boxes (XYXY px on the canvas).
+    `names` of boxes, given and best anchors, for the legend.
+    """
+    corners_N4 = boxes_N4[:: -(-len(boxes_N4) // MOST_POINTS) or 1]
     sides_N2 = corners_N4[:, 2:] - corners_N4[:, :2]
-    axes.scatter(*sides_N2.T, s=5, color="0.75", linewidths=0, label="objects (sample)")
+    # So many marks would be most of an SVG.
+    axes.scatter(*sides_N2.T, s=5, color="0.75", linewidths=0, label=names[0], rasterized=True)
     # Shape and fill tell them apart without colour.
-    before, after = _sides(search.given.anchors), _sides(search.best.anchors)
-    axes.scatter(
-        *before.T, s=44, marker="s", facecolors="none", edgecolors="#b34700", label="anchors before"
-    )
-    axes.scatter(
-        *after.T, s=34, marker="^", facecolors="#003f7f", edgecolors="white", label="anchors after"
-    )
+    ring = {"facecolors": "none", "edgecolors": "#b34700"}
+    axes.scatter(*_sides(given).T, s=44, marker="s", **ring, label=names[1])
+    filled = {"facecolors": "#003f7f", "edgecolors": "white"}
+    axes.scatter(*_sides(best).T, s=34, marker="^", **filled, label=names[2])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="width on the canvas, px", ylabel="height on the canvas, px", aspect="equal")
-    axes.set_title("Anchors over the objects", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", fontsize=8)
 

@@ -82,6 +82,10 @@ class PostingJudge:
 def result_of(evaluation: Evaluation) -> dict[str, Any]:
     """What Tune is told of an evaluation."""
     point = Point(
-        evaluation.images_seen, evaluation.epoch, evaluation.ap, evaluation.metrics.get("AP50")
+        evaluation.images_seen,
+        evaluation.epoch,
+        evaluation.ap,
+        evaluation.metrics.get("AP50"),
+        evaluation.ms_per_image,
     )
     return point.to_json()

@@ -135,7 +135,7 @@ class Sampler:
             self.knows(record.sample)
             score = 0.0 if record.diverged else record.ap
             if record.status != "running" and score is not None:
-                self._learn(record.sample, score)
+                self._study.add_trial(past_trial(searched, record.sample, score))
 
     def knows(self, sample: Sample) -> None:
         """Never propose this one."""
@@ -175,17 +175,17 @@ class Sampler:
                 sample |= _fields_of(dimension, _ask(trial, dimension))
         return sample
 
-    def _learn(self, sample: Sample, score: float) -> None:
-        # A space that grew has fields that an earlier trial lacks: it had their configured values.
-        whole = self._space.completed(sample)
-        active = [one for one in self._space.dimensions if set(one.fields) <= whole.keys()]
-        self._study.add_trial(
-            create_trial(
-                params={one.name: _value_of(one, whole) for one in active},
-                distributions={one.name: _distribution(one) for one in active},
-                value=score,
-            )
-        )
+
+def past_trial(searched: Space, sample: Sample, score: float) -> optuna.trial.FrozenTrial:
+    """A trial that has ended, as a study knows it: a value for each dimension that applies."""
+    # A space that grew has fields that an earlier trial lacks: it had their configured values.
+    whole = searched.completed(sample)
+    active = [one for one in searched.dimensions if set(one.fields) <= whole.keys()]
+    return create_trial(
+        params={one.name: _value_of(one, whole) for one in active},
+        distributions={one.name: _distribution(one) for one in active},
+        value=score,
+    )
 
 
 def startup_trials(trials: int) -> int:

@@ -17,17 +17,26 @@ from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
 from tune import ablation, space
+from tune.commands import BEST, TABLE
 from tune.confirm import Confirmation, read_confirmation
 from tune.plan import Plan
 from tune.trials import RUNS, TrialRecord, ranked
 
-RESULTS, TABLE, BEST, REPORT = "results.json", "results.csv", "best.yaml", "sweep.html"
+RESULTS, REPORT = "results.json", "sweep.html"
 VERSION = 2
 """Of results.json. Version 1 was a list of records."""
 
 
-def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmation | None) -> None:
+def publish(
+    plan: Plan,
+    records: Sequence[TrialRecord],
+    confirmation: Confirmation | None,
+    mlflow_uri: str,
+) -> None:
     """`records` are those of all trials, the winner first."""
+    # Imported here: matplotlib and SciPy take seconds, in which the trials could run.
+    from tune import report
+
     best, uri = records[0], plan.uri
     assert best.best is not None, "a sweep without a result raises before"
     head = (
@@ -39,6 +48,8 @@ def publish(plan: Plan, records: Sequence[TrialRecord], confirmation: Confirmati
     files.write_bytes(join(uri, TABLE), _table(records).encode())
     if plan.arms:
         ablation.publish(plan, records)
+    page = report.page(plan, records, confirmation, mlflow_uri)
+    files.write_bytes(join(uri, REPORT), page.encode("utf-8", "replace"))
     content = {
         "version": VERSION,
         "best": best.trial,
@@ -92,7 +103,7 @@ def log_results(
     parent.set_tag("best_setting", space.shown(best.sample))
     if confirmation is not None:
         parent.set_tag("confirmation", confirmation.verdict)
-    for name in (BEST, TABLE):
+    for name in (BEST, TABLE, REPORT):
         parent.log_text(files.read_bytes(join(uri, name)).decode(), name)
 
 
@@ -117,6 +128,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "epochs_done": record.epochs_done,
         "epochs": record.epochs,
         "images_seen": record.images_seen,
+        "ms_per_image": record.ms_per_image,
         "reason": record.reason or record.stop,
         "run": os.path.basename(record.run),
     }

@@ -17,7 +17,6 @@ best.yaml, results.csv, results.json, sweep.html, for the preset paper those of 
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,12 +31,13 @@ from cluster.runs import lease, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
-from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
+from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.run import Run, open_run, read_record
 from cluster.training.event_channel import EventChannel
-from tune import ablation, space
+from tune import ablation, commands, space
 from tune.board import open_board
+from tune.commands import BEST
 from tune.config import TRIAL_CPUS, SweepConfig
 from tune.confirm import Confirmation, confirm, read_confirmation
 from tune.console import Console
@@ -45,11 +45,11 @@ from tune.found_anchors import adoption, searches_anchors
 from tune.plan import Plan, plan_of
 from tune.proposals import Proposals, Sampler
 from tune.recorder import Ending
-from tune.results import BEST, REPORT, TABLE, is_complete, log_results, publish
+from tune.results import REPORT, TABLE, is_complete, log_results, publish
 from tune.search import Search
 from tune.tracked import TrackedTrials, TrialEnded
 from tune.trainable import Told, TrialEvent
-from tune.trials import TrialRecord, ranked, read_records, trial_config
+from tune.trials import TrialRecord, ranked, read_records, saving, trial_config
 
 Say = Callable[[str], None]
 
@@ -81,14 +81,9 @@ class Swept:
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
-        best, config = self.records[0], self.plan.config
+        best = self.records[0]
         assert best.best is not None, "a sweep without a result raises before"
         failed = [record for record in self.records if record.status == "failed"]
-        words = ["python", "-m", "pipelines.train", "--config", self.best]
-        words += ["--data.train", config.data.train, "--data.val", config.data.val]
-        words += ["--storage", config.storage, "--name", f"{config.name}-best"]
-        if self.tracking_uri != tracking_uri(None, config.storage):
-            words += ["--tracking.uri", self.tracking_uri]
         return [
             f"trials   {len(self.records)}, of which {len(failed)} failed: {join(self.uri, TABLE)}",
             *(f"         {record.trial}: {record.reason}" for record in failed[:5]),
@@ -100,19 +95,11 @@ class Swept:
             *([f"anchors  {self._adoption}"] if self._adoption else []),
             *(self.confirmation.lines() if self.confirmation else []),
             f"report   {join(self.uri, REPORT)}",
-            f"use it   {shlex.join(words)}",
-            f"register python -m pipelines.register --sweep {shlex.quote(self.uri)}",
-            f"see it   {ui_command(self.tracking_uri)}",
+            f"use it   {commands.train_best(self.plan, self.tracking_uri)}",
+            f"register {commands.register_best(self.plan)}",
+            f"see it   {commands.show_runs(self.tracking_uri)}",
             *(ablation.lines(self.uri) if self.plan.arms else []),
         ]
-
-
-def saving(records: list[TrialRecord]) -> str:
-    """How many epochs the early stopping has saved, in words."""
-    full = sum(record.epochs for record in records)
-    done = sum(record.epochs_done for record in records)
-    share = 1 - done / full if full else 0.0
-    return f"{done} of {full} epochs were trained, {share:.0%} were saved"
 
 
 def sweep_uri(storage_root: str, name: str) -> str:
@@ -148,7 +135,7 @@ def sweep(
     try:
         _run(plan, parent, experiment, concurrent=concurrent, console=console)
         swept = _swept(plan, mlflow_uri)
-        publish(plan, swept.records, swept.confirmation)
+        publish(plan, swept.records, swept.confirmation, mlflow_uri)
         log_results(parent, uri, swept.records, swept.confirmation)
         if plan.arms:
             ablation.log(parent, uri)

@@ -2,7 +2,8 @@
 
     {"version": 3, "trial": "trial-1a2b3c4d", "number": 0, "role": "search", "status": "done",
      "epochs": 5, "sample": {"loss.gamma": 2.0},
-     "curve": [{"images_seen": 48, "epoch": 1, "AP": 0.2, "AP50": 0.4}, ...],
+     "curve": [{"images_seen": 48, "epoch": 1, "AP": 0.2, "AP50": 0.4,
+                "ms_per_image": 31.2}, ...],
      "stop": "", "reason": "", "exit_code": 0, "diverged": false, "pruned": false}
 
 Versions 1 and 2 had the last AP in place of a curve, and short names of fields in the sample.
@@ -11,6 +12,7 @@ Versions 1 and 2 had the last AP in place of a curve, and short names of fields 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -43,6 +45,10 @@ class Point:
     """Epochs done, from 1."""
     ap: float | None
     ap50: float | None
+    ms_per_image: float | None = None
+    """Wall time of the evaluation for each image on the trial's workers, ms; None where none was
+    measured.
+    """
 
     @property
     def shown(self) -> str:
@@ -55,13 +61,19 @@ class Point:
             "epoch": self.epoch,
             "AP": self.ap,
             "AP50": self.ap50,
+            "ms_per_image": self.ms_per_image,
         }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Point:
         """`KeyError` where a key is missing."""
         return cls(
-            stored["images_seen"], stored["epoch"], score(stored["AP"]), score(stored["AP50"])
+            stored["images_seen"],
+            stored["epoch"],
+            score(stored["AP"]),
+            score(stored["AP50"]),
+            # Records written before it was measured lack it.
+            stored.get("ms_per_image"),
         )
 
 
@@ -110,6 +122,12 @@ class TrialRecord:
     @property
     def last(self) -> Point | None:
         return self.curve[-1] if self.curve else None
+
+    @property
+    def ms_per_image(self) -> float | None:
+        """Median over the evaluations: the first is slower, and neighbours disturb single ones."""
+        times = [point.ms_per_image for point in self.curve if point.ms_per_image is not None]
+        return statistics.median(times) if times else None
 
     @property
     def images_seen(self) -> int:
@@ -204,6 +222,18 @@ def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     proposed comes first.
     """
     return sorted(records, key=lambda r: (r.ap is None, -(r.ap or 0.0), r.number, r.trial))
+
+
+def saving(records: Sequence[TrialRecord]) -> str:
+    """How many epochs the early stopping has saved, in words."""
+    full = sum(record.epochs for record in records)
+    done = sum(record.epochs_done for record in records)
+    stopped = [record for record in records if record.status == "stopped early"]
+    saved = sum(record.epochs - record.epochs_done for record in stopped)
+    return (
+        f"{done} of {full} epochs were trained; early stopping saved {saved}"
+        f" ({saved / max(full, 1):.0%})"
+    )
 
 
 def trial_config(config: TrainConfig, sweep: SweepConfig, uri: str, sample: Sample) -> TrainConfig:

@@ -76,12 +76,23 @@ class Evaluation:
     """AP of each class."""
     images_evaluated: int | None = None
     """Images of data.val; None in files of version 1."""
+    seconds: float | None = None
+    """Wall time of detecting all images on the workers, decoding of the pictures included; None in
+    older files and where the driver evaluated.
+    """
     error: str | None = None
     """One line; then there are no metrics."""
 
     @property
     def ap(self) -> float | None:
         return self.metrics.get("AP")
+
+    @property
+    def ms_per_image(self) -> float | None:
+        """Wall time of an image, ms."""
+        if self.seconds is None or not self.images_evaluated:
+            return None
+        return 1000 * self.seconds / self.images_evaluated
 
     def shown(self, name: str, digits: int = 4) -> str:
         """One of the metrics, to read."""
@@ -101,6 +112,7 @@ class Evaluation:
             "metrics": dict(self.metrics),
             "per_class": dict(self.per_class),
             "images_evaluated": self.images_evaluated,
+            "seconds": self.seconds,
         }
 
     @classmethod
@@ -126,6 +138,7 @@ class Evaluation:
             metrics=_scores(metrics),
             per_class=_scores(stored.get("per_class", {})),
             images_evaluated=stored.get("images_evaluated"),
+            seconds=stored.get("seconds"),
         )
 
 

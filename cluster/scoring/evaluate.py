@@ -129,8 +129,11 @@ def evaluate_checkpoint(
     class_names: Sequence[str],
     *,
     frequencies: Mapping[str, str],
+    seconds: float | None = None,
 ) -> Evaluation:
-    """The evaluation of a checkpoint of a run whose `weights` gave these detections."""
+    """The evaluation of a checkpoint of a run whose `weights` gave these detections, in so many
+    seconds of wall time.
+    """
     table = evaluate_detections(detections, truths, class_names, metrics_of(frequencies))
     return Evaluation(
         request.checkpoint,
@@ -140,4 +143,5 @@ def evaluate_checkpoint(
         metrics=table.summary,
         per_class={name: numbers["AP"] for name, numbers in table.per_class.items()},
         images_evaluated=table.images,
+        seconds=seconds,
     )

@@ -5,6 +5,7 @@ or requested from the driver, which evaluates beside training.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -77,6 +78,7 @@ class RankEvaluator:
             amp=self._amp,
             **self._frame,
         )
+        start = time.perf_counter()
         parts = ranks.gather(
             detect_share(
                 predictor,
@@ -88,6 +90,7 @@ class RankEvaluator:
                 progressed=self._progressed,
             )
         )
+        seconds = time.perf_counter() - start
         if ranks.rank:
             return None
         return evaluate_checkpoint(
@@ -97,6 +100,7 @@ class RankEvaluator:
             self._truths,
             self._class_names,
             frequencies=self._frequencies,
+            seconds=seconds,
         )
 
 

@@ -133,6 +133,10 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
     assert [row["trial"] for row in rows] == [record.trial for record in swept["records"]]
     assert float(rows[0]["loss.gamma"]) == best.sample["loss.gamma"]
+    # The workers measure how long an image takes.
+    assert float(rows[0]["ms_per_image"]) > 0
+    page = Path(uri, "sweep.html").read_text(encoding="utf-8")
+    assert all(record.trial in page for record in swept["records"])
 
     client = connect(tracking_uri(None, config.storage))
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
@@ -146,6 +150,8 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
         swept["broken"]: "FAILED",
     }
     assert parent.data.tags["best_trial"] == best.trial
+    artifacts = [each.path for each in client.list_artifacts(parent.info.run_id)]
+    assert {"best.yaml", "results.csv", "sweep.html"} <= set(artifacts)
     assert {
         run.info.run_name: run.data.metrics["val/AP"]
         for run in children

@@ -71,9 +71,3 @@ def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> N
         ]
         (line,) = [line for line in lines if line.startswith("register ")]
         assert shlex.split(line.removeprefix("register "))[-2:] == ["--sweep", "/my runs/sweeps/a"]
-
-
-def test_what_the_early_stopping_saved_is_said() -> None:
-    records = [record("a", 0.1, 0.2, 0.3, 0.4), record("b", 0.1, status="stopped early")]
-    assert sweep.saving(records) == "5 of 8 epochs were trained, 38% were saved"
-    assert sweep.saving([]) == "0 of 0 epochs were trained, 0% were saved"

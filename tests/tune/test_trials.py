@@ -14,6 +14,7 @@ from tune.trials import (
     TrialRecord,
     ranked,
     read_records,
+    saving,
     trial_config,
     write_record,
 )
@@ -91,6 +92,29 @@ def test_a_trial_counts_by_its_best_checkpoint_of_equal_ones_the_newest() -> Non
         [record("none", None), record("late", 0.5, number=1), best, record("top", 0.1, 0.9)]
     )
     assert [one.trial for one in order] == ["top", "a", "late", "none"]
+
+
+def test_a_trial_takes_the_median_time_of_its_evaluations() -> None:
+    curve = tuple(
+        Point(8 * epoch, epoch, 0.5, 0.5, ms) for epoch, ms in enumerate((90.0, None, 20.0, 30.0))
+    )
+    assert record("a", curve=curve).ms_per_image == 30.0
+    assert record("b", 0.5).ms_per_image is None
+    older = record("a", curve=curve).to_json()
+    for point in older["curve"]:
+        del point["ms_per_image"]
+    assert TrialRecord.from_json(older, "/s/runs/a/trial.json").ms_per_image is None
+
+
+def test_only_the_epochs_of_stopped_trials_count_as_saved() -> None:
+    # 3 + 1 + 0 of 9 epochs; the stopped one saved 2, and the failed one saved nothing.
+    records = [
+        record("a", 0.1, 0.2, 0.3, status="done"),
+        record("b", 0.1, status="stopped early"),
+        record("c", status="failed"),
+    ]
+    assert saving(records) == "4 of 9 epochs were trained; early stopping saved 2 (22%)"
+    assert saving([]) == "0 of 0 epochs were trained; early stopping saved 0 (0%)"
 
 
 def test_an_evaluation_that_is_told_again_replaces_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ def evaluation(run: str, images_seen: int, ap: float | None) -> Evaluation:
 
 def failed(images_seen: int) -> Evaluation:
     return Evaluation("lost", images_seen, images_seen // 100, error="the machine is gone")
+
+
+def test_the_time_of_an_evaluation_is_stored_and_older_files_have_none() -> None:
+    # 8 images in 0.4 s are 50 ms an image.
+    timed = replace(evaluation("/r", 200, 0.5), seconds=0.4)
+    assert timed.ms_per_image == pytest.approx(50)
+    assert Evaluation.from_json(timed.to_json()) == timed
+    older = timed.to_json()
+    del older["seconds"]
+    assert Evaluation.from_json(older).ms_per_image is None
+    assert replace(timed, images_evaluated=None).ms_per_image is None
 
 
 def request(run: str, images_seen: int) -> str:

@@ -1,0 +1,33 @@
+"""The command lines that use the result of a sweep."""
+
+from __future__ import annotations
+
+import shlex
+
+from cluster.storage.uris import join
+from cluster.tracking.config import tracking_uri, ui_command
+from tune.plan import Plan
+
+BEST, TABLE = "best.yaml", "results.csv"
+"""In the folder of the sweep: the best configuration, and the table of all trials."""
+
+
+def train_best(plan: Plan, mlflow_uri: str) -> str:
+    """Trains with the best setting."""
+    config = plan.config
+    words = ["python", "-m", "pipelines.train", "--config", join(plan.uri, BEST)]
+    words += ["--data.train", config.data.train, "--data.val", config.data.val]
+    words += ["--storage", config.storage, "--name", f"{config.name}-best"]
+    if mlflow_uri != tracking_uri(None, config.storage):
+        words += ["--tracking.uri", mlflow_uri]
+    return shlex.join(words)
+
+
+def register_best(plan: Plan) -> str:
+    """Registers the best checkpoint of the best trial."""
+    return f"python -m pipelines.register --sweep {shlex.quote(plan.uri)}"
+
+
+def show_runs(mlflow_uri: str) -> str:
+    """Shows the MLflow runs of the trials."""
+    return ui_command(mlflow_uri)
