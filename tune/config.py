@@ -162,6 +162,13 @@ class SweepConfig(Section):
         ),
     )
 
+    @property
+    def booked(self) -> str:
+        """What a trial books, in words."""
+        cpus = self.workers * (self.cpus_per_worker + READ_CPUS)
+        gpus = self.workers * self.gpus_per_worker
+        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         if self.workers > 1 and self.gpus_per_worker not in (0, 1):

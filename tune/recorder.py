@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,34 @@ _KINDS = {UsageError.exit_code: UsageError, DataError.exit_code: DataError}
 def sample_of(trial: Trial) -> Sample:
     """The sample that a Tune trial trains."""
     return json.loads(trial.config["sample"])
+
+
+class Wait:
+    """How long nothing has gone on, to be told after `first_s` and then every `again_s`."""
+
+    def __init__(
+        self,
+        *,
+        first_s: float = 20.0,
+        again_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._first_s, self._again_s, self._clock = first_s, again_s, clock
+        self._since: float | None = None
+        self._next = 0.0
+
+    def reset(self) -> None:
+        self._since = None
+
+    def told_now(self) -> float | None:
+        """The seconds of the wait, where they are to be told now."""
+        now = self._clock()
+        if self._since is None:
+            self._since, self._next = now, now + self._first_s
+        if now < self._next:
+            return None
+        self._next = now + self._again_s
+        return now - self._since
 
 
 class Ending(Stopper):
@@ -84,6 +113,7 @@ class Recorder(Callback):
         self._tracked, self._console = tracked, console
         self.records = records
         self._started: set[str] = set()
+        self._wait = Wait()
         self._reasons: Counter[str] = Counter()
         self._ending = ending
 
@@ -115,6 +145,17 @@ class Recorder(Callback):
             done = f"; {before.epochs_done} epochs are done" if before.curve else ""
             self._console.say(f"{config.name} started: {space.shown(before.sample)}{done}")
             self._tracked.open(config)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Tune's loop turns: say it where no trial runs because none has room."""
+        waits = any(trial.status == Trial.PENDING for trial in trials)
+        if not waits or any(trial.status == Trial.RUNNING for trial in trials):
+            self._wait.reset()
+        elif (seconds := self._wait.told_now()) is not None:
+            self._console.say(
+                f"waiting for room on the cluster for {seconds:.0f} s; each trial needs"
+                f" {self._sweep.booked}"
+            )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **_: Any

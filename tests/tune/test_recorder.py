@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.config import TrainConfig
 from tune.config import SweepConfig
-from tune.recorder import Ending, Recorder
+from tune.recorder import Ending, Recorder, Wait
 from tune.trials import TrialRecord, read_records, trial_config
 
 CONFIG = TrainConfig.model_validate({"name": "tiny", "data": {"train": "/t", "val": "/v"}})
@@ -167,3 +167,22 @@ def test_trials_that_fail_in_different_ways_do_not_end_the_sweep(tmp_path: Path)
     for gamma, reason in ((1.0, "no room"), (2.0, "no network"), (3.0, "no luck")):
         driver.fail(gamma, reason)
     assert not driver.ending.stop_all()
+
+
+def test_a_wait_for_room_is_said_after_a_while_and_then_now_and_again(tmp_path: Path) -> None:
+    driver, now = Driver(tmp_path), [0.0]
+    driver.recorder._wait = Wait(first_s=20, again_s=60, clock=lambda: now[0])
+    pending, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+
+    def step(seconds: float, *trials: Any) -> int:
+        now[0] = seconds
+        driver.recorder.on_step_begin(1, list(trials))
+        return len(driver.lines)
+
+    assert [step(s, pending) for s in (0, 19, 20, 21, 79, 80)] == [0, 0, 1, 1, 1, 2]
+    assert driver.lines[0] == (
+        "waiting for room on the cluster for 20 s; each trial needs 0.75 CPUs"
+    )
+    # While one runs, the others wait as they should.
+    assert [step(s, pending, running) for s in (200, 300)] == [2, 2]
+    assert [step(s, pending) for s in (310, 329, 330)] == [2, 2, 3]
