@@ -153,8 +153,8 @@ class Recorder(Callback):
             self._wait.reset()
         elif (seconds := self._wait.told_now()) is not None:
             self._console.say(
-                f"waiting for room on the cluster for {seconds:.0f} s; each trial needs"
-                f" {self._sweep.booked}"
+                f"no trial has started for {seconds:.0f} s: Ray starts its process, or the cluster"
+                f" has no room for {self._sweep.booked}"
             )
 
     def on_trial_result(

@@ -181,7 +181,8 @@ def test_a_wait_for_room_is_said_after_a_while_and_then_now_and_again(tmp_path: 
 
     assert [step(s, pending) for s in (0, 19, 20, 21, 79, 80)] == [0, 0, 1, 1, 1, 2]
     assert driver.lines[0] == (
-        "waiting for room on the cluster for 20 s; each trial needs 0.75 CPUs"
+        "no trial has started for 20 s: Ray starts its process, or the cluster has no room for 0.75"
+        " CPUs"
     )
     # While one runs, the others wait as they should.
     assert [step(s, pending, running) for s in (200, 300)] == [2, 2]
