@@ -140,6 +140,11 @@ def _fixed(sweep: SweepConfig, searched: Space, config: TrainConfig) -> tuple[Sa
     else:
         return ()
     possible = [one for one in settings if searched.valid(config, one) is None]
+    if not possible:
+        raise UsageError(
+            f"sweep.space: none of its {len(settings)} combinations can be trained; the first ends"
+            f" with: {searched.valid(config, settings[0])}"
+        )
     return with_seeds(possible, config, range(sweep.seeds))
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import ray
@@ -191,8 +190,7 @@ def _run(plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: 
         weights=inputs.weights,
     )
     status = "KILLED"
-    with ExitStack() as stack:
-        stack.enter_context(lease.Lease(plan.uri, lambda why: _lose(ending, why)))
+    with lease.Lease(plan.uri, lambda why: _lose(ending, why)):
         try:
             channel: EventChannel[TrialEvent | TrialEnded] = EventChannel(tracked.on_event)
             with channel as mailbox, console:
@@ -272,15 +270,11 @@ def search(plan: Plan, trials: Search) -> None:
 
 def _complete(plan: Plan, tracked: TrackedTrials) -> None:
     """End the MLflow runs of trials that ended while an earlier driver was killed."""
-    ended = [record for record in plan.records if record.status != "running"]
-    configs = [
-        trial_config(plan.config, plan.sweep, plan.uri, record.sample).model_copy(
-            update={"name": record.trial}
-        )
-        for record in ended
-        if plan.counts(record) or record.role == "confirm"
-    ]
-    tracked.complete([r for r in ended if plan.counts(r) or r.role == "confirm"], configs)
+    for record in plan.records:
+        if record.status != "running" and (plan.counts(record) or record.role == "confirm"):
+            config = trial_config(plan.config, plan.sweep, plan.uri, record.sample)
+            # The record has the name; an earlier version gave others.
+            tracked.complete(record, config.model_copy(update={"name": record.trial}))
 
 
 def _lose(ending: Ending, why: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +59,11 @@ class TrackedTrials:
         elif told.trial in self._trackers:
             self._trackers[told.trial](told.event)
 
-    def complete(self, records: Sequence[TrialRecord], configs: Sequence[TrainConfig]) -> None:
-        """End the runs of trials that ended while the driver was killed."""
-        for record, config in zip(records, configs, strict=True):
-            tracker = self._tracker(config)
-            if tracker.is_incomplete():
-                _finish(tracker, record)
+    def complete(self, record: TrialRecord, config: TrainConfig) -> None:
+        """End the run of a trial that ended while the driver was killed."""
+        tracker = self._tracker(config)
+        if tracker.is_incomplete():
+            _finish(tracker, record)
 
     def close(self, status: RunStatus) -> None:
         """End the runs of the trials that have not ended."""
