@@ -78,7 +78,8 @@ class Report:
     commands: Sequence[tuple[str, str]]
     searched: Sequence[tuple[str, str]]
     how: Sequence[tuple[str, str]]
-    given_is_drawn: bool
+    given_is_tried: bool
+    given_is_best: bool
     curves: Plot
     parallel: Plot
     importance: Importance
@@ -122,7 +123,8 @@ def page(
         ],
         searched=[(one.name, _values(one)) for one in searched],
         how=_how(plan, records),
-        given_is_drawn=trials.given is not None and trials.given is not trials.winner,
+        given_is_tried=trials.given is not None,
+        given_is_best=trials.given is trials.winner,
         curves=_plot(plots.learning_curves(trials), f"Learning curves of {len(records)} trials"),
         parallel=_plot(
             space_plots.parallel(trials, plan.space),
