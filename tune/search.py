@@ -33,6 +33,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # with it Ctrl-C would end the sweep as if it were complete
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # A trial that fails reports its reason in place of an AP.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # Tune's own state is never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
