@@ -33,9 +33,13 @@ class SweepVerb(TrainConfig):
 
 
 def main(config: SweepVerb) -> None:
-    from tune.sweep import sweep
+    from tune.plan import space_of_sweep
 
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    # Before Ray Tune is imported, which takes seconds.
+    space_of_sweep(training, config.sweep, config.storage)
+    from tune.sweep import sweep
+
     swept = sweep(training, config.sweep, ray=config.ray, tracking=config.tracking)
     print("\n".join(swept.lines()))
 

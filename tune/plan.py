@@ -98,12 +98,9 @@ class Plan:
         return [record.sample for record in self.again(records)] + new
 
 
-def plan_of(
-    config: TrainConfig, sweep: SweepConfig, uri: str, say: Callable[[str], None] = print
-) -> Plan:
-    """Check what can be wrong before any machine is used: the space, the data, storage, the weight
-    file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
-    and `check_inputs`.
+def space_of_sweep(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[TrainConfig, Space]:
+    """The training of a trial with the configured values, and what the sweep searches around it.
+    Reads no file. `UsageError` where a trial could not be trained, or the space is wrong.
     """
     try:
         trial = trial_config(config, sweep, uri, {})
@@ -113,7 +110,17 @@ def plan_of(
             f"sweep: its trials cannot be trained: {reason} (in a trial, sweep.workers,"
             " sweep.cpus_per_worker and sweep.gpus_per_worker replace those of training)"
         ) from error
-    searched = space_of(sweep.preset, sweep.space, trial)
+    return trial, space_of(sweep.preset, sweep.space, trial)
+
+
+def plan_of(
+    config: TrainConfig, sweep: SweepConfig, uri: str, say: Callable[[str], None] = print
+) -> Plan:
+    """Check what can be wrong before any machine is used: the space, the data, storage, the weight
+    file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
+    and `check_inputs`.
+    """
+    trial, searched = space_of_sweep(config, sweep, uri)
     inputs = check_inputs(trial, begun=False)
     records = tuple(read_records(uri))
     # The length is no part of it: trials of another length are kept apart.
