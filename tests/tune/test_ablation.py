@@ -221,7 +221,7 @@ def test_the_tables_are_in_the_folder_of_the_sweep_its_last_lines_and_its_run(
     planned = plan.plan_of(config, SweepConfig(preset="paper", seeds=2), f"{tmp_path}/sweep")
     assert planned.trials == 2 * 20 and len(planned.arms) == len(ARMS)
     records = [record(one, 0.2) for one in planned.fixed]
-    results.publish(planned, records, None)
+    results.publish(planned, records, None, "http://h")
     with Image.open(tmp_path / "sweep" / ablation.PICTURE) as picture:
         assert picture.format == "PNG" and min(picture.size) > 800
     text = (tmp_path / "sweep" / ablation.TEXT).read_text()
