@@ -14,7 +14,9 @@ def test_each_task_books_the_share_that_the_check_asks_for(
 ) -> None:
     share = {"workers": 2, "cpus_per_worker": 1.5, "gpus_per_worker": 0}
 
-    def booked_by_this_task(package, data, rank, ranks, threads, device) -> dict[int, Any]:
+    def booked_by_this_task(
+        package, data, rank, ranks, threads, device, settings
+    ) -> dict[int, Any]:
         return {rank: ray.get_runtime_context().get_assigned_resources()}
 
     monkeypatch.setattr(detect, "_detect_share", booked_by_this_task)
