@@ -18,6 +18,7 @@ import torch
 from detector.baselines import Baseline, build_model
 from detector.batch import Batch, Sample, collate_by_canvas, collate_pictures, unmirrored
 from detector.checkpoint import load_weights
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import DecodeSettings, Detections, decode_detections
 from detector.folding import for_detecting
 from detector.image import Jpeg
@@ -25,7 +26,7 @@ from detector.merge import PictureMerger, merge_flipped
 from detector.model import RetinaNet
 from detector.placement import evaluation_sample
 from detector.precision import autocast_dtype
-from detector.tiling import Picture, View, ViewSettings, view_sample, views_of
+from detector.tiling import Picture, View, view_sample, views_of
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
 
@@ -159,7 +160,7 @@ class Predictor:
         return by_id
 
     def view_samples(
-        self, image: np.ndarray | Jpeg, image_id: int, settings: ViewSettings
+        self, image: np.ndarray | Jpeg, image_id: int, settings: ViewSettings = WHOLE_PICTURE
     ) -> list[tuple[Sample, View]]:
         """The views of the picture, each on its canvas. `ImageError` for a damaged JPEG."""
         picture = Picture(image)
@@ -169,7 +170,9 @@ class Predictor:
         ]
 
     def detect_views(
-        self, pictures: Iterable[Iterable[tuple[Sample, View]]], settings: ViewSettings
+        self,
+        pictures: Iterable[Iterable[tuple[Sample, View]]],
+        settings: ViewSettings = WHOLE_PICTURE,
     ) -> dict[int, Detections]:
         """The detections of each image id, boxes in px of the picture; `pictures` have the views of
         each, see `view_samples`. Views of different pictures share batches.

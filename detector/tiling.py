@@ -15,26 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.batch import Sample
+from detector.choices import ViewSettings
 from detector.image import Jpeg, open_image
 from detector.placement import evaluation_sample
-
-SMALLEST_TILE = 64
-"""px."""
-MOST_OVERLAP = 0.9
-OVERLAP = 0.2
-"""The default: an object of up to a fifth of a tile is seen whole by one of the tiles."""
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How the network looks at each picture. The default is the whole picture once."""
-
-    tile: int | None = None
-    """px of the side of a tile; None: no tiles."""
-    overlap: float = OVERLAP
-    """Share of its side that a tile has in common with the next one, at least."""
-    flip: bool = False
-    """Detect in the mirrored view too."""
 
 
 @dataclass(frozen=True)

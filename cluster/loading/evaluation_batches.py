@@ -15,8 +15,9 @@ from cluster.loading.sampler import naming_image
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns
 from detector.batch import Batch, Sample, collate_pictures
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.placement import preferred_canvas
-from detector.tiling import Picture, View, ViewSettings, view_sample, views_of
+from detector.tiling import Picture, View, view_sample, views_of
 
 
 def preferred_canvases(
@@ -44,7 +45,7 @@ def evaluation_batches(
     canvases: Sequence[tuple[int, int]],
     long_side: int | None = None,
     threads: int = 1,
-    settings: ViewSettings | None = None,
+    settings: ViewSettings = WHOLE_PICTURE,
 ) -> Iterator[tuple[Batch, list[View]]]:
     """The batches of this rank, with the view that each of its images is: the whole picture, or
     what `settings` say. Over all ranks every view of every row comes exactly once; a rank has all
@@ -68,7 +69,7 @@ def evaluation_batches(
             )
 
     rows = iterate(planned_rows(shard_set, epoch_plan.units(share, shard_set.rows_per_group)))
-    loaded = ordered_map(load, _views(rows, settings or ViewSettings()), threads=threads)
+    loaded = ordered_map(load, _views(rows, settings), threads=threads)
     # Views of a picture follow each other.
     pictures = itertools.groupby(loaded, key=lambda pair: pair[0].image_id)
     with Ahead(

@@ -13,9 +13,10 @@ from cluster.loading.prefetch import ordered_map
 from cluster.runs.package_files import PackageFiles, load_predictor
 from cluster.shards.index import ShardSet, open_shard_set
 from detector.batch import Batch
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.predict import Predictor
-from detector.tiling import View, ViewSettings
+from detector.tiling import View
 
 BATCH = 8
 """Images that the network takes at once."""
@@ -29,7 +30,7 @@ def detect_set(
     cpus_per_worker: float,
     gpus_per_worker: float = 0,
     here: bool = False,
-    settings: ViewSettings | None = None,
+    settings: ViewSettings = WHOLE_PICTURE,
 ) -> dict[int, Detections]:
     """The detections of every image of a shard set, by image id, from `workers` Ray tasks. A caller
     that is such a task itself computes one of the shares `here`. `settings`: see `detect_share`.
@@ -59,7 +60,7 @@ def _detect_share(
     ranks: int,
     threads: int,
     device: str,
-    settings: ViewSettings | None,
+    settings: ViewSettings,
 ) -> dict[int, Detections]:
     """The work of one task of `detect_set`. The threads run the network on CPUs, and decode images
     beside a GPU.
@@ -85,7 +86,7 @@ def detect_share(
     threads: int = 1,
     decode_threads: int = 1,
     progressed: Callable[[], None] = lambda: None,
-    settings: ViewSettings | None = None,
+    settings: ViewSettings = WHOLE_PICTURE,
 ) -> dict[int, Detections]:
     """The detections of one rank's share of a set, by image id; the same to the last bit for any
     number of ranks and threads of a machine. `progressed` is called after every batch. `settings`
@@ -94,8 +95,6 @@ def detect_share(
     The batches do not depend on the ranks. On CPUs one thread runs a whole batch, and several
     batches run side by side, because a float32 convolution on two threads rounds differently.
     """
-
-    settings = settings or ViewSettings()
 
     def detect(item: tuple[Batch, list[View]]) -> tuple[list[int], list[View], list[Detections]]:
         batch, views = item

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from detector.choices import ViewSettings
 from detector.decode import DecodeSettings, Detections
 from detector.merge import PictureMerger, is_cut, merge_flipped, merge_views
-from detector.tiling import View, ViewSettings, views_of
+from detector.tiling import View, views_of
 
 LIMITS = {"nms_threshold": 0.5, "max_detections": 100}
 # Tiles of 100 px at 0, 75 and 150 down and across, which share 25 px.
@@ -79,12 +80,14 @@ def boxes(rows: Sequence[Row]) -> list[tuple[tuple[float, ...], int]]:
     return sorted((box, label) for box, _, label in rows)
 
 
+@settings(deadline=None)
 @given(objects(largest=25))
 def test_an_object_no_larger_than_the_overlap_is_found_once(given_objects: list[Row]) -> None:
     """Also where the whole picture shows nothing."""
     assert boxes(merged(given_objects, VIEWS[1:])) == boxes(given_objects)
 
 
+@settings(deadline=None)
 @given(objects(largest=240))
 def test_an_object_of_any_size_is_found_once_with_the_whole_picture(
     given_objects: list[Row],

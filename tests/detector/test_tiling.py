@@ -8,22 +8,24 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from detector.batch import collate
+from detector.choices import ViewSettings
 from detector.image import ImageError, Jpeg, open_image
 from detector.merge import is_cut, merge_views
 from detector.model import RetinaNet
 from detector.predict import Predictor
-from detector.tiling import Picture, View, ViewSettings, views_of
+from detector.tiling import Picture, View, views_of
 
 SIDES = st.integers(1, 3000)
 TILES = st.integers(64, 1500)
 OVERLAPS = st.floats(0, 0.9)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, TILES, OVERLAPS)
 def test_tiles_cover_every_pixel_and_overlap_as_asked(
     height: int, width: int, tile: int, overlap: float
@@ -121,18 +123,18 @@ def pictures(count: int, side: int) -> list[np.ndarray]:
 
 
 def detected(
-    predictor: Predictor, images: list[np.ndarray], settings: ViewSettings
+    predictor: Predictor, images: list[np.ndarray], views: ViewSettings
 ) -> dict[int, dict[str, np.ndarray]]:
-    samples = (predictor.view_samples(image, i, settings) for i, image in enumerate(images))
-    found = predictor.detect_views(samples, settings)
+    samples = (predictor.view_samples(image, i, views) for i, image in enumerate(images))
+    found = predictor.detect_views(samples, views)
     return {image_id: vars(each) for image_id, each in found.items()}
 
 
 def test_without_a_larger_picture_nothing_changes_to_the_last_bit(predictor: Predictor) -> None:
     images = pictures(6, 90)
     expected = predictor(images)
-    for settings in (ViewSettings(), ViewSettings(tile=125)):
-        found = detected(predictor, images, settings)
+    for views in (ViewSettings(), ViewSettings(tile=125)):
+        found = detected(predictor, images, views)
         assert len(found) == 6
         for image_id, each in found.items():
             for name, column in vars(expected[image_id]).items():
@@ -168,9 +170,9 @@ def test_tiles_of_four_copies_find_the_same_boxes_shifted(predictor: Predictor) 
 def test_a_mirrored_picture_has_mirrored_detections(predictor: Predictor) -> None:
     """With flip both pictures are seen in the same two ways."""
     images = pictures(4, 90)
-    settings = ViewSettings(flip=True)
-    found = detected(predictor, images, settings)
-    turned = detected(predictor, [image[:, ::-1].copy() for image in images], settings)
+    views = ViewSettings(flip=True)
+    found = detected(predictor, images, views)
+    turned = detected(predictor, [image[:, ::-1].copy() for image in images], views)
     plain = detected(predictor, images, ViewSettings())
     for image_id, image in enumerate(images):
         boxes_N4 = turned[image_id]["boxes_N4"][:, [2, 1, 0, 3]]

@@ -7,10 +7,11 @@ import torch
 from cluster.loading.evaluation_batches import evaluation_batches
 from cluster.loading.prefetch import ordered_map
 from cluster.shards.index import ShardSet
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import DecodeSettings, Detections
 from detector.image import open_image
 from detector.predict import Predictor
-from detector.tiling import View, ViewSettings, views_of
+from detector.tiling import View, views_of
 
 CANVAS = (64, 96)
 
@@ -86,11 +87,11 @@ def predictor() -> Predictor:
 
 @pytest.mark.parametrize(
     "settings",
-    [None, ViewSettings(tile=200), ViewSettings(flip=True)],
+    [WHOLE_PICTURE, ViewSettings(tile=200), ViewSettings(flip=True)],
     ids=["whole", "tile", "flip"],
 )
 def test_detections_do_not_depend_on_ranks_and_threads(
-    shard_set: ShardSet, predictor: Predictor, settings: ViewSettings | None
+    shard_set: ShardSet, predictor: Predictor, settings: ViewSettings
 ) -> None:
     """To the last bit, in float32, on two canvases: what evaluation beside training, between epochs
     and by `evaluate` rests on.
@@ -99,7 +100,7 @@ def test_detections_do_not_depend_on_ranks_and_threads(
 
     alone = detect_share(predictor, shard_set, settings=settings)
     assert len(alone) == 24 and sum(len(found.scores_N) for found in alone.values()) == 24 * 20
-    for ranks, threads in ((1, 2), (2, 1), (3, 2)) if settings is None else ((2, 2),):
+    for ranks, threads in ((1, 2), (2, 1), (3, 2)) if settings == WHOLE_PICTURE else ((2, 2),):
         parts = [
             detect_share(
                 predictor, shard_set, rank=rank, ranks=ranks, threads=threads, settings=settings
