@@ -130,7 +130,8 @@ def is_cut(boxes_N4: np.ndarray, view: View) -> np.ndarray:
     gaps_N4 = np.abs(boxes_N4 - np.array([0, 0, width, height], np.float32))
     sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     near_N4 = gaps_N4 <= np.maximum(_NEAR_PX, _NEAR_SHARE * np.tile(sides_N2, 2))
-    return (near_N4 & np.array(inner)).any(axis=1)
+    cut_N4: np.ndarray = near_N4 & np.array(inner)
+    return cut_N4.max(axis=1, initial=False)
 
 
 def _to_picture(found: Detections, view: View) -> Detections:

@@ -163,10 +163,10 @@ class Predictor:
         self, image: np.ndarray | Jpeg, image_id: int, settings: ViewSettings = WHOLE_PICTURE
     ) -> list[tuple[Sample, View]]:
         """The views of the picture, each on its canvas. `ImageError` for a damaged JPEG."""
-        picture = Picture(image)
+        picture, (height, width) = Picture(image), image.shape[:2]
         return [
             view_sample(picture, image_id, view, canvases=self.canvases, long_side=self.long_side)
-            for view in views_of(*image.shape[:2], settings)
+            for view in views_of(height, width, settings)
         ]
 
     def detect_views(

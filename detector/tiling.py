@@ -26,10 +26,10 @@ class View:
 
     picture: tuple[int, int]
     """(height, width) px of the picture."""
+    size: tuple[int, int]
+    """(height, width) px."""
     corner: tuple[int, int] = (0, 0)
     """(y, x) px of its top left pixel in the picture."""
-    size: tuple[int, int] = (0, 0)
-    """(height, width) px."""
     number: int = 0
     """Among the views of the picture, from 0, which is the whole picture."""
     views: int = 1
@@ -54,8 +54,8 @@ def views_of(height: int, width: int, settings: ViewSettings) -> list[View]:
         corners = [(y, x) for y in down for x in across]
     count = 1 + len(corners)
     size = (min(height, tile or height), min(width, tile or width))
-    return [View(picture, size=picture, views=count)] + [
-        View(picture, corner, size, number, count) for number, corner in enumerate(corners, start=1)
+    return [View(picture, picture, views=count)] + [
+        View(picture, size, corner, number, count) for number, corner in enumerate(corners, start=1)
     ]
 
 
@@ -87,15 +87,17 @@ class Picture:
         `open_image`.
         """
         with self._lock:
-            if isinstance(self._image, bytes | memoryview):
-                self._image = open_image(self._image)
+            image = self._image
+            if isinstance(image, bytes | memoryview):
+                image = self._image = open_image(image)
             if view.is_whole:
-                return self._image
-            if self._pixels_HW3 is None:
-                is_jpeg = isinstance(self._image, Jpeg)
-                self._pixels_HW3 = self._image.pixels() if is_jpeg else self._image
+                return image
+            if isinstance(image, Jpeg):
+                if self._pixels_HW3 is None:
+                    self._pixels_HW3 = image.pixels()
+                image = self._pixels_HW3
         (top, left), (height, width) = view.corner, view.size
-        return self._pixels_HW3[top : top + height, left : left + width]
+        return image[top : top + height, left : left + width]
 
 
 def view_sample(

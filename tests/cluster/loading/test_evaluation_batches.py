@@ -13,6 +13,9 @@ from detector.image import open_image
 from detector.predict import Predictor
 from detector.tiling import View, views_of
 
+# Ray Data would start a Ray of its own, beside which no later test could start the session's.
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
 CANVAS = (64, 96)
 
 
