@@ -5,7 +5,8 @@ samples, H W the canvas.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ _SLOT_STEP = 16
 _EVERYTHING = (-1e6, -1e6, 1e6, 1e6)
 """An ignore region, XYXY px, that covers every anchor: those of P7 reach far beyond a small canvas.
 """
+
+Beside = TypeVar("Beside")
+"""What goes with a sample."""
 
 _Event = torch.cuda.Event | torch.Event
 
@@ -191,20 +195,53 @@ def collate(
 
 
 def collate_by_canvas(
-    pairs: Iterable[tuple[Sample, tuple[int, int]]], size: int
-) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    pairs: Iterable[tuple[Sample, Beside]], size: int
+) -> Iterator[tuple[Batch, list[Beside]]]:
     """Every sample once, in batches of `size` samples of one canvas, each as soon as it is full;
-    shorter ones at the end.
-
-    `pairs` are samples with the original (height, width) px of their pictures, which are returned
-    beside each batch.
+    shorter ones at the end. Beside each batch comes what was beside its samples, such as the
+    original (height, width) px of their pictures.
     """
-    waiting: dict[torch.Size, list[tuple[Sample, tuple[int, int]]]] = {}
-    for sample, original in pairs:
-        filling = waiting.setdefault(sample.image.shape, [])
-        filling.append((sample, original))
-        if len(filling) == size:
-            del waiting[sample.image.shape]
-            yield collate([sample for sample, _ in filling]), [original for _, original in filling]
-    for rest in waiting.values():
-        yield collate([sample for sample, _ in rest]), [original for _, original in rest]
+    return collate_pictures(([pair] for pair in pairs), size)
+
+
+def collate_pictures(
+    pictures: Iterable[Iterable[tuple[Sample, Beside]]], size: int
+) -> Iterator[tuple[Batch, list[Beside]]]:
+    """`collate_by_canvas` for pictures of which the network sees several views, each on the canvas
+    that it prefers.
+
+    The views of `size` pictures, whose first views are on one canvas, share batches, and no batch
+    has views of others: so the batches of these pictures do not depend on what comes before and
+    after. The views are taken one by one and are not held longer than a batch needs.
+    """
+    groups: dict[torch.Size, _Group[Beside]] = {}
+    for views in pictures:
+        key: torch.Size | None = None
+        for sample, beside in views:
+            if key is None:
+                key = sample.image.shape
+            waiting = groups.setdefault(key, _Group()).waiting
+            filling = waiting.setdefault(sample.image.shape, [])
+            filling.append((sample, beside))
+            if len(filling) == size:
+                yield _collated(waiting.pop(sample.image.shape))
+        assert key is not None, "a picture has a view"
+        groups[key].pictures += 1
+        if groups[key].pictures == size:
+            yield from map(_collated, groups.pop(key).waiting.values())
+    for group in groups.values():
+        yield from map(_collated, group.waiting.values())
+
+
+@dataclass
+class _Group(Generic[Beside]):
+    """Pictures whose views share batches."""
+
+    pictures: int = 0
+    """That are complete."""
+    waiting: dict[torch.Size, list[tuple[Sample, Beside]]] = field(default_factory=dict)
+    """Views that fill no batch yet, by canvas."""
+
+
+def _collated(pairs: Sequence[tuple[Sample, Beside]]) -> tuple[Batch, list[Beside]]:
+    return collate([sample for sample, _ in pairs]), [beside for _, beside in pairs]

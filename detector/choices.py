@@ -1,12 +1,12 @@
-"""The names that a setting may take, one type a choice, and the settings of the loss. The
-configuration offers these names and the code has a table with the same names. torch is not imported
-here, so a configuration is checked without it.
+"""The names that a setting may take, one type a choice, and the settings of the loss and of views.
+The configuration offers these names and the code has a table with the same names. torch is not
+imported here, so a configuration is checked without it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Architecture = Literal["retinanet", "faster_rcnn", "fcos"]
 BackboneName = Literal[
@@ -56,3 +56,29 @@ class LossSettings:
     """IoU with an object from which an anchor is to find it."""
     negative_iou: float = 0.4
     """IoU with every object below which an anchor is background; between the two it has no loss."""
+
+
+OVERLAP = 0.2
+"""Share of a tile: objects of up to a fifth of a tile are seen whole by one of the tiles."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """In which views of a picture the network detects, see `detector.tiling`. The default is the
+    whole picture once.
+    """
+
+    tile: int | None = None
+    """px of the side of a tile; None: no tiles."""
+    overlap: float = OVERLAP
+    """Share of its side that a tile has in common with the next one, at least."""
+    flip: bool = False
+    """Detect in the mirrored view too."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is not the default and has an effect."""
+        tiles = {} if self.tile is None else {"tile": self.tile, "overlap": self.overlap}
+        return {**tiles, **({"flip": True} if self.flip else {})}
+
+
+WHOLE_PICTURE = ViewSettings()

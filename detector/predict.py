@@ -9,20 +9,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from detector.baselines import Baseline, build_model
-from detector.batch import Batch, Sample, collate_by_canvas
+from detector.batch import Batch, Sample, collate_by_canvas, collate_pictures, unmirrored
 from detector.checkpoint import load_weights
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import DecodeSettings, Detections, decode_detections
 from detector.folding import for_detecting
 from detector.image import Jpeg
+from detector.merge import PictureMerger, merge_flipped
 from detector.model import RetinaNet
 from detector.placement import evaluation_sample
 from detector.precision import autocast_dtype
+from detector.tiling import Picture, View, view_sample, views_of
 
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
 
@@ -155,17 +159,61 @@ class Predictor:
             by_id.update(zip(batch.image_ids.tolist(), self.detect(batch, sizes), strict=True))
         return by_id
 
+    def view_samples(
+        self, image: np.ndarray | Jpeg, image_id: int, settings: ViewSettings = WHOLE_PICTURE
+    ) -> list[tuple[Sample, View]]:
+        """The views of the picture, each on its canvas. `ImageError` for a damaged JPEG."""
+        picture, (height, width) = Picture(image), image.shape[:2]
+        return [
+            view_sample(picture, image_id, view, canvases=self.canvases, long_side=self.long_side)
+            for view in views_of(height, width, settings)
+        ]
+
+    def detect_views(
+        self,
+        pictures: Iterable[Iterable[tuple[Sample, View]]],
+        settings: ViewSettings = WHOLE_PICTURE,
+    ) -> dict[int, Detections]:
+        """The detections of each image id, boxes in px of the picture; `pictures` have the views of
+        each, see `view_samples`. Views of different pictures share batches.
+        """
+        merger, by_id = self.merger(), dict[int, Detections]()
+        for batch, views in collate_pictures(pictures, self.batch_size):
+            found = self.detect(batch, [view.size for view in views], flip=settings.flip)
+            by_id |= merger.add(batch.image_ids.tolist(), views, found)
+        return by_id
+
+    def merger(self) -> PictureMerger:
+        """Puts the detections of views together, on the network's device."""
+        return PictureMerger(self.decode, self.model.pixel_mean.device)
+
     @torch.no_grad()
-    def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def detect(
+        self, batch: Batch, original_sizes: Sequence[tuple[int, int]], *, flip: bool = False
+    ) -> list[Detections]:
         """Detections of a batch on one of the canvases, boxes in px of the original pictures, whose
-        (height, width) px are `original_sizes`.
+        (height, width) px are `original_sizes`. With `flip` those of the mirror images too, merged.
         """
         device = self.model.pixel_mean.device
-        batch, dtype = batch.to(device), autocast_dtype(device, amp=self.amp)
+        batch = batch.to(device)
         was_training = self.model.training
         self.model.eval()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            on_canvas = self.model.detect(batch.images, batch.sizes_B2, **self.decode)
+        on_canvas = self._on_canvas(batch)
+        if flip:
+            mirrored = unmirrored(replace(batch, mirrored_B=torch.ones_like(batch.mirrored_B)))
+            on_canvas = [
+                merge_flipped(
+                    plain,
+                    turned,
+                    width,
+                    nms_threshold=self.decode["nms_threshold"],
+                    max_detections=self.decode["max_detections"],
+                    device=device,
+                )
+                for plain, turned, (_, width) in zip(
+                    on_canvas, self._on_canvas(mirrored), batch.sizes_B2.tolist(), strict=True
+                )
+            ]
         self.model.train(was_training)
         return [
             rescale(detections, (height, width), original)
@@ -173,6 +221,13 @@ class Predictor:
                 on_canvas, batch.sizes_B2.tolist(), original_sizes, strict=True
             )
         ]
+
+    def _on_canvas(self, batch: Batch) -> list[Detections]:
+        """Boxes in px on the canvas."""
+        device = batch.images.device
+        dtype = autocast_dtype(device, amp=self.amp)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return self.model.detect(batch.images, batch.sizes_B2, **self.decode)
 
 
 def rescale(

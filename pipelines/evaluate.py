@@ -14,6 +14,7 @@ from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
+from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
 
 
 class EvaluateConfig(Section):
@@ -33,7 +34,8 @@ class EvaluateConfig(Section):
         default=None,
         description=(
             "folder for the table and the pictures; unset: <run>/evaluation/<first 12 characters of"
-            " the shard set's digest, with --max_detections or --classes 8 of their digest too>"
+            " the shard set's digest; with --max_detections, --classes, --tile or --flip 8 of"
+            " their digest too>"
         ),
     )
     storage: str = Field(
@@ -57,6 +59,9 @@ class EvaluateConfig(Section):
             " names"
         ),
     )
+    tile: int | None = TILE
+    overlap: float = OVERLAP_OF_TILES
+    flip: bool = FLIP
     overlays: int = Field(
         default=8,
         ge=0,
@@ -84,6 +89,7 @@ class EvaluateConfig(Section):
             raise ValueError("give either --run or --model, the detector to score")
         if self.model is not None and self.output is None:
             raise ValueError("--model needs --output, the folder for the table and the pictures")
+        view_settings(self.tile, self.overlap, self.flip)
         return self
 
 
@@ -98,6 +104,7 @@ def main(config: EvaluateConfig) -> None:
         overlays=config.overlays,
         max_detections=config.max_detections,
         class_map=config.classes,
+        views=view_settings(config.tile, config.overlap, config.flip),
         replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
         ray=config.ray,
         tracking=config.tracking,

@@ -14,6 +14,7 @@ from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError, on_one_line
 from cluster.runs import evaluations
+from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, read_classes
 from cluster.scoring import coco_ids
 from cluster.scoring import predict as prediction
@@ -29,6 +30,7 @@ from cluster.tracking.logged_package import download_package
 from cluster.tracking.preflight import check_server, has_run
 from cluster.tracking.registry import parse_model_uri, resolve
 from cluster.tracking.run import read_record
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
 
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
@@ -78,6 +80,7 @@ def evaluate(
     overlays: int,
     max_detections: int | None = None,
     class_map: str | None = None,
+    views: ViewSettings = WHOLE_PICTURE,
     replicas: Replicas,
     ray: RayConfig,
     tracking: TrackingConfig,
@@ -97,18 +100,14 @@ def evaluate(
     best = None if run is None else evaluations.best_checkpoint(run)
     given = _given_classes(class_map)
     renamed = {name: to for name, to in (given or {}).items() if to != name}
-    subject = Subject(shard_set.uri, shard_set.digest, max_detections, renamed)
+    subject = Subject(shard_set.uri, shard_set.digest, max_detections, renamed, views)
     output = uris.absolute(output or uris.join(run or "", "evaluation", subject.folder))
     preflight.check_writable(output)
     recorded = None if run is None else _mlflow_run(run, tracking.uri)
-    store = None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
-        if best is not None:
-            package, scored = f"{scratch}/package", best.checkpoint
-            build_package(best.checkpoint, package, weights=best.weights)
-        else:
-            assert model is not None, "give a run or a model"
-            package, scored, store = _download(model, scratch, tracking=tracking, storage=storage)
+        package, scored, store = _package_of(
+            best, model, scratch, tracking=tracking, storage=storage
+        )
         classes = match_classes(
             shard_set.class_names,
             [category.name for category in read_classes(package)],
@@ -131,6 +130,7 @@ def evaluate(
             scored=scored,
             overlays=overlays,
             max_detections=max_detections,
+            views=views,
             **vars(replicas),
         )
         _replace_results(folder, output, last="metrics.json")
@@ -139,6 +139,23 @@ def evaluate(
             name = subject.name_in(run)
             notes += _record(*recorded, folder, subject, name, step=best.images_seen)
     return Evaluated(table, scored, output, tuple(notes), overlays, store)
+
+
+def _package_of(
+    best: Evaluation | None,
+    model: str | None,
+    folder: str,
+    *,
+    tracking: TrackingConfig,
+    storage: str,
+) -> tuple[str, str, str | None]:
+    """As `_download`, or the package of the best checkpoint of a run, which has no store."""
+    if best is None:
+        assert model is not None, "give a run or a model"
+        return _download(model, folder, tracking=tracking, storage=storage)
+    package = f"{folder}/package"
+    build_package(best.checkpoint, package, weights=best.weights)
+    return package, best.checkpoint, None
 
 
 def _record(

@@ -34,6 +34,7 @@ SHARED_BY_VERBS = {
     "run_config.py",
     "scoring_run.py",
     "training_run.py",
+    "view_options.py",
     "workflow.py",
 }
 """Files of pipelines/ that are no verb."""

@@ -13,8 +13,10 @@ from cluster.loading.prefetch import ordered_map
 from cluster.runs.package_files import PackageFiles, load_predictor
 from cluster.shards.index import ShardSet, open_shard_set
 from detector.batch import Batch
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.predict import Predictor
+from detector.tiling import View
 
 BATCH = 8
 """Images that the network takes at once."""
@@ -28,9 +30,10 @@ def detect_set(
     cpus_per_worker: float,
     gpus_per_worker: float = 0,
     here: bool = False,
+    settings: ViewSettings = WHOLE_PICTURE,
 ) -> dict[int, Detections]:
     """The detections of every image of a shard set, by image id, from `workers` Ray tasks. A caller
-    that is such a task itself computes one of the shares `here`.
+    that is such a task itself computes one of the shares `here`. `settings`: see `detect_share`.
     """
     package_ref = ray.put(package)
     threads, device = max(1, int(cpus_per_worker)), "cuda" if gpus_per_worker else "cpu"
@@ -39,17 +42,25 @@ def detect_set(
         **task_options(reading_worker(cpus_per_worker, gpus_per_worker)), max_retries=0
     )
     shares = [
-        task.remote(package_ref, data, rank, workers, threads, device)
+        task.remote(package_ref, data, rank, workers, threads, device, settings)
         for rank in range(int(here), workers)
     ]
-    detections = _detect_share(package, data, 0, workers, threads, device) if here else {}
+    detections = {}
+    if here:
+        detections = _detect_share(package, data, 0, workers, threads, device, settings)
     for share in fetch(shares):
         detections |= share
     return detections
 
 
 def _detect_share(
-    package: PackageFiles, data: str, rank: int, ranks: int, threads: int, device: str
+    package: PackageFiles,
+    data: str,
+    rank: int,
+    ranks: int,
+    threads: int,
+    device: str,
+    settings: ViewSettings,
 ) -> dict[int, Detections]:
     """The work of one task of `detect_set`. The threads run the network on CPUs, and decode images
     beside a GPU.
@@ -62,6 +73,7 @@ def _detect_share(
         ranks=ranks,
         threads=threads if on_cpu else 1,
         decode_threads=1 if on_cpu else threads,
+        settings=settings,
     )
 
 
@@ -74,17 +86,20 @@ def detect_share(
     threads: int = 1,
     decode_threads: int = 1,
     progressed: Callable[[], None] = lambda: None,
+    settings: ViewSettings = WHOLE_PICTURE,
 ) -> dict[int, Detections]:
     """The detections of one rank's share of a set, by image id; the same to the last bit for any
-    number of ranks and threads of a machine. `progressed` is called after every batch.
+    number of ranks and threads of a machine. `progressed` is called after every batch. `settings`
+    say which views of each image the network sees; by default the whole image once.
 
     The batches do not depend on the ranks. On CPUs one thread runs a whole batch, and several
     batches run side by side, because a float32 convolution on two threads rounds differently.
     """
 
-    def detect(item: tuple[Batch, list[tuple[int, int]]]) -> tuple[list[int], list[Detections]]:
-        batch, original_sizes = item
-        return batch.image_ids.tolist(), predictor.detect(batch, original_sizes)
+    def detect(item: tuple[Batch, list[View]]) -> tuple[list[int], list[View], list[Detections]]:
+        batch, views = item
+        found = predictor.detect(batch, [view.size for view in views], flip=settings.flip)
+        return batch.image_ids.tolist(), views, found
 
     predictor.model.eval()
     batches = evaluation_batches(
@@ -95,9 +110,10 @@ def detect_share(
         canvases=predictor.canvases,
         long_side=predictor.long_side,
         threads=decode_threads,
+        settings=settings,
     )
-    detections: dict[int, Detections] = {}
-    for image_ids, of_images in ordered_map(detect, batches, threads=threads):
-        detections.update(zip(image_ids, of_images, strict=True))
+    merger, detections = predictor.merger(), dict[int, Detections]()
+    for image_ids, views, found in ordered_map(detect, batches, threads=threads):
+        detections |= merger.add(image_ids, views, found)
         progressed()
     return detections

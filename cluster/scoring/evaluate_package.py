@@ -15,12 +15,14 @@ from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
-from cluster.shards.read import read_rows
+from cluster.shards.read import read_columns, read_rows
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.image import decode_image
 from detector.metrics import CocoTable, Truth, joined_detections
 from detector.plots import overlay_figure, precision_recall_figure
 from detector.predict import MODEL_FILE, read_json
+from detector.tiling import views_of
 
 
 def evaluate_package(
@@ -32,6 +34,7 @@ def evaluate_package(
     scored: str,
     overlays: int,
     max_detections: int | None = None,
+    views: ViewSettings = WHOLE_PICTURE,
     **resources: Any,
 ) -> tuple[CocoTable, list[str]]:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt,
@@ -40,14 +43,14 @@ def evaluate_package(
     `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
     the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
     image and class. `resources`: see `detect_set`. Returns the table, and lines with what a reader
-    should know: detections that are not scored, pictures that could not be drawn.
+    should know: detections that are not scored, images in tiles, pictures that could not be drawn.
     """
     limits = (1, 10, 100)
     if max_detections is not None:
         limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
         set_max_detections(package, max_detections)
     metrics = evaluate.metrics_of(read_frequencies(shard_set, classes), limits=limits)
-    detections = detect_set(read_package(package), shard_set.uri, **resources)
+    detections = detect_set(read_package(package), shard_set.uri, settings=views, **resources)
     truths = read_truths(shard_set, classes)
     table = evaluate.evaluate_detections(
         detections, truths, classes.names, [*metrics, evaluate.voc]
@@ -56,12 +59,16 @@ def evaluate_package(
     with open(os.path.join(folder, "table.txt"), "w", encoding="utf-8") as file:
         file.write(table.as_text() + "\n")
     precision_recall_figure(table).savefig(os.path.join(folder, "precision_recall.png"), dpi=110)
-    source = {"model": scored, "data": shard_set.uri, "data_digest": shard_set.digest}
+    source: dict[str, Any] = {"model": scored, "data": shard_set.uri}
+    source |= {"data_digest": shard_set.digest}
+    if views != WHOLE_PICTURE:
+        source["views"] = views.as_dict()
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({**source, **table.as_dict()}, file, indent=1)
     pictures = os.path.join(folder, "overlays")
     not_drawn = _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
-    return table, [*_not_searched(table, truths, detections), *not_drawn]
+    notes = [*_not_searched(table, truths, detections), *_in_tiles(shard_set, views)]
+    return table, [*notes, *not_drawn]
 
 
 def _not_searched(
@@ -77,6 +84,19 @@ def _not_searched(
         f" {table.detections - scored} of {table.detections} detections are of other classes and"
         " are not scored"
     ]
+
+
+def _in_tiles(shard_set: ShardSet, views: ViewSettings) -> list[str]:
+    """How many images were detected in tiles."""
+    if views.tile is None:
+        return []
+    sizes = read_columns(shard_set, ["height", "width"])
+    pairs = zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True)
+    tiles = [len(views_of(height, width, views)) - 1 for height, width in pairs]
+    larger = sum(count > 0 for count in tiles)
+    if not larger:
+        return [f"tile {views.tile}: no image of the data is larger, so no tile was used"]
+    return [f"{larger} of {len(tiles)} images were detected in {sum(tiles)} tiles too"]
 
 
 def set_max_detections(package: str, count: int) -> None:

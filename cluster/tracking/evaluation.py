@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.runs import run_folder
 from cluster.tracking.run import attach_run
+from detector.choices import WHOLE_PICTURE, ViewSettings
 
 NAME = "evaluation"
 """Of the folder of artifacts, and in front of the metrics: evaluation/<name>."""
@@ -26,6 +27,7 @@ class Subject:
     max_detections: int | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
     """Class of the data -> class of the model, where the names differ."""
+    views: ViewSettings = WHOLE_PICTURE
 
     @property
     def folder(self) -> str:
@@ -52,7 +54,8 @@ class Subject:
     def _settings(self) -> dict[str, Any]:
         """Those that are not the usual ones."""
         limit = {} if self.max_detections is None else {"max_detections": self.max_detections}
-        return {**limit, **({"classes": dict(self.classes)} if self.classes else {})}
+        classes = {"classes": dict(self.classes)} if self.classes else {}
+        return {**limit, **classes, **self.views.as_dict()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from cluster.runs.config import TrainConfig
 from detector.augment import training_sample
-from detector.batch import Sample, collate_by_canvas
+from detector.batch import Sample, collate_by_canvas, collate_pictures
 from detector.boxes import encode
 from detector.decode import Detections
 from detector.image_config import AugmentationConfig, CanvasConfig
@@ -204,17 +204,18 @@ def test_predictors_and_training_respect_long_side(tmp_path):
             assert max(sample.size) == shown
 
 
-def test_batches_have_one_canvas_and_every_sample_once():
-    def pair(image_id: int, canvas: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
-        sample = Sample(
-            torch.zeros(3, *canvas, dtype=torch.uint8),
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.int64),
-            canvas,
-            image_id,
-        )
-        return sample, (image_id, 2 * image_id)
+def pair(image_id: int, canvas: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
+    sample = Sample(
+        torch.zeros(3, *canvas, dtype=torch.uint8),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+        canvas,
+        image_id,
+    )
+    return sample, (image_id, 2 * image_id)
 
+
+def test_batches_have_one_canvas_and_every_sample_once():
     wide, high = CANVASES[:2]
     pairs = [pair(i, high if i in (2, 5, 6) else wide) for i in range(1, 9)]
     batches = list(collate_by_canvas(pairs, 2))
@@ -222,6 +223,31 @@ def test_batches_have_one_canvas_and_every_sample_once():
     assert [batch.image_ids.tolist() for batch, _ in batches] == [[1, 3], [2, 5], [4, 7], [6], [8]]
     assert [tuple(batch.images.shape[2:]) for batch, _ in batches] == [wide, high, wide, high, wide]
     assert [sizes for _, sizes in batches][:2] == [[(1, 2), (3, 6)], [(2, 4), (5, 10)]]
+
+
+def test_views_of_as_many_pictures_as_a_batch_has_share_batches():
+    wide, high = CANVASES[:2]
+    # Each number is a picture, its first view on its own canvas.
+    one = [pair(1, wide), *[pair(1, high)] * 3]
+    two = [pair(2, wide), pair(2, high)]
+    other, last = [pair(3, high), pair(3, wide)], [pair(4, wide)]
+    for pictures in ([one, two, other, last], [one, other, two, last]):
+        batches = list(collate_pictures(pictures, 2))
+        assert all(
+            tuple(batch.images.shape[2:]) in (wide, high)
+            and [size[0] for size in sizes] == batch.image_ids.tolist()
+            for batch, sizes in batches
+        )
+        # 1 and 2 fill their batches, 3 begins on the other canvas, and 4 comes after two pictures
+        # of its own.
+        assert sorted(batch.image_ids.tolist() for batch, _ in batches) == [
+            [1, 1],
+            [1, 2],
+            [1, 2],
+            [3],
+            [3],
+            [4],
+        ]
 
 
 def test_one_canvas_or_up_to_three():

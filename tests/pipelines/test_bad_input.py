@@ -170,6 +170,21 @@ CASES = [
         2,
         "max_detections '0': must be greater than or equal to 1",
     ),
+    (
+        "evaluate --run {dir}/a --data {dir}/a --tile 63",
+        2,
+        "tile '63': must be greater than or equal to 64",
+    ),
+    (
+        "evaluate --run {dir}/a --data {dir}/a --tile 512 --overlap 0.95",
+        2,
+        "overlap '0.95': must be less than or equal to 0.9",
+    ),
+    (
+        "evaluate --run {dir}/a --data {dir}/a --overlap 0.3",
+        2,
+        "overlap 0.3: does nothing without --tile",
+    ),
     ("register --run {dir}/empty --name cells", 2, "not "),
     (
         "predict --model cells --images {images} --output {dir}/p --storage {dir}",

@@ -66,7 +66,7 @@ SEARCH = """
 
 OPTIONS = {
     "evaluate": """
-        run model data output storage max_detections classes overlays
+        run model data output storage max_detections classes tile overlap flip overlays
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

@@ -22,6 +22,7 @@ from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.evaluation import Subject
 from cluster.tracking.run import Run, open_run
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
 from pipelines import scoring_run
 from pipelines.command_line import run_verb
@@ -129,6 +130,14 @@ def test_every_other_evaluation_has_a_name_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folders: set[str] = set()
+    views: list[ViewSettings] = []
+    evaluate_package = scoring_run.evaluate_package
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        views.append(options["views"])
+        return evaluate_package(*arguments, **options)
+
+    monkeypatch.setattr(scoring_run, "evaluate_package", evaluate)
     monkeypatch.setattr(Run, "log_artifact", lambda run, path, folder: folders.add(folder))
     write_set(str(given / "test"), [[row(1, 1), row(2, 2)]])
     (given / "same.yaml").write_text("cat: cat\n")
@@ -142,12 +151,13 @@ def test_every_other_evaluation_has_a_name_of_its_own(
         [*test, "--max_detections", "7"],
         ["--classes", str(given / "dog.yaml")],
         test,
+        ["--tile", "64", "--flip", "true"],
     ):
         code, out, err = type_command(given, capsys, *more)
         assert code == 0 and err == ""
         found = re.search(r"^note     named (\S+) in MLflow; its tag says what", out, re.MULTILINE)
         names.append(found[1] if found else "evaluation")
-    assert len(set(names)) == 5 and names[0] == "evaluation" and names[1] == names[5]
+    assert len(set(names)) == 6 and names[0] == "evaluation" and names[1] == names[5]
     assert all(re.fullmatch("evaluation-[0-9a-f]{8}", name) for name in names[1:])
     stored = run_folder.read_tracking(str(given / "runs/cells"))
     assert stored is not None
@@ -157,13 +167,25 @@ def test_every_other_evaluation_has_a_name_of_its_own(
     of_test = json.loads(data.tags[names[3]])
     assert of_test["data"] == str(given / "test") and of_test["max_detections"] == 7
     assert json.loads(data.tags[names[4]])["classes"] == {"cat": ""}
+    tiled = json.loads(data.tags[names[6]])
+    assert {key: tiled[key] for key in ("tile", "overlap", "flip")} == {
+        "tile": 64,
+        "overlap": 0.2,
+        "flip": True,
+    }
+    assert views == [WHOLE_PICTURE] * 6 + [ViewSettings(64, 0.2, True)]
 
 
 def test_other_settings_have_another_folder_in_that_of_the_run() -> None:
     usual = Subject("val", "0123456789abcdef")
     limited, partly = replace(usual, max_detections=7), replace(usual, classes={"cat": ""})
+    tiled, spread, flipped = (
+        replace(usual, views=views)
+        for views in (ViewSettings(512), ViewSettings(512, 0.3), ViewSettings(flip=True))
+    )
     assert usual.folder == "0123456789ab"
-    assert len({usual.folder, limited.folder, partly.folder}) == 3
+    others = {each.folder for each in (limited, partly, tiled, spread, flipped)}
+    assert len({usual.folder, *others}) == 6
     assert replace(limited, data="elsewhere").folder == limited.folder
     assert re.fullmatch("0123456789ab-[0-9a-f]{8}", limited.folder)
 

@@ -398,11 +398,9 @@ def test_batches_have_one_canvas_each_and_images_the_one_they_prefer(shard_set: 
         for i in batch.image_ids.tolist()
     ]
     assert sorted(found) == sorted(seen)
-    for batch, originals in evaluation_batches(
-        shard_set, rank=0, ranks=1, batch=5, canvases=canvases
-    ):
+    for batch, views in evaluation_batches(shard_set, rank=0, ranks=1, batch=5, canvases=canvases):
         assert {tuple(batch.images.shape[2:])} == {
-            canvases[height > width] for height, width in originals
+            canvases[view.picture[0] > view.picture[1]] for view in views
         }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.runs import package_files
@@ -19,6 +20,7 @@ from cluster.shards import index
 from cluster.shards.classes import ClassMatch
 from cluster.shards.format import Category
 from cluster.training import background_evaluation
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, Truth, coco_table
 
@@ -185,3 +187,40 @@ def test_the_verb_says_what_is_not_scored_and_shows_the_frequencies(
     ]
     assert table.summary["AP_f"] == pytest.approx(0.5)
     assert "AP_f        0.5000" in (tmp_path / "table.txt").read_text()
+
+
+def test_the_verb_says_how_many_images_were_tiled(
+    made_up_metric: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shard_set = index.open_shard_set("/val")
+    sizes = pa.table({"height": [300, 90], "width": [120, 100]})
+    monkeypatch.setattr(evaluate_package, "read_columns", lambda *_: sizes)
+    given: list[ViewSettings] = []
+
+    def detect_set(*_, settings: ViewSettings, **__) -> Mapping[int, Detections]:
+        given.append(settings)
+        return DETECTIONS
+
+    monkeypatch.setattr(evaluate_package, "detect_set", detect_set)
+
+    def notes(views: ViewSettings) -> list[str]:
+        _, lines = evaluate_package.evaluate_package(
+            "/package",
+            shard_set,
+            ClassMatch(NAMES, (0, 1, 2)),
+            str(tmp_path),
+            scored="",
+            overlays=0,
+            views=views,
+        )
+        stored = json.loads((tmp_path / "metrics.json").read_text())
+        assert stored.get("views", {}) == views.as_dict()
+        return lines
+
+    tiled = ViewSettings(100, 0)
+    # 300 x 120 px: three tiles down, two across; 90 x 100 px is no larger than a tile.
+    assert notes(tiled) == ["1 of 2 images were detected in 6 tiles too"]
+    assert notes(ViewSettings(300)) == [
+        "tile 300: no image of the data is larger, so no tile was used"
+    ]
+    assert notes(WHOLE_PICTURE) == [] and given == [tiled, ViewSettings(300), WHOLE_PICTURE]
