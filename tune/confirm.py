@@ -36,7 +36,8 @@ class Confirmation:
     """The winner and the given configuration, each trained once more."""
 
     winner: str
-    """Name of the trial of the search whose setting won: the best mean of both trainings."""
+    """Name of the trial of the search whose setting won: the best mean of both trainings. It may be
+    that of the given configuration."""
     aps: Mapping[str, tuple[float | None, float | None]]
     """Name of a trial of the search -> AP there, and AP with the other seed."""
     given_ap: float | None
@@ -44,9 +45,9 @@ class Confirmation:
     seed: int
     """The other seed."""
     verdict: str
-    """The paired difference of the winner and the given configuration, in words."""
+    """The paired difference of the best other setting and the given configuration, in words."""
     difference: float | None = None
-    """AP of the winner minus that of the given configuration, with the other seed."""
+    """AP of the best other setting minus that of the given configuration, with the other seed."""
     interval: tuple[float, float] | None = None
     """95 % interval of it, by a bootstrap over the images of data.val."""
 
@@ -58,7 +59,7 @@ class Confirmation:
             for name, (first, second) in self.aps.items()
         ]
         given = f"         given: with seed {self.seed} AP {scores.shown(self.given_ap)}"
-        return [f"confirm  {self.winner} against the given setting: {self.verdict}", *again, given]
+        return [f"confirm  {self.verdict}", *again, given]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -159,8 +160,10 @@ def _compare(
     if not aps:
         verdict = "the given setting is the best of the search"
         return Confirmation("the given setting", {}, of_given.ap, seed, verdict)
-    pairs = [(_mean(one), one) for one in zip(top, of_top, strict=True)]
-    _, (winner, again) = max(pairs, key=lambda pair: pair[0])
+    best, again = max(zip(top, of_top, strict=True), key=_mean)
+    own = _given_trial(plan, trials)
+    given_wins = own is not None and _mean((own, of_given)) >= _mean((best, again))
+    winner = own if own is not None and given_wins else best
     if again.ap is None or of_given.ap is None:
         lost = again if again.ap is None else of_given
         verdict = f"not compared, {lost.trial} has no result: {lost.reason or lost.stop}"
@@ -171,18 +174,18 @@ def _compare(
     matches = [_matches(plan, trials, record) for record in (of_given, again)]
     found = resampling.paired_difference(*matches, seed=plan.sweep.seed)
     assert found is not None, "both have an AP"
-    verdict = resampling.said(found)
-    if verdict.startswith("not distinguishable"):
+    verdict = f"{best.trial} against the given setting: {resampling.said(found)}"
+    low, high = found.interval.low, found.interval.high
+    if given_wins or low <= 0:
         verdict += "; keep what you have"
-    return Confirmation(
-        winner.trial,
-        aps,
-        of_given.ap,
-        seed,
-        verdict,
-        found.estimate,
-        (found.interval.low, found.interval.high),
-    )
+    return Confirmation(winner.trial, aps, of_given.ap, seed, verdict, found.estimate, (low, high))
+
+
+def _given_trial(plan: Plan, trials: Search) -> TrialRecord | None:
+    """The trial of the search that trained the given configuration."""
+    configured = _without_seed(plan, {})
+    counted = plan.counted(list(trials.records.values()))
+    return next((one for one in counted if _without_seed(plan, one.sample) == configured), None)
 
 
 def _mean(pair: tuple[TrialRecord, TrialRecord]) -> float:
