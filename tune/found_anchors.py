@@ -17,6 +17,7 @@ from cluster.runs.config import TrainConfig
 from cluster.shards.index import ShardSet
 from cluster.storage import files
 from cluster.storage.uris import join
+from detector import scores
 from tune.dimensions import four_digits
 from tune.presets import Preset
 from tune.trials import TrialRecord
@@ -88,7 +89,8 @@ def _search(config: TrainConfig, train_set: ShardSet, uri: str, say: Callable[[s
 
 def adoption(records: Sequence[TrialRecord], config: TrainConfig) -> str | None:
     """Which anchors trained better, in words; None where not both have a result. `records` are
-    those of a sweep that has looked for anchors, best first.
+    those of a sweep that has looked for anchors, best first. One of them may have been stopped
+    early, so they are compared at the length that both have.
     """
     anchors = config.model.anchors
     given = [list(map(four_digits, getattr(anchors, field.split(".")[-1]))) for field in FIELDS]
@@ -99,8 +101,13 @@ def adoption(records: Sequence[TrialRecord], config: TrainConfig) -> str | None:
             best.setdefault(is_given, record)
     if len(best) < 2:
         return None
-    found, own = best[False], best[True]
-    assert found.best is not None and own.best is not None, "both have an AP"
-    text = f"the found ones gave AP {found.best.shown}, the given ones {own.best.shown}"
-    better = (found.ap or 0.0) > (own.ap or 0.0)
-    return f"{text}: {'adopted' if better else 'the given ones stay'}"
+    epochs = min(record.epochs_done for record in best.values())
+    found, own = (_ap_within(best[is_given], epochs) for is_given in (False, True))
+    return (
+        f"after {epochs} epochs the found ones had AP {scores.shown(found)}, the given ones"
+        f" {scores.shown(own)}: {'adopted' if found > own else 'the given ones stay'}"
+    )
+
+
+def _ap_within(record: TrialRecord, epochs: int) -> float:
+    return max((point.ap or 0.0 for point in record.curve if point.epoch <= epochs), default=0.0)

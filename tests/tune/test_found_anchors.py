@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,13 @@ def test_found_anchors_are_adopted_only_where_they_train_better() -> None:
     worse, better = record("a", other, 0.1), record("b", other, 0.3)
     given = record("c", GIVEN, 0.2)
     assert adoption([better, given, worse], CONFIG) == (
-        "the found ones gave AP 0.3000, the given ones 0.2000: adopted"
+        "after 1 epochs the found ones had AP 0.3000, the given ones 0.2000: adopted"
     )
     assert adoption([given, worse], CONFIG) == (
-        "the found ones gave AP 0.1000, the given ones 0.2000: the given ones stay"
+        "after 1 epochs the found ones had AP 0.1000, the given ones 0.2000: the given ones stay"
     )
+    longer = replace(worse, curve=(*worse.curve, Point(16, 2, 0.5, 0.5)))
+    # The given ones were stopped after one epoch, and were better until then.
+    assert (adoption([longer, given], CONFIG) or "").endswith("0.2000: the given ones stay")
     assert adoption([given], CONFIG) is None
     assert adoption([record("c", GIVEN, None), worse], CONFIG) is None
