@@ -82,6 +82,7 @@ REASONS = {
     "docs/how-to/trained-weights.md": 1,
     "docs/how-to/s3.md": 1,
     "docs/how-to/ray-cluster.md": 2,
+    "docs/how-to/sweep.md": 1,
 }
 """How many blocks of a document are not run."""
 
