@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -43,10 +42,6 @@ _PASSED_ON = (
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
-
-
-FEW_BLOCKS = "The minimum number of concurrent actors for "
-"""How the warning of Ray Data begins that a pool of processes has less work than places."""
 
 SOCKET_BYTES = 107
 """Of the path of a Unix socket, at most."""
@@ -101,8 +96,6 @@ def connect(
         os.environ.setdefault(name, value)
     if not logs:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Of a prediction of few images: they are one block, so that one process does the work.
-        warnings.filterwarnings("ignore", message=FEW_BLOCKS, category=UserWarning)
     import ray
 
     if ray.is_initialized():
