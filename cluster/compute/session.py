@@ -149,6 +149,8 @@ def _start(**options: Any) -> None:
     """`ray.init`, at whose beginning Ray takes SIGTERM for itself."""
     import ray
 
+    if not options["log_to_driver"]:
+        _say_nothing_of_workers()
     try:
         ray.init(**options)
     except SystemExit as end:
@@ -157,6 +159,16 @@ def _start(**options: Any) -> None:
             raise _Interrupt from None
         raise
     end_like_ctrl_c()
+
+
+def _say_nothing_of_workers() -> None:
+    """Ray prints to stdout that a worker died, whatever `log_to_driver` says; who waits for the
+    worker says it better. Another version of Ray may have no such function.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        vars(worker)["print_to_stdstream"] = lambda *_, **__: None
 
 
 def end_like_ctrl_c() -> None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -162,7 +162,8 @@ class _Pool:
         else:
             actor, job = self.working.pop(answer)
         try:
-            report = ray.get(answer)
+            # Ray's type is that of a list too.
+            report = cast("PartReport | None", ray.get(answer))
         except RayTaskError as error:
             if job is not None and isinstance(error.cause, MemoryError):
                 self.idle.append(actor)

@@ -258,7 +258,9 @@ def iterate_entries(uri: str) -> Iterator[Entry]:
         )
     else:
         scheme, path = schemes.split(uri)
-        entries = (Entry(f"{scheme}://{key}", *rest) for key, *rest in store.keys(path))
+        entries = (
+            Entry(f"{scheme}://{key.path}", key.size, key.changed) for key in store.keys(path)
+        )
     with plain_errors(uri, "listed"):
         for entry in entries:
             if not posixpath.basename(entry.uri).startswith(PARTIAL):

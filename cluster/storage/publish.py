@@ -54,8 +54,8 @@ def staged(uri: str) -> Iterator[str]:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=files.PARTIAL)
         os.close(handle)
     try:
-        yield temporary
         with files.plain_errors(uri, "written"):
+            yield temporary
             if store is None:
                 os.chmod(temporary, 0o666 & ~files.current_umask())
                 os.replace(temporary, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.once import made_once
+from tests.support.packages import make_package
 from tests.support.trainings import Watched, configured, last_weights
 
 
@@ -25,3 +26,11 @@ def undisturbed(session_folder: Path, small_sets: dict[str, str]) -> dict[str, b
 
     folder = made_once(session_folder / "undisturbed", make)
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """See `make_package`."""
+    folder = tmp_path_factory.mktemp("package")
+    make_package(tmp_path_factory.mktemp("checkpoint"), folder)
+    return str(folder)
