@@ -7,6 +7,7 @@ the images of one part.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.errors import UsageError
 from cluster.loading.prefetch import ordered_map
 from cluster.scoring import plan as plans
 from cluster.scoring.read_image import Fault, fault_of, grouped, open_read, read_images
 from cluster.scoring.trial_decode import TrialDecoder
 from cluster.storage.publish import write_once
-from cluster.storage.uris import join
+from cluster.storage.uris import is_remote, join
 from detector.batch import Sample
 from detector.decode import Detections
 from detector.image import ImageError
@@ -111,6 +113,7 @@ def predict_part(
         if job.isolated:
             trial = stack.enter_context(TrialDecoder(max_pixels=job.max_pixels))
         detections = predictor.detect_all(samples(trial))
+    _check_seen(listed, faults)
     rows = [
         _failed(faults[number])
         if number in faults
@@ -120,6 +123,28 @@ def predict_part(
     table = _joined(listed, rows, job)
     write_once(join(job.output, PARTS, plans.name_of(job.number)), plans.as_parquet(table))
     return PartReport(job.number, listed.num_rows - len(faults), len(faults))
+
+
+def _check_seen(listed: pa.Table, faults: Mapping[int, Fault]) -> None:
+    """`UsageError` where the driver saw these files and this worker sees none of them: they lie on
+    a disk of the driver's node.
+    """
+    uris, changed = listed["uri"].to_pylist(), listed["changed"].to_pylist()
+    seen = [
+        number
+        for number in range(listed.num_rows)
+        if changed[number] is None
+        or is_remote(uris[number])
+        # The driver could not read it either.
+        or listed["size"][number].as_py() == 0
+        or number not in faults
+        or faults[number].reason != "missing"
+    ]
+    if not seen:
+        raise UsageError(
+            f"{uris[0]} and {len(uris) - 1} more: are not on node {socket.gethostname()}, where a"
+            " worker is to read them; --images must name files that all nodes see, or s3://"
+        )
 
 
 def _read(group: list[tuple[int, str]]) -> list[tuple[int, bytes | Fault]]:

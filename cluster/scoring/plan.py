@@ -205,9 +205,17 @@ def refuse_part(output: str, former: pa.Table | None, part: pa.Table | None) -> 
 
 
 def read_part(output: str, number: int) -> pa.Table:
-    uri = join(output, FOLDER, name_of(number))
+    """The images of a part. `UsageError` where this machine does not see it."""
+    uri = _uri(output, number)
+    try:
+        data = files.read_bytes(uri)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{uri}: is not there; if workers run on other nodes, --output must be a folder that"
+            " all nodes share, or s3://bucket/key"
+        ) from None
     with files.content_errors(uri, REMEDY):
-        return pq.read_table(pa.BufferReader(files.read_bytes(uri)))
+        return pq.read_table(pa.BufferReader(data))
 
 
 def find_part(output: str, number: int) -> pa.Table | None:

@@ -66,12 +66,12 @@ class Planner:
             for number, part in enumerate(self._parts()):
                 if self._stopped.is_set():
                     return
-                former = plans.find_part(self.output, number)
+                former, digest = plans.find_part(self.output, number), plans.digest_of(part)
                 if former is None:
                     plans.write_part(self.output, number, part)
-                elif not former.equals(part):
+                elif plans.digest_of(former) != digest:
                     plans.refuse_part(self.output, former, part)
-                planned.append(PlannedPart(part.num_rows, plans.digest_of(part)))
+                planned.append(PlannedPart(part.num_rows, digest))
                 self._ready.put((number, part.num_rows))
             if (former := plans.find_part(self.output, len(planned))) is not None:
                 plans.refuse_part(self.output, former, None)

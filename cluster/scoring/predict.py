@@ -22,7 +22,7 @@ from cluster.scoring import image_list, pool, results
 from cluster.scoring import plan as plans
 from cluster.scoring.image_list import ImageList
 from cluster.scoring.part import PARTS, PartJob
-from cluster.scoring.plan import Claim, Plan
+from cluster.scoring.plan import Claim, OtherPrediction, Plan
 from cluster.scoring.planner import Planner
 from cluster.scoring.progress import Progress
 from cluster.scoring.results import MANIFEST, SUMMARY, Summary
@@ -138,7 +138,7 @@ def _open_plan(
     if former is None:
         for name in (SUMMARY, PREDICTIONS):
             if files.exists(join(output, name)):
-                raise UsageError(
+                raise OtherPrediction(
                     f"output {output}: holds {name} of a prediction that this version did not"
                     f" make; {plans.REMEDY}"
                 )

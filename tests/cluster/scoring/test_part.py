@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.errors import PlainError
+from cluster.errors import PlainError, UsageError
 from cluster.scoring import part, read_image, trial_decode
 from cluster.scoring import plan as plans
 from cluster.scoring.image_list import LISTED
@@ -192,6 +192,19 @@ def test_a_short_outage_costs_nothing(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         (row,) = predicted(f"{tmp_path}/out", [f"{bucket}/a.png"])
     assert row["status"] == "ok" and rule.fired == 1
+
+
+def test_files_that_only_the_driver_sees_are_refused(tmp_path: Path) -> None:
+    rows = [{"uri": f"{tmp_path}/{n}.jpg", "size": 9, "changed": 9} for n in range(3)]
+    job = PartJob(f"{tmp_path}/out", 0, "claim", "", 10**6)
+    with pytest.raises(UsageError, match="part-000000.parquet: is not there; if workers run on"):
+        predict_part(job, Reds(), ["red"])
+    plans.write_part(job.output, 0, pa.Table.from_pylist(rows, schema=LISTED))
+    with pytest.raises(UsageError, match="0.jpg and 2 more: are not on node .*--images must name"):
+        predict_part(job, Reds(), ["red"])
+    # One that is there: the others have been deleted meanwhile.
+    (tmp_path / "1.jpg").write_bytes(red_picture())
+    assert predict_part(job, Reds(), ["red"]).failed == 2
 
 
 def test_an_object_that_is_missing_is_a_row(bucket: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
@@ -24,6 +24,7 @@ def listed(sizes: list[int | None]) -> pa.Table:
 SIZES = st.lists(st.one_of(st.none(), st.integers(0, plans.PART_BYTES // 3)), min_size=1)
 
 
+@settings(deadline=None)
 @given(st.one_of(SIZES, st.integers(1, 900).map(lambda count: [10] * count)), st.data())
 def test_every_image_is_in_one_part_however_the_list_arrives(sizes, data) -> None:
     table = listed(sizes)
