@@ -31,8 +31,8 @@ from detector.predict import Predictor
 PARTS = "parts"
 READ_THREADS = 4
 """They wait for the storage; each has up to four images in memory."""
-CLAIM = b"retinaray.claim"
-"""Key of the metadata of a part: the digest of the claim that it belongs to."""
+MADE_OF = b"retinaray.made_of"
+"""Key of the metadata of a part, see `made_of`."""
 SCORED = pa.schema(
     [
         ("status", pa.string()),
@@ -71,6 +71,11 @@ class PartReport:
     number: int
     ok: int
     failed: int
+
+
+def made_of(claim_digest: str, part_digest: str) -> str:
+    """What the results of a part depend on: the claim and the listed images."""
+    return f"{claim_digest}:{part_digest}"
 
 
 def schema_of(carried: pa.Schema) -> pa.Schema:
@@ -201,4 +206,5 @@ def _joined(listed: pa.Table, rows: list[dict[str, Any]], job: PartJob) -> pa.Ta
     )
     schema = schema_of(carried_of(listed.schema))
     columns = [(scored if name in SCORED.names else listed)[name] for name in schema.names]
-    return pa.table(columns, schema=schema.with_metadata({CLAIM: job.claim_digest.encode()}))
+    origin = made_of(job.claim_digest, plans.digest_of(listed))
+    return pa.table(columns, schema=schema.with_metadata({MADE_OF: origin.encode()}))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import DataError
 from cluster.scoring import plan as plans
-from cluster.scoring.part import CLAIM, PARTS
+from cluster.scoring.part import MADE_OF, PARTS, made_of
 from cluster.scoring.plan import Plan
 from cluster.storage import files, parquet_pictures
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS
@@ -159,8 +159,8 @@ def read_parts(output: str, plan: Plan) -> Iterator[pa.Table]:
         uri = join(output, PARTS, plans.name_of(number))
         with files.content_errors(uri, remedy):
             table = pq.read_table(pa.BufferReader(files.read_bytes(uri)))
-        claim = (table.schema.metadata or {}).get(CLAIM, b"").decode()
-        if claim != plan.claim_digest or table.num_rows != part.rows:
+        found = (table.schema.metadata or {}).get(MADE_OF, b"").decode()
+        if found != made_of(plan.claim_digest, part.digest) or table.num_rows != part.rows:
             raise DataError(
                 f"{uri}: has {table.num_rows} rows of another prediction than the {part.rows} of"
                 f" the plan; {remedy}"

@@ -61,7 +61,8 @@ def predicted(output: str, uris: list[str], **changes: Any) -> list[dict[str, An
     assert [row["uri"] for row in found] == uris
     failed = sum(row["status"] == "error" for row in found)
     assert (report.ok, report.failed) == (len(uris) - failed, failed)
-    assert table.schema.metadata[part.CLAIM] == b"claim"
+    origin = part.made_of("claim", plans.digest_of(plans.read_part(output, 0)))
+    assert table.schema.metadata[part.MADE_OF].decode() == origin
     return found
 
 

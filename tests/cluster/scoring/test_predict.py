@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import PlainError, UsageError
+from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.lease import Lease
 from cluster.scoring import pool, predict, results
 from cluster.scoring.image_list import open_images
@@ -266,6 +266,23 @@ def test_a_part_of_another_prediction_is_found(run: Callable[..., Any], tmp_path
     (tmp_path / "out/manifest.json").unlink()
     with pytest.raises(PlainError, match="part-000001.parquet: has 16 rows of another prediction"):
         run()
+
+
+def test_a_part_of_other_images_is_found(
+    run: Callable[..., Any], pictures: Path, tmp_path: Path
+) -> None:
+    """Such as the last part of a worker whose driver was killed, after a start-over."""
+    run()
+    part = tmp_path / "out/parts/part-000001.parquet"
+    former = part.read_bytes()
+    (pictures / "000.png").unlink()
+    run(overwrite=True)
+    part.write_bytes(former)
+    (tmp_path / "out/manifest.json").unlink()
+    with pytest.raises(DataError, match="part-000001.parquet: has 16 rows of another prediction"):
+        run()
+    part.unlink()
+    assert len(rows_of(run().output)) == IMAGES - 1
 
 
 def test_ids_and_images_without_one(run: Callable[..., Any], pictures: Path) -> None:
