@@ -168,7 +168,7 @@ def _say_nothing_of_workers() -> None:
     from ray._private import worker
 
     if hasattr(worker, "print_to_stdstream"):
-        vars(worker)["print_to_stdstream"] = lambda *_, **__: None
+        worker.__dict__["print_to_stdstream"] = lambda *_, **__: None
 
 
 def end_like_ctrl_c() -> None:
