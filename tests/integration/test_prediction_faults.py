@@ -80,9 +80,12 @@ def test_a_driver_that_is_ended_is_followed_by_one_that_does_the_rest(
     images, output = f"{tmp_path}/pictures", f"{tmp_path}/out"
     driver = begin(package, images, output)
     wait_for(lambda: len(parts(output)) >= 2, driver)
+    # It gives out no more parts, whatever time the next command takes.
+    driver.send_signal(signal.SIGSTOP)
     code, _, err = finish(begin(package, images, output))
     assert code == 2 and f"(pid {driver.pid}) has predicted into it since" in err
     driver.send_signal(sent)
+    driver.send_signal(signal.SIGCONT)
     code, _, err = finish(driver)
     if sent == signal.SIGTERM:
         assert code == 5 and "the same command continues" in err
