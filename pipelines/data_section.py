@@ -282,7 +282,7 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
     shard set that was made of it; None for an image that the set left out.
     """
     from cluster.formats.read import in_val, read_source
-    from cluster.scoring.predict import list_images
+    from cluster.scoring.image_list import open_images
     from cluster.shards.read import read_columns
     from cluster.storage import parquet_pictures, uris
 
@@ -299,7 +299,7 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
             stored = [name for source, name in ids if source == number]
             names = dict.fromkeys([*inside, *sorted(stored)])
         else:
-            names = [uri[len(folder) + 1 :] for uri in list_images(folder).uris]
+            names = [uri[len(folder) + 1 :] for uri in open_images(folder).uris()]
         for name in names:
             if section.split == "all" or in_val(name, section.val_share) == (
                 section.split == "val"

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Literal
 
-from cluster.compute.resources import READ_CPUS
+from pydantic import Field, NonNegativeInt, model_validator
+
 from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
+from detector.image import MAX_PIXELS
 from pipelines.command_line import run_verb
 
 
@@ -26,20 +28,30 @@ class PredictConfig(Section):
     )
     images: str = Field(
         description=(
-            "folder or s3://bucket/prefix, of which all pictures are read, or a single picture"
+            "folder or s3://bucket/prefix, of which all pictures are read; a pattern such as"
+            " data/**/*.jpg; a list of URIs as .txt, .csv, .jsonl or .parquet; a Parquet file with"
+            " pictures; a shard set; or a single picture"
         )
+    )
+    column: str = Field(
+        default="uri",
+        description=(
+            "column of a CSV, JSON lines or Parquet list that has the URIs; all others are carried"
+            " through to predictions.parquet"
+        ),
     )
     output: str = Field(
         description=(
-            "folder for predictions.parquet, coco_results.json, overlays/ and summary.json (written"
-            " last)"
+            "folder for predictions.parquet, coco_results.json, overlays/, summary.json and, last,"
+            " manifest.json; what is missing after an interruption is done by the same command"
         )
     )
     annotations: str | None = Field(
         default=None,
         description=(
             "COCO JSON that gives the ids of coco_results.json: of images by file name, of classes"
-            " by name; unset: positions in the sorted list, from 1, and the ids of the training"
+            " by name; unset: column image_id of a list, else positions in the list, from 1, and"
+            " the ids of the training"
         ),
     )
     classes: str | None = Field(
@@ -50,9 +62,16 @@ class PredictConfig(Section):
             " annotations are left out of coco_results.json; only used with --annotations"
         ),
     )
-    overwrite: bool = Field(default=False, description="replace a finished prediction in output")
-    overlays: int = Field(
-        default=0, ge=0, le=1000, description="images that are drawn with their detections"
+    overwrite: bool = Field(
+        default=False, description="delete the prediction in output and start over"
+    )
+    overlays: NonNegativeInt | Literal["all"] = Field(
+        default=0, description="images that are drawn with their detections, at the end; or all"
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        description="px of an image; a larger one is a row with the reason too_many_pixels",
     )
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
     workers: int = Field(
@@ -62,7 +81,9 @@ class PredictConfig(Section):
         default=0.75,
         gt=0,
         le=256,
-        description=f"CPUs that each process books; reading books {READ_CPUS} more in all",
+        description=(
+            "CPUs that each process books: threads of the network, beside a GPU those that decode"
+        ),
     )
     gpus_per_worker: float = Field(
         default=0, ge=0, le=1, description="GPUs that each process books"
@@ -81,16 +102,18 @@ class PredictConfig(Section):
 
 
 def main(config: PredictConfig) -> None:
-    from pipelines.scoring_run import Replicas, predict_folder
+    from pipelines.scoring_run import Replicas, predict_run
 
-    predicted = predict_folder(
+    predicted = predict_run(
         config.model,
         config.images,
+        column=config.column,
         annotations=config.annotations,
         class_map=config.classes,
         output=config.output,
         overwrite=config.overwrite,
-        overlays=config.overlays,
+        overlays=None if config.overlays == "all" else config.overlays,
+        max_pixels=config.max_pixels,
         replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
         ray=config.ray,
         tracking=config.tracking,
@@ -103,8 +126,8 @@ if __name__ == "__main__":
     run_verb(
         PredictConfig,
         main,
-        resumes=False,
         description=(
-            "Run a registered detector over images in a folder or bucket; one Parquet row each."
+            "Run a registered detector over images; one Parquet row each. The same command goes on"
+            " after an interruption."
         ),
     )

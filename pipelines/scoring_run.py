@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import posixpath
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
@@ -16,13 +16,15 @@ from cluster.errors import PlainError, UsageError, on_one_line
 from cluster.runs import evaluations
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, read_classes
-from cluster.scoring import coco_ids
+from cluster.scoring import coco_ids, image_list, results
 from cluster.scoring import predict as prediction
 from cluster.scoring.evaluate_package import evaluate_package
+from cluster.scoring.image_list import ImageList
 from cluster.shards.classes import match_classes, read_class_map
 from cluster.shards.index import open_shard_set
 from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
+from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.tracking.config import TrackingConfig, tracking_uri
 from cluster.tracking.environment import check_variables
 from cluster.tracking.evaluation import NAME, Subject, log_evaluation
@@ -31,6 +33,7 @@ from cluster.tracking.preflight import check_server, has_run
 from cluster.tracking.registry import parse_model_uri, resolve
 from cluster.tracking.run import read_record
 from detector.choices import WHOLE_PICTURE, ViewSettings
+from detector.image import MAX_PIXELS
 from detector.metrics import CocoTable
 
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
@@ -197,145 +200,149 @@ def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A finished prediction and the folder with its files."""
+    """A finished prediction, and what a terminal shows of it."""
 
-    summary: prediction.Summary
-    output: str
-    overlays: int
+    done: prediction.Predicted
     store: str
     """URI of the MLflow store that has the model."""
-
     notes: tuple[str, ...] = ()
     """What a reader of the results should know."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
-        summary = self.summary
-        overlays = ", overlays/" if self.overlays else ""
-        written = f"{prediction.PREDICTIONS}, {prediction.RESULTS}{overlays}"
+        summary = self.done.summary
+        overlays = "" if self.done.overlays == 0 else ", overlays/"
+        written = f"{PREDICTIONS}, {results.RESULTS}{overlays}"
+        reasons = [
+            f"         {each.count} x {why}, such as {on_one_line(each.examples[0])}"
+            for why, each in summary.errors_by_reason.items()
+        ]
         return [
             f"model    {summary.model_version} in {self.store}",
             (
                 f"images   {summary.images}: {summary.ok} predicted, {summary.errors} could not be"
                 " read"
             ),
+            *reasons,
             *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
             *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
             *(f"note     {note}" for note in self.notes),
             *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
-            f"written  {self.output}: {written}",
+            f"{'reused ' if self.done.reused else 'written'}  {self.done.output}: {written}",
         ]
 
 
-def predict_folder(
+class PredictOptions(TypedDict):
+    """What `predict_run` and `predict_images` take alike."""
+
+    overlays: int | None
+    """Pictures to draw; None: all."""
+    replicas: Replicas
+    ray: RayConfig
+    tracking: TrackingConfig
+    storage: str
+    max_pixels: NotRequired[int]
+
+
+def predict_run(
     model: str,
     images: str,
     *,
+    column: str = "uri",
     annotations: str | None = None,
     class_map: str | None = None,
     output: str,
     overwrite: bool = False,
-    overlays: int,
-    replicas: Replicas,
-    ray: RayConfig,
-    tracking: TrackingConfig,
-    storage: str,
+    **options: Unpack[PredictOptions],
 ) -> Predicted:
-    """`predict_images` for all images below a folder, or for one image. The ids of images and
+    """`predict_images` for what `images` names, see `image_list.open_images`. The ids of images and
     classes in the results are those of a COCO JSON or, without `annotations`, the positions in the
-    sorted list, from 1, and the ids that the model was trained with. `class_map`: as for
-    `evaluate`.
+    list, from 1, and the ids that the model was trained with. `class_map`: as for `evaluate`.
     """
     images = uris.absolute(images)
     annotations = annotations and uris.absolute(annotations)
     class_map = class_map and uris.absolute(class_map)
-    for uri in (images, annotations, class_map):
+    for option, uri in (("annotations", annotations), ("classes", class_map)):
         if uri is not None:
             preflight.check_readable(uri)
-    for option, uri in (("annotations", annotations), ("classes", class_map)):
-        if uri is not None and files.size(uri) is None:
-            raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")
-    _check_output(output, overwrite=overwrite)
+            if files.size(uri) is None:
+                raise UsageError(f"--{option} {uri}: is a folder, a file is needed; give the file")
+    preflight.check_writable(uris.absolute(output))
     target = uris.absolute(output)
     if images == target or uris.is_below(images, target):
         raise UsageError(
             f"--output {output}: is --images {images} or lies above it, and later predictions would"
             " pass over its pictures as drawn ones; give another folder"
         )
-    listed = prediction.list_images(images)
-    pictures = listed.uris
-    ids: dict[str, int] = {uri: number for number, uri in enumerate(pictures, start=1)}
-    theirs = None
+    listed = image_list.open_images(images, column=column)
+    # A list without an image ends here, before the model is asked for.
+    next(listed.rows())
+    ids, theirs, notes = None, None, list[str]()
     if annotations is not None:
         theirs = coco_ids.read_coco_ids(annotations)
-        folder = posixpath.dirname(images) if pictures == [images] else images
-        ids = coco_ids.ids_of_images(pictures, folder, theirs)
-    unnamed = [uri for uri in pictures if uri not in ids]
-    notes = [f"{len(unnamed)} {UNNAMED} (such as {unnamed[0]})"] if unnamed else []
+        pictures = list(listed.uris())
+        ids = coco_ids.ids_of_images(pictures, listed.folder, theirs)
+        unnamed = [uri for uri in pictures if uri not in ids]
+        notes = [f"{len(unnamed)} {UNNAMED} (such as {unnamed[0]})"] if unnamed else []
     return predict_images(
         model,
-        {uri: ids.get(uri) for uri in pictures},
-        passed_over={**listed.passed_over, **listed.others},
-        notes=notes,
+        listed,
+        column=column,
+        ids=ids,
         theirs=theirs,
         class_map=class_map,
+        notes=notes,
         output=output,
         overwrite=overwrite,
-        overlays=overlays,
-        replicas=replicas,
-        ray=ray,
-        tracking=tracking,
-        storage=storage,
+        **options,
     )
 
 
 def predict_images(
     model: str,
-    pictures: Mapping[str, int | None],
+    images: ImageList,
     *,
-    passed_over: Mapping[str, int] | None = None,
-    notes: Sequence[str] = (),
+    column: str = "uri",
+    ids: Mapping[str, int] | None = None,
     theirs: coco_ids.CocoIds | None = None,
     class_map: str | None = None,
+    notes: Sequence[str] = (),
     output: str,
     overwrite: bool = False,
-    overlays: int,
-    replicas: Replicas,
-    ray: RayConfig,
-    tracking: TrackingConfig,
-    storage: str,
+    **options: Unpack[PredictOptions],
 ) -> Predicted:
-    """Detections of a registered model for every image. `pictures` are image ids by URI; an image
-    whose id is None is left out of coco_results.json, whose category ids are `theirs`.
+    """Detections of a registered model for every image of a list. `ids` by URI replace those of the
+    list; an image without one is left out of coco_results.json, whose category ids are `theirs`.
     """
-    _check_output(output, overwrite=overwrite)
-    output = uris.absolute(output)
+    preflight.check_writable(uris.absolute(output))
+    replicas = options["replicas"]
+    request = f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g}"
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package, version, store = _download(model, scratch, tracking=tracking, storage=storage)
+        package, version, store = _download(
+            model, scratch, tracking=options["tracking"], storage=options["storage"]
+        )
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
             given=_given_classes(class_map),
         )
-        folder = f"{scratch}/predictions"
-        request = (
-            f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g} +"
-            f" {resources.READ_CPUS:g} for reading"
-        )
-        _connect(resources.prediction_shares(**vars(replicas)), request, ray)
-        summary = prediction.predict(
+        predicted = prediction.predict(
             package,
-            list(pictures),
-            folder,
+            images,
+            output,
             model_version=version,
-            ids={uri: id_ for uri, id_ in pictures.items() if id_ is not None},
+            column=column,
+            ids=ids,
             category_ids=categories,
-            passed_over=passed_over or {},
-            overlays=overlays,
+            max_pixels=options.get("max_pixels", MAX_PIXELS),
+            overlays=options["overlays"],
+            overwrite=overwrite,
+            connect=lambda: _connect(
+                resources.prediction_shares(**vars(replicas)), request, options["ray"]
+            ),
             **vars(replicas),
         )
-        _replace_results(folder, output, last=prediction.SUMMARY)
-    return Predicted(summary, output, overlays, store, tuple(notes))
+    return Predicted(predicted, store, tuple(notes))
 
 
 def _replace_results(folder: str, output: str, *, last: str) -> None:
@@ -344,7 +351,7 @@ def _replace_results(folder: str, output: str, *, last: str) -> None:
     """
     if files.exists(uris.join(output, last)):
         files.delete_file(uris.join(output, last))
-        files.delete_folder(uris.join(output, prediction.OVERLAYS))
+        files.delete_folder(uris.join(output, OVERLAYS))
     files.upload_folder(folder, output, last=last)
 
 
@@ -355,17 +362,6 @@ def _given_classes(class_map: str | None) -> dict[str, str] | None:
     uri = uris.absolute(class_map)
     preflight.check_readable(uri)
     return read_class_map(uri)
-
-
-def _check_output(output: str, *, overwrite: bool) -> None:
-    """`UsageError` where the folder cannot be written to, or has a finished prediction."""
-    output = uris.absolute(output)
-    preflight.check_writable(output)
-    if files.exists(uris.join(output, prediction.SUMMARY)) and not overwrite:
-        raise UsageError(
-            f"output {output}: holds a finished prediction; choose another folder or say"
-            " --overwrite true"
-        )
 
 
 def _download(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.runs.config import TrainConfig, TrainSections
 from cluster.runs.data_config import DataConfig
@@ -17,6 +17,9 @@ from cluster.workflow.stages import Finished, Results, Stage, Values
 from pipelines.run_config import RunConfig
 from tune.build_space import space_of
 from tune.config import EXECUTION
+
+if TYPE_CHECKING:
+    from pipelines.scoring_run import Predicted
 
 TRAIN_SET, VAL_SET = "prepare-train", "prepare-val"
 NO_DATA = {"train": "train", "val": "val"}
@@ -44,7 +47,7 @@ def check(config: RunConfig) -> Checked:
     there or the storage cannot be written.
     """
     from cluster.runs import parent_checkpoint, weight_file
-    from cluster.scoring.predict import list_images
+    from cluster.scoring.image_list import open_images
     from cluster.storage import preflight, uris
     from cluster.tracking.config import experiment_name, tracking_uri
     from cluster.tracking.preflight import check_experiment, check_model_name, check_server
@@ -63,7 +66,7 @@ def check(config: RunConfig) -> Checked:
     if config.from_checkpoint:
         weights = parent_checkpoint.digest(config.from_checkpoint)
     if config.pictures:
-        list_images(config.pictures)
+        next(open_images(config.pictures).rows())
     if config.tune:
         # The data sets are those of stages: their places do not matter here.
         fields = config.model_dump(include=set(TrainSections.model_fields))
@@ -234,17 +237,27 @@ def _predict(checked: Checked) -> Stage:
     config = checked.config
 
     def call(folder: str, results: Results) -> None:
+        from cluster.scoring.image_list import given_images
+        from cluster.scoring.plan import OtherPrediction
         from cluster.shards.index import open_shard_set
         from pipelines.data_section import pictures
-        from pipelines.scoring_run import predict_folder, predict_images
+        from pipelines.scoring_run import predict_images, predict_run
 
         model = results["register"].values["version"]
-        options = {"output": folder, "overwrite": True, **_scoring_options(checked)}
-        if config.pictures:
-            predicted = predict_folder(model, config.pictures, **options)
-        else:
+
+        def predict(overwrite: bool) -> Predicted:
+            options = {"output": folder, "overwrite": overwrite, **_scoring_options(checked)}
+            if config.pictures:
+                return predict_run(model, config.pictures, **options)
             of_val = pictures(config.data.val, open_shard_set(results[VAL_SET].folder))
-            predicted = predict_images(model, of_val, **options)
+            return predict_images(model, given_images(results[VAL_SET].folder, of_val), **options)
+
+        try:
+            # What an interrupted run has predicted stays.
+            predicted = predict(overwrite=False)
+        except OtherPrediction:
+            # The model was registered again: its version is part of the results.
+            predicted = predict(overwrite=True)
         print("\n".join(predicted.lines()))
 
     return Stage(

@@ -45,10 +45,8 @@ def detection_shares(
 def prediction_shares(
     *, workers: int, cpus_per_worker: float, gpus_per_worker: float
 ) -> list[dict[str, float]]:
-    """What `predict` books: actors that hold the network, and one task that reads files for all of
-    them.
-    """
-    return [booked(cpus_per_worker, gpus_per_worker)] * workers + [booked(READ_CPUS, 0)]
+    """What the actors of `predict` book; their threads that read wait most of their time."""
+    return [booked(cpus_per_worker, gpus_per_worker)] * workers
 
 
 def decoding_shares() -> list[dict[str, float]]:

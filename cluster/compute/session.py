@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -43,10 +42,6 @@ _PASSED_ON = (
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
-
-
-FEW_BLOCKS = "The minimum number of concurrent actors for "
-"""How the warning of Ray Data begins that a pool of processes has less work than places."""
 
 SOCKET_BYTES = 107
 """Of the path of a Unix socket, at most."""
@@ -101,8 +96,6 @@ def connect(
         os.environ.setdefault(name, value)
     if not logs:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Of a prediction of few images: they are one block, so that one process does the work.
-        warnings.filterwarnings("ignore", message=FEW_BLOCKS, category=UserWarning)
     import ray
 
     if ray.is_initialized():
@@ -159,6 +152,8 @@ def _start(**options: Any) -> None:
     """`ray.init`, at whose beginning Ray takes SIGTERM for itself."""
     import ray
 
+    if not options["log_to_driver"]:
+        _say_nothing_of_workers()
     try:
         ray.init(**options)
     except SystemExit as end:
@@ -167,6 +162,16 @@ def _start(**options: Any) -> None:
             raise _Interrupt from None
         raise
     end_like_ctrl_c()
+
+
+def _say_nothing_of_workers() -> None:
+    """Ray prints to stdout that a worker died, whatever `log_to_driver` says; who waits for the
+    worker says it better. Another version of Ray may have no such function.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.__dict__["print_to_stdstream"] = lambda *_, **__: None
 
 
 def end_like_ctrl_c() -> None:

@@ -1,4 +1,4 @@
-"""Rows as Ray Datasets: rows of a shard set by a plan, and files by their URIs.
+"""Rows of a shard set as Ray Datasets, by a plan.
 
 Ray Data's read tasks import this module. It must not import torch: that would cost every new task
 process eight seconds before its first row.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +22,7 @@ from cluster.loading import epoch_plan
 from cluster.shards.format import GroupLocation
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
-from cluster.storage import parquet_pictures
 
-ROWS_PER_BLOCK = 64
 READ_TASKS = 2
 """Read tasks of one rank at a time, so that their transfers overlap. Each task fetches the row
 groups of its unit in parallel.
@@ -95,30 +92,6 @@ def sampled_rows(
     )
 
 
-def file_rows(uris: Sequence[str], *, workers: int = 1) -> ray.data.Dataset:
-    """Files as rows `uri`, `image` (bytes), `error` (why it could not be read, else null), in the
-    given order, in enough blocks for all `workers`.
-    """
-    dataset = _dataset_of(
-        [{"uri": uri} for uri in uris],
-        blocks=max(1, -(-len(uris) // _rows_per_block(len(uris), workers))),
-    )
-    return dataset.map_batches(
-        # Ray's type asks for a function of every batch format at once.
-        _read_files,  # pyright: ignore[reportArgumentType]
-        batch_size=8,
-        batch_format="numpy",
-        num_cpus=READ_CPUS,
-    )
-
-
-def _rows_per_block(rows: int, workers: int) -> int:
-    """A worker takes whole blocks: with the 64 images of a small set in one block, only one worker
-    would have work.
-    """
-    return max(1, min(ROWS_PER_BLOCK, -(-rows // workers)))
-
-
 def iterate(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """Rows as plain dicts, in order, one block at a time. A `PlainError` of a task is raised as it
     is, without Ray's wrapping.
@@ -151,24 +124,3 @@ def _read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
     for name, values in unit["marks"].items():
         table = table.append_column(name, pa.array(values, pa.int64()))
     return table
-
-
-def _read_files(batch: dict[str, np.ndarray]) -> pa.Table:
-    rows, uris = [], [str(uri) for uri in batch["uri"]]
-    inside: dict[str, bytes | None] = {}
-    # Where this fails each is read alone below, and fails alone.
-    with suppress(Exception):
-        inside = parquet_pictures.read_pictures(
-            [uri for uri in uris if parquet_pictures.split(uri) is not None]
-        )
-    for uri in uris:
-        try:
-            image = inside.get(uri) or parquet_pictures.read_picture(uri)
-            rows.append({"uri": uri, "image": image, "error": None})
-        # An unreadable object costs its own row, whatever the storage library raises.
-        except Exception as error:
-            rows.append({"uri": uri, "image": b"", "error": f"cannot be read: {error}"})
-    return pa.Table.from_pylist(
-        rows,
-        schema=pa.schema([("uri", pa.string()), ("image", pa.binary()), ("error", pa.string())]),
-    )

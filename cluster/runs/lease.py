@@ -1,5 +1,5 @@
-"""One driver per run: the driver that trains a run renews a record in the run's folder every few
-seconds, and a second driver is refused.
+"""One driver per run, or per folder of predictions: the driver that trains a run renews a
+record in the run's folder every few seconds, and a second driver is refused.
 
 driver.json      {"driver": "gpu-7 (pid 12)", "since": "2026-01-02 03:04:05 UTC",
                   "process": {"host", "boot", "table", "pid", "started"}, "token", "beat": 3},
@@ -90,13 +90,27 @@ class LeaseRecord:
         )
 
 
+@dataclass(frozen=True)
+class Words:
+    """What messages say of a folder."""
+
+    has_done: str
+    """What the driver has done with it."""
+    other: str
+    """The option that names another folder."""
+
+
+TRAINING = Words("has trained it", "--name")
+PREDICTING = Words("has predicted into it", "--output")
+
+
 class Lease:
     """Takes a run on entry and releases it on exit. A thread calls `lost(reason)` where another
     driver has taken the run meanwhile.
     """
 
-    def __init__(self, run: str, lost: Callable[[str], None]):
-        self.run, self._lost = run, lost
+    def __init__(self, run: str, lost: Callable[[str], None], *, words: Words = TRAINING):
+        self.run, self._lost, self._words = run, lost, words
         self._mine = LeaseRecord(
             driver=f"{socket.gethostname()} (pid {os.getpid()})",
             since=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -108,11 +122,11 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> Lease:
-        refuse_held(self.run)
+        refuse_held(self.run, self._words)
         self._write(beat=0)
         record = read_record(self.run)
         if record is None or record.token != self._mine.token:
-            raise UsageError(_refusal(self.run, record))
+            raise UsageError(_refusal(self.run, record, self._words))
         self._thread.start()
         return self
 
@@ -135,8 +149,8 @@ class Lease:
                 record = read_record(self.run)
                 if record is not None and record.token != self._mine.token:
                     self._lost(
-                        f"{self.run}: {record.driver} has trained it since {record.since}, this"
-                        " driver ends"
+                        f"{self.run}: {record.driver} {self._words.has_done} since"
+                        f" {record.since}, this driver ends"
                     )
                     return
                 self._write(beat)
@@ -164,7 +178,7 @@ def read_record(run: str) -> LeaseRecord | None:
         ) from error
 
 
-def refuse_held(run: str) -> None:
+def refuse_held(run: str, words: Words = TRAINING) -> None:
     """`UsageError` where a living driver trains the run. Takes up to `SILENT_S` where the driver's
     process cannot be looked up from here.
     """
@@ -173,7 +187,7 @@ def refuse_held(run: str) -> None:
         return
     if here.same_table(record.process):
         if is_running(record.process):
-            raise UsageError(_refusal(run, record))
+            raise UsageError(_refusal(run, record, words))
         return
     print(
         f"{run} may belong to {record.driver}; watching up to {SILENT_S:g} s whether that driver"
@@ -188,7 +202,7 @@ def refuse_held(run: str) -> None:
         if now is None:
             return
         if now != record:
-            raise UsageError(_refusal(run, now))
+            raise UsageError(_refusal(run, now, words))
 
 
 def wait_until_free(run: str) -> None:
@@ -205,11 +219,11 @@ def wait_until_free(run: str) -> None:
         time.sleep(0.5)
 
 
-def _refusal(run: str, record: LeaseRecord | None) -> str:
+def _refusal(run: str, record: LeaseRecord | None, words: Words) -> str:
     driver, since = (record.driver, record.since) if record else ("another driver", "just now")
     return (
-        f"{run}: {driver} has trained it since {since}; wait for its end, end it, or take another"
-        " --name"
+        f"{run}: {driver} {words.has_done} since {since}; wait for its end, end it, or take another"
+        f" {words.other}"
     )
 
 

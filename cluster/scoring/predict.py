@@ -1,201 +1,217 @@
-"""A model package over a folder or bucket of images -> one Parquet row an image, COCO results and
-pictures.
+"""A model package over a list of images -> one Parquet row for each, COCO results and pictures.
+
+It can be killed anywhere: the same call does what is missing. The folder holds the plan (see
+`plan`), the results of each part (see `part`) and, at the end, the files of the whole (see
+`results`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypedDict, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster.errors import DataError
-from cluster.loading import datasets
-from cluster.runs.package_files import read_classes
-from cluster.scoring import actors
-from cluster.scoring.actors import Scored
-from cluster.storage import files, parquet_pictures
-from cluster.storage.pictures import PREDICTIONS, Pictures, is_picture, list_pictures
-from detector.image import FORMATS, decode_image
-from detector.plots import overlay_figure
-
-RESULTS, SUMMARY, OVERLAYS = "coco_results.json", "summary.json", "overlays"
-SCHEMA = pa.schema(
-    [pa.field("uri", pa.string()), *actors.SCORED, pa.field("model_version", pa.string())]
-)
-"""Of predictions.parquet: the columns of `Prediction`."""
-NAME_BYTES = 200
-LISTED_ERRORS = 20
-"""Errors in the summary."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction(Scored):
-    """One row of predictions.parquet."""
-
-    uri: str
-    model_version: str
-
-
-class CocoResult(TypedDict):
-    """One detection in COCO's results format."""
-
-    image_id: int
-    category_id: int
-    """The data set's own id."""
-    bbox: list[float]
-    """XYWH px."""
-    score: float
+from cluster.compute import session
+from cluster.errors import PlainError, UsageError
+from cluster.runs.lease import PREDICTING, Lease
+from cluster.runs.package_files import package_digest, read_classes, read_package
+from cluster.scoring import image_list, pool, results
+from cluster.scoring import plan as plans
+from cluster.scoring.image_list import ImageList
+from cluster.scoring.part import PARTS, PartJob
+from cluster.scoring.plan import Claim, OtherPrediction, Plan
+from cluster.scoring.planner import Planner
+from cluster.scoring.progress import Progress
+from cluster.scoring.results import MANIFEST, SUMMARY, Summary
+from cluster.storage import files
+from cluster.storage.pictures import OVERLAYS, PREDICTIONS
+from cluster.storage.uris import absolute, join
+from detector.image import MAX_PIXELS
+from detector.predict import MODEL_FILE, read_json
 
 
 @dataclass(frozen=True)
-class Summary:
-    """summary.json."""
+class Predicted:
+    """A finished prediction."""
 
-    model_version: str
-    images: int
-    ok: int
-    errors: int
-    first_errors: list[str]
-    """The first `LISTED_ERRORS`, as "<uri>: <reason>"."""
-    detections_with_image_id: int
-    """Detections in coco_results.json."""
-    passed_over: Mapping[str, int]
-    """Files below the folder that were not predicted on, by reason."""
-    not_drawn: list[str]
-    """Overlays that failed, as "<uri>: <reason>"."""
-
-
-def list_images(uri: str) -> Pictures:
-    """All pictures below `uri`, or `uri` itself if it is a picture. `DataError` where there is
-    none.
-    """
-    if files.size(uri) is not None:
-        if not is_picture(uri):
-            raise DataError(
-                f"{uri}: is a file and no picture that can be read ({', '.join(FORMATS)}); give a"
-                " picture, or a folder of pictures"
-            )
-        return Pictures([uri], {}, {})
-    found = list_pictures(uri)
-    if not found.uris:
-        there = {**found.passed_over, **found.others}
-        others = "; ".join(f"{count} x {why}" for why, count in there.items())
-        raise DataError(f"{uri}: no picture below it ({others or 'it is empty'}); check the folder")
-    return found
+    summary: Summary
+    output: str
+    overlays: int | None
+    reused: bool
+    """It was finished before, and nothing was done."""
 
 
 def predict(
     package: str,
-    uris: Sequence[str],
-    folder: str,
+    images: ImageList,
+    output: str,
     *,
-    model_version: str,
-    ids: Mapping[str, int],
-    category_ids: Sequence[int | None],
-    passed_over: Mapping[str, int],
-    overlays: int,
-    workers: int,
-    cpus_per_worker: float,
+    model_version: str = "",
+    column: str = "uri",
+    ids: Mapping[str, int | None] | None = None,
+    category_ids: Sequence[int | None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    overlays: int | None = 0,
+    overwrite: bool = False,
+    workers: int = 2,
+    cpus_per_worker: float = 0.75,
     gpus_per_worker: float = 0,
-) -> Summary:
-    """Fill the local `folder` with predictions.parquet (one row for every URI, in order),
-    coco_results.json, overlays/ and summary.json, and return the summary.
+    connect: Callable[[], object] = session.connect,
+) -> Predicted:
+    """Predict with the model package in a local folder on every image of the list, into the folder
+    `output` on a disk or in object storage. The same call continues what was interrupted.
 
-    An unreadable image is a row with status `error` and the reason. COCO results have XYWH boxes
-    and the `category_ids`, one for each class of the model; files without an id in `ids` are not in
-    them, nor are detections of a class whose id is None. `passed_over` goes into the summary.
+    An image that cannot be used is a row with status `error` and a reason. COCO results have XYWH
+    boxes; the ids of images are `ids` by URI, else those of the list, else the positions from 1;
+    `category_ids` has one for each class of the model, by default those of the training. Images and
+    classes without an id are not in them. `overlays` pictures are drawn; None: all.
+
+    `OtherPrediction` where `output` has results of another model, other settings or other images
+    and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
+    the storage fails for longer than it is retried: the same call then goes on. `connect` joins or
+    starts Ray, and is called only where something is to be done.
     """
-    os.makedirs(os.path.join(folder, OVERLAYS), exist_ok=True)
-    names = [each.name for each in read_classes(package)]
-    results: list[CocoResult] = []
-    errors: list[str] = []
-    to_draw: list[Prediction] = []
-    ok = 0
-    scored = actors.score(
-        datasets.file_rows(uris, workers=workers),
-        package,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-    )
-    batches = scored.iter_batches(batch_size=None, batch_format="pyarrow")
-    # Ray's type is that of every batch format.
-    tables = cast("Iterable[pa.Table]", batches)
-    with pq.ParquetWriter(os.path.join(folder, PREDICTIONS), SCHEMA) as writer:
-        for table in tables:
-            versions = pa.array([model_version] * table.num_rows, pa.string())
-            table = table.append_column("model_version", versions)
-            table = table.select(SCHEMA.names).cast(SCHEMA)
-            writer.write_table(table)
-            for prediction in (Prediction(**row) for row in table.to_pylist()):
-                if prediction.status == "error":
-                    errors.append(f"{prediction.uri}: {prediction.error}")
-                    continue
-                if prediction.uri in ids:
-                    results += _coco_results(prediction, ids[prediction.uri], category_ids)
-                if ok < overlays:
-                    to_draw.append(prediction)
-                ok += 1
-    with open(os.path.join(folder, RESULTS), "w", encoding="utf-8") as file:
-        json.dump(results, file)
-    summary = Summary(
+    output = absolute(output)
+    classes = read_classes(package)
+    own_ids = [category.id for category in classes]
+    claim = Claim(
         model_version=model_version,
-        images=len(uris),
-        ok=ok,
-        errors=len(errors),
-        first_errors=errors[:LISTED_ERRORS],
-        detections_with_image_id=len(results),
-        passed_over=dict(passed_over),
-        not_drawn=_draw_overlays(to_draw, names, folder),
+        package_digest=package_digest(package),
+        decode=read_json(package, MODEL_FILE)["decode"],
+        images=images.uri,
+        column=column,
+        max_pixels=max_pixels,
+        category_ids=own_ids if category_ids is None else list(category_ids),
+        overlays=overlays,
     )
-    with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
-        json.dump(asdict(summary), file, indent=1)
-    return summary
-
-
-def _coco_results(
-    scored: Scored, image_id: int, category_ids: Sequence[int | None]
-) -> list[CocoResult]:
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_id,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        for (x1, y1, x2, y2), score, label in zip(
-            scored.boxes, scored.scores, scored.labels, strict=True
+    lost: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(Lease(output, lost.append, words=PREDICTING))
+        plan = _open_plan(output, claim, lambda: _parts(images, ids), overwrite=overwrite)
+        if (summary := results.read_summary(output)) is not None:
+            return Predicted(summary, output, overlays, reused=True)
+        planner = stack.enter_context(
+            Planner(output, plan, lambda: _parts(images, ids), lambda: dict(images.passed_over()))
         )
-        if (category_id := category_ids[label]) is not None
-    ]
+
+        def look() -> None:
+            if lost:
+                raise PlainError(lost[0])
+
+        job = PartJob(output, 0, claim.digest, model_version, max_pixels)
+        made = pool.Workers(workers, cpus_per_worker, gpus_per_worker, read_package(package))
+        _run_parts(made, planner, job, look, connect)
+        summary = results.finish(
+            output,
+            planner.plan,
+            class_names=[category.name for category in classes],
+            category_ids=claim.category_ids,
+            overlays=overlays,
+            look=look,
+        )
+    return Predicted(summary, output, overlays, reused=False)
 
 
-def _draw_overlays(
-    predictions: Sequence[Prediction], class_names: Sequence[str], folder: str
-) -> list[str]:
-    """Draw, after all results are written; return what cannot be drawn, as "<uri>: <reason>"."""
-    failed = []
-    for number, prediction in enumerate(predictions):
-        name = os.path.basename(prediction.uri)
-        try:
-            figure = overlay_figure(
-                decode_image(parquet_pictures.read_picture(prediction.uri)),
-                prediction.detections,
-                class_names,
-                title=name,
+def _parts(images: ImageList, ids: Mapping[str, int | None] | None) -> Iterator[pa.Table]:
+    """The parts of the plan: a function of the list and the ids alone."""
+    tables = images.rows()
+    if ids is not None:
+        tables = (
+            image_list.with_ids(table, [ids.get(uri) for uri in table["uri"].to_pylist()])
+            for table in tables
+        )
+    elif not images.has_ids:
+        tables = image_list.numbered(tables)
+    return plans.cut(tables)
+
+
+def _open_plan(
+    output: str, claim: Claim, parts: Callable[[], Iterator[pa.Table]], *, overwrite: bool
+) -> Plan:
+    """The plan in the folder, which is that of this claim and these images, or a new one."""
+    if overwrite:
+        _clear(output)
+    former = plans.read_plan(output)
+    if former is None:
+        for name in (SUMMARY, PREDICTIONS):
+            if files.exists(join(output, name)):
+                raise OtherPrediction(
+                    f"output {output}: holds {name} of a prediction that this version did not"
+                    f" make; {plans.REMEDY}"
+                )
+        if files.list_names(join(output, PARTS)):
+            raise UsageError(
+                f"output {output}: holds {PARTS}/ without {plans.PLAN}; {plans.REMEDY}"
             )
-            path = os.path.join(folder, "overlays", f"{number:04d}-{short_name(name)}.png")
-            figure.savefig(path, dpi=90)
-        except Exception as error:  # a picture is not worth the results
-            failed.append(f"{prediction.uri}: {type(error).__name__}: {error}")
-    return failed
+        stored = json.loads(json.dumps(claim.to_json()))
+        plan = Plan(stored, claim.digest)
+        plans.write_plan(output, plan)
+        return plan
+    plans.check_claim(output, former, claim)
+    if former.parts is not None:
+        plans.check_images(output, former, parts())
+    return former
 
 
-def short_name(name: str) -> str:
-    """A file name that leaves room for a number and a suffix: file systems take 255 bytes."""
-    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+def _clear(output: str) -> None:
+    """Delete the files of a prediction and no others. The plan goes last: what it belongs to is
+    known until it is gone.
+    """
+    planned = files.exists(join(output, plans.PLAN))
+    drawn = planned or files.exists(join(output, SUMMARY))
+    for name in (MANIFEST, SUMMARY, PREDICTIONS, results.RESULTS):
+        files.delete_file(join(output, name))
+    if drawn:
+        files.delete_folder(join(output, OVERLAYS))
+    if planned:
+        files.delete_folder(join(output, PARTS))
+        files.delete_folder(join(output, plans.FOLDER))
+    files.delete_file(join(output, plans.PLAN))
+
+
+def _run_parts(
+    workers: pool.Workers,
+    planner: Planner,
+    job: PartJob,
+    look: Callable[[], None],
+    connect: Callable[[], object],
+) -> None:
+    """Do the parts that are missing. `PlainError` says how many are done."""
+    there = {name for name in files.list_names(join(job.output, PARTS)) if plans.is_part(name)}
+    plan = planner.plan
+    if plan.parts is not None and all(
+        plans.name_of(number) in there for number in range(len(plan.parts))
+    ):
+        return
+    connect()
+    progress = Progress()
+
+    def done(number: int, images: int) -> bool:
+        if plans.name_of(number) not in there:
+            return False
+        progress.reused += images
+        return True
+
+    def say(living: int) -> None:
+        look()
+        progress.look(planner.total, living)
+
+    finished = 0
+    try:
+        for report in pool.run_parts(workers, planner, job, done=done, look=say):
+            finished += 1
+            progress.add(report.ok, report.failed)
+    except PlainError as error:
+        if type(error) is not PlainError:
+            # The list of images is wrong or another one.
+            raise
+        total = "" if planner.plan.parts is None else f" of {len(planner.plan.parts)}"
+        raise PlainError(
+            f"{error}; {finished + len(there)}{total} parts are done and stay: the same command"
+            " goes on with the rest"
+        ) from error
+    finally:
+        progress.end()

@@ -197,7 +197,7 @@ def _replace_file(path: str, data: bytes | pa.Buffer) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         # mkstemp makes private files; whoever may read the folder should be able to read these.
-        os.chmod(temporary, 0o666 & ~_current_umask())
+        os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -205,7 +205,7 @@ def _replace_file(path: str, data: bytes | pa.Buffer) -> None:
 
 
 @lru_cache(maxsize=1)
-def _current_umask() -> int:
+def current_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -244,6 +244,27 @@ def list_entries(uri: str) -> list[Entry]:
     return sorted(
         entry for entry in entries if not posixpath.basename(entry.uri).startswith(PARTIAL)
     )
+
+
+def iterate_entries(uri: str) -> Iterator[Entry]:
+    """As `list_entries`, one after another: a listing of any length needs little memory."""
+    uri = absolute(uri)
+    store = schemes.store_of(uri)
+    if (inside := _in_zip(uri)) is not None or store is None:
+        entries = (
+            walk(uri)
+            if inside is None
+            else iter(sorted(Entry(*one) for one in inside[0].below(inside[1])))
+        )
+    else:
+        scheme, path = schemes.split(uri)
+        entries = (
+            Entry(f"{scheme}://{key.path}", key.size, key.changed) for key in store.keys(path)
+        )
+    with plain_errors(uri, "listed"):
+        for entry in entries:
+            if not posixpath.basename(entry.uri).startswith(PARTIAL):
+                yield entry
 
 
 def list_names(uri: str) -> list[str]:

@@ -26,7 +26,8 @@ class Entry(NamedTuple):
 
 
 def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Entry]:
-    """All below a folder that is no folder. A link to a folder that it lies in (`above`, by device
+    """All below a folder that is no folder, in the order of the paths, with the names of one folder
+    in memory. A link to a folder that it lies in (`above`, by device
     and inode) is not followed: pyarrow's listing has its files 41 times. `DataError` where a name
     is not UTF-8.
     """
@@ -38,7 +39,7 @@ def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterat
     if here in above:
         return
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=_place):
             try:
                 entry.name.encode("utf-8")
             except UnicodeEncodeError:
@@ -56,6 +57,11 @@ def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterat
             else:
                 fault = "" if stat.S_ISREG(found.st_mode) else NO_FILE
                 yield Entry(entry.path, found.st_size, found.st_mtime_ns, fault)
+
+
+def _place(entry: os.DirEntry[str]) -> str:
+    """Sorts a folder where the paths of its files belong: `a.jpg` is before `a/b.jpg`."""
+    return f"{entry.name}/" if entry.is_dir() else entry.name
 
 
 def fault_of(path: str) -> str:

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from cluster.storage import files
+from cluster.storage.local_tree import Entry
 from cluster.storage.uris import absolute, is_plain
 from detector.image import FORMATS, SUFFIXES, ImageError, opened
 
@@ -19,8 +22,10 @@ LEFT_BY_TOOLS = frozenset(
 """Names, in lower case, of what file managers and servers leave in folders, beside all names that
 begin with a dot.
 """
-PREDICTIONS = "predictions.parquet"
-"""A folder with this file has the results of a prediction: its pictures are drawn, not data."""
+PREDICTIONS, OVERLAYS = "predictions.parquet", "overlays"
+"""A folder with this file has the results of a prediction: the pictures in this folder of it are
+drawn, not data.
+"""
 UNREAD = frozenset(
     ".heic .heif .hif .jxl .cr2 .cr3 .nef .arw .dng .raf .psd .svg .ico .icns .eps .tga .exr .hdr"
     " .dcm".split()
@@ -32,7 +37,10 @@ UNREADABLE_KEY = (
 HIDDEN = "a hidden file or one that a tool left behind"
 DRAWN = "a file of an earlier prediction"
 _HEAD_BYTES = 65_536
-_SHOWN_SUFFIXES = 5
+_SHOWN_SUFFIXES, _KNOWN_SUFFIXES = 5, 1000
+_LOOKED_AT = 256
+"""Files of a listing whose first bytes are read side by side."""
+_PICTURE, _NONE = "picture", "none"
 
 
 @dataclass(frozen=True)
@@ -48,44 +56,82 @@ class Pictures:
 
 
 def list_pictures(folder: str) -> Pictures:
-    """The pictures below `folder`. A file is one by its suffix, in any case, or without a suffix by
-    its first bytes. What cannot be read, such as a link that leads nowhere, is one by its suffix
-    too: who reads it will find the fault. `PlainError` where the storage fails.
+    """All that `Pictures` has, in memory. See `Listing`."""
+    listing = Listing(folder)
+    return Pictures([entry.uri for entry in listing], listing.passed_over, listing.others)
+
+
+class Listing:
+    """The pictures below a folder, sorted, one after another. A file is one by its suffix, in any
+    case, or without a suffix by its first bytes. What cannot be read, such as a link that leads
+    nowhere, is one by its suffix too: who reads it will find the fault. `PlainError` where the
+    storage fails.
+
+    It can be iterated once; after that it knows what was passed over.
     """
-    folder = absolute(folder)
-    entries = files.list_entries(folder)
-    uris = [entry.uri for entry in entries]
-    faults = {entry.uri: entry.fault for entry in entries if entry.fault}
-    drawn = {posixpath.dirname(uri) + "/" for uri in uris if posixpath.basename(uri) == PREDICTIONS}
-    pictures: list[str] = []
-    unnamed: list[str] = []
-    passed: Counter[str] = Counter()
-    other: Counter[str] = Counter()
-    for uri in uris:
-        suffix = suffix_of(uri)
+
+    def __init__(self, folder: str):
+        self.folder = absolute(folder)
+        self._passed: Counter[str] = Counter()
+        self._other: Counter[str] = Counter()
+        self._results: tuple[str, bool] = ("", False)
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        return dict(self._passed)
+
+    @property
+    def others(self) -> dict[str, int]:
+        return _others(self._other)
+
+    def __iter__(self) -> Iterator[Entry]:
+        entries = files.iterate_entries(self.folder)
+        with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
+            while some := list(islice(entries, _LOOKED_AT)):
+                kinds = [self._kind(entry) for entry in some]
+                looked_at = [entry.uri for entry, kind in zip(some, kinds, strict=True) if not kind]
+                found = dict(zip(looked_at, pool.map(is_picture, looked_at), strict=True))
+                for entry, kind in zip(some, kinds, strict=True):
+                    if kind or found[entry.uri]:
+                        if kind in ("", _PICTURE):
+                            yield entry
+                    else:
+                        self._other[""] += 1
+
+    def _kind(self, entry: Entry) -> str:
+        """`_PICTURE`; `_NONE`, which is counted; or "" where its first bytes must be looked at."""
+        uri, suffix = entry.uri, suffix_of(entry.uri)
         if not is_plain(uri):
-            passed[UNREADABLE_KEY] += 1
-        elif is_left_by_tools(uri[len(folder) + 1 :]):
-            passed[HIDDEN] += 1
-        elif drawn and any(uri.startswith(results) for results in drawn):
-            passed[DRAWN] += 1
+            self._passed[UNREADABLE_KEY] += 1
+        elif is_left_by_tools(uri[len(self.folder) + 1 :]):
+            self._passed[HIDDEN] += 1
+        elif self._is_of_a_prediction(uri):
+            self._passed[DRAWN] += 1
         elif suffix in SUFFIXES:
-            pictures.append(uri)
-        elif uri in faults:
-            passed[faults[uri]] += 1
+            return _PICTURE
+        elif entry.fault:
+            self._passed[entry.fault] += 1
         elif not suffix:
-            unnamed.append(uri)
+            return ""
         elif suffix in UNREAD:
-            passed[f"a {suffix} picture, whose format is not read; convert it to JPEG"] += 1
+            self._passed[f"a {suffix} picture, whose format is not read; convert it to JPEG"] += 1
         else:
-            other[suffix] += 1
-    with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
-        for uri, found in zip(unnamed, pool.map(is_picture, unnamed), strict=True):
-            if found:
-                pictures.append(uri)
-            else:
-                other[""] += 1
-    return Pictures(sorted(pictures), dict(passed), _others(other))
+            # Names that count (a.000001) would be as many as the files.
+            known = suffix in self._other or len(self._other) < _KNOWN_SUFFIXES
+            self._other[suffix if known else ""] += 1
+        return _NONE
+
+    def _is_of_a_prediction(self, uri: str) -> bool:
+        """Whether a file is `PREDICTIONS`, or drawn beside it."""
+        if posixpath.basename(uri) == PREDICTIONS:
+            return True
+        above, drawn, _ = uri.rpartition(f"/{OVERLAYS}/")
+        if not drawn or len(above) < len(self.folder):
+            return False
+        if self._results[0] != above:
+            # One look for each folder: its files come together.
+            self._results = (above, files.exists(f"{above}/{PREDICTIONS}"))
+        return self._results[1]
 
 
 def suffix_of(name: str) -> str:

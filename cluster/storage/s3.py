@@ -18,6 +18,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cluster.storage import aws
+from cluster.storage.s3_requests import keys, put_once
+
+__all__ = ["ENVIRONMENT", "cause", "file_system", "hasty_file_system", "keys", "list_error"]
+__all__ += ["put_once", "read_range", "retry"]
 
 ENVIRONMENT: str = aws.PREFIX
 """Prefix of the environment variables with the endpoint and the credentials."""

@@ -6,13 +6,14 @@ To add a scheme: write a module like `s3` with the functions that `ObjectStore` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cluster.storage import s3
+from cluster.storage.s3_requests import Key
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,14 @@ class ObjectStore(Protocol):
 
     def read_range(self, file: pa.NativeFile, start: int, count: int) -> pa.Buffer:
         """Exactly `count` bytes, one at least, from byte `start` on."""
+        ...
+
+    def keys(self, path: str) -> Iterator[Key]:
+        """The objects below bucket/prefix in the order of their keys, a page in memory."""
+        ...
+
+    def put_once(self, path: str, data: bytes) -> bool | None:
+        """Write an object if there is none. False: there is one; None: this store cannot."""
         ...
 
     def list_error(self, path: str) -> OSError | None:

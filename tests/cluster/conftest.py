@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from cluster.runs.package_files import build_package
-from detector.checkpoint import seal
-from detector.model import RetinaNet
-
-CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
+from tests.support.packages import make_package
 
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A package whose network, untrained with a prior of 0.5, detects something everywhere."""
-    torch.manual_seed(0)
-    keywords = {"backbone": "resnet18", "classes": 2, "width": 64, "prior": 0.5}
-    checkpoint = tmp_path_factory.mktemp("checkpoint")
-    save_file(
-        {k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()},
-        str(checkpoint / "model.safetensors"),
-    )
-    decode = {
-        "score_threshold": 0.05,
-        "top_per_level": 10,
-        "nms_threshold": 0.5,
-        "max_detections": 5,
-    }
-    description = {"model": keywords, "canvases": [[64, 96]], "decode": decode, "amp": False}
-    seal(str(checkpoint), {"package": {"description": description, "classes": CLASSES}})
-    folder = str(tmp_path_factory.mktemp("package"))
-    build_package(str(checkpoint), folder)
-    return folder
+    """See `make_package`."""
+    folder = tmp_path_factory.mktemp("package")
+    make_package(tmp_path_factory.mktemp("checkpoint"), folder)
+    return str(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.once import made_once
+from tests.support.packages import make_package
 from tests.support.trainings import ALONE, Watched, configured, last_weights
 
 
@@ -37,3 +38,11 @@ def weights_of(folder: Path, sets: dict[str, str], **training: Any) -> dict[str,
 
     made_once(folder, make)
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """See `make_package`."""
+    folder = tmp_path_factory.mktemp("package")
+    make_package(tmp_path_factory.mktemp("checkpoint"), folder)
+    return str(folder)

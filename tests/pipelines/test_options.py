@@ -72,7 +72,7 @@ OPTIONS = {
         tracking: uri experiment
     """,
     "predict": """
-        model images output annotations classes overwrite overlays storage
+        model images column output annotations classes overwrite overlays max_pixels storage
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from cluster.runs import package_files, run_folder
+from cluster.scoring import pool
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.evaluation import Subject
@@ -27,6 +28,7 @@ from detector.metrics import CocoTable
 from pipelines import scoring_run
 from pipelines.command_line import run_verb
 from pipelines.evaluate import EvaluateConfig, main
+from tests.support.predicting import InProcess, write_package, write_pictures
 from tests.support.shard_sets import row, write_set
 
 TABLE = CocoTable(
@@ -297,21 +299,60 @@ def test_pictures_that_the_annotations_do_not_name_are_told(
     (tmp_path / "some.json").write_text(json.dumps(names))
     taken: dict[str, Any] = {}
     monkeypatch.setattr(scoring_run, "predict_images", lambda *_, **options: taken.update(options))
-    scoring_run.predict_folder(
+    scoring_run.predict_run(
         "models:/cells/1",
         f"{tmp_path}/images",
         annotations=f"{tmp_path}/some.json",
         output=f"{tmp_path}/out",
-        overlays=0,
-        replicas=scoring_run.Replicas(1, 1, 0),
-        ray=scoring_run.RayConfig(),
-        tracking=scoring_run.TrackingConfig(),
-        storage=str(tmp_path),
+        **predict_options(tmp_path),
     )
+    assert taken["ids"] == {f"{tmp_path}/images/b.jpg": 4}
     assert taken["notes"] == [
         "2 pictures are not named in the annotations, so coco_results.json lacks them (such as"
         f" {tmp_path}/images/a.jpg)"
     ]
+
+
+def predict_options(tmp_path: Path) -> Any:
+    return {
+        "overlays": 0,
+        "replicas": scoring_run.Replicas(1, 1, 0),
+        "ray": scoring_run.RayConfig(),
+        "tracking": scoring_run.TrackingConfig(),
+        "storage": str(tmp_path),
+    }
+
+
+def test_the_result_of_a_prediction_names_reasons_and_reuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = write_package(tmp_path / "package")
+    workers = InProcess()
+    monkeypatch.setattr(pool, "run_parts", workers)
+    monkeypatch.setattr(scoring_run, "_connect", lambda *_: None)
+    monkeypatch.setattr(
+        scoring_run, "_download", lambda *_, **__: (str(package), "models:/cells/3", "sqlite:///db")
+    )
+    write_pictures(tmp_path / "images", 3)
+    (tmp_path / "images/b.jpg").write_bytes(b"")
+
+    def lines() -> list[str]:
+        options = predict_options(tmp_path)
+        done = scoring_run.predict_run(
+            "models:/cells@champion", f"{tmp_path}/images", output=f"{tmp_path}/out", **options
+        )
+        return done.lines()
+
+    wanted = [
+        "model    models:/cells/3 in sqlite:///db",
+        "images   4: 3 predicted, 1 could not be read",
+        f"         1 x empty, such as {tmp_path}/images/b.jpg",
+        f"         {tmp_path}/images/b.jpg: the file is empty",
+    ]
+    files = f"{tmp_path}/out: predictions.parquet, coco_results.json"
+    assert lines() == [*wanted, f"written  {files}"]
+    assert lines() == [*wanted, f"reused   {files}"]
+    assert workers.parts == [0]
 
 
 def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:

@@ -285,8 +285,12 @@ def test_evaluate_register_predict_agree(
     assert scored.stats[0] == pytest.approx(table["AP"], abs=1e-6)
     assert scored.stats[1] == pytest.approx(table["AP50"], abs=1e-6)
 
-    with pytest.raises(UsageError, match="holds a finished prediction"):
-        predict.main(chosen)
+    # The same command again finds it done; another model is refused.
+    before = Path(output, "manifest.json").stat().st_mtime_ns
+    predict.main(chosen)
+    assert Path(output, "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="has another prediction: overlays is 2, there 1"):
+        predict.main(chosen.model_copy(update={"overlays": 2}))
 
 
 @pytest.fixture(scope="module")

@@ -79,13 +79,12 @@ def test_a_detection_share_reads_on_the_node_where_it_computes(
     check_resources(detection_shares(workers=3, cpus_per_worker=3.75, gpus_per_worker=0), what="w")
 
 
-def test_a_prediction_reads_in_a_task_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_books_its_actors_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes_of(monkeypatch, 4, 4, 4)
-    check_resources(prediction_shares(workers=2, cpus_per_worker=3.9, gpus_per_worker=0), what="w")
-    # The actors fill all nodes; the reading task has no room.
-    with pytest.raises(UsageError, match="w needs 12.25 CPUs, the cluster has 12"):
+    check_resources(prediction_shares(workers=3, cpus_per_worker=4, gpus_per_worker=0), what="w")
+    with pytest.raises(UsageError, match="w needs 16 CPUs, the cluster has 12"):
         check_resources(
-            prediction_shares(workers=3, cpus_per_worker=4, gpus_per_worker=0), what="w"
+            prediction_shares(workers=4, cpus_per_worker=4, gpus_per_worker=0), what="w"
         )
 
 

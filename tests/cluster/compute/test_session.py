@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import socket
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -154,21 +152,6 @@ def test_sigterm_while_ray_starts_interrupts(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def test_the_warning_of_few_images_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.data._internal.execution.operators import actor_pool_map_operator
-
-    assert session.FEW_BLOCKS in inspect.getsource(actor_pool_map_operator)
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        session.connect(logs=True)
-        warnings.warn(f"{session.FEW_BLOCKS}'Scorer' is 2", UserWarning, stacklevel=1)
-        session.connect()
-        warnings.warn(f"{session.FEW_BLOCKS}'Scorer' is 3", UserWarning, stacklevel=1)
-        warnings.warn("another", UserWarning, stacklevel=1)
-    assert [str(one.message).split()[-1] for one in shown] == ["2", "another"]
 
 
 def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:

@@ -1,0 +1,69 @@
+"""One line that says how far a prediction is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+TERMINAL_S, LOG_S = 0.5, 30.0
+"""Between two lines on a terminal, which replace each other, and in a log, which stay."""
+
+
+class Progress:
+    """Counts images and prints, at most every few seconds. Times are s of `clock`."""
+
+    def __init__(
+        self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+    ):
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._replaces = self._stream.isatty()
+        self._pause = TERMINAL_S if self._replaces else LOG_S
+        self._said = self._began = clock()
+        self._first: float | None = None
+        self.ok = self.failed = self.reused = 0
+        """Images of this run, and of the runs before it."""
+
+    def add(self, ok: int, failed: int) -> None:
+        self.ok, self.failed = self.ok + ok, self.failed + failed
+
+    def look(self, total: int | None, workers: int) -> None:
+        """Print if it is time. `total` images, None where the list is not at its end yet."""
+        now = self._clock()
+        if self._first is None and workers:
+            # Loading the network is no part of the rate.
+            self._first = now
+        if now - self._said >= self._pause:
+            self._said = now
+            self._write(self.line(total, workers))
+
+    def line(self, total: int | None, workers: int) -> str:
+        done = self.ok + self.failed
+        since = self._began if self._first is None else self._first
+        seconds = self._clock() - since
+        rate = done / seconds if seconds > 0 else 0.0
+        left = None if total is None else total - done - self.reused
+        eta = "?" if left is None or not rate else _time(left / rate)
+        reused = f", {self.reused} of before" if self.reused else ""
+        of = "?" if total is None else str(total)
+        return (
+            f"{done + self.reused} of {of} images: {self.ok} ok, {self.failed} failed{reused};"
+            f" {rate:.1f} images/s, {eta} left, {workers} workers"
+        )
+
+    def end(self) -> None:
+        """Leave the line on a terminal."""
+        if self._replaces and self.ok + self.failed:
+            self._stream.write("\n")
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"\r\x1b[K{line}" if self._replaces else f"{line}\n")
+        self._stream.flush()
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,151 @@
+"""Parts on Ray actors: each is done once, an actor that dies is replaced, and an outage ends the
+work. The actors here need no network.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import PlainError
+from cluster.scoring.part import PartJob, PartReport
+from cluster.scoring.pool import FAILED_STARTS, Workers, run_parts
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Feed:
+    """Parts 0..`count`-1 of 10 images; each second question comes too early."""
+
+    def __init__(self, count: int):
+        self.parts, self.asked = list(range(count)), 0
+
+    def next_part(self) -> tuple[int, int] | None:
+        self.asked += 1
+        if self.asked % 2:
+            raise queue.Empty
+        return (self.parts.pop(0), 10) if self.parts else None
+
+
+def workers_that(
+    act: Callable[[PartJob, Path], None], notes: Path, *, number: int = 2, start: Any = None
+) -> Workers:
+    """Actors that note each part that they begin, as a file, and then act."""
+    notes.mkdir(exist_ok=True)
+    begin = start or (lambda: None)
+
+    class Actor:
+        def __init__(self, package: Any, threads: int, device: str):
+            begin()
+            assert (package, threads, device) == ({"a": b"weights"}, 1, "cpu")
+
+        def ready(self) -> None:
+            pass
+
+        def predict(self, job: PartJob) -> PartReport:
+            with open(notes / f"{job.number}", "a") as file:
+                file.write("alone " if job.isolated else "together ")
+            act(job, notes)
+            return PartReport(job.number, 9, 1)
+
+    return Workers(number, 0.5, 0, {"a": b"weights"}, kind=Actor)
+
+
+def noted(notes: Path) -> dict[int, list[str]]:
+    """How each part was begun, each time."""
+    return {int(path.name): path.read_text().split() for path in sorted(notes.iterdir())}
+
+
+def run(workers: Workers, count: int, done: tuple[int, ...] = (), **options: Any) -> list[int]:
+    job = PartJob("/out", 0, "claim", "", 1)
+    reports = run_parts(
+        workers, Feed(count), job, done=lambda number, images: number in done, **options
+    )
+    found = []
+    for report in reports:
+        assert (report.ok, report.failed) == (9, 1)
+        found.append(report.number)
+    return sorted(found)
+
+
+def test_each_part_that_is_missing_is_done_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+    workers = workers_that(lambda job, notes: None, tmp_path / "notes")
+    assert run(workers, 7, done=(1, 4), look=seen.append) == [0, 2, 3, 5, 6]
+    assert noted(tmp_path / "notes") == {number: ["together"] for number in (0, 2, 3, 5, 6)}
+    assert max(seen) in (1, 2)
+
+
+def test_nothing_starts_where_all_is_done(tmp_path: Path) -> None:
+    workers = workers_that(lambda job, notes: None, tmp_path / "notes", start=lambda: os._exit(1))
+    assert run(workers, 3, done=(0, 1, 2)) == []
+
+
+def test_the_part_of_a_worker_that_dies_is_done_again_and_no_other(tmp_path: Path) -> None:
+    def die_once(job: PartJob, notes: Path) -> None:
+        if job.number == 2 and noted(notes)[2] == ["together"]:
+            os.kill(os.getpid(), 9)
+
+    def noted(notes: Path) -> dict[int, list[str]]:
+        return {2: (notes / "2").read_text().split()}
+
+    assert run(workers_that(die_once, tmp_path / "notes"), 5) == [0, 1, 2, 3, 4]
+    counts = {int(path.name): path.read_text().split() for path in (tmp_path / "notes").iterdir()}
+    assert counts == {**{number: ["together"] for number in range(5)}, 2: ["together"] * 2}
+
+
+def test_a_part_that_kills_two_workers_is_decoded_in_child_processes(tmp_path: Path) -> None:
+    def die_together(job: PartJob, notes: Path) -> None:
+        if job.number == 1 and not job.isolated:
+            os.kill(os.getpid(), 11)
+        if job.number == 3 and not job.isolated:
+            raise MemoryError
+
+    assert run(workers_that(die_together, tmp_path / "notes"), 4) == [0, 1, 2, 3]
+    wanted = ["together", "together", "alone"]
+    assert noted(tmp_path / "notes") == {0: ["together"], 1: wanted, 2: ["together"], 3: wanted}
+
+
+def test_a_part_that_kills_every_worker_ends_the_work_in_one_line(tmp_path: Path) -> None:
+    def die(job: PartJob, notes: Path) -> None:
+        if job.number == 1:
+            os.kill(os.getpid(), 9)
+
+    with pytest.raises(PlainError, match="4 workers ended at part 1, also with each image decoded"):
+        run(workers_that(die, tmp_path / "notes", number=1), 2)
+    assert noted(tmp_path / "notes")[1] == ["together", "together", "alone", "alone"]
+
+
+def test_workers_that_end_while_they_start_end_the_work(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("these weights do not fit")
+
+    workers = workers_that(lambda job, notes: None, tmp_path / "notes", number=1, start=fail)
+    with pytest.raises(PlainError, match=f"{FAILED_STARTS} workers ended .*weights do not fit"):
+        run(workers, 2)
+
+
+def test_an_outage_ends_the_work_and_other_parts_are_finished(tmp_path: Path) -> None:
+    def act(job: PartJob, notes: Path) -> None:
+        if job.number == 1:
+            raise PlainError("s3://b/a.jpg: cannot be read: denied")
+        (notes.parent / f"done-{job.number}").touch()
+
+    with pytest.raises(PlainError, match="^s3://b/a.jpg: cannot be read: denied$"):
+        run(workers_that(act, tmp_path / "notes"), 40)
+    begun = {number for number in noted(tmp_path / "notes") if number != 1}
+    assert begun == {int(path.name[5:]) for path in tmp_path.glob("done-*")}
+    assert len(begun) < 39
+
+
+def test_what_the_driver_is_told_ends_the_work(tmp_path: Path) -> None:
+    def look(living: int) -> None:
+        raise PlainError("another driver has the folder")
+
+    with pytest.raises(PlainError, match="another driver has the folder"):
+        run(workers_that(lambda job, notes: None, tmp_path / "notes"), 3, look=look)

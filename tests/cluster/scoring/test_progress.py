@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import io
+
+from cluster.scoring.progress import LOG_S, Progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it() -> None:
+    clock = Clock()
+    progress = Progress(io.StringIO(), clock=clock)
+    progress.reused = 100
+    clock.now = 20.0
+    progress.look(None, 0)
+    assert progress.line(None, 0) == (
+        "100 of ? images: 0 ok, 0 failed, 100 of before; 0.0 images/s, ? left, 0 workers"
+    )
+    progress.look(None, 2)
+    progress.add(36, 4)
+    clock.now = 30.0
+    # 40 images in 10 s; 14,540 - 140 images at 4 images/s are 3,600 s.
+    assert progress.line(14_540, 2) == (
+        "140 of 14540 images: 36 ok, 4 failed, 100 of before; 4.0 images/s, 1:00:00 left, 2 workers"
+    )
+
+
+def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_line_in_its_place() -> None:
+    for stream, lines in ((io.StringIO(), 2), (Terminal(), 0)):
+        clock = Clock()
+        progress = Progress(stream, clock=clock)
+        for second in range(int(2 * LOG_S) + 1):
+            clock.now = float(second)
+            progress.add(1, 0)
+            progress.look(100, 1)
+        assert stream.getvalue().count("\n") == lines
+        progress.end()
+        assert stream.getvalue().count("\r") == (0 if lines else 2 * LOG_S)
+        assert stream.getvalue().endswith("\n")

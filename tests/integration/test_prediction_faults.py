@@ -1,0 +1,154 @@
+"""A prediction by real processes: its driver, a worker or the storage fails, and the same command
+finishes it with exactly one row an image.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.storage import files
+from tests.support.faulty_s3 import FaultyS3, Rule
+from tests.support.predicting import rows_of, write_pictures
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+IMAGES = 120
+"""Parts of 16 and 8."""
+COMMAND = """
+import sys
+from cluster.scoring.image_list import open_images
+from cluster.scoring.predict import predict
+from pipelines.command_line import run_verb
+from pydantic import BaseModel
+
+class Nothing(BaseModel):
+    pass
+
+def main(_):
+    package, images, output = sys.argv[1:4]
+    done = predict(package, open_images(images), output, workers=2, cpus_per_worker=0.5)
+    print("reused" if done.reused else "written", done.summary.images)
+
+run_verb(Nothing, main, description="", argv=[])
+"""
+
+
+def begin(package: str, images: str, output: str, **changes: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, package, images, output],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(driver: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = driver.communicate(timeout=300)
+    return driver.returncode, out, err
+
+
+def wait_for(event: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    while not event():
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+
+
+def parts(output: str) -> dict[str, int]:
+    """The parts that are there, and when each was written."""
+    folder = Path(output, "parts")
+    found = folder.glob("part-*.parquet") if folder.exists() else []
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_driver_that_is_ended_is_followed_by_one_that_does_the_rest(
+    package: str, tmp_path: Path, sent: signal.Signals
+) -> None:
+    write_pictures(tmp_path / "pictures", IMAGES)
+    images, output = f"{tmp_path}/pictures", f"{tmp_path}/out"
+    driver = begin(package, images, output)
+    wait_for(lambda: len(parts(output)) >= 2, driver)
+    # It gives out no more parts, whatever time the next command takes.
+    driver.send_signal(signal.SIGSTOP)
+    code, _, err = finish(begin(package, images, output))
+    assert code == 2 and f"(pid {driver.pid}) has predicted into it since" in err
+    driver.send_signal(sent)
+    driver.send_signal(signal.SIGCONT)
+    code, _, err = finish(driver)
+    if sent == signal.SIGTERM:
+        assert code == 5 and "the same command continues" in err
+    # What workers had begun may still arrive: whole, or not at all.
+    before = parts(output)
+    assert not Path(output, "manifest.json").exists()
+    code, out, err = finish(begin(package, images, output))
+    assert (code, out) == (0, f"written {IMAGES}\n"), err
+    after = parts(output)
+    assert len(after) == 8 and before.items() <= after.items()
+    rows = rows_of(output)
+    assert [Path(row["uri"]).name for row in rows] == [f"{n:03d}.png" for n in range(IMAGES)]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert finish(begin(package, images, output))[:2] == (0, f"reused {IMAGES}\n")
+
+
+def test_a_worker_that_is_killed_costs_its_part_alone(package: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", IMAGES)
+    images, output = f"{tmp_path}/pictures", f"{tmp_path}/out"
+    driver = begin(package, images, output)
+    wait_for(lambda: len(parts(output)) >= 1, driver)
+    actors = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if "ray::Worker" in " ".join(process.cmdline())
+    ]
+    assert 1 <= len(actors) <= 2
+    actors[0].kill()
+    code, out, err = finish(driver)
+    assert (code, out) == (0, f"written {IMAGES}\n"), err
+    assert len(rows_of(output)) == IMAGES
+
+
+def test_an_outage_ends_with_exit_code_1_and_the_same_command_goes_on(
+    package: str, bucket: str, tmp_path: Path
+) -> None:
+    write_pictures(f"{bucket}/pictures", IMAGES)
+    output = f"{tmp_path}/out"
+    # Not even the retries of a minute help: access is denied from the 60th picture on.
+    rule = Rule(
+        "answer", method="GET", path=r"/06\d\.png", times=1e9, status=403, code="AccessDenied"
+    )
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"], rule) as proxy:
+        driver = begin(package, f"{bucket}/pictures", output, AWS_ENDPOINT_URL=proxy.url)
+        code, out, err = finish(driver)
+    assert code == 1 and out == "" and "cannot be read: " in err and "\nerror: " in f"\n{err}"
+    assert "parts are done and stay: the same command goes on" in err
+    done = parts(output)
+    assert 0 < len(done) < 8
+    code, out, err = finish(begin(package, f"{bucket}/pictures", output))
+    assert (code, out) == (0, f"written {IMAGES}\n"), err
+    assert done.items() <= parts(output).items()
+    assert {row["status"] for row in rows_of(output)} == {"ok"}
+
+
+def test_a_prediction_into_a_bucket(package: str, bucket: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", 20)
+    output = f"{bucket}/out"
+    code, out, err = finish(begin(package, f"{tmp_path}/pictures", output))
+    assert (code, out) == (0, "written 20\n"), err
+    assert len(rows_of(output)) == 20
+    assert set(files.list_names(output)) == {
+        *("plan", "parts", "plan.json", "manifest.json", "summary.json"),
+        *("predictions.parquet", "coco_results.json"),
+    }
+    assert finish(begin(package, f"{tmp_path}/pictures", output))[:2] == (0, "reused 20\n")

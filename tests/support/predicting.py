@@ -1,0 +1,116 @@
+"""Predictions for tests: without Ray, with a detector that needs no network."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.scoring import part, pool
+from cluster.storage import files
+from detector.batch import Batch
+from detector.decode import Detections
+from detector.predict import Predictor, rescale
+
+
+class Reds(Predictor):
+    """Detects the red area."""
+
+    def __init__(self) -> None:
+        super().__init__(None, canvases=[(96, 128), (128, 96)], decode={}, amp=False, batch_size=3)
+
+    def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        found = []
+        for image, size, original in zip(
+            batch.images.int(), batch.sizes_B2.tolist(), original_sizes, strict=True
+        ):
+            ys, xs = np.nonzero((image[0] - image[2] > 60).numpy())
+            box = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], np.float32)
+            detections = Detections(box, np.ones(1, np.float32), np.zeros(1, np.int64))
+            found.append(rescale(detections, tuple(size), original))
+        return found
+
+
+def red_picture(number: int = 0, *, kind: str = "PNG") -> bytes:
+    """Blue, with a red rectangle whose left border is at 2 * `number` px (up to 60)."""
+    pixels = np.zeros((96, 128, 3), np.uint8)
+    pixels[..., 2] = 200
+    pixels[20:60, 2 * (number % 30) : 100] = (255, 0, 0)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind)
+    return sink.getvalue()
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL: no part of the program handles it."""
+
+
+class InProcess:
+    """In place of `pool.run_parts`: the parts one after another in this process."""
+
+    def __init__(self, predictor: Predictor | None = None, names: Sequence[str] = ("cell", "x")):
+        self.predictor, self.names = predictor or Reds(), list(names)
+        self.parts: list[int] = []
+        """Numbers of the parts that were done."""
+        self.before: Callable[[int], None] = lambda number: None
+        """Called with the number of each part that is about to be done."""
+
+    def __call__(
+        self, workers: Any, feed: pool.Feed, job: part.PartJob, *, done: pool.Done, look: Any
+    ) -> Iterator[part.PartReport]:
+        import queue
+
+        while True:
+            try:
+                planned = feed.next_part()
+            except queue.Empty:
+                continue
+            if planned is None:
+                return
+            if not done(*planned):
+                self.before(planned[0])
+                mine = replace(job, number=planned[0])
+                yield part.predict_part(mine, self.predictor, self.names)
+                self.parts.append(planned[0])
+                look(1)
+
+
+def write_package(folder: Path) -> Path:
+    """What the driver reads of a package; `InProcess` needs no weights."""
+    folder.mkdir()
+    classes = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "x"}]
+    (folder / "classes.json").write_text(json.dumps(classes))
+    (folder / "model.json").write_text('{"decode": {"score_threshold": 0.05}}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def rows_of(output: str) -> list[dict[str, Any]]:
+    """Of predictions.parquet."""
+    with files.open_input(f"{output}/predictions.parquet") as file:
+        return pq.read_table(file).to_pylist()
+
+
+def write_pictures(folder: Path | str, count: int) -> list[str]:
+    """Names 000.png ..., in a folder or bucket."""
+    names = [f"{number:03d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        files.write_bytes(f"{folder}/{name}", red_picture(number))
+    return names
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {
+        os.path.relpath(path, folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
