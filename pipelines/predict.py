@@ -15,6 +15,7 @@ from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from detector.image import MAX_PIXELS
 from pipelines.command_line import run_verb
+from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
 
 
 class PredictConfig(Section):
@@ -73,6 +74,9 @@ class PredictConfig(Section):
         ge=1,
         description="px of an image; a larger one is a row with the reason too_many_pixels",
     )
+    tile: int | None = TILE
+    overlap: float = OVERLAP_OF_TILES
+    flip: bool = FLIP
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
     workers: int = Field(
         default=2, ge=1, le=4096, description="processes, each with a copy of the model"
@@ -98,6 +102,7 @@ class PredictConfig(Section):
                 f"classes {self.classes}: does nothing without --annotations, whose classes it"
                 " renames; give both"
             )
+        view_settings(self.tile, self.overlap, self.flip)
         return self
 
 
@@ -114,6 +119,7 @@ def main(config: PredictConfig) -> None:
         overwrite=config.overwrite,
         overlays=None if config.overlays == "all" else config.overlays,
         max_pixels=config.max_pixels,
+        views=view_settings(config.tile, config.overlap, config.flip),
         replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
         ray=config.ray,
         tracking=config.tracking,

@@ -242,6 +242,8 @@ class PredictOptions(TypedDict):
     tracking: TrackingConfig
     storage: str
     max_pixels: NotRequired[int]
+    views: NotRequired[ViewSettings]
+    """Tiles and mirror images; by default the whole picture once."""
 
 
 def predict_run(
@@ -336,6 +338,7 @@ def predict_images(
             category_ids=categories,
             max_pixels=options.get("max_pixels", MAX_PIXELS),
             overlays=options["overlays"],
+            views=options.get("views", WHOLE_PICTURE),
             overwrite=overwrite,
             connect=lambda: _connect(
                 resources.prediction_shares(**vars(replicas)), request, options["ray"]

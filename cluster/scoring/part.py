@@ -24,11 +24,15 @@ from cluster.scoring.trial_decode import TrialDecoder
 from cluster.storage.publish import write_once
 from cluster.storage.uris import is_remote, join
 from detector.batch import Sample
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.image import ImageError
 from detector.predict import Predictor
+from detector.tiling import View
 
 PARTS = "parts"
+Views = list[tuple[Sample, View]]
+"""Of one image."""
 READ_THREADS = 4
 """They wait for the storage; each has up to four images in memory."""
 MADE_OF = b"retinaray.made_of"
@@ -62,6 +66,8 @@ class PartJob:
     claim_digest: str
     model_version: str
     max_pixels: int
+    views: ViewSettings = WHOLE_PICTURE
+    """In which views of an image the network detects."""
     isolated: bool = False
     """Each image is decoded in a child process first: a worker died at this part twice."""
 
@@ -100,8 +106,8 @@ def predict_part(
     faults: dict[int, Fault] = {}
     sizes: dict[int, tuple[int, int]] = {}
 
-    def samples(trial: TrialDecoder | None) -> Iterator[tuple[Sample, tuple[int, int]]]:
-        load = partial(_load, predictor=predictor, max_pixels=job.max_pixels, trial=trial)
+    def samples(trial: TrialDecoder | None) -> Iterator[Views]:
+        load = partial(_load, predictor=predictor, job=job, trial=trial)
         groups = ordered_map(_read, grouped(listed["uri"].to_pylist()), threads=READ_THREADS)
         read = (item for group in groups for item in group)
         # A child process takes one image at a time.
@@ -110,14 +116,14 @@ def predict_part(
             if isinstance(loaded, Fault):
                 faults[number] = loaded
             else:
-                sizes[number] = loaded[1]
+                sizes[number] = loaded[0][1].picture
                 yield loaded
 
     with ExitStack() as stack:
         trial = None
         if job.isolated:
             trial = stack.enter_context(TrialDecoder(max_pixels=job.max_pixels))
-        detections = predictor.detect_all(samples(trial))
+        detections = predictor.detect_views(samples(trial), job.views)
     _check_seen(listed, faults)
     rows = [
         _failed(faults[number])
@@ -161,19 +167,19 @@ def _load(
     item: tuple[int, bytes | Fault],
     *,
     predictor: Predictor,
-    max_pixels: int,
+    job: PartJob,
     trial: TrialDecoder | None,
-) -> tuple[Sample, tuple[int, int]] | Fault:
+) -> Views | Fault:
     number, data = item
     if isinstance(data, Fault):
         return data
     if trial is not None and (fault := trial.try_image(data)) is not None:
         return fault
-    image = open_read(data, max_pixels=max_pixels)
+    image = open_read(data, max_pixels=job.max_pixels)
     if isinstance(image, Fault):
         return image
     try:
-        return predictor.sample(image, number)
+        return predictor.view_samples(image, number, job.views)
     except ImageError as error:
         return fault_of(error)
 

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -54,6 +54,8 @@ class Claim:
     """Of the results in COCO's form, by label."""
     overlays: int | None
     """Pictures to draw; None: all."""
+    views: Mapping[str, Any] = field(default_factory=dict)
+    """Tiles and mirroring, `ViewSettings.as_dict`."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "category_ids": list(self.category_ids)}

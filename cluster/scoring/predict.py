@@ -29,6 +29,7 @@ from cluster.scoring.results import MANIFEST, SUMMARY, Summary
 from cluster.storage import files
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.storage.uris import absolute, join
+from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.image import MAX_PIXELS
 from detector.predict import MODEL_FILE, read_json
 
@@ -55,6 +56,7 @@ def predict(
     category_ids: Sequence[int | None] | None = None,
     max_pixels: int = MAX_PIXELS,
     overlays: int | None = 0,
+    views: ViewSettings = WHOLE_PICTURE,
     overwrite: bool = False,
     workers: int = 2,
     cpus_per_worker: float = 0.75,
@@ -67,16 +69,15 @@ def predict(
     An image that cannot be used is a row with status `error` and a reason. COCO results have XYWH
     boxes; the ids of images are `ids` by URI, else those of the list, else the positions from 1;
     `category_ids` has one for each class of the model, by default those of the training. Images and
-    classes without an id are not in them. `overlays` pictures are drawn; None: all.
+    classes without an id are not in them. `overlays` pictures are drawn; None: all. `views`: tiles.
 
     `OtherPrediction` where `output` has results of another model, other settings or other images
     and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
     the storage fails for longer than it is retried: the same call then goes on. `connect` joins or
-    starts Ray, and is called only where something is to be done.
+    starts Ray, where something is to be done.
     """
     output = absolute(output)
     classes = read_classes(package)
-    own_ids = [category.id for category in classes]
     claim = Claim(
         model_version=model_version,
         package_digest=package_digest(package),
@@ -84,8 +85,9 @@ def predict(
         images=images.uri,
         column=column,
         max_pixels=max_pixels,
-        category_ids=own_ids if category_ids is None else list(category_ids),
+        category_ids=list(category_ids or [category.id for category in classes]),
         overlays=overlays,
+        views=views.as_dict(),
     )
     lost: list[str] = []
     with ExitStack() as stack:
@@ -101,7 +103,7 @@ def predict(
             if lost:
                 raise PlainError(lost[0])
 
-        job = PartJob(output, 0, claim.digest, model_version, max_pixels)
+        job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
         made = pool.Workers(workers, cpus_per_worker, gpus_per_worker, read_package(package))
         _run_parts(made, planner, job, look, connect)
         summary = results.finish(

@@ -72,7 +72,8 @@ OPTIONS = {
         tracking: uri experiment
     """,
     "predict": """
-        model images column output annotations classes overwrite overlays max_pixels storage
+        model images column output annotations classes overwrite overlays max_pixels
+        tile overlap flip storage
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

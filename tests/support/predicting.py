@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from cluster.scoring import part, pool
 from cluster.storage import files
 from detector.batch import Batch
-from detector.decode import Detections
+from detector.decode import DecodeSettings, Detections
+from detector.merge import PictureMerger
 from detector.predict import Predictor, rescale
 
 
@@ -27,14 +29,23 @@ class Reds(Predictor):
     def __init__(self) -> None:
         super().__init__(None, canvases=[(96, 128), (128, 96)], decode={}, amp=False, batch_size=3)
 
-    def detect(self, batch: Batch, original_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def merger(self) -> PictureMerger:
+        return PictureMerger(
+            DecodeSettings(nms_threshold=0.5, max_detections=100), torch.device("cpu")
+        )
+
+    def detect(
+        self, batch: Batch, original_sizes: Sequence[tuple[int, int]], *, flip: bool = False
+    ) -> list[Detections]:
         found = []
         for image, size, original in zip(
             batch.images.int(), batch.sizes_B2.tolist(), original_sizes, strict=True
         ):
             ys, xs = np.nonzero((image[0] - image[2] > 60).numpy())
-            box = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], np.float32)
-            detections = Detections(box, np.ones(1, np.float32), np.zeros(1, np.int64))
+            boxes = [[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]] if len(xs) else []
+            count = len(boxes)
+            box = np.array(boxes, np.float32).reshape(-1, 4)
+            detections = Detections(box, np.ones(count, np.float32), np.zeros(count, np.int64))
             found.append(rescale(detections, tuple(size), original))
         return found
 

@@ -22,6 +22,7 @@ from cluster.scoring.image_list import LISTED
 from cluster.scoring.part import PartJob, predict_part
 from cluster.storage import files, s3
 from detector import image as images
+from detector.choices import ViewSettings
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.parquet_sets import row as parquet_row
 from tests.support.parquet_sets import write as write_parquet
@@ -263,3 +264,20 @@ def test_a_child_decodes_one_image_after_another_and_refuses_none(tmp_path: Path
         assert trial.try_image(b"no image") is None and trial.try_image(b"") is None
         assert trial._child is child
     assert child is not None and child.poll() is not None
+
+
+def test_tiles_of_a_large_picture_find_what_the_whole_picture_loses(tmp_path: Path) -> None:
+    """A red square of 12 px in 1600 x 1200 is less than one px of the canvas."""
+    pixels = np.zeros((1200, 1600, 3), np.uint8)
+    pixels[..., 2] = 200
+    pixels[700:712, 1300:1312] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    (tmp_path / "small.jpg").write_bytes(picture())
+    uris = [f"{tmp_path}/large.png", f"{tmp_path}/small.jpg"]
+    plain = predicted(f"{tmp_path}/plain", uris, max_pixels=10**7)
+    tiled = predicted(
+        f"{tmp_path}/tiled", uris, max_pixels=10**7, views=ViewSettings(tile=128, overlap=0.2)
+    )
+    assert [(row["height"], row["width"]) for row in tiled] == [(1200, 1600), (600, 800)]
+    assert any(np.allclose(box, [1300, 700, 1312, 712], atol=2) for box in tiled[0]["boxes"])
+    assert not any(np.allclose(box, [1300, 700, 1312, 712], atol=2) for box in plain[0]["boxes"])
