@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import io
 import json
 import math
 import os
@@ -55,7 +56,7 @@ def make_coco(out: str, *, train_images: int, val_images: int, seed: int) -> Non
             pixels_HW3, objects = draw_image(np.random.default_rng([seed, split_number, number]))
             # Image ids that are not positions either.
             image_id, name = 100 + 3 * number, f"{number:06d}.jpg"
-            Image.fromarray(pixels_HW3).save(os.path.join(out, "images", split, name), quality=90)
+            write_picture(os.path.join(out, "images", split, name), pixels_HW3)
             images.append(
                 {
                     "id": image_id,
@@ -79,6 +80,20 @@ def make_coco(out: str, *, train_images: int, val_images: int, seed: int) -> Non
             os.path.join(out, "annotations", f"instances_{split}.json"), "w", encoding="utf-8"
         ) as file:
             json.dump(content, file)
+
+
+def write_picture(path: str, pixels_HW3: np.ndarray) -> None:
+    """A file that is there already and the same stays as it is, with its time: what was made of
+    it is still up to date.
+    """
+    content = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(content, "JPEG", quality=90)
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            if file.read() == content.getvalue():
+                return
+    with open(path, "wb") as file:
+        file.write(content.getvalue())
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[DrawnAnnotation]]:

@@ -61,7 +61,9 @@ def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterat
 
 def _place(entry: os.DirEntry[str]) -> str:
     """Sorts a folder where the paths of its files belong: `a.jpg` is before `a/b.jpg`."""
-    return f"{entry.name}/" if entry.is_dir() else entry.name
+    found = _status(entry.path)
+    is_folder = found is not None and stat.S_ISDIR(found.st_mode)
+    return f"{entry.name}/" if is_folder else entry.name
 
 
 def fault_of(path: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,16 @@ def test_command_line_refuses_nonsense(tmp_path: Path, capsys: pytest.CaptureFix
     assert caught.value.code == 2 and "at least 1" in capsys.readouterr().err
     synthetic.main([str(tmp_path), "--train", "1", "--val", "1"])
     assert "1 train and 1 val images of 5 classes" in capsys.readouterr().out
+
+
+def test_a_picture_that_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
+    """What was made of the pictures, such as predictions, is told by their time."""
+    synthetic.make_coco(str(tmp_path), train_images=2, val_images=1, seed=0)
+    first, second = (tmp_path / f"images/train/00000{number}.jpg" for number in (0, 1))
+    for path in (first, second):
+        os.utime(path, (1, 1))
+    content = second.read_bytes()
+    second.write_bytes(b"another")
+    synthetic.make_coco(str(tmp_path), train_images=2, val_images=1, seed=0)
+    assert first.stat().st_mtime == 1
+    assert second.read_bytes() == content and second.stat().st_mtime > 1
