@@ -45,9 +45,9 @@ class RegisterConfig(BaseModel):
     @model_validator(mode="after")
     def _check_source(self) -> RegisterConfig:
         if (self.run is None) == (self.sweep is None):
-            given = "neither" if self.run is None else "both"
+            given = "neither is" if self.run is None else "both are"
             raise ValueError(
-                f"run and sweep: {given} is given; give one, --run for a training run or --sweep"
+                f"run and sweep: {given} given; give one, --run for a training run or --sweep"
                 " for the best trial of a sweep"
             )
         return self

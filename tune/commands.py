@@ -25,7 +25,8 @@ def train_best(plan: Plan, mlflow_uri: str) -> str:
 
 def register_best(plan: Plan) -> str:
     """Registers the best checkpoint of the best trial."""
-    return f"python -m pipelines.register --sweep {shlex.quote(plan.uri)}"
+    words = ["--sweep", plan.uri, "--name", plan.config.name]
+    return f"python -m pipelines.register {shlex.join(words)}"
 
 
 def show_runs(mlflow_uri: str) -> str:

@@ -105,7 +105,7 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
     ended = [
         record.sample
         for record in trials.records.values()
-        if record.role == "confirm" and record.status != "running"
+        if record.role == "confirm" and record.status not in ("running", "failed")
     ]
     waiting = [sample for sample in [*samples, given] if sample not in ended]
     if waiting:
@@ -114,7 +114,13 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
             f" {given[SEED]}, at full length"
         )
         proposals = Proposals(waiting, concurrent=trials.concurrent)
-        trials.run(proposals, role="confirm", stopping="none", total=len(samples) + 1)
+        trials.run(
+            proposals,
+            role="confirm",
+            stopping="none",
+            total=len(samples) + 1,
+            counts=plan.counts,
+        )
     trained = {
         space.trial_name(record.sample, record.epochs): record
         for record in trials.records.values()
@@ -128,14 +134,20 @@ def confirm(plan: Plan, trials: Search) -> Confirmation:
 
 
 def _top(plan: Plan, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The best settings that are not the given one."""
-    configured = _without_seed(plan, {})
-    others = [
-        record
-        for record in records
-        if record.ap is not None and _without_seed(plan, record.sample) != configured
-    ]
-    return others[:CONFIRMED]
+    """The best settings that are not the given one, each once."""
+    known = [_without_seed(plan, {})]
+    top = list[TrialRecord]()
+    for record in records:
+        setting = _without_seed(plan, record.sample)
+        if record.ap is not None and setting not in known:
+            known.append(setting)
+            top.append(record)
+    return top[:CONFIRMED]
+
+
+def _other_seed(plan: Plan) -> int:
+    """One that no trial of the search has."""
+    return plan.config.training.seed + plan.sweep.seeds
 
 
 def _without_seed(plan: Plan, sample: Sample) -> Any:
@@ -145,7 +157,7 @@ def _without_seed(plan: Plan, sample: Sample) -> Any:
 
 
 def _again(plan: Plan, sample: Sample) -> dict[str, Any]:
-    return {**space.rounded(sample), SEED: plan.config.training.seed + 1}
+    return {**space.rounded(sample), SEED: _other_seed(plan)}
 
 
 def _compare(
@@ -156,7 +168,7 @@ def _compare(
     of_given: TrialRecord,
 ) -> Confirmation:
     aps = {first.trial: (first.ap, second.ap) for first, second in zip(top, of_top, strict=True)}
-    seed = plan.config.training.seed + 1
+    seed = _other_seed(plan)
     if not aps:
         verdict = "the given setting is the best of the search"
         return Confirmation("the given setting", {}, of_given.ap, seed, verdict)

@@ -24,7 +24,7 @@ from cluster.storage import yaml_text
 from tune import fields
 from tune.dimensions import Choice, Dimension, Range, four_digits
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"((?:(?:log|int)\s+)*)({_NUMBER})\s*\.\.\s*({_NUMBER})")
 _FORMS = "LOW..HIGH, log LOW..HIGH, int LOW..HIGH, a list [A, B], or none"
 _MAPPINGS = ("range", "log", "int", "values")
@@ -74,7 +74,14 @@ def _parts(entry: Any, where: str) -> tuple[Any, Any]:
             return body, conditions
         read = _yaml(body, where)
         # A flag may hold the mapping of a YAML file.
-        return _parts(read, where) if isinstance(read, Mapping) else (read, conditions)
+        if not isinstance(read, Mapping):
+            return read, conditions
+        if conditions:
+            raise UsageError(
+                f"{where}: has a condition behind a mapping; write it into the mapping, such as"
+                " {log: [0.01, 1], when: {loss.box: smooth_l1}}"
+            )
+        return _parts(read, where)
     return entry, None
 
 

@@ -83,6 +83,7 @@ class Plan:
             record
             for record in counted
             if record.status == "running"
+            or record.is_out_of_time
             or (record.status == "failed" and hopeless and not record.diverged)
         ]
 

@@ -70,11 +70,12 @@ class Proposals(Searcher):
     ) -> dict[str, Any] | str | None:
         if len(self._live) >= self._concurrent:
             return None
-        if self._waiting:
-            sample: Sample | None = self._waiting.popleft()
-        elif self._draw is None or not self._may_start():
+        if not (self._waiting or self._draw) or not self._may_start():
             return Searcher.FINISHED
-        else:
+        sample: Sample | None = None
+        if self._waiting:
+            sample = self._waiting.popleft()
+        elif self._draw is not None:
             sample = self._draw(trial_id)
         if sample is None:
             return Searcher.FINISHED

@@ -101,6 +101,7 @@ class Recorder(Callback):
         *,
         records: dict[str, TrialRecord],
         role: Role,
+        counts: Callable[[TrialRecord], bool],
         stopping: EarlyStopping,
         board: Any,
         tracked: TrackedTrials,
@@ -109,6 +110,7 @@ class Recorder(Callback):
     ):
         self._config, self._sweep, self._uri = config, sweep, uri
         self._role: Role = role
+        self._counts = counts
         self._stopping, self._board = stopping, board
         self._tracked, self._console = tracked, console
         self.records = records
@@ -137,6 +139,10 @@ class Recorder(Callback):
                 epochs=config.training.epochs,
                 role=self._role,
             )
+        if before.is_out_of_time:
+            # It was told to end, and goes on now.
+            files.delete_file(join(before.run, run_folder.FINISHED))
+            before = replace(before, stop="")
         self._write(replace(before, status="running", reason="", exit_code=0, diverged=False))
         if config.name in self._started:
             self._console.say(f"{config.name} is started again, its process or node was gone")
@@ -192,7 +198,7 @@ class Recorder(Callback):
         # Without what differs from trial to trial: names, numbers, folders.
         alike = re.sub(r"trial-\w+|\S*/\S*|\d+", "", reason)
         self._reasons[alike] += 1
-        has_result = any(one.ap is not None for one in self.records.values())
+        has_result = any(one.ap is not None for one in self._shown())
         if self._reasons[alike] >= self._sweep.same_failures and not has_result:
             self._ending.reason = alike_error(record, self._reasons[alike])
 
@@ -203,7 +209,15 @@ class Recorder(Callback):
         self._console.say(f"{name} {status} after {record.epochs_done} epochs{ap}{why}")
         self._tracked.ended(record)
         self._prune()
-        self._console.show([one for one in self.records.values() if one.role == self._role])
+        self._console.show(self._shown())
+
+    def _shown(self) -> list[TrialRecord]:
+        """The trials of this search, or of this confirmation: not those that are kept apart."""
+        return [
+            one
+            for one in self.records.values()
+            if one.role == self._role and (self._role == "confirm" or self._counts(one))
+        ]
 
     def _prune(self) -> None:
         """Delete the checkpoints of trials that are not among the best. What they were evaluated
@@ -212,10 +226,12 @@ class Recorder(Callback):
         ended = [
             one
             for one in self.records.values()
-            if one.role == "search" and one.status in ("done", "stopped early")
+            if self._counts(one)
+            and one.status in ("done", "stopped early")
+            and not one.is_out_of_time
         ]
-        # Those that may be trained again are compared with what they were.
-        keep = max(self._sweep.keep, CONFIRMED if self._sweep.confirm else 0)
+        # Those that may be trained again, and the given one, are compared with what they were.
+        keep = max(self._sweep.keep, CONFIRMED + 1 if self._sweep.confirm else 0)
         for record in ranked(ended)[keep:]:
             if not record.pruned:
                 files.delete_folder(join(record.run, run_folder.CHECKPOINTS))

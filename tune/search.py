@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,12 @@ class Search:
         role: Role,
         stopping: Stopping,
         total: int,
+        counts: Callable[[TrialRecord], bool],
         replayed: Sequence[TrialRecord] = (),
         deadline: float = float("inf"),
     ) -> None:
-        """Run the trials that are proposed, until there are `total` of this role. `replayed` are
+        """Run the trials that are proposed, until there are `total` of this role. Of those of the
+        search some are kept apart, the others count. `replayed` are
         earlier ones, which the early stopping knows. Raises what ends the whole sweep: trials that
         all fail alike, a lost lease.
         """
@@ -90,13 +92,18 @@ class Search:
             told.uri,
             records=self.records,
             role=role,
+            counts=counts,
             stopping=scheduler,
             board=told.board,
             tracked=self.tracked,
             console=self.console,
             ending=self.ending,
         )
-        of_role = [record for record in self.records.values() if record.role == role]
+        of_role = [
+            one
+            for one in self.records.values()
+            if one.role == role and (role == "confirm" or counts(one))
+        ]
         self.console.begin(of_role, trials=total)
         _tuner(self, proposals, scheduler, recorder).fit()
         if self.ending.reason is not None:

@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.schedulers.trial_scheduler import FIFOScheduler
 
 from tune.config import Stopping
-from tune.trials import Point, TrialRecord
+from tune.trials import OUT_OF_TIME, Point, TrialRecord
 
 REDUCTION = 3
 """Of the trials that reach a rung one in so many goes on (eta of Li et al., MLSys 2020)."""
@@ -76,7 +76,7 @@ class EarlyStopping(FIFOScheduler):
         for _, record, point in sorted(told, key=lambda one: (one[0], one[1].number)):
             self._decide(record.trial, point)
         for record in records:
-            if record.stop and record.last is not None:
+            if record.stop and record.last is not None and not record.is_out_of_time:
                 self._verdicts[record.trial, record.last.images_seen] = record.stop
 
     def verdict(self, name: str, point: Point) -> str | None:
@@ -107,7 +107,7 @@ class EarlyStopping(FIFOScheduler):
             if decision == TrialScheduler.STOP:
                 reason = _WHY[self._rule_name].format(epoch=point.epoch)
         if not reason and self._clock() > self._deadline:
-            reason = f"sweep.hours are over at {point.epoch} epochs"
+            reason = f"{OUT_OF_TIME} at {point.epoch} epochs"
         # At its last epoch a trial ends anyway.
         self._verdicts[name, point.images_seen] = reason if point.epoch < self._epochs else ""
 

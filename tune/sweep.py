@@ -51,6 +51,10 @@ from tune.trainable import Told, TrialEvent
 from tune.trials import TrialRecord, ranked, read_records, saving, trial_config
 
 Say = Callable[[str], None]
+NOTHING_FOUND = (
+    "note     no trial found an object (AP 0), so the order says nothing; train longer,"
+    " --sweep.epochs"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Swept:
                 f"best     {best.trial}: AP {best.best.shown} after {best.best.epoch} epochs with"
                 f" {space.shown(best.sample)}"
             ),
+            *([NOTHING_FOUND] if not best.ap else []),
             *([f"anchors  {self._adoption}"] if self._adoption else []),
             *(self.confirmation.lines() if self.confirmation else []),
             f"report   {join(self.uri, REPORT)}",
@@ -129,21 +134,23 @@ def sweep(
         return _swept(plan, mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=console.say)
-    parent = _open_parent(plan, mlflow_uri, experiment)
-    status = "FAILED"
-    try:
-        _run(plan, parent, experiment, concurrent=concurrent, console=console)
-        swept = _swept(plan, mlflow_uri)
-        publish(plan, swept.records, swept.confirmation, mlflow_uri)
-        log_results(parent, uri, swept.records, swept.confirmation)
-        if plan.arms:
-            ablation.log(parent, uri)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        parent.finish(status)
+    ending = Ending()
+    with lease.Lease(uri, lambda why: _lose(ending, why)):
+        parent = _open_parent(plan, mlflow_uri, experiment)
+        status = "FAILED"
+        try:
+            _run(plan, parent, experiment, ending, concurrent=concurrent, console=console)
+            swept = _swept(plan, mlflow_uri)
+            publish(plan, swept.records, swept.confirmation, mlflow_uri)
+            log_results(parent, uri, swept.records, swept.confirmation)
+            if plan.arms:
+                ablation.log(parent, uri)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            parent.finish(status)
     return swept
 
 
@@ -178,10 +185,17 @@ def _say_of_earlier(plan: Plan, say: Say) -> None:
         say(f"{ended} of {plan.trials} trials have ended in earlier commands")
 
 
-def _run(plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: Console) -> None:
+def _run(
+    plan: Plan,
+    parent: Run,
+    experiment: str,
+    ending: Ending,
+    *,
+    concurrent: int,
+    console: Console,
+) -> None:
     """Run what remains."""
-    ending, sweep = Ending(), plan.sweep
-    inputs = plan.inputs
+    sweep, inputs = plan.sweep, plan.inputs
     tracked = TrackedTrials(
         parent,
         experiment=experiment,
@@ -190,31 +204,30 @@ def _run(plan: Plan, parent: Run, experiment: str, *, concurrent: int, console: 
         weights=inputs.weights,
     )
     status = "KILLED"
-    with lease.Lease(plan.uri, lambda why: _lose(ending, why)):
-        try:
-            channel: EventChannel[TrialEvent | TrialEnded] = EventChannel(tracked.on_event)
-            with channel as mailbox, console:
-                tracked.mailbox = mailbox
-                told = Told(
-                    config=_with_own_weights(plan),
-                    sweep=sweep,
-                    uri=plan.uri,
-                    train_set=inputs.train_set,
-                    val_set=inputs.val_set,
-                    weights=inputs.weights,
-                    mailbox=mailbox,
-                    board=open_board(),
-                    local_size=math.ceil(concurrent / max(1, _alive_nodes())),
-                )
-                _complete(plan, tracked)
-                records = {record.trial: record for record in plan.records}
-                trials = Search(told, records, concurrent, tracked, console, ending)
-                search(plan, trials)
-                if sweep.confirm:
-                    confirm(plan, trials)
-            status = "FAILED"
-        finally:
-            tracked.close(status)
+    try:
+        channel: EventChannel[TrialEvent | TrialEnded] = EventChannel(tracked.on_event)
+        with channel as mailbox, console:
+            tracked.mailbox = mailbox
+            told = Told(
+                config=_with_own_weights(plan),
+                sweep=sweep,
+                uri=plan.uri,
+                train_set=inputs.train_set,
+                val_set=inputs.val_set,
+                weights=inputs.weights,
+                mailbox=mailbox,
+                board=open_board(),
+                local_size=math.ceil(concurrent / max(1, _alive_nodes())),
+            )
+            _complete(plan, tracked)
+            records = {record.trial: record for record in plan.records}
+            trials = Search(told, records, concurrent, tracked, console, ending)
+            search(plan, trials)
+            if sweep.confirm:
+                confirm(plan, trials)
+        status = "FAILED"
+    finally:
+        tracked.close(status)
 
 
 def search(plan: Plan, trials: Search) -> None:
@@ -226,14 +239,15 @@ def search(plan: Plan, trials: Search) -> None:
         return
     waiting = plan.waiting(before)[:remaining]
     deadline = time.monotonic() + 3600 * sweep.hours if sweep.hours else math.inf
-    started = len(waiting)
+    started = 0
 
     def may_start() -> bool:
         nonlocal started
         counted = plan.counted(list(trials.records.values()))
         images = sum(record.images_seen for record in counted)
-        allowed = started < remaining and time.monotonic() < deadline
-        allowed = allowed and (sweep.images is None or images < sweep.images)
+        is_within = time.monotonic() < deadline and (sweep.images is None or images < sweep.images)
+        # One always, or a sweep without time would have no result at all.
+        allowed = started < remaining and (is_within or not started)
         started += allowed
         return allowed
 
@@ -261,6 +275,7 @@ def search(plan: Plan, trials: Search) -> None:
         proposals,
         role="search",
         total=plan.trials,
+        counts=plan.counts,
         # Each row of the paper's tables has the same budget.
         stopping="none" if sweep.preset == "paper" else sweep.stopping,
         replayed=plan.counted(before),

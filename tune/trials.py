@@ -31,6 +31,8 @@ from tune.space import Sample
 TRIAL, RUNS = "trial.json", "runs"
 """The record in a trial's folder, and the folder of a sweep that holds all of them."""
 VERSION = 3
+OUT_OF_TIME = "sweep.hours are over"
+"""How the reason begins of a trial that the time has ended."""
 Status = Literal["running", "done", "stopped early", "failed"]
 Role = Literal["search", "confirm"]
 """search: ranked, and told to the searcher. confirm: a setting once more, with another seed."""
@@ -136,6 +138,11 @@ class TrialRecord:
     @property
     def epochs_done(self) -> int:
         return 0 if self.last is None else self.last.epoch
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether it ended because `sweep.hours` were over: another command goes on with it."""
+        return self.stop.startswith(OUT_OF_TIME)
 
     def with_point(self, point: Point) -> TrialRecord:
         """With one more evaluation. One that is told again, after a restart, replaces itself."""

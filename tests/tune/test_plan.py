@@ -100,3 +100,10 @@ def test_a_batch_that_the_workers_of_a_trial_cannot_split_is_said(tmp_path: Any)
     sweep = SweepConfig(workers=3)
     with pytest.raises(UsageError, match="its trials cannot be trained: .*multiple of"):
         plan.plan_of(CONFIG, sweep, str(tmp_path))
+
+
+def test_a_trial_that_the_time_has_ended_is_tried_again() -> None:
+    cut = record("a", GIVEN, status="stopped early", stop="sweep.hours are over at 1 epochs")
+    bad = record("b", {"loss.gamma": 1.0, "loss.alpha": 0.5}, status="stopped early", stop="bad")
+    one = planned(cut, bad)
+    assert one.again([cut, bad]) == [cut] and one.ended([cut, bad]) == [bad]

@@ -135,3 +135,12 @@ def test_a_list_of_settings_is_proposed_once() -> None:
     assert proposals.suggest("a") == {"sample": '{"loss.gamma": 2.0}'}
     proposals.on_trial_complete("a", {"AP": 0.5})
     assert proposals.suggest("b") == Searcher.FINISHED
+
+
+def test_waiting_settings_do_not_start_either_when_nothing_may() -> None:
+    allowed = [True]
+    waiting = [{"loss.gamma": 2.0}, {"loss.gamma": 1.0}]
+    proposals = Proposals(waiting, concurrent=2, may_start=lambda: allowed[0])
+    assert proposals.suggest("a") == {"sample": '{"loss.gamma": 2.0}'}
+    allowed[0] = False
+    assert proposals.suggest("b") == Searcher.FINISHED

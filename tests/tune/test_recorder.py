@@ -11,7 +11,7 @@ from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.config import TrainConfig
 from tune.config import SweepConfig
 from tune.recorder import Ending, Recorder, Wait
-from tune.trials import TrialRecord, read_records, trial_config
+from tune.trials import OUT_OF_TIME, TrialRecord, read_records, trial_config
 
 CONFIG = TrainConfig.model_validate({"name": "tiny", "data": {"train": "/t", "val": "/v"}})
 
@@ -30,6 +30,7 @@ class Driver:
             self.uri,
             records={record.trial: record for record in read_records(self.uri)},
             role="search",
+            counts=lambda record: record.role == "search",
             # Only what the recorder calls.
             stopping=SimpleNamespace(  # type: ignore[arg-type]
                 verdict=lambda name, point: (verdicts or {}).get(point.epoch)
@@ -187,3 +188,35 @@ def test_a_wait_for_room_is_said_after_a_while_and_then_now_and_again(tmp_path: 
     # While one runs, the others wait as they should.
     assert [step(s, pending, running) for s in (200, 300)] == [2, 2]
     assert [step(s, pending) for s in (310, 329, 330)] == [2, 2, 3]
+
+
+def test_trials_that_are_kept_apart_are_neither_ranked_nor_shown(tmp_path: Path) -> None:
+    """A trial of another length had a higher AP: it must not cost the best one its checkpoints."""
+    before = Driver(tmp_path, keep=1, epochs=2)
+    before.train(0.0, 0.8, 0.9)
+    driver = Driver(tmp_path, keep=1)
+    driver.recorder._counts = lambda record: record.epochs == 3
+    checkpoints = tmp_path / "runs" / driver.name(1.0) / "checkpoints"
+    (checkpoints / "images-8").mkdir(parents=True)
+    shown: list[list[TrialRecord]] = []
+    driver.recorder._console.show = shown.append  # type: ignore[method-assign]
+    driver.train(1.0, 0.1, 0.2, 0.3)
+    assert checkpoints.exists() and not driver.records()[driver.name(1.0)].pruned
+    assert [[record.trial for record in records] for records in shown] == [[driver.name(1.0)]]
+
+
+def test_a_trial_that_the_time_has_ended_goes_on_with_another_command(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, {1: f"{OUT_OF_TIME} at 1 epochs"}, keep=1)
+    driver.train(1.0, 0.1)
+    record = driver.records()[driver.name(1.0)]
+    assert record.is_out_of_time
+    finished = Path(record.run, "finished.json")
+    finished.write_text("{}")
+    again = Driver(tmp_path)
+    trial = again.start(1.0)
+    # Without it the training would be taken for finished.
+    assert not finished.exists() and again.records()[record.trial].stop == ""
+    again.point(trial, 2, 0.4)
+    again.point(trial, 3, 0.5)
+    again.end(trial)
+    assert again.records()[record.trial].status == "done"

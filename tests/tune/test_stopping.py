@@ -107,3 +107,9 @@ def test_after_the_deadline_every_trial_ends_at_its_next_evaluation() -> None:
     assert ask(early, "a", 1, 0.5) is None
     now[0] = 11.0
     assert ask(early, "a", 2, 0.9) == "sweep.hours are over at 2 epochs"
+
+
+def test_a_trial_that_the_time_had_ended_may_go_on() -> None:
+    early = stopping("none")
+    early.replay([record("a", point(1, 0.5), stop="sweep.hours are over at 1 epochs")])
+    assert ask(early, "a", 1, 0.5) is None

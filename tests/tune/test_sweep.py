@@ -70,4 +70,12 @@ def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> N
             *("--storage", "/my runs", "--name", "a-best", *tail),
         ]
         (line,) = [line for line in lines if line.startswith("register ")]
-        assert shlex.split(line.removeprefix("register "))[-2:] == ["--sweep", "/my runs/sweeps/a"]
+        assert shlex.split(line.removeprefix("register ")) == [
+            *("python", "-m", "pipelines.register", "--sweep", "/my runs/sweeps/a", "--name", "a")
+        ]
+
+
+def test_a_sweep_that_found_nothing_says_so() -> None:
+    lines = swept([record("a-1", 0.0)], "/r", "http://h").lines()
+    assert sweep.NOTHING_FOUND in lines
+    assert sweep.NOTHING_FOUND not in swept([record("a-1", 0.1)], "/r", "http://h").lines()
