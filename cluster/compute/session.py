@@ -175,12 +175,15 @@ def _say_nothing_of_workers() -> None:
 
 
 def end_like_ctrl_c() -> None:
-    """Treat SIGTERM (from `kill`, `ray job stop`, a service manager, the end of a container) as
-    Ctrl-C: interrupted and resumable. Without this the process would end without a word, and
-    connected to Ray abort with a stack dump.
+    """Treat SIGTERM (from `kill`, `ray job stop`, a service manager, the end of a container) and
+    SIGHUP as Ctrl-C: interrupted and resumable. Without this the process would end without a word,
+    and connected to Ray abort with a stack dump.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)
+        # Of a terminal that is closed; `nohup` has it ignored.
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _end)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
 

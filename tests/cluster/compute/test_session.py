@@ -116,7 +116,7 @@ except KeyboardInterrupt:
     assert done.stdout == "interrupted\n", done.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_an_interrupt_anywhere_leaves_the_exit_code(name: str, tmp_path: Path) -> None:
     """Python itself would end by SIGINT where the signal came in an `exec` of text."""
     (tmp_path / "interrupted.py").write_text(f"""
