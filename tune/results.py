@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import UsageError
+from cluster.errors import DataError, UsageError
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
@@ -72,8 +72,13 @@ def best_run(sweep: str) -> str:
             " <storage>/sweeps/<name>"
         )
     stored = files.read_json(results)
-    # Version 1 was the records, best first.
-    name = stored[0]["trial"] if isinstance(stored, list) else stored["best"]
+    try:
+        # Version 1 was the records, best first.
+        name = stored[0]["trial"] if isinstance(stored, list) else stored["best"]
+    except (IndexError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{results}: is damaged ({error!r}); delete it and repeat the sweep's command"
+        ) from error
     return join(uri, RUNS, name)
 
 
@@ -86,7 +91,7 @@ def is_complete(plan: Plan) -> bool:
     if plan.sweep.confirm and read_confirmation(plan, records) is None:
         return False
     names = {record.trial for record in records}
-    return isinstance(stored, dict) and set(stored["trials"]) == names
+    return isinstance(stored, dict) and set(stored.get("trials", ())) == names
 
 
 def log_results(

@@ -189,6 +189,10 @@ class TrialRecord:
             )
         except KeyError as error:
             raise DataError(f"{uri}: is no trial record, {error} is missing") from error
+        except (AttributeError, TypeError) as error:
+            raise DataError(
+                f"{uri}: is no trial record ({error}); delete it, and the trial is made again"
+            ) from error
 
 
 def _of_earlier_version(stored: Mapping[str, Any], run: str) -> TrialRecord:

@@ -148,3 +148,9 @@ def test_a_part_of_a_gpu_is_a_gpu_for_the_training() -> None:
     assert trial_config(config, SweepConfig(), "/s", {}).training.gpus_per_worker == 0
     with pytest.raises(ValueError, match=r"sweep.gpus_per_worker 0.25: must be 0 or 1 with"):
         SweepConfig(gpus_per_worker=0.25, workers=2)
+
+
+@pytest.mark.parametrize("content", [None, [], {"version": "x", "status": "done"}])
+def test_a_damaged_record_is_named(content: Any) -> None:
+    with pytest.raises(DataError, match="/s/trial.json: is no trial record"):
+        TrialRecord.from_json(content, "/s/trial.json")
