@@ -89,7 +89,7 @@ def connect(
     """Connect to the cluster at `address`, else to that of RAY_ADDRESS (set in a submitted job),
     else start Ray on this machine. A second call does nothing.
 
-    `needs` names modules that this process will import next; threads import them while this one
+    `needs` names modules that this process will import next; a thread imports them while this one
     waits for Ray. `PlainError` within seconds where nothing answers at the address.
     """
     for name, value in QUIET.items():
@@ -100,10 +100,8 @@ def connect(
 
     if ray.is_initialized():
         return
-    for module in needs:
-        threading.Thread(
-            target=_import_early, args=(module,), name=f"import {module}", daemon=True
-        ).start()
+    early = threading.Thread(target=_import_early, args=(needs,), name="imports", daemon=True)
+    early.start()
     source = "ray.address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None or address == "local":
@@ -126,6 +124,7 @@ def connect(
             log_to_driver=logs,
             logging_level=logging.ERROR,
         )
+        early.join()
         return
     check_answers(address, source=source)
     passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
@@ -146,6 +145,9 @@ def connect(
             f" ({str(error).splitlines()[0]}); is it the right cluster, version and token"
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)?"
         ) from error
+    # Two threads that import packages which import each other may both get half of one: seen as
+    # KeyError: 'ray.data._internal.cluster_autoscaler'.
+    early.join()
 
 
 def _start(**options: Any) -> None:
@@ -207,10 +209,11 @@ def _end(*_: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def _import_early(module: str) -> None:
-    # The code that needs the module reports why it cannot be imported.
-    with contextlib.suppress(Exception):
-        import_module(module)
+def _import_early(modules: Sequence[str]) -> None:
+    for module in modules:
+        # The code that needs the module reports why it cannot be imported.
+        with contextlib.suppress(Exception):
+            import_module(module)
 
 
 def check_answers(address: str, *, source: str = "ray.address") -> None:
