@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from cluster.storage.uris import join
-from cluster.tracking.config import tracking_uri, ui_command
+from cluster.tracking.config import tracking_uri
 from tune.plan import Plan
 
 BEST, TABLE = "best.yaml", "results.csv"
@@ -27,8 +27,3 @@ def register_best(plan: Plan) -> str:
     """Registers the best checkpoint of the best trial."""
     words = ["--sweep", plan.uri, "--name", plan.config.name]
     return f"python -m pipelines.register {shlex.join(words)}"
-
-
-def show_runs(mlflow_uri: str) -> str:
-    """Shows the MLflow runs of the trials."""
-    return ui_command(mlflow_uri)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.compute.resources import READ_CPUS
+from cluster.compute.resources import READ_CPUS, reading_worker
 from detector.config import Section, refuse_unused
 from tune.presets import Preset
 
@@ -101,8 +101,8 @@ class SweepConfig(Section):
         ge=1,
         le=100,
         description=(
-            "trainings of each setting, with training.seed and the numbers after it; for grids and"
-            " the preset paper, whose tables then have intervals"
+            "trainings of each setting, with training.seed and the numbers after it; for grids, and"
+            " for the preset paper, whose tables then have means and intervals"
         ),
     )
     confirm: bool = Field(
@@ -163,11 +163,20 @@ class SweepConfig(Section):
     )
 
     @property
-    def booked(self) -> str:
-        """What a trial books, in words."""
-        cpus = self.workers * (self.cpus_per_worker + READ_CPUS)
-        gpus = self.workers * self.gpus_per_worker
-        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    def process(self) -> dict[str, float]:
+        """What the process of a trial books that Ray Tune starts: the one worker, or next to
+        nothing beside a group of workers.
+        """
+        return {"CPU": TRIAL_CPUS} if self.workers > 1 else self._worker
+
+    @property
+    def processes(self) -> list[dict[str, float]]:
+        """What a trial books, by process."""
+        return [self.process, *([self._worker] * self.workers if self.workers > 1 else [])]
+
+    @property
+    def _worker(self) -> dict[str, float]:
+        return reading_worker(self.cpus_per_worker, self.gpus_per_worker)
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:

@@ -11,7 +11,7 @@ anchors.txt, anchors.yaml, anchors.png
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.runs.config import TrainConfig
 from cluster.shards.index import ShardSet
@@ -21,6 +21,9 @@ from detector import scores
 from tune.dimensions import four_digits
 from tune.presets import Preset
 from tune.trials import TrialRecord
+
+if TYPE_CHECKING:
+    from tune.anchors import Spread
 
 FIELDS = ("model.anchors.base_sizes", "model.anchors.scales", "model.anchors.ratios")
 FOUND, TABLE, RECIPE, PICTURE = "anchors.json", "anchors.txt", "anchors.yaml", "anchors.png"
@@ -35,28 +38,35 @@ def searches_anchors(preset: Preset, entries: Mapping[str, Any], config: TrainCo
     return preset in _WITHOUT and not own and config.model.architecture == "retinanet"
 
 
+def is_found(uri: str) -> bool:
+    """Whether the sweep at `uri` has looked for anchors."""
+    return files.exists(join(uri, FOUND))
+
+
 def with_found_anchors(
-    preset: Preset,
-    entries: Mapping[str, Any],
-    config: TrainConfig,
-    *,
-    train_set: ShardSet,
-    uri: str,
-    say: Callable[[str], None],
+    preset: Preset, entries: Mapping[str, Any], uri: str
 ) -> tuple[Preset, dict[str, Any]]:
-    """Preset and entries of the space whose anchors are the given and the found ones. The search is
-    made once for the sweep at `uri`.
+    """Preset and entries of the space whose anchors are the given ones and those that the sweep at
+    `uri` has found.
     """
-    if not files.exists(join(uri, FOUND)):
-        _search(config, train_set, uri, say)
     found = files.read_json(join(uri, FOUND))
     return _WITHOUT[preset], {**entries, "+".join(FIELDS): found}
 
 
-def _search(config: TrainConfig, train_set: ShardSet, uri: str, say: Callable[[str], None]) -> None:
+def find_anchors(
+    config: TrainConfig,
+    train_set: ShardSet,
+    uri: str,
+    *,
+    say: Callable[[str], None],
+    spread: Spread | None = None,
+) -> None:
+    """Search anchors for the sweep at `uri`, once. `spread`: see `search_anchors`; without one all
+    is done in this process.
+    """
     # Imported here: SciPy and matplotlib take seconds, and most sweeps do without.
     from tune import anchor_report
-    from tune.anchors import search_anchors
+    from tune.anchors import in_process, search_anchors
 
     say("anchors that fit the boxes of data.train are searched")
     augmentation, loss = config.augmentation, config.loss
@@ -69,6 +79,7 @@ def _search(config: TrainConfig, train_set: ShardSet, uri: str, say: Callable[[s
         min_visible=augmentation.min_visible,
         foreground=loss.positive_iou,
         background=loss.negative_iou,
+        spread=spread or in_process,
     )
     table = anchor_report.table(search)
     for line in table.splitlines():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from cluster.training.preflight import Inputs, check_inputs
 from tune import presets, space
 from tune.build_space import space_of
 from tune.config import TRIALS, SweepConfig
-from tune.found_anchors import searches_anchors, with_found_anchors
+from tune.found_anchors import is_found, searches_anchors, with_found_anchors
 from tune.presets import Arm
 from tune.space import Sample, Space
 from tune.trials import TrialRecord, read_records, trial_config
@@ -74,8 +74,8 @@ class Plan:
         return [record for record in records if self.counts(record)]
 
     def again(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """The trials that are tried again: interrupted ones and, where no trial has a result, those
-        that failed, for what made them fail may be mended.
+        """The trials that are tried again: those that were interrupted or out of time and, where no
+        trial has a result, those that failed, for what made them fail may be mended.
         """
         counted = self.counted(records)
         hopeless = not any(record.ap is not None for record in counted)
@@ -114,12 +114,10 @@ def space_of_sweep(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[T
     return trial, space_of(sweep.preset, sweep.space, trial)
 
 
-def plan_of(
-    config: TrainConfig, sweep: SweepConfig, uri: str, say: Callable[[str], None] = print
-) -> Plan:
+def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     """Check what can be wrong before any machine is used: the space, the data, storage, the weight
     file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
-    and `check_inputs`.
+    and `check_inputs`. Where anchors are to be found first, the space has the preset's own.
     """
     trial, searched = space_of_sweep(config, sweep, uri)
     inputs = check_inputs(trial, begun=False)
@@ -130,13 +128,8 @@ def plan_of(
     )
     whole = {**whole, "training": {**whole["training"], "epochs": None}}
     claim(uri, config.model_dump(mode="json"), whole, begun=bool(records))
-    if searches_anchors(sweep.preset, sweep.space, trial):
-        searched = space_of(
-            *with_found_anchors(
-                sweep.preset, sweep.space, trial, train_set=inputs.train_set, uri=uri, say=say
-            ),
-            trial,
-        )
+    if searches_anchors(sweep.preset, sweep.space, trial) and is_found(uri):
+        searched = space_of(*with_found_anchors(sweep.preset, sweep.space, uri), trial)
     return Plan(config, sweep, uri, searched, inputs, _fixed(sweep, searched, config), records)
 
 

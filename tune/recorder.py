@@ -16,6 +16,7 @@ from typing import Any
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
+from cluster.compute.resources import shown, total
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
@@ -102,6 +103,7 @@ class Recorder(Callback):
         records: dict[str, TrialRecord],
         role: Role,
         counts: Callable[[TrialRecord], bool],
+        name_of: Callable[[Trial], str],
         stopping: EarlyStopping,
         board: Any,
         tracked: TrackedTrials,
@@ -110,7 +112,7 @@ class Recorder(Callback):
     ):
         self._config, self._sweep, self._uri = config, sweep, uri
         self._role: Role = role
-        self._counts = counts
+        self._counts, self._name_of = counts, name_of
         self._stopping, self._board = stopping, board
         self._tracked, self._console = tracked, console
         self.records = records
@@ -124,11 +126,8 @@ class Recorder(Callback):
         # open connections cannot be pickled.
         return {}
 
-    def config_of(self, trial: Trial) -> TrainConfig:
-        return trial_config(self._config, self._sweep, self._uri, sample_of(trial))
-
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        config = self.config_of(trial)
+        config = trial_config(self._config, self._sweep, self._uri, sample_of(trial))
         before = self.records.get(config.name)
         if before is None:
             before = TrialRecord(
@@ -143,7 +142,9 @@ class Recorder(Callback):
             # It was told to end, and goes on now.
             files.delete_file(join(before.run, run_folder.FINISHED))
             before = replace(before, stop="")
-        self._write(replace(before, status="running", reason="", exit_code=0, diverged=False))
+        begun = replace(before, status="running", reason="", exit_code=0, diverged=False)
+        # A confirmation of an earlier command may be a trial of a larger grid now.
+        self._write(replace(begun, role=self._role))
         if config.name in self._started:
             self._console.say(f"{config.name} is started again, its process or node was gone")
         else:
@@ -160,7 +161,7 @@ class Recorder(Callback):
         elif (seconds := self._wait.told_now()) is not None:
             self._console.say(
                 f"no trial has started for {seconds:.0f} s: Ray starts its process, or the cluster"
-                f" has no room for {self._sweep.booked}"
+                f" has no room for {shown(total(self._sweep.processes))}"
             )
 
     def on_trial_result(
@@ -168,7 +169,7 @@ class Recorder(Callback):
     ) -> None:
         if "failed" in result:
             return
-        name, point = self.config_of(trial).name, Point.from_json(result)
+        name, point = self._name_of(trial), Point.from_json(result)
         verdict, before = self._stopping.verdict(name, point), self.records[name]
         record = before.with_point(point)
         # First what a restart needs, then the answer.
@@ -181,7 +182,7 @@ class Recorder(Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
-        result, name = trial.last_result or {}, self.config_of(trial).name
+        result, name = trial.last_result or {}, self._name_of(trial)
         if "failed" in result:
             # Tune's own copy of a result has only what can be printed.
             self._fail(name, result["failed"], result["exit_code"], diverged=result["diverged"])
@@ -189,7 +190,7 @@ class Recorder(Callback):
             self._end(name, "stopped early" if self.records[name].stop else "done")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        self._fail(self.config_of(trial).name, _last_line(trial.error_file), 1)
+        self._fail(self._name_of(trial), _last_line(trial.error_file), 1)
 
     def _fail(self, name: str, reason: str, exit_code: int, *, diverged: bool = False) -> None:
         record = replace(self.records[name], reason=reason, exit_code=exit_code, diverged=diverged)
@@ -198,7 +199,7 @@ class Recorder(Callback):
         # Without what differs from trial to trial: names, numbers, folders.
         alike = re.sub(r"trial-\w+|\S*/\S*|\d+", "", reason)
         self._reasons[alike] += 1
-        has_result = any(one.ap is not None for one in self._shown())
+        has_result = any(one.ap is not None for one in self.shown())
         if self._reasons[alike] >= self._sweep.same_failures and not has_result:
             self._ending.reason = alike_error(record, self._reasons[alike])
 
@@ -209,9 +210,9 @@ class Recorder(Callback):
         self._console.say(f"{name} {status} after {record.epochs_done} epochs{ap}{why}")
         self._tracked.ended(record)
         self._prune()
-        self._console.show(self._shown())
+        self._console.show(self.shown())
 
-    def _shown(self) -> list[TrialRecord]:
+    def shown(self) -> list[TrialRecord]:
         """The trials of this search, or of this confirmation: not those that are kept apart."""
         return [
             one

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cluster.reports.anchor_fit import View
 from cluster.reports.html import BarRow, render
 from cluster.shards import statistics
+from cluster.tracking.config import ui_command
 from detector.scores import shown
 from tune import commands, fields, plots, space, space_plots
 from tune.config import SweepConfig
@@ -119,7 +120,7 @@ def page(
         commands=[
             ("Train with it:", commands.train_best(plan, mlflow_uri)),
             ("Register its best checkpoint:", commands.register_best(plan)),
-            ("See the MLflow runs of all trials:", commands.show_runs(mlflow_uri)),
+            ("See the MLflow runs of all trials:", ui_command(mlflow_uri)),
         ],
         searched=[(one.name, _values(one)) for one in searched],
         how=_how(plan, records),

@@ -54,8 +54,6 @@ def publish(
         "version": VERSION,
         "best": best.trial,
         "trials": [record.trial for record in records],
-        "confirmation": None if confirmation is None else confirmation.to_json(),
-        "epochs": plan.epochs,
     }
     files.write_json(join(uri, RESULTS), content)
 
@@ -117,7 +115,7 @@ def _table(records: Sequence[TrialRecord]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[*_row(records[0]), *fields])
     writer.writeheader()
-    writer.writerows({**_row(record), **_cells(record)} for record in records)
+    writer.writerows({**_row(record), **record.sample} for record in records)
     return text.getvalue()
 
 
@@ -137,7 +135,3 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "reason": record.reason or record.stop,
         "run": os.path.basename(record.run),
     }
-
-
-def _cells(record: TrialRecord) -> dict[str, Any]:
-    return dict(record.sample)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_parameters, with_resources
+from ray.tune.experiment import Trial
 
-from cluster.compute import resources
 from cluster.storage import files
 from cluster.storage.uris import join
 from tune import space
-from tune.config import TRIAL_CPUS, Stopping
+from tune.config import Stopping
 from tune.console import Console
 from tune.proposals import Proposals
 from tune.recorder import Ending, Recorder, sample_of
@@ -71,18 +71,22 @@ class Search:
         replayed: Sequence[TrialRecord] = (),
         deadline: float = float("inf"),
     ) -> None:
-        """Run the trials that are proposed, until there are `total` of this role. Of those of the
-        search some are kept apart, the others count. `replayed` are
-        earlier ones, which the early stopping knows. Raises what ends the whole sweep: trials that
-        all fail alike, a lost lease.
+        """Run the trials that are proposed, until there are `total` of this role. `counts` says
+        which trials of the search are not kept apart; `replayed` are earlier ones, which the early
+        stopping knows. Raises what ends the whole sweep: trials that all fail alike, a lost lease.
         """
         told, sweep = self.told, self.told.sweep
+        epochs = self.epochs
+
+        def name_of(trial: Trial) -> str:
+            return space.trial_name(sample_of(trial), epochs)
+
         scheduler = EarlyStopping(
             stopping,
-            epochs=self.epochs,
+            epochs=epochs,
             grace_epochs=sweep.grace_epochs,
             images_per_epoch=told.train_set.num_rows,
-            name_of=lambda trial: space.trial_name(sample_of(trial), self.epochs),
+            name_of=name_of,
             deadline=deadline,
         )
         scheduler.replay(replayed)
@@ -93,18 +97,14 @@ class Search:
             records=self.records,
             role=role,
             counts=counts,
+            name_of=name_of,
             stopping=scheduler,
             board=told.board,
             tracked=self.tracked,
             console=self.console,
             ending=self.ending,
         )
-        of_role = [
-            one
-            for one in self.records.values()
-            if one.role == role and (role == "confirm" or counts(one))
-        ]
-        self.console.begin(of_role, trials=total)
+        self.console.begin(recorder.shown(), trials=total)
         _tuner(self, proposals, scheduler, recorder).fit()
         if self.ending.reason is not None:
             raise self.ending.reason
@@ -123,7 +123,11 @@ def _tuner(
     # A client of Ray's own would take another proxy or region, and a % of the path for a code.
     file_system, folder = files.resolve(join(told.uri, "ray"))
     return Tuner(
-        with_resources(with_parameters(_trial, told=told), _booked(told)),
+        # Tune's names of resources are those of Ray in small letters.
+        with_resources(
+            with_parameters(_trial, told=told),
+            {name.lower(): amount for name, amount in told.sweep.process.items()},
+        ),
         tune_config=TuneConfig(
             metric="AP",
             mode="max",
@@ -148,12 +152,3 @@ def _tuner(
 
 def _trial(proposed: dict[str, Any], told: Told) -> None:
     run_trial(told, proposed["sample"])
-
-
-def _booked(told: Told) -> dict[str, float]:
-    """What Tune books for a trial: its one worker, or the process around its workers."""
-    sweep = told.sweep
-    if sweep.workers > 1:
-        return {"cpu": TRIAL_CPUS}
-    share = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
-    return {"cpu": share["CPU"], "gpu": share.get("GPU", 0.0)}

@@ -30,17 +30,18 @@ from cluster.runs import lease, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.storage.preflight import check_writable
 from cluster.storage.uris import absolute, join
-from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri
-from cluster.tracking.preflight import check_experiment, check_server
+from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
+from cluster.tracking.preflight import check_experiment, check_server, has_run
 from cluster.tracking.run import Run, open_run, read_record
 from cluster.training.event_channel import EventChannel
 from tune import ablation, commands, space
+from tune.anchor_tasks import over_ray
 from tune.board import open_board
 from tune.commands import BEST
 from tune.config import TRIAL_CPUS, SweepConfig
 from tune.confirm import Confirmation, confirm, read_confirmation
 from tune.console import Console
-from tune.found_anchors import adoption, searches_anchors
+from tune.found_anchors import adoption, find_anchors, is_found, searches_anchors
 from tune.plan import Plan, plan_of
 from tune.proposals import Proposals, Sampler
 from tune.recorder import Ending
@@ -101,7 +102,7 @@ class Swept:
             f"report   {join(self.uri, REPORT)}",
             f"use it   {commands.train_best(self.plan, self.tracking_uri)}",
             f"register {commands.register_best(self.plan)}",
-            f"see it   {commands.show_runs(self.tracking_uri)}",
+            f"see it   {ui_command(self.tracking_uri)}",
             *(ablation.lines(self.uri) if self.plan.arms else []),
         ]
 
@@ -125,15 +126,18 @@ def sweep(
     check_experiment(mlflow_uri, experiment)
     lease.refuse_held(uri)
     console = Console()
-    plan = plan_of(config, budget, uri, console.say)
+    plan = plan_of(config, budget, uri)
     for warning in plan.inputs.warnings:
         console.say(f"warning: {warning}")
     _say_of_earlier(plan, console.say)
-    if is_complete(plan):
+    if is_complete(plan) and _is_recorded(uri, mlflow_uri):
         console.say(f"{uri}: this sweep is finished; nothing was tried again")
         return _swept(plan, mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=console.say)
+    if searches_anchors(budget.preset, budget.space, config) and not is_found(uri):
+        find_anchors(config, plan.inputs.train_set, uri, say=console.say, spread=over_ray)
+        plan = plan_of(config, budget, uri)
     ending = Ending()
     with lease.Lease(uri, lambda why: _lose(ending, why)):
         parent = _open_parent(plan, mlflow_uri, experiment)
@@ -152,6 +156,15 @@ def sweep(
         finally:
             parent.finish(status)
     return swept
+
+
+def _is_recorded(uri: str, mlflow_uri: str) -> bool:
+    """Whether the MLflow store has the run of the sweep, as far as the store can say."""
+    recorded = read_record(uri)
+    try:
+        return recorded is not None and has_run(mlflow_uri, recorded.run_id)
+    except PlainError:
+        return False
 
 
 def _swept(plan: Plan, mlflow_uri: str) -> Swept:
@@ -320,16 +333,9 @@ def _without_result(uri: str, records: list[TrialRecord]) -> str:
     )
 
 
-def processes(sweep: SweepConfig) -> list[dict[str, float]]:
-    """What one trial books: its workers, and for several of them the process around them."""
-    worker = resources.reading_worker(sweep.cpus_per_worker, sweep.gpus_per_worker)
-    around = [{"CPU": TRIAL_CPUS}] if sweep.workers > 1 else []
-    return [worker] * sweep.workers + around
-
-
 def fitting(sweep: SweepConfig, nodes: list[resources.Resources]) -> int:
     """How many trials fit these nodes at once, at most `sweep.concurrent`; 0 when not even one."""
-    trial = processes(sweep)
+    trial = sweep.processes
     counts = range(1, sweep.concurrent + 1)
     return max((n for n in counts if not resources.unplaced(trial * n, nodes)), default=0)
 
@@ -343,14 +349,14 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool, say: Say) -> int:
         f" {budget.cpus_per_worker:g} + {resources.READ_CPUS:g} for reading)"
         f"{f' + {TRIAL_CPUS:g}' if budget.workers > 1 else ''})"
     )
-    resources.check_resources(processes(budget), what=request, autoscaling=autoscaling)
+    resources.check_resources(budget.processes, what=request, autoscaling=autoscaling)
     if autoscaling:
         return budget.concurrent
     fits = fitting(budget, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if fits < budget.concurrent:
         needed, available = (
             resources.shown(resources.total(each))
-            for each in (processes(budget), [ray.cluster_resources()])
+            for each in (budget.processes, [ray.cluster_resources()])
         )
         say(
             f"{fits} trials at a time instead of sweep.concurrent {budget.concurrent}: each needs"

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import DataError, UsageError
 from cluster.storage import files
+from cluster.storage.parquet_tables import read_table
 from cluster.storage.uris import join
 
 PLAN, FOLDER, VERSION = "plan.json", "plan", 1
@@ -217,7 +218,7 @@ def read_part(output: str, number: int) -> pa.Table:
             " all nodes share, or s3://bucket/key"
         ) from None
     with files.content_errors(uri, REMEDY):
-        return pq.read_table(pa.BufferReader(data))
+        return read_table(data)
 
 
 def find_part(output: str, number: int) -> pa.Table | None:

@@ -27,6 +27,7 @@ from cluster.scoring import plan as plans
 from cluster.scoring.part import MADE_OF, PARTS, made_of
 from cluster.scoring.plan import Plan
 from cluster.storage import files, parquet_pictures
+from cluster.storage.parquet_tables import read_table
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.storage.publish import staged
 from cluster.storage.uris import join
@@ -158,7 +159,7 @@ def read_parts(output: str, plan: Plan) -> Iterator[pa.Table]:
     for number, part in enumerate(plan.parts or ()):
         uri = join(output, PARTS, plans.name_of(number))
         with files.content_errors(uri, remedy):
-            table = pq.read_table(pa.BufferReader(files.read_bytes(uri)))
+            table = read_table(files.read_bytes(uri))
         found = (table.schema.metadata or {}).get(MADE_OF, b"").decode()
         if found != made_of(plan.claim_digest, part.digest) or table.num_rows != part.rows:
             raise DataError(

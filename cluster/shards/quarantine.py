@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cluster.shards.format import REMEDY
 from cluster.storage import files
+from cluster.storage.parquet_tables import read_table
 from cluster.storage.uris import join
 
 QUARANTINE = "quarantine.parquet"
@@ -45,9 +46,7 @@ def read_quarantine(uri: str) -> list[Quarantined]:
     """The quarantine of the set at `uri`. Errors: see `files.content_errors`."""
     uri = join(uri, QUARANTINE)
     with files.content_errors(uri, REMEDY):
-        # Not `pq.read_table`: its threads were at times still there when a short command ended, and
-        # it ended with 134 after its work (3 of 25 times on one busy core, 0 of 70 like this).
-        table = pq.ParquetFile(pa.BufferReader(files.read_bytes(uri))).read(use_threads=False)
+        table = read_table(files.read_bytes(uri))
         if table.column_names not in (_SCHEMA.names, _SCHEMA.names[:-1]):
             raise ValueError(f"its columns are {table.column_names}")
         return [Quarantined(**row) for row in table.to_pylist()]

@@ -62,8 +62,18 @@ def test_a_sweep_that_is_killed_and_ended_goes_on_and_trains_no_epoch_twice(
     )
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     said = ""
+    # It looks before the first one has the sweep, and is refused when it wants it.
+    too_early = (
+        "from cluster.runs import lease\nlook = lease.refuse_held\n"
+        "lease.refuse_held = lambda run: setattr(lease, 'refuse_held', look)"
+    )
     with Typed(flags, verb="sweep", patch=patch) as driver:
         driver.until(" epoch 2 of 3")
+        with Typed(flags, verb="sweep", patch=too_early) as second:
+            assert second.ends() == 2, second.text
+        assert f"(pid {driver.process.pid})" in second.text
+        # The refused one leaves the first one's run as it is.
+        assert set(statuses(tmp_path).values()) == {"RUNNING"}
         driver.process.kill()
         driver.process.wait()
         said += driver.text

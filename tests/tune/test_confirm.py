@@ -32,8 +32,9 @@ class Sweep:
         aps: dict[float, tuple[float | None, float | None]],
         difference: tuple[float, float, float] = (0.0, 0.0, 0.0),
         images: int = 9,
+        **changes: Any,
     ):
-        budget = SweepConfig(epochs=3, confirm=True)
+        budget = SweepConfig(epochs=3, confirm=True, **changes)
         searched = space_of(budget.preset, budget.space, CONFIG)
         inputs: Any = SimpleNamespace(val_set=SimpleNamespace(num_rows=images))
         self.plan = Plan(CONFIG, budget, str(folder), searched, inputs, (), ())
@@ -121,3 +122,15 @@ def test_what_cannot_be_compared_is_said(
 ) -> None:
     result = Sweep(tmp_path, monkeypatch, aps, images=images).confirm()
     assert result.difference is None and re.match(words, result.verdict)
+
+
+def test_a_setting_with_several_seeds_is_confirmed_once_with_a_seed_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = {2.0: (0.2, 0.2), 1.0: (0.3, 0.3)}
+    sweep = Sweep(tmp_path, monkeypatch, aps, searcher="grid", seeds=2)
+    for gamma in aps:
+        sweep.add({**GIVEN, "loss.gamma": gamma, SEED: 1}, 0.25, "search")
+    result = sweep.confirm()
+    assert [one[SEED] for one in sweep.started] == [2, 2]
+    assert list(result.aps) == [sweep.name(1.0)] and result.seed == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,14 @@ from cluster.runs.config import TrainConfig
 from tests.support.box_sets import annotations, centred, write_annotations
 from tune import anchors
 from tune.build_space import space_of
-from tune.found_anchors import FIELDS, adoption, searches_anchors, with_found_anchors
+from tune.found_anchors import (
+    FIELDS,
+    adoption,
+    find_anchors,
+    is_found,
+    searches_anchors,
+    with_found_anchors,
+)
 from tune.trials import Point, TrialRecord
 
 CONFIG = TrainConfig.model_validate(
@@ -30,9 +36,7 @@ def test_which_sweeps_look_for_anchors() -> None:
     assert not searches_anchors("anchors", {"model.anchors.ratios": [[1.0]]}, CONFIG)
 
 
-def test_given_and_found_anchors_are_tried_and_the_search_is_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_given_and_found_anchors_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Wide boxes, which the default anchors miss.
     centres = [[x, y] for x in range(150, 500, 10) for y in range(50, 430, 20)]
     objects = annotations(centred(centres, 240, 24))
@@ -41,17 +45,11 @@ def test_given_and_found_anchors_are_tried_and_the_search_is_made_once(
     monkeypatch.setattr(anchors, "search_anchors", short)
     said: list[str] = []
 
-    def find() -> tuple[Any, dict[str, Any]]:
-        return with_found_anchors(
-            "focal+anchors",
-            {"loss.gamma": "0..3"},
-            CONFIG,
-            train_set=shard_set,
-            uri=str(tmp_path),
-            say=said.append,
-        )
-
-    preset, entries = find()
+    assert not is_found(str(tmp_path))
+    find_anchors(CONFIG, shard_set, str(tmp_path), say=said.append)
+    assert is_found(str(tmp_path))
+    given = {"loss.gamma": "0..3"}
+    preset, entries = with_found_anchors("focal+anchors", given, str(tmp_path))
     assert preset == "focal" and entries["loss.gamma"] == "0..3"
     first, *found = entries["+".join(FIELDS)]
     assert first == GIVEN and found
@@ -61,8 +59,6 @@ def test_given_and_found_anchors_are_tried_and_the_search_is_made_once(
     assert {"anchors.json", "anchors.txt", "anchors.yaml", "anchors.png"} <= {
         path.name for path in tmp_path.iterdir()
     }
-    monkeypatch.setattr(anchors, "search_anchors", None)
-    assert find() == (preset, entries)
 
 
 def record(name: str, values: list[list[float]], ap: float | None) -> TrialRecord:

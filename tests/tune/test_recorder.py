@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.config import TrainConfig
 from tune.config import SweepConfig
 from tune.recorder import Ending, Recorder, Wait
-from tune.trials import OUT_OF_TIME, TrialRecord, read_records, trial_config
+from tune.trials import OUT_OF_TIME, TrialRecord, read_records, trial_config, write_record
 
 CONFIG = TrainConfig.model_validate({"name": "tiny", "data": {"train": "/t", "val": "/v"}})
 
@@ -31,6 +32,7 @@ class Driver:
             records={record.trial: record for record in read_records(self.uri)},
             role="search",
             counts=lambda record: record.role == "search",
+            name_of=lambda trial: self.name(json.loads(trial.config["sample"])["loss.gamma"]),
             # Only what the recorder calls.
             stopping=SimpleNamespace(  # type: ignore[arg-type]
                 verdict=lambda name, point: (verdicts or {}).get(point.epoch)
@@ -220,3 +222,16 @@ def test_a_trial_that_the_time_has_ended_goes_on_with_another_command(tmp_path: 
     again.point(trial, 3, 0.5)
     again.end(trial)
     assert again.records()[record.trial].status == "done"
+
+
+def test_a_confirmation_becomes_a_trial_of_a_larger_grid(tmp_path: Path) -> None:
+    before = Driver(tmp_path)
+    before.train(1.0, 0.1, 0.2, 0.3)
+    record = before.records()[before.name(1.0)]
+    write_record(replace(record, role="confirm"))
+    again = Driver(tmp_path)
+    trial = again.start(1.0)
+    for point in record.curve:
+        again.point(trial, point.epoch, point.ap)
+    again.end(trial)
+    assert again.records() == before.records() | {record.trial: record}

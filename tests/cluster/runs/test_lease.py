@@ -285,3 +285,33 @@ def test_a_file_that_cannot_be_deleted_at_the_end_is_no_error(
 
         monkeypatch.setattr(files, "delete_file", fail)
     assert read_record(str(tmp_path)) is not None
+
+
+def test_a_trial_waits_for_the_end_of_the_process_that_had_its_run(tmp_path: Path) -> None:
+    """Ray ends the processes of a killed driver a moment later."""
+    run = str(tmp_path)
+    lease.wait_until_free(run)
+    with other_process() as ending:
+        started = psutil.Process(ending.pid).create_time()
+        leave(run, other_record(pid=ending.pid, started=started))
+        waiting = threading.Thread(target=lease.wait_until_free, args=(run,))
+        waiting.start()
+        # While the other one lives, the wait does not end.
+        assert waiting.is_alive()
+        ending.kill()
+        ending.wait()
+        waiting.join()
+    refuse_held(run)
+
+
+def test_a_process_that_stays_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENT_S", 0.0)
+    with other_process() as living:
+        started = psutil.Process(living.pid).create_time()
+        leave(str(tmp_path), other_record(pid=living.pid, started=started))
+        lease.wait_until_free(str(tmp_path))
+        with pytest.raises(UsageError):
+            refuse_held(str(tmp_path))
+        living.kill()
