@@ -80,7 +80,7 @@ class PostingJudge:
 
 
 def result_of(evaluation: Evaluation) -> dict[str, Any]:
-    """What Tune is told of an evaluation."""
+    """An evaluation as Tune gets it."""
     point = Point(
         evaluation.images_seen,
         evaluation.epoch,

@@ -139,7 +139,7 @@ class Recorder(Callback):
                 role=self._role,
             )
         if before.is_out_of_time:
-            # It was told to end, and goes on now.
+            # The time has ended it; now it continues.
             files.delete_file(join(before.run, run_folder.FINISHED))
             before = replace(before, stop="")
         begun = replace(before, status="running", reason="", exit_code=0, diverged=False)

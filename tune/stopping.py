@@ -1,6 +1,6 @@
-"""Which trials end early. Tune's schedulers decide; a trial that is to end is told so and ends by
-itself at that evaluation, with its last checkpoint in storage. Tune would kill it, and its workers
-would keep their room until Ray finds out.
+"""Which trials end early. Tune's schedulers decide, and the trial ends by itself after the same
+evaluation, with its last checkpoint in storage. Tune would kill it, and its workers would keep
+their room until Ray finds out.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class TrialEvent:
 
 @dataclass(frozen=True)
 class Told:
-    """What every trial is told. The driver has read and checked all of it once for all trials."""
+    """What the driver gives every trial. It has read and checked all of it once."""
 
     config: TrainConfig
     sweep: SweepConfig

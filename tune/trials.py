@@ -97,7 +97,7 @@ class TrialRecord:
     curve: tuple[Point, ...] = ()
     """By images seen."""
     stop: str = ""
-    """Why the trial was told to end before its last epoch."""
+    """Why the sweep ended the trial before its last epoch."""
     reason: str = ""
     """Why it failed."""
     exit_code: int = 0
@@ -145,7 +145,7 @@ class TrialRecord:
         return self.stop.startswith(OUT_OF_TIME)
 
     def with_point(self, point: Point) -> TrialRecord:
-        """With one more evaluation. One that is told again, after a restart, replaces itself."""
+        """With one more evaluation. If a restarted trial reports it again, it replaces itself."""
         others = [one for one in self.curve if one.images_seen != point.images_seen]
         curve = sorted([*others, point], key=lambda one: one.images_seen)
         return replace(self, curve=tuple(curve))

@@ -201,7 +201,7 @@ def refuse_part(output: str, former: pa.Table | None, part: pa.Table | None) -> 
     for uri in new.keys() & old.keys():
         if changed := [key for key in new[uri] if new[uri][key] != old[uri].get(key)]:
             said.append(f"{uri} has another {', '.join(changed)}")
-    shown = "; ".join(sorted(said)[:SHOWN]) or "the order is another"
+    shown = "; ".join(sorted(said)[:SHOWN]) or "their order differs"
     raise OtherPrediction(
         f"output {output}: was begun with other images: {shown}; put them back, {REMEDY}"
     )

@@ -201,3 +201,14 @@ def test_a_registry_elsewhere_and_a_store_that_is_gone_are_one_line_and_code_2(
     code, _, err = type_command(capsys, "--run", str(alone), "--name", "x")
     assert code == 2 and f"no MLflow store at {tmp_path}/gone/mlflow.db" in err
     assert not (tmp_path / "gone").exists() and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [([], "neither is given"), (["--run", "a", "--sweep", "b"], "both are given")],
+)
+def test_a_run_or_a_sweep_is_registered(given, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_verb(RegisterConfig, main, description="", argv=[*given, "--name", "cells"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and words in said and said.count("\n") == 1

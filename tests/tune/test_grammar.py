@@ -120,6 +120,11 @@ def test_numbers_have_four_digits() -> None:
         ("loss.beta", "0.1..1 when smooth_l1", "must be FIELD=VALUE"),
         (
             "loss.beta",
+            "{log: [0.01, 1]} when loss.box=smooth_l1",
+            "has a condition behind a mapping; write it into the mapping",
+        ),
+        (
+            "loss.beta",
             "0.1..1 when loss.bux=l1",
             "when loss.bux: loss.bux is no setting .*loss.box",
         ),

@@ -147,7 +147,7 @@ def test_names_follow_the_rounded_sample() -> None:
     name = space.trial_name({"loss.gamma": 2.34567, "loss.alpha": 0.25}, 3)
     assert name == space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.346}, 3)
     assert name != space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.347}, 3)
-    # Another length is another trial.
+    # A trial of another length has another name.
     assert name != space.trial_name({"loss.alpha": 0.25, "loss.gamma": 2.346}, 4)
     assert len(name) == len("trial-") + 8
 

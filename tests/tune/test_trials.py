@@ -135,7 +135,7 @@ def test_a_trial_is_evaluated_by_its_workers_from_the_first_epoch_it_may_be_stop
     assert (trial.training.evaluation_workers, trial.training.workers) == (1, 2)
     assert (trial.training.epochs, trial.loss.gamma, trial.training.patience) == (4, 2.0, 0)
     assert trial.run_uri.startswith("/s/runs/trial-")
-    # Another length is another trial.
+    # A trial of another length has another name.
     longer = trial_config(config, sweep.model_copy(update={"epochs": 5}), "/s", {"loss.gamma": 2.0})
     same = trial_config(config, sweep, "/s", {"loss.gamma": 2.0})
     assert longer.name != same.name
