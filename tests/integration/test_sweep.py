@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -69,11 +70,13 @@ def test_a_sweep_that_is_killed_and_ended_goes_on_and_trains_no_epoch_twice(
     )
     with Typed(flags, verb="sweep", patch=patch) as driver:
         driver.until(" epoch 2 of 3")
+        # Its trials wait for its answers meanwhile.
+        driver.process.send_signal(signal.SIGSTOP)
         with Typed(flags, verb="sweep", patch=too_early) as second:
             assert second.ends() == 2, second.text
         assert f"(pid {driver.process.pid})" in second.text
         # The refused one leaves the first one's run as it is.
-        assert set(statuses(tmp_path).values()) == {"RUNNING"}
+        assert statuses(tmp_path)["cells (sweep)"] == "RUNNING"
         driver.process.kill()
         driver.process.wait()
         said += driver.text
