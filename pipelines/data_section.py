@@ -282,7 +282,7 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
     shard set that was made of it; None for an image that the set left out.
     """
     from cluster.formats.read import in_val, read_source
-    from cluster.scoring.image_list import open_images
+    from cluster.prediction.image_list import open_images
     from cluster.shards.read import read_columns
     from cluster.storage import parquet_pictures, uris
 

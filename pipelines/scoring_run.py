@@ -13,13 +13,14 @@ from typing import NotRequired, TypedDict, Unpack
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError, on_one_line
+from cluster.prediction import image_list, results
+from cluster.prediction import predict as prediction
+from cluster.prediction.image_list import ImageList
 from cluster.runs import evaluations
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, read_classes
-from cluster.scoring import coco_ids, image_list, results
-from cluster.scoring import predict as prediction
+from cluster.scoring import coco_ids
 from cluster.scoring.evaluate_package import evaluate_package
-from cluster.scoring.image_list import ImageList
 from cluster.shards.classes import match_classes, read_class_map
 from cluster.shards.index import open_shard_set
 from cluster.shards.statistics import read_objects

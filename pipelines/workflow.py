@@ -46,8 +46,8 @@ def check(config: RunConfig) -> Checked:
     """Look at every input, so that a wrong path costs no machine. `UsageError` where one is not
     there or the storage cannot be written.
     """
+    from cluster.prediction.image_list import open_images
     from cluster.runs import parent_checkpoint, weight_file
-    from cluster.scoring.image_list import open_images
     from cluster.storage import preflight, uris
     from cluster.tracking.config import experiment_name, tracking_uri
     from cluster.tracking.preflight import check_experiment, check_model_name, check_server
@@ -237,8 +237,8 @@ def _predict(checked: Checked) -> Stage:
     config = checked.config
 
     def call(folder: str, results: Results) -> None:
-        from cluster.scoring.image_list import given_images
-        from cluster.scoring.plan import OtherPrediction
+        from cluster.prediction.image_list import given_images
+        from cluster.prediction.plan import OtherPrediction
         from cluster.shards.index import open_shard_set
         from pipelines.data_section import pictures
         from pipelines.scoring_run import predict_images, predict_run

@@ -1,5 +1,5 @@
-"""A model over images: detections, evaluation of a shard set, prediction over files. Imports
-compute, loading, runs, shards and storage.
+"""A model over a shard set: detections and their evaluation. Imports compute, loading, runs, shards
+and storage.
 """
 
 from __future__ import annotations

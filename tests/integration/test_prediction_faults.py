@@ -26,8 +26,8 @@ IMAGES = 120
 """Parts of 16 and 8."""
 COMMAND = """
 import sys
-from cluster.scoring.image_list import open_images
-from cluster.scoring.predict import predict
+from cluster.prediction.image_list import open_images
+from cluster.prediction.predict import predict
 from pipelines.command_line import run_verb
 from pydantic import BaseModel
 

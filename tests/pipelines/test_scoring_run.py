@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.prediction import pool
 from cluster.runs import package_files, run_folder
-from cluster.scoring import pool
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.evaluation import Subject

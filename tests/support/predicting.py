@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from cluster.scoring import part, pool
+from cluster.prediction import part, pool
 from cluster.storage import files
 from detector.batch import Batch
 from detector.decode import DecodeSettings, Detections

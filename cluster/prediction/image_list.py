@@ -15,7 +15,7 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from cluster.errors import DataError, UsageError
-from cluster.scoring import listed_files
+from cluster.prediction import listed_files
 from cluster.shards.index import INDEX, open_shard_set
 from cluster.storage import files, parquet_pictures, pictures, preflight
 from cluster.storage.local_tree import Entry

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 
-from cluster.scoring.progress import LOG_S, Progress
+from cluster.prediction.progress import LOG_S, Progress
 
 
 class Clock:

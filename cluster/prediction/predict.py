@@ -16,16 +16,16 @@ import pyarrow as pa
 
 from cluster.compute import session
 from cluster.errors import PlainError, UsageError
+from cluster.prediction import image_list, pool, results
+from cluster.prediction import plan as plans
+from cluster.prediction.image_list import ImageList
+from cluster.prediction.part import PARTS, PartJob
+from cluster.prediction.plan import Claim, OtherPrediction, Plan
+from cluster.prediction.planner import Planner
+from cluster.prediction.progress import Progress
+from cluster.prediction.results import MANIFEST, SUMMARY, Summary
 from cluster.runs.lease import PREDICTING, Lease
 from cluster.runs.package_files import package_digest, read_classes, read_package
-from cluster.scoring import image_list, pool, results
-from cluster.scoring import plan as plans
-from cluster.scoring.image_list import ImageList
-from cluster.scoring.part import PARTS, PartJob
-from cluster.scoring.plan import Claim, OtherPrediction, Plan
-from cluster.scoring.planner import Planner
-from cluster.scoring.progress import Progress
-from cluster.scoring.results import MANIFEST, SUMMARY, Summary
 from cluster.storage import files
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.storage.uris import absolute, join

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError, PlainError, UsageError
+from cluster.prediction import pool, predict, results
+from cluster.prediction.image_list import open_images
+from cluster.prediction.plan import OtherPrediction
 from cluster.runs.lease import Lease
-from cluster.scoring import pool, predict, results
-from cluster.scoring.image_list import open_images
-from cluster.scoring.plan import OtherPrediction
 from cluster.storage import files
 from tests.support.predicting import InProcess, Kill, red_picture, rows_of, snapshot, write_pictures
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from cluster.scoring import plan as plans
-from cluster.scoring.plan import Plan, PlannedPart
+from cluster.prediction import plan as plans
+from cluster.prediction.plan import Plan, PlannedPart
 
 
 class Planner:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from cluster.errors import DataError, UsageError
-from cluster.scoring import image_list
-from cluster.scoring.image_list import ImageList, given_images, numbered, open_images
+from cluster.prediction import image_list
+from cluster.prediction.image_list import ImageList, given_images, numbered, open_images
 from cluster.storage import files
 from tests.support.parquet_sets import row as parquet_row
 from tests.support.parquet_sets import write as write_parquet

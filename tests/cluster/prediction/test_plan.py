@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from cluster.scoring import plan as plans
-from cluster.scoring.image_list import LISTED
+from cluster.prediction import plan as plans
+from cluster.prediction.image_list import LISTED
 
 
 def listed(sizes: list[int | None]) -> pa.Table:

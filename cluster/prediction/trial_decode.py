@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO
 
-from cluster.scoring.read_image import Fault
+from cluster.prediction.read_image import Fault
 
 SECONDS = 120.0
 """For one image; a child that takes longer hangs."""
@@ -72,7 +72,7 @@ class TrialDecoder:
         if self._child is None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "cluster.scoring.trial_decode", str(self.max_pixels)],
+                [sys.executable, "-m", "cluster.prediction.trial_decode", str(self.max_pixels)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

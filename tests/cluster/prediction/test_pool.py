@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import PlainError
-from cluster.scoring.part import PartJob, PartReport
-from cluster.scoring.pool import FAILED_STARTS, Workers, run_parts
+from cluster.prediction.part import PartJob, PartReport
+from cluster.prediction.pool import FAILED_STARTS, Workers, run_parts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

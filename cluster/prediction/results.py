@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
-from cluster.scoring import plan as plans
-from cluster.scoring.part import MADE_OF, PARTS, made_of
-from cluster.scoring.plan import Plan
+from cluster.prediction import plan as plans
+from cluster.prediction.part import MADE_OF, PARTS, made_of
+from cluster.prediction.plan import Plan
 from cluster.storage import files, parquet_pictures
 from cluster.storage.parquet_tables import read_table
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS

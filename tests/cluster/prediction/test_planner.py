@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError
-from cluster.scoring import plan as plans
-from cluster.scoring.image_list import LISTED
-from cluster.scoring.plan import OtherPrediction, Plan
-from cluster.scoring.planner import Planner
+from cluster.prediction import plan as plans
+from cluster.prediction.image_list import LISTED
+from cluster.prediction.plan import OtherPrediction, Plan
+from cluster.prediction.planner import Planner
 
 BEGUN = Plan({"images": "/a"}, "digest")
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from cluster.errors import UsageError
 from cluster.loading.prefetch import ordered_map
-from cluster.scoring import plan as plans
-from cluster.scoring.read_image import Fault, fault_of, grouped, open_read, read_images
-from cluster.scoring.trial_decode import TrialDecoder
+from cluster.prediction import plan as plans
+from cluster.prediction.read_image import Fault, fault_of, grouped, open_read, read_images
+from cluster.prediction.trial_decode import TrialDecoder
 from cluster.storage.publish import write_once
 from cluster.storage.uris import is_remote, join
 from detector.batch import Sample

@@ -17,8 +17,8 @@ import torch
 
 from cluster.compute.resources import booked, task_options
 from cluster.errors import PlainError
+from cluster.prediction.part import PartJob, PartReport, predict_part
 from cluster.runs.package_files import PackageFiles, load_predictor, stored_classes
-from cluster.scoring.part import PartJob, PartReport, predict_part
 from detector.predict import CLASSES_FILE
 
 LOOK_S = 0.5

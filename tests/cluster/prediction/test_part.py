@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from cluster.errors import PlainError, UsageError
-from cluster.scoring import part, read_image, trial_decode
-from cluster.scoring import plan as plans
-from cluster.scoring.image_list import LISTED
-from cluster.scoring.part import PartJob, predict_part
+from cluster.prediction import part, read_image, trial_decode
+from cluster.prediction import plan as plans
+from cluster.prediction.image_list import LISTED
+from cluster.prediction.part import PartJob, predict_part
 from cluster.storage import files, s3
 from detector import image as images
 from detector.choices import ViewSettings
