@@ -115,7 +115,7 @@ def adoption(records: Sequence[TrialRecord], config: TrainConfig) -> str | None:
     epochs = min(record.epochs_done for record in best.values())
     found, own = (_ap_within(best[is_given], epochs) for is_given in (False, True))
     return (
-        f"after {epochs} epochs the found ones had AP {scores.shown(found)}, the given ones"
+        f"after epoch {epochs} the found ones had AP {scores.shown(found)}, the given ones"
         f" {scores.shown(own)}: {'adopted' if found > own else 'the given ones stay'}"
     )
 

@@ -207,7 +207,7 @@ class Recorder(Callback):
         record = self._write(replace(self.records[name], status=status))
         ap = "" if record.best is None else f", best AP {record.best.shown}"
         why = f": {record.reason or record.stop}" if record.reason or record.stop else ""
-        self._console.say(f"{name} {status} after {record.epochs_done} epochs{ap}{why}")
+        self._console.say(f"{name} {status} after epoch {record.epochs_done}{ap}{why}")
         self._tracked.ended(record)
         self._prune()
         self._console.show(self.shown())

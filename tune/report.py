@@ -215,8 +215,8 @@ def _winner(trials: Trials) -> list[tuple[str, str]]:
     lines = [
         ("trial", record.trial),
         ("setting", space.shown(record.sample)),
-        ("AP of its best checkpoint", f"{best.shown} after {best.epoch} epochs"),
-        ("its last AP", f"{last.shown} after {last.epoch} epochs"),
+        ("AP of its best checkpoint", f"{best.shown} after epoch {best.epoch}"),
+        ("its last AP", f"{last.shown} after epoch {last.epoch}"),
     ]
     if given is record:
         return [*lines, ("given setting", "this one")]

@@ -107,14 +107,14 @@ class EarlyStopping(FIFOScheduler):
             if decision == TrialScheduler.STOP:
                 reason = _WHY[self._rule_name].format(epoch=point.epoch)
         if not reason and self._clock() > self._deadline:
-            reason = f"{OUT_OF_TIME} at {point.epoch} epochs"
+            reason = f"{OUT_OF_TIME} after epoch {point.epoch}"
         # At its last epoch a trial ends anyway.
         self._verdicts[name, point.images_seen] = reason if point.epoch < self._epochs else ""
 
 
 _WHY = {
-    "asha": "not among the best third after {epoch} epochs",
-    "median": "below the median after {epoch} epochs",
+    "asha": "not among the best third after epoch {epoch}",
+    "median": "below the median after epoch {epoch}",
 }
 
 

@@ -83,6 +83,20 @@ class Swept:
             return None
         return adoption(self.records, config)
 
+    def _budget_note(self) -> list[str]:
+        """What ended the sweep before all trials were begun or trained to their end."""
+        sweep, begun = self.plan.sweep, len(self.records)
+        cut = sum(record.is_out_of_time for record in self.records)
+        limits = {"sweep.hours": sweep.hours, "sweep.images": sweep.images}
+        if not any(limits.values()) or (begun >= self.plan.trials and not cut):
+            return []
+        given = " or ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit)
+        ended = f", {cut} of them ended by it" if cut else ""
+        return [
+            f"note     {given} is used up: {begun} of {self.plan.trials} trials were begun{ended};"
+            " the same command goes on"
+        ]
+
     def lines(self) -> list[str]:
         """The result, for a terminal."""
         best = self.records[0]
@@ -91,9 +105,10 @@ class Swept:
         return [
             f"trials   {len(self.records)}, of which {len(failed)} failed: {join(self.uri, TABLE)}",
             *(f"         {record.trial}: {record.reason}" for record in failed[:5]),
+            *self._budget_note(),
             f"saving   {saving(self.records)}",
             (
-                f"best     {best.trial}: AP {best.best.shown} after {best.best.epoch} epochs with"
+                f"best     {best.trial}: AP {best.best.shown} after epoch {best.best.epoch} with"
                 f" {space.shown(best.sample)}"
             ),
             *([NOTHING_FOUND] if not best.ap else []),

@@ -217,6 +217,8 @@ def best_checkpoint(run: str) -> Evaluation:
                 "no evaluation of it has an AP, so no checkpoint is the best one; data.val must"
                 " have objects that are not crowds: train with another data.val"
             )
+        elif files.exists(join(run, "runs")):
+            state = "is the folder of a sweep; give --sweep, or the folder of a trial below runs/"
         elif run_folder.read(run, run_folder.CONFIG):
             state = "has no evaluated checkpoint yet; let its training reach the first evaluation"
         else:

@@ -81,7 +81,7 @@ def test_a_sweep_that_is_killed_and_ended_goes_on_and_trains_no_epoch_twice(
         driver.process.wait()
         said += driver.text
     with Typed(flags, verb="sweep", patch=patch) as driver:
-        driver.until(" stopped early after 1 epochs")
+        driver.until(" stopped early after epoch 1")
         driver.until(" started: ")
         driver.interrupt()
         said += driver.text
@@ -125,4 +125,4 @@ def test_trials_of_several_workers_are_told_to_end_too(
     swept = sweep.sweep(config, budget, ray=RayConfig(), tracking=TrackingConfig())
     (record,) = swept.records
     assert (record.status, record.epochs_done) == ("stopped early", 1)
-    assert record.stop == "sweep.hours are over at 1 epochs"
+    assert record.stop == "sweep.hours are over after epoch 1"

@@ -72,10 +72,10 @@ def test_found_anchors_are_adopted_only_where_they_train_better() -> None:
     worse, better = record("a", other, 0.1), record("b", other, 0.3)
     given = record("c", GIVEN, 0.2)
     assert adoption([better, given, worse], CONFIG) == (
-        "after 1 epochs the found ones had AP 0.3000, the given ones 0.2000: adopted"
+        "after epoch 1 the found ones had AP 0.3000, the given ones 0.2000: adopted"
     )
     assert adoption([given, worse], CONFIG) == (
-        "after 1 epochs the found ones had AP 0.1000, the given ones 0.2000: the given ones stay"
+        "after epoch 1 the found ones had AP 0.1000, the given ones 0.2000: the given ones stay"
     )
     longer = replace(worse, curve=(*worse.curve, Point(16, 2, 0.5, 0.5)))
     # The given ones were stopped after one epoch, and were better until then.

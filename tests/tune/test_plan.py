@@ -103,7 +103,7 @@ def test_a_batch_that_the_workers_of_a_trial_cannot_split_is_said(tmp_path: Any)
 
 
 def test_a_trial_that_the_time_has_ended_is_tried_again() -> None:
-    cut = record("a", GIVEN, status="stopped early", stop="sweep.hours are over at 1 epochs")
+    cut = record("a", GIVEN, status="stopped early", stop="sweep.hours are over after epoch 1")
     bad = record("b", {"loss.gamma": 1.0, "loss.alpha": 0.5}, status="stopped early", stop="bad")
     one = planned(cut, bad)
     assert one.again([cut, bad]) == [cut] and one.ended([cut, bad]) == [bad]

@@ -96,7 +96,7 @@ def test_the_record_is_stored_before_the_trial_gets_its_answer(tmp_path: Path) -
         f"{name} started: loss.gamma 2",
         f"{name} epoch 1 of 3: AP 0.1000",
         f"{name} epoch 2 of 3: AP 0.3000",
-        f"{name} stopped early after 2 epochs, best AP 0.3000: bad",
+        f"{name} stopped early after epoch 2, best AP 0.3000: bad",
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_trial_without_a_score_shows_a_dash(tmp_path: Path, nothing: float | N
     assert (driver.records()[name].status, driver.records()[name].ap) == ("done", None)
     assert driver.lines[1:] == [
         *(f"{name} epoch {epoch} of 3: AP -" for epoch in (1, 2, 3)),
-        f"{name} done after 3 epochs",
+        f"{name} done after epoch 3",
     ]
 
 
@@ -208,7 +208,7 @@ def test_trials_that_are_kept_apart_are_neither_ranked_nor_shown(tmp_path: Path)
 
 
 def test_a_trial_that_the_time_has_ended_goes_on_with_another_command(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, {1: f"{OUT_OF_TIME} at 1 epochs"}, keep=1)
+    driver = Driver(tmp_path, {1: f"{OUT_OF_TIME} after epoch 1"}, keep=1)
     driver.train(1.0, 0.1)
     record = driver.records()[driver.name(1.0)]
     assert record.is_out_of_time

@@ -32,7 +32,7 @@ def test_of_the_trials_at_a_rung_the_best_third_goes_on() -> None:
     verdicts = {ap: ask(early, f"t{ap}", 1, ap) for ap in (0.5, 0.3, 0.6, 0.2, 0.7)}
     # The first at a rung has nobody to be worse than.
     assert [ap for ap, verdict in verdicts.items() if verdict is None] == [0.5, 0.6, 0.7]
-    assert verdicts[0.3] == "not among the best third after 1 epochs"
+    assert verdicts[0.3] == "not among the best third after epoch 1"
     # Between two rungs nothing is decided.
     assert ask(early, "t0.5", 2, 0.0) is None
     assert ask(early, "t0.7", 3, 0.7) is None and ask(early, "t0.5", 3, 0.1) is not None
@@ -73,8 +73,8 @@ def test_a_sweep_that_goes_on_has_the_rungs_that_it_had() -> None:
 
 def test_a_trial_that_was_told_to_end_is_told_so_again_after_a_restart() -> None:
     early = stopping()
-    early.replay([record("a", point(1, 0.9), stop="not among the best third after 1 epochs")])
-    assert ask(early, "a", 1, 0.9) == "not among the best third after 1 epochs"
+    early.replay([record("a", point(1, 0.9), stop="not among the best third after epoch 1")])
+    assert ask(early, "a", 1, 0.9) == "not among the best third after epoch 1"
 
 
 def test_an_evaluation_that_is_told_twice_counts_once() -> None:
@@ -98,7 +98,7 @@ def test_a_trial_below_the_median_of_three_others_ends() -> None:
     for name, ap in (("a", 0.5), ("b", 0.4), ("c", 0.3)):
         assert ask(early, name, 1, ap) is None
     assert ask(early, "d", 1, 0.45) is None
-    assert ask(early, "e", 1, 0.2) == "below the median after 1 epochs"
+    assert ask(early, "e", 1, 0.2) == "below the median after epoch 1"
 
 
 def test_after_the_deadline_every_trial_ends_at_its_next_evaluation() -> None:
@@ -106,10 +106,10 @@ def test_after_the_deadline_every_trial_ends_at_its_next_evaluation() -> None:
     early = stopping("none", deadline=10.0, clock=lambda: now[0])
     assert ask(early, "a", 1, 0.5) is None
     now[0] = 11.0
-    assert ask(early, "a", 2, 0.9) == "sweep.hours are over at 2 epochs"
+    assert ask(early, "a", 2, 0.9) == "sweep.hours are over after epoch 2"
 
 
 def test_a_trial_that_the_time_had_ended_may_go_on() -> None:
     early = stopping("none")
-    early.replay([record("a", point(1, 0.5), stop="sweep.hours are over at 1 epochs")])
+    early.replay([record("a", point(1, 0.5), stop="sweep.hours are over after epoch 1")])
     assert ask(early, "a", 1, 0.5) is None

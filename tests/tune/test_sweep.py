@@ -41,10 +41,10 @@ def test_as_many_trials_run_at_once_as_the_nodes_have_room_for() -> None:
     )
 
 
-def swept(records: list[TrialRecord], storage: str, uri: str) -> Swept:
+def swept(records: list[TrialRecord], storage: str, uri: str, **sweep: Any) -> Swept:
     data = {"train": "/my data/train", "val": "/my data/val"}
     config = TrainConfig.model_validate({"name": "a", "storage": storage, "data": data})
-    budget = SweepConfig()
+    budget = SweepConfig(**sweep)
     searched = space_of(budget.preset, budget.space, config)
     # What the sweep has read is not shown.
     planned = Plan(config, budget, f"{storage}/sweeps/a", searched, None, (), ())  # type: ignore[arg-type]
@@ -73,6 +73,20 @@ def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> N
         assert shlex.split(line.removeprefix("register ")) == [
             *("python", "-m", "pipelines.register", "--sweep", "/my runs/sweeps/a", "--name", "a")
         ]
+
+
+def test_a_sweep_that_used_up_its_time_or_images_says_what_was_not_done() -> None:
+    one = record("a-1", 0.5)
+    (note,) = (line for line in swept([one], "/r", "http://h", hours=0.5).lines() if "used" in line)
+    assert note.startswith("note     sweep.hours 0.5 is used up: 1 of ")
+    cut = record("a-1", 0.5, status="stopped early", stop="sweep.hours are over after epoch 1")
+    whole = [cut, *(record(f"a-{n}", 0.1) for n in range(2, 5))]
+    lines = swept(whole, "/r", "http://h", hours=2, trials=4).lines()
+    assert any("4 of 4 trials were begun, 1 of them ended by it" in line for line in lines)
+    for ended in ({"trials": 1, "hours": 2}, {"trials": 4}):
+        assert not any(
+            "used up" in line for line in swept([one], "/r", "http://h", **ended).lines()
+        )
 
 
 def test_a_sweep_that_found_nothing_says_so() -> None:

@@ -107,6 +107,9 @@ def test_a_run_without_an_evaluation_has_no_best(tmp_path: Path) -> None:
     run_folder.write(str(tmp_path), run_folder.CONFIG, {"identity": {}, "config": {}})
     with pytest.raises(UsageError, match="has no evaluated checkpoint yet"):
         evaluations.best_checkpoint(str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError, match="is the folder of a sweep; give --sweep"):
+        evaluations.best_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(
