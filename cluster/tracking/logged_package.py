@@ -1,4 +1,4 @@
-"""A model package as an MLflow model: logged without pickle, and downloaded."""
+"""A model package as an MLflow model: logged without pickle, downloaded and verified."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from cluster.errors import PlainError
-from cluster.runs.package_files import PACKAGE_FILES, check_version
+from cluster.errors import DataError, PlainError, UsageError
+from cluster.runs.package_files import PACKAGE_FILES, check_version, package_digest
 from cluster.tracking.client import connected
-from cluster.tracking.registry import Version
+from cluster.tracking.file_digests import FILES_TAG, file_digests, refuse_changed
+from cluster.tracking.registry import DIGEST_TAG, Version
 from cluster.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -94,27 +95,72 @@ def _signature() -> ModelSignature:
     )
 
 
+def logged_digests(model_uri: str, *, tracking: str) -> dict[str, str]:
+    """sha256 of every file of a model that was logged, as the store gives it back."""
+    with tempfile.TemporaryDirectory(prefix="retinaray-logged-") as folder:
+        return file_digests(_download(model_uri, tracking=tracking, folder=folder))
+
+
+def download_model(version: Version, *, tracking: str, folder: str) -> str:
+    """A local folder with all files of a registered model, below `folder`: those that were
+    registered, to the last byte. `DataError` names files that have changed.
+
+    Versions of before the tag `files_sha256` are compared by the digest of the package alone;
+    `UsageError` for a version without either: it was not registered by this project.
+    """
+    with connected(tracking) as client:
+        tags = client.get_model_version(version.name, str(version.version)).tags
+    if FILES_TAG not in tags and DIGEST_TAG not in tags:
+        raise UsageError(
+            f"{version}: has no tag {FILES_TAG}, so its files cannot be verified; it is not a"
+            " version that pipelines/register.py made: register its training run"
+        )
+    model = _download(str(version), tracking=tracking, folder=folder)
+    if FILES_TAG in tags:
+        refuse_changed(model, tags[FILES_TAG], version=str(version))
+    elif package_digest(_package_in(model, version)) != tags[DIGEST_TAG]:
+        raise DataError(
+            f"{version}: its files are not those that were registered (tag {DIGEST_TAG}); find out"
+            " who changed the artifacts, then register the run again"
+        )
+    return model
+
+
 def download_package(version: Version, *, tracking: str, folder: str | None = None) -> str:
     """A local folder with the three package files, below `folder` (None: a new temporary one, which
-    the caller deletes).
+    the caller deletes). The files are verified, see `download_model`.
 
     `PlainError` when the version is not a package of this project.
     """
     folder = folder or tempfile.mkdtemp(prefix="retinaray-package-")
+    package = _package_in(download_model(version, tracking=tracking, folder=folder), version)
+    check_version(package, str(version))
+    return package
+
+
+def _download(model_uri: str, *, tracking: str, folder: str) -> str:
     with connected(tracking):
         from mlflow.artifacts import download_artifacts
 
-        model = download_artifacts(
-            str(version), dst_path=folder, tracking_uri=tracking, registry_uri=tracking
+        return download_artifacts(
+            model_uri, dst_path=folder, tracking_uri=tracking, registry_uri=tracking
         )
+
+
+def _package_in(model: str, version: Version) -> str:
+    """The folder of the package in the local folder of a model."""
     with open(os.path.join(model, "MLmodel"), encoding="utf-8") as file:
         flavor = yaml.safe_load(file)["flavors"].get("python_function", {})
-    package = os.path.join(model, flavor.get("artifacts", {}).get("package", {}).get("path", ""))
+    path = flavor.get("artifacts", {}).get("package", {}).get("path", "")
+    package = os.path.realpath(os.path.join(model, path))
+    if not Path(package).is_relative_to(os.path.realpath(model)):
+        raise DataError(
+            f"{version}: its MLmodel names {path}, outside of the model; choose another version"
+        )
     missing = [name for name in PACKAGE_FILES if not os.path.isfile(os.path.join(package, name))]
     if missing:
         raise PlainError(
             f"{version} has no {', '.join(missing)}: it is not a model of this project; choose"
             " another version"
         )
-    check_version(package, str(version))
     return package

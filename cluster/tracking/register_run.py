@@ -12,7 +12,8 @@ from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
 from cluster.tracking.config import refuse_second_store, ui_command
-from cluster.tracking.logged_package import log_package
+from cluster.tracking.file_digests import FILES_TAG, as_tag
+from cluster.tracking.logged_package import log_package, logged_digests
 from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run, read_record
@@ -79,8 +80,10 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
                 model_uri = log_package(mlflow_run, package, step=best.images_seen)
             finally:
                 mlflow_run.close()
+            digests = logged_digests(model_uri, tracking=store)
             tags = {
                 registry.DIGEST_TAG: digest,
+                FILES_TAG: as_tag(digests),
                 "run_folder": folder,
                 "checkpoint": best.checkpoint,
                 "images_seen": str(best.images_seen),

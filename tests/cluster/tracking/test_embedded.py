@@ -14,10 +14,11 @@ from urllib.request import pathname2url
 import pytest
 
 from cluster.errors import PlainError, UsageError
+from cluster.runs.package_files import package_digest
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.logged_package import download_package, log_package
-from cluster.tracking.registry import register, resolve
+from cluster.tracking.registry import DIGEST_TAG, register, resolve
 from cluster.tracking.run import attach_run, open_run
 
 ODD = "50%41 a?b#c'ä:d\"@e"
@@ -43,7 +44,8 @@ def test_the_uri_of_a_server_has_no_path() -> None:
 def _make_store(folder: str, package: str) -> None:
     run = open_run(embedded.uri_of(f"{folder}/mlflow.db"), experiment="tests", name="cells")
     run.log_text("kept", "config.json")
-    register(log_package(run, package), "cells", tracking=run.uri)
+    tags = {DIGEST_TAG: package_digest(package)}
+    register(log_package(run, package), "cells", tracking=run.uri, tags=tags)
     assert run.finish("FINISHED")
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cluster.errors import PlainError
+from cluster.errors import DataError, PlainError
 from cluster.runs.package_files import PACKAGE_FILES, package_digest
 from cluster.tracking.client import connect
-from cluster.tracking.logged_package import download_package
-from cluster.tracking.registry import Version, register
+from cluster.tracking.file_digests import FILES_TAG, as_tag, file_digests
+from cluster.tracking.logged_package import download_package, logged_digests
+from cluster.tracking.registry import DIGEST_TAG, Version, register
 from detector.predict import Predictor
 
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
@@ -109,17 +112,87 @@ def test_a_model_loads_elsewhere_without_pickle_and_detects_as_the_predictor_doe
         assert found["names"][i] == [CLASSES[label]["name"] for label in e.labels_N]
 
 
+def registered(logged, tracking, name):
+    """A version whose tag has the digest of each file."""
+    tags = {FILES_TAG: as_tag(logged_digests(logged[0], tracking=tracking))}
+    return register(logged[0], name, tracking=tracking, tags=tags)
+
+
 def test_the_downloaded_package_is_the_logged_one(tracking, logged, package, tmp_path):
-    version = register(logged[0], "served", tracking=tracking)
+    version = registered(logged, tracking, "served")
     folder = download_package(version, tracking=tracking, folder=str(tmp_path))
     assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(PACKAGE_FILES)
     assert package_digest(folder) == package_digest(package)
 
 
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def rename_a_class(path):
+    path.write_text(path.read_text().replace("platelet", "cell").replace("cell", "platelet", 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("model.safetensors", flip_a_bit, "model.safetensors has changed"),
+        ("classes.json", rename_a_class, "classes.json has changed"),
+        ("code/detector/predict.py", flip_a_bit, "code/detector/predict.py has changed"),
+        ("MLmodel", flip_a_bit, "MLmodel has changed"),
+        ("python_model.pkl", lambda path: path.write_bytes(b"\x80"), "python_model.pkl was added"),
+        ("requirements.txt", lambda path: path.unlink(), "requirements.txt is missing"),
+    ],
+)
+def test_a_version_whose_files_have_changed_is_refused_with_their_names(
+    tracking, logged, tmp_path, file, change, said
+):
+    version = registered(logged, tracking, "changed")
+    client = connect(tracking)
+    stored = client.get_logged_model(logged[0].removeprefix("models:/")).artifact_location
+    shutil.copytree(stored, tmp_path / "kept")
+    (path,) = [*Path(stored).rglob(Path(file).name)] or [Path(stored, file)]
+    try:
+        change(path)
+        with pytest.raises(DataError, match=f"models:/changed/.*not those .*registered: .*{said}"):
+            download_package(version, tracking=tracking, folder=f"{tmp_path}/changed")
+    finally:
+        shutil.rmtree(stored)
+        shutil.copytree(tmp_path / "kept", stored)
+    assert download_package(version, tracking=tracking, folder=f"{tmp_path}/whole")
+
+
+def test_a_version_of_before_the_digests_of_files_is_verified_by_that_of_the_package(
+    tracking, logged, package, tmp_path
+):
+    tags = {DIGEST_TAG: package_digest(package)}
+    version = register(logged[0], "older", tracking=tracking, tags=tags)
+    assert download_package(version, tracking=tracking, folder=f"{tmp_path}/one")
+    version = register(logged[0], "older", tracking=tracking, tags={DIGEST_TAG: "0" * 64})
+    with pytest.raises(DataError, match=r"models:/older/2: its files are not those .*registered"):
+        download_package(version, tracking=tracking, folder=f"{tmp_path}/two")
+
+
 def test_a_model_of_another_project_is_refused(tracking, tmp_path):
-    (tmp_path / "MLmodel").write_text("flavors: {sklearn: {}}")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "MLmodel").write_text("flavors: {sklearn: {}}")
     client = connect(tracking)
     client.create_registered_model("foreign")
-    client.create_model_version("foreign", source=str(tmp_path))
-    with pytest.raises(PlainError, match="models:/foreign/1 has no model.safetensors"):
-        download_package(Version("foreign", 1), tracking=tracking, folder=str(tmp_path / "down"))
+
+    def said(**tags):
+        made = client.create_model_version("foreign", source=str(model), tags=tags)
+        version, folder = Version("foreign", int(made.version)), str(tmp_path / "down")
+        with pytest.raises(PlainError) as error:
+            download_package(version, tracking=tracking, folder=folder)
+        return str(error.value)
+
+    assert "models:/foreign/1: has no tag files_sha256" in said()
+    assert "has no model.safetensors" in said(files_sha256=as_tag(file_digests(str(model))))
+    (model / "MLmodel").write_text(
+        "flavors: {python_function: {artifacts: {package: {path: ../elsewhere}}}}"
+    )
+    outside = said(files_sha256=as_tag(file_digests(str(model))))
+    assert "names ../elsewhere, outside of the model" in outside
