@@ -15,6 +15,7 @@ from cluster.tracking.config import refuse_second_store, ui_command
 from cluster.tracking.file_digests import FILES_TAG, as_tag
 from cluster.tracking.logged_package import log_package, logged_digests
 from cluster.tracking.preflight import check_model_name, check_server
+from cluster.tracking.promotion import register
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run, read_record
 
@@ -93,7 +94,7 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
                     if (value := best.metrics.get(name)) is not None
                 },
             }
-            version = registry.register(model_uri, name, tracking=store, tags=tags)
+            version = register(model_uri, name, tracking=store, tags=tags)
     return Registered(
         version,
         best,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 
-from cluster.tracking.registry import aliases, register
+from cluster.tracking.promotion import register
+from cluster.tracking.registry import aliases
 
 
 def test_the_tracking_uri_of_the_process_does_not_change(tracking, logged, monkeypatch):

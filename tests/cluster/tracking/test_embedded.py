@@ -18,7 +18,8 @@ from cluster.runs.package_files import package_digest
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.logged_package import download_package, log_package
-from cluster.tracking.registry import DIGEST_TAG, register, resolve
+from cluster.tracking.promotion import register
+from cluster.tracking.registry import DIGEST_TAG, resolve
 from cluster.tracking.run import attach_run, open_run
 
 ODD = "50%41 a?b#c'ä:d\"@e"

@@ -20,7 +20,8 @@ from cluster.runs.package_files import PACKAGE_FILES, package_digest
 from cluster.tracking.client import connect
 from cluster.tracking.file_digests import FILES_TAG, as_tag, file_digests
 from cluster.tracking.logged_package import download_package, logged_digests
-from cluster.tracking.registry import DIGEST_TAG, Version, register
+from cluster.tracking.promotion import register
+from cluster.tracking.registry import DIGEST_TAG, Version
 from detector.predict import Predictor
 
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]

@@ -1,0 +1,115 @@
+"""Which version of a registered model was the champion when, and why. MLflow keeps no history of
+aliases (mlflow#2169), so every move is a tag of the registered model:
+
+promotion.<UTC time>    `Move` as JSON. It is written before the alias moves and again after that,
+                        so that a move that was cut off is known as one.
+
+An alias that was moved by hand is found where a move does not begin at the version at which the one
+before it ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PREFIX = "promotion."
+TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+Kind = Literal["first", "promotion", "forced", "rollback", "by hand"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The champion becomes another version."""
+
+    at: str
+    """UTC, as `TIME_FORMAT`; empty for a move by hand, whose time nobody knows."""
+    by: str
+    """USER@HOST; empty for a move by hand."""
+    kind: Kind
+    old: int | None
+    new: int
+    reason: str
+    is_done: bool = True
+    """False: the alias was to move; whether it did is seen by `champion`."""
+    data: str = ""
+    """The shard set on which the two were compared."""
+    data_digest: str = ""
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    """What the gate found, such as `AP` and `AP of the champion`."""
+
+    @property
+    def when(self) -> str:
+        """For a reader, UTC."""
+        if not self.at:
+            return "?"
+        return datetime.strptime(self.at, TIME_FORMAT).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+    def to_json(self) -> dict[str, Any]:
+        stored = asdict(self)
+        # The names of the first versions of this file.
+        return {"from": stored.pop("old"), "to": stored.pop("new"), **stored}
+
+    @classmethod
+    def from_json(cls, at: str, stored: Mapping[str, Any]) -> Move:
+        """A move of an earlier version has `from`, `to`, `reason` and `by` alone."""
+        rest = {
+            name: value
+            for name, value in stored.items()
+            if name in cls.__dataclass_fields__ and name != "at"
+        }
+        kind: Kind = "first" if stored["from"] is None else "promotion"
+        return cls(at=at, old=stored["from"], new=stored["to"], **{"kind": kind, **rest})
+
+
+def write_move(client: MlflowClient, name: str, move: Move) -> None:
+    client.set_registered_model_tag(name, PREFIX + move.at, json.dumps(move.to_json()))
+
+
+def read_moves(tags: Mapping[str, str]) -> list[Move]:
+    """The moves among the tags of a registered model, oldest first, as they were written."""
+    return [
+        Move.from_json(key.removeprefix(PREFIX), json.loads(tags[key]))
+        for key in sorted(tags)
+        if key.startswith(PREFIX)
+    ]
+
+
+def history(tags: Mapping[str, str], champion: int | None) -> list[Move]:
+    """All moves until the version that is `champion` now, oldest first: those that were done, and
+    between them those that were made by hand.
+    """
+    moves = [_settled(each, after, champion) for each, after in _with_next(read_moves(tags))]
+    done = [move for move in moves if move.is_done]
+    told: list[Move] = []
+    for move in done:
+        told += _by_hand(told, move.old)
+        told.append(move)
+    return told + _by_hand(told, champion)
+
+
+def _with_next(moves: Sequence[Move]) -> Iterator[tuple[Move, Move | None]]:
+    return zip(moves, [*moves[1:], None], strict=True)
+
+
+def _settled(move: Move, after: Move | None, champion: int | None) -> Move:
+    """A move that was cut off counts as done where the next one, or now, starts at its end."""
+    reached = champion if after is None else after.old
+    return move if move.is_done else replace(move, is_done=reached == move.new)
+
+
+def _by_hand(told: Sequence[Move], found: int | None) -> list[Move]:
+    """The move that must have been made after the last of those that are told, if `found` is
+    another champion.
+    """
+    last = told[-1].new if told else None
+    if found is None or found == last or not told:
+        return []
+    reason = "the alias was moved without promote or rollback"
+    return [Move("", "", "by hand", last, found, reason)]

@@ -1,0 +1,203 @@
+"""The aliases of versions and their history, against a real SQLite store."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from cluster.errors import PlainError, UsageError
+from cluster.tracking import promotion
+from cluster.tracking.client import connect
+from cluster.tracking.history import history
+from cluster.tracking.promotion import Evidence, champion_of, promote, register, roll_back
+from cluster.tracking.registry import DIGEST_TAG, Version, aliases, find_package, resolve
+
+
+@pytest.fixture(autouse=True)
+def _settles_soon(monkeypatch):
+    monkeypatch.setattr(promotion, "SETTLE_S", 0.2)
+
+
+def told(tracking, name):
+    """Of the history: from, to, kind."""
+    client = connect(tracking)
+    tags = client.get_registered_model(name).tags
+    moves = history(tags, champion_of(client, name))
+    return [(move.old, move.new, move.kind) for move in moves]
+
+
+def test_promotion_moves_the_aliases_and_can_be_rolled_back(tracking, logged):
+    one = register(logged[0], "cells", tracking=tracking, tags={"AP": 0.5, DIGEST_TAG: "aaa"})
+    assert one == Version("cells", 1) and aliases(one, tracking=tracking) == [
+        "challenger",
+        "champion",
+    ]
+    two = register(logged[0], "cells", tracking=tracking, tags={DIGEST_TAG: "bbb"})
+    assert aliases(one, tracking=tracking) == ["champion"] and aliases(two, tracking=tracking) == [
+        "challenger"
+    ]
+    client = connect(tracking)
+    stored = client.get_model_version("cells", "1")
+    assert stored.tags["AP"] == "0.5" and stored.run_id == logged[1] and stored.source == logged[0]
+    linked = json.loads(
+        client.get_logged_model(logged[0].removeprefix("models:/")).tags["mlflow.modelVersions"]
+    )
+    assert {"name": "cells", "version": 1} in linked and {"name": "cells", "version": 2} in linked
+    assert (
+        find_package("bbb", "cells", tracking=tracking) == two
+        and find_package("ccc", "cells", tracking=tracking) is None
+    )
+
+    promote(two, reason="AP 0.6 against 0.5", tracking=tracking)
+    assert (
+        resolve("models:/cells@champion", tracking=tracking) == two
+        and resolve("models:/cells@previous", tracking=tracking) == one
+    )
+    promote(two, reason="again", tracking=tracking)
+    assert resolve("models:/cells@previous", tracking=tracking) == one
+    promote(
+        resolve("models:/cells@previous", tracking=tracking), reason="roll back", tracking=tracking
+    )
+    assert (
+        resolve("models:/cells@champion", tracking=tracking) == one
+        and resolve("models:/cells@previous", tracking=tracking) == two
+    )
+    tags = client.get_registered_model("cells").tags
+    audit = [json.loads(tags[key]) for key in sorted(tags) if key.startswith("promotion.")]
+    assert [(entry["from"], entry["to"], entry["reason"]) for entry in audit] == [
+        (None, 1, "the first version"),
+        (1, 2, "AP 0.6 against 0.5"),
+        (2, 1, "roll back"),
+    ]
+
+
+def two_versions(logged, tracking, name):
+    return [register(logged[0], name, tracking=tracking) for _ in range(2)]
+
+
+def test_a_champion_is_given_back(logged, tracking):
+    one, two = two_versions(logged, tracking, "back")
+    with pytest.raises(UsageError, match="back: has no alias previous"):
+        roll_back("back", reason="a mistake", tracking=tracking)
+    promote(two, reason="better", tracking=tracking)
+    assert roll_back("back", reason="a mistake", tracking=tracking).new == 1
+    assert resolve("models:/back@champion", tracking=tracking) == one
+    assert resolve("models:/back@previous", tracking=tracking) == two
+    assert told(tracking, "back") == [(None, 1, "first"), (1, 2, "promotion"), (2, 1, "rollback")]
+    with pytest.raises(UsageError, match="no model 'nothing'"):
+        roll_back("nothing", reason="a mistake", tracking=tracking)
+
+
+def test_a_champion_that_moved_after_the_comparison_ends_the_promotion(logged, tracking):
+    _, two = two_versions(logged, tracking, "moved")
+    three = register(logged[0], "moved", tracking=tracking)
+    compared = Evidence(1, "/data", "abc", {"AP": 0.5})
+    promote(two, reason="better", tracking=tracking, evidence=compared)
+    with pytest.raises(UsageError, match=r"version 1, but the champion is now version 2, since 20"):
+        promote(three, reason="better too", tracking=tracking, evidence=compared)
+    assert resolve("models:/moved@champion", tracking=tracking) == two
+
+
+def test_a_move_by_hand_is_named(logged, tracking):
+    _, two = two_versions(logged, tracking, "hand")
+    client = connect(tracking)
+    client.set_registered_model_alias("hand", "champion", "2")
+    assert told(tracking, "hand") == [(None, 1, "first"), (1, 2, "by hand")]
+    three = register(logged[0], "hand", tracking=tracking)
+    with pytest.raises(UsageError, match="the champion is now version 2, since 20 hand"):
+        promote(three, reason="better", tracking=tracking, evidence=Evidence(1, "/data", "abc"))
+    promote(three, reason="better", tracking=tracking, evidence=Evidence(2, "/data", "abc"))
+    assert told(tracking, "hand") == [
+        (None, 1, "first"),
+        (1, 2, "by hand"),
+        (2, 3, "promotion"),
+    ]
+    assert resolve("models:/hand@previous", tracking=tracking) == two
+
+
+@pytest.mark.parametrize("alias", ["previous", "champion"])
+def test_a_registry_that_dies_between_the_moves_leaves_the_champion_and_the_command_works_again(
+    logged, tracking, monkeypatch, alias
+):
+    from mlflow import MlflowClient
+
+    name = f"dies-at-{alias}"
+    one, two = two_versions(logged, tracking, name)
+    whole = MlflowClient.set_registered_model_alias
+
+    def dies(self, of, moved, number):
+        if moved == alias:
+            raise OSError("the server is gone")
+        whole(self, of, moved, number)
+
+    with monkeypatch.context() as patch, pytest.raises(PlainError, match="the server is gone"):
+        patch.setattr(MlflowClient, "set_registered_model_alias", dies)
+        promote(two, reason="better", tracking=tracking)
+    assert resolve(f"models:/{name}@champion", tracking=tracking) == one
+    assert told(tracking, name) == [(None, 1, "first")]
+    promote(two, reason="better", tracking=tracking)
+    assert resolve(f"models:/{name}@champion", tracking=tracking) == two
+    assert resolve(f"models:/{name}@previous", tracking=tracking) == one
+    assert told(tracking, name) == [(None, 1, "first"), (1, 2, "promotion")]
+
+
+def test_a_move_that_was_cut_off_after_the_alias_counts(logged, tracking, monkeypatch):
+    _, two = two_versions(logged, tracking, "late")
+    calls = []
+
+    def once(client, name, move):
+        calls.append(move)
+        if len(calls) == 2:
+            raise OSError("the server is gone")
+        write(client, name, move)
+
+    write = promotion.write_move
+    monkeypatch.setattr(promotion, "write_move", once)
+    with pytest.raises(PlainError, match="the server is gone"):
+        promote(two, reason="better", tracking=tracking)
+    assert told(tracking, "late") == [(None, 1, "first"), (1, 2, "promotion")]
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(logged, tracking):
+    two_versions(logged, tracking, "race")
+    register(logged[0], "race", tracking=tracking)
+    compared, said = Evidence(1, "/data", "abc"), []
+    begin = threading.Barrier(2)
+
+    def run(number):
+        begin.wait()
+        try:
+            promote(Version("race", number), reason="x", tracking=tracking, evidence=compared)
+        except UsageError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 1 and ("at this moment" in said[0] or "is now version" in said[0]), said
+    assert len(told(tracking, "race")) == 2
+    assert promotion.LOCK_TAG not in connect(tracking).get_registered_model("race").tags
+
+
+def test_the_lock_of_a_dead_command_is_taken_over(logged, tracking, monkeypatch):
+    monkeypatch.setattr(promotion, "SILENT_S", 0.5)
+    _, two = two_versions(logged, tracking, "stale")
+    lock = json.dumps({"by": "ann@gone", "token": "1"})
+    connect(tracking).set_registered_model_tag("stale", promotion.LOCK_TAG, lock)
+    promote(two, reason="better", tracking=tracking)
+    assert resolve("models:/stale@champion", tracking=tracking) == two
+
+
+def test_moves_that_an_earlier_version_wrote_are_read(logged, tracking):
+    register(logged[0], "old", tracking=tracking)
+    client = connect(tracking)
+    for key in client.get_registered_model("old").tags:
+        client.delete_registered_model_tag("old", key)
+    for second, move in enumerate([{"from": None, "to": 2}, {"from": 2, "to": 1}]):
+        entry = json.dumps({**move, "reason": "why", "by": "ann"})
+        client.set_registered_model_tag("old", f"promotion.20260101T00000{second}.0Z", entry)
+    assert told(tracking, "old") == [(None, 2, "first"), (2, 1, "promotion")]
