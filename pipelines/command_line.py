@@ -233,7 +233,21 @@ def _variables(fields: Fields) -> set[str]:
 def all_verbs() -> dict[str, type[BaseModel]]:
     """The configuration of each verb."""
     # Imported here: each verb imports this module.
-    from pipelines import evaluate, predict, prepare, register, run_config, shards, sweep, train
+    from pipelines import (
+        approve,
+        evaluate,
+        history,
+        predict,
+        prepare,
+        promote,
+        register,
+        rollback,
+        run_config,
+        shards,
+        sweep,
+        train,
+        versions,
+    )
 
     return {
         "prepare": prepare.PrepareConfig,
@@ -242,6 +256,11 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "sweep": sweep.SweepVerb,
         "evaluate": evaluate.EvaluateConfig,
         "register": register.RegisterConfig,
+        "promote": promote.PromoteConfig,
+        "approve": approve.ApproveConfig,
+        "rollback": rollback.RollbackConfig,
+        "history": history.HistoryConfig,
+        "versions": versions.VersionsConfig,
         "predict": predict.PredictConfig,
         "run": run_config.RunConfig,
     }

@@ -102,7 +102,7 @@ def evaluate(
     read_objects(shard_set, subject=f"data {shard_set.uri}")
     run = None if run is None else uris.absolute(run)
     best = None if run is None else evaluations.best_checkpoint(run)
-    given = _given_classes(class_map)
+    given = given_classes(class_map)
     renamed = {name: to for name, to in (given or {}).items() if to != name}
     subject = Subject(shard_set.uri, shard_set.digest, max_detections, renamed, views)
     output = uris.absolute(output or uris.join(run or "", "evaluation", subject.folder))
@@ -124,7 +124,7 @@ def evaluate(
             f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
             f" {resources.READ_CPUS:g} for reading)"
         )
-        _connect(resources.detection_shares(**vars(replicas)), request, ray)
+        connect_for(resources.detection_shares(**vars(replicas)), request, ray)
         folder = f"{scratch}/evaluation"
         table, remarks = evaluate_package(
             package,
@@ -327,7 +327,7 @@ def predict_images(
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
-            given=_given_classes(class_map),
+            given=given_classes(class_map),
         )
         predicted = prediction.predict(
             package,
@@ -341,7 +341,7 @@ def predict_images(
             overlays=options["overlays"],
             views=options.get("views", WHOLE_PICTURE),
             overwrite=overwrite,
-            connect=lambda: _connect(
+            connect=lambda: connect_for(
                 resources.prediction_shares(**vars(replicas)), request, options["ray"]
             ),
             **vars(replicas),
@@ -359,7 +359,7 @@ def _replace_results(folder: str, output: str, *, last: str) -> None:
     files.upload_folder(folder, output, last=last)
 
 
-def _given_classes(class_map: str | None) -> dict[str, str] | None:
+def given_classes(class_map: str | None) -> dict[str, str] | None:
     """The content of the file that --classes names."""
     if not class_map:
         return None
@@ -379,7 +379,7 @@ def _download(
     return download_package(version, tracking=uri, folder=folder), str(version), uri
 
 
-def _connect(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:
+def connect_for(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:
     """Join or start Ray, and refuse what the cluster has no room for."""
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     resources.check_resources(processes, what=request, autoscaling=ray.autoscaling)

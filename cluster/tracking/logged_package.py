@@ -32,16 +32,22 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
 )
+EXAMPLES = "examples"
+LOADER = Path(__file__).with_name("load_model.py")
+"""Loads a model in a process of its own."""
 DETECTOR = Path(__file__).resolve().parents[2] / "detector"
 
 
-def log_package(run: Run, folder: str, *, step: int = 0) -> str:
+def log_package(run: Run, folder: str, *, step: int = 0, examples: str | None = None) -> str:
     """Log a package folder as a pickle-free pyfunc of this MLflow run -> `models:/m-...`. `step` is
     images seen.
 
     The model contains the three files, a copy of detector/, pinned requirements and the signature,
-    so it loads without this project.
+    so it loads without this project; and the folder `examples`, see `cluster.tracking.examples`.
     """
+    artifacts = {"package": os.path.abspath(folder)}
+    if examples is not None:
+        artifacts[EXAMPLES] = os.path.abspath(examples)
     with connected(run.uri) as client, warnings.catch_warnings():
         import mlflow.pyfunc
         from mlflow.models import Model
@@ -59,7 +65,7 @@ def log_package(run: Run, folder: str, *, step: int = 0) -> str:
             model_id=logged.model_id,
             step=step,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"package": os.path.abspath(folder)},
+            artifacts=artifacts,
             code_paths=[str(DETECTOR)],
             pip_requirements=_pinned_requirements(),
             signature=_signature(),
@@ -118,7 +124,7 @@ def download_model(version: Version, *, tracking: str, folder: str) -> str:
     model = _download(str(version), tracking=tracking, folder=folder)
     if FILES_TAG in tags:
         refuse_changed(model, tags[FILES_TAG], version=str(version))
-    elif package_digest(_package_in(model, version)) != tags[DIGEST_TAG]:
+    elif package_digest(package_folder(model, version)) != tags[DIGEST_TAG]:
         raise DataError(
             f"{version}: its files are not those that were registered (tag {DIGEST_TAG}); find out"
             " who changed the artifacts, then register the run again"
@@ -133,7 +139,7 @@ def download_package(version: Version, *, tracking: str, folder: str | None = No
     `PlainError` when the version is not a package of this project.
     """
     folder = folder or tempfile.mkdtemp(prefix="retinaray-package-")
-    package = _package_in(download_model(version, tracking=tracking, folder=folder), version)
+    package = package_folder(download_model(version, tracking=tracking, folder=folder), version)
     check_version(package, str(version))
     return package
 
@@ -147,16 +153,26 @@ def _download(model_uri: str, *, tracking: str, folder: str) -> str:
         )
 
 
-def _package_in(model: str, version: Version) -> str:
-    """The folder of the package in the local folder of a model."""
+def artifact_folder(model: str, name: str, version: Version) -> str | None:
+    """The folder of an artifact in the local folder of a model; None where it has none of this
+    name. `DataError` where it lies outside.
+    """
     with open(os.path.join(model, "MLmodel"), encoding="utf-8") as file:
         flavor = yaml.safe_load(file)["flavors"].get("python_function", {})
-    path = flavor.get("artifacts", {}).get("package", {}).get("path", "")
-    package = os.path.realpath(os.path.join(model, path))
-    if not Path(package).is_relative_to(os.path.realpath(model)):
+    path = flavor.get("artifacts", {}).get(name, {}).get("path")
+    if path is None:
+        return None
+    folder = os.path.realpath(os.path.join(model, path))
+    if not Path(folder).is_relative_to(os.path.realpath(model)):
         raise DataError(
             f"{version}: its MLmodel names {path}, outside of the model; choose another version"
         )
+    return folder
+
+
+def package_folder(model: str, version: Version) -> str:
+    """The folder of the package in the local folder of a model. `PlainError` where it has none."""
+    package = artifact_folder(model, "package", version) or model
     missing = [name for name in PACKAGE_FILES if not os.path.isfile(os.path.join(package, name))]
     if missing:
         raise PlainError(

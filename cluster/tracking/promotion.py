@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # From this tag the UI links a run's model to its versions.
 _LINK_TAG = "mlflow.modelVersions"
 LOCK_TAG = "promoting"
+GATE_TAG, APPROVAL_TAG = "gate.json", "approval.json"
+"""Of a version: the last verdict on it, and a promotion that waits for a second person."""
 SETTLE_S = 1.0
 """In which two writers of the lock that began together have both written it."""
 SILENT_S = 30.0

@@ -5,19 +5,23 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
-from cluster.errors import UsageError
+from cluster.errors import UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, package_digest
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
 from cluster.tracking.config import refuse_second_store, ui_command
+from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
-from cluster.tracking.logged_package import log_package, logged_digests
+from cluster.tracking.logged_package import EXAMPLES, log_package, logged_digests
 from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.promotion import register
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run, read_record
+
+DATA_TAG = "data_val"
+"""Of a version: the shard set on which its run was evaluated."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Registered:
     is_new: bool
     is_final: bool
     tracking_uri: str
+    note: str | None = None
+    """What a reader should know."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
@@ -45,6 +51,8 @@ class Registered:
         ]
         if not self.is_final:
             lines.insert(1, "note     training is not finished; this is its best checkpoint so far")
+        if self.note:
+            lines.append(f"note     {self.note}")
         if not self.is_new:
             lines.insert(0, f"{self.version} already holds this checkpoint; nothing was added")
         return lines
@@ -73,18 +81,23 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         package = f"{scratch}/package"
         build_package(best.checkpoint, package, weights=best.weights)
         digest = package_digest(package)
-        version = registry.find_package(digest, name, tracking=store)
+        version, note = registry.find_package(digest, name, tracking=store), None
         is_new = version is None
         if version is None:
+            data = _data_of(folder)
+            examples, note = _write_examples(data, package, f"{scratch}/{EXAMPLES}")
             mlflow_run = attach_run(store, recorded.run_id)
             try:
-                model_uri = log_package(mlflow_run, package, step=best.images_seen)
+                model_uri = log_package(
+                    mlflow_run, package, step=best.images_seen, examples=examples
+                )
             finally:
                 mlflow_run.close()
             digests = logged_digests(model_uri, tracking=store)
             tags = {
                 registry.DIGEST_TAG: digest,
                 FILES_TAG: as_tag(digests),
+                **({DATA_TAG: data} if data else {}),
                 "run_folder": folder,
                 "checkpoint": best.checkpoint,
                 "images_seen": str(best.images_seen),
@@ -102,4 +115,24 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         is_new,
         run_folder.read_finished(folder) is not None,
         store,
+        note,
     )
+
+
+def _data_of(run: str) -> str | None:
+    """The shard set on which the run was evaluated."""
+    claim = run_folder.read_claim(run)
+    return claim and claim.config.get("data", {}).get("val")
+
+
+def _write_examples(data: str | None, package: str, folder: str) -> tuple[str | None, str | None]:
+    """The folder with the examples, or what to say where there are none: they are not worth the
+    registration.
+    """
+    if data is None:
+        return None, "no example pictures: the run does not say what it was evaluated on"
+    try:
+        write_examples(package, data, folder)
+    except Exception as error:
+        return None, f"no example pictures from {data}: {on_one_line(str(error))[:200]}"
+    return folder, None

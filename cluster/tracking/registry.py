@@ -48,6 +48,19 @@ def aliases(version: Version, *, tracking: str) -> list[str]:
     return sorted(alias for alias, number in numbers.items() if int(number) == version.version)
 
 
+def aliases_by_version(aliases: Mapping[str, str]) -> dict[int, list[str]]:
+    """The aliases of a registered model, by version."""
+    found: dict[int, list[str]] = {}
+    for alias, number in sorted(aliases.items()):
+        found.setdefault(int(number), []).append(alias)
+    return found
+
+
+def refuse_unknown(client: MlflowClient, name: str, tracking: str) -> None:
+    """`UsageError` when the registry has no such model."""
+    _aliases_of(client, name, name, tracking)
+
+
 def parse_model_uri(uri: str) -> tuple[str, str | None, str]:
     """(name, alias, number), of which the alias or the number is given. `UsageError` for another
     form.

@@ -106,7 +106,7 @@ def test_a_move_by_hand_is_named(logged, tracking):
     client.set_registered_model_alias("hand", "champion", "2")
     assert told(tracking, "hand") == [(None, 1, "first"), (1, 2, "by hand")]
     three = register(logged[0], "hand", tracking=tracking)
-    with pytest.raises(UsageError, match="the champion is now version 2, since 20 hand"):
+    with pytest.raises(UsageError, match="the champion is now version 2, since by hand"):
         promote(three, reason="better", tracking=tracking, evidence=Evidence(1, "/data", "abc"))
     promote(three, reason="better", tracking=tracking, evidence=Evidence(2, "/data", "abc"))
     assert told(tracking, "hand") == [

@@ -1,0 +1,100 @@
+"""Make a registered version the champion, if it is not worse than the one in use.
+
+python -m pipelines.promote --model models:/cells@challenger
+python -m pipelines.promote --model models:/cells/3 --data runs/data/val --gate.epsilon 0.005
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from cluster.compute.resources import READ_CPUS
+from cluster.compute.session import RayConfig
+from cluster.judging.gate import GateConfig
+from cluster.tracking.config import TrackingConfig
+from detector.config import Section
+from pipelines.command_line import run_verb
+
+
+class PromoteConfig(Section):
+    """Promotion of a registered version."""
+
+    model: str = Field(
+        description="registered model: models:/NAME@challenger, the newest one, or models:/NAME/3"
+    )
+    data: str | None = Field(
+        default=None,
+        description=(
+            "shard set on which it is compared with the champion; unset: the one on which its"
+            " training was evaluated"
+        ),
+    )
+    classes: str | None = Field(
+        default=None,
+        description=(
+            "YAML file with lines `class of the data: class of the model`, for classes of other"
+            " names"
+        ),
+    )
+    gate: GateConfig = GateConfig()
+    force: bool = Field(
+        default=False,
+        description="promote although the gate says no; recorded for ever, with --reason",
+    )
+    reason: str | None = Field(
+        default=None, min_length=1, description="why, for the history; unset: what the gate found"
+    )
+    needs_approval: bool = Field(
+        default=False, description="only after another person has approved it, see approve"
+    )
+    storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
+    workers: int = Field(
+        default=2, ge=1, le=4096, description="processes, each with a copy of the model"
+    )
+    cpus_per_worker: float = Field(
+        default=0.75,
+        gt=0,
+        le=256,
+        description=f"CPUs that each process books; reading books {READ_CPUS} more for each",
+    )
+    gpus_per_worker: float = Field(
+        default=0, ge=0, le=1, description="GPUs that each process books"
+    )
+    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _force_has_a_reason(self) -> PromoteConfig:
+        if self.force and self.reason is None:
+            raise ValueError("force true: needs --reason TEXT, which the history keeps; give one")
+        return self
+
+
+def main(config: PromoteConfig) -> None:
+    from pipelines.promotion_run import Asked, promote_run
+    from pipelines.scoring_run import Replicas
+
+    promoted = promote_run(
+        config.model,
+        config.data,
+        gate=config.gate,
+        asked=Asked(config.reason, config.force, config.needs_approval),
+        class_map=config.classes,
+        replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
+        ray=config.ray,
+        tracking=config.tracking,
+        storage=config.storage,
+    )
+    print("\n".join(promoted.lines()))
+
+
+if __name__ == "__main__":
+    run_verb(
+        PromoteConfig,
+        main,
+        resumes=False,
+        description=(
+            "Compare a registered version with the champion on the same images, and make it the"
+            " champion if it passes the gate."
+        ),
+    )
