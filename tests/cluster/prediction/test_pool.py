@@ -51,7 +51,7 @@ def workers_that(
             with open(notes / f"{job.number}", "a") as file:
                 file.write("alone " if job.isolated else "together ")
             act(job, notes)
-            return PartReport(job.number, 9, 1)
+            return PartReport(job.number, 9, 1, 0.5)
 
     return Workers(number, 0.5, 0, {"a": b"weights"}, kind=Actor)
 

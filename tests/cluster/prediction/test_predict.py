@@ -21,7 +21,10 @@ from tests.support.predicting import InProcess, Kill, red_picture, rows_of, snap
 
 IMAGES = 40
 """Parts of 16, 16 and 8."""
-DERIVED = {"predictions.parquet", "coco_results.json", "summary.json", "manifest.json"}
+DERIVED = (
+    *("predictions.parquet", "coco_results.json", "summary.json", "summary.html"),
+    "manifest.json",
+)
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_any_part_that_is_missing_is_done_again_and_no_other(
         assert snapshot(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("gone", ["predictions.parquet", "coco_results.json", "summary.json"])
+@pytest.mark.parametrize("gone", DERIVED[:-1])
 def test_a_kill_while_the_files_of_the_whole_are_written_needs_no_worker(
     run: Callable[..., Any], tmp_path: Path, workers: InProcess, gone: str
 ) -> None:
@@ -132,7 +135,9 @@ def test_a_kill_while_the_files_of_the_whole_are_written_needs_no_worker(
     for name in (gone, "manifest.json"):
         (tmp_path / "out" / name).unlink()
     workers.parts = []
-    run(connect=lambda: pytest.fail("Ray is not needed"))
+    done = run(connect=lambda: pytest.fail("Ray is not needed"))
+    timing = done.summary.timing
+    assert (timing.images, timing.images_before, timing.images_per_s) == (0, IMAGES, None)
     assert workers.parts == [] and snapshot(tmp_path / "out") == whole
 
 
@@ -151,6 +156,17 @@ def test_a_kill_while_the_list_is_read_keeps_the_plan(
     workers.parts = []
     run()
     assert workers.parts == [2] and snapshot(tmp_path / "out") == whole
+
+
+def test_a_prediction_that_an_earlier_version_finished_gets_its_page(
+    run: Callable[..., Any], tmp_path: Path, workers: InProcess
+) -> None:
+    run()
+    whole = snapshot(tmp_path / "out")
+    (tmp_path / "out/summary.html").unlink()
+    workers.parts = []
+    assert not run(connect=lambda: pytest.fail("Ray is not needed")).reused
+    assert workers.parts == [] and snapshot(tmp_path / "out") == whole
 
 
 def test_a_finished_prediction_is_reused(
