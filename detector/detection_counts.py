@@ -96,16 +96,19 @@ class DetectionCounts:
         for scores_B, row in zip(scores_CB, rows, strict=True):
             for b, count in row["scores"].items():
                 scores_B[int(b)] = count
+
+        def column(name: str) -> np.ndarray:
+            return np.array([row[name] for row in rows], np.int64)
+
         return cls(
-            tuple(row["name"] for row in rows[:-1]),
-            int(stored["images"]),
-            *(
-                np.array([row[key] for row in rows], np.int64)
-                for key in ("detections", "images", "squares")
-            ),
-            scores_CB,
-            {int(side): int(count) for side, count in stored["widths"].items()},
-            {int(side): int(count) for side, count in stored["heights"].items()},
+            class_names=tuple(row["name"] for row in rows[:-1]),
+            images=int(stored["images"]),
+            detections_C=column("detections"),
+            images_C=column("images"),
+            squares_C=column("squares"),
+            scores_CB=scores_CB,
+            widths={int(side): int(count) for side, count in stored["widths"].items()},
+            heights={int(side): int(count) for side, count in stored["heights"].items()},
         )
 
 

@@ -8,9 +8,10 @@ It can be killed anywhere: the same call does what is missing. The folder holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -19,6 +20,7 @@ from cluster.errors import PlainError, UsageError
 from cluster.prediction import image_list, pool, results
 from cluster.prediction import plan as plans
 from cluster.prediction.image_list import ImageList
+from cluster.prediction.overlays import NOT_DRAWN, OverlayJob, first_overlays
 from cluster.prediction.part import PARTS, PartJob
 from cluster.prediction.plan import Claim, OtherPrediction, Plan
 from cluster.prediction.planner import Planner
@@ -104,11 +106,7 @@ def predict(
         planner = stack.enter_context(
             Planner(output, plan, lambda: _parts(images, ids), lambda: dict(images.passed_over()))
         )
-
-        def look() -> None:
-            if lost:
-                raise PlainError(lost[0])
-
+        look = partial(_check_lease, lost)
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
         made = pool.Workers(workers, cpus_per_worker, gpus_per_worker, read_package(package))
         timing = _run_parts(made, planner, job, look, connect)
@@ -117,12 +115,17 @@ def predict(
             planner.plan,
             class_names=[category.name for category in classes],
             category_ids=claim.category_ids,
-            overlays=overlays,
             timing=timing,
             validation=read_validation(package),
+            draw=partial(_draw, overlays, workers=made, look=look, connect=connect),
             look=look,
         )
     return Predicted(summary, output, overlays, reused=False)
+
+
+def _check_lease(lost: Sequence[str]) -> None:
+    if lost:
+        raise PlainError(lost[0])
 
 
 def _parts(images: ImageList, ids: Mapping[str, int | None] | None) -> Iterator[pa.Table]:
@@ -228,3 +231,23 @@ def _run_parts(
     finally:
         progress.end()
     return progress.timing(workers.number)
+
+
+def _draw(
+    most: int | None,
+    jobs: Iterable[OverlayJob],
+    *,
+    workers: pool.Workers,
+    look: Callable[[], None],
+    connect: Callable[[], object],
+) -> list[str]:
+    """The first `NOT_DRAWN` overlays that cannot be drawn, of `most` or, for None, of all."""
+    failed: list[str] = []
+    if most == 0:
+        return failed
+    connect()
+    jobs = first_overlays(jobs, most)
+    for each in pool.draw_overlays(jobs, number=workers.number, cpus=workers.cpus, look=look):
+        if len(failed) < NOT_DRAWN:
+            failed.append(each)
+    return failed

@@ -188,14 +188,16 @@ def counts_of(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> 
 def found(counts: DetectionCounts, row: int) -> Found:
     """A row of the counts."""
     scores_B, detections = counts.scores_CB[row], int(counts.detections_C[row])
-    quantiles = score_quantiles(scores_B, list(QUANTILES.values()))
     mean = mean_score(scores_B)
+    scores = score_quantiles(scores_B, list(QUANTILES.values()))
+    if scores is not None:
+        scores = [round(score, 4) for score in scores]
     return Found(
         detections,
         round(detections / counts.images, 4) if counts.images else None,
         int(counts.images_C[row]),
         None if mean is None else round(mean, 4),
-        quantiles and {name: round(q, 4) for name, q in zip(QUANTILES, quantiles, strict=True)},
+        None if scores is None else dict(zip(QUANTILES, scores, strict=True)),
     )
 
 

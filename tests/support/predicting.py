@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from cluster.prediction import part, pool
+from cluster.prediction import overlays, part, pool
 from cluster.storage import files
 from detector.batch import Batch
 from detector.decode import DecodeSettings, Detections
@@ -93,6 +93,14 @@ class InProcess:
                 yield part.predict_part(mine, self.predictor, self.names)
                 self.parts.append(planned[0])
                 look(1)
+
+    def draw(
+        self, jobs: Iterable[overlays.OverlayJob], *, number: int, cpus: float, look: Any
+    ) -> Iterator[str]:
+        """In place of `pool.draw_overlays`."""
+        for job in jobs:
+            look()
+            yield from overlays.draw_part(job)
 
 
 def write_package(folder: Path) -> Path:
