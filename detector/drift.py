@@ -30,14 +30,16 @@ OFTEN = 0.65
 SIDE_FACTOR = 1.25
 """Between the median widths, or heights."""
 RULE = (
-    f"A difference is called drift where it is large and beyond chance. Large: detections an image"
-    f" by a factor of {FACTOR:g}; scores where, of two, one from here and one from validation, the"
-    f" same side has the higher one in {OFTEN:.0%} of the pairs; median width or height of the"
-    f" images by a factor of {SIDE_FACTOR:g}. Beyond chance: if nothing had changed, a page would"
-    f" name anything at all in at most {CHANCE:.0%} of the cases (permutation test of the mean and"
-    " rank-sum test, normal approximation, Bonferroni's bound over all comparisons; an image"
-    f" counts once). With fewer than {LEAST} images on a side nothing is said; of scores, with"
-    f" fewer than {LEAST} images that have the class."
+    "A difference is called drift where it is large and beyond chance. Large is a factor of"
+    f" {FACTOR:g} between the detections an image, or of {SIDE_FACTOR:g} between the median widths"
+    " or heights. Scores differ much where, of two scores, one from here and one from validation,"
+    f" that from the same side is the higher one in {OFTEN:.0%} of the pairs. Beyond chance means:"
+    " if nothing had changed, at most 1 page in"
+    f" {1 / CHANCE:.0f} would name anything. (Permutation test of the mean, rank-sum test of scores"
+    " and sides, both with the normal approximation; Bonferroni's bound over all comparisons; an"
+    " image counts once, whatever the number of its detections.) Of fewer than"
+    f" {LEAST} images, here or in validation, nothing is said, nor of the scores of a class that"
+    " fewer images have."
 )
 
 

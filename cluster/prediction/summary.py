@@ -15,7 +15,7 @@ from detector.detection_counts import (
     score_quantiles,
     side_quantiles,
 )
-from detector.drift import Drift
+from detector.drift import LEAST, Drift
 
 SUMMARY, PAGE = "summary.json", "summary.html"
 LISTED_ERRORS, EXAMPLES = 20, 5
@@ -107,6 +107,11 @@ class Summary:
     """By label, and all classes together last."""
     image_sizes: Sides | None = None
     validation_sizes: Sides | None = None
+
+    @property
+    def too_few_images(self) -> bool:
+        """So that nothing is called drift, whatever differs."""
+        return min(self.ok, self.validation_images or 0) < LEAST
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

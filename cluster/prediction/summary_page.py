@@ -20,12 +20,12 @@ from detector.scores import shown
 MOST_CLASSES = 40
 """Classes with a chart; the others are listed."""
 MOST_LISTED = 2000
+SHOWN_QUANTILES = ("5 %", "median", "95 %")
 CHART_BINS = 20
 """Bars of the score, each 0.05 wide."""
 NOT_KNOWN = (
-    "Not known for this package: it does not say what the model detected in validation. Training"
-    " writes that since this version; train the model again, or let its training go on for an"
-    " epoch, and register it again."
+    "Not known for this package: it does not say what the model detected in validation. A package"
+    " says so if both training and register are of this version or a later one."
 )
 Pairs = list[tuple[str, str]]
 
@@ -75,6 +75,7 @@ def render_page(
         tiles=_tiles(summary),
         drift=summary.drift,
         compared=validation is not None,
+        too_few=summary.too_few_images,
         not_known=NOT_KNOWN,
         rule=RULE,
         notes=_notes(claim, summary, pictures),
@@ -122,7 +123,7 @@ def _tiles(summary: Summary) -> Pairs:
         (f"{summary.errors:,}", "errors"),
         (f"{together.detections:,}", "detections"),
         (_rate(together), "detections an image"),
-        (f"{summary.ok - together.images:,}", "images without one"),
+        (f"{summary.ok - together.images:,}", "images without detections"),
         ("-" if rate is None else f"{rate:,.1f}", "images/s"),
         (drift, "signs of drift"),
     ]
@@ -149,7 +150,7 @@ def _timing(timing: Timing | None) -> Pairs:
         return []
     lines = [
         ("images of this command", f"{timing.images:,}"),
-        ("images of commands before", f"{timing.images_before:,}"),
+        ("images of earlier commands", f"{timing.images_before:,}"),
         ("wall time of this command", f"{timing.seconds:,.1f} s until the last part was done"),
     ]
     if timing.images_per_s is None or timing.seconds_a_part is None:
@@ -201,27 +202,20 @@ def _card(
 ) -> ClassCard:
     here, there = found.here, found.validation
 
-    def share(each: Found, images: int) -> str:
-        return f"{each.images / images:.0%}" if images else "-"
-
-    def quantiles(each: Found) -> str:
-        q = each.score_quantiles
-        return (
-            "-"
-            if q is None
-            else " / ".join(shown(q[name], 2) for name in ("5 %", "median", "95 %"))
-        )
-
     def line(each: Found, images: int) -> list[str]:
+        scores = each.score_quantiles or dict.fromkeys(QUANTILES)
         return [
             f"{each.detections:,}",
             _rate(each),
-            share(each, images),
+            f"{each.images / images:.0%}" if images else "-",
             shown(each.mean_score, 2),
-            quantiles(each),
+            *(shown(scores[name], 2) for name in SHOWN_QUANTILES),
         ]
 
-    names = ("detections", "an image", "images with it", "mean score", "5 % / median / 95 %")
+    names = (
+        *("detections", "an image", "images with it", "mean score"),
+        *(f"score, {name}" for name in SHOWN_QUANTILES),
+    )
     ours = line(here, counts.images)
     theirs = [""] * len(names)
     if there is not None and validation is not None:
