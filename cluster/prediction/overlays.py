@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster.prediction import plan as plans
-from cluster.prediction.part import PARTS
+from cluster.prediction.part import PARTS, PartReport
 from cluster.storage import files, parquet_pictures
 from cluster.storage.parquet_tables import read_table
 from cluster.storage.pictures import OVERLAYS
@@ -41,6 +42,14 @@ class OverlayJob:
     class_names: Sequence[str]
 
 
+@dataclass(frozen=True)
+class DrawnPart(PartReport):
+    """`ok` overlays are there, `failed` are not."""
+
+    lost: tuple[str, ...]
+    """What cannot be drawn, as "<uri>: <reason>"."""
+
+
 def first_overlays(jobs: Iterable[OverlayJob], most: int | None) -> Iterator[OverlayJob]:
     """The jobs for the first `most` overlays, or for all for None; `jobs` are in order."""
     for job in jobs:
@@ -49,9 +58,9 @@ def first_overlays(jobs: Iterable[OverlayJob], most: int | None) -> Iterator[Ove
             yield replace(job, count=count)
 
 
-def draw_part(job: OverlayJob) -> list[str]:
-    """Draw what is not drawn yet; return what cannot be drawn, as "<uri>: <reason>"."""
-    failed: list[str] = []
+def draw_part(job: OverlayJob) -> DrawnPart:
+    """Draw what is not drawn yet."""
+    start, lost = time.perf_counter(), list[str]()
     part = read_table(files.read_bytes(join(job.output, PARTS, plans.name_of(job.number))))
     ok = [row for row in part.to_pylist() if row["status"] == "ok"]
     for number, row in enumerate(ok[: job.count], job.first):
@@ -61,8 +70,9 @@ def draw_part(job: OverlayJob) -> list[str]:
             if not files.exists(uri):
                 files.write_bytes(uri, _drawn(row, job.class_names, title=name))
         except Exception as error:  # a picture is not worth the results
-            failed.append(f"{row['uri']}: {type(error).__name__}: {error}")
-    return failed
+            lost.append(f"{row['uri']}: {type(error).__name__}: {error}")
+    seconds = time.perf_counter() - start
+    return DrawnPart(job.number, job.count - len(lost), len(lost), seconds, tuple(lost))
 
 
 def _drawn(row: Mapping[str, Any], class_names: Sequence[str], *, title: str) -> bytes:

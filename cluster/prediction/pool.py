@@ -18,7 +18,7 @@ import torch
 
 from cluster.compute.resources import booked, task_options
 from cluster.errors import PlainError
-from cluster.prediction.overlays import OverlayJob, draw_part
+from cluster.prediction.overlays import DrawnPart, OverlayJob, draw_part
 from cluster.prediction.part import PartJob, PartReport, predict_part
 from cluster.runs.package_files import PackageFiles, load_predictor, stored_classes
 from detector.predict import CLASSES_FILE
@@ -229,9 +229,9 @@ class _Pool:
 
 def draw_overlays(
     jobs: Iterable[OverlayJob], *, number: int, cpus: float, look: Callable[[], None]
-) -> Iterator[str]:
-    """Draw with so many tasks, each of which books `cpus`; what cannot be drawn, in the order of
-    the parts. `look` is called again and again; what it raises ends the work.
+) -> Iterator[DrawnPart]:
+    """Draw with so many tasks, each of which books `cpus`; reports in the order of the parts.
+    `look` is called again and again; what it raises ends the work.
     """
     import ray
     from ray.exceptions import RayError
@@ -250,6 +250,7 @@ def draw_overlays(
             continue
         running.popleft()
         try:
-            yield from cast("list[str]", ray.get(answer))
+            yield cast("DrawnPart", ray.get(answer))
         except RayError as error:  # pictures are not worth the results
-            yield f"overlays of part {job.number}: {str(error).strip().splitlines()[-1]}"
+            lost = f"overlays of part {job.number}: {str(error).strip().splitlines()[-1]}"
+            yield DrawnPart(job.number, 0, job.count, 0.0, (lost,))

@@ -242,12 +242,18 @@ def _draw(
     connect: Callable[[], object],
 ) -> list[str]:
     """The first `NOT_DRAWN` overlays that cannot be drawn, of `most` or, for None, of all."""
-    failed: list[str] = []
-    if most == 0:
-        return failed
+    wanted, lost = list(first_overlays(jobs, most)), list[str]()
+    if not wanted:
+        return lost
     connect()
-    jobs = first_overlays(jobs, most)
-    for each in pool.draw_overlays(jobs, number=workers.number, cpus=workers.cpus, look=look):
-        if len(failed) < NOT_DRAWN:
-            failed.append(each)
-    return failed
+    progress, total = Progress("overlays"), sum(job.count for job in wanted)
+
+    def say() -> None:
+        look()
+        progress.look(total, workers.number)
+
+    for each in pool.draw_overlays(wanted, number=workers.number, cpus=workers.cpus, look=say):
+        progress.add(each)
+        lost += each.lost[: NOT_DRAWN - len(lost)]
+    progress.end()
+    return lost

@@ -15,11 +15,16 @@ TERMINAL_S, LOG_S = 0.5, 30.0
 
 
 class Progress:
-    """Counts images and prints, at most every few seconds. Times are s of `clock`."""
+    """Counts images, or overlays, and prints, at most every few seconds. Times are s of `clock`."""
 
     def __init__(
-        self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str = "images",
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self._what = what
         self._stream = stream or sys.stderr
         self._clock = clock
         self._replaces = self._stream.isatty()
@@ -52,8 +57,8 @@ class Progress:
         reused = f", {self.reused} of before" if self.reused else ""
         of = "?" if total is None else str(total)
         return (
-            f"{done + self.reused} of {of} images: {self.ok} ok, {self.failed} failed{reused};"
-            f" {rate:.1f} images/s, {eta} left, {workers} workers"
+            f"{done + self.reused} of {of} {self._what}: {self.ok} ok, {self.failed} failed"
+            f"{reused}; {rate:.1f} {self._what}/s, {eta} left, {workers} workers"
         )
 
     def timing(self, workers: int) -> Timing:

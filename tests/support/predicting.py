@@ -96,11 +96,11 @@ class InProcess:
 
     def draw(
         self, jobs: Iterable[overlays.OverlayJob], *, number: int, cpus: float, look: Any
-    ) -> Iterator[str]:
+    ) -> Iterator[overlays.DrawnPart]:
         """In place of `pool.draw_overlays`."""
         for job in jobs:
             look()
-            yield from overlays.draw_part(job)
+            yield overlays.draw_part(job)
 
 
 def write_package(folder: Path) -> Path:

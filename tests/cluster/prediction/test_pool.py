@@ -182,7 +182,13 @@ def test_overlays_are_drawn_by_tasks_and_one_that_fails_costs_no_other(tmp_path:
     assert [(job.first, job.count) for job in first_overlays(jobs, 3)] == [(0, 2), (2, 1)]
     assert list(first_overlays(jobs, None)) == jobs
     seen: list[int] = []
-    failed = list(draw_overlays(jobs, number=2, cpus=0.5, look=lambda: seen.append(1)))
+    parts = list(draw_overlays(jobs, number=2, cpus=0.5, look=lambda: seen.append(1)))
+    assert [(part.number, part.ok, part.failed) for part in parts] == [
+        (0, 2, 0),
+        (1, 2, 1),
+        (2, 0, 1),
+    ]
+    failed = [lost for part in parts for lost in part.lost]
     assert sorted(path.name for path in Path(output, "overlays").iterdir()) == [
         "0000-000.png.png",
         "0001-002.png.png",

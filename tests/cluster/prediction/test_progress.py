@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it() -> None:
     clock = Clock()
-    progress = Progress(io.StringIO(), clock=clock)
+    progress = Progress(stream=io.StringIO(), clock=clock)
     progress.reused = 100
     clock.now = 20.0
     progress.look(None, 0)
@@ -35,6 +35,10 @@ def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it
     assert progress.line(14_540, 2) == (
         "140 of 14540 images: 36 ok, 4 failed, 100 of before; 4.0 images/s, 1:00:00 left, 2 workers"
     )
+    drawing = Progress("overlays", io.StringIO(), clock=clock)
+    assert (
+        drawing.line(5, 2) == "0 of 5 overlays: 0 ok, 0 failed; 0.0 overlays/s, ? left, 2 workers"
+    )
     timing = progress.timing(workers=2)
     # Two parts took 3 s and 5 s.
     assert (timing.seconds, timing.images, timing.images_before) == (30.0, 40, 100)
@@ -44,7 +48,7 @@ def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it
 def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_line_in_its_place() -> None:
     for stream, lines in ((io.StringIO(), 2), (Terminal(), 0)):
         clock = Clock()
-        progress = Progress(stream, clock=clock)
+        progress = Progress(stream=stream, clock=clock)
         for second in range(int(2 * LOG_S) + 1):
             clock.now = float(second)
             progress.add(PartReport(second, 1, 0, 1.0))
