@@ -43,8 +43,9 @@ class PredictConfig(Section):
     )
     output: str = Field(
         description=(
-            "folder for predictions.parquet, coco_results.json, overlays/, summary.json and, last,"
-            " manifest.json; what is missing after an interruption is done by the same command"
+            "folder for predictions.parquet, coco_results.json, overlays/, summary.html to read,"
+            " summary.json and, last, manifest.json; what is missing after an interruption is done"
+            " by the same command"
         )
     )
     annotations: str | None = Field(

@@ -41,7 +41,7 @@ def main(config: RunConfig) -> None:
     print(f"model        {finished['register'].values['version']}")
     print(
         f"predictions  {finished['predict'].folder}: predictions.parquet,"
-        f" coco_results.json{overlays}"
+        f" coco_results.json, summary.html{overlays}"
     )
     print(f"see it       {ui_command(checked.tracking_uri)}")
 

@@ -16,6 +16,7 @@ from cluster.errors import PlainError, UsageError, on_one_line
 from cluster.prediction import image_list, results
 from cluster.prediction import predict as prediction
 from cluster.prediction.image_list import ImageList
+from cluster.prediction.summary import PAGE, Summary
 from cluster.runs import evaluations
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import build_package, read_classes
@@ -229,8 +230,21 @@ class Predicted:
             *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
             *(f"note     {note}" for note in self.notes),
             *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
+            f"drift    {_drift(summary)}",
             f"{'reused ' if self.done.reused else 'written'}  {self.done.output}: {written}",
+            f"see it   {uris.join(self.done.output, PAGE)}",
         ]
+
+
+def _drift(summary: Summary) -> str:
+    """In one line."""
+    if summary.validation_images is None:
+        return "not known: the package does not say what the model detected in validation"
+    if not summary.drift:
+        few = f" that could be told from {summary.ok} and {summary.validation_images} images"
+        return f"none{few if summary.too_few_images else ''}"
+    more = len(summary.drift) - 1
+    return on_one_line(summary.drift[0]) + (f"; and {more} more, see the page" if more else "")
 
 
 class PredictOptions(TypedDict):

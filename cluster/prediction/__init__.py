@@ -1,5 +1,5 @@
 """A model over files of pictures: the list, its parts, the results, whatever is killed meanwhile.
-Imports compute, runs, shards and storage.
+Imports compute, loading, reports, runs, shards and storage.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ the images of one part.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class PartReport:
     number: int
     ok: int
     failed: int
+    seconds: float
+    """Wall time of the part."""
 
 
 def made_of(claim_digest: str, part_digest: str) -> str:
@@ -102,6 +105,7 @@ def predict_part(
     decode, with four images for each of them in memory. `PlainError` where the storage fails: then
     nothing is written.
     """
+    start = time.perf_counter()
     listed = plans.read_part(job.output, job.number)
     faults: dict[int, Fault] = {}
     sizes: dict[int, tuple[int, int]] = {}
@@ -133,7 +137,8 @@ def predict_part(
     ]
     table = _joined(listed, rows, job)
     write_once(join(job.output, PARTS, plans.name_of(job.number)), plans.as_parquet(table))
-    return PartReport(job.number, listed.num_rows - len(faults), len(faults))
+    ok = listed.num_rows - len(faults)
+    return PartReport(job.number, ok, len(faults), time.perf_counter() - start)
 
 
 def _check_seen(listed: pa.Table, faults: Mapping[int, Fault]) -> None:

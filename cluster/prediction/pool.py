@@ -1,5 +1,5 @@
 """The parts of a plan on Ray actors that hold the network. A part goes to whichever actor is free;
-an actor that dies is replaced, and its part is done again.
+an actor that dies is replaced, and its part is done again. After them the overlays, on tasks.
 
 The only file of prediction that knows Ray.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import queue
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol, cast
 
 import torch
 
 from cluster.compute.resources import booked, task_options
 from cluster.errors import PlainError
+from cluster.prediction.overlays import DrawnPart, OverlayJob, draw_part
 from cluster.prediction.part import PartJob, PartReport, predict_part
 from cluster.runs.package_files import PackageFiles, load_predictor, stored_classes
 from detector.predict import CLASSES_FILE
@@ -223,3 +225,32 @@ class _Pool:
         at_work = (actor for actor, _ in self.working.values())
         for actor in (*self.idle, *self.starting.values(), *at_work):
             ray.kill(actor)
+
+
+def draw_overlays(
+    jobs: Iterable[OverlayJob], *, number: int, cpus: float, look: Callable[[], None]
+) -> Iterator[DrawnPart]:
+    """Draw with so many tasks, each of which books `cpus`; reports in the order of the parts.
+    `look` is called again and again; what it raises ends the work.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    # A task that dies is done again by Ray.
+    draw = ray.remote(draw_part).options(**task_options(booked(cpus, 0)))
+    running: deque[tuple[OverlayJob, Any]] = deque()
+    rest = iter(jobs)
+    while True:
+        running.extend((job, draw.remote(job)) for job in islice(rest, number - len(running)))
+        if not running:
+            return
+        job, answer = running[0]
+        look()
+        if not ray.wait([answer], timeout=LOOK_S)[0]:
+            continue
+        running.popleft()
+        try:
+            yield cast("DrawnPart", ray.get(answer))
+        except RayError as error:  # pictures are not worth the results
+            lost = f"overlays of part {job.number}: {str(error).strip().splitlines()[-1]}"
+            yield DrawnPart(job.number, 0, job.count, 0.0, (lost,))

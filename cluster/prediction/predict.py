@@ -8,9 +8,10 @@ It can be killed anywhere: the same call does what is missing. The folder holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -19,13 +20,20 @@ from cluster.errors import PlainError, UsageError
 from cluster.prediction import image_list, pool, results
 from cluster.prediction import plan as plans
 from cluster.prediction.image_list import ImageList
+from cluster.prediction.overlays import NOT_DRAWN, OverlayJob, first_overlays
 from cluster.prediction.part import PARTS, PartJob
 from cluster.prediction.plan import Claim, OtherPrediction, Plan
 from cluster.prediction.planner import Planner
 from cluster.prediction.progress import Progress
-from cluster.prediction.results import MANIFEST, SUMMARY, Summary
+from cluster.prediction.results import MANIFEST
+from cluster.prediction.summary import PAGE, SUMMARY, Summary, Timing
 from cluster.runs.lease import PREDICTING, Lease
-from cluster.runs.package_files import package_digest, read_classes, read_package
+from cluster.runs.package_files import (
+    package_digest,
+    read_classes,
+    read_package,
+    read_validation,
+)
 from cluster.storage import files
 from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.storage.uris import absolute, join
@@ -98,23 +106,26 @@ def predict(
         planner = stack.enter_context(
             Planner(output, plan, lambda: _parts(images, ids), lambda: dict(images.passed_over()))
         )
-
-        def look() -> None:
-            if lost:
-                raise PlainError(lost[0])
-
+        look = partial(_check_lease, lost)
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
         made = pool.Workers(workers, cpus_per_worker, gpus_per_worker, read_package(package))
-        _run_parts(made, planner, job, look, connect)
+        timing = _run_parts(made, planner, job, look, connect)
         summary = results.finish(
             output,
             planner.plan,
             class_names=[category.name for category in classes],
             category_ids=claim.category_ids,
-            overlays=overlays,
+            timing=timing,
+            validation=read_validation(package),
+            draw=partial(_draw, overlays, workers=made, look=look, connect=connect),
             look=look,
         )
     return Predicted(summary, output, overlays, reused=False)
+
+
+def _check_lease(lost: Sequence[str]) -> None:
+    if lost:
+        raise PlainError(lost[0])
 
 
 def _parts(images: ImageList, ids: Mapping[str, int | None] | None) -> Iterator[pa.Table]:
@@ -164,7 +175,7 @@ def _clear(output: str) -> None:
     """
     planned = files.exists(join(output, plans.PLAN))
     drawn = planned or files.exists(join(output, SUMMARY))
-    for name in (MANIFEST, SUMMARY, PREDICTIONS, results.RESULTS):
+    for name in (MANIFEST, PAGE, SUMMARY, PREDICTIONS, results.RESULTS):
         files.delete_file(join(output, name))
     if drawn:
         files.delete_folder(join(output, OVERLAYS))
@@ -180,16 +191,18 @@ def _run_parts(
     job: PartJob,
     look: Callable[[], None],
     connect: Callable[[], object],
-) -> None:
-    """Do the parts that are missing. `PlainError` says how many are done."""
+) -> Timing:
+    """Do the parts that are missing, and say how long it took. `PlainError` says how many are
+    done.
+    """
     there = {name for name in files.list_names(join(job.output, PARTS)) if plans.is_part(name)}
-    plan = planner.plan
+    plan, progress = planner.plan, Progress()
     if plan.parts is not None and all(
         plans.name_of(number) in there for number in range(len(plan.parts))
     ):
-        return
+        progress.reused = plan.images or 0
+        return progress.timing(workers.number)
     connect()
-    progress = Progress()
 
     def done(number: int, images: int) -> bool:
         if plans.name_of(number) not in there:
@@ -205,7 +218,7 @@ def _run_parts(
     try:
         for report in pool.run_parts(workers, planner, job, done=done, look=say):
             finished += 1
-            progress.add(report.ok, report.failed)
+            progress.add(report)
     except PlainError as error:
         if type(error) is not PlainError:
             # The list of images is wrong or another one.
@@ -217,3 +230,30 @@ def _run_parts(
         ) from error
     finally:
         progress.end()
+    return progress.timing(workers.number)
+
+
+def _draw(
+    most: int | None,
+    jobs: Iterable[OverlayJob],
+    *,
+    workers: pool.Workers,
+    look: Callable[[], None],
+    connect: Callable[[], object],
+) -> list[str]:
+    """The first `NOT_DRAWN` overlays that cannot be drawn, of `most` or, for None, of all."""
+    wanted, lost = list(first_overlays(jobs, most)), list[str]()
+    if not wanted:
+        return lost
+    connect()
+    progress, total = Progress("overlays"), sum(job.count for job in wanted)
+
+    def say() -> None:
+        look()
+        progress.look(total, workers.number)
+
+    for each in pool.draw_overlays(wanted, number=workers.number, cpus=workers.cpus, look=say):
+        progress.add(each)
+        lost += each.lost[: NOT_DRAWN - len(lost)]
+    progress.end()
+    return lost

@@ -1,4 +1,4 @@
-"""One line that says how far a prediction is."""
+"""How far a prediction is, in one line, and at its end how fast it was."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from cluster.prediction.part import PartReport
+from cluster.prediction.summary import Timing
+
 TERMINAL_S, LOG_S = 0.5, 30.0
 """Between two lines on a terminal, which replace each other, and in a log, which stay."""
 
 
 class Progress:
-    """Counts images and prints, at most every few seconds. Times are s of `clock`."""
+    """Counts images, or overlays, and prints, at most every few seconds. Times are s of `clock`."""
 
     def __init__(
-        self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str = "images",
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self._what = what
         self._stream = stream or sys.stderr
         self._clock = clock
         self._replaces = self._stream.isatty()
@@ -25,9 +33,12 @@ class Progress:
         self._first: float | None = None
         self.ok = self.failed = self.reused = 0
         """Images of this run, and of the runs before it."""
+        self._parts, self._seconds_of_parts = 0, 0.0
 
-    def add(self, ok: int, failed: int) -> None:
-        self.ok, self.failed = self.ok + ok, self.failed + failed
+    def add(self, report: PartReport) -> None:
+        self.ok, self.failed = self.ok + report.ok, self.failed + report.failed
+        self._parts += 1
+        self._seconds_of_parts += report.seconds
 
     def look(self, total: int | None, workers: int) -> None:
         """Print if it is time. `total` images, None where the list is not at its end yet."""
@@ -40,18 +51,34 @@ class Progress:
             self._write(self.line(total, workers))
 
     def line(self, total: int | None, workers: int) -> str:
-        done = self.ok + self.failed
-        since = self._began if self._first is None else self._first
-        seconds = self._clock() - since
-        rate = done / seconds if seconds > 0 else 0.0
+        done, rate = self.ok + self.failed, self._rate()
         left = None if total is None else total - done - self.reused
         eta = "?" if left is None or not rate else _time(left / rate)
         reused = f", {self.reused} of before" if self.reused else ""
         of = "?" if total is None else str(total)
         return (
-            f"{done + self.reused} of {of} images: {self.ok} ok, {self.failed} failed{reused};"
-            f" {rate:.1f} images/s, {eta} left, {workers} workers"
+            f"{done + self.reused} of {of} {self._what}: {self.ok} ok, {self.failed} failed"
+            f"{reused}; {rate:.1f} {self._what}/s, {eta} left, {workers} workers"
         )
+
+    def timing(self, workers: int) -> Timing:
+        """Of the work until now, with so many workers."""
+        done = self.ok + self.failed
+        return Timing(
+            seconds=round(self._clock() - self._began, 1),
+            images=done,
+            images_before=self.reused,
+            images_per_s=round(self._rate(), 2) if done else None,
+            seconds_a_part=round(self._seconds_of_parts / self._parts, 2) if done else None,
+            parts=self._parts,
+            workers=workers,
+        )
+
+    def _rate(self) -> float:
+        """Images/s."""
+        since = self._began if self._first is None else self._first
+        seconds = self._clock() - since
+        return (self.ok + self.failed) / seconds if seconds > 0 else 0.0
 
     def end(self) -> None:
         """Leave the line on a terminal."""

@@ -29,6 +29,16 @@ Reason = Literal[
     "too_large",
     "kills_its_decoder",
 ]
+REMEDIES: dict[str, str] = {
+    "missing": "Restore the files, or take them out of the list.",
+    "empty": "The files were never written to their end: copy them again.",
+    "not_an_image": "Take the files out of the folder or the list.",
+    "undecodable": "The files are truncated or damaged: copy them again from their source.",
+    "too_many_pixels": "Raise --max_pixels, if the workers have the memory, or cut the pictures.",
+    "too_large": "Save the pictures in a smaller format, or cut them.",
+    "kills_its_decoder": "Look at the files with care, and save them again or leave them out.",
+}
+"""What to do, by `Reason`."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_IMAGE = ("it is ", "it cannot be decoded: cannot identify")
 """How `ImageError`s begin of files that are something else."""

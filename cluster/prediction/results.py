@@ -3,94 +3,40 @@ memory.
 
     predictions.parquet   all rows, in the order of the list
     coco_results.json     the detections of images with an id, in COCO's form
-    overlays/             pictures with their detections
+    overlays/             pictures with their detections, see `overlays`
     summary.json          `Summary`
+    summary.html          the same to read, with pictures
     manifest.json         written last: the prediction is finished
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import DataError
 from cluster.prediction import plan as plans
+from cluster.prediction import summary_page
+from cluster.prediction.overlays import OverlayJob
 from cluster.prediction.part import MADE_OF, PARTS, made_of
 from cluster.prediction.plan import Plan
-from cluster.storage import files, parquet_pictures
+from cluster.prediction.samples import SampleRows
+from cluster.prediction.summary import PAGE, SUMMARY, Summary, Timing, counts_of
+from cluster.storage import files
 from cluster.storage.parquet_tables import read_table
-from cluster.storage.pictures import OVERLAYS, PREDICTIONS
+from cluster.storage.pictures import PREDICTIONS
 from cluster.storage.publish import staged
 from cluster.storage.uris import join
-from detector.decode import Detections
-from detector.image import decode_image
-from detector.plots import overlay_figure
+from detector.detection_counts import DetectionCounts
+from detector.drift import find_drift
 
-RESULTS, SUMMARY, MANIFEST = "coco_results.json", "summary.json", "manifest.json"
+RESULTS, MANIFEST = "coco_results.json", "manifest.json"
 VERSION = 1
-NAME_BYTES = 200
-LISTED_ERRORS, EXAMPLES = 20, 5
-"""Errors in the summary, in all and for each reason."""
-NOT_DRAWN = 100
-"""Overlays that failed, in the summary."""
-
-
-@dataclass
-class Errors:
-    """The errors of one reason."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-    """The first URIs."""
-
-
-@dataclass
-class Summary:
-    """summary.json."""
-
-    model_version: str
-    images: int = 0
-    ok: int = 0
-    errors: int = 0
-    first_errors: list[str] = field(default_factory=list)
-    """The first `LISTED_ERRORS`, as "<uri>: <reason>"."""
-    errors_by_reason: dict[str, Errors] = field(default_factory=dict)
-    """By `read_image.Reason`."""
-    detections_with_image_id: int = 0
-    """Detections in coco_results.json."""
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-    """Files below the folder that were not predicted on, by reason."""
-    not_drawn: list[str] = field(default_factory=list)
-    """The first overlays that failed, as "<uri>: <reason>"."""
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Summary:
-        by_reason = {why: Errors(**each) for why, each in content["errors_by_reason"].items()}
-        return Summary(**{**content, "errors_by_reason": by_reason})
-
-    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add the rows of a part."""
-        self.images += len(rows)
-        for row in rows:
-            if row["status"] == "ok":
-                self.ok += 1
-                continue
-            self.errors += 1
-            if len(self.first_errors) < LISTED_ERRORS:
-                self.first_errors.append(f"{row['uri']}: {row['error']}")
-            alike = self.errors_by_reason.setdefault(row["reason"], Errors())
-            alike.count += 1
-            if len(alike.examples) < EXAMPLES:
-                alike.examples.append(row["uri"])
 
 
 def finish(
@@ -99,15 +45,21 @@ def finish(
     *,
     class_names: Sequence[str],
     category_ids: Sequence[int | None],
-    overlays: int | None,
+    timing: Timing,
+    validation: DetectionCounts | None = None,
+    draw: Callable[[list[OverlayJob]], list[str]] = lambda jobs: [],
     look: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Write the files of the whole. `overlays` pictures are drawn, all for None. `look` is called
-    after every part; what it raises ends the work. `DataError` where a part is not that of the
-    plan.
+    """Write the files of the whole. `validation` is what the model detected on data.val. `draw`
+    makes overlays of the parts and returns which failed. `look` is called after every part; what it
+    raises ends the work. `DataError` where a part is not that of the plan.
     """
-    assert plan.parts is not None
-    summary = Summary(plan.claim["model_version"], passed_over=dict(plan.passed_over or {}))
+    assert plan.parts is not None and plan.images is not None
+    summary = Summary(
+        plan.claim["model_version"], passed_over=dict(plan.passed_over or {}), timing=timing
+    )
+    counts, samples = counts_of([], class_names), SampleRows(plan.images)
+    overlays: list[OverlayJob] = []
     with ExitStack() as stack:
         table_path = stack.enter_context(staged(join(output, PREDICTIONS)))
         results_path = stack.enter_context(staged(join(output, RESULTS)))
@@ -120,33 +72,48 @@ def finish(
             )
             writer.write_table(table.replace_schema_metadata(None))
             rows = table.to_pylist()
+            first = summary.ok
             summary.count(rows)
+            ok = summary.ok - first
+            overlays.append(OverlayJob(output, len(overlays), first, ok, class_names))
+            counts += counts_of(rows, class_names)
+            samples.see(rows)
             for result in _coco_results(rows, category_ids):
                 between = ", " if summary.detections_with_image_id else ""
                 results.write(between + json.dumps(result))
                 summary.detections_with_image_id += 1
             look()
         results.write("]")
-    if overlays != 0:
-        summary.not_drawn = _draw(output, plan, class_names, overlays, look)
-    files.write_json(join(output, SUMMARY), asdict(summary))
+    summary.not_drawn = draw(overlays)
+    drift = [] if validation is None else find_drift(counts, validation)
+    summary.describe(counts, validation, drift)
+    pictures = samples.pictures(class_names)
+    page = summary_page.render_page(output, plan.claim, summary, counts, validation, pictures)
+    files.write_bytes(join(output, PAGE), page.encode("utf-8", "replace"))
+    files.write_json(join(output, SUMMARY), summary.to_json())
+    _write_manifest(output, plan, summary)
+    return summary
+
+
+def _write_manifest(output: str, plan: Plan, summary: Summary) -> None:
     manifest = {
         "version": VERSION,
         "claim_digest": plan.claim_digest,
         "images": summary.images,
         "parts": [
             {"name": f"{PARTS}/{plans.name_of(number)}", "rows": part.rows}
-            for number, part in enumerate(plan.parts)
+            for number, part in enumerate(plan.parts or ())
         ],
-        "files": [PREDICTIONS, RESULTS, SUMMARY],
+        "files": [PREDICTIONS, RESULTS, SUMMARY, PAGE],
     }
     files.write_json(join(output, MANIFEST), manifest)
-    return summary
 
 
 def read_summary(output: str) -> Summary | None:
-    """That of a finished prediction; None where it is not finished."""
-    if not files.exists(join(output, MANIFEST)):
+    """That of a finished prediction; None where it is not finished, or an earlier version finished
+    it, which wrote no page.
+    """
+    if not all(files.exists(join(output, name)) for name in (MANIFEST, PAGE)):
         return None
     return Summary.from_json(files.read_json(join(output, SUMMARY)))
 
@@ -186,53 +153,3 @@ def _coco_results(
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "score": score,
                 }
-
-
-def _draw(
-    output: str,
-    plan: Plan,
-    class_names: Sequence[str],
-    most: int | None,
-    look: Callable[[], None],
-) -> list[str]:
-    """Draw the first images with detections or without; return the first that cannot be drawn, as
-    "<uri>: <reason>".
-    """
-    failed: list[str] = []
-    drawn = (row for table in read_parts(output, plan) for row in table.to_pylist())
-    drawn = (row for row in drawn if row["status"] == "ok")
-    for number, row in enumerate(drawn):
-        if most is not None and number >= most:
-            break
-        look()
-        try:
-            _draw_one(output, number, row, class_names)
-        except Exception as error:  # a picture is not worth the results
-            if len(failed) < NOT_DRAWN:
-                failed.append(f"{row['uri']}: {type(error).__name__}: {error}")
-    return failed
-
-
-def _draw_one(output: str, number: int, row: Mapping[str, Any], class_names: Sequence[str]) -> None:
-    name = os.path.basename(row["uri"])
-    figure = overlay_figure(
-        decode_image(parquet_pictures.read_picture(row["uri"])),
-        Detections(
-            np.asarray(row["boxes"], np.float32).reshape(-1, 4),
-            np.asarray(row["scores"], np.float32),
-            np.asarray(row["labels"], np.int64),
-        ),
-        class_names,
-        title=name,
-    )
-    with tempfile.TemporaryFile() as file:
-        figure.savefig(file, dpi=90, format="png")
-        file.seek(0)
-        files.write_bytes(
-            join(output, OVERLAYS, f"{number:04d}-{short_name(name)}.png"), file.read()
-        )
-
-
-def short_name(name: str) -> str:
-    """A file name that leaves room for a number and a suffix: file systems take 255 bytes."""
-    return name.encode()[:NAME_BYTES].decode(errors="ignore")

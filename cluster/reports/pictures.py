@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ MOST_BOXES = 500
 MOST_NAMED = 8
 """Classes named below a picture of a page."""
 COLOURS = 10
+LETTERS = ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,21 @@ class BoxGroup:
 
 @dataclass(frozen=True)
 class Chip:
-    """A class below a picture, with its number of boxes."""
+    """A class below a picture, with its number of boxes and the letter that marks them."""
 
     name: str
     boxes: int
     colour: str
+    letter: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The letter of the class at the upper left corner of a box, px."""
+
+    x: int
+    y: int
+    letter: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,8 @@ class SamplePicture:
     jpeg_base64: str
     groups: Sequence[BoxGroup]
     chips: Sequence[Chip]
+    marks: Sequence[Mark]
+    """They tell classes apart without colours; none where there is one class."""
     notes: Sequence[str]
 
 
@@ -72,44 +86,75 @@ def sample_pictures(
     return [_to_sample(row, shard_set.class_names) for row in rows]
 
 
-def _to_sample(row: Mapping[str, Any], names: list[str]) -> SamplePicture:
+def _to_sample(row: Mapping[str, Any], names: Sequence[str]) -> SamplePicture:
     boxes = list(zip(row["boxes"], row["labels"], row["crowd"], strict=True))
     boxes.sort(key=lambda box: -(box[0][2] - box[0][0]) * (box[0][3] - box[0][1]))
+    notes = []
+    if len(boxes) > MOST_BOXES:
+        notes.append(f"the {MOST_BOXES} largest of {len(boxes):,} boxes")
+    return sample_of(
+        _decode(row), row["file_name"], boxes, names, most_boxes=MOST_BOXES, notes=notes
+    )
+
+
+def sample_of(
+    pixels: np.ndarray,
+    name: str,
+    boxes: Sequence[tuple[Sequence[float], int, bool]],
+    class_names: Sequence[str],
+    *,
+    most_boxes: int,
+    notes: Sequence[str] = (),
+    side: int = THUMBNAIL,
+    most_bytes: int | None = None,
+) -> SamplePicture:
+    """A picture, uint8 (height, width, 3), with the first boxes: (XYXY px, label, crowd). The
+    thumbnail has at most `side` px and, at the cost of its quality, about `most_bytes`.
+    """
     counts = Counter(label for _, label, _ in boxes)
     present = sorted(counts)
     # Ten colours: by label where they suffice, else by position among the classes of the picture.
     colours = {
-        label: f"c{(label if len(names) <= COLOURS else position) % COLOURS}"
+        label: f"c{(label if len(class_names) <= COLOURS else position) % COLOURS}"
         for position, label in enumerate(present)
     }
+    # With one class there is nothing to tell apart.
+    letters = dict(zip(present, LETTERS, strict=False)) if len(present) > 1 else {}
     paths: dict[tuple[int, bool], str] = {}
-    for (x1, y1, x2, y2), label, crowd in boxes[:MOST_BOXES]:
+    for (x1, y1, x2, y2), label, crowd in boxes[:most_boxes]:
         path = f"M{x1:.1f} {y1:.1f}H{x2:.1f}V{y2:.1f}H{x1:.1f}Z"
         paths[label, crowd] = paths.get((label, crowd), "") + path
-    notes = []
-    if len(present) > MOST_NAMED:
-        notes.append(f"and {len(present) - MOST_NAMED} more classes")
-    if len(boxes) > MOST_BOXES:
-        notes.append(f"the {MOST_BOXES} largest of {len(boxes):,} boxes")
+    more = len(present) - MOST_NAMED
     return SamplePicture(
-        name=row["file_name"],
-        height=row["height"],
-        width=row["width"],
-        jpeg_base64=_thumbnail(row),
+        name=name,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        jpeg_base64=_thumbnail(pixels, side, most_bytes),
         groups=[
-            BoxGroup(names[label], path, colours[label], crowd)
+            BoxGroup(class_names[label], path, colours[label], crowd)
             for (label, crowd), path in paths.items()
         ],
-        chips=[Chip(names[label], counts[label], colours[label]) for label in present[:MOST_NAMED]],
-        notes=notes,
+        chips=[
+            Chip(class_names[label], counts[label], colours[label], letters.get(label, ""))
+            for label in present[:MOST_NAMED]
+        ],
+        marks=[
+            Mark(round(box[0]), round(box[1]), letters[label])
+            for box, label, _ in boxes[:most_boxes]
+            if label in letters
+        ],
+        notes=[*([f"and {more} more classes"] if more > 0 else []), *notes],
     )
 
 
-def _thumbnail(row: Mapping[str, Any]) -> str:
-    picture = Image.fromarray(_decode(row))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    sink = io.BytesIO()
-    picture.save(sink, "JPEG", quality=80)
+def _thumbnail(pixels: np.ndarray, side: int, most_bytes: int | None) -> str:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    for quality in (80, 50, 20):
+        sink = io.BytesIO()
+        picture.save(sink, "JPEG", quality=quality)
+        if most_bytes is None or sink.tell() <= most_bytes:
+            break
     return base64.b64encode(sink.getvalue()).decode()
 
 

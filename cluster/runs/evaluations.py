@@ -7,7 +7,7 @@ evaluations.json
     {"evaluations": [...]}: the finished ones as `Evaluation.to_json`, ordered by images seen
 best.json
     the `Evaluation` with the highest AP; of equal ones the newest. One without an AP is never the
-    best
+    best. "detected" holds its `DetectionCounts`, which the other file does not keep
 
 The files lie in the run's folder, so that they outlive the driver and the workers. They name a
 checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from cluster.errors import DataError, UsageError
@@ -27,6 +27,7 @@ from cluster.runs import run_folder
 from cluster.storage import files
 from cluster.storage.uris import is_below, is_remote, join, relative_to
 from detector import scores
+from detector.detection_counts import DetectionCounts
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 VERSION = 2
@@ -80,6 +81,8 @@ class Evaluation:
     """Wall time of detecting all images on the workers, decoding of the pictures included; None in
     older files and where the driver evaluated.
     """
+    detected: DetectionCounts | None = field(default=None, compare=False)
+    """What was detected on data.val. Only best.json keeps it; None in older files."""
     error: str | None = None
     """One line; then there are no metrics."""
 
@@ -205,7 +208,15 @@ def read_best(run: str) -> Evaluation | None:
     """best.json; None where no checkpoint has an AP yet. `DataError` where it is damaged."""
     stored = run_folder.read(run, run_folder.BEST)
     best = None if stored is None else _parse(run, stored, run_folder.BEST)
-    return None if best is None or best.ap is None else best
+    if best is None or stored is None or best.ap is None:
+        return None
+    if (detected := stored.get("detected")) is None:
+        return best
+    try:
+        return replace(best, detected=DetectionCounts.from_json(detected))
+    except (KeyError, TypeError, ValueError):
+        # Of another version: the checkpoint is what counts.
+        return best
 
 
 def best_checkpoint(run: str) -> Evaluation:
@@ -242,9 +253,19 @@ def store(run: str, evaluation: Evaluation) -> None:
     rows = [_movable(run, each.to_json()) for each in finished]
     run_folder.write(run, EVALUATIONS, {"evaluations": rows})
     best = best_of(finished)
-    if best is not None:
-        run_folder.write(run, run_folder.BEST, _movable(run, best.to_json()))
+    if best is not None and (best is evaluation or not _is_stored(run, best)):
+        detected = best.detected and best.detected.to_json()
+        row = {**best.to_json(), "detected": detected}
+        run_folder.write(run, run_folder.BEST, _movable(run, row))
     files.delete_file(_request_uri(run, evaluation.checkpoint))
+
+
+def _is_stored(run: str, best: Evaluation) -> bool:
+    """Whether best.json has this evaluation, perhaps with its detections, which must stay."""
+    try:
+        return read_best(run) == best
+    except DataError:
+        return False
 
 
 def insert(finished: Sequence[Evaluation], evaluation: Evaluation) -> list[Evaluation]:

@@ -1,5 +1,5 @@
 """The three files of a model package: built from a checkpoint, read to be sent to workers, loaded
-as a predictor.
+as a predictor. Beside them may lie validation.json, what the model detected on data.val.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from detector.checkpoint import STATE_FILE, parse_state
+from detector.detection_counts import DetectionCounts
 from detector.predict import (
     CLASSES_FILE,
     MODEL_FILE,
@@ -26,6 +27,8 @@ from detector.predict import (
 )
 
 PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
+VALIDATION_FILE = "validation.json"
+"""It changes no prediction, so it is no part of the digest."""
 PackageFiles = dict[str, bytes]
 """The content of the files by name, as it travels through the object store."""
 WEIGHT_FILES: dict[Weights, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
@@ -107,6 +110,23 @@ def package_digest(folder: str) -> str:
         with open(os.path.join(folder, name), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def write_validation(folder: str, detected: DetectionCounts) -> None:
+    """Put what the model detected on data.val into a package in a local folder."""
+    with open(os.path.join(folder, VALIDATION_FILE), "w", encoding="utf-8") as file:
+        json.dump(detected.to_json(), file)
+
+
+def read_validation(folder: str) -> DetectionCounts | None:
+    """None where a package has none, or that of another version or other classes."""
+    try:
+        with open(os.path.join(folder, VALIDATION_FILE), encoding="utf-8") as file:
+            detected = DetectionCounts.from_json(json.load(file))
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+    names = tuple(category.name for category in read_classes(folder))
+    return detected if detected.class_names == names else None
 
 
 def check_version(package: str, source: str) -> None:

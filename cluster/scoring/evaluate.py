@@ -17,6 +17,7 @@ import numpy as np
 from cluster.runs.evaluations import Evaluation, Request, Weights
 from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
+from detector.detection_counts import DetectionCounts, count_detections
 from detector.metrics import CocoTable, Truth, coco_table, mean
 from detector.scores import score
 from detector.voc_metrics import NAMES, voc_average_precisions
@@ -144,4 +145,23 @@ def evaluate_checkpoint(
         per_class={name: numbers["AP"] for name, numbers in table.per_class.items()},
         images_evaluated=table.images,
         seconds=seconds,
+        detected=counted(detections, truths, class_names),
+    )
+
+
+def counted(
+    detections: Mapping[int, Detections], truths: Sequence[Truth], class_names: Sequence[str]
+) -> DetectionCounts:
+    """What was detected, hit or not: later predictions are compared with it."""
+    found = [detections.get(truth.image_id) for truth in truths]
+    with_some = [each for each in found if each is not None]
+    return count_detections(
+        class_names,
+        image_N=np.repeat(
+            np.arange(len(truths)), [0 if each is None else len(each.labels_N) for each in found]
+        ),
+        labels_N=np.concatenate([np.empty(0, np.int64), *(each.labels_N for each in with_some)]),
+        scores_N=np.concatenate([np.empty(0), *(each.scores_N for each in with_some)]),
+        heights_I=np.array([truth.height for truth in truths]),
+        widths_I=np.array([truth.width for truth in truths]),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.errors import UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation
-from cluster.runs.package_files import build_package, package_digest
+from cluster.runs.package_files import build_package, package_digest, write_validation
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
 from cluster.tracking.config import refuse_second_store, ui_command
@@ -80,6 +80,8 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
         build_package(best.checkpoint, package, weights=best.weights)
+        if best.detected is not None:
+            write_validation(package, best.detected)
         digest = package_digest(package)
         version, note = registry.find_package(digest, name, tracking=store), None
         is_new = version is None

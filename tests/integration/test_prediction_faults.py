@@ -149,6 +149,6 @@ def test_a_prediction_into_a_bucket(package: str, bucket: str, tmp_path: Path) -
     assert len(rows_of(output)) == 20
     assert set(files.list_names(output)) == {
         *("plan", "parts", "plan.json", "manifest.json", "summary.json"),
-        *("predictions.parquet", "coco_results.json"),
+        *("predictions.parquet", "coco_results.json", "summary.html"),
     }
     assert finish(begin(package, f"{tmp_path}/pictures", output))[:2] == (0, "reused 20\n")

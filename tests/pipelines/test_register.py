@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,11 +16,20 @@ from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.run import open_run
 from detector.checkpoint import seal
+from detector.detection_counts import count_detections
 from detector.model import RetinaNet
 from pipelines.command_line import run_verb
 from pipelines.register import RegisterConfig, main
 
 KEYWORDS = {"backbone": "resnet18", "classes": 1, "width": 64}
+DETECTED = count_detections(
+    ["cell"],
+    image_N=np.array([0, 0, 2]),
+    labels_N=np.zeros(3),
+    scores_N=np.array([0.5, 0.75, 0.25]),
+    heights_I=np.full(4, 64),
+    widths_I=np.full(4, 64),
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +70,7 @@ def run_folder(root):
                 "AP": 0.5312,
                 "AP50": 0.8614,
                 "weights": "ema",
+                "detected": DETECTED.to_json(),
             }
         )
     )
@@ -100,6 +111,8 @@ def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
     assert [path.read_bytes() for path in weights] == [
         (run_folder / "checkpoints/images-000000000300/ema.safetensors").read_bytes()
     ]
+    (validation,) = root.glob(f"mlartifacts/models/{model.model_id}/**/validation.json")
+    assert json.loads(validation.read_text()) == DETECTED.to_json()
 
     (run_folder / "finished.json").write_text('{"images_seen": 300, "epochs": 3}')
     code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "cells")

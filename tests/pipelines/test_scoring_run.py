@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from cluster.prediction import pool
+from cluster.prediction import predict as prediction
+from cluster.prediction.summary import Summary
 from cluster.runs import package_files, run_folder
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
@@ -348,11 +350,28 @@ def test_the_result_of_a_prediction_names_reasons_and_reuse(
         "images   4: 3 predicted, 1 could not be read",
         f"         1 x empty, such as {tmp_path}/images/b.jpg",
         f"         {tmp_path}/images/b.jpg: the file is empty",
+        "drift    not known: the package does not say what the model detected in validation",
     ]
     files = f"{tmp_path}/out: predictions.parquet, coco_results.json"
-    assert lines() == [*wanted, f"written  {files}"]
-    assert lines() == [*wanted, f"reused   {files}"]
+    page = f"see it   {tmp_path}/out/summary.html"
+    assert lines() == [*wanted, f"written  {files}", page]
+    assert lines() == [*wanted, f"reused   {files}", page]
     assert workers.parts == [0]
+
+
+@pytest.mark.parametrize(
+    ("ok", "drift", "line"),
+    [
+        (90, [], "none"),
+        (9, [], "none that could be told from 9 and 90 images"),
+        (90, ["class a: 0.2 detections an image, 4.1 in validation"], None),
+        (90, ["first", "second", "third"], "first; and 2 more, see the page"),
+    ],
+)
+def test_drift_is_one_line(ok: int, drift: list[str], line: str | None) -> None:
+    summary = Summary("models:/cells/3", images=ok, ok=ok, drift=drift, validation_images=90)
+    done = scoring_run.Predicted(prediction.Predicted(summary, "/out", 0, reused=False), "store")
+    assert f"drift    {line or drift[0]}" in done.lines()
 
 
 def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:

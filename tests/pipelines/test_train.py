@@ -268,6 +268,14 @@ def test_evaluate_register_predict_agree(
         8,
         1,
     )
+    # These are the pictures of data.val: the model finds in them what it found in validation.
+    assert summary["validation_images"] == 8 and summary["drift"] == []
+    assert summary["classes"][-1]["here"]["detections"] > 0
+    for found in summary["classes"]:
+        assert found["here"] == found["validation"]
+    assert summary["image_sizes"] == summary["validation_sizes"]
+    page = Path(output, "summary.html").read_text()
+    assert "models:/cells/1" in page and "<th>validation</th>" in page
     rows = read_parquet(f"{output}/predictions.parquet")
     assert [Path(row["uri"]).name for row in rows] == sorted(
         path.name for path in pictures.iterdir()

@@ -10,11 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cluster.errors import PlainError
+from cluster.prediction import plan
+from cluster.prediction.overlays import OverlayJob, first_overlays
 from cluster.prediction.part import PartJob, PartReport
-from cluster.prediction.pool import FAILED_STARTS, Workers, run_parts
+from cluster.prediction.pool import FAILED_STARTS, Workers, draw_overlays, run_parts
+from cluster.storage import files
+from tests.support.predicting import write_pictures
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -51,9 +56,15 @@ def workers_that(
             with open(notes / f"{job.number}", "a") as file:
                 file.write("alone " if job.isolated else "together ")
             act(job, notes)
-            return PartReport(job.number, 9, 1)
+            return PartReport(job.number, 9, 1, 0.5)
 
     return Workers(number, 0.5, 0, {"a": b"weights"}, kind=Actor)
+
+
+def finished(uri: str, *, status: str = "ok") -> dict[str, Any]:
+    """A row of a part."""
+    found = {"boxes": [[9.0, 9.0, 40.0, 40.0]], "scores": [0.5], "labels": [0]}
+    return {"uri": uri, "status": status, **found}
 
 
 def noted(notes: Path) -> dict[int, list[str]]:
@@ -149,3 +160,40 @@ def test_what_the_driver_is_told_ends_the_work(tmp_path: Path) -> None:
 
     with pytest.raises(PlainError, match="another driver has the folder"):
         run(workers_that(lambda job, notes: None, tmp_path / "notes"), 3, look=look)
+
+
+def test_overlays_are_drawn_by_tasks_and_one_that_fails_costs_no_other(tmp_path: Path) -> None:
+    output, names = str(tmp_path / "out"), write_pictures(tmp_path / "pictures", 6)
+    uris = [str(tmp_path / "pictures" / name) for name in names]
+    (tmp_path / "pictures/004.png").unlink()
+    for number, rows in enumerate(
+        (
+            [finished(uris[0]), finished(uris[1], status="error"), finished(uris[2])],
+            [finished(uri) for uri in uris[3:]],
+        )
+    ):
+        table = pa.Table.from_pylist(rows)
+        files.write_bytes(f"{output}/parts/part-{number:06d}.parquet", plan.as_parquet(table))
+    # The last part is gone: its overlays are lost and nothing else.
+    jobs = [
+        OverlayJob(output, number, first, count, ["cell"])
+        for number, first, count in ((0, 0, 2), (1, 2, 3), (2, 5, 1))
+    ]
+    assert [(job.first, job.count) for job in first_overlays(jobs, 3)] == [(0, 2), (2, 1)]
+    assert list(first_overlays(jobs, None)) == jobs
+    seen: list[int] = []
+    parts = list(draw_overlays(jobs, number=2, cpus=0.5, look=lambda: seen.append(1)))
+    assert [(part.number, part.ok, part.failed) for part in parts] == [
+        (0, 2, 0),
+        (1, 2, 1),
+        (2, 0, 1),
+    ]
+    failed = [lost for part in parts for lost in part.lost]
+    assert sorted(path.name for path in Path(output, "overlays").iterdir()) == [
+        "0000-000.png.png",
+        "0001-002.png.png",
+        "0002-003.png.png",
+        "0004-005.png.png",
+    ]
+    assert len(failed) == 2 and failed[0].startswith(uris[4]) and "part 2" in failed[1]
+    assert seen

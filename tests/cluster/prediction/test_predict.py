@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError, PlainError, UsageError
-from cluster.prediction import pool, predict, results
+from cluster.prediction import overlays, pool, predict
 from cluster.prediction.image_list import open_images
 from cluster.prediction.plan import OtherPrediction
 from cluster.runs.lease import Lease
@@ -21,13 +21,17 @@ from tests.support.predicting import InProcess, Kill, red_picture, rows_of, snap
 
 IMAGES = 40
 """Parts of 16, 16 and 8."""
-DERIVED = {"predictions.parquet", "coco_results.json", "summary.json", "manifest.json"}
+DERIVED = (
+    *("predictions.parquet", "coco_results.json", "summary.json", "summary.html"),
+    "manifest.json",
+)
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     workers = InProcess()
     monkeypatch.setattr(pool, "run_parts", workers)
+    monkeypatch.setattr(pool, "draw_overlays", workers.draw)
     return workers
 
 
@@ -123,7 +127,7 @@ def test_any_part_that_is_missing_is_done_again_and_no_other(
         assert snapshot(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("gone", ["predictions.parquet", "coco_results.json", "summary.json"])
+@pytest.mark.parametrize("gone", DERIVED[:-1])
 def test_a_kill_while_the_files_of_the_whole_are_written_needs_no_worker(
     run: Callable[..., Any], tmp_path: Path, workers: InProcess, gone: str
 ) -> None:
@@ -132,7 +136,9 @@ def test_a_kill_while_the_files_of_the_whole_are_written_needs_no_worker(
     for name in (gone, "manifest.json"):
         (tmp_path / "out" / name).unlink()
     workers.parts = []
-    run(connect=lambda: pytest.fail("Ray is not needed"))
+    done = run(connect=lambda: pytest.fail("Ray is not needed"))
+    timing = done.summary.timing
+    assert (timing.images, timing.images_before, timing.images_per_s) == (0, IMAGES, None)
     assert workers.parts == [] and snapshot(tmp_path / "out") == whole
 
 
@@ -151,6 +157,17 @@ def test_a_kill_while_the_list_is_read_keeps_the_plan(
     workers.parts = []
     run()
     assert workers.parts == [2] and snapshot(tmp_path / "out") == whole
+
+
+def test_a_prediction_that_an_earlier_version_finished_gets_its_page(
+    run: Callable[..., Any], tmp_path: Path, workers: InProcess
+) -> None:
+    run()
+    whole = snapshot(tmp_path / "out")
+    (tmp_path / "out/summary.html").unlink()
+    workers.parts = []
+    assert not run(connect=lambda: pytest.fail("Ray is not needed")).reused
+    assert workers.parts == [] and snapshot(tmp_path / "out") == whole
 
 
 def test_a_finished_prediction_is_reused(
@@ -311,11 +328,43 @@ def test_pictures_that_cannot_be_drawn_cost_no_result(
     def fail(data: bytes) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(results, "decode_image", fail)
+    monkeypatch.setattr(overlays, "decode_image", fail)
     done = run(overlays=None)
     assert len(done.summary.not_drawn) == IMAGES
     assert done.summary.not_drawn[0] == f"{pictures}/000.png: OSError: no room"
+    page = Path(done.output, "summary.html").read_text()
+    assert f"Overlays could not be drawn, such as {pictures}/000.png" in page
+
+
+def test_a_kill_while_overlays_are_drawn_leaves_those_of_a_run_that_nobody_killed(
+    run: Callable[..., Any],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 18
+    (pictures / "003.png").write_bytes(b"no picture")
+    whole = snapshot(Path(run(output=str(tmp_path / "whole"), overlays=count).output))
+    drawn = sorted(name for name in whole if name.startswith("overlays/"))
+    # Images that cannot be read have no number.
+    assert len(drawn) == count and drawn[3] == "overlays/0003-004.png.png"
+    decode, left = overlays.decode_image, [7]
+
+    def kill(data: bytes) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Kill
+        return decode(data)
+
+    monkeypatch.setattr(overlays, "decode_image", kill)
+    with pytest.raises(Kill):
+        run(overlays=count)
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 7
+    # What is drawn is not drawn again.
+    left[0] = count - 7
+    run(overlays=count)
+    assert snapshot(tmp_path / "out") == whole
 
 
 def test_a_long_name_leaves_room_for_a_number() -> None:
-    assert results.short_name("\u00e9" * 125 + ".png") == "\u00e9" * 100
+    assert overlays.short_name("\u00e9" * 125 + ".png") == "\u00e9" * 100

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+from cluster.prediction.part import PartReport
 from cluster.prediction.progress import LOG_S, Progress
 
 
@@ -19,7 +20,7 @@ class Terminal(io.StringIO):
 
 def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it() -> None:
     clock = Clock()
-    progress = Progress(io.StringIO(), clock=clock)
+    progress = Progress(stream=io.StringIO(), clock=clock)
     progress.reused = 100
     clock.now = 20.0
     progress.look(None, 0)
@@ -27,21 +28,30 @@ def test_the_rate_counts_from_the_first_worker_and_the_rest_is_estimated_from_it
         "100 of ? images: 0 ok, 0 failed, 100 of before; 0.0 images/s, ? left, 0 workers"
     )
     progress.look(None, 2)
-    progress.add(36, 4)
+    progress.add(PartReport(0, 30, 2, 3.0))
+    progress.add(PartReport(1, 6, 2, 5.0))
     clock.now = 30.0
     # 40 images in 10 s; 14,540 - 140 images at 4 images/s are 3,600 s.
     assert progress.line(14_540, 2) == (
         "140 of 14540 images: 36 ok, 4 failed, 100 of before; 4.0 images/s, 1:00:00 left, 2 workers"
     )
+    drawing = Progress("overlays", io.StringIO(), clock=clock)
+    assert (
+        drawing.line(5, 2) == "0 of 5 overlays: 0 ok, 0 failed; 0.0 overlays/s, ? left, 2 workers"
+    )
+    timing = progress.timing(workers=2)
+    # Two parts took 3 s and 5 s.
+    assert (timing.seconds, timing.images, timing.images_before) == (30.0, 40, 100)
+    assert (timing.images_per_s, timing.seconds_a_part, timing.parts) == (4.0, 4.0, 2)
 
 
 def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_line_in_its_place() -> None:
     for stream, lines in ((io.StringIO(), 2), (Terminal(), 0)):
         clock = Clock()
-        progress = Progress(stream, clock=clock)
+        progress = Progress(stream=stream, clock=clock)
         for second in range(int(2 * LOG_S) + 1):
             clock.now = float(second)
-            progress.add(1, 0)
+            progress.add(PartReport(second, 1, 0, 1.0))
             progress.look(100, 1)
         assert stream.getvalue().count("\n") == lines
         progress.end()

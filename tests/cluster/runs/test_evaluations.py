@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import DataError, UsageError
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation, Request
 from cluster.storage import files
+from detector.detection_counts import DetectionCounts, count_detections
 
 
 def evaluation(run: str, images_seen: int, ap: float | None) -> Evaluation:
@@ -40,6 +42,36 @@ def test_the_time_of_an_evaluation_is_stored_and_older_files_have_none() -> None
     del older["seconds"]
     assert Evaluation.from_json(older).ms_per_image is None
     assert replace(timed, images_evaluated=None).ms_per_image is None
+
+
+def detected(images: int) -> DetectionCounts:
+    """Of images without a detection."""
+    nothing, sides = np.empty(0), np.full(images, 9)
+    return count_detections(
+        ("cat",),
+        image_N=nothing,
+        labels_N=nothing,
+        scores_N=nothing,
+        heights_I=sides,
+        widths_I=sides,
+    )
+
+
+def test_the_best_keeps_what_it_detected_and_the_list_does_not(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    for images_seen, ap, images in ((100, 0.25, 1), (200, 0.75, 2), (300, 0.5, 3)):
+        made = replace(evaluation(run, images_seen, ap), detected=detected(images))
+        evaluations.store(run, made)
+    assert "detected" not in (tmp_path / "evaluations.json").read_text()
+    assert evaluations.best_checkpoint(run).detected.images == 2
+    # A best one of before `detected`, or of another version of it.
+    for stored in (None, {"version": 0}):
+        row = json.loads((tmp_path / "best.json").read_text()) | {"detected": stored}
+        (tmp_path / "best.json").write_text(json.dumps(row))
+        assert evaluations.best_checkpoint(run).detected is None
+    # The best is evaluated again and is no longer the best.
+    evaluations.store(run, evaluation(run, 200, 0.125))
+    assert evaluations.best_checkpoint(run) == evaluation(run, 300, 0.5)
 
 
 def request(run: str, images_seen: int) -> str:

@@ -7,14 +7,22 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from cluster.errors import DataError, UsageError
-from cluster.runs.package_files import build_package, package_digest, stored_classes
+from cluster.runs.package_files import (
+    build_package,
+    package_digest,
+    read_validation,
+    stored_classes,
+    write_validation,
+)
 from cluster.shards.format import Category
 from detector.checkpoint import seal
+from detector.detection_counts import count_detections
 from detector.predict import Predictor
 
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
@@ -25,6 +33,27 @@ def test_a_package_has_the_weights_and_description_of_the_checkpoint(package):
     content = Path(package, "classes.json").read_bytes()
     assert json.loads(content) == CLASSES
     assert stored_classes(content) == [Category(0, 7, "cell"), Category(1, 9, "platelet")]
+
+
+def test_a_package_says_what_the_model_detected_in_validation(package, tmp_path):
+    assert read_validation(package) is None
+    folder = tmp_path / "package"
+    shutil.copytree(package, folder)
+    nothing, sides = np.empty(0), np.full(5, 9)
+    empty = {"image_N": nothing, "labels_N": nothing, "scores_N": nothing}
+    detected, others = (
+        count_detections(names, **empty, heights_I=sides, widths_I=sides)
+        for names in (["cell", "platelet"], ["platelet", "cell"])
+    )
+    write_validation(str(folder), detected)
+    assert read_validation(str(folder)).to_json() == detected.to_json()
+    # It changes no prediction.
+    assert package_digest(str(folder)) == package_digest(package)
+    write_validation(str(folder), others)
+    assert read_validation(str(folder)) is None
+    for damaged in ("{", "[]", '{"version": 99}'):
+        (folder / "validation.json").write_text(damaged)
+        assert read_validation(str(folder)) is None
 
 
 def test_a_package_has_the_chosen_weights(tmp_path):

@@ -132,6 +132,21 @@ def test_a_metric_of_the_tuple_reaches_training_between_epochs(made_up_metric: N
     assert (evaluation.weights, evaluation.images_evaluated) == ("ema", 2)
 
 
+def test_evaluations_of_a_training_count_what_was_detected(made_up_metric: None) -> None:
+    between = evaluate_checkpoint(REQUEST, "ema", DETECTIONS, TRUTHS, NAMES, frequencies={})
+    beside = background_evaluation.evaluate(REQUEST, "model", "/val", {})
+    for evaluation in (between, beside):
+        detected = evaluation.detected
+        assert detected is not None and detected.images == 2
+        # A cat in both images, a dog in the second, no bird; all together.
+        assert detected.detections_C.tolist() == [2, 1, 0, 3]
+        assert detected.images_C.tolist() == [2, 1, 0, 2]
+        assert detected.widths == {300: 2}
+    empty = {1: detections()}
+    nothing = evaluate_checkpoint(REQUEST, "ema", empty, TRUTHS, NAMES, frequencies={}).detected
+    assert nothing is not None and nothing.detections_C.tolist() == [0, 0, 0, 0]
+
+
 def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_metric: None) -> None:
     evaluation = background_evaluation.evaluate(REQUEST, "model", "/val", {})
     assert evaluation.metrics["busiest"] == 2 and evaluation.ap == pytest.approx(0.5)
