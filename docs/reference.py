@@ -21,7 +21,11 @@ from pipelines.options import ENVIRONMENT_PREFIX, section_of, show, takes  # noq
 
 TARGET = ROOT / "docs" / "reference" / "options.md"
 COMMAND = "python docs/reference.py"
-ORDER = ("prepare", "shards", "train", "sweep", "evaluate", "register", "predict", "run")
+ORDER = (
+    *("prepare", "shards", "train", "sweep", "evaluate"),
+    *("register", "promote", "approve", "rollback", "history", "versions"),
+    *("predict", "run"),
+)
 HEAD = f"""\
 # Options of every verb
 

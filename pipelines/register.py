@@ -2,16 +2,23 @@
 model in MLflow.
 
 python -m pipelines.register --run runs/runs/quickstart --name quickstart
-python -m pipelines.register --sweep runs/sweeps/cells --name cells
+python -m pipelines.register --sweep runs/sweeps/cells --name cells --promote true
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.compute.session import RayConfig
+from cluster.judging.gate import GateConfig
 from cluster.runs import names
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
+
+if TYPE_CHECKING:
+    from cluster.tracking.register_run import Registered
 
 
 class RegisterConfig(BaseModel):
@@ -37,6 +44,12 @@ class RegisterConfig(BaseModel):
     name: names.Name = Field(
         description=(f"registered model that gets the version; a new one is created. {names.RULE}"),
     )
+    promote: bool = Field(
+        default=False,
+        description="then make it the champion, if it passes the gate; see promote",
+    )
+    gate: GateConfig = GateConfig()
+    ray: RayConfig = RayConfig()
     tracking: TrackingConfig = Field(
         default=TrackingConfig(),
         description="MLflow; without a uri that of the training run (tracking.json)",
@@ -50,6 +63,9 @@ class RegisterConfig(BaseModel):
                 f"run and sweep: {given} given; give one, --run for a training run or --sweep"
                 " for the best trial of a sweep"
             )
+        changed = self.gate != GateConfig()
+        if changed and not self.promote:
+            raise ValueError("gate: does nothing without --promote true; give both")
         return self
 
 
@@ -64,6 +80,25 @@ def main(config: RegisterConfig) -> None:
     assert run is not None, "checked by the configuration"
     registered = register_run(run, config.name, uri=config.tracking.uri)
     print("\n".join(registered.lines()))
+    if config.promote:
+        _promote(config, registered)
+
+
+def _promote(config: RegisterConfig, registered: Registered) -> None:
+    from pipelines.promotion_run import Asked, promote_run
+    from pipelines.scoring_run import Replicas
+
+    promoted = promote_run(
+        str(registered.version),
+        None,
+        gate=config.gate,
+        asked=Asked(),
+        replicas=Replicas(workers=2, cpus_per_worker=0.75, gpus_per_worker=0),
+        ray=config.ray,
+        tracking=TrackingConfig(uri=registered.tracking_uri),
+        storage="runs",
+    )
+    print("\n".join(promoted.lines()))
 
 
 if __name__ == "__main__":

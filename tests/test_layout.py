@@ -30,6 +30,7 @@ SHARED_BY_VERBS = {
     "data_section.py",
     "entry_flags.py",
     "options.py",
+    "promotion_run.py",
     "refusals.py",
     "run_config.py",
     "scoring_run.py",

@@ -14,6 +14,7 @@ from cluster.tracking.client import connected
 from cluster.tracking.history import Move, history
 from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, champion_of
 from cluster.tracking.registry import aliases_by_version, refuse_unknown
+from detector.scores import shown
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _row(stored: Any, number: int, aliases: Sequence[str], gate: Any) -> Version
         number,
         tuple(aliases),
         created.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        stored.tags.get("AP", "-"),
+        shown(float(stored.tags["AP"])) if "AP" in stored.tags else "-",
         verdict,
         stored.tags.get("run_folder", "-"),
     )

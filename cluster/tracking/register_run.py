@@ -122,9 +122,9 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
 
 
 def _data_of(run: str) -> str | None:
-    """The shard set on which the run was evaluated."""
-    claim = run_folder.read_claim(run)
-    return claim and claim.config.get("data", {}).get("val")
+    """The shard set on which the run was evaluated; None where the run does not say it."""
+    stored = run_folder.read(run, run_folder.CONFIG) or {}
+    return stored.get("config", {}).get("data", {}).get("val")
 
 
 def _write_examples(data: str | None, package: str, folder: str) -> tuple[str | None, str | None]:

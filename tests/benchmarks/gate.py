@@ -2,10 +2,10 @@
 
     python tests/benchmarks/gate.py [--pairs 1000 --images 500]
 
-Each image has one object, which a model finds with a known probability, each model for itself; AP
-then is the recall, to a step of 1/101. Of models that are worse by exactly epsilon at most 1 -
-confidence may pass. What else passes, and how often an equal or better model is refused, says how
-much a set of so many images can tell.
+Each image has one object, which a model finds with a known probability, each model for itself,
+with an IoU between 0.5 and 1. AP then is 0.55 times that probability. Of models that are worse by
+exactly epsilon at most 1 - confidence may pass. What else passes, and how often an equal or better
+model is refused, says how much a set of so many images can tell.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ import numpy as np
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from cluster.judging.gate import GateConfig, Loaded, judge
+from detector.coco_matching import IOU_THRESHOLDS
 from tests.support.hits import scored
 
 LOADED = Loaded(None, "4 pictures", 20.0, "CPU", 10.0)
 SHARE = 0.7
 """That the champion finds."""
+AP_OF_FOUND = float(np.mean((1 - IOU_THRESHOLDS) / 0.5))
+"""Mean over COCO's thresholds of the share of found objects that fit well enough."""
+
+
+def found(share: float, images: int, random: np.random.Generator) -> np.ndarray:
+    """The IoU of each image."""
+    return np.where(random.random(images) < share, random.uniform(0.5, 1, images), 0)
 
 
 def main() -> None:
@@ -43,8 +51,11 @@ def main() -> None:
             passed = 0
             for seed in range(asked.pairs):
                 pair = [
-                    scored(name, random.random(asked.images) < share, labels, ("a",))
-                    for name, share in (("candidate", SHARE + true), ("champion", SHARE))
+                    scored(name, found(share, asked.images, random), labels, ("a",))
+                    for name, share in (
+                        ("candidate", SHARE + true / AP_OF_FOUND),
+                        ("champion", SHARE),
+                    )
                 ]
                 drawn = limits.model_copy(update={"seed": seed})
                 passed += judge(*pair, LOADED, drawn, data="", data_digest="").passed

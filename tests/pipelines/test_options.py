@@ -13,25 +13,35 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.approve import ApproveConfig
 from pipelines.evaluate import EvaluateConfig
+from pipelines.history import HistoryConfig
 from pipelines.options import all_fields, item_of, section_of
 from pipelines.predict import PredictConfig
 from pipelines.prepare import PrepareConfig
+from pipelines.promote import PromoteConfig
 from pipelines.register import RegisterConfig
+from pipelines.rollback import RollbackConfig
 from pipelines.run_config import RunConfig
 from pipelines.shards import ShardsConfig
 from pipelines.sweep import SweepVerb
 from pipelines.train import TrainVerb
+from pipelines.versions import VersionsConfig
 
 CONFIGS: dict[str, type[BaseModel]] = {
+    "approve": ApproveConfig,
     "evaluate": EvaluateConfig,
+    "history": HistoryConfig,
     "predict": PredictConfig,
     "prepare": PrepareConfig,
+    "promote": PromoteConfig,
     "register": RegisterConfig,
+    "rollback": RollbackConfig,
     "run": RunConfig,
     "shards": ShardsConfig,
     "sweep": SweepVerb,
     "train": TrainVerb,
+    "versions": VersionsConfig,
 }
 
 # What train, sweep and run share.
@@ -64,11 +74,24 @@ SEARCH = """
     sweep: keep same_failures retries
 """
 
+GATE = """
+    gate: min_ap epsilon confidence class_drop size_drop min_objects latency_ms megabytes
+    gate: resamples seed
+"""
+
 OPTIONS = {
+    "approve": """
+        model storage
+        tracking: uri experiment
+    """,
     "evaluate": """
         run model data output storage max_detections classes tile overlap flip overlays
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
+        tracking: uri experiment
+    """,
+    "history": """
+        name as_json storage
         tracking: uri experiment
     """,
     "predict": """
@@ -86,8 +109,21 @@ OPTIONS = {
         canvas: height width shapes long_side
         ray: address num_cpus logs autoscaling
     """,
-    "register": """
-        run sweep name
+    "promote": GATE
+    + """
+        model data classes force reason needs_approval storage
+        workers cpus_per_worker gpus_per_worker
+        ray: address num_cpus logs autoscaling
+        tracking: uri experiment
+    """,
+    "register": GATE
+    + """
+        run sweep name promote
+        ray: address num_cpus logs autoscaling
+        tracking: uri experiment
+    """,
+    "rollback": """
+        name reason storage
         tracking: uri experiment
     """,
     "run": TRAINING
@@ -106,6 +142,10 @@ OPTIONS = {
     "shards": "data verify samples output",
     "sweep": TRAINING + SEARCH + "data: train val",
     "train": TRAINING + "data: train val",
+    "versions": """
+        name storage
+        tracking: uri experiment
+    """,
 }
 
 

@@ -63,7 +63,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 
     monkeypatch.setattr(scoring_run, "build_package", build)
     monkeypatch.setattr(scoring_run, "evaluate_package", evaluate)
-    monkeypatch.setattr(scoring_run, "_connect", lambda *_: None)
+    monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return events
 
@@ -331,7 +331,7 @@ def test_the_result_of_a_prediction_names_reasons_and_reuse(
     package = write_package(tmp_path / "package")
     workers = InProcess()
     monkeypatch.setattr(pool, "run_parts", workers)
-    monkeypatch.setattr(scoring_run, "_connect", lambda *_: None)
+    monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
     monkeypatch.setattr(
         scoring_run, "_download", lambda *_, **__: (str(package), "models:/cells/3", "sqlite:///db")
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +16,12 @@ from detector.model import RetinaNet
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
 
 
-def make_package(checkpoint: Path, folder: Path) -> None:
+def make_package(
+    checkpoint: Path, folder: Path, classes: Sequence[dict[str, Any]] = CLASSES
+) -> None:
     """A package whose network, untrained with a prior of 0.5, detects something everywhere."""
     torch.manual_seed(0)
-    keywords = {"backbone": "resnet18", "classes": 2, "width": 64, "prior": 0.5}
+    keywords = {"backbone": "resnet18", "classes": len(classes), "width": 64, "prior": 0.5}
     save_file(
         {k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()},
         str(checkpoint / "model.safetensors"),
@@ -29,5 +33,5 @@ def make_package(checkpoint: Path, folder: Path) -> None:
         "max_detections": 5,
     }
     description = {"model": keywords, "canvases": [[64, 96]], "decode": decode, "amp": False}
-    seal(str(checkpoint), {"package": {"description": description, "classes": CLASSES}})
+    seal(str(checkpoint), {"package": {"description": description, "classes": list(classes)}})
     build_package(str(checkpoint), str(folder))
