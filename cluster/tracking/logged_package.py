@@ -96,6 +96,7 @@ def _signature() -> ModelSignature:
                 ColSpec(Array(DataType.double), "scores"),
                 ColSpec(Array(DataType.long), "labels"),
                 ColSpec(Array(DataType.string), "names"),
+                ColSpec(DataType.string, "error"),
             ]
         ),
     )

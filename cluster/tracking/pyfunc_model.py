@@ -13,16 +13,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from detector.batch import Sample
+from detector.decode import Detections
 from detector.image import ImageError, open_image
 from detector.predict import CLASSES_FILE, Predictor
 
 # Limits the decoded pixels in memory; a request may have thousands of images.
 IMAGES_PER_CALL = 8
+COLUMNS = ["boxes", "scores", "labels", "names", "error"]
+Row = tuple[list[list[float]], list[float], list[int], list[str], str]
 
 
 class PackagedDetector(PythonModel):
@@ -47,42 +49,33 @@ class PackagedDetector(PythonModel):
     ) -> pd.DataFrame:
         """Columns `image` (encoded bytes of any format Pillow reads) and, optionally, `image_id` ->
         `boxes` (N,4) XYXY pixels of the upright image, `scores` (N,), `labels` (N,) 0..K-1 and
-        `names` (N,), as lists, best score first.
-
-        `MlflowException` (HTTP 400 from a server) names the image_id, or the row, of an image that
-        cannot be decoded.
+        `names` (N,), as lists, best score first, and `error`: why there are none, of an image that
+        cannot be decoded; the others have an empty text.
         """
         images = [bytes(image) for image in model_input["image"]]
-        named = "image_id" in model_input and bool(model_input["image_id"].notna().all())
-        names = (
-            [f"image_id {image_id!r}" for image_id in model_input["image_id"]]
-            if named
-            else [f"row {number}" for number in range(len(images))]
-        )
-        rows = []
+        rows: list[Row] = []
         for start in range(0, len(images), IMAGES_PER_CALL):
-            numbers = range(start, min(start + IMAGES_PER_CALL, len(images)))
-            detections = self.predictor.detect_all(
-                [self._sample(images[number], number, names[number]) for number in numbers]
-            )
-            for number in numbers:
-                of_image = detections[number]
-                labels = of_image.labels_N.tolist()
-                rows.append(
-                    (
-                        of_image.boxes_N4.tolist(),
-                        of_image.scores_N.tolist(),
-                        labels,
-                        [self.class_names[label] for label in labels],
-                    )
-                )
-        return pd.DataFrame(rows, columns=["boxes", "scores", "labels", "names"])
+            rows += self._rows(images[start : start + IMAGES_PER_CALL])
+        return pd.DataFrame(rows, columns=COLUMNS)
 
-    def _sample(self, data: bytes, number: int, name: str) -> tuple[Sample, tuple[int, int]]:
-        try:
-            return self.predictor.sample(open_image(data), number)
-        except ImageError as error:
-            raise MlflowException.invalid_parameter_value(f"{name}: {error}") from error
+    def _rows(self, images: list[bytes]) -> list[Row]:
+        samples: list[tuple[Sample, tuple[int, int]]] = []
+        errors: dict[int, str] = {}
+        for number, data in enumerate(images):
+            try:
+                samples.append(self.predictor.sample(open_image(data), number))
+            except ImageError as error:
+                errors[number] = str(error)
+        found = self.predictor.detect_all(samples)
+        return [
+            ([], [], [], [], errors[number]) if number in errors else self._row(found[number])
+            for number in range(len(images))
+        ]
+
+    def _row(self, found: Detections) -> Row:
+        labels = found.labels_N.tolist()
+        names = [self.class_names[label] for label in labels]
+        return found.boxes_N4.tolist(), found.scores_N.tolist(), labels, names, ""
 
 
 set_model(PackagedDetector())
