@@ -44,6 +44,9 @@ class RegisterConfig(BaseModel):
     name: names.Name = Field(
         description=(f"registered model that gets the version; a new one is created. {names.RULE}"),
     )
+    licence: str | None = Field(
+        default=None, min_length=1, description="of the model, for its card, such as CC-BY-4.0"
+    )
     promote: bool = Field(
         default=False,
         description="then make it the champion, if it passes the gate; see promote",
@@ -78,7 +81,7 @@ def main(config: RegisterConfig) -> None:
 
         run = best_run(config.sweep)
     assert run is not None, "checked by the configuration"
-    registered = register_run(run, config.name, uri=config.tracking.uri)
+    registered = register_run(run, config.name, uri=config.tracking.uri, licence=config.licence)
     print("\n".join(registered.lines()))
     if config.promote:
         _promote(config, registered)

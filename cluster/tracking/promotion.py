@@ -52,10 +52,15 @@ class Evidence:
 
 
 def register(
-    model_uri: str, name: str, *, tracking: str, tags: Mapping[str, object] | None = None
+    model_uri: str,
+    name: str,
+    *,
+    tracking: str,
+    tags: Mapping[str, object] | None = None,
+    card: str | None = None,
 ) -> Version:
     """A new version of `name` (created when new) with the alias `challenger`; if there is no
-    `champion` yet, it becomes that too.
+    `champion` yet, it becomes that too. `card` is its description, in Markdown.
     """
     from mlflow.exceptions import MlflowException
 
@@ -69,7 +74,12 @@ def register(
         logged = client.get_logged_model(model_id)
         texts = {key: str(value) for key, value in (tags or {}).items()}
         created = client.create_model_version(
-            name, source=model_uri, run_id=logged.source_run_id, model_id=model_id, tags=texts
+            name,
+            source=model_uri,
+            run_id=logged.source_run_id,
+            model_id=model_id,
+            tags=texts,
+            description=card,
         )
         version = Version(name, int(created.version))
         linked = [*json.loads(logged.tags.get(_LINK_TAG, "[]")), version._asdict()]

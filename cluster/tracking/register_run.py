@@ -15,6 +15,7 @@ from cluster.tracking.config import refuse_second_store, ui_command
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
 from cluster.tracking.logged_package import EXAMPLES, log_package, logged_digests
+from cluster.tracking.model_card import model_card, short_card
 from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.promotion import register
 from cluster.tracking.registry import Version
@@ -58,11 +59,13 @@ class Registered:
         return lines
 
 
-def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
+def register_run(
+    run: str, name: str, *, uri: str | None = None, licence: str | None = None
+) -> Registered:
     """Register the best checkpoint of the training run in the folder `run` as a version of the
     model `name`, unless a version has it already. `uri`: the MLflow store, by default the one that
-    has the run, whatever MLFLOW_TRACKING_URI says. `UsageError` where the run has no checkpoint or
-    no MLflow run.
+    has the run, whatever MLFLOW_TRACKING_URI says. `licence`: for the model card. `UsageError`
+    where the run has no checkpoint or no MLflow run.
     """
     folder = uris.absolute(run)
     preflight.check_readable(folder)
@@ -86,10 +89,13 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         version, note = registry.find_package(digest, name, tracking=store), None
         is_new = version is None
         if version is None:
-            data = _data_of(folder)
+            config = (run_folder.read(folder, run_folder.CONFIG) or {}).get("config", {})
+            data = config.get("data", {}).get("val")
             examples, note = _write_examples(data, package, f"{scratch}/{EXAMPLES}")
+            card = model_card(name, best, config, run=folder, digest=digest, licence=licence)
             mlflow_run = attach_run(store, recorded.run_id)
             try:
+                mlflow_run.log_text(card, "model_card.md")
                 model_uri = log_package(
                     mlflow_run, package, step=best.images_seen, examples=examples
                 )
@@ -109,7 +115,7 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
                     if (value := best.metrics.get(name)) is not None
                 },
             }
-            version = register(model_uri, name, tracking=store, tags=tags)
+            version = register(model_uri, name, tracking=store, tags=tags, card=short_card(card))
     return Registered(
         version,
         best,
@@ -119,12 +125,6 @@ def register_run(run: str, name: str, *, uri: str | None = None) -> Registered:
         store,
         note,
     )
-
-
-def _data_of(run: str) -> str | None:
-    """The shard set on which the run was evaluated; None where the run does not say it."""
-    stored = run_folder.read(run, run_folder.CONFIG) or {}
-    return stored.get("config", {}).get("data", {}).get("val")
 
 
 def _write_examples(data: str | None, package: str, folder: str) -> tuple[str | None, str | None]:

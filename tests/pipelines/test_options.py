@@ -118,7 +118,7 @@ OPTIONS = {
     """,
     "register": GATE
     + """
-        run sweep name promote
+        run sweep name licence promote
         ray: address num_cpus logs autoscaling
         tracking: uri experiment
     """,
