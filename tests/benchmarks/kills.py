@@ -89,14 +89,20 @@ class Command:
         return True
 
     def workers(self) -> list[psutil.Process]:
-        """Processes of Ray that have a task or an actor."""
+        """Processes of Ray that have a task or an actor. Its agents are left alone: without them
+        the node ends, and with it the driver of a Ray on one machine.
+        """
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 name = (child.cmdline() or [""])[0]
             except psutil.Error:
                 continue
-            if name.startswith("ray::") and not name.startswith("ray::IDLE"):
+            if (
+                name.startswith("ray::")
+                and not name.startswith("ray::IDLE")
+                and "Agent" not in name
+            ):
                 found.append(child)
         return found
 
