@@ -31,7 +31,7 @@ class Judgement:
     matches: Matches
     pairing: Pairing
     intervals: IntervalTable | None
-    """None for less than two images."""
+    """None for less than two images, or without resamples."""
     errors: ErrorKinds
     thresholds: Thresholds
     kept_D: np.ndarray
@@ -52,7 +52,8 @@ def judge(
     resamples: int = RESAMPLES,
 ) -> Judgement:
     """`precision` (0..1): the thresholds reach it; unset, they have the highest F1. Confusions and
-    the errors of images are those at the thresholds. `max_detections`: see `match`.
+    the errors of images are those at the thresholds. `max_detections`: see `match`. `resamples`:
+    see `intervals`; 0 for none.
     """
     matches = match(truths, detections, class_names, max_detections=max_detections)
     pairing = pair(truths, detections, class_names, max_detections=max_detections)
@@ -62,7 +63,9 @@ def judge(
     return Judgement(
         matches,
         pairing,
-        intervals(matches, seed=SEED, resamples=resamples) if len(truths) > 1 else None,
+        intervals(matches, seed=SEED, resamples=resamples)
+        if resamples and len(truths) > 1
+        else None,
         error_kinds(pairing),
         chosen,
         kept_D,

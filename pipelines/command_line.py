@@ -159,7 +159,7 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
                 raise UsageError(f"--config {file}: is no recipe for this verb; {error}") from None
             raise
     _check_environment(fields)
-    flags = entry_flags.as_mappings(flags, fields)
+    flags = entry_flags.as_lists(entry_flags.as_mappings(flags, fields), fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:

@@ -3,9 +3,13 @@
     python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
     python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val \
         --output s3://bucket/evaluation
+    python -m pipelines.evaluate --compare runs/runs/cells models:/cells@champion \
+        --data runs/data/val --output runs/compared
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -23,11 +27,19 @@ class EvaluateConfig(Section):
     run: str | None = Field(
         default=None,
         description=(
-            "folder of a training run, <storage>/runs/<name>; its best checkpoint is scored"
+            "folder of a training run, <storage>/runs/<name>; its best checkpoint is scored; or one"
+            " of its checkpoints, <storage>/runs/<name>/checkpoints/images-..."
         ),
     )
     model: str | None = Field(
         default=None, description="or a registered model: models:/NAME@champion or models:/NAME/3"
+    )
+    compare: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "or two detectors, each given as for --run or --model, to see side by side with the"
+            " difference in AP and its interval"
+        ),
     )
     data: str = Field(description="shard set to score on, a local folder or s3://bucket/key")
     output: str | None = Field(
@@ -68,6 +80,22 @@ class EvaluateConfig(Section):
         le=1000,
         description="images that are drawn with their detections and true boxes",
     )
+    precision: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description=(
+            "precision that the score threshold of each class is to reach, in report.html and"
+            " thresholds.json; unset: the threshold with the highest F1"
+        ),
+    )
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "columns of the shards, such as file_name for its folder, whose values are scored apart"
+            " in report.html, beside source and size"
+        ),
+    )
     workers: int = Field(
         default=2, ge=1, le=4096, description="processes, each with a copy of the model"
     )
@@ -85,32 +113,55 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _one_model(self) -> EvaluateConfig:
-        if (self.run is None) == (self.model is None):
-            raise ValueError("give either --run or --model, the detector to score")
-        if self.model is not None and self.output is None:
-            raise ValueError("--model needs --output, the folder for the table and the pictures")
+        given = [self.run, self.model, self.compare or None]
+        if sum(each is not None for each in given) != 1:
+            raise ValueError(
+                "give either --run or --model, the detector to score, or --compare with two of them"
+            )
+        if self.compare and len(self.compare) != 2:
+            raise ValueError(f"--compare takes two detectors, not {len(self.compare)}; give both")
+        if self.compare and self.slices:
+            raise ValueError("--slices does nothing with --compare; leave it out")
+        if self.run is None and self.output is None:
+            option = "--compare" if self.compare else "--model"
+            raise ValueError(f"{option} needs --output, the folder for the table and the pictures")
         view_settings(self.tile, self.overlap, self.flip)
         return self
 
 
 def main(config: EvaluateConfig) -> None:
-    from pipelines.scoring_run import Replicas, evaluate
+    from cluster.scoring.evaluate_package import Wanted
+    from pipelines.evaluation_run import compare, evaluate
+    from pipelines.scoring_run import Replicas
 
-    evaluated = evaluate(
-        config.data,
-        run=config.run,
-        model=config.model,
-        output=config.output,
-        overlays=config.overlays,
-        max_detections=config.max_detections,
-        class_map=config.classes,
-        views=view_settings(config.tile, config.overlap, config.flip),
-        replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
-        ray=config.ray,
-        tracking=config.tracking,
-        storage=config.storage,
-    )
-    print("\n".join(evaluated.lines()))
+    options: dict[str, Any] = {
+        "max_detections": config.max_detections,
+        "class_map": config.classes,
+        "views": view_settings(config.tile, config.overlap, config.flip),
+        "replicas": Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
+        "ray": config.ray,
+        "tracking": config.tracking,
+        "storage": config.storage,
+    }
+    if config.compare:
+        assert config.output is not None
+        found = compare(
+            config.data,
+            config.compare,
+            output=config.output,
+            precision=config.precision,
+            **options,
+        )
+    else:
+        found = evaluate(
+            config.data,
+            run=config.run,
+            model=config.model,
+            output=config.output,
+            wanted=Wanted(config.overlays, config.precision, config.slices),
+            **options,
+        )
+    print("\n".join(found.lines()))
 
 
 if __name__ == "__main__":
@@ -119,7 +170,7 @@ if __name__ == "__main__":
         main,
         resumes=False,
         description=(
-            "Score a run's best checkpoint or a registered model: COCO table, per-class AP, PR"
-            " curves, overlays."
+            "Score a run's best checkpoint or a registered model: COCO table, per-class AP, a"
+            " report with intervals, errors and pictures."
         ),
     )

@@ -21,6 +21,7 @@ from detector.label_suspects import as_coco, label_suspects
 from detector.metrics import CocoTable
 
 REPORT, THRESHOLDS, SUSPECTS = "report.html", "thresholds.json", "suspects.json"
+REPORT_FILES = (REPORT, THRESHOLDS, SUSPECTS)
 
 
 def write_report_files(
