@@ -235,7 +235,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
     # Imported here: each verb imports this module.
     from pipelines import (
         approve,
-        evaluate,
+        evaluate_config,
         history,
         predict,
         prepare,
@@ -254,7 +254,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "shards": shards.ShardsConfig,
         "train": train.TrainVerb,
         "sweep": sweep.SweepVerb,
-        "evaluate": evaluate.EvaluateConfig,
+        "evaluate": evaluate_config.EvaluateConfig,
         "register": register.RegisterConfig,
         "promote": promote.PromoteConfig,
         "approve": approve.ApproveConfig,

@@ -147,7 +147,11 @@ def test_every_other_evaluation_has_a_name_of_its_own(
         return evaluate_package(*arguments, **options)
 
     monkeypatch.setattr(evaluation_run, "evaluate_package", evaluate)
-    monkeypatch.setattr(Run, "log_artifact", lambda run, path, folder: folders.add(folder))
+    monkeypatch.setattr(
+        Run,
+        "log_artifact",
+        lambda run, path, folder: folders.add(folder.removesuffix("/overlays")),
+    )
     write_set(str(given / "test"), [[row(1, 1), row(2, 2)]])
     (given / "same.yaml").write_text("cat: cat\n")
     (given / "dog.yaml").write_text("cat:\n")
@@ -322,7 +326,7 @@ def test_pictures_that_the_annotations_do_not_name_are_told(
 
 def predict_options(tmp_path: Path) -> Any:
     return {
-        "wanted": Wanted(),
+        "overlays": 0,
         "replicas": scoring_run.Replicas(1, 1, 0),
         "ray": scoring_run.RayConfig(),
         "tracking": scoring_run.TrackingConfig(),
@@ -392,3 +396,57 @@ def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:
         if path.is_file()
     }
     assert left == {"overlays/2.png": "new", "done.json": "new", "mine.txt": "mine"}
+
+
+def test_a_checkpoint_of_the_run_is_scored_under_a_name_of_its_own(
+    given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[str, str]] = []
+    build = evaluation_run.build_package
+
+    def build_package(checkpoint: str, folder: str, *, weights: Any) -> None:
+        built.append((checkpoint, weights))
+        build(checkpoint, folder, weights=weights)
+
+    monkeypatch.setattr(evaluation_run, "build_package", build_package)
+    checkpoint = given / "runs/cells/checkpoints/images-000000000200"
+    checkpoint.mkdir(parents=True)
+    code, out, _ = type_command(given, capsys, "--run", str(checkpoint))
+    assert code == 0 and f"scored   {checkpoint}\n" in out
+    (checkpoint / "ema.safetensors").write_bytes(b"")
+    assert type_command(given, capsys, "--run", f"{checkpoint}/")[0] == 0
+    assert built == [(str(checkpoint), "model"), (str(checkpoint), "ema")]
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    data = connect(stored.uri).get_run(stored.run_id).data
+    (name,) = [key.removesuffix("/AP50") for key in data.metrics if "50" in key]
+    assert name != "evaluation"
+    assert json.loads(data.tags[name])["checkpoint"] == "images-000000000200"
+
+
+def test_what_compare_and_slices_need_is_said_before_anything_is_read(
+    given: Path, capsys: Any
+) -> None:
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_verb(
+                EvaluateConfig,
+                main,
+                description="test",
+                argv=[*words, "--data", str(given / "val")],
+            )
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    output = ("--output", str(given / "out"))
+    assert "--compare with two of them" in refused(*output)
+    assert "--compare takes two detectors, not 1" in refused("--compare", "a", *output)
+    assert "--compare takes two detectors, not 3" in refused("--compare", "a", "b", "c", *output)
+    assert "--compare needs --output" in refused("--compare", "a", "b")
+    said = refused("--compare", "a", "b", "--slices", "source", *output)
+    assert "--slices does nothing with --compare" in said
+    run = ("--run", str(given / "runs/cells"), *output)
+    said = refused(*run, "--slices", "source", "camera")
+    assert "--slices camera: is no column of" in said and "file_name, height, width" in said
+    assert "a: is not a training run's folder" in refused("--compare", "a", "b", *output)
