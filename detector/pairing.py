@@ -4,8 +4,7 @@ an evaluation says in words (error kinds, confusions, thresholds, pictures).
 A detection is a hit, a false alarm or ignored by COCO's rule, as in detector/coco_matching.py,
 which has the outcomes for all IoU thresholds and sizes, but not the objects.
 
-Shapes: I images, K classes, D detections, G objects. Boxes are XYXY px of the original image. With
-100 detections an image, 5,000 images take 50 MB.
+Shapes: I images, K classes, D detections, G objects. Boxes are XYXY px of the original image.
 """
 
 from __future__ import annotations

@@ -195,9 +195,10 @@ def calibration_chart(found: Reliability) -> LineChart:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Rows are objects, columns detections; the last of both is the background."""
+    """Rows are objects, columns detections, in the same order; the last of both is the
+    background.
+    """
 
-    names: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
     left_out: int
     """Classes without a row; the others are those with the most errors."""
@@ -218,8 +219,7 @@ def confusion_table(judged: Judgement) -> ConfusionTable:
         (
             all_names[r],
             [
-                # What is background in both has no number.
-                Cell("" if r == c == classes else f"{matrix[r, c]:,}", float(shares[r, c]))
+                Cell(f"{matrix[r, c]:,}" if matrix[r, c] else "", float(shares[r, c]))
                 for c in chosen
             ],
         )
@@ -231,8 +231,7 @@ def confusion_table(judged: Judgement) -> ConfusionTable:
         for r, c in zip(*np.unravel_index(order, (classes, classes)), strict=True)
         if wrong[r, c]
     ]
-    headings = [all_names[c] for c in chosen]
-    return ConfusionTable(headings, rows, max(0, classes - MOST_CONFUSED), pairs)
+    return ConfusionTable(rows, max(0, classes - MOST_CONFUSED), pairs)
 
 
 def rule_in_words(judged: Judgement) -> str:
