@@ -96,8 +96,9 @@ def _parts(value_I: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         return
     number = all(isinstance(value, int | float) for value in counts)
     if len(counts) <= MOST_VALUES or not number:
-        for value, _ in counts.most_common(MOST_VALUES):
-            yield str(value), value_I == value
+        values = sorted(counts) if number else [v for v, _ in counts.most_common(MOST_VALUES)]
+        for value in values:
+            yield f"{value:.4g}" if isinstance(value, float) else str(value), value_I == value
         return
     value_I = value_I.astype(np.float64)
     edges = np.unique(np.quantile(value_I, [0, 0.25, 0.5, 0.75, 1]))
