@@ -235,3 +235,18 @@ def test_detectors_of_different_classes_are_not_compared(
     other = ClassMatch((*NAMES, "virus"), (0, 1, 2))
     with pytest.raises(UsageError, match="have different classes, such as 'virus'"):
         compare(shard_set, tmp_path, monkeypatch, other, {})
+
+
+def test_a_detector_that_finds_nothing_and_a_single_image_have_a_page_too(
+    shard_set: ShardSet, tmp_path: Path
+) -> None:
+    truths = read_truths(shard_set)
+    table = evaluate.evaluate_detections({}, truths, NAMES, [evaluate.coco])
+    source = Source("models:/cells/3", shard_set.uri, shard_set.digest)
+    judged = judge(truths, {}, NAMES, resamples=5)
+    write_report_files(judged, table, shard_set, CLASSES, str(tmp_path), source=source)
+    page = (tmp_path / "report.html").read_text()
+    assert "No detection above its threshold disagrees" in page and "No other picture" in page
+    assert json.loads((tmp_path / "suspects.json").read_text())["annotations"] == []
+    alone = judge(truths[:1], {}, NAMES)
+    assert alone.intervals is None and alone.images.missed_I.tolist() == [len(truths[0].labels_N)]
