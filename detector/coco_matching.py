@@ -86,6 +86,24 @@ def match(
     return Matches(image_ids, tuple(class_names), classes)
 
 
+def of_images(matches: Matches, chosen_I: np.ndarray) -> Matches:
+    """The matches of some of the images: what `match` finds in these alone. `chosen_I`: bool."""
+    place_I = np.cumsum(chosen_I) - 1
+    classes = []
+    for of in matches.classes:
+        detections, objects = chosen_I[of.image_D], chosen_I[of.image_G]
+        classes.append(
+            ClassMatches(
+                place_I[of.image_D[detections]],
+                of.score_D[detections],
+                of.outcome_STD[..., detections],
+                place_I[of.image_G[objects]],
+                of.counted_SG[:, objects],
+            )
+        )
+    return Matches(matches.image_ids[chosen_I], matches.class_names, tuple(classes))
+
+
 def _of_class(
     objects: dict[str, np.ndarray], found: dict[str, np.ndarray], outcome_STD: np.ndarray
 ) -> ClassMatches:
@@ -206,7 +224,7 @@ def _overlapping_pairs(
         of_P = np.repeat(np.arange(len(its_D)), pairs_D)
         object_P = np.arange(len(of_P)) - np.repeat(np.cumsum(pairs_D) - end_D, pairs_D)
         of_P += start
-        iou_P = _iou(
+        iou_P = overlaps(
             found["boxes"][of_P], objects["boxes"][object_P], crowd_P=objects["crowd"][object_P]
         )
         close = iou_P >= IOU_THRESHOLDS[0]
@@ -215,7 +233,7 @@ def _overlapping_pairs(
     return of_P, object_P, iou_P
 
 
-def _iou(found_P4: np.ndarray, object_P4: np.ndarray, *, crowd_P: np.ndarray) -> np.ndarray:
+def overlaps(found_P4: np.ndarray, object_P4: np.ndarray, *, crowd_P: np.ndarray) -> np.ndarray:
     """IoU (P,) of XYXY boxes, of a crowd the share of the detection in it; each step is that of
     COCO's bbIou, which adds width to left, so that every bit is the same.
     """

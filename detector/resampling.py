@@ -91,6 +91,53 @@ def intervals(
     )
 
 
+@dataclass(frozen=True)
+class DifferenceTable:
+    """None where the set has no such object."""
+
+    summary: dict[str, PairedDifference | None]
+    """Name of a number -> its difference over all classes."""
+    per_class: dict[str, dict[str, PairedDifference | None]]
+    """Class name -> name of a number -> its difference."""
+
+
+def paired_differences(
+    first: Matches,
+    second: Matches,
+    *,
+    seed: int,
+    names: Sequence[str] = NAMES,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    groups: np.ndarray | None = None,
+) -> DifferenceTable:
+    """How much better `second` is than `first` in the numbers `names`, over all classes and in each
+    class. `groups` as in `intervals`. `ValueError` for less than two images or groups, and if the
+    two were not matched with the same objects.
+    """
+    if not _same_objects(first, second):
+        raise ValueError(
+            "the two sets of detections were matched with different images, classes or objects;"
+            " match both with the same truth"
+        )
+    counts_BI = _with_the_set_itself(first, resamples, seed=seed, groups=groups)
+    one, other = (weighted_scores(each, counts_BI, names=names) for each in (first, second))
+
+    def difference(name: str, one_B: np.ndarray, other_B: np.ndarray) -> PairedDifference | None:
+        return _difference(name, other_B - one_B, confidence)
+
+    return DifferenceTable(
+        {name: difference(name, one[name].of_all_B, other[name].of_all_B) for name in names},
+        {
+            label: {
+                name: difference(name, one[name].per_class_BK[:, k], other[name].per_class_BK[:, k])
+                for name in names
+            }
+            for k, label in enumerate(first.class_names)
+        },
+    )
+
+
 def paired_difference(
     first: Matches,
     second: Matches,
@@ -101,21 +148,20 @@ def paired_difference(
     confidence: float = 0.95,
     groups: np.ndarray | None = None,
 ) -> PairedDifference | None:
-    """How much better `second` is than `first` in the number `name`; None if the set has no such
-    object. `groups` as in `intervals`. `ValueError` for less than two images or groups, and if the
-    two were not matched with the same objects.
-    """
-    if not _same_objects(first, second):
-        raise ValueError(
-            "the two sets of detections were matched with different images, classes or objects;"
-            " match both with the same truth"
-        )
-    counts_BI = _with_the_set_itself(first, resamples, seed=seed, groups=groups)
-    scores_2B = [
-        weighted_scores(matches, counts_BI, names=(name,))[name].of_all_B
-        for matches in (first, second)
-    ]
-    difference_B = scores_2B[1] - scores_2B[0]
+    """One number of `paired_differences` over all classes."""
+    table = paired_differences(
+        first,
+        second,
+        seed=seed,
+        names=(name,),
+        resamples=resamples,
+        confidence=confidence,
+        groups=groups,
+    )
+    return table.summary[name]
+
+
+def _difference(name: str, difference_B: np.ndarray, confidence: float) -> PairedDifference | None:
     interval = percentile_interval(difference_B, confidence)
     if interval is None:
         return None

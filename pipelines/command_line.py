@@ -159,7 +159,7 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
                 raise UsageError(f"--config {file}: is no recipe for this verb; {error}") from None
             raise
     _check_environment(fields)
-    flags = entry_flags.as_mappings(flags, fields)
+    flags = entry_flags.as_lists(entry_flags.as_mappings(flags, fields), fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:
@@ -235,7 +235,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
     # Imported here: each verb imports this module.
     from pipelines import (
         approve,
-        evaluate,
+        evaluate_config,
         history,
         predict,
         prepare,
@@ -254,7 +254,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "shards": shards.ShardsConfig,
         "train": train.TrainVerb,
         "sweep": sweep.SweepVerb,
-        "evaluate": evaluate.EvaluateConfig,
+        "evaluate": evaluate_config.EvaluateConfig,
         "register": register.RegisterConfig,
         "promote": promote.PromoteConfig,
         "approve": approve.ApproveConfig,

@@ -1,15 +1,33 @@
-"""A flag for one entry of a mapping: `--sampling.source_weights.night 2` says the same as
+"""Ways to write a flag: a list of texts with spaces between (`--compare A B`), and a flag for one
+entry of a mapping. `--sampling.source_weights.night 2` says the same as
 `--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
 `--sweep.space.loss.gamma 0..5`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 
 from cluster.errors import UsageError
 from pipelines.options import Fields, is_mapping
+
+
+def as_lists(flags: Sequence[str], fields: Fields) -> list[str]:
+    """The flags, with several values of a list of texts as one."""
+    rewritten: list[str] = []
+    waiting = list(flags)
+    while waiting:
+        rewritten.append(flag := waiting.pop(0))
+        field = fields.get(flag.removeprefix("--")) if flag.startswith("--") else None
+        if field is None or field.annotation != tuple[str, ...]:
+            continue
+        values = list(itertools.takewhile(lambda word: not word.startswith("--"), waiting))
+        if len(values) > 1:
+            del waiting[: len(values)]
+            rewritten[-1] = f"{flag}={json.dumps(values)}"
+    return rewritten
 
 
 def as_mappings(flags: Sequence[str], fields: Fields) -> list[str]:

@@ -36,7 +36,7 @@ def main(config: RunConfig) -> None:
     overlays = ", overlays/" if config.overlays else ""
     dashed = f"{overlays} with the truth dashed" if overlays else ""
     print(f"\n{files.read_bytes(table).decode().rstrip()}\n")
-    print(f"table        {finished['evaluate'].folder}: table.txt, precision_recall.png{dashed}")
+    print(f"table        {finished['evaluate'].folder}: table.txt, report.html{dashed}")
     print(f"training     {finished['train'].folder}")
     print(f"model        {finished['register'].values['version']}")
     print(

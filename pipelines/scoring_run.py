@@ -1,10 +1,9 @@
-"""A model, of a training run or of the registry, over a shard set or over images. `evaluate`,
-`predict` and `run` share it.
+"""A registered model over images: `predict` and `run` share it. What `evaluate` needs too is public
+here.
 """
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,31 +11,22 @@ from typing import NotRequired, TypedDict, Unpack
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
-from cluster.errors import PlainError, UsageError, on_one_line
+from cluster.errors import UsageError, on_one_line
 from cluster.prediction import image_list, results
 from cluster.prediction import predict as prediction
 from cluster.prediction.image_list import ImageList
 from cluster.prediction.summary import PAGE, Summary
-from cluster.runs import evaluations
-from cluster.runs.evaluations import Evaluation
-from cluster.runs.package_files import build_package, read_classes
+from cluster.runs.package_files import read_classes
 from cluster.scoring import coco_ids
-from cluster.scoring.evaluate_package import evaluate_package
-from cluster.shards.classes import match_classes, read_class_map
-from cluster.shards.index import open_shard_set
-from cluster.shards.statistics import read_objects
+from cluster.shards.classes import read_class_map
 from cluster.storage import files, preflight, uris
-from cluster.storage.pictures import OVERLAYS, PREDICTIONS
+from cluster.storage.pictures import PREDICTIONS
 from cluster.tracking.config import TrackingConfig, tracking_uri
-from cluster.tracking.environment import check_variables
-from cluster.tracking.evaluation import NAME, Subject, log_evaluation
 from cluster.tracking.logged_package import download_package
-from cluster.tracking.preflight import check_server, has_run
+from cluster.tracking.preflight import check_server
 from cluster.tracking.registry import parse_model_uri, resolve
-from cluster.tracking.run import read_record
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.image import MAX_PIXELS
-from detector.metrics import CocoTable
 
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
 MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
@@ -49,155 +39,6 @@ class Replicas:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A table, the checkpoint or model version that it is of, and the folder with the files."""
-
-    table: CocoTable
-    scored: str
-    output: str
-    notes: tuple[str, ...]
-    """What a reader of the table should know."""
-    overlays: int
-    """Images that were to be drawn."""
-    store: str | None = None
-    """URI of the MLflow store that has the model; None for a checkpoint."""
-
-    def lines(self) -> list[str]:
-        """The result, for a terminal."""
-        overlays = ", overlays/" if self.overlays else ""
-        return [
-            self.table.as_text(),
-            *(f"note     {note}" for note in self.notes),
-            f"scored   {self.scored}{f' in {self.store}' if self.store else ''}",
-            f"written  {self.output}: metrics.json, table.txt, precision_recall.png{overlays}",
-        ]
-
-
-def evaluate(
-    data: str,
-    *,
-    run: str | None = None,
-    model: str | None = None,
-    output: str | None = None,
-    overlays: int,
-    max_detections: int | None = None,
-    class_map: str | None = None,
-    views: ViewSettings = WHOLE_PICTURE,
-    replicas: Replicas,
-    ray: RayConfig,
-    tracking: TrackingConfig,
-    storage: str,
-) -> Evaluated:
-    """Score a detector on the shard set `data`: the best checkpoint of the training run in the
-    folder `run`, whose MLflow run then has the result too, or a registered `model`. `DataError`
-    where the set has no object.
-
-    `output` may be left out with `run`: it is a folder in that of the run. `class_map` is the URI
-    of a file for `read_class_map`. `UsageError` where the classes of the set are not the model's.
-    """
-    preflight.check_reachable(data)
-    shard_set = open_shard_set(data)
-    read_objects(shard_set, subject=f"data {shard_set.uri}")
-    run = None if run is None else uris.absolute(run)
-    best = None if run is None else evaluations.best_checkpoint(run)
-    given = given_classes(class_map)
-    renamed = {name: to for name, to in (given or {}).items() if to != name}
-    subject = Subject(shard_set.uri, shard_set.digest, max_detections, renamed, views)
-    output = uris.absolute(output or uris.join(run or "", "evaluation", subject.folder))
-    preflight.check_writable(output)
-    recorded = None if run is None else _mlflow_run(run, tracking.uri)
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
-        package, scored, store = _package_of(
-            best, model, scratch, tracking=tracking, storage=storage
-        )
-        classes = match_classes(
-            shard_set.class_names,
-            [category.name for category in read_classes(package)],
-            subject=f"data {shard_set.uri}",
-            of=f"the model {scored}",
-            remedy=MAP_REMEDY,
-            given=given,
-        )
-        request = (
-            f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
-            f" {resources.READ_CPUS:g} for reading)"
-        )
-        connect_for(resources.detection_shares(**vars(replicas)), request, ray)
-        folder = f"{scratch}/evaluation"
-        table, remarks = evaluate_package(
-            package,
-            shard_set,
-            classes,
-            folder,
-            scored=scored,
-            overlays=overlays,
-            max_detections=max_detections,
-            views=views,
-            **vars(replicas),
-        )
-        _replace_results(folder, output, last="metrics.json")
-        notes = [*classes.notes("data"), *remarks]
-        if recorded is not None and best is not None and run is not None:
-            name = subject.name_in(run)
-            notes += _record(*recorded, folder, subject, name, step=best.images_seen)
-    return Evaluated(table, scored, output, tuple(notes), overlays, store)
-
-
-def _package_of(
-    best: Evaluation | None,
-    model: str | None,
-    folder: str,
-    *,
-    tracking: TrackingConfig,
-    storage: str,
-) -> tuple[str, str, str | None]:
-    """As `_download`, or the package of the best checkpoint of a run, which has no store."""
-    if best is None:
-        assert model is not None, "give a run or a model"
-        return _download(model, folder, tracking=tracking, storage=storage)
-    package = f"{folder}/package"
-    build_package(best.checkpoint, package, weights=best.weights)
-    return package, best.checkpoint, None
-
-
-def _record(
-    store: str, run_id: str, folder: str, subject: Subject, name: str, *, step: int
-) -> list[str]:
-    """Log an evaluation, and return what to say about it. The result is written and must be shown,
-    whatever MLflow does.
-    """
-    try:
-        log_evaluation(store, run_id, folder, subject=subject, name=name, step=step)
-    except Exception as error:
-        return [f"not in MLflow ({store}): {on_one_line(str(error))[:300]}"]
-    return [] if name == NAME else [f"named {name} in MLflow; its tag says what that is"]
-
-
-def _mlflow_run(run: str, given: str | None) -> tuple[str, str] | None:
-    """Store and id of the MLflow run that gets the evaluation of a training run. None, with a line
-    that says so, where there is none, or the store does not work: the table is still wanted.
-    """
-    recorded = read_record(run)
-    if recorded is None:
-        return None
-    check_variables()
-    store = given or recorded.uri
-    try:
-        check_server(store, must_exist=True)
-        if has_run(store, recorded.run_id):
-            return store, recorded.run_id
-        why = (
-            f"MLflow at {store} has no run {recorded.run_id!r}, or has it in its trash;"
-            f" MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow runs restore --run-id"
-            f" {recorded.run_id} brings it back"
-        )
-    except PlainError as error:
-        why = str(error)
-    print(f"note: the evaluation is not recorded: {why}")
-    return None
 
 
 @dataclass(frozen=True)
@@ -335,7 +176,7 @@ def predict_images(
     replicas = options["replicas"]
     request = f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g}"
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package, version, store = _download(
+        package, version, store = download(
             model, scratch, tracking=options["tracking"], storage=options["storage"]
         )
         categories = coco_ids.category_ids(
@@ -363,16 +204,6 @@ def predict_images(
     return Predicted(predicted, store, tuple(notes))
 
 
-def _replace_results(folder: str, output: str, *, last: str) -> None:
-    """Write a local folder to `output`. No drawing of former results stays beside these; their file
-    `last`, which says that they are whole, goes first.
-    """
-    if files.exists(uris.join(output, last)):
-        files.delete_file(uris.join(output, last))
-        files.delete_folder(uris.join(output, OVERLAYS))
-    files.upload_folder(folder, output, last=last)
-
-
 def given_classes(class_map: str | None) -> dict[str, str] | None:
     """The content of the file that --classes names."""
     if not class_map:
@@ -382,7 +213,7 @@ def given_classes(class_map: str | None) -> dict[str, str] | None:
     return read_class_map(uri)
 
 
-def _download(
+def download(
     model: str, folder: str, *, tracking: TrackingConfig, storage: str
 ) -> tuple[str, str, str]:
     """The package of a registered model, below a local folder; its version; its store."""

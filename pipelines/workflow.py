@@ -179,12 +179,14 @@ def _train(checked: Checked) -> Stage:
 
 def _evaluate(checked: Checked) -> Stage:
     def call(folder: str, results: Results) -> None:
-        from pipelines.scoring_run import evaluate
+        from cluster.scoring.evaluate_package import Wanted
+        from pipelines.evaluation_run import evaluate
 
         evaluated = evaluate(
             results[VAL_SET].folder,
             run=results["train"].folder,
             output=folder,
+            wanted=Wanted(checked.config.overlays),
             **_scoring_options(checked),
         )
         print("\n".join(evaluated.lines()))
@@ -247,6 +249,7 @@ def _predict(checked: Checked) -> Stage:
 
         def predict(overwrite: bool) -> Predicted:
             options = {"output": folder, "overwrite": overwrite, **_scoring_options(checked)}
+            options["overlays"] = config.overlays
             if config.pictures:
                 return predict_run(model, config.pictures, **options)
             of_val = pictures(config.data.val, open_shard_set(results[VAL_SET].folder))
@@ -278,7 +281,6 @@ def _scoring_options(checked: Checked) -> dict[str, Any]:
 
     training = checked.config.training
     return {
-        "overlays": checked.config.overlays,
         "replicas": Replicas(training.workers, training.cpus_per_worker, training.gpus_per_worker),
         "ray": checked.config.ray,
         "tracking": checked.config.tracking,

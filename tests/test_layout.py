@@ -29,6 +29,8 @@ SHARED_BY_VERBS = {
     "command_line.py",
     "data_section.py",
     "entry_flags.py",
+    "evaluate_config.py",
+    "evaluation_run.py",
     "options.py",
     "promotion_run.py",
     "refusals.py",

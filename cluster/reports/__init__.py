@@ -1,5 +1,5 @@
-"""What people read about shard sets: lines for a terminal, report.html, sample pictures. Imports
-shards and storage.
+"""What people read about shard sets and evaluations: lines for a terminal, pages, sample pictures.
+Imports shards and storage.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-"""A model package on a shard set -> the table, the curves and some pictures, in a local folder."""
+"""A model package on a shard set -> the table, the report and some pictures, in a local folder."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cluster.reports.evaluation_report import Source
 from cluster.runs.package_files import read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set
+from cluster.scoring.report_files import REPORT, write_report_files
 from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
@@ -19,10 +22,23 @@ from cluster.shards.read import read_columns, read_rows
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.image import decode_image
+from detector.judgement import judge
 from detector.metrics import CocoTable, Truth, joined_detections
 from detector.plots import overlay_figure, precision_recall_figure
 from detector.predict import MODEL_FILE, read_json
 from detector.tiling import views_of
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an evaluation is to find beside the COCO and VOC numbers."""
+
+    overlays: int = 0
+    """Images that are drawn with their detections and true boxes."""
+    precision: float | None = None
+    """What the thresholds are to reach (0..1); None: the highest F1."""
+    columns: Sequence[str] = ()
+    """Columns of the shards whose values are scored apart."""
 
 
 def evaluate_package(
@@ -32,23 +48,20 @@ def evaluate_package(
     folder: str,
     *,
     scored: str,
-    overlays: int,
+    wanted: Wanted = Wanted(),
     max_detections: int | None = None,
     views: ViewSettings = WHOLE_PICTURE,
     **resources: Any,
 ) -> tuple[CocoTable, list[str]]:
     """Score every image of the set once and fill `folder`: metrics.json, table.txt,
-    precision_recall.png, overlays/. `classes` matches the classes of the set with the model's.
+    precision_recall.png, overlays/ and the files of `report_files`. `classes` matches the classes
+    of the set with the model's.
 
-    `scored` names the model in metrics.json. `max_detections` replaces the package's own limit on
-    the detections of an image, and is the largest that COCO counts; unset, COCO counts 100 of an
-    image and class. `resources`: see `detect_set`. Returns the table, and lines with what a reader
-    should know: detections that are not scored, images in tiles, pictures that could not be drawn.
+    `scored` names the model in metrics.json. `max_detections`: see `limit_detections`. `resources`:
+    see `detect_set`. Returns the table, and lines with what a reader should know: detections that
+    are not scored, images in tiles, what could not be drawn.
     """
-    limits = (1, 10, 100)
-    if max_detections is not None:
-        limits = (*(limit for limit in (1, 10) if limit < max_detections), max_detections)
-        set_max_detections(package, max_detections)
+    limits = limit_detections(package, max_detections)
     metrics = evaluate.metrics_of(read_frequencies(shard_set, classes), limits=limits)
     detections = detect_set(read_package(package), shard_set.uri, settings=views, **resources)
     truths = read_truths(shard_set, classes)
@@ -66,9 +79,57 @@ def evaluate_package(
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
         json.dump({**source, **table.as_dict()}, file, indent=1)
     pictures = os.path.join(folder, "overlays")
-    not_drawn = _draw_overlays(shard_set, detections, classes.names, pictures, count=overlays)
     notes = [*_not_searched(table, truths, detections), *_in_tiles(shard_set, views)]
-    return table, [*notes, *not_drawn]
+    not_drawn = _draw_overlays(
+        shard_set, detections, classes.names, pictures, count=wanted.overlays
+    )
+
+    def report() -> None:
+        judged = judge(
+            truths,
+            detections,
+            classes.names,
+            max_detections=limits[-1],
+            precision=wanted.precision,
+        )
+        of = Source(scored, shard_set.uri, shard_set.digest, settings_in_words(limits, views))
+        write_report_files(
+            judged,
+            table,
+            shard_set,
+            classes,
+            folder,
+            source=of,
+            columns=wanted.columns,
+            notes=notes,
+        )
+
+    return table, [*notes, *not_drawn, *_unless_it_fails(report)]
+
+
+def limit_detections(package: str, count: int | None) -> tuple[int, ...]:
+    """COCO's limits on the detections of an image and class: (1, 10, 100) or, with `count`, those
+    below it and `count`. Then it replaces the limit of the package in the local folder too.
+    """
+    if count is None:
+        return (1, 10, 100)
+    set_max_detections(package, count)
+    return (*(limit for limit in (1, 10) if limit < count), count)
+
+
+def settings_in_words(limits: Sequence[int], views: ViewSettings) -> list[tuple[str, str]]:
+    """(name, value) of the settings that are not the usual ones."""
+    given = [("max_detections", str(limits[-1]))] if limits[-1] != 100 else []
+    return [*given, *((name, str(value)) for name, value in views.as_dict().items())]
+
+
+def _unless_it_fails(report: Callable[[], None]) -> list[str]:
+    """What to say where the report cannot be made: the table is not worth less."""
+    try:
+        report()
+    except Exception as error:
+        return [f"{REPORT} is not written: {type(error).__name__}: {error}"]
+    return []
 
 
 def _not_searched(

@@ -71,8 +71,8 @@ def read_annotations(shard_set: ShardSet) -> pa.Table:
 
 
 def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
-    """These columns of all rows, in stored order. Errors: see `read_row_group` and
-    `files.content_errors`.
+    """These columns of all rows, in stored order; null where a shard lacks one. Errors: see
+    `read_row_group` and `files.content_errors`.
     """
 
     def read(shard: Shard) -> pa.Table:
@@ -85,7 +85,7 @@ def read_columns(shard_set: ShardSet, columns: list[str]) -> pa.Table:
             return parquet.read(columns=columns)
 
     known = pa.schema([*SCHEMA, *FEDERATED])
-    empty = pa.schema([known.field(name) for name in columns]).empty_table()
+    empty = pa.schema([known.field(name) for name in columns if name in known.names]).empty_table()
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:
         tables = [empty, *pool.map(read, shard_set.shards)]
     return pa.concat_tables(tables, promote_options="default")

@@ -28,6 +28,8 @@ class Subject:
     classes: Mapping[str, str] = field(default_factory=dict)
     """Class of the data -> class of the model, where the names differ."""
     views: ViewSettings = WHOLE_PICTURE
+    checkpoint: str = ""
+    """The name of the run's checkpoint; empty for the best one."""
 
     @property
     def folder(self) -> str:
@@ -55,7 +57,8 @@ class Subject:
         """Those that are not the usual ones."""
         limit = {} if self.max_detections is None else {"max_detections": self.max_detections}
         classes = {"classes": dict(self.classes)} if self.classes else {}
-        return {**limit, **classes, **self.views.as_dict()}
+        checkpoint = {"checkpoint": self.checkpoint} if self.checkpoint else {}
+        return {**limit, **classes, **checkpoint, **self.views.as_dict()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -65,7 +68,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def log_evaluation(
     uri: str, run_id: str, folder: str, *, subject: Subject, name: str, step: int
 ) -> None:
-    """Log the metrics, the table and the pictures in a local `folder`, which
+    """Log the metrics, the table, the report and the pictures in a local `folder`, which
     `scoring.evaluate_package` has filled. `step` is images seen. A `name` with a digest becomes a
     tag, which says what it stands for.
     """
@@ -76,8 +79,9 @@ def log_evaluation(
         metrics = json.load(file)
     scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
     run.log_metrics({f"{name}/{key}": value for key, value in scores.items()}, step)
-    for file_name in ("metrics.json", "table.txt", "precision_recall.png"):
-        run.log_artifact(os.path.join(folder, file_name), name)
+    for file_name in sorted(os.listdir(folder)):
+        if os.path.isfile(path := os.path.join(folder, file_name)):
+            run.log_artifact(path, name)
     for picture in sorted(os.listdir(os.path.join(folder, "overlays"))):
         run.log_artifact(os.path.join(folder, "overlays", picture), f"{name}/overlays")
     run.close()

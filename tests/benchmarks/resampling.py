@@ -1,11 +1,12 @@
 """Seconds of the paired difference in AP of two sets of detections, on images as of COCO.
 
     python tests/benchmarks/resampling.py [--images 5000 --detections 100 --classes 80
-    --resamples 1000 --sizes]
+    --resamples 1000 --sizes --judge]
 
 The second set is the first with other scores and without one detection in twenty. `match` matches
 both with the objects; `difference` draws the images and scores both sets on every draw. `--sizes`
-adds the intervals of all numbers, over all classes and of each, of one set.
+adds the intervals of all numbers, over all classes and of each, of one set; `--judge` adds what
+else the report of an evaluation says: pairs, error kinds, thresholds, confusions, calibration.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
 import numpy as np
+import psutil
 
 from detector.coco_matching import match
 from detector.decode import Detections
+from detector.judgement import judge
 from detector.resampling import intervals, paired_difference, said
 from tests.benchmarks.scoring import synthetic
 
@@ -47,6 +50,10 @@ def timed(part: str, function: Callable[[], Any]) -> Any:
     return result
 
 
+def resident_mib() -> float:
+    return psutil.Process().memory_info().rss / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,6 +63,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--judge", action="store_true")
     args = parser.parse_args()
     truths, first = synthetic(args.images, args.detections, args.classes)
     names = [str(k) for k in range(args.classes)]
@@ -72,6 +80,10 @@ def main() -> None:
     print(f"  {said(difference)}")
     if args.sizes:
         timed("intervals", lambda: intervals(matched[0], seed=0, resamples=args.resamples))
+    if args.judge:
+        before = resident_mib()
+        judged = timed("judge", lambda: judge(truths, first, names, resamples=0))
+        print(f"  {resident_mib() - before:.0f} MiB more for {len(judged.kept_D)} detections")
 
 
 if __name__ == "__main__":

@@ -669,3 +669,13 @@ def test_sigterm_ends_a_verb_like_ctrl_c(script: str, tmp_path: Path) -> None:
     assert writer is not None
     os.close(writer)
     assert shell.returncode == 5
+
+
+def test_several_texts_may_stand_behind_one_flag() -> None:
+    from pipelines.evaluate_config import EvaluateConfig
+
+    def compared(*words: str) -> tuple[str, ...]:
+        return parse(EvaluateConfig, ["--output", "o", *words, "--data", "d"]).compare
+
+    assert compared("--compare", "a", "b c") == ("a", "b c") == compared("--compare=a,b c")
+    assert compared("--compare", "a,b") == ("a", "b")

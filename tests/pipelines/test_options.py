@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.approve import ApproveConfig
-from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate_config import EvaluateConfig
 from pipelines.history import HistoryConfig
 from pipelines.options import all_fields, item_of, section_of
 from pipelines.predict import PredictConfig
@@ -85,7 +85,8 @@ OPTIONS = {
         tracking: uri experiment
     """,
     "evaluate": """
-        run model data output storage max_detections classes tile overlap flip overlays
+        run model compare data output storage max_detections classes tile overlap flip overlays
+        precision slices
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

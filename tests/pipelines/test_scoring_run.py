@@ -21,13 +21,14 @@ from cluster.prediction import pool
 from cluster.prediction import predict as prediction
 from cluster.prediction.summary import Summary
 from cluster.runs import package_files, run_folder
+from cluster.scoring.evaluate_package import Wanted
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
 from cluster.tracking.evaluation import Subject
 from cluster.tracking.run import Run, open_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
-from pipelines import scoring_run
+from pipelines import evaluation_run, scoring_run
 from pipelines.command_line import run_verb
 from pipelines.evaluate import EvaluateConfig, main
 from tests.support.predicting import InProcess, write_package, write_pictures
@@ -52,8 +53,12 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
         Path(folder).mkdir()
         (Path(folder) / package_files.CLASSES_FILE).write_text(json.dumps(CLASSES))
 
-    def evaluate(_package: str, _set: Any, _classes: Any, folder: str, **_: Any) -> Any:
+    def evaluate(
+        _package: str, _set: Any, _classes: Any, folder: str, *, wanted: Wanted, **_: Any
+    ) -> Any:
         (Path(folder) / "overlays").mkdir(parents=True)
+        for number in range(wanted.overlays):
+            (Path(folder) / f"overlays/{number}.png").write_bytes(b"png")
         (Path(folder) / "metrics.json").write_text(json.dumps(TABLE.as_dict()))
         (Path(folder) / "table.txt").write_text(TABLE.as_text())
         (Path(folder) / "precision_recall.png").write_bytes(b"png")
@@ -61,8 +66,8 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
             event()
         return TABLE, []
 
-    monkeypatch.setattr(scoring_run, "build_package", build)
-    monkeypatch.setattr(scoring_run, "evaluate_package", evaluate)
+    monkeypatch.setattr(evaluation_run, "build_package", build)
+    monkeypatch.setattr(evaluation_run, "evaluate_package", evaluate)
     monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return events
@@ -135,14 +140,18 @@ def test_every_other_evaluation_has_a_name_of_its_own(
 ) -> None:
     folders: set[str] = set()
     views: list[ViewSettings] = []
-    evaluate_package = scoring_run.evaluate_package
+    evaluate_package = evaluation_run.evaluate_package
 
     def evaluate(*arguments: Any, **options: Any) -> Any:
         views.append(options["views"])
         return evaluate_package(*arguments, **options)
 
-    monkeypatch.setattr(scoring_run, "evaluate_package", evaluate)
-    monkeypatch.setattr(Run, "log_artifact", lambda run, path, folder: folders.add(folder))
+    monkeypatch.setattr(evaluation_run, "evaluate_package", evaluate)
+    monkeypatch.setattr(
+        Run,
+        "log_artifact",
+        lambda run, path, folder: folders.add(folder.removesuffix("/overlays")),
+    )
     write_set(str(given / "test"), [[row(1, 1), row(2, 2)]])
     (given / "same.yaml").write_text("cat: cat\n")
     (given / "dog.yaml").write_text("cat:\n")
@@ -197,9 +206,9 @@ def test_other_settings_have_another_folder_in_that_of_the_run() -> None:
 def test_overlays_are_named_where_some_are_drawn(
     given: Path, lost: list[Callable[[], object]], capsys: Any
 ) -> None:
-    for count, last in (("0", "precision_recall.png"), ("1", "precision_recall.png, overlays/")):
+    for count, last in (("0", "table.txt"), ("1", "table.txt, overlays/")):
         _, out, _ = type_command(given, capsys, "--overlays", count)
-        assert out.endswith(f"{given}/out: metrics.json, table.txt, {last}\n")
+        assert out.endswith(f"{given}/out: metrics.json, precision_recall.png, {last}\n")
 
 
 def test_a_store_that_is_lost_meanwhile_costs_a_note_and_no_result(
@@ -333,7 +342,7 @@ def test_the_result_of_a_prediction_names_reasons_and_reuse(
     monkeypatch.setattr(pool, "run_parts", workers)
     monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
     monkeypatch.setattr(
-        scoring_run, "_download", lambda *_, **__: (str(package), "models:/cells/3", "sqlite:///db")
+        scoring_run, "download", lambda *_, **__: (str(package), "models:/cells/3", "sqlite:///db")
     )
     write_pictures(tmp_path / "images", 3)
     (tmp_path / "images/b.jpg").write_bytes(b"")
@@ -380,10 +389,64 @@ def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(folder)
     (tmp_path / "old/mine.txt").write_text("mine")
-    scoring_run._replace_results(f"{tmp_path}/new", f"{tmp_path}/old", last="done.json")
+    evaluation_run._replace_results(f"{tmp_path}/new", f"{tmp_path}/old", last="done.json")
     left = {
         path.relative_to(tmp_path / "old").as_posix(): path.read_text()
         for path in (tmp_path / "old").rglob("*")
         if path.is_file()
     }
     assert left == {"overlays/2.png": "new", "done.json": "new", "mine.txt": "mine"}
+
+
+def test_a_checkpoint_of_the_run_is_scored_under_a_name_of_its_own(
+    given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[str, str]] = []
+    build = evaluation_run.build_package
+
+    def build_package(checkpoint: str, folder: str, *, weights: Any) -> None:
+        built.append((checkpoint, weights))
+        build(checkpoint, folder, weights=weights)
+
+    monkeypatch.setattr(evaluation_run, "build_package", build_package)
+    checkpoint = given / "runs/cells/checkpoints/images-000000000200"
+    checkpoint.mkdir(parents=True)
+    code, out, _ = type_command(given, capsys, "--run", str(checkpoint))
+    assert code == 0 and f"scored   {checkpoint}\n" in out
+    (checkpoint / "ema.safetensors").write_bytes(b"")
+    assert type_command(given, capsys, "--run", f"{checkpoint}/")[0] == 0
+    assert built == [(str(checkpoint), "model"), (str(checkpoint), "ema")]
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    data = connect(stored.uri).get_run(stored.run_id).data
+    (name,) = [key.removesuffix("/AP50") for key in data.metrics if "50" in key]
+    assert name != "evaluation"
+    assert json.loads(data.tags[name])["checkpoint"] == "images-000000000200"
+
+
+def test_what_compare_and_slices_need_is_said_before_anything_is_read(
+    given: Path, capsys: Any
+) -> None:
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_verb(
+                EvaluateConfig,
+                main,
+                description="test",
+                argv=[*words, "--data", str(given / "val")],
+            )
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    output = ("--output", str(given / "out"))
+    assert "--compare with two of them" in refused(*output)
+    assert "--compare takes two detectors, not 1" in refused("--compare", "a", *output)
+    assert "--compare takes two detectors, not 3" in refused("--compare", "a", "b", "c", *output)
+    assert "--compare needs --output" in refused("--compare", "a", "b")
+    said = refused("--compare", "a", "b", "--slices", "source", *output)
+    assert "--slices does nothing with --compare" in said
+    run = ("--run", str(given / "runs/cells"), *output)
+    said = refused(*run, "--slices", "source", "camera")
+    assert "--slices camera: is no column of" in said and "file_name, height, width" in said
+    assert "a: is not a training run's folder" in refused("--compare", "a", "b", *output)

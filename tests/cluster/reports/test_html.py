@@ -53,5 +53,5 @@ def test_the_templates_are_packaged() -> None:
     templates = [
         f"templates/{path.name}" for path in (root / "cluster/reports/templates").iterdir()
     ]
-    assert len(templates) == 5
+    assert len(templates) == 8
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in templates)

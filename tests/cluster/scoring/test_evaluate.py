@@ -83,6 +83,8 @@ def made_up_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (package_files, evaluate_package):
         monkeypatch.setattr(module, "read_package", lambda folder: {})
     monkeypatch.setattr(package_files, "read_classes", lambda folder: list(CATEGORIES))
+    # The set has no files for it.
+    monkeypatch.setattr(evaluate_package, "write_report_files", lambda *_, **__: None)
 
 
 def test_coco_numbers_are_those_of_the_table() -> None:
@@ -173,7 +175,6 @@ def test_a_metric_of_the_tuple_reaches_the_verb(made_up_metric: None, tmp_path: 
         ClassMatch(NAMES, (0, 1, 2)),
         str(tmp_path),
         scored="models:/m/1",
-        overlays=0,
     )
     assert not_drawn == []
     stored = json.loads((tmp_path / "metrics.json").read_text())
@@ -194,7 +195,7 @@ def test_the_verb_says_what_is_not_scored_and_shows_the_frequencies(
     partly = [TRUTHS[0], replace(TRUTHS[1], searched=np.array([1]))]
     monkeypatch.setattr(evaluate_package, "read_truths", lambda *_: partly)
     table, lines = evaluate_package.evaluate_package(
-        "/package", shard_set, ClassMatch(NAMES, (0, 1, 2)), str(tmp_path), scored="", overlays=0
+        "/package", shard_set, ClassMatch(NAMES, (0, 1, 2)), str(tmp_path), scored=""
     )
     assert lines == [
         "1 of 2 images were not searched for every class (as in LVIS): 1 of 3 detections are of"
@@ -225,7 +226,6 @@ def test_the_verb_says_how_many_images_were_tiled(
             ClassMatch(NAMES, (0, 1, 2)),
             str(tmp_path),
             scored="",
-            overlays=0,
             views=views,
         )
         stored = json.loads((tmp_path / "metrics.json").read_text())
@@ -239,3 +239,21 @@ def test_the_verb_says_how_many_images_were_tiled(
         "tile 300: no image of the data is larger, so no tile was used"
     ]
     assert notes(WHOLE_PICTURE) == [] and given == [tiled, ViewSettings(300), WHOLE_PICTURE]
+
+
+def test_a_report_that_fails_costs_a_note_and_no_table(
+    made_up_metric: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_, **__) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(evaluate_package, "write_report_files", fail)
+    table, lines = evaluate_package.evaluate_package(
+        "/package",
+        index.open_shard_set("/val"),
+        ClassMatch(NAMES, (0, 1, 2)),
+        str(tmp_path),
+        scored="",
+    )
+    assert lines == ["report.html is not written: OSError: the disk is full"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == table.summary["AP"]
