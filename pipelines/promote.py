@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
-from cluster.judging.gate import GateConfig
+from cluster.judging.gate_config import GateConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb

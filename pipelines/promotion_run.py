@@ -19,7 +19,8 @@ import numpy as np
 from cluster.compute import resources
 from cluster.compute.session import RayConfig
 from cluster.errors import GateError, UsageError, on_one_line
-from cluster.judging.gate import GateConfig, Loaded, Scored, Verdict, judge
+from cluster.judging.gate import Loaded, Scored, Verdict, judge
+from cluster.judging.gate_config import GateConfig
 from cluster.runs.package_files import read_classes, read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set

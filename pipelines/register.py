@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.compute.session import RayConfig
-from cluster.judging.gate import GateConfig
+from cluster.judging.gate_config import GateConfig
 from cluster.runs import names
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb

@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from cluster.judging.gate import GateConfig, Loaded, judge
+from cluster.judging.gate import Loaded, judge
+from cluster.judging.gate_config import GateConfig
 from detector.coco_matching import IOU_THRESHOLDS
 from tests.support.hits import scored
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.judging.gate import GateConfig, Loaded, Verdict, judge
+from cluster.judging.gate import Loaded, Verdict, judge
+from cluster.judging.gate_config import GateConfig
 from tests.support.hits import scored
 
 LOADED = Loaded(None, "4 pictures", 20.0, "CPU", 10.0)
