@@ -7,7 +7,8 @@ evaluations.json
     {"evaluations": [...]}: the finished ones as `Evaluation.to_json`, ordered by images seen
 best.json
     the `Evaluation` with the highest AP; of equal ones the newest. One without an AP is never the
-    best. "detected" holds its `DetectionCounts`, which the other file does not keep
+    best. "detected" holds its `DetectionCounts` and "thresholds" its `Thresholds`, which the other
+    file does not keep
 
 The files lie in the run's folder, so that they outlive the driver and the workers. They name a
 checkpoint relative to that folder, which may be moved; older files have its whole URI of then. One
@@ -18,9 +19,9 @@ epochs, rank 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
@@ -28,6 +29,9 @@ from cluster.storage import files
 from cluster.storage.uris import is_below, is_remote, join, relative_to
 from detector import scores
 from detector.detection_counts import DetectionCounts
+from detector.operating_points import Thresholds
+
+T = TypeVar("T")
 
 WAITING, EVALUATIONS = "waiting", "evaluations.json"
 VERSION = 2
@@ -83,6 +87,10 @@ class Evaluation:
     """
     detected: DetectionCounts | None = field(default=None, compare=False)
     """What was detected on data.val. Only best.json keeps it; None in older files."""
+    thresholds: Thresholds | None = field(default=None, compare=False)
+    """The scores with the highest F1 of each class on data.val. Only best.json keeps them; None in
+    older files.
+    """
     error: str | None = None
     """One line; then there are no metrics."""
 
@@ -210,13 +218,21 @@ def read_best(run: str) -> Evaluation | None:
     best = None if stored is None else _parse(run, stored, run_folder.BEST)
     if best is None or stored is None or best.ap is None:
         return None
-    if (detected := stored.get("detected")) is None:
-        return best
+    return replace(
+        best,
+        detected=_found(DetectionCounts.from_json, stored.get("detected")),
+        thresholds=_found(Thresholds.from_json, stored.get("thresholds")),
+    )
+
+
+def _found(parse: Callable[[Mapping[str, Any]], T], stored: Mapping[str, Any] | None) -> T | None:
+    """What best.json keeps beside the evaluation; None for that of another version: the checkpoint
+    is what counts.
+    """
     try:
-        return replace(best, detected=DetectionCounts.from_json(detected))
-    except (KeyError, TypeError, ValueError):
-        # Of another version: the checkpoint is what counts.
-        return best
+        return None if stored is None else parse(stored)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def best_checkpoint(run: str) -> Evaluation:
@@ -255,7 +271,8 @@ def store(run: str, evaluation: Evaluation) -> None:
     best = best_of(finished)
     if best is not None and (best is evaluation or not _is_stored(run, best)):
         detected = best.detected and best.detected.to_json()
-        row = {**best.to_json(), "detected": detected}
+        thresholds = best.thresholds and best.thresholds.to_json()
+        row = {**best.to_json(), "detected": detected, "thresholds": thresholds}
         run_folder.write(run, run_folder.BEST, _movable(run, row))
     files.delete_file(_request_uri(run, evaluation.checkpoint))
 

@@ -1,5 +1,6 @@
 """The three files of a model package: built from a checkpoint, read to be sent to workers, loaded
-as a predictor. Beside them may lie validation.json, what the model detected on data.val.
+as a predictor. Beside them may lie validation.json, what the model detected on data.val, and
+thresholds.json, the score from which each class is best used.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from detector.checkpoint import STATE_FILE, parse_state
 from detector.detection_counts import DetectionCounts
+from detector.operating_points import Thresholds
 from detector.predict import (
     CLASSES_FILE,
     MODEL_FILE,
@@ -27,8 +29,8 @@ from detector.predict import (
 )
 
 PACKAGE_FILES = (WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE)
-VALIDATION_FILE = "validation.json"
-"""It changes no prediction, so it is no part of the digest."""
+VALIDATION_FILE, THRESHOLDS_FILE = "validation.json", "thresholds.json"
+"""They change no prediction unless asked for, so they are no part of the digest."""
 PackageFiles = dict[str, bytes]
 """The content of the files by name, as it travels through the object store."""
 WEIGHT_FILES: dict[Weights, str] = {"model": "model.safetensors", "ema": "ema.safetensors"}
@@ -127,6 +129,22 @@ def read_validation(folder: str) -> DetectionCounts | None:
         return None
     names = tuple(category.name for category in read_classes(folder))
     return detected if detected.class_names == names else None
+
+
+def write_thresholds(folder: str, thresholds: Thresholds) -> None:
+    """Put the thresholds of the classes into a package in a local folder."""
+    with open(os.path.join(folder, THRESHOLDS_FILE), "w", encoding="utf-8") as file:
+        json.dump(thresholds.to_json(), file)
+
+
+def read_thresholds(folder: str) -> Thresholds | None:
+    """None where a package has none, or those of another version or other classes."""
+    try:
+        with open(os.path.join(folder, THRESHOLDS_FILE), encoding="utf-8") as file:
+            found = Thresholds.from_json(json.load(file))
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+    return found if list(found.classes) == [each.name for each in read_classes(folder)] else None
 
 
 def check_version(package: str, source: str) -> None:

@@ -19,6 +19,8 @@ from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
 from detector.detection_counts import DetectionCounts, count_detections
 from detector.metrics import CocoTable, Truth, coco_table, mean
+from detector.operating_points import thresholds
+from detector.pairing import pair
 from detector.scores import score
 from detector.voc_metrics import NAMES, voc_average_precisions
 
@@ -146,6 +148,7 @@ def evaluate_checkpoint(
         images_evaluated=table.images,
         seconds=seconds,
         detected=counted(detections, truths, class_names),
+        thresholds=thresholds(pair(truths, detections, class_names)),
     )
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from cluster.errors import UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation
-from cluster.runs.package_files import build_package, package_digest, write_validation
+from cluster.runs.package_files import (
+    build_package,
+    package_digest,
+    write_thresholds,
+    write_validation,
+)
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
 from cluster.tracking.config import refuse_second_store, ui_command
@@ -85,6 +90,8 @@ def register_run(
         build_package(best.checkpoint, package, weights=best.weights)
         if best.detected is not None:
             write_validation(package, best.detected)
+        if best.thresholds is not None:
+            write_thresholds(package, best.thresholds)
         digest = package_digest(package)
         version, note = registry.find_package(digest, name, tracking=store), None
         is_new = version is None

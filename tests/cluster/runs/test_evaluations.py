@@ -15,6 +15,7 @@ from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation, Request
 from cluster.storage import files
 from detector.detection_counts import DetectionCounts, count_detections
+from detector.operating_points import OperatingPoint, Thresholds
 
 
 def evaluation(run: str, images_seen: int, ap: float | None) -> Evaluation:
@@ -60,15 +61,22 @@ def detected(images: int) -> DetectionCounts:
 def test_the_best_keeps_what_it_detected_and_the_list_does_not(tmp_path: Path) -> None:
     run = str(tmp_path)
     for images_seen, ap, images in ((100, 0.25, 1), (200, 0.75, 2), (300, 0.5, 3)):
-        made = replace(evaluation(run, images_seen, ap), detected=detected(images))
+        chosen = Thresholds(None, 0.5, {"cat": OperatingPoint(ap, 1.0, 1.0, 1.0)})
+        made = replace(
+            evaluation(run, images_seen, ap), detected=detected(images), thresholds=chosen
+        )
         evaluations.store(run, made)
-    assert "detected" not in (tmp_path / "evaluations.json").read_text()
-    assert evaluations.best_checkpoint(run).detected.images == 2
-    # A best one of before `detected`, or of another version of it.
-    for stored in (None, {"version": 0}):
-        row = json.loads((tmp_path / "best.json").read_text()) | {"detected": stored}
+    listed = (tmp_path / "evaluations.json").read_text()
+    assert "detected" not in listed and "thresholds" not in listed
+    best = evaluations.best_checkpoint(run)
+    assert best.detected.images == 2 and best.thresholds.lowest("cat") == 0.75
+    # A best one of before them, or of another version of them.
+    for stored in (None, {"version": 0}, []):
+        row = json.loads((tmp_path / "best.json").read_text())
+        row |= {"detected": stored, "thresholds": stored}
         (tmp_path / "best.json").write_text(json.dumps(row))
-        assert evaluations.best_checkpoint(run).detected is None
+        best = evaluations.best_checkpoint(run)
+        assert best.detected is None and best.thresholds is None
     # The best is evaluated again and is no longer the best.
     evaluations.store(run, evaluation(run, 200, 0.125))
     assert evaluations.best_checkpoint(run) == evaluation(run, 300, 0.5)

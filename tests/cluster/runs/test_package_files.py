@@ -16,13 +16,16 @@ from cluster.errors import DataError, UsageError
 from cluster.runs.package_files import (
     build_package,
     package_digest,
+    read_thresholds,
     read_validation,
     stored_classes,
+    write_thresholds,
     write_validation,
 )
 from cluster.shards.format import Category
 from detector.checkpoint import seal
 from detector.detection_counts import count_detections
+from detector.operating_points import OperatingPoint, Thresholds
 from detector.predict import Predictor
 
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
@@ -54,6 +57,22 @@ def test_a_package_says_what_the_model_detected_in_validation(package, tmp_path)
     for damaged in ("{", "[]", '{"version": 99}'):
         (folder / "validation.json").write_text(damaged)
         assert read_validation(str(folder)) is None
+
+
+def test_a_package_has_the_threshold_of_each_class(package, tmp_path):
+    assert read_thresholds(package) is None
+    folder = tmp_path / "package"
+    shutil.copytree(package, folder)
+    point = OperatingPoint(0.25, 0.5, 0.75, 0.6)
+    chosen = Thresholds(None, 0.5, {"cell": point, "platelet": None})
+    write_thresholds(str(folder), chosen)
+    assert read_thresholds(str(folder)) == chosen
+    assert package_digest(str(folder)) == package_digest(package)
+    write_thresholds(str(folder), Thresholds(None, 0.5, {"platelet": None, "cell": point}))
+    assert read_thresholds(str(folder)) is None
+    for damaged in ("{", "[]", '{"version": 99}'):
+        (folder / "thresholds.json").write_text(damaged)
+        assert read_thresholds(str(folder)) is None
 
 
 def test_a_package_has_the_chosen_weights(tmp_path):

@@ -144,6 +144,9 @@ def test_evaluations_of_a_training_count_what_was_detected(made_up_metric: None)
         assert detected.detections_C.tolist() == [2, 1, 0, 3]
         assert detected.images_C.tolist() == [2, 1, 0, 2]
         assert detected.widths == {300: 2}
+        chosen = evaluation.thresholds
+        assert chosen is not None
+        assert [name for name, point in chosen.classes.items() if point is not None] == ["cat"]
     empty = {1: detections()}
     nothing = evaluate_checkpoint(REQUEST, "ema", empty, TRUTHS, NAMES, frequencies={}).detected
     assert nothing is not None and nothing.detections_C.tolist() == [0, 0, 0, 0]
