@@ -29,6 +29,11 @@ class Detections:
     labels_N: np.ndarray
     """int64 (N,), 0..K-1."""
 
+    def reaching(self, lowest_K: np.ndarray) -> Detections:
+        """Those whose score is that of their class, or more."""
+        kept_N = self.scores_N >= lowest_K[self.labels_N]
+        return Detections(self.boxes_N4[kept_N], self.scores_N[kept_N], self.labels_N[kept_N])
+
 
 class DecodeSettings(TypedDict):
     """Keywords of `decode_detections`; the fields of `DecodeConfig`."""

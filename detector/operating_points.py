@@ -12,7 +12,7 @@ Shapes: N distinct scores of a class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,6 +63,10 @@ class Thresholds:
         """The threshold of a class; above every score where it has none."""
         point = self.classes[name]
         return np.inf if point is None else point.threshold
+
+    def lowest_of(self, names: Sequence[str]) -> np.ndarray:
+        """`lowest` of these classes, float64 (K,). `KeyError` for a class that is not known."""
+        return np.array([self.lowest(name) for name in names])
 
     def to_json(self) -> dict[str, Any]:
         classes = {name: point and asdict(point) for name, point in self.classes.items()}
@@ -123,5 +127,5 @@ def thresholds(pairing: Pairing, *, precision: float | None = None) -> Threshold
 
 def kept(pairing: Pairing, chosen: Thresholds) -> np.ndarray:
     """bool (D,): the detections that reach the threshold of their class and are not ignored."""
-    lowest_K = np.array([chosen.lowest(name) for name in pairing.class_names])
+    lowest_K = chosen.lowest_of(pairing.class_names)
     return (pairing.score_D >= lowest_K[pairing.label_D]) & (pairing.outcome_D != IGNORED)

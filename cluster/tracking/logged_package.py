@@ -80,7 +80,7 @@ def _pinned_requirements() -> list[str]:
 
 def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
     return ModelSignature(
@@ -99,6 +99,7 @@ def _signature() -> ModelSignature:
                 ColSpec(DataType.string, "error"),
             ]
         ),
+        params=ParamSchema([ParamSpec("thresholds", DataType.string, "none")]),
     )
 
 

@@ -11,14 +11,17 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from detector.batch import Sample
 from detector.decode import Detections
 from detector.image import ImageError, open_image
+from detector.operating_points import Thresholds
 from detector.predict import CLASSES_FILE, Predictor
 
 # Limits the decoded pixels in memory; a request may have thousands of images.
@@ -41,6 +44,11 @@ class PackagedDetector(PythonModel):
             self.class_names: dict[int, str] = {
                 entry["label"]: entry["name"] for entry in json.load(file)
             }
+        self.thresholds: Thresholds | None = None
+        path = os.path.join(folder, "thresholds.json")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                self.thresholds = Thresholds.from_json(json.load(file))
 
     # MLflow inspects the names of the arguments: they must be exactly these. Its own method returns
     # None and is annotated so.
@@ -51,14 +59,30 @@ class PackagedDetector(PythonModel):
         `boxes` (N,4) XYXY pixels of the upright image, `scores` (N,), `labels` (N,) 0..K-1 and
         `names` (N,), as lists, best score first, and `error`: why there are none, of an image that
         cannot be decoded; the others have an empty text.
+
+        The parameter `thresholds` is `none` (all detections of the package) or `f1` (those that
+        reach the score with which their class had the highest F1 in validation).
+        `MlflowException` for another value, and where the package has no thresholds.
         """
+        lowest = self._lowest((params or {}).get("thresholds", "none"))
         images = [bytes(image) for image in model_input["image"]]
         rows: list[Row] = []
         for start in range(0, len(images), IMAGES_PER_CALL):
-            rows += self._rows(images[start : start + IMAGES_PER_CALL])
+            rows += self._rows(images[start : start + IMAGES_PER_CALL], lowest)
         return pd.DataFrame(rows, columns=COLUMNS)
 
-    def _rows(self, images: list[bytes]) -> list[Row]:
+    def _lowest(self, rule: str) -> np.ndarray | None:
+        """The score that a detection of each class must reach."""
+        if rule == "none":
+            return None
+        if rule != "f1" or self.thresholds is None:
+            known = "none" if self.thresholds is None else "none or f1"
+            raise MlflowException.invalid_parameter_value(
+                f"thresholds {rule!r}: this model has {known}; give that"
+            )
+        return self.thresholds.lowest_of([name for _, name in sorted(self.class_names.items())])
+
+    def _rows(self, images: list[bytes], lowest: np.ndarray | None) -> list[Row]:
         samples: list[tuple[Sample, tuple[int, int]]] = []
         errors: dict[int, str] = {}
         for number, data in enumerate(images):
@@ -68,7 +92,9 @@ class PackagedDetector(PythonModel):
                 errors[number] = str(error)
         found = self.predictor.detect_all(samples)
         return [
-            ([], [], [], [], errors[number]) if number in errors else self._row(found[number])
+            ([], [], [], [], errors[number])
+            if number in errors
+            else self._row(found[number] if lowest is None else found[number].reaching(lowest))
             for number in range(len(images))
         ]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from cluster.runs.package_files import write_thresholds
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.logged_package import log_package
 from cluster.tracking.run import open_run
+from detector.operating_points import OperatingPoint, Thresholds
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +23,21 @@ def tracking(root: str) -> str:
     return tracking_uri(None, root)
 
 
+THRESHOLD = 0.50019
+"""Of the first class; the second has none."""
+
+
 @pytest.fixture(scope="session")
-def logged(root: str, tracking: str, package: str) -> tuple[str, str]:
-    """(URI of the logged model, id of its MLflow run)"""
+def logged(
+    root: str, tracking: str, package: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """(URI of the logged model, id of its MLflow run); a package with thresholds."""
+    folder = str(tmp_path_factory.mktemp("with-thresholds") / "package")
+    shutil.copytree(package, folder)
+    point = OperatingPoint(THRESHOLD, 0.5, 0.5, 0.5)
+    write_thresholds(folder, Thresholds(None, 0.5, {"cell": point, "platelet": None}))
     run = open_run(tracking, experiment="tests", name="trained")
     run.log_metrics({"AP": 0.5}, 300)
-    model_uri = log_package(run, package, step=300)
+    model_uri = log_package(run, folder, step=300)
     run.finish("FINISHED")
     return model_uri, run.run_id

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from cluster.errors import DataError, PlainError
-from cluster.runs.package_files import PACKAGE_FILES, package_digest
+from cluster.runs.package_files import PACKAGE_FILES, THRESHOLDS_FILE, package_digest
 from cluster.tracking.client import connect
 from cluster.tracking.file_digests import FILES_TAG, as_tag, file_digests
 from cluster.tracking.logged_package import download_package, logged_digests
 from cluster.tracking.promotion import register
 from cluster.tracking.registry import DIGEST_TAG, Version
 from detector.predict import Predictor
+from tests.cluster.tracking.conftest import THRESHOLD
 
 CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": "platelet"}]
 
@@ -69,8 +70,14 @@ images = [open(f"{number}.png", "rb").read() for number in range(9)]
 found = model.predict(pd.DataFrame({"image": images}))
 broken = [b"GIF, or not", images[8], open("cut.jpg", "rb").read()]
 fine = model.predict(pd.DataFrame({"image": broken}))
+few = model.predict(pd.DataFrame({"image": images}), params={"thresholds": "f1"})
+try:
+    model.predict(pd.DataFrame({"image": images}), params={"thresholds": "f2"})
+except mlflow.MlflowException as error:
+    refusal = [error.error_code, str(error)]
 import detector.predict
-print(json.dumps([found.to_dict("list"), fine.to_dict("list"), detector.predict.__file__]))
+answers = [answer.to_dict("list") for answer in (found, fine, few)]
+print(json.dumps([*answers, refusal, detector.predict.__file__]))
 """
 
 
@@ -100,12 +107,19 @@ def test_a_model_loads_elsewhere_without_pickle_and_detects_as_the_predictor_doe
         check=False,
     )
     assert used.returncode == 0, used.stderr
-    found, fine, code = json.loads(used.stdout.splitlines()[-1])
+    found, fine, few, refusal, code = json.loads(used.stdout.splitlines()[-1])
     assert code == f"{folder}/code/detector/predict.py"
     # A broken picture costs its own row alone.
     assert found["error"] == [""] * 9 and found["boxes"][8] == fine["boxes"][1]
     assert ["it cannot be decoded" in text for text in fine["error"]] == [True, False, True]
     assert fine["boxes"][0] == fine["labels"][2] == []
+    # Of the cells those from the threshold of their class on, no platelets: it has none.
+    assert few["scores"] == [
+        [s for s, label in zip(scores, labels, strict=True) if label == 0 and s >= THRESHOLD]
+        for scores, labels in zip(found["scores"], found["labels"], strict=True)
+    ]
+    assert 0 < sum(map(len, few["scores"])) < sum(map(len, found["scores"]))
+    assert refusal[0] == "INVALID_PARAMETER_VALUE" and "none or f1; give that" in refusal[1]
 
     expected = Predictor.load(package)([pixels for pixels, _ in pictures])
     assert sum(len(e.scores_N) for e in expected) > 0 and len(found["boxes"]) == 9
@@ -127,7 +141,9 @@ def registered(logged, tracking, name):
 def test_the_downloaded_package_is_the_logged_one(tracking, logged, package, tmp_path):
     version = registered(logged, tracking, "served")
     folder = download_package(version, tracking=tracking, folder=str(tmp_path))
-    assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(PACKAGE_FILES)
+    assert folder.startswith(str(tmp_path)) and sorted(os.listdir(folder)) == sorted(
+        (*PACKAGE_FILES, THRESHOLDS_FILE)
+    )
     assert package_digest(folder) == package_digest(package)
 
 
