@@ -6,16 +6,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 
+from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from detector.image import MAX_PIXELS
 from pipelines.command_line import run_verb
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
+
+MOST_WORKERS = 4096
+
+
+def _as_text(workers: object) -> object:
+    """What YAML has as a number or a list."""
+    if isinstance(workers, list | tuple):
+        return ",".join(map(str, workers))
+    return str(workers) if isinstance(workers, int) else workers
 
 
 class PredictConfig(Section):
@@ -79,15 +89,21 @@ class PredictConfig(Section):
     overlap: float = OVERLAP_OF_TILES
     flip: bool = FLIP
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
-    workers: int = Field(
-        default=2, ge=1, le=4096, description="processes, each with a copy of the model"
+    workers: Annotated[str, BeforeValidator(_as_text)] = Field(
+        default="2",
+        description=(
+            "processes, each with a copy of the model: N, or MIN,MAX. The work begins with MIN and"
+            " grows to MAX as the cluster has room or, with an autoscaler, makes some; it goes on"
+            " with fewer when nodes leave"
+        ),
     )
     cpus_per_worker: float = Field(
         default=0.75,
         gt=0,
         le=256,
         description=(
-            "CPUs that each process books: threads of the network, beside a GPU those that decode"
+            "CPUs that each process books: threads of the network, beside a GPU those that decode;"
+            f" reading books {READ_CPUS} more for each"
         ),
     )
     gpus_per_worker: float = Field(
@@ -104,12 +120,27 @@ class PredictConfig(Section):
                 " renames; give both"
             )
         view_settings(self.tile, self.overlap, self.flip)
+        fewest, most = self.workers_range
+        if not 1 <= fewest <= most <= MOST_WORKERS:
+            raise ValueError(
+                f"workers {self.workers}: must be a whole number N of 1..{MOST_WORKERS}, or MIN,MAX"
+                " with MIN at most MAX, such as 2,8"
+            )
         return self
+
+    @property
+    def workers_range(self) -> tuple[int, int]:
+        """The fewest workers and the most; (0, 0) where the text says something else."""
+        numbers = [number.strip() for number in self.workers.split(",")]
+        if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+            return 0, 0
+        return int(numbers[0]), int(numbers[-1])
 
 
 def main(config: PredictConfig) -> None:
     from pipelines.scoring_run import Replicas, predict_run
 
+    fewest, most = config.workers_range
     predicted = predict_run(
         config.model,
         config.images,
@@ -121,7 +152,8 @@ def main(config: PredictConfig) -> None:
         overlays=None if config.overlays == "all" else config.overlays,
         max_pixels=config.max_pixels,
         views=view_settings(config.tile, config.overlap, config.flip),
-        replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
+        replicas=Replicas(fewest, config.cpus_per_worker, config.gpus_per_worker),
+        most_workers=most,
         ray=config.ray,
         tracking=config.tracking,
         storage=config.storage,
