@@ -1,8 +1,8 @@
 """Prediction beside the bare network and beside Ray Data, its memory, and a listing of a million
 keys; in one run.
 
-    python tests/benchmarks/predict.py [--parts rates tiles memory listing --images 600 --rounds 3
-    --workers 1 --backbone resnet18 --width 128 --canvas 256x320 --device cpu --cpus 0.75
+    python tests/benchmarks/predict.py [--parts rates tiles overlap memory listing --images 600
+    --rounds 3 --workers 1 --backbone resnet18 --width 128 --canvas 256x320 --device cpu --cpus 0.75
     --counts 1000 10000 --keys 1000000]
 
 `rates`: 640x480 JPEGs of about 90 kB, a different one each of 50. Rounds are interleaved; figures
@@ -13,9 +13,11 @@ the whole. `Ray Data` is what its guide shows for batch inference: `read_images`
 an actor that holds the network, `write_parquet`; timed from the moment when an actor has loaded it.
 CPU seconds are those of this process and all below it.
 
-`tiles`: the same for pictures of 1280x960 in tiles; the unit is a view. `memory`: peaks of the
-driver and of a worker in a prediction of its own for each of --counts. `listing`: the plan of a
-bucket that is faked by a server of tests/support/listed_bucket.py.
+`tiles`: the same for pictures of 1280x960 in tiles; the unit is a view. `overlap`: how much of its
+time a network that leaves the CPUs alone is at work, with one part at a time and with two, as the
+workers have it; without Ray. `memory`: peaks of the driver and of a worker in a prediction of its
+own for each of --counts. `listing`: the plan of a bucket that is faked by a server of
+tests/support/listed_bucket.py.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -46,14 +49,15 @@ from cluster.compute import session
 from cluster.prediction import image_list, pool, results
 from cluster.prediction import plan as plans
 from cluster.prediction.image_list import ImageList, open_images
-from cluster.prediction.part import PartJob
+from cluster.prediction.part import PartJob, predict_part
 from cluster.prediction.plan import Plan
 from cluster.prediction.planner import Planner
 from cluster.prediction.predict import predict
 from cluster.prediction.worker import GPU_BATCH
 from cluster.runs.package_files import load_predictor, read_package
-from detector.batch import collate
+from detector.batch import Batch, collate
 from detector.choices import WHOLE_PICTURE, ViewSettings
+from detector.decode import Detections
 from detector.image import MAX_PIXELS
 from detector.model import RetinaNet
 from detector.predict import Predictor, write_package
@@ -64,6 +68,8 @@ from tests.support.listed_bucket import ListedBucket
 DIFFERENT = 50
 LARGE = (960, 1280)
 """(height, width) px of the pictures that are detected in tiles."""
+WAIT_S = 0.2
+"""Of a batch of eight."""
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -300,6 +306,40 @@ def _load() -> str:
     return f" load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
+class Waiting(Predictor):
+    """A network that needs time and no CPU, as one on a GPU: 40 images/s."""
+
+    def detect(self, batch: Batch, original_sizes: Any, *, flip: bool = False) -> list[Detections]:
+        time.sleep(WAIT_S)
+        boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        return [Detections(boxes, scores, np.zeros(0, np.int64)) for _ in original_sizes]
+
+
+def overlap(settings: argparse.Namespace, folder: Path) -> None:
+    """Parts of 16 and 32 images on such a network, one and two at a time; two threads decode."""
+    package = make_package(folder / "waits", backbone="resnet18", width=64, canvas=settings.canvas)
+    images = open_images(write_pictures(folder / "decoded", 256))
+    network, lock = Waiting.load(package), threading.Lock()
+    names = [f"class {n}" for n in range(5)]
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(settings.rounds):
+        for at_once, rates in found.items():
+            output = f"{folder}/waited-{number}-{at_once}"
+            for part, table in enumerate(_parts(images)):
+                plans.write_part(output, part, table)
+            jobs = [PartJob(output, n, "benchmark", "", MAX_PIXELS) for n in range(part + 1)]
+
+            def work(job: PartJob) -> int:
+                return predict_part(job, network, names, threads=2, network=lock).ok
+
+            start = time.perf_counter()
+            with ThreadPoolExecutor(at_once) as threads:
+                count = sum(threads.map(work, jobs))
+            rates.append(count / (time.perf_counter() - start) / (network.batch_size / WAIT_S))
+    for at_once, rates in found.items():
+        print(f"{at_once} parts at once: {_spread(rates)} of the bare network{_load()}", flush=True)
+
+
 def _peak(pid: int | str = "self") -> float:
     """MiB of the largest resident memory of a process so far."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -371,7 +411,7 @@ def _listing(output: str, keys: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    every = ["rates", "tiles", "memory", "listing"]
+    every = ["rates", "tiles", "overlap", "memory", "listing"]
     parser.add_argument("--parts", nargs="+", choices=every, default=every)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
@@ -390,6 +430,8 @@ def main() -> None:
         folder = Path(scratch)
         if {"rates", "tiles"} & set(settings.parts):
             rates(settings, folder)
+        if "overlap" in settings.parts:
+            overlap(settings, folder)
         if "memory" in settings.parts:
             memory(settings, folder)
         if "listing" in settings.parts:
