@@ -50,9 +50,10 @@ from cluster.prediction import image_list, pool, results
 from cluster.prediction import plan as plans
 from cluster.prediction.image_list import ImageList, open_images
 from cluster.prediction.part import PartJob, predict_part
-from cluster.prediction.plan import Plan
+from cluster.prediction.plan import Claim, Plan
 from cluster.prediction.planner import Planner
 from cluster.prediction.predict import predict
+from cluster.prediction.progress import Progress
 from cluster.prediction.worker import GPU_BATCH
 from cluster.runs.package_files import load_predictor, read_package
 from detector.batch import Batch, collate
@@ -60,7 +61,7 @@ from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import Detections
 from detector.image import MAX_PIXELS
 from detector.model import RetinaNet
-from detector.predict import Predictor, write_package
+from detector.predict import MODEL_FILE, Predictor, read_json, write_package
 from detector.tiling import views_of
 from tests.benchmarks.decode import encoded, photo
 from tests.support.listed_bucket import ListedBucket
@@ -188,18 +189,16 @@ def ours(
         settings.workers, settings.workers, settings.cpus, gpus, read_package(package)
     )
     job = PartJob(output, 0, "benchmark", "", MAX_PIXELS, views)
-    claim = {"model_version": ""}
-    with Planner(
-        output,
-        Plan(claim, "benchmark"),
-        lambda: plans.cut(image_list.numbered(images.rows())),
-        dict,
-    ) as planner:
+    names, ids = [f"class {n}" for n in range(5)], [1, 2, 3, 4, 5]
+    decode = read_json(package, MODEL_FILE)["decode"]
+    claim = Claim("", "", decode, folder, "uri", MAX_PIXELS, ids, 0, views.as_dict())
+    plan = Plan(claim.to_json(), "benchmark")
+    with Planner(output, plan, lambda: _parts(images), dict) as planner:
         for _ in pool.run_parts(workers, planner, job, done=lambda *_: False, look=look):
             pass
         parts = clock.read()
-        names, ids = [f"class {n}" for n in range(5)], [1, 2, 3, 4, 5]
-        results.finish(output, planner.plan, class_names=names, category_ids=ids, overlays=0)
+        timing = Progress().timing(settings.workers)
+        results.finish(output, planner.plan, class_names=names, category_ids=ids, timing=timing)
     return parts, clock.read()[0]
 
 
