@@ -114,10 +114,12 @@ class Clock:
 
     def start(self) -> None:
         self.wall, self.cpu = time.perf_counter(), self._cpu()
+        self.latest = dict(self.cpu)
 
     def read(self) -> tuple[float, float]:
-        now = self._cpu()
-        spent = sum(seconds - self.cpu.get(pid, 0.0) for pid, seconds in now.items())
+        # A process that has ended meanwhile counts as at the last reading.
+        self.latest |= self._cpu()
+        spent = sum(seconds - self.cpu.get(pid, 0.0) for pid, seconds in self.latest.items())
         return time.perf_counter() - self.wall, spent
 
     @staticmethod
@@ -195,8 +197,7 @@ def ours(
     plan = Plan(claim.to_json(), "benchmark")
     with Planner(output, plan, lambda: _parts(images), dict) as planner:
         for _ in pool.run_parts(workers, planner, job, done=lambda *_: False, look=look):
-            pass
-        parts = clock.read()
+            parts = clock.read()
         timing = Progress().timing(settings.workers)
         results.finish(output, planner.plan, class_names=names, category_ids=ids, timing=timing)
     return parts, clock.read()[0]
