@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
@@ -17,15 +17,7 @@ from detector.config import Section
 from detector.image import MAX_PIXELS
 from pipelines.command_line import run_verb
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
-
-MOST_WORKERS = 4096
-
-
-def _as_text(workers: object) -> object:
-    """What YAML has as a number or a list."""
-    if isinstance(workers, list | tuple):
-        return ",".join(map(str, workers))
-    return str(workers) if isinstance(workers, int) else workers
+from pipelines.worker_range import WorkerRange, worker_range
 
 
 class PredictConfig(Section):
@@ -89,7 +81,7 @@ class PredictConfig(Section):
     overlap: float = OVERLAP_OF_TILES
     flip: bool = FLIP
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
-    workers: Annotated[str, BeforeValidator(_as_text)] = Field(
+    workers: WorkerRange = Field(
         default="2",
         description=(
             "processes, each with a copy of the model: N, or MIN,MAX. The work begins with MIN and"
@@ -120,27 +112,13 @@ class PredictConfig(Section):
                 " renames; give both"
             )
         view_settings(self.tile, self.overlap, self.flip)
-        fewest, most = self.workers_range
-        if not 1 <= fewest <= most <= MOST_WORKERS:
-            raise ValueError(
-                f"workers {self.workers}: must be a whole number N of 1..{MOST_WORKERS}, or MIN,MAX"
-                " with MIN at most MAX, such as 2,8"
-            )
         return self
-
-    @property
-    def workers_range(self) -> tuple[int, int]:
-        """The fewest workers and the most; (0, 0) where the text says something else."""
-        numbers = [number.strip() for number in self.workers.split(",")]
-        if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-            return 0, 0
-        return int(numbers[0]), int(numbers[-1])
 
 
 def main(config: PredictConfig) -> None:
     from pipelines.scoring_run import Replicas, predict_run
 
-    fewest, most = config.workers_range
+    fewest, most = worker_range(config.workers)
     predicted = predict_run(
         config.model,
         config.images,

@@ -83,8 +83,7 @@ def predict(
     `OtherPrediction` where `output` has results of another model, other settings or other images
     and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
     the storage fails for longer than it is retried: the same call then goes on. `connect` joins or
-    starts Ray, where something is to be done. The work begins with `workers` processes and grows to
-    `most_workers`, by default as many, when the cluster has room.
+    starts Ray for it. `workers` processes grow to `most_workers`, by default as many.
     """
     output = absolute(output)
     classes = read_classes(package)
@@ -95,7 +94,7 @@ def predict(
         images=images.uri,
         column=column,
         max_pixels=max_pixels,
-        category_ids=list(category_ids or [category.id for category in classes]),
+        category_ids=list(category_ids or (category.id for category in classes)),
         overlays=overlays,
         views=views.as_dict(),
     )
@@ -110,13 +109,8 @@ def predict(
         )
         look = partial(_check_lease, lost)
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
-        made = pool.Workers(
-            workers,
-            most_workers or workers,
-            cpus_per_worker,
-            gpus_per_worker,
-            read_package(package),
-        )
+        number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
+        made = pool.Workers(*number, *booked, read_package(package))
         timing = _run_parts(made, planner, job, look, connect)
         summary = results.finish(
             output,

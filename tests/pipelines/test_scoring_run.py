@@ -33,6 +33,7 @@ from pipelines import evaluation_run, scoring_run
 from pipelines.command_line import parse, run_verb
 from pipelines.evaluate import EvaluateConfig, main
 from pipelines.predict import PredictConfig
+from pipelines.worker_range import worker_range
 from tests.support.predicting import InProcess, write_package, write_pictures
 from tests.support.shard_sets import row, write_set
 
@@ -474,7 +475,7 @@ def test_a_request_without_room_for_reading_is_refused_with_the_sum(
 )
 def test_workers_are_a_number_or_a_range(typed: str, fewest: int, most: int) -> None:
     config = PredictConfig(model="models:/a/1", images="/a", output="/b", workers=typed)
-    assert config.workers_range == (fewest, most)
+    assert worker_range(config.workers) == (fewest, most)
 
 
 @pytest.mark.parametrize("typed", ["0", "8,2", "2,", "1,2,3", "many", "-1", "1,5000", "1.5"])
@@ -487,4 +488,4 @@ def test_workers_in_yaml_are_a_number_or_a_list(tmp_path: Path) -> None:
     flags = ["--model=models:/a/1", "--images=/a", "--output=/b", f"--config={tmp_path}/a.yaml"]
     for written, wanted in (("3", (3, 3)), ("[2, 8]", (2, 8)), ("2,8", (2, 8))):
         (tmp_path / "a.yaml").write_text(f"workers: {written}\n")
-        assert parse(PredictConfig, flags).workers_range == wanted
+        assert worker_range(parse(PredictConfig, flags).workers) == wanted
