@@ -44,12 +44,13 @@ check: setup ## lint, format, types, imports between rooms, spelling; a minute
 	$(BIN)/codespell
 	$(BIN)/basedpyright
 
-bench: setup ## images/s of the decoder, prepare, the stream, the step, AP and the whole pipeline, each beside what it competes with
+bench: setup ## images/s of the decoder, prepare, the stream, the step, AP, prediction and the whole pipeline, each beside what it competes with
 	$(BIN)/python tests/benchmarks/decode.py
 	$(BIN)/python tests/benchmarks/prepare.py
 	$(BIN)/python tests/benchmarks/ingest.py --parts rates epochs train
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/scoring.py
+	$(BIN)/python tests/benchmarks/predict.py --parts rates tiles overlap
 	$(BIN)/python tests/benchmarks/pipeline.py
 
 clean: ## remove .venv and caches; data/ and runs/ stay

@@ -63,6 +63,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         return self._each(lambda column: column.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """In memory that a GPU can copy from by itself; a batch that is there stays."""
+        return self._each(torch.Tensor.pin_memory)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
@@ -78,7 +82,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     waiting: tuple[Batch, _Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            moved = unmirrored(batch._each(torch.Tensor.pin_memory).to(device))
+            moved = unmirrored(batch.pinned().to(device))
             copied = (moved, copies.record_event())
         if waiting is not None:
             yield _handed_over(*waiting, used)

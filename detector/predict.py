@@ -8,7 +8,8 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,14 @@ import numpy as np
 import torch
 
 from detector.baselines import Baseline, build_model
-from detector.batch import Batch, Sample, collate_by_canvas, collate_pictures, unmirrored
+from detector.batch import (
+    Batch,
+    Sample,
+    collate_by_canvas,
+    collate_pictures,
+    on_device,
+    unmirrored,
+)
 from detector.checkpoint import load_weights
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.decode import DecodeSettings, Detections, decode_detections
@@ -28,6 +36,8 @@ from detector.placement import evaluation_sample
 from detector.precision import autocast_dtype
 from detector.tiling import Picture, View, view_sample, views_of
 
+ViewBatch = tuple[Batch, list[View]]
+"""Views on one canvas, with what each is of its picture."""
 WEIGHTS_FILE, MODEL_FILE, CLASSES_FILE = "model.safetensors", "model.json", "classes.json"
 
 
@@ -132,6 +142,11 @@ class Predictor:
             batch_size=batch_size,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return self.model.pixel_mean.device
+
     def __call__(self, images: Sequence[np.ndarray | Jpeg]) -> list[Detections]:
         """Upright RGB uint8 (H, W, 3) pictures, or results of `open_image` -> their detections,
         boxes in px of the picture.
@@ -177,15 +192,35 @@ class Predictor:
         """The detections of each image id, boxes in px of the picture; `pictures` have the views of
         each, see `view_samples`. Views of different pictures share batches.
         """
-        merger, by_id = self.merger(), dict[int, Detections]()
+        return self.detect_batches(self.batches(pictures), settings)
+
+    def batches(self, pictures: Iterable[Iterable[tuple[Sample, View]]]) -> Iterator[ViewBatch]:
+        """The views of the pictures in batches, in pinned memory where a GPU is to copy them."""
         for batch, views in collate_pictures(pictures, self.batch_size):
+            yield (batch.pinned() if self.device.type == "cuda" else batch), views
+
+    def detect_batches(
+        self, batches: Iterable[ViewBatch], settings: ViewSettings = WHOLE_PICTURE
+    ) -> dict[int, Detections]:
+        """`detect_views` of what `batches` returns. A GPU copies a batch while it detects in the
+        one before.
+        """
+        merger, by_id, beside = self.merger(), dict[int, Detections](), deque[list[View]]()
+
+        def alone() -> Iterator[Batch]:
+            for batch, views in batches:
+                beside.append(views)
+                yield batch
+
+        for batch in on_device(alone(), self.device):
+            image_ids, views = batch.image_ids.tolist(), beside.popleft()
             found = self.detect(batch, [view.size for view in views], flip=settings.flip)
-            by_id |= merger.add(batch.image_ids.tolist(), views, found)
+            by_id |= merger.add(image_ids, views, found)
         return by_id
 
     def merger(self) -> PictureMerger:
         """Puts the detections of views together, on the network's device."""
-        return PictureMerger(self.decode, self.model.pixel_mean.device)
+        return PictureMerger(self.decode, self.device)
 
     @torch.no_grad()
     def detect(
@@ -194,7 +229,7 @@ class Predictor:
         """Detections of a batch on one of the canvases, boxes in px of the original pictures, whose
         (height, width) px are `original_sizes`. With `flip` those of the mirror images too, merged.
         """
-        device = self.model.pixel_mean.device
+        device = self.device
         batch = batch.to(device)
         was_training = self.model.training
         self.model.eval()

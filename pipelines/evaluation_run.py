@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.compute import resources
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, on_one_line
 from cluster.runs import evaluations
@@ -98,9 +97,7 @@ def evaluate(
             chosen, model, scratch, tracking=tracking, storage=storage
         )
         classes = _matched(shard_set, package, scored, given)
-        scoring_run.connect_for(
-            resources.detection_shares(**vars(replicas)), _request(replicas), ray
-        )
+        scoring_run.connect_for(replicas, ray)
         folder = f"{scratch}/evaluation"
         table, remarks = evaluate_package(
             package,
@@ -269,9 +266,7 @@ def compare(
             )
             classes = _matched(shard_set, package, name, given)
             candidates.append(Candidate(package, name, classes))
-        scoring_run.connect_for(
-            resources.detection_shares(**vars(replicas)), _request(replicas), ray
-        )
+        scoring_run.connect_for(replicas, ray)
         folder = f"{scratch}/comparison"
         first, second = candidates
         notes = first.classes.notes("data")
@@ -302,11 +297,4 @@ def _matched(
         of=f"the model {name}",
         remedy=scoring_run.MAP_REMEDY,
         given=given,
-    )
-
-
-def _request(replicas: scoring_run.Replicas) -> str:
-    return (
-        f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
-        f" {resources.READ_CPUS:g} for reading)"
     )

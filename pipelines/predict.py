@@ -10,12 +10,14 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from detector.image import MAX_PIXELS
 from pipelines.command_line import run_verb
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
+from pipelines.worker_range import WorkerRange, worker_range
 
 
 class PredictConfig(Section):
@@ -79,15 +81,21 @@ class PredictConfig(Section):
     overlap: float = OVERLAP_OF_TILES
     flip: bool = FLIP
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
-    workers: int = Field(
-        default=2, ge=1, le=4096, description="processes, each with a copy of the model"
+    workers: WorkerRange = Field(
+        default="2",
+        description=(
+            "processes, each with a copy of the model: N, or MIN,MAX. The work begins with MIN and"
+            " grows to MAX as the cluster has room or, with an autoscaler, makes some; it goes on"
+            " with fewer when nodes leave"
+        ),
     )
     cpus_per_worker: float = Field(
         default=0.75,
         gt=0,
         le=256,
         description=(
-            "CPUs that each process books: threads of the network, beside a GPU those that decode"
+            "CPUs that each process books: threads of the network, beside a GPU those that decode;"
+            f" reading books {READ_CPUS} more for each"
         ),
     )
     gpus_per_worker: float = Field(
@@ -110,6 +118,7 @@ class PredictConfig(Section):
 def main(config: PredictConfig) -> None:
     from pipelines.scoring_run import Replicas, predict_run
 
+    fewest, most = worker_range(config.workers)
     predicted = predict_run(
         config.model,
         config.images,
@@ -121,7 +130,8 @@ def main(config: PredictConfig) -> None:
         overlays=None if config.overlays == "all" else config.overlays,
         max_pixels=config.max_pixels,
         views=view_settings(config.tile, config.overlap, config.flip),
-        replicas=Replicas(config.workers, config.cpus_per_worker, config.gpus_per_worker),
+        replicas=Replicas(fewest, config.cpus_per_worker, config.gpus_per_worker),
+        most_workers=most,
         ray=config.ray,
         tracking=config.tracking,
         storage=config.storage,

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.compute import resources
 from cluster.compute.session import RayConfig
 from cluster.errors import GateError, UsageError, on_one_line
 from cluster.judging.gate import Loaded, Scored, Verdict, judge
@@ -215,11 +214,7 @@ def _judge(
             for package, each in zip(packages, versions, strict=True)
         ]
         loaded = load(models[0], packages[0], version, scratch)
-        request = (
-            f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
-            f" {resources.READ_CPUS:g} for reading)"
-        )
-        connect_for(resources.detection_shares(**vars(replicas)), request, ray)
+        connect_for(replicas, ray)
         scored = [
             _score(str(each), package, shard_set, matched, replicas)
             for each, package, matched in zip(versions, packages, classes, strict=True)

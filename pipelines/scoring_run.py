@@ -34,7 +34,7 @@ MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
 
 @dataclass(frozen=True)
 class Replicas:
-    """The processes that hold the model, and what each books; reading books more."""
+    """The processes that hold the model, at least, and what each books; reading books more."""
 
     workers: int
     cpus_per_worker: float
@@ -94,6 +94,8 @@ class PredictOptions(TypedDict):
     overlays: int | None
     """Pictures to draw; None: all."""
     replicas: Replicas
+    most_workers: NotRequired[int]
+    """Up to which the workers grow; by default as many as `replicas` has."""
     ray: RayConfig
     tracking: TrackingConfig
     storage: str
@@ -174,7 +176,6 @@ def predict_images(
     """
     preflight.check_writable(uris.absolute(output))
     replicas = options["replicas"]
-    request = f"workers {replicas.workers} x cpus_per_worker {replicas.cpus_per_worker:g}"
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
         package, version, store = download(
             model, scratch, tracking=options["tracking"], storage=options["storage"]
@@ -196,9 +197,8 @@ def predict_images(
             overlays=options["overlays"],
             views=options.get("views", WHOLE_PICTURE),
             overwrite=overwrite,
-            connect=lambda: connect_for(
-                resources.prediction_shares(**vars(replicas)), request, options["ray"]
-            ),
+            connect=lambda: connect_for(replicas, options["ray"]),
+            most_workers=options.get("most_workers"),
             **vars(replicas),
         )
     return Predicted(predicted, store, tuple(notes))
@@ -224,7 +224,12 @@ def download(
     return download_package(version, tracking=uri, folder=folder), str(version), uri
 
 
-def connect_for(processes: Sequence[resources.Resources], request: str, ray: RayConfig) -> None:
+def connect_for(replicas: Replicas, ray: RayConfig) -> None:
     """Join or start Ray, and refuse what the cluster has no room for."""
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    resources.check_resources(processes, what=request, autoscaling=ray.autoscaling)
+    resources.check_resources(
+        resources.detection_shares(**vars(replicas)),
+        what=f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
+        f" {resources.READ_CPUS:g} for reading)",
+        autoscaling=ray.autoscaling,
+    )

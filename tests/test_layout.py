@@ -38,6 +38,7 @@ SHARED_BY_VERBS = {
     "scoring_run.py",
     "training_run.py",
     "view_options.py",
+    "worker_range.py",
     "workflow.py",
 }
 """Files of pipelines/ that are no verb."""

@@ -30,7 +30,7 @@ def booked(cpus: float, gpus: float) -> dict[str, float]:
 
 def reading_worker(cpus: float, gpus: float) -> dict[str, float]:
     """What a process books that computes with `cpus` and `gpus` and reads its own rows on the same
-    node: a training worker, a task of `detect_set`.
+    node: a training worker, a task of `detect_set`, an actor of `predict`.
     """
     return booked(cpus + READ_CPUS, gpus)
 
@@ -38,15 +38,10 @@ def reading_worker(cpus: float, gpus: float) -> dict[str, float]:
 def detection_shares(
     *, workers: int, cpus_per_worker: float, gpus_per_worker: float
 ) -> list[dict[str, float]]:
-    """What the tasks of `detect_set` book. Each of them must find its place on one node."""
+    """What the tasks of `detect_set` and the actors of `predict` book. Each of them must find its
+    place on one node.
+    """
     return [reading_worker(cpus_per_worker, gpus_per_worker)] * workers
-
-
-def prediction_shares(
-    *, workers: int, cpus_per_worker: float, gpus_per_worker: float
-) -> list[dict[str, float]]:
-    """What the actors of `predict` book; their threads that read wait most of their time."""
-    return [booked(cpus_per_worker, gpus_per_worker)] * workers
 
 
 def decoding_shares() -> list[dict[str, float]]:

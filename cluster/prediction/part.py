@@ -1,4 +1,4 @@
-"""The work on one part: read its images, decode them a few ahead of the network, and write its
+"""The work on one part: read its images, decode them in threads ahead of the network, and write its
 results once. It is the same to the last bit for any number of workers, because batches are made of
 the images of one part.
 
@@ -10,15 +10,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.errors import UsageError
-from cluster.loading.prefetch import ordered_map
+from cluster.loading.prefetch import WHOLE_BATCHES_AHEAD, Ahead, ordered_map
 from cluster.prediction import plan as plans
 from cluster.prediction.read_image import Fault, fault_of, grouped, open_read, read_images
 from cluster.prediction.trial_decode import TrialDecoder
@@ -79,7 +80,19 @@ class PartReport:
     ok: int
     failed: int
     seconds: float
-    """Wall time of the part."""
+    """Wall time from its turn at the network until its file is written."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The detections of an image of this size, px."""
+
+    detections: Detections
+    height: int
+    width: int
+
+
+_NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
 def made_of(claim_digest: str, part_digest: str) -> str:
@@ -99,13 +112,18 @@ def carried_of(listed: pa.Schema) -> pa.Schema:
 
 
 def predict_part(
-    job: PartJob, predictor: Predictor, class_names: list[str], *, threads: int = 1
+    job: PartJob,
+    predictor: Predictor,
+    class_names: list[str],
+    *,
+    threads: int = 1,
+    network: AbstractContextManager[object] | None = None,
 ) -> PartReport:
     """Detect in the images of a part and write its rows, exactly one for each. `threads`
-    decode, with four images for each of them in memory. `PlainError` where the storage fails: then
-    nothing is written.
+    decode, with four images for each of them in memory, and the next batches. `network` is a lock
+    of parts that share a predictor: a part that waits for it reads and decodes meanwhile.
+    `PlainError` where the storage fails: then nothing is written.
     """
-    start = time.perf_counter()
     listed = plans.read_part(job.output, job.number)
     faults: dict[int, Fault] = {}
     sizes: dict[int, tuple[int, int]] = {}
@@ -127,15 +145,18 @@ def predict_part(
         trial = None
         if job.isolated:
             trial = stack.enter_context(TrialDecoder(max_pixels=job.max_pixels))
-        detections = predictor.detect_views(samples(trial), job.views)
+        batches = stack.enter_context(
+            Ahead(predictor.batches(samples(trial)), depth=WHOLE_BATCHES_AHEAD)
+        )
+        with network or nullcontext():
+            start = time.perf_counter()
+            detections = predictor.detect_batches(batches, job.views)
     _check_seen(listed, faults)
     rows = [
-        _failed(faults[number])
-        if number in faults
-        else _detected(detections[number], sizes[number], class_names)
+        faults[number] if number in faults else Found(detections[number], *sizes[number])
         for number in range(listed.num_rows)
     ]
-    table = _joined(listed, rows, job)
+    table = _joined(listed, _scored(rows, class_names, job.model_version), job)
     write_once(join(job.output, PARTS, plans.name_of(job.number)), plans.as_parquet(table))
     ok = listed.num_rows - len(faults)
     return PartReport(job.number, ok, len(faults), time.perf_counter() - start)
@@ -189,32 +210,34 @@ def _load(
         return fault_of(error)
 
 
-def _failed(fault: Fault) -> dict[str, Any]:
-    return {"status": "error", "reason": fault.reason, "error": fault.sentence, **_NOTHING}
-
-
-_NOTHING: Mapping[str, Any] = {"boxes": [], "scores": [], "labels": [], "names": []}
-
-
-def _detected(
-    detections: Detections, size: tuple[int, int], class_names: list[str]
-) -> dict[str, Any]:
-    labels = detections.labels_N.tolist()
-    return {
-        "status": "ok",
-        "height": size[0],
-        "width": size[1],
-        "boxes": detections.boxes_N4.tolist(),
-        "scores": detections.scores_N.tolist(),
-        "labels": labels,
-        "names": [class_names[label] for label in labels],
+def _scored(rows: list[Found | Fault], class_names: list[str], model_version: str) -> pa.Table:
+    """The rows as columns, `SCORED`. For 1,024 images of 100 detections this takes 4 ms; through
+    lists of Python's numbers it took 290 ms, in which the network's thread had to wait.
+    """
+    found = [row if isinstance(row, Found) else None for row in rows]
+    faults = [row if isinstance(row, Fault) else None for row in rows]
+    detections = [_NOTHING if row is None else row.detections for row in found]
+    ends = np.cumsum([0, *(len(one.labels_N) for one in detections)]).astype(np.int32)
+    boxes = np.concatenate([one.boxes_N4 for one in detections]).astype(np.float32)
+    labels = pa.array(np.concatenate([one.labels_N for one in detections]).astype(np.int32))
+    scores = pa.array(np.concatenate([one.scores_N for one in detections]).astype(np.float32))
+    box_of = pa.FixedSizeListArray.from_arrays(pa.array(boxes.ravel()), 4)
+    names = pa.array(class_names, pa.string()).take(labels)
+    columns: dict[str, Any] = {
+        "status": ["ok" if fault is None else "error" for fault in faults],
+        "reason": [fault and fault.reason for fault in faults],
+        "error": [fault and fault.sentence for fault in faults],
+        "height": [row and row.height for row in found],
+        "width": [row and row.width for row in found],
+        "model_version": [model_version] * len(rows),
     }
+    for name, values in (("boxes", box_of), ("scores", scores), ("labels", labels)):
+        columns[name] = pa.ListArray.from_arrays(ends, values)
+    columns["names"] = pa.ListArray.from_arrays(ends, names)
+    return pa.table({field.name: columns[field.name] for field in SCORED}, schema=SCORED)
 
 
-def _joined(listed: pa.Table, rows: list[dict[str, Any]], job: PartJob) -> pa.Table:
-    scored = pa.Table.from_pylist(
-        [{**row, "model_version": job.model_version} for row in rows], schema=SCORED
-    )
+def _joined(listed: pa.Table, scored: pa.Table, job: PartJob) -> pa.Table:
     schema = schema_of(carried_of(listed.schema))
     columns = [(scored if name in SCORED.names else listed)[name] for name in schema.names]
     origin = made_of(job.claim_digest, plans.digest_of(listed))

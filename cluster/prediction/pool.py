@@ -1,27 +1,26 @@
-"""The parts of a plan on Ray actors that hold the network. A part goes to whichever actor is free;
-an actor that dies is replaced, and its part is done again. After them the overlays, on tasks.
+"""The parts of a plan on Ray actors that hold the network, as many as the cluster has room for. A
+part goes to whichever actor is free; an actor that dies is replaced, and its parts are done again.
+After them the overlays, on tasks.
 
-The only file of prediction that knows Ray.
+Ray is known here and in `worker`, and in no other file of prediction.
 """
 
 from __future__ import annotations
 
 import queue
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, cast
 
-import torch
-
-from cluster.compute.resources import booked, task_options
+from cluster.compute.resources import booked, reading_worker, task_options
 from cluster.errors import PlainError
 from cluster.prediction.overlays import DrawnPart, OverlayJob, draw_part
-from cluster.prediction.part import PartJob, PartReport, predict_part
-from cluster.runs.package_files import PackageFiles, load_predictor, stored_classes
-from detector.predict import CLASSES_FILE
+from cluster.prediction.part import PartJob, PartReport
+from cluster.prediction.worker import Worker
+from cluster.runs.package_files import PackageFiles
 
 LOOK_S = 0.5
 """Between two looks at the plan and at what the driver was told."""
@@ -33,37 +32,36 @@ FAILED_STARTS = 3
 """In a row, without a part that was finished."""
 FINISH_S = 60
 """Seconds that parts in work get to finish after one has failed."""
-
-
-class Worker:
-    """The actor: a predictor, loaded once."""
-
-    def __init__(self, package: PackageFiles, threads: int, device: str):
-        # On CPUs the threads run the network, beside a GPU they decode.
-        self.threads = 1 if device == "cpu" else threads
-        torch.set_num_threads(threads if device == "cpu" else 1)
-        self.predictor = load_predictor(package, device)
-        self.class_names = [category.name for category in stored_classes(package[CLASSES_FILE])]
-
-    def ready(self) -> None:
-        """Returns when the network is loaded."""
-
-    def predict(self, job: PartJob) -> PartReport:
-        return predict_part(job, self.predictor, self.class_names, threads=self.threads)
+PARTS_EACH = 2
+"""Parts of an actor at a time: while one uses the network the next is read and decoded."""
 
 
 @dataclass(frozen=True)
 class Workers:
     """How many actors there are, what each books, and what each is made with."""
 
-    number: int
+    fewest: int
+    """Before the first part there are so many, or one for each part."""
+    most: int
     cpus: float
+    """Of the network and the decoder; reading books more, see `reading_worker`."""
     gpus: float
     package: PackageFiles
     kind: type = Worker
 
 
+@dataclass(frozen=True)
+class Crew:
+    """The workers at one moment."""
+
+    loaded: int
+    """Those that have loaded the network."""
+    missing: int
+    """How many more there should be at least."""
+
+
 Done = Callable[[int, int], bool]
+Look = Callable[[Crew], None]
 
 
 class Feed(Protocol):
@@ -78,13 +76,14 @@ def run_parts(
     job: PartJob,
     *,
     done: Done,
-    look: Callable[[int], None] = lambda living: None,
+    look: Look = lambda crew: None,
 ) -> Iterator[PartReport]:
     """Reports of the parts of `feed` that are not `done` (by number and images), in the order in
-    which they finish. `job` is that of any part. `look` is called again and again with the
-    number of workers that have loaded the network; what it raises ends the work.
+    which they finish. `job` is that of any part. `look` is called again and again; what it raises
+    ends the work.
 
-    `PlainError` where the storage fails, or workers die again and again.
+    `PlainError` where the storage fails, or workers die again and again. A worker that is lost with
+    its node is no death of its parts.
     """
     pool = _Pool(workers, feed, job, done)
     try:
@@ -93,37 +92,53 @@ def run_parts(
         pool.end()
 
 
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    nodes: frozenset[str]
+    """That it runs on; while it starts, those that it may run on."""
+    jobs: list[PartJob] = field(default_factory=list)
+
+
 class _Pool:
     def __init__(self, workers: Workers, feed: Feed, job: PartJob, done: Done):
         import ray
 
         self.workers, self.feed, self.job, self.done = workers, feed, job, done
         self.actor_class = ray.remote(workers.kind).options(
-            **task_options(booked(workers.cpus, workers.gpus)), max_restarts=0, max_task_retries=0
+            **task_options(reading_worker(workers.cpus, workers.gpus)),
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=PARTS_EACH,
         )
         # One copy for all: each node fetches it once.
         self.package = ray.put(workers.package)
-        self.starting: dict[Any, Any] = {}
-        """Actors by what Ray will answer."""
-        self.working: dict[Any, tuple[Any, PartJob]] = {}
-        self.idle: list[Any] = []
+        self.starting: dict[Any, _Actor] = {}
+        """Actors by what Ray will answer. Ray starts each as soon as a node has room; an autoscaler
+        sees them wait.
+        """
+        self.loaded: list[_Actor] = []
+        self.working: dict[Any, tuple[_Actor, PartJob]] = {}
         self.pending: list[PartJob] = []
-        """The next jobs, as many as there are workers and not more."""
+        """The next jobs, as many as the workers can take and not more."""
         self.planned = False
         """Whether `feed` has no more parts."""
-        self.deaths: Counter[int] = Counter()
-        self.failed_starts = 0
+        self.begun = False
+        self.deaths: defaultdict[int, list[frozenset[str]]] = defaultdict(list)
+        """The nodes of the workers that died at each part."""
+        self.failed_starts: list[frozenset[str]] = []
 
-    def reports(self, look: Callable[[int], None]) -> Iterator[PartReport]:
+    def reports(self, look: Look) -> Iterator[PartReport]:
         """See `run_parts`."""
         import ray
 
         while True:
             self._take_jobs()
             self._give_out()
+            self._start_workers()
             if self.planned and not self.pending and not self.working:
                 return
-            look(len(self.working) + len(self.idle))
+            look(Crew(len(self.loaded), max(0, self._needed() - len(self.loaded))))
             answers = [*self.working, *self.starting]
             if not answers:
                 time.sleep(LOOK_S / 5)
@@ -134,7 +149,7 @@ class _Pool:
                     yield report
 
     def _take_jobs(self) -> None:
-        while not self.planned and len(self.pending) < self.workers.number:
+        while not self.planned and len(self.pending) < PARTS_EACH * self.workers.most:
             try:
                 part = self.feed.next_part()
             except queue.Empty:
@@ -144,16 +159,44 @@ class _Pool:
             elif not self.done(*part):
                 self.pending.append(replace(self.job, number=part[0]))
 
+    def _needed(self) -> int:
+        """The fewest workers that there should be: not more than there are parts for."""
+        return min(self.workers.fewest, len(self.pending) + len(self.working))
+
     def _give_out(self) -> None:
-        """Jobs to idle workers; where jobs are left, more workers."""
-        while self.pending and self.idle:
-            actor, job = self.idle.pop(), self.pending.pop(0)
-            self.working[actor.predict.remote(job)] = (actor, job)
+        """Jobs to workers, first to those without one."""
+        self.begun = self.begun or 0 < self._needed() <= len(self.loaded)
+        while self.begun and self.pending and self.loaded:
+            actor, job = min(self.loaded, key=lambda one: len(one.jobs)), self.pending[0]
+            if actor.jobs and not self._may_share(actor, job):
+                return
+            actor.jobs.append(self.pending.pop(0))
+            self.working[actor.handle.predict.remote(job)] = (actor, job)
+
+    def _may_share(self, actor: _Actor, job: PartJob) -> bool:
+        """Whether an actor that has a job gets one more. A part at which a worker died has its
+        worker alone, so that the next death is its own; and the last parts wait for whoever is free
+        first.
+        """
+        alone = any(one.number in self.deaths for one in (job, *actor.jobs))
+        room = len(actor.jobs) < PARTS_EACH
+        return room and not alone and len(self.pending) > len(self.loaded)
+
+    def _start_workers(self) -> None:
+        """As many as there is work for. When the last parts are given out idle workers end, and the
+        cluster can take their nodes back.
+        """
+        idle = [actor for actor in self.loaded if not actor.jobs]
+        if self.planned and not self.pending:
+            for actor in (*idle, *self.starting.values()):
+                self._end(actor)
+            self.starting.clear()
+            return
         device = "cuda" if self.workers.gpus else "cpu"
-        room = self.workers.number - len(self.working) - len(self.starting)
-        for _ in range(min(room, len(self.pending) - len(self.starting))):
+        room = self.workers.most - len(self.loaded) - len(self.starting)
+        for _ in range(min(room, len(self.pending) - len(idle) - len(self.starting))):
             actor = self.actor_class.remote(self.package, max(1, int(self.workers.cpus)), device)
-            self.starting[actor.ready.remote()] = actor
+            self.starting[actor.ready.remote()] = _Actor(actor, _nodes())
 
     def _answer(self, answer: Any) -> PartReport | None:
         import ray
@@ -163,13 +206,13 @@ class _Pool:
             actor, job = self.starting.pop(answer), None
         else:
             actor, job = self.working.pop(answer)
+            actor.jobs.remove(job)
         try:
             # Ray's type is that of a list too.
-            report = cast("PartReport | None", ray.get(answer))
+            found = cast("PartReport | str", ray.get(answer))
         except RayTaskError as error:
             if job is not None and isinstance(error.cause, MemoryError):
-                self.idle.append(actor)
-                self._died(job, repr(error.cause))
+                self._died(job, actor, repr(error.cause))
                 return None
             self._finish_working()
             if isinstance(error.cause, PlainError):
@@ -178,31 +221,33 @@ class _Pool:
         except RayError as error:
             # A process that was killed, or a node that is gone. One that only seems to be gone
             # must not work beside its successor.
-            ray.kill(actor)
+            self._end(actor)
             lines = str(error).strip().splitlines() or [""]
             if job is None:
-                self._failed_to_start(lines[-1])
+                self._failed_to_start(actor, lines[-1])
             else:
-                self._died(job, f"{type(error).__name__}: {lines[0]}")
+                self._died(job, actor, f"{type(error).__name__}: {lines[0]}")
             return None
-        self.idle.append(actor)
-        if job is not None:
-            self.failed_starts = 0
-        return report
+        if isinstance(found, str):
+            actor.nodes = frozenset([found])
+            self.loaded.append(actor)
+            return None
+        self.failed_starts.clear()
+        return found
 
-    def _failed_to_start(self, reason: str) -> None:
-        self.failed_starts += 1
-        if self.failed_starts >= FAILED_STARTS:
+    def _failed_to_start(self, actor: _Actor, reason: str) -> None:
+        self.failed_starts.append(actor.nodes)
+        if _without_node_losses(self.failed_starts) >= FAILED_STARTS:
             self._finish_working()
             raise PlainError(
                 f"{FAILED_STARTS} workers ended while they loaded the network ({reason}); check"
                 " their memory and the nodes, then run the command again"
             )
 
-    def _died(self, job: PartJob, reason: str) -> None:
+    def _died(self, job: PartJob, actor: _Actor, reason: str) -> None:
         """Do the part again, more carefully each time. `PlainError` after the last one."""
-        self.deaths[job.number] += 1
-        deaths = self.deaths[job.number]
+        self.deaths[job.number].append(actor.nodes)
+        deaths = _without_node_losses(self.deaths[job.number])
         if deaths >= DEATHS_TOGETHER + DEATHS_ALONE:
             self._finish_working()
             raise PlainError(
@@ -219,12 +264,32 @@ class _Pool:
         if self.working:
             ray.wait(list(self.working), num_returns=len(self.working), timeout=FINISH_S)
 
-    def end(self) -> None:
+    def _end(self, actor: _Actor) -> None:
         import ray
 
+        if actor in self.loaded:
+            self.loaded.remove(actor)
+        ray.kill(actor.handle)
+
+    def end(self) -> None:
         at_work = (actor for actor, _ in self.working.values())
-        for actor in (*self.idle, *self.starting.values(), *at_work):
-            ray.kill(actor)
+        for actor in {*self.loaded, *self.starting.values(), *at_work}:
+            self._end(actor)
+
+
+def _nodes() -> frozenset[str]:
+    """The ids of the nodes that are up."""
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _without_node_losses(deaths: list[frozenset[str]]) -> int:
+    """How many workers died on nodes that are all still there. Ray may know that a node is gone
+    only seconds after its workers.
+    """
+    here = _nodes()
+    return sum(nodes <= here for nodes in deaths)
 
 
 def draw_overlays(

@@ -15,7 +15,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from cluster.compute import session
+from cluster.compute import resources, session
 from cluster.errors import PlainError, UsageError
 from cluster.prediction import image_list, pool, results
 from cluster.prediction import plan as plans
@@ -67,6 +67,7 @@ def predict(
     views: ViewSettings = WHOLE_PICTURE,
     overwrite: bool = False,
     workers: int = 2,
+    most_workers: int | None = None,
     cpus_per_worker: float = 0.75,
     gpus_per_worker: float = 0,
     connect: Callable[[], object] = session.connect,
@@ -82,7 +83,7 @@ def predict(
     `OtherPrediction` where `output` has results of another model, other settings or other images
     and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
     the storage fails for longer than it is retried: the same call then goes on. `connect` joins or
-    starts Ray, where something is to be done.
+    starts Ray for it. `workers` processes grow to `most_workers`, by default as many.
     """
     output = absolute(output)
     classes = read_classes(package)
@@ -93,7 +94,7 @@ def predict(
         images=images.uri,
         column=column,
         max_pixels=max_pixels,
-        category_ids=list(category_ids or [category.id for category in classes]),
+        category_ids=list(category_ids or (category.id for category in classes)),
         overlays=overlays,
         views=views.as_dict(),
     )
@@ -108,7 +109,8 @@ def predict(
         )
         look = partial(_check_lease, lost)
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
-        made = pool.Workers(workers, cpus_per_worker, gpus_per_worker, read_package(package))
+        number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
+        made = pool.Workers(*number, *booked, read_package(package))
         timing = _run_parts(made, planner, job, look, connect)
         summary = results.finish(
             output,
@@ -201,7 +203,7 @@ def _run_parts(
         plans.name_of(number) in there for number in range(len(plan.parts))
     ):
         progress.reused = plan.images or 0
-        return progress.timing(workers.number)
+        return progress.timing(workers.most)
     connect()
 
     def done(number: int, images: int) -> bool:
@@ -210,9 +212,12 @@ def _run_parts(
         progress.reused += images
         return True
 
-    def say(living: int) -> None:
+    wanted = resources.shown(resources.reading_worker(workers.cpus, workers.gpus))
+
+    def say(crew: pool.Crew) -> None:
         look()
-        progress.look(planner.total, living)
+        progress.look(planner.total, crew.loaded)
+        progress.wait(crew.missing, f"{wanted} on one node")
 
     finished = 0
     try:
@@ -230,7 +235,7 @@ def _run_parts(
         ) from error
     finally:
         progress.end()
-    return progress.timing(workers.number)
+    return progress.timing(workers.most)
 
 
 def _draw(
@@ -250,9 +255,9 @@ def _draw(
 
     def say() -> None:
         look()
-        progress.look(total, workers.number)
+        progress.look(total, workers.most)
 
-    for each in pool.draw_overlays(wanted, number=workers.number, cpus=workers.cpus, look=say):
+    for each in pool.draw_overlays(wanted, number=workers.most, cpus=workers.cpus, look=say):
         progress.add(each)
         lost += each.lost[: NOT_DRAWN - len(lost)]
     progress.end()

@@ -12,6 +12,10 @@ from cluster.prediction.summary import Timing
 
 TERMINAL_S, LOG_S = 0.5, 30.0
 """Between two lines on a terminal, which replace each other, and in a log, which stay."""
+QUIET_S, AGAIN_S = 15.0, 60.0
+"""Seconds that workers may take to start before a line says that they are waited for, and until the
+next line.
+"""
 
 
 class Progress:
@@ -31,6 +35,8 @@ class Progress:
         self._pause = TERMINAL_S if self._replaces else LOG_S
         self._said = self._began = clock()
         self._first: float | None = None
+        self._waiting_since: float | None = None
+        self._say_wait_at = 0.0
         self.ok = self.failed = self.reused = 0
         """Images of this run, and of the runs before it."""
         self._parts, self._seconds_of_parts = 0, 0.0
@@ -49,6 +55,23 @@ class Progress:
         if now - self._said >= self._pause:
             self._said = now
             self._write(self.line(total, workers))
+
+    def wait(self, missing: int, wanted: str) -> None:
+        """Say now and then that so many workers are waited for, and what each needs."""
+        now = self._clock()
+        if not missing:
+            self._waiting_since = None
+            return
+        if self._waiting_since is None:
+            self._waiting_since, self._say_wait_at = now, now + QUIET_S
+        if now >= self._say_wait_at:
+            self._say_wait_at = now + AGAIN_S
+            since = _time(now - self._waiting_since)
+            start = "\r\x1b[K" if self._replaces else ""
+            self._stream.write(
+                f"{start}waiting for {missing} workers since {since}: each needs {wanted}\n"
+            )
+            self._stream.flush()
 
     def line(self, total: int | None, workers: int) -> str:
         done, rate = self.ok + self.failed, self._rate()

@@ -18,6 +18,8 @@ import pytest
 from cluster.storage import files
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.predicting import rows_of, write_pictures
+from tests.support.ray_nodes import Nodes
+from tests.support.trainings import environment
 
 pytestmark = pytest.mark.integration
 
@@ -26,6 +28,8 @@ IMAGES = 120
 """Parts of 16 and 8."""
 COMMAND = """
 import sys
+from cluster.compute import session
+from cluster.prediction import progress
 from cluster.prediction.image_list import open_images
 from cluster.prediction.predict import predict
 from pipelines.command_line import run_verb
@@ -35,18 +39,25 @@ class Nothing(BaseModel):
     pass
 
 def main(_):
-    package, images, output = sys.argv[1:4]
-    done = predict(package, open_images(images), output, workers=2, cpus_per_worker=0.5)
+    package, images, output, *address = sys.argv[1:]
+    changes = {"workers": 2, "cpus_per_worker": 0.5}
+    if address:
+        changes = {"workers": 1, "most_workers": 2, "connect": lambda: session.connect(*address)}
+    done = predict(package, open_images(images), output, **changes)
     print("reused" if done.reused else "written", done.summary.images)
 
+progress.QUIET_S = 2.0
 run_verb(Nothing, main, description="", argv=[])
 """
 
 
-def begin(package: str, images: str, output: str, **changes: str) -> subprocess.Popen[str]:
+def begin(
+    package: str, images: str, output: str, *address: str, **changes: str
+) -> subprocess.Popen[str]:
+    """Two workers on this machine, or one to two, of a CPU each, on the cluster at `address`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, package, images, output],
+        [sys.executable, "-c", COMMAND, package, images, output, *address],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -117,6 +128,33 @@ def test_a_worker_that_is_killed_costs_its_part_alone(package: str, tmp_path: Pa
     code, out, err = finish(driver)
     assert (code, out) == (0, f"written {IMAGES}\n"), err
     assert len(rows_of(output)) == IMAGES
+
+
+def test_a_node_that_leaves_costs_the_parts_in_work_and_another_goes_on(
+    package: str, tmp_path: Path
+) -> None:
+    """Two nodes of one CPU; both leave, and the driver waits until another comes."""
+    write_pictures(tmp_path / "pictures", 3 * IMAGES)
+    images, output, whole = (f"{tmp_path}/{name}" for name in ("pictures", "out", "whole"))
+    undisturbed = begin(package, images, whole)
+    with Nodes(environment(RAY_AUTH_MODE="disabled")) as nodes:
+        for name in ("first", "second"):
+            nodes.add(name, cpus=1)
+        driver = begin(package, images, output, nodes.address, RAY_AUTH_MODE="disabled")
+        wait_for(lambda: len(parts(output)) >= 1, driver)
+        for name in ("first", "second"):
+            nodes.kill(name)
+        before = parts(output)
+        assert driver.stderr is not None
+        said = next(line for line in driver.stderr if line.startswith("waiting"))
+        assert said.endswith(": each needs 1 CPUs on one node\n")
+        nodes.add("third", cpus=1)
+        code, out, err = finish(driver)
+    assert (code, out) == (0, f"written {3 * IMAGES}\n"), err
+    assert finish(undisturbed)[0] == 0
+    after = parts(output)
+    assert len(before) < len(after) == len(parts(whole)) and before.items() <= after.items()
+    assert rows_of(output) == rows_of(whole)
 
 
 def test_an_outage_ends_with_exit_code_1_and_the_same_command_goes_on(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.errors import UsageError
 from cluster.prediction import pool
 from cluster.prediction import predict as prediction
 from cluster.prediction.summary import Summary
@@ -29,8 +30,10 @@ from cluster.tracking.run import Run, open_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
 from pipelines import evaluation_run, scoring_run
-from pipelines.command_line import run_verb
+from pipelines.command_line import parse, run_verb
 from pipelines.evaluate import EvaluateConfig, main
+from pipelines.predict import PredictConfig
+from pipelines.worker_range import worker_range
 from tests.support.predicting import InProcess, write_package, write_pictures
 from tests.support.shard_sets import row, write_set
 
@@ -450,3 +453,39 @@ def test_what_compare_and_slices_need_is_said_before_anything_is_read(
     said = refused(*run, "--slices", "source", "camera")
     assert "--slices camera: is no column of" in said and "file_name, height, width" in said
     assert "a: is not a training run's folder" in refused("--compare", "a", "b", *output)
+
+
+def test_a_request_without_room_for_reading_is_refused_with_the_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """2 x (1 + 0.25) = 2.5 CPUs of 2."""
+    monkeypatch.setattr(scoring_run.session, "connect", lambda *_, **__: None)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    said = (
+        r"^workers 2 x \(cpus_per_worker 1 \+ 0.25 for reading\) needs 2.5 CPUs, the cluster has 2;"
+    )
+    with pytest.raises(UsageError, match=said) as refused:
+        scoring_run.connect_for(scoring_run.Replicas(2, 1, 0), scoring_run.RayConfig())
+    assert refused.value.exit_code == 2
+    scoring_run.connect_for(scoring_run.Replicas(2, 0.75, 0), scoring_run.RayConfig())
+
+
+@pytest.mark.parametrize(
+    ("typed", "fewest", "most"), [("3", 3, 3), ("2,8", 2, 8), ("1, 4096", 1, 4096)]
+)
+def test_workers_are_a_number_or_a_range(typed: str, fewest: int, most: int) -> None:
+    config = PredictConfig(model="models:/a/1", images="/a", output="/b", workers=typed)
+    assert worker_range(config.workers) == (fewest, most)
+
+
+@pytest.mark.parametrize("typed", ["0", "8,2", "2,", "1,2,3", "many", "-1", "1,5000", "1.5"])
+def test_other_workers_are_refused_with_the_rule(typed: str) -> None:
+    with pytest.raises(ValueError, match="must be a whole number N of 1..4096, or MIN,MAX with"):
+        PredictConfig(model="models:/a/1", images="/a", output="/b", workers=typed)
+
+
+def test_workers_in_yaml_are_a_number_or_a_list(tmp_path: Path) -> None:
+    flags = ["--model=models:/a/1", "--images=/a", "--output=/b", f"--config={tmp_path}/a.yaml"]
+    for written, wanted in (("3", (3, 3)), ("[2, 8]", (2, 8)), ("2,8", (2, 8))):
+        (tmp_path / "a.yaml").write_text(f"workers: {written}\n")
+        assert worker_range(parse(PredictConfig, flags).workers) == wanted

@@ -30,10 +30,10 @@ class Reds(Predictor):
     def __init__(self) -> None:
         super().__init__(None, canvases=[(96, 128), (128, 96)], decode={}, amp=False, batch_size=3)
 
+    device = torch.device("cpu")
+
     def merger(self) -> PictureMerger:
-        return PictureMerger(
-            DecodeSettings(nms_threshold=0.5, max_detections=100), torch.device("cpu")
-        )
+        return PictureMerger(DecodeSettings(nms_threshold=0.5, max_detections=100), self.device)
 
     def detect(
         self, batch: Batch, original_sizes: Sequence[tuple[int, int]], *, flip: bool = False
@@ -92,7 +92,7 @@ class InProcess:
                 mine = replace(job, number=planned[0])
                 yield part.predict_part(mine, self.predictor, self.names)
                 self.parts.append(planned[0])
-                look(1)
+                look(pool.Crew(1, 0))
 
     def draw(
         self, jobs: Iterable[overlays.OverlayJob], *, number: int, cpus: float, look: Any

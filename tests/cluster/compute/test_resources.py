@@ -10,7 +10,6 @@ from cluster.compute.resources import (
     booked,
     check_resources,
     detection_shares,
-    prediction_shares,
     task_options,
     unplaced,
 )
@@ -79,13 +78,14 @@ def test_a_detection_share_reads_on_the_node_where_it_computes(
     check_resources(detection_shares(workers=3, cpus_per_worker=3.75, gpus_per_worker=0), what="w")
 
 
-def test_a_prediction_books_its_actors_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_leaves_reading_no_cpu_is_refused_with_the_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """3 x (4 + 0.25) = 12.75 CPUs of 12."""
     nodes_of(monkeypatch, 4, 4, 4)
-    check_resources(prediction_shares(workers=3, cpus_per_worker=4, gpus_per_worker=0), what="w")
-    with pytest.raises(UsageError, match="w needs 16 CPUs, the cluster has 12"):
-        check_resources(
-            prediction_shares(workers=4, cpus_per_worker=4, gpus_per_worker=0), what="w"
-        )
+    shares = detection_shares(workers=3, cpus_per_worker=4, gpus_per_worker=0)
+    with pytest.raises(UsageError, match="w needs 12.75 CPUs, the cluster has 12; ask for less"):
+        check_resources(shares, what="w")
 
 
 def test_ray_books_what_the_share_says() -> None:

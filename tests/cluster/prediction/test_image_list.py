@@ -15,6 +15,7 @@ from cluster.errors import DataError, UsageError
 from cluster.prediction import image_list
 from cluster.prediction.image_list import ImageList, given_images, numbered, open_images
 from cluster.storage import files
+from tests.support.listed_bucket import ListedBucket
 from tests.support.parquet_sets import row as parquet_row
 from tests.support.parquet_sets import write as write_parquet
 from tests.support.predicting import write_pictures
@@ -216,3 +217,15 @@ def test_given_images_and_positions() -> None:
     assert table_of(given)["image_id"].to_pylist() == [4, None] and given.has_ids
     tables = numbered([table_of(given), table_of(given)])
     assert [table["image_id"].to_pylist() for table in tables] == [[1, 2], [3, 4]]
+
+
+def test_of_a_bucket_of_any_size_the_first_images_come_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """10^9 keys: whoever listed them all would not end today."""
+    credentials = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    with ListedBucket(10**9) as endpoint:
+        for name, value in {"AWS_ENDPOINT_URL": endpoint, **credentials}.items():
+            monkeypatch.setenv(name, value)
+        first = next(open_images("s3://bucket/pictures").rows())
+    assert first["uri"][0].as_py() == "s3://bucket/pictures/000000000.jpg"

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import io
 import os
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from detector.choices import ViewSettings
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.parquet_sets import row as parquet_row
 from tests.support.parquet_sets import write as write_parquet
-from tests.support.predicting import Reds, red_picture
+from tests.support.predicting import Reds, red_picture, write_pictures
 
 BOX = (200, 120, 560, 480)
 """XYXY px of what is red in the pictures of 600 x 800 (height x width) px."""
@@ -281,3 +284,28 @@ def test_tiles_of_a_large_picture_find_what_the_whole_picture_loses(tmp_path: Pa
     assert [(row["height"], row["width"]) for row in tiled] == [(1200, 1600), (600, 800)]
     assert any(np.allclose(box, [1300, 700, 1312, 712], atol=2) for box in tiled[0]["boxes"])
     assert not any(np.allclose(box, [1300, 700, 1312, 712], atol=2) for box in plain[0]["boxes"])
+
+
+def test_a_part_that_waits_for_the_network_decodes_meanwhile(tmp_path: Path) -> None:
+    decoded: queue.Queue[int] = queue.Queue()
+    seen: list[int] = []
+
+    class Noting(Reds):
+        def view_samples(self, image: Any, image_id: int, settings: Any = None) -> Any:
+            decoded.put(image_id)
+            return super().view_samples(image, image_id, settings)
+
+        def detect(self, batch: Any, original_sizes: Any, *, flip: bool = False) -> Any:
+            seen.append(len(original_sizes))
+            return super().detect(batch, original_sizes, flip=flip)
+
+    rows = [{"uri": f"{tmp_path}/{name}"} for name in write_pictures(tmp_path, 10)]
+    plans.write_part(f"{tmp_path}/out", 0, pa.Table.from_pylist(rows, schema=LISTED))
+    job, network = PartJob(f"{tmp_path}/out", 0, "claim", "", 10**6), threading.Lock()
+    with ThreadPoolExecutor(1) as pool:
+        with network:
+            done = pool.submit(predict_part, job, Noting(), ["red"], network=network)
+            # The batches of this detector have three pictures.
+            assert [decoded.get(timeout=60) for _ in range(6)] == list(range(6))
+            assert seen == [] and not done.done()
+        assert done.result().ok == 10 and seen == [3, 3, 3, 1]

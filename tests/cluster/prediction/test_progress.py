@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 
 from cluster.prediction.part import PartReport
-from cluster.prediction.progress import LOG_S, Progress
+from cluster.prediction.progress import AGAIN_S, LOG_S, QUIET_S, Progress
 
 
 class Clock:
@@ -57,3 +57,16 @@ def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_line_in_its_place() -
         progress.end()
         assert stream.getvalue().count("\r") == (0 if lines else 2 * LOG_S)
         assert stream.getvalue().endswith("\n")
+
+
+def test_workers_that_do_not_come_are_named_now_and_then() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(stream=stream, clock=clock)
+    for second in range(int(QUIET_S + AGAIN_S) + 1):
+        clock.now = float(second)
+        progress.wait(2, "1 CPUs on one node")
+    said = "waiting for 2 workers since {}: each needs 1 CPUs on one node\n"
+    assert stream.getvalue() == said.format("0:00:15") + said.format("0:01:15")
+    progress.wait(0, "1 CPUs on one node")
+    progress.wait(1, "1 CPUs on one node")
+    assert stream.getvalue().count("\n") == 2
