@@ -59,10 +59,20 @@ class Thresholds:
     def rule(self) -> str:
         return "f1" if self.precision is None else "precision"
 
+    def words(self) -> str:
+        """How they were chosen, after `that reach`."""
+        if self.precision is None:
+            return "the score with the highest F1 of their class"
+        return f"the score with precision {self.precision:g} of their class"
+
     def lowest(self, name: str) -> float:
         """The threshold of a class; above every score where it has none."""
         point = self.classes[name]
         return np.inf if point is None else point.threshold
+
+    def scores(self) -> dict[str, float | None]:
+        """The threshold of each class; None where it has none."""
+        return {name: point and point.threshold for name, point in self.classes.items()}
 
     def lowest_of(self, names: Sequence[str]) -> np.ndarray:
         """`lowest` of these classes, float64 (K,). `KeyError` for a class that is not known."""

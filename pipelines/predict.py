@@ -77,6 +77,15 @@ class PredictConfig(Section):
         ge=1,
         description="px of an image; a larger one is a row with the reason too_many_pixels",
     )
+    thresholds: str = Field(
+        default="none",
+        min_length=1,
+        description=(
+            "detections that are kept: none, all that the model gives; f1, those that reach the"
+            " score with the highest F1 of their class in validation; or the thresholds.json that"
+            " evaluate writes"
+        ),
+    )
     tile: int | None = TILE
     overlap: float = OVERLAP_OF_TILES
     flip: bool = FLIP
@@ -129,6 +138,7 @@ def main(config: PredictConfig) -> None:
         overwrite=config.overwrite,
         overlays=None if config.overlays == "all" else config.overlays,
         max_pixels=config.max_pixels,
+        thresholds=config.thresholds,
         views=view_settings(config.tile, config.overlap, config.flip),
         replicas=Replicas(fewest, config.cpus_per_worker, config.gpus_per_worker),
         most_workers=most,

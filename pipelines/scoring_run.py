@@ -16,7 +16,7 @@ from cluster.prediction import image_list, results
 from cluster.prediction import predict as prediction
 from cluster.prediction.image_list import ImageList
 from cluster.prediction.summary import PAGE, Summary
-from cluster.runs.package_files import read_classes
+from cluster.runs.package_files import read_classes, read_thresholds
 from cluster.scoring import coco_ids
 from cluster.shards.classes import read_class_map
 from cluster.storage import files, preflight, uris
@@ -27,6 +27,7 @@ from cluster.tracking.preflight import check_server
 from cluster.tracking.registry import parse_model_uri, resolve
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.image import MAX_PIXELS
+from detector.operating_points import Thresholds
 
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
 MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
@@ -50,6 +51,8 @@ class Predicted:
     """URI of the MLflow store that has the model."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know."""
+    thresholds: Thresholds | None = None
+    """Those that the detections had to reach."""
 
     def lines(self) -> list[str]:
         """The result, for a terminal."""
@@ -71,14 +74,16 @@ class Predicted:
             *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
             *(f"note     {note}" for note in self.notes),
             *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
-            f"drift    {_drift(summary)}",
+            f"drift    {_drift(summary, self.thresholds)}",
             f"{'reused ' if self.done.reused else 'written'}  {self.done.output}: {written}",
             f"see it   {uris.join(self.done.output, PAGE)}",
         ]
 
 
-def _drift(summary: Summary) -> str:
+def _drift(summary: Summary, thresholds: Thresholds | None) -> str:
     """In one line."""
+    if thresholds is not None:
+        return f"not compared: only detections are kept that reach {thresholds.words()}"
     if summary.validation_images is None:
         return "not known: the package does not say what the model detected in validation"
     if not summary.drift:
@@ -100,6 +105,8 @@ class PredictOptions(TypedDict):
     tracking: TrackingConfig
     storage: str
     max_pixels: NotRequired[int]
+    thresholds: NotRequired[str]
+    """none, f1, or the URI of a thresholds.json."""
     views: NotRequired[ViewSettings]
     """Tiles and mirror images; by default the whole picture once."""
 
@@ -185,6 +192,7 @@ def predict_images(
             theirs,
             given=given_classes(class_map),
         )
+        thresholds = find_thresholds(options.get("thresholds", "none"), package, version)
         predicted = prediction.predict(
             package,
             images,
@@ -196,12 +204,43 @@ def predict_images(
             max_pixels=options.get("max_pixels", MAX_PIXELS),
             overlays=options["overlays"],
             views=options.get("views", WHOLE_PICTURE),
+            thresholds=thresholds,
             overwrite=overwrite,
             connect=lambda: connect_for(replicas, options["ray"]),
             most_workers=options.get("most_workers"),
             **vars(replicas),
         )
-    return Predicted(predicted, store, tuple(notes))
+    return Predicted(predicted, store, tuple(notes), thresholds)
+
+
+def find_thresholds(given: str, package: str, version: str) -> Thresholds | None:
+    """The thresholds that `--thresholds` names; None for `none`."""
+    if given == "none":
+        return None
+    names = [category.name for category in read_classes(package)]
+    if given == "f1":
+        stored = read_thresholds(package)
+        if stored is None:
+            raise UsageError(
+                f"--thresholds f1: {version} has none; give the thresholds.json that evaluate"
+                " writes, or train and register again"
+            )
+        return stored
+    uri = uris.absolute(given)
+    preflight.check_readable(uri)
+    try:
+        found = Thresholds.from_json(files.read_json(uri))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--thresholds {given}: is no file of thresholds ({error}); give the thresholds.json"
+            " that evaluate writes"
+        ) from error
+    if sorted(found.classes) != sorted(names):
+        raise UsageError(
+            f"--thresholds {given}: has the classes {', '.join(sorted(found.classes)[:5])}, the"
+            f" model {version} has {', '.join(sorted(names)[:5])}; give those of this model"
+        )
+    return found
 
 
 def given_classes(class_map: str | None) -> dict[str, str] | None:

@@ -70,6 +70,8 @@ class PartJob:
     max_pixels: int
     views: ViewSettings = WHOLE_PICTURE
     """In which views of an image the network detects."""
+    lowest_scores: tuple[float, ...] | None = None
+    """That the detections of each class must reach, by label; None: all that the network gives."""
     isolated: bool = False
     """Each image is decoded in a child process first: a worker died at this part twice."""
 
@@ -152,8 +154,13 @@ def predict_part(
             start = time.perf_counter()
             detections = predictor.detect_batches(batches, job.views)
     _check_seen(listed, faults)
+    lowest = None if job.lowest_scores is None else np.array(job.lowest_scores)
+
+    def kept(found: Detections) -> Detections:
+        return found if lowest is None else found.reaching(lowest)
+
     rows = [
-        faults[number] if number in faults else Found(detections[number], *sizes[number])
+        faults[number] if number in faults else Found(kept(detections[number]), *sizes[number])
         for number in range(listed.num_rows)
     ]
     table = _joined(listed, _scored(rows, class_names, job.model_version), job)

@@ -57,9 +57,17 @@ class Claim:
     """Pictures to draw; None: all."""
     views: Mapping[str, Any] = field(default_factory=dict)
     """Tiles and mirroring, `ViewSettings.as_dict`."""
+    thresholds: Mapping[str, float | None] | None = None
+    """The score that detections of a class must reach; None: the class is left out. Without any,
+    those of the package's own threshold count.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "category_ids": list(self.category_ids)}
+        content = {**asdict(self), "category_ids": list(self.category_ids)}
+        if self.thresholds is None:
+            # As in plans from before this field.
+            del content["thresholds"]
+        return content
 
     @property
     def digest(self) -> str:
@@ -164,9 +172,10 @@ def write_plan(output: str, plan: Plan) -> None:
 def check_claim(output: str, former: Plan, claim: Claim) -> None:
     """`OtherPrediction` with the fields that differ."""
     given = json.loads(json.dumps(claim.to_json()))
-    if differing := [name for name in given if former.claim.get(name) != given[name]]:
+    names = [*given, *(former.claim.keys() - given.keys())]
+    if differing := [name for name in names if former.claim.get(name) != given.get(name)]:
         shown = "; ".join(
-            f"{name} is {_short(given[name])}, there {_short(former.claim.get(name))}"
+            f"{name} is {_short(given.get(name))}, there {_short(former.claim.get(name))}"
             for name in differing
         )
         raise OtherPrediction(f"output {output}: has another prediction: {shown}; {REMEDY}")

@@ -39,6 +39,7 @@ from cluster.storage.pictures import OVERLAYS, PREDICTIONS
 from cluster.storage.uris import absolute, join
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.image import MAX_PIXELS
+from detector.operating_points import Thresholds
 from detector.predict import MODEL_FILE, read_json
 
 
@@ -65,6 +66,7 @@ def predict(
     max_pixels: int = MAX_PIXELS,
     overlays: int | None = 0,
     views: ViewSettings = WHOLE_PICTURE,
+    thresholds: Thresholds | None = None,
     overwrite: bool = False,
     workers: int = 2,
     most_workers: int | None = None,
@@ -79,6 +81,7 @@ def predict(
     boxes; the ids of images are `ids` by URI, else those of the list, else the positions from 1;
     `category_ids` has one for each class of the model, by default those of the training. Images and
     classes without an id are not in them. `overlays` pictures are drawn; None: all. `views`: tiles.
+    `thresholds`: only detections that reach that of their class are kept.
 
     `OtherPrediction` where `output` has results of another model, other settings or other images
     and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
@@ -97,6 +100,7 @@ def predict(
         category_ids=list(category_ids or (category.id for category in classes)),
         overlays=overlays,
         views=views.as_dict(),
+        thresholds=None if thresholds is None else thresholds.scores(),
     )
     lost: list[str] = []
     with ExitStack() as stack:
@@ -108,17 +112,20 @@ def predict(
             Planner(output, plan, lambda: _parts(images, ids), lambda: dict(images.passed_over()))
         )
         look = partial(_check_lease, lost)
-        job = PartJob(output, 0, claim.digest, model_version, max_pixels, views)
+        names = [category.name for category in classes]
+        lowest = None if thresholds is None else tuple(thresholds.lowest_of(names).tolist())
+        job = PartJob(output, 0, claim.digest, model_version, max_pixels, views, lowest)
         number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
         made = pool.Workers(*number, *booked, read_package(package))
         timing = _run_parts(made, planner, job, look, connect)
         summary = results.finish(
             output,
             planner.plan,
-            class_names=[category.name for category in classes],
+            class_names=names,
             category_ids=claim.category_ids,
             timing=timing,
-            validation=read_validation(package),
+            # Fewer are kept here than were in validation.
+            validation=read_validation(package) if thresholds is None else None,
             draw=partial(_draw, overlays, workers=made, look=look, connect=connect),
             look=look,
         )

@@ -27,6 +27,10 @@ NOT_KNOWN = (
     "Not known for this package: it does not say what the model detected in validation. A package"
     " says so if both training and register are of this version or a later one."
 )
+NOT_COMPARED = (
+    "Not compared: of the detections here those are kept that reach the threshold of their class,"
+    " in validation all were."
+)
 Pairs = list[tuple[str, str]]
 
 
@@ -76,7 +80,7 @@ def render_page(
         drift=summary.drift,
         compared=validation is not None,
         too_few=summary.too_few_images,
-        not_known=NOT_KNOWN,
+        not_known=NOT_KNOWN if claim.get("thresholds") is None else NOT_COMPARED,
         rule=RULE,
         notes=_notes(claim, summary, pictures),
         what=_what(claim, summary),

@@ -96,7 +96,7 @@ OPTIONS = {
         tracking: uri experiment
     """,
     "predict": """
-        model images column output annotations classes overwrite overlays max_pixels
+        model images column output annotations classes overwrite overlays max_pixels thresholds
         tile overlap flip storage
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling

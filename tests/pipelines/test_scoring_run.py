@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import UsageError
+from cluster.errors import PlainError, UsageError
 from cluster.prediction import pool
 from cluster.prediction import predict as prediction
 from cluster.prediction.summary import Summary
 from cluster.runs import package_files, run_folder
+from cluster.runs.package_files import write_thresholds
 from cluster.scoring.evaluate_package import Wanted
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
@@ -29,6 +30,7 @@ from cluster.tracking.evaluation import Subject
 from cluster.tracking.run import Run, open_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
+from detector.operating_points import OperatingPoint, Thresholds
 from pipelines import evaluation_run, scoring_run
 from pipelines.command_line import parse, run_verb
 from pipelines.evaluate import EvaluateConfig, main
@@ -384,6 +386,30 @@ def test_drift_is_one_line(ok: int, drift: list[str], line: str | None) -> None:
     summary = Summary("models:/cells/3", images=ok, ok=ok, drift=drift, validation_images=90)
     done = scoring_run.Predicted(prediction.Predicted(summary, "/out", 0, reused=False), "store")
     assert f"drift    {line or drift[0]}" in done.lines()
+
+
+def test_thresholds_are_those_of_the_package_or_of_a_file(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    write_package(package)
+    find = scoring_run.find_thresholds
+    assert find("none", str(package), "models:/cells/1") is None
+    with pytest.raises(UsageError, match="--thresholds f1: models:/cells/1 has none"):
+        find("f1", str(package), "models:/cells/1")
+    stored = Thresholds(0.9, 0.5, {"cell": OperatingPoint(0.5, 0.9, 0.5, 0.6), "x": None})
+    write_thresholds(str(package), stored)
+    assert find("f1", str(package), "models:/cells/1") == stored
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(stored.to_json()))
+    assert find(str(file), str(package), "models:/cells/1") == stored
+    file.write_text(json.dumps({**stored.to_json(), "classes": {"dog": None}}))
+    with pytest.raises(UsageError, match="has the classes dog, the model models:/cells/1 has cell"):
+        find(str(file), str(package), "models:/cells/1")
+    for damaged in ("{}", "[]", '{"version": 1}', "{"):
+        file.write_text(damaged)
+        with pytest.raises(PlainError, match="mine.json"):
+            find(str(file), str(package), "models:/cells/1")
+    with pytest.raises(UsageError, match="nothing.json"):
+        find(str(tmp_path / "nothing.json"), str(package), "models:/cells/1")
 
 
 def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:

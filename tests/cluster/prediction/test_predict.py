@@ -17,6 +17,7 @@ from cluster.prediction.image_list import open_images
 from cluster.prediction.plan import OtherPrediction
 from cluster.runs.lease import Lease
 from cluster.storage import files
+from detector.operating_points import OperatingPoint, Thresholds
 from tests.support.predicting import InProcess, Kill, red_picture, rows_of, snapshot, write_pictures
 
 IMAGES = 40
@@ -197,6 +198,26 @@ def test_other_settings_are_refused_with_the_fields_that_differ(
     with pytest.raises(OtherPrediction, match=f"has another prediction: {said}.*--overwrite true"):
         run(**change)
     assert snapshot(tmp_path / "out") == before
+
+
+def test_detections_below_the_threshold_of_their_class_are_left_out(
+    run: Callable[..., Any], pictures: Path
+) -> None:
+    def chosen(score: float | None) -> Thresholds:
+        point = None if score is None else OperatingPoint(score, 1.0, 1.0, 1.0)
+        return Thresholds(None, 0.5, {"cell": point, "platelet": None})
+
+    every = [row["scores"] for row in rows_of(run().output)]
+    assert [1.0] in every
+    kept = run(thresholds=chosen(1.0), overwrite=True)
+    assert [row["scores"] for row in rows_of(kept.output)] == every
+    assert kept.summary.validation_images is None
+    with pytest.raises(OtherPrediction, match=r"thresholds is \{.*\}, there \{"):
+        run(thresholds=chosen(0.5))
+    with pytest.raises(OtherPrediction, match=r"thresholds is null, there \{"):
+        run()
+    none = run(thresholds=chosen(None), overwrite=True)
+    assert {tuple(row["scores"]) for row in rows_of(none.output) if row["status"] == "ok"} == {()}
 
 
 @pytest.mark.parametrize("finished", [True, False])
