@@ -18,6 +18,8 @@ MOST_NAMED = 30
 """Boxes of a picture that have a name, the first ones: more would hide the picture."""
 _WIDE, _CAPTION, _HEADING = 4.2, 0.28, 0.36
 """Inches: the width of a picture, and the height of the words above it and above the sheet."""
+_GAP = 0.04
+"""Inches at the sides of a picture."""
 _DPI = 110
 
 
@@ -56,14 +58,15 @@ def draw_sheet(
     tall = _WIDE * min(1.0, max((height / width for height, width, _ in shapes), default=1.0))
     width, height = columns * _WIDE, rows * (tall + _CAPTION) + _HEADING
     figure = Figure(figsize=(width, height), dpi=_DPI)
-    figure.text(0.005, 1 - 0.5 * _HEADING / height, heading, va="center", fontsize=11)
+    figure.text(
+        0.005, 1 - 0.5 * _HEADING / height, heading, va="center", fontsize=11, parse_math=False
+    )
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
         bottom = height - _HEADING - (row + 1) * (tall + _CAPTION)
-        # Inches to shares of the sheet, with a small gap between neighbours.
-        axes = figure.add_axes(
-            (column * _WIDE / width, bottom / height, 0.985 * _WIDE / width, tall / height)
-        )
+        # Inches to shares of the sheet.
+        left, wide = (column * _WIDE + _GAP) / width, (_WIDE - 2 * _GAP) / width
+        axes = figure.add_axes((left, bottom / height, wide, tall / height))
         _draw(axes, picture, class_names)
     sink = io.BytesIO()
     figure.savefig(sink, format="jpeg", pil_kwargs={"quality": 88})

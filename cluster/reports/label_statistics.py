@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cluster.reports import histograms
 from cluster.reports.html import Histogram
@@ -116,6 +117,8 @@ def _draw_classes(axes: Axes, counts: Mapping[str, int]) -> None:
     numbers = [number for _, number in shown]
     axes.barh(range(len(shown)), numbers, color=COLOURS[2])
     axes.set(ylim=(len(shown) - 0.5, -0.5), xlim=(0, 1.18 * max(1, *numbers, 1)), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(labelsize=8)
     axes.set_xlabel("objects")
     if more := len(counts) - len(shown):
         axes.set_xlabel(f"objects; {more:,} more classes are in labels.json")
@@ -133,6 +136,7 @@ def _draw_bars(axes: Axes, histogram: Histogram, along: str, *, across: str = "o
     numbers = [bar.number for bar in histogram.bars]
     axes.bar(np.arange(len(numbers)) + 0.5, numbers, width=0.9, color=COLOURS[2])
     axes.set(xlim=(0, len(numbers)), xlabel=along, ylabel=across)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ticks = histogram.visible_ticks
     axes.set_xticks([x * len(numbers) for x, _ in ticks], [text for _, text in ticks])
     axes.tick_params(labelsize=8)

@@ -136,7 +136,7 @@ class TrainingPictures:
         return SheetPicture(
             image,
             name,
-            f": {len(example.objects_M4)} objects, {shown} detections, best score {best}",
+            f": objects {len(example.objects_M4)}, detections {shown}, best score {best}",
             example.boxes_N4[:shown] * scale,
             example.labels_N[:shown],
             example.scores_N[:shown],
@@ -175,7 +175,7 @@ def _batch_picture(picture: BatchPicture) -> SheetPicture:
     return SheetPicture(
         np.asarray(Image.open(io.BytesIO(picture.jpeg))),
         f"image {picture.image_id}",
-        f": {int(labelled_N.sum())} objects",
+        f": objects {int(labelled_N.sum())}",
         picture.boxes_N4[labelled_N],
         picture.labels_N[labelled_N],
         dashed_M4=picture.boxes_N4[~labelled_N],
