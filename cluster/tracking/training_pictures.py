@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from cluster.runs.pictures import BatchPicture, ExampleImage
     from detector.sheets import SheetPicture
 
-LAST_PICTURE_S = 60.0
-"""Seconds that the end of a training waits for pictures."""
 SIDE = 640
 """px, the longer side of an image of data.val on a sheet."""
 SCORE = 0.3
@@ -70,13 +68,13 @@ class TrainingPictures:
                 pass
 
     def finish(self, run: Run, *, patience_s: float) -> None:
-        """Wait for what is being drawn, at most `LAST_PICTURE_S`, and draw the curves of the whole
-        run once MLflow has all its numbers, for which it gets `patience_s`.
+        """Draw the curves of the whole run, if MLflow takes all its numbers within `patience_s`
+        seconds; wait for as long until all is drawn.
         """
         if run.send(patience_s=patience_s):
             self._jobs.put(("curves.png", lambda: self._draw_curves(run)))
         self._jobs.put(None)
-        self._thread.join(LAST_PICTURE_S)
+        self._thread.join(patience_s)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -18,7 +18,6 @@ from cluster.runs.events import BatchSeen, EvaluationDone, TrainingWarning
 from cluster.runs.pictures import BatchPicture, ExampleImage
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.shards.read import read_columns
-from cluster.tracking import training_pictures
 from cluster.tracking.training_pictures import TrainingPictures
 
 NO_BOXES = np.empty((0, 4), np.float32)
@@ -57,12 +56,12 @@ class Run:
 def draws(small_sets: dict[str, str]) -> Callable[..., Run]:
     """Draws these events of a training of `small_sets` on a run, and ends."""
 
-    def draw(run: Run, *events: Any) -> Run:
+    def draw(run: Run, *events: Any, patience_s: float = 600) -> Run:
         pictures = TrainingPictures("cells", open_shard_set(small_sets["train"]), small_sets["val"])
         pictures.begin(run)
         for event in events:
             pictures.add(run, event)
-        pictures.finish(run, patience_s=0)
+        pictures.finish(run, patience_s=patience_s)
         return run
 
     return draw
@@ -155,7 +154,6 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_the_end_of_a_training_does_not_wait_for_pictures_for_ever(
-    blocked: threading.Event, draws: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    blocked: threading.Event, draws: Callable[..., Run]
 ) -> None:
-    monkeypatch.setattr(training_pictures, "LAST_PICTURE_S", 0.01)
-    assert draws(Run(), batch_seen()).files == {}
+    assert draws(Run(), batch_seen(), patience_s=0.01).files == {}
