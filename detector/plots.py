@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detector.decode import Detections
-from detector.metrics import CocoTable
 from detector.plot_names import write_name
 from detector.scores import shown
 
-_COLOURS = (
+if TYPE_CHECKING:
+    # A driver that draws does without torch's operators.
+    from detector.decode import Detections
+    from detector.metrics import CocoTable
+
+COLOURS = (
     "#e6194b",
     "#3cb44b",
     "#4363d8",
@@ -36,12 +39,12 @@ def precision_recall_figure(table: CocoTable) -> Figure:
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     rows = list(table.per_class.items())
-    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[: len(_COLOURS)]
+    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[: len(COLOURS)]
     labels: list[tuple[str, str]] = []
     for rank, k in enumerate(classes):
         name, row = rows[k]
         if row["AP50"] is not None:
-            axes.plot(recall, table.precision_RK[:, k], color=_COLOURS[rank])
+            axes.plot(recall, table.precision_RK[:, k], color=COLOURS[rank])
             numbers = f"  AP50 {row['AP50']:.3f}  ({int(row['objects'] or 0)} objects)"
             labels.append((name, numbers))
     axes.set(
@@ -86,12 +89,12 @@ def overlay_figure(
         detections.boxes_N4, detections.scores_N, detections.labels_N, strict=True
     ):
         if score >= score_threshold:
-            _outline(axes, box, color=_COLOURS[int(label) % len(_COLOURS)], linewidth=1.8)
+            _outline(axes, box, color=COLOURS[int(label) % len(COLOURS)], linewidth=1.8)
             _write_above(
                 axes,
                 box,
                 class_names[int(label)],
-                _COLOURS[int(label) % len(_COLOURS)],
+                COLOURS[int(label) % len(COLOURS)],
                 after=f" {score:.2f}",
             )
     return figure
@@ -114,11 +117,11 @@ def annotation_figure(
         _outline(
             axes,
             box,
-            color=_COLOURS[label % len(_COLOURS)],
+            color=COLOURS[label % len(COLOURS)],
             linewidth=1.8,
             linestyle="--" if crowd else "-",
         )
-        _write_above(axes, box, class_names[label], _COLOURS[label % len(_COLOURS)])
+        _write_above(axes, box, class_names[label], COLOURS[label % len(COLOURS)])
     return figure
 
 

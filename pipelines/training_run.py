@@ -13,6 +13,7 @@ from cluster.runs.events import Event
 from cluster.storage.preflight import check_writable
 from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
 from cluster.tracking.preflight import check_experiment, check_server
+from cluster.tracking.training_pictures import TrainingPictures
 from cluster.tracking.training_run import Tracker
 from cluster.training import launch, placement, preflight
 from cluster.training.console import Console
@@ -66,6 +67,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
         name=config.name,
         params=run_folder.flatten(checked.identity),
         config=config.model_dump_json(indent=1),
+        pictures=TrainingPictures(config.name, checked.train_set, config.data.val),
     )
     consumers = [Guarded(console), Guarded(tracker)]
 
@@ -75,7 +77,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
 
     status = "FAILED"
     try:
-        best = launch.launch(config, checked=checked, on_event=on_event)
+        best = launch.launch(config, checked=checked, on_event=on_event, pictures=True)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
+from cluster.runs.pictures import ExampleImage
 from cluster.storage import files
 from cluster.storage.uris import is_below, is_remote, join, relative_to
 from detector import scores
@@ -91,6 +92,8 @@ class Evaluation:
     """The scores with the highest F1 of each class on data.val. Only best.json keeps them; None in
     older files.
     """
+    examples: tuple[ExampleImage, ...] = field(default=(), compare=False)
+    """A few images to draw, the same ones in each evaluation of a run. No file keeps them."""
     error: str | None = None
     """One line; then there are no metrics."""
 

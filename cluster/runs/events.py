@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cluster.runs.evaluations import Evaluation
+from cluster.runs.pictures import BatchPicture
 
 STEPS_VERSION = 1
 """Version of the stored form of `StepsDone`. Lines without one were written before it existed."""
@@ -89,6 +90,18 @@ class Resumed:
     """Its URI."""
     images_seen: int
     epoch: int
+
+
+@dataclass(frozen=True)
+class BatchSeen:
+    """What the network of rank 0 got in one of the first batches of the run."""
+
+    number: int
+    """From 0."""
+    canvas: tuple[int, int]
+    """(height, width) px."""
+    pictures: tuple[BatchPicture, ...]
+    """Some of the batch."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +298,7 @@ Event = (
     | Started
     | WorkersPlaced
     | Resumed
+    | BatchSeen
     | StepsDone
     | RankTiming
     | CheckpointStored

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from cluster.runs.config import TrainConfig
 from cluster.runs.package import Package
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Job:
     """URI of another run's checkpoint that a new run starts from."""
     package: Package
     """Every checkpoint stores it."""
+    pictures: bool = False
+    """Whether rank 0 tells what its first batches look like."""
 
     def to_json(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

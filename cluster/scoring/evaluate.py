@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from cluster.runs.evaluations import Evaluation, Request, Weights
+from cluster.runs.pictures import ExampleImage
 from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
 from detector.detection_counts import DetectionCounts, count_detections
@@ -86,6 +87,8 @@ def voc(
     return MetricResult(means, per_class)
 
 
+EXAMPLES = 6
+"""Images of an evaluation that its training shows."""
 METRICS: tuple[Metric, ...] = (coco,)
 """What every evaluation computes; the verb `evaluate` computes `voc` too."""
 
@@ -149,7 +152,31 @@ def evaluate_checkpoint(
         seconds=seconds,
         detected=counted(detections, truths, class_names),
         thresholds=thresholds(pair(truths, detections, class_names)),
+        examples=examples_of(detections, truths),
     )
+
+
+def examples_of(
+    detections: Mapping[int, Detections], truths: Sequence[Truth]
+) -> tuple[ExampleImage, ...]:
+    """`EXAMPLES` images, spread evenly over those with objects, in the order of the set; where
+    fewer have objects, others too. The same for the same truths.
+    """
+    with_objects = [truth for truth in truths if len(truth.boxes_N4)]
+    without = [truth for truth in truths if not len(truth.boxes_N4)]
+    candidates = with_objects + without[: max(0, EXAMPLES - len(with_objects))]
+    places = np.unique(np.linspace(0, len(candidates) - 1, min(EXAMPLES, len(candidates))).round())
+    nothing = Detections(np.empty((0, 4), np.float32), np.empty(0), np.empty(0, np.int64))
+    examples = []
+    for place in places.astype(int):
+        truth = candidates[place]
+        found = detections.get(truth.image_id, nothing)
+        examples.append(
+            ExampleImage(
+                truth.image_id, truth.boxes_N4, found.boxes_N4, found.scores_N, found.labels_N
+            )
+        )
+    return tuple(examples)
 
 
 def counted(

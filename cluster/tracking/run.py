@@ -220,8 +220,15 @@ class Run:
         """
         copy = os.path.join(tempfile.mkdtemp(dir=self._spool), os.path.basename(path))
         shutil.copyfile(path, copy)
-        name = "/".join([*([folder] if folder else []), os.path.basename(path)])
-        self._calls.append((name, lambda: self.client.log_artifact(self.run_id, copy, folder)))
+        self._queue_file(copy, folder)
+
+    def log_bytes(self, content: bytes, file: str) -> None:
+        """`file` is the path of the artifact, with slashes."""
+        folder, name = os.path.split(file)
+        copy = os.path.join(tempfile.mkdtemp(dir=self._spool), name)
+        with open(copy, "wb") as written:
+            written.write(content)
+        self._queue_file(copy, folder or None)
 
     def log_text(self, text: str, file: str) -> None:
         self._calls.append((file, lambda: self.client.log_text(self.run_id, text, file)))
@@ -229,6 +236,10 @@ class Run:
     def set_tag(self, name: str, value: str) -> None:
         key, text = mlflow_names([name])[name], shortened(str(value), LONGEST_TAG)
         self._calls.append((f"tag {name}", lambda: self.client.set_tag(self.run_id, key, text)))
+
+    def _queue_file(self, copy: str, folder: str | None) -> None:
+        name = "/".join([*([folder] if folder else []), os.path.basename(copy)])
+        self._calls.append((name, lambda: self.client.log_artifact(self.run_id, copy, folder)))
 
     def finish(self, status: Status, *, patience_s: float = 10.0) -> bool:
         """Set the status of the run and close it, see `close`."""
@@ -241,9 +252,7 @@ class Run:
         """
         self._stop.set()
         self._thread.join()
-        deadline = time.monotonic() + patience_s
-        while not self.flush() and time.monotonic() < deadline:
-            time.sleep(min(1.0, patience_s))
+        self.send(patience_s=patience_s)
         refused = self._refused
         values = len(self._metrics) + self._lost + len(refused.metrics)
         others = len(self._calls) + len(refused.others)
@@ -256,6 +265,13 @@ class Run:
             )
         shutil.rmtree(self._spool, ignore_errors=True)
         return not (values or others)
+
+    def send(self, *, patience_s: float) -> bool:
+        """Send the queue, with retries for `patience_s` seconds. Whether the store took all."""
+        deadline = time.monotonic() + patience_s
+        while not (sent := self.flush()) and time.monotonic() < deadline:
+            time.sleep(min(1.0, patience_s))
+        return sent
 
     def flush(self) -> bool:
         """Send the queue now. False when the store did not take all; the rest stays queued."""

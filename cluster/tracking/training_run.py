@@ -18,6 +18,7 @@ from cluster.storage import files, uris
 from cluster.tracking.embedded import same
 from cluster.tracking.preflight import has_run
 from cluster.tracking.run import Run, Status, open_run, read_record
+from cluster.tracking.training_pictures import TrainingPictures
 
 RETRY_SECONDS = 30.0
 """Seconds between two attempts to open the store."""
@@ -66,12 +67,13 @@ class Tracker:
         params: dict[str, Any],
         config: str,
         parent_run_id: str | None = None,
+        pictures: TrainingPictures | None = None,
     ):
         self.uri = uri
         self.run: Run | None = None
         self._experiment, self._run_folder = experiment, run
         self._name, self._params, self._config = name, params, config
-        self._parent_run_id = parent_run_id
+        self._parent_run_id, self._pictures = parent_run_id, pictures
         self._pending: list[events.Event] = []
         self._tried_at = -RETRY_SECONDS
 
@@ -84,9 +86,14 @@ class Tracker:
         ):
             self.open()
         if self.run is not None:
-            for waiting in self._pending:
-                track(self.run, waiting)
-            self._pending = []
+            self._track_pending(self.run)
+
+    def _track_pending(self, run: Run) -> None:
+        for waiting in self._pending:
+            track(run, waiting)
+            if self._pictures is not None:
+                self._pictures.add(run, waiting)
+        self._pending = []
 
     def finish(self, status: Status) -> None:
         """Send everything and end the run as FINISHED, FAILED or KILLED. A training that did not
@@ -95,11 +102,12 @@ class Tracker:
         if self.run is None and (self._pending or (status == "FINISHED" and self.is_incomplete())):
             self.open()
         if self.run is not None:
-            for waiting in self._pending:
-                track(self.run, waiting)
-            complete = self.run.finish(
-                status, patience_s=_INTERRUPTED_SECONDS if status == "KILLED" else FINISH_SECONDS
-            )
+            patience_s = _INTERRUPTED_SECONDS if status == "KILLED" else FINISH_SECONDS
+            until = time.monotonic() + patience_s
+            self._track_pending(self.run)
+            if self._pictures is not None:
+                self._pictures.finish(self.run, patience_s=patience_s)
+            complete = self.run.finish(status, patience_s=max(0.0, until - time.monotonic()))
             if complete and status == "FINISHED":
                 # Without the mark the next start looks again, and sends nothing twice.
                 with contextlib.suppress(PlainError):
@@ -134,6 +142,8 @@ class Tracker:
             run.log_text(self._config, "config.json")
             self._backfill(run)
             self.run = run
+            if self._pictures is not None:
+                self._pictures.begin(run)
         self._tried_at = time.monotonic()
 
     def _write_record(self, run: Run, *, complete: bool = False) -> None:

@@ -22,6 +22,7 @@ from cluster.shards.index import ShardSet, open_shard_set
 from cluster.training.checkpoint_policy import FindNotice
 from cluster.training.checkpoints import Checkpoints, open_checkpoints
 from cluster.training.evaluation import EpochEvaluations, Judge, RankEvaluator
+from cluster.training.first_batches import FirstBatches
 from cluster.training.group_size import (
     amp_dtype_of,
     learning_rate,
@@ -114,6 +115,7 @@ def build_worker(
         checkpoints=checkpoints,
         checkpoint_entries=_checkpoint_entries(job, train_set),
         evaluations=evaluations,
+        first_batches=FirstBatches(tell=tell, wanted=job.pictures and ranks.rank == 0),
         watchdog=watchdog,
         tell=tell,
     )

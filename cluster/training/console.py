@@ -151,6 +151,10 @@ class Console:
             self._line(text)
 
     @_show.register
+    def _batch_seen(self, event: events.BatchSeen) -> None:
+        """MLflow shows it."""
+
+    @_show.register
     def _profile_stored(self, event: events.ProfileStored) -> None:
         self._line(
             f"profile of up to {event.steps} steps in {event.uri}: operations.txt, and"

@@ -50,13 +50,15 @@ def launch(
     on_event: Callable[[Event], None] | None = None,
     judge: Judge | None = None,
     callbacks: Sequence[Any] = (),
+    pictures: bool = False,
 ) -> evaluations.Evaluation:
     """Train, continue, or find the run finished; Ray must be connected. Returns the run's best
     evaluation.
 
     `checked` is the result of an earlier `check` of this configuration. `on_event` gets the events
     of workers and controller (`cluster.runs.events`) in this process. The `judge` travels to rank
-    0, see `EpochEvaluations`; `callbacks` go to Ray Train.
+    0, see `EpochEvaluations`; `callbacks` go to Ray Train. With `pictures` the first batches are
+    events too.
     Raises `PlainError` with the failing rank's last line when the retries are spent, or immediately
     if a restart cannot fix the failure (`failures.LASTING`), and `UsageError` if another driver
     trains the run.
@@ -80,6 +82,7 @@ def launch(
                     background=background,
                     judge=judge,
                     callbacks=callbacks,
+                    pictures=pictures,
                 )
             background.finish(workers_share(config))
     return evaluations.best_checkpoint(run)
@@ -117,6 +120,7 @@ def _train(
     background: BackgroundEvaluation,
     judge: Judge | None,
     callbacks: Sequence[Any],
+    pictures: bool,
 ) -> None:
     # Imported here: `--help` reads the sections above, and this import takes seconds.
     from ray.train import TrainingFailedError
@@ -129,7 +133,7 @@ def _train(
     supervisor = Supervisor(
         retries, wait_s=60 * training.wait_minutes, wanted=describe_workers(config)
     )
-    job = job_of(config, checked)
+    job = replace(job_of(config, checked), pictures=pictures)
 
     def fit() -> None:
         while True:

@@ -13,6 +13,7 @@ from cluster.runs.events import Started, StoppedEarly, Tell
 from cluster.runs.training_config import TrainingConfig
 from cluster.training.checkpoints import Checkpoints
 from cluster.training.evaluation import EpochEvaluations
+from cluster.training.first_batches import FirstBatches
 from cluster.training.profile import ProfilePublisher
 from cluster.training.ranks import Ranks
 from cluster.training.report import Reporter, StepValues
@@ -53,6 +54,7 @@ class Worker:
     checkpoint_entries: Mapping[str, Any]
     """Entries of every checkpoint's state.json that do not change."""
     evaluations: EpochEvaluations
+    first_batches: FirstBatches
     watchdog: Watchdog
     tell: Tell
     """Sends an event from rank 0; does nothing on the others."""
@@ -97,6 +99,7 @@ class Worker:
                 self.reports.wait()
             self.watchdog.progressed()
             before = progress.images_seen
+            self.first_batches(batch, before // sum(self.batches))
             images = self.state.advance(
                 epoch_plan.advance(start, batches=self.batches, done=done), report.loss_normalizer
             )
@@ -138,6 +141,7 @@ class Worker:
         self.checkpoints.close()
         self.timing.close()
         self.profile.wait()
+        self.first_batches.wait()
         if self.ranks.rank:
             return
         run_folder.write_finished(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, CocoTable
-from detector.plots import _COLOURS, annotation_figure, overlay_figure, precision_recall_figure
+from detector.plots import COLOURS, annotation_figure, overlay_figure, precision_recall_figure
 
 
 def table(objects: list[int]) -> CocoTable:
@@ -86,7 +86,7 @@ def test_overlay_draws_what_is_above_the_threshold():
     assert [text.get_text() for text in axes.texts] == ["dog 0.95", "cat 0.50"]
     xs, ys = axes.lines[0].get_data()
     assert (min(xs), max(xs), min(ys), max(ys)) == (10, 60, 5, 40)
-    assert [to_hex(line.get_color()) for line in axes.lines] == [_COLOURS[1], _COLOURS[0]]
+    assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
     # Pixel rows run down, the picture fills the axes.
     assert (
         axes.get_ylim() == (80, 0) and axes.get_xlim() == (0, 120) and axes.get_title() == "7.jpg"
@@ -122,7 +122,7 @@ def test_annotations_are_outlined_and_named_crowds_dashed():
     assert [text.get_text() for text in axes.texts] == ["a $dog$", "cat"] and not any(
         text.get_parse_math() for text in [*axes.texts, axes.title]
     )
-    assert [to_hex(line.get_color()) for line in axes.lines] == [_COLOURS[1], _COLOURS[0]]
+    assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], COLOURS[0]]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     xs, ys = axes.lines[1].get_data()
     assert (

@@ -157,6 +157,9 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
         for run in children
         if run.info.run_name != swept["broken"]
     } == {record.trial: pytest.approx(record.ap) for record in (best, second)}
+    # The run of a trial has no pictures: their cost would be that of every trial.
+    of_trials = [client.list_artifacts(run.info.run_id) for run in children]
+    assert {each.path for artifacts in of_trials for each in artifacts} == {"config.json"}
 
 
 @pytest.mark.integration

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import save_file
@@ -141,6 +142,36 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     history = mlflow.MlflowClient(trained["store"]).get_metric_history(recorded.run_id, "val/AP")
     assert [m.step for m in history] == [24, 48]
     assert [m.value for m in history] == [each.ap for each in evaluations.read(run)]
+
+
+@pytest.mark.integration
+def test_the_mlflow_run_shows_what_was_trained_on_and_detected(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    import mlflow
+
+    run_id = run_folder.read_tracking(trained["config"].run_uri).run_id
+    client = mlflow.MlflowClient(trained["store"])
+    there = {
+        file.path
+        for folder in (None, "train_batches", "val_predictions")
+        for file in client.list_artifacts(run_id, folder)
+    }
+    pictures = {
+        "labels.png",
+        "curves.png",
+        *(f"train_batches/batch-{number}.jpg" for number in range(2)),
+        *(f"val_predictions/epoch-00{epoch}.jpg" for epoch in (1, 2)),
+    }
+    assert pictures <= there
+    for name in pictures:
+        with Image.open(client.download_artifacts(run_id, name, str(tmp_path))) as picture:
+            # One colour would be an empty one.
+            assert len(picture.convert("L").getcolors()) > 50, name
+    labels = json.loads(
+        Path(client.download_artifacts(run_id, "labels.json", str(tmp_path))).read_text()
+    )
+    assert (labels["data.train"]["images"], labels["data.val"]["images"]) == (24, 8)
 
 
 @pytest.mark.integration

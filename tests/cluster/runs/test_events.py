@@ -53,6 +53,11 @@ def test_a_line_that_cannot_be_read_is_left_out(line: Any) -> None:
 
 def test_events_travel_between_processes() -> None:
     worker = events.WorkerProcess(0, "10.0.0.1", 42)
-    for event in (STEPS, events.WorkersPlaced((worker,)), events.WorkerHung(worker, 9.0, "here")):
+    for event in (
+        STEPS,
+        events.WorkersPlaced((worker,)),
+        events.WorkerHung(worker, 9.0, "here"),
+        events.BatchSeen(1, (64, 96), ()),
+    ):
         assert pickle.loads(pickle.dumps(event)) == event
     assert replace(STEPS, box=1.0) != STEPS

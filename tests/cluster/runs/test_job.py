@@ -48,5 +48,5 @@ def test_the_configuration_is_stored_in_checkpoints_as_it_was_dumped() -> None:
 
 def test_a_job_of_another_version_is_refused() -> None:
     content = {**replace(JOB, run_uuid="").to_json(), "version": 0}
-    with pytest.raises(ValueError, match="job of version 0: this code reads version 1"):
+    with pytest.raises(ValueError, match="job of version 0: this code reads version 2"):
         Job.from_json(content)

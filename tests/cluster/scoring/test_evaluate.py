@@ -15,7 +15,13 @@ import pytest
 from cluster.runs import package_files
 from cluster.runs.evaluations import Request
 from cluster.scoring import detect, evaluate, evaluate_package, truths
-from cluster.scoring.evaluate import MetricResult, evaluate_checkpoint, evaluate_detections
+from cluster.scoring.evaluate import (
+    EXAMPLES,
+    MetricResult,
+    evaluate_checkpoint,
+    evaluate_detections,
+    examples_of,
+)
 from cluster.shards import index
 from cluster.shards.classes import ClassMatch
 from cluster.shards.format import Category
@@ -150,6 +156,24 @@ def test_evaluations_of_a_training_count_what_was_detected(made_up_metric: None)
     empty = {1: detections()}
     nothing = evaluate_checkpoint(REQUEST, "ema", empty, TRUTHS, NAMES, frequencies={}).detected
     assert nothing is not None and nothing.detections_C.tolist() == [0, 0, 0, 0]
+
+
+def test_examples_are_spread_over_the_images_with_objects() -> None:
+    """Images 0, 2, 4, ... 22 of 24 have an object: 12, of which 6 are taken, both ends too."""
+    truths = [truth(number, *([(A, 0)] if number % 2 == 0 else [])) for number in range(24)]
+    assert EXAMPLES == 6
+    # Places 0, 2.2, 4.4, 6.6, 8.8 and 11, rounded, of the images with objects.
+    expected = [0, 4, 8, 14, 18, 22]
+    assert [each.image_id for each in examples_of({}, truths)] == expected
+    (first, *_) = examples_of({0: DETECTIONS[1]}, truths)
+    assert first.objects_M4.tolist() == first.boxes_N4.tolist() == [list(map(float, A))]
+    assert first.scores_N == np.float32([0.9]) and first.labels_N.tolist() == [0]
+
+
+def test_where_few_images_have_objects_others_are_examples_too() -> None:
+    truths = [truth(1), truth(2, (A, 0)), truth(3)]
+    assert [each.image_id for each in examples_of({}, truths)] == [2, 1, 3]
+    assert examples_of({}, []) == ()
 
 
 def test_a_metric_of_the_tuple_reaches_the_evaluation_beside_training(made_up_metric: None) -> None:

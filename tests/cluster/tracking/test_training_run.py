@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from cluster.errors import PlainError
+from cluster.reports import label_statistics, training_curves
 from cluster.runs import evaluations, events, run_folder
+from cluster.shards.index import open_shard_set
 from cluster.storage import files
 from cluster.tracking import client as tracking
 from cluster.tracking import run
 from cluster.tracking.config import tracking_uri
+from cluster.tracking.training_pictures import TrainingPictures
 from cluster.tracking.training_run import Tracker, is_recorded, track
 
 
@@ -31,8 +34,10 @@ def sends_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "SEND_EVERY_S", 1e6)
 
 
-def driver(root: Path, name: str) -> Tracker:
+def driver(root: Path, name: str, sets: dict[str, str] | None = None) -> Tracker:
+    """With `sets` it draws."""
     uri = tracking_uri(None, str(root))
+    pictures = sets and TrainingPictures(name, open_shard_set(sets["train"]), sets["val"])
     return Tracker(
         uri=uri,
         experiment="tests",
@@ -40,6 +45,7 @@ def driver(root: Path, name: str) -> Tracker:
         name=name,
         params={},
         config="{}",
+        pictures=pictures or None,
     )
 
 
@@ -234,6 +240,31 @@ def test_a_training_without_a_store_is_recorded_once_one_answers(root: Path) -> 
     assert history(tracker, record.run_id, "train/box") == [(4, 4.0), (8, 8.0)] and history(
         tracker, record.run_id, "val/AP"
     ) == [(8, 0.5)]
+
+
+def test_the_curves_are_those_of_the_whole_run_and_what_is_there_is_not_drawn_again(
+    root: Path, small_sets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first driver is interrupted, the second one continues the run."""
+    drawn: list[Any] = []
+
+    def curves(found: dict[str, Any], *, heading: str) -> bytes:
+        drawn.append((heading, found["train/box"]))
+        return b"a picture"
+
+    monkeypatch.setattr(training_curves, "draw_curves", curves)
+    monkeypatch.setattr(
+        label_statistics, "draw_label_statistics", lambda sets: drawn.append([*sets]) or b"labels"
+    )
+    for seen, status in ((50, "KILLED"), (100, "FINISHED")):
+        tracker = driver(root, "drawn", small_sets)
+        tracker(step(seen, 1.0))
+        tracker.finish(status)
+    first, whole = [(50, 1.0)], [(50, 1.0), (100, 1.0)]
+    assert drawn == [["data.train", "data.val"], ("drawn", first), ("drawn", whole)]
+    run_id = recorded(root, "drawn").run_id
+    files_there = {file.path for file in tracker.run.client.list_artifacts(run_id)}
+    assert files_there == {"config.json", "labels.json", "labels.png", "curves.png"}
 
 
 def test_a_run_without_events_is_not_recorded(root: Path) -> None:

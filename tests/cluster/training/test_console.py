@@ -118,6 +118,10 @@ def test_an_event_is_one_line(event: events.Event, line: str) -> None:
     assert lines(event) == [line]
 
 
+def test_pictures_have_no_line() -> None:
+    assert lines(events.BatchSeen(0, (64, 96), ()), STARTED) == lines(STARTED)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

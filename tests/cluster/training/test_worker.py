@@ -28,6 +28,7 @@ from cluster.runs.events import (
 from cluster.runs.training_config import TrainingConfig
 from cluster.training import timing
 from cluster.training.evaluation import EpochEvaluations
+from cluster.training.first_batches import FirstBatches
 from cluster.training.ranks import Ranks
 from cluster.training.report import Reporter
 from cluster.training.resume import Origin
@@ -180,6 +181,7 @@ class Parts:
                 min_improvement=settings.min_improvement,
                 tell=self.told.append,
             ),
+            first_batches=FirstBatches(tell=self.told.append, wanted=False),
             watchdog=SimpleNamespace(progressed=lambda: None, stop=lambda: None),
             tell=self.told.append,
         )
