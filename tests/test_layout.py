@@ -32,6 +32,7 @@ SHARED_BY_VERBS = {
     "evaluate_config.py",
     "evaluation_run.py",
     "options.py",
+    "predict_config.py",
     "promotion_run.py",
     "refusals.py",
     "run_config.py",

@@ -118,18 +118,32 @@ def predict(
         number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
         made = pool.Workers(*number, *booked, read_package(package))
         timing = _run_parts(made, planner, job, look, connect)
-        summary = results.finish(
-            output,
-            planner.plan,
-            class_names=names,
-            category_ids=claim.category_ids,
-            timing=timing,
-            # Fewer are kept here than were in validation.
-            validation=read_validation(package) if thresholds is None else None,
-            draw=partial(_draw, overlays, workers=made, look=look, connect=connect),
-            look=look,
-        )
+        draw = partial(_draw, overlays, workers=made, look=look, connect=connect)
+        summary = _finish(output, planner.plan, claim, package, timing=timing, draw=draw, look=look)
     return Predicted(summary, output, overlays, reused=False)
+
+
+def _finish(
+    output: str,
+    plan: Plan,
+    claim: Claim,
+    package: str,
+    *,
+    timing: Timing,
+    draw: results.Draw,
+    look: Callable[[], None],
+) -> Summary:
+    return results.finish(
+        output,
+        plan,
+        class_names=[category.name for category in read_classes(package)],
+        category_ids=claim.category_ids,
+        timing=timing,
+        # With thresholds fewer are kept here than were in validation.
+        validation=read_validation(package) if claim.thresholds is None else None,
+        draw=draw,
+        look=look,
+    )
 
 
 def _check_lease(lost: Sequence[str]) -> None:

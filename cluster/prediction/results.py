@@ -40,6 +40,10 @@ RESULTS, MANIFEST = "coco_results.json", "manifest.json"
 VERSION = 1
 
 
+Draw = Callable[[list[OverlayJob]], list[str]]
+"""Draws overlays, and returns what could not be drawn."""
+
+
 def finish(
     output: str,
     plan: Plan,
@@ -48,7 +52,7 @@ def finish(
     category_ids: Sequence[int | None],
     timing: Timing,
     validation: DetectionCounts | None = None,
-    draw: Callable[[list[OverlayJob]], list[str]] = lambda jobs: [],
+    draw: Draw = lambda jobs: [],
     look: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Write the files of the whole. `validation` is what the model detected on data.val. `draw`
