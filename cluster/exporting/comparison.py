@@ -1,0 +1,122 @@
+"""Whether an exported file detects what the package detects, on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from cluster.errors import PlainError
+from detector.batch import collate_by_canvas
+from detector.boxes import iou
+from detector.decode import DecodeSettings, Detections
+from detector.image import Jpeg
+from detector.predict import Predictor
+
+TOLERANCE = 1e-3
+"""px of a box on the canvas, and of a score: rounding stays below it."""
+TIE = 1e-4
+"""Of scores and IoU: what is nearer to a limit may fall on either side of it after rounding."""
+_OTHER_CLASS = 1e9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest differences between the detections of two programs, on the canvas."""
+
+    pictures: int
+    detections: int
+    """Of the package."""
+    box: float
+    """px; infinite where a detection has no counterpart of its class."""
+    score: float
+    ties: int
+    """Detections that only one of the two has because a limit fell between them; not among the
+    differences.
+    """
+
+    def text(self) -> str:
+        ties = f"; {self.ties} ties at a limit are left out" if self.ties else ""
+        return (
+            f"{self.detections} detections in {self.pictures} pictures differ by up to"
+            f" {self.box:.2g} px and {self.score:.2g} of a score{ties}"
+        )
+
+    def refuse(self, name: str) -> None:
+        """`PlainError` where a difference is larger than rounding makes it."""
+        if max(self.box, self.score) > TOLERANCE:
+            raise PlainError(
+                f"{name}: {self.text()}; more than {TOLERANCE:g}, so nothing was written. Report it"
+                " with the versions of torch, onnxscript and onnxruntime"
+            )
+
+
+def compare(
+    package: Predictor, exported: Predictor, pictures: Sequence[np.ndarray | Jpeg]
+) -> Comparison:
+    """The detections of both for the same pictures. `ImageError` for a damaged JPEG."""
+    boxes = scores = 0.0
+    ties = count = 0
+    samples = (package.sample(picture, number) for number, picture in enumerate(pictures))
+    for batch, _ in collate_by_canvas(samples, package.batch_size):
+        both = zip(package.on_canvas(batch), exported.on_canvas(batch), strict=True)
+        for expected, found in both:
+            box, score, tied = difference(expected, found, package.decode)
+            boxes, scores = max(boxes, box), max(scores, score)
+            ties, count = ties + tied, count + len(expected.scores_N)
+    return Comparison(len(pictures), count, boxes, scores, ties)
+
+
+def difference(
+    expected: Detections, found: Detections, decode: DecodeSettings
+) -> tuple[float, float, int]:
+    """The largest differences of a box (px) and of a score between two lists of detections of an
+    image, and the number of ties, which are left out.
+
+    Detections of a class are paired so that the differences are small in sum. One without a partner
+    within `TOLERANCE` is a tie if its score is at the threshold or at that of the last detection of
+    a full image, or if one of the other list may have suppressed it in NMS.
+    """
+    box_EF = np.abs(expected.boxes_N4[:, None] - found.boxes_N4[None]).max(axis=2, initial=0)
+    score_EF = np.abs(expected.scores_N[:, None] - found.scores_N[None])
+    other_EF = expected.labels_N[:, None] != found.labels_N[None]
+    apart_EF = np.where(other_EF, _OTHER_CLASS, np.maximum(box_EF, score_EF))
+    pairs = list(zip(*linear_sum_assignment(np.minimum(apart_EF, _OTHER_CLASS)), strict=True))
+    close = [pair for pair in pairs if apart_EF[pair] <= TOLERANCE]
+    box = max((float(box_EF[pair]) for pair in close), default=0.0)
+    score = max((float(score_EF[pair]) for pair in close), default=0.0)
+    ties = 0
+    for mine, other, axis in ((expected, found, 0), (found, expected, 1)):
+        paired = {int(pair[axis]) for pair in close}
+        for i in set(range(len(mine.scores_N))) - paired:
+            if _is_tie(mine, i, other, decode):
+                ties += 1
+                continue
+            apart_F, score_F = (t if axis == 0 else t.T for t in (apart_EF, score_EF))
+            nearest = int(apart_F[i].argmin()) if len(other.scores_N) else None
+            if nearest is None or apart_F[i, nearest] >= _OTHER_CLASS:
+                return float("inf"), score, ties
+            boxes_F = box_EF if axis == 0 else box_EF.T
+            box = max(box, float(boxes_F[i, nearest]))
+            score = max(score, float(score_F[i, nearest]))
+    return box, score, ties
+
+
+def _is_tie(mine: Detections, i: int, other: Detections, decode: DecodeSettings) -> bool:
+    """Whether a detection that the other list lacks is one of two that rounding chooses between."""
+    limits = [decode["score_threshold"]]
+    if len(mine.scores_N) >= decode["max_detections"]:
+        limits.append(float(mine.scores_N[-1]))
+    if any(abs(float(mine.scores_N[i]) - limit) <= TIE for limit in limits):
+        return True
+    overlap_F = iou(
+        torch.from_numpy(mine.boxes_N4[i : i + 1]).double(),
+        torch.from_numpy(other.boxes_N4).double(),
+    )[0].numpy()
+    beyond_F = overlap_F - decode["nms_threshold"]
+    equal_F = np.abs(other.scores_N - mine.scores_N[i]) <= TIE
+    suppresses_F = (np.abs(beyond_F) <= TIE) | ((beyond_F > 0) & equal_F)
+    return bool((suppresses_F & (other.labels_N == mine.labels_N[i])).any())
