@@ -71,9 +71,7 @@ def level_shapes(
                 f" coarsest feature; the next one is {fits}"
             )
     # Rounded up without negative numbers, which ONNX divides in another way than Python.
-    return [
-        ((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in strides
-    ]
+    return [((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in strides]
 
 
 class _Level(NamedTuple):

@@ -1,6 +1,6 @@
-"""The network with its anchors, decoding and NMS as one graph without branches, for runtimes that do
-not have this code. Shapes: B images, K classes, a anchors of a level, M candidates of an image, D
-the most detections of an image, N detections of all images.
+"""The network with anchors, decoding and NMS as one graph without branches, for other runtimes.
+Shapes: B images, K classes, a anchors of a level, T the best entries of a level, M
+candidates of an image, D its most detections, N detections of all images.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class DetectingGraph(nn.Module):
         """
         logits, deltas = self.model(images, by_level=True)
         anchors = self.model.anchors(images.shape[2], images.shape[3])
-        levels = [
-            self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)
-        ]
+        levels = [self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)]
         scores_BM, labels_BM, boxes_BM4 = (
             torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
         )
@@ -54,7 +52,11 @@ class DetectingGraph(nn.Module):
         )
         most = self.decode["max_detections"]
         kept_BM = suppress(
-            boxes_BM4, scores_BKM, self.decode["score_threshold"], self.decode["nms_threshold"], most
+            boxes_BM4,
+            scores_BKM,
+            self.decode["score_threshold"],
+            self.decode["nms_threshold"],
+            most,
         )
         best_BD, place_BD = torch.where(kept_BM, scores_BM, scores_BM.new_tensor(_DROPPED)).topk(
             min(most, len(levels) * self.decode["top_per_level"])

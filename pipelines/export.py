@@ -2,7 +2,7 @@
 onnxruntime; on request also in 8-bit integers.
 
 python -m pipelines.export --model models:/cells@champion --output exported/cells.onnx
-python -m pipelines.export --model models:/cells/3 --output exported/cells.onnx --int8 true --data runs/data/val
+python -m pipelines.export --model models:/cells/3 --output cells.onnx --int8 true --data data/val
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 
+from cluster.errors import UsageError
 from cluster.exporting import export
 from cluster.runs.package_files import check_version, read_classes
 from cluster.shards.classes import match_classes
@@ -22,7 +23,6 @@ from cluster.tracking.logged_package import (
 )
 from cluster.tracking.preflight import check_server
 from cluster.tracking.registry import Version, parse_model_uri, resolve
-from cluster.errors import UsageError
 from detector.image import Jpeg, open_image
 
 
@@ -41,7 +41,7 @@ def export_run(
     export.check_packages()
     export.check_output(output)
     output = uris.absolute(output)
-    preflight.check_writable(uris.parent(output))
+    preflight.check_writable(output.rpartition("/")[0])
     store = tracking_uri(tracking.uri, storage)
     parse_model_uri(model)
     check_server(store, must_exist=True)
@@ -83,9 +83,7 @@ def _quantisation(
     return export.Quantisation(shard_set, classes, calibration)
 
 
-def _pictures(
-    model: str, shard_set: ShardSet | None, version: Version
-) -> list[np.ndarray | Jpeg]:
+def _pictures(model: str, shard_set: ShardSet | None, version: Version) -> list[np.ndarray | Jpeg]:
     """The first of the set or, without one, the examples of the model in a local folder."""
     if shard_set is not None:
         return export.first_pictures(shard_set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,49 +74,45 @@ def difference(
     expected: Detections, found: Detections, decode: DecodeSettings
 ) -> tuple[float, float, int]:
     """The largest differences of a box (px) and of a score between two lists of detections of an
-    image, and the number of ties, which are left out.
+    image, and the number of ties, which are left out. Infinite for one without a partner.
 
     Detections of a class are paired so that the differences are small in sum. One without a partner
-    within `TOLERANCE` is a tie if its score is at the threshold or at that of the last detection of
-    a full image, or if one of the other list may have suppressed it in NMS.
+    within `TOLERANCE` is a tie if its score is at the threshold or, where both lists are full, at
+    that of the last detection; or if its IoU with one of the other list is at the limit of NMS.
     """
     box_EF = np.abs(expected.boxes_N4[:, None] - found.boxes_N4[None]).max(axis=2, initial=0)
     score_EF = np.abs(expected.scores_N[:, None] - found.scores_N[None])
     other_EF = expected.labels_N[:, None] != found.labels_N[None]
     apart_EF = np.where(other_EF, _OTHER_CLASS, np.maximum(box_EF, score_EF))
-    pairs = list(zip(*linear_sum_assignment(np.minimum(apart_EF, _OTHER_CLASS)), strict=True))
-    close = [pair for pair in pairs if apart_EF[pair] <= TOLERANCE]
-    box = max((float(box_EF[pair]) for pair in close), default=0.0)
-    score = max((float(score_EF[pair]) for pair in close), default=0.0)
+    pairs = list(zip(*linear_sum_assignment(apart_EF), strict=True))
+    same = [pair for pair in pairs if not other_EF[pair]]
+    paired = [pair for pair in same if apart_EF[pair] <= TOLERANCE]
     ties = 0
+    for pair in same:
+        if apart_EF[pair] > TOLERANCE:
+            e, f = pair
+            if _is_tie(expected, e, found, decode) or _is_tie(found, f, expected, decode):
+                ties += 1
+            else:
+                paired.append(pair)
+    box = max((float(box_EF[pair]) for pair in paired), default=0.0)
+    score = max((float(score_EF[pair]) for pair in paired), default=0.0)
     for mine, other, axis in ((expected, found, 0), (found, expected, 1)):
-        paired = {int(pair[axis]) for pair in close}
-        for i in set(range(len(mine.scores_N))) - paired:
+        for i in set(range(len(mine.scores_N))) - {int(pair[axis]) for pair in same}:
             if _is_tie(mine, i, other, decode):
                 ties += 1
-                continue
-            apart_F, score_F = (t if axis == 0 else t.T for t in (apart_EF, score_EF))
-            nearest = int(apart_F[i].argmin()) if len(other.scores_N) else None
-            if nearest is None or apart_F[i, nearest] >= _OTHER_CLASS:
-                return float("inf"), score, ties
-            boxes_F = box_EF if axis == 0 else box_EF.T
-            box = max(box, float(boxes_F[i, nearest]))
-            score = max(score, float(score_F[i, nearest]))
+            else:
+                box = float("inf")
     return box, score, ties
 
 
 def _is_tie(mine: Detections, i: int, other: Detections, decode: DecodeSettings) -> bool:
-    """Whether a detection that the other list lacks is one of two that rounding chooses between."""
+    """Whether rounding decides that a detection is in one list and not in the other."""
     limits = [decode["score_threshold"]]
-    if len(mine.scores_N) >= decode["max_detections"]:
+    if min(len(mine.scores_N), len(other.scores_N)) >= decode["max_detections"]:
         limits.append(float(mine.scores_N[-1]))
     if any(abs(float(mine.scores_N[i]) - limit) <= TIE for limit in limits):
         return True
-    overlap_F = iou(
-        torch.from_numpy(mine.boxes_N4[i : i + 1]).double(),
-        torch.from_numpy(other.boxes_N4).double(),
-    )[0].numpy()
-    beyond_F = overlap_F - decode["nms_threshold"]
-    equal_F = np.abs(other.scores_N - mine.scores_N[i]) <= TIE
-    suppresses_F = (np.abs(beyond_F) <= TIE) | ((beyond_F > 0) & equal_F)
-    return bool((suppresses_F & (other.labels_N == mine.labels_N[i])).any())
+    of_class = other.boxes_N4[other.labels_N == mine.labels_N[i]]
+    boxes = (torch.from_numpy(boxes).double() for boxes in (mine.boxes_N4[i : i + 1], of_class))
+    return bool(((iou(*boxes) - decode["nms_threshold"]).abs() <= TIE).any())

@@ -176,20 +176,16 @@ def _calibration(
     predictor: Predictor, quantisation: Quantisation
 ) -> Iterator[dict[str, np.ndarray]]:
     """The first images of the set, in batches."""
-    left = quantisation.calibration
-    for batch, _ in batches_of(predictor, quantisation.shard_set, images=left):
-        yield {name: values[:left] for name, values in inputs_of(batch).items()}
-        left -= len(batch.images)
+    images = quantisation.calibration
+    for batch, _ in batches_of(predictor, quantisation.shard_set, images=images):
+        yield inputs_of(batch)
 
 
 def _description(package: str, predictor: Predictor, *, model: str) -> dict[str, Any]:
     return {
         "model": model,
         "package_digest": package_digest(package),
-        "classes": [
-            {"label": label, **category.to_json()}
-            for label, category in enumerate(read_classes(package))
-        ],
+        "classes": [category.to_json() for category in read_classes(package)],
         "canvases": [list(canvas) for canvas in predictor.canvases],
         "long_side": predictor.long_side,
         "thresholds": dict(predictor.decode),

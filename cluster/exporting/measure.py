@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from cluster.loading.evaluation_batches import evaluation_batches
+from cluster.loading.sampler import naming_image
 from cluster.scoring import evaluate
-from cluster.scoring.detect import BATCH
 from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
-from detector.batch import Batch
+from cluster.shards.read import read_rows
+from detector.batch import Batch, Sample, collate_by_canvas
 from detector.decode import Detections
+from detector.image import open_image
 from detector.metrics import CocoTable
 from detector.predict import Predictor
-from detector.tiling import View
+
+BATCH = 8
+"""Images that a file gets at once."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,7 @@ def measure(
     seconds = dict.fromkeys(predictors, 0.0)
     found: dict[str, dict[int, Detections]] = {name: {} for name in predictors}
     order, images = list(predictors), 0
-    for batch, views in batches_of(next(iter(predictors.values())), shard_set):
-        sizes = [view.size for view in views]
+    for batch, sizes in batches_of(next(iter(predictors.values())), shard_set):
         if not images:
             for predictor in predictors.values():
                 predictor.detect(batch, sizes)
@@ -62,16 +65,24 @@ def measure(
 
 def batches_of(
     predictor: Predictor, shard_set: ShardSet, *, images: int | None = None
-) -> itertools.islice[tuple[Batch, list[View]]]:
-    """The batches of a shard set on the canvases of a predictor, so many that they hold `images`,
-    or all.
+) -> Iterator[tuple[Batch, list[tuple[int, int]]]]:
+    """The first `images` of a shard set, or all, in batches on the canvases of a predictor, each
+    with the original (height, width) px of its pictures. `DataError` names a damaged picture.
     """
-    batches = evaluation_batches(
-        shard_set,
-        rank=0,
-        ranks=1,
-        batch=BATCH,
-        canvases=predictor.canvases,
-        long_side=predictor.long_side,
-    )
-    return itertools.islice(batches, None if images is None else -(-images // BATCH))
+    rows = itertools.islice(_rows(shard_set), images)
+    return collate_by_canvas(_samples(predictor, rows), BATCH)
+
+
+def _rows(shard_set: ShardSet) -> Iterator[dict[str, Any]]:
+    """In stored order, which is pseudo-random; one row group is in memory at a time."""
+    for group, count in enumerate(shard_set.rows_per_group):
+        rows = [(0, row) for row in range(count)]
+        yield from read_rows([shard_set.locate_group(group)], rows).to_pylist()
+
+
+def _samples(
+    predictor: Predictor, rows: Iterable[dict[str, Any]]
+) -> Iterator[tuple[Sample, tuple[int, int]]]:
+    for row in rows:
+        with naming_image(row):
+            yield predictor.sample(open_image(row["image"]), row["image_id"])

@@ -1,4 +1,4 @@
-"""An exported file with its convolutions in 8-bit integers, by onnxruntime's static quantisation."""
+"""An exported file with convolutions in 8-bit integers, by onnxruntime's static quantisation."""
 
 from __future__ import annotations
 
