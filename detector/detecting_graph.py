@@ -129,8 +129,10 @@ def suppress_in_onnx(
     boxes_BM4: Any, scores_BKM: Any, score_threshold: float, nms_threshold: float, most: int
 ) -> Any:
     """`suppress` by the standard operator, whose result is a list of (image, class, candidate)."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    # onnxscript's annotations know no result of an operator as the input of another one.
+    op: Any = opset18
     chosen_n3 = op.NonMaxSuppression(
         boxes_BM4,
         scores_BKM,

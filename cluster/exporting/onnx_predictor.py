@@ -43,7 +43,9 @@ class OnnxPredictor(Predictor):
         )
 
     def on_canvas(self, batch: Batch) -> list[Detections]:
-        boxes_N4, scores_N, labels_N, image_N = self.session.run(None, inputs_of(batch))
+        # Tensors alone: an output of onnxruntime may be other things too.
+        outputs = [np.asarray(output) for output in self.session.run(None, inputs_of(batch))]
+        boxes_N4, scores_N, labels_N, image_N = outputs
         ends = np.bincount(image_N, minlength=len(batch.images)).cumsum()[:-1]
         columns = (np.split(column, ends) for column in (boxes_N4, scores_N, labels_N))
         return [Detections(*image) for image in zip(*columns, strict=True)]
