@@ -17,7 +17,7 @@ from cluster.exporting.comparison import Comparison, compare
 from cluster.exporting.measure import Measured, batches_of, measure
 from cluster.exporting.onnx_predictor import INSTALL, OnnxPredictor, inputs_of, threads
 from cluster.exporting.quantise import quantise
-from cluster.runs.package_files import package_digest, read_classes
+from cluster.runs.package_files import package_digest, read_classes, read_thresholds
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
 from cluster.shards.read import read_rows
@@ -182,6 +182,7 @@ def _calibration(
 
 
 def _description(package: str, predictor: Predictor, *, model: str) -> dict[str, Any]:
+    thresholds = read_thresholds(package)
     return {
         "model": model,
         "package_digest": package_digest(package),
@@ -189,6 +190,7 @@ def _description(package: str, predictor: Predictor, *, model: str) -> dict[str,
         "canvases": [list(canvas) for canvas in predictor.canvases],
         "long_side": predictor.long_side,
         "thresholds": dict(predictor.decode),
+        "thresholds_of_classes": None if thresholds is None else thresholds.to_json(),
         "inputs": INPUTS,
         "outputs": OUTPUTS,
     }
