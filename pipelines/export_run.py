@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-
-import numpy as np
+from typing import Any
 
 from cluster.errors import UsageError
 from cluster.exporting import export
+from cluster.exporting.measure import rows_of
 from cluster.runs.package_files import check_version, read_classes
 from cluster.shards.classes import match_classes
 from cluster.shards.index import ShardSet, open_shard_set
@@ -23,7 +24,9 @@ from cluster.tracking.logged_package import (
 )
 from cluster.tracking.preflight import check_server
 from cluster.tracking.registry import Version, parse_model_uri, resolve
-from detector.image import Jpeg, open_image
+
+PICTURES = 4
+"""Of a shard set, on which a file is checked."""
 
 
 def export_run(
@@ -83,15 +86,16 @@ def _quantisation(
     return export.Quantisation(shard_set, classes, calibration)
 
 
-def _pictures(model: str, shard_set: ShardSet | None, version: Version) -> list[np.ndarray | Jpeg]:
+def _pictures(model: str, shard_set: ShardSet | None, version: Version) -> list[dict[str, Any]]:
     """The first of the set or, without one, the examples of the model in a local folder."""
     if shard_set is not None:
-        return export.first_pictures(shard_set)
+        return list(itertools.islice(rows_of(shard_set), PICTURES))
     folder = artifact_folder(model, EXAMPLES, version)
     pictures = []
-    for example in [] if folder is None else read_examples(folder):
+    for number, example in enumerate([] if folder is None else read_examples(folder)):
         with open(example.path, "rb") as file:
-            pictures.append(open_image(file.read()))
+            row = {"image": file.read(), "image_id": number, "file_name": example.path}
+        pictures.append(row)
     if not pictures:
         raise UsageError(
             f"{version}: was registered without example pictures, on which the file is checked;"

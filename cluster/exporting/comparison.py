@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from cluster.errors import PlainError
-from detector.batch import collate_by_canvas
+from detector.batch import Sample, collate_by_canvas
 from detector.boxes import iou
 from detector.decode import DecodeSettings, Detections
-from detector.image import Jpeg
 from detector.predict import Predictor
 
 TOLERANCE = 1e-3
@@ -39,6 +38,8 @@ class Comparison:
     """
 
     def text(self) -> str:
+        if not self.detections and not self.ties and not self.box:
+            return f"nothing is detected in {self.pictures} pictures, so nothing was compared"
         ties = f"; {self.ties} ties at a limit are left out" if self.ties else ""
         return (
             f"{self.detections} detections in {self.pictures} pictures differ by up to"
@@ -55,19 +56,19 @@ class Comparison:
 
 
 def compare(
-    package: Predictor, exported: Predictor, pictures: Sequence[np.ndarray | Jpeg]
+    package: Predictor, exported: Predictor, samples: Iterable[tuple[Sample, tuple[int, int]]]
 ) -> Comparison:
-    """The detections of both for the same pictures. `ImageError` for a damaged JPEG."""
+    """The detections of both for the same pictures on their canvases."""
     boxes = scores = 0.0
-    ties = count = 0
-    samples = (package.sample(picture, number) for number, picture in enumerate(pictures))
-    for batch, _ in collate_by_canvas(samples, package.batch_size):
+    ties = count = pictures = 0
+    for batch, sizes in collate_by_canvas(samples, package.batch_size):
+        pictures += len(sizes)
         both = zip(package.on_canvas(batch), exported.on_canvas(batch), strict=True)
         for expected, found in both:
             box, score, tied = difference(expected, found, package.decode)
             boxes, scores = max(boxes, box), max(scores, score)
             ties, count = ties + tied, count + len(expected.scores_N)
-    return Comparison(len(pictures), count, boxes, scores, ties)
+    return Comparison(pictures, count, boxes, scores, ties)
 
 
 def difference(

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +14,19 @@ import numpy as np
 
 from cluster.errors import UsageError
 from cluster.exporting.comparison import Comparison, compare
-from cluster.exporting.measure import Measured, batches_of, measure
+from cluster.exporting.measure import Measured, batches_of, measure, samples_of
 from cluster.exporting.onnx_predictor import INSTALL, OnnxPredictor, inputs_of, threads
 from cluster.exporting.quantise import quantise
 from cluster.runs.package_files import package_digest, read_classes, read_thresholds
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
-from cluster.shards.read import read_rows
 from cluster.storage import files
 from detector import export
-from detector.image import Jpeg, open_image
 from detector.model import RetinaNet
 from detector.placement import PAD_PIXEL
 from detector.predict import Predictor
 
 SUFFIX, INT8_SUFFIX, DESCRIPTION_SUFFIX = ".onnx", ".int8.onnx", ".json"
-PICTURES = 4
-"""Of a shard set, on which a file is checked where the model has no example pictures."""
 INPUTS = {
     "images": (
         "uint8 (B, 3, H, W): RGB pixels of pictures on a canvas, each scaled with its aspect ratio,"
@@ -111,11 +107,12 @@ def export_package(
     output: str,
     *,
     model: str,
-    pictures: Sequence[np.ndarray | Jpeg],
+    pictures: Sequence[Mapping[str, Any]],
     quantisation: Quantisation | None = None,
 ) -> Exported:
     """Export the package in a local folder to the URI `output`, after the file has detected in
-    `pictures` what the package detects. `model` names the package in the description.
+    `pictures` what the package detects; see `samples_of` for what they are. `model` names the
+    package in the description.
 
     `UsageError` for a baseline, `PlainError` where detections differ; then nothing is written.
     """
@@ -131,7 +128,7 @@ def export_package(
         paths = {name: os.path.join(folder, name)}
         export.export_onnx(predictor.model, paths[name], decode=predictor.decode)
         exported = OnnxPredictor(predictor, paths[name])
-        comparison = compare(predictor, exported, pictures)
+        comparison = compare(predictor, exported, samples_of(predictor, pictures))
         comparison.refuse(name)
         measured: dict[str, Measured] = {}
         if quantisation is not None:
@@ -153,19 +150,13 @@ def export_package(
         "int8": _int8_description(quantisation, *measured.values()) if quantisation else None,
     }
     # The description is last: where it is, the files are whole.
-    files.delete_file(_beside(output, DESCRIPTION_SUFFIX))
+    for end in (DESCRIPTION_SUFFIX, INT8_SUFFIX):
+        files.delete_file(_beside(output, end))
     for end, content in zip((SUFFIX, INT8_SUFFIX), contents.values(), strict=False):
         files.write_bytes(_beside(output, end), content)
     files.write_json(_beside(output, DESCRIPTION_SUFFIX), description)
     sizes = {each: len(content) for each, content in contents.items()}
     return Exported(output, comparison, measured, sizes)
-
-
-def first_pictures(shard_set: ShardSet) -> list[np.ndarray | Jpeg]:
-    """The first pictures of a shard set."""
-    rows = [(0, row) for row in range(min(PICTURES, shard_set.rows_per_group[0]))]
-    stored = read_rows([shard_set.locate_group(0)], rows).to_pylist()
-    return [open_image(row["image"]) for row in stored]
 
 
 def _beside(output: str, suffix: str) -> str:

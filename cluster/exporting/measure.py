@@ -69,20 +69,24 @@ def batches_of(
     """The first `images` of a shard set, or all, in batches on the canvases of a predictor, each
     with the original (height, width) px of its pictures. `DataError` names a damaged picture.
     """
-    rows = itertools.islice(_rows(shard_set), images)
-    return collate_by_canvas(_samples(predictor, rows), BATCH)
+    return collate_by_canvas(
+        samples_of(predictor, itertools.islice(rows_of(shard_set), images)), BATCH
+    )
 
 
-def _rows(shard_set: ShardSet) -> Iterator[dict[str, Any]]:
+def rows_of(shard_set: ShardSet) -> Iterator[dict[str, Any]]:
     """In stored order, which is pseudo-random; one row group is in memory at a time."""
     for group, count in enumerate(shard_set.rows_per_group):
         rows = [(0, row) for row in range(count)]
         yield from read_rows([shard_set.locate_group(group)], rows).to_pylist()
 
 
-def _samples(
-    predictor: Predictor, rows: Iterable[dict[str, Any]]
+def samples_of(
+    predictor: Predictor, rows: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[Sample, tuple[int, int]]]:
+    """The picture of each row on its canvas, and its original (height, width) px. Of a row are
+    needed `image` (bytes), `image_id` and `file_name`.
+    """
     for row in rows:
         with naming_image(row):
             yield predictor.sample(open_image(row["image"]), row["image_id"])

@@ -66,6 +66,12 @@ def test_a_detection_at_a_limit_is_a_tie():
     assert difference(detections(ONE), detections(shifted), DECODE) == (2, 0, 0)
 
 
+def test_a_check_without_a_detection_says_so():
+    assert Comparison(4, 0, box=0.0, score=0.0, ties=0).text() == (
+        "nothing is detected in 4 pictures, so nothing was compared"
+    )
+
+
 def test_a_difference_beyond_rounding_is_refused():
     Comparison(4, 20, box=9e-4, score=9e-4, ties=3).refuse("cells.onnx")
     with pytest.raises(PlainError, match="cells.onnx: 20 detections in 4 pictures .* 0.25 px") as e:
