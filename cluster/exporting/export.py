@@ -26,6 +26,8 @@ from detector.model import RetinaNet
 from detector.placement import PAD_PIXEL
 from detector.predict import Predictor
 
+PACKAGE = "package"
+"""In torch, float32: what the files are compared with."""
 SUFFIX, INT8_SUFFIX, DESCRIPTION_SUFFIX = ".onnx", ".int8.onnx", ".json"
 INPUTS = {
     "images": (
@@ -57,7 +59,7 @@ class Exported:
     output: str
     comparison: Comparison
     measured: dict[str, Measured]
-    """By file; empty without int8."""
+    """By file, and of the package itself; empty without int8."""
     bytes_by_file: dict[str, int]
 
     def lines(self) -> list[str]:
@@ -76,10 +78,13 @@ class Exported:
         width = max(map(len, self.measured))
         head = f"{'file':{width}}      MB      AP    AP50  ms an image ({threads()} threads)"
         return [head] + [
-            f"{name:{width}}  {self.bytes_by_file[name] / 1e6:6.1f}  {_shown(each, 'AP')}"
+            f"{name:{width}}  {self._megabytes(name)}  {_shown(each, 'AP')}"
             f"  {_shown(each, 'AP50')}  {each.ms:11.1f}"
             for name, each in self.measured.items()
         ]
+
+    def _megabytes(self, name: str) -> str:
+        return f"{self.bytes_by_file[name] / 1e6:6.1f}" if name in self.bytes_by_file else "     -"
 
 
 def _shown(measured: Measured, name: str) -> str:
@@ -134,8 +139,12 @@ def export_package(
         if quantisation is not None:
             paths[int8_name] = os.path.join(folder, int8_name)
             quantise(paths[name], paths[int8_name], _calibration(predictor, quantisation))
-            both = {name: exported, int8_name: OnnxPredictor(predictor, paths[int8_name])}
-            measured = measure(both, quantisation.shard_set, quantisation.classes)
+            int8 = OnnxPredictor(predictor, paths[int8_name])
+            measured = measure(
+                {PACKAGE: predictor, name: exported, int8_name: int8},
+                quantisation.shard_set,
+                quantisation.classes,
+            )
         contents = {}
         for each, path in paths.items():
             with open(path, "rb") as file:
@@ -188,16 +197,17 @@ def _description(package: str, predictor: Predictor, *, model: str) -> dict[str,
 
 
 def _int8_description(
-    quantisation: Quantisation, plain: Measured, int8: Measured
+    quantisation: Quantisation, package: Measured, plain: Measured, int8: Measured
 ) -> dict[str, Any]:
     """What 8 bits cost and give."""
     before, after = plain.table.summary["AP"], int8.table.summary["AP"]
+    by_name = {PACKAGE: package, "float32": plain, "int8": int8}
     return {
         "data": quantisation.shard_set.uri,
         "data_digest": quantisation.shard_set.digest,
         "calibration_images": min(quantisation.calibration, quantisation.shard_set.num_rows),
-        "AP": {"float32": before, "int8": after},
+        "AP": {name: each.table.summary["AP"] for name, each in by_name.items()},
         "AP_loss": None if before is None or after is None else before - after,
-        "ms_an_image": {"float32": plain.ms, "int8": int8.ms},
+        "ms_an_image": {name: each.ms for name, each in by_name.items()},
         "threads": threads(),
     }

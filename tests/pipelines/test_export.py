@@ -84,6 +84,7 @@ def test_a_version_becomes_files_that_are_checked_and_described(
         assert name in out
     assert said["check"]["detections"] > 0 and said["check"]["box"] < 1e-3
     cost = said["int8"]
+    assert cost["AP"]["package"] == pytest.approx(cost["AP"]["float32"], rel=0.05)
     assert cost["AP_loss"] == cost["AP"]["float32"] - cost["AP"]["int8"]
     assert cost["calibration_images"] == 3 and min(cost["ms_an_image"].values()) > 0
 
