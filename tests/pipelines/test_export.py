@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import detector.export
 from cluster.runs.package_files import package_digest
 from cluster.shards.index import open_shard_set
+from cluster.storage import files
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
@@ -39,8 +39,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, small_sets: dict[str, str]) 
     write_examples(package, small_sets["val"], str(root / "examples"))
     for examples in (str(root / "examples"), None):
         uri = log_package(run, package, examples=examples)
-        files = as_tag(logged_digests(uri, tracking=run.uri))
-        tags = {DIGEST_TAG: package_digest(package), FILES_TAG: files}
+        digests = as_tag(logged_digests(uri, tracking=run.uri))
+        tags = {DIGEST_TAG: package_digest(package), FILES_TAG: digests}
         register(uri, "cells", tracking=run.uri, tags=tags)
     run.finish("FINISHED")
     return root
@@ -65,21 +65,19 @@ def typed(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.integration
 def test_a_version_becomes_files_that_are_checked_and_described(
-    typed: Typed, store: Path, tmp_path: Path, small_sets: dict[str, str]
+    typed: Typed, store: Path, bucket: str, small_sets: dict[str, str]
 ):
-    output = tmp_path / "new" / "cells.onnx"
     options = {"int8": "true", "data": small_sets["val"], "calibration": "3"}
-    code, out, err = typed(output, **options, storage=str(store))
+    code, out, err = typed(f"{bucket}/new/cells.onnx", **options, storage=str(store))
     assert code == 0, err
     assert "checked  in onnxruntime: " in out and "detections in 4 pictures differ by" in out
-    assert sorted(path.name for path in output.parent.iterdir()) == [
-        *("cells.int8.onnx", "cells.json", "cells.onnx"),
-    ]
-    said = json.loads((output.parent / "cells.json").read_text())
+    written = ["cells.int8.onnx", "cells.json", "cells.onnx"]
+    assert files.list_names(f"{bucket}/new") == written
+    said = files.read_json(f"{bucket}/new/cells.json")
     assert said["model"] == "models:/cells/1" and said["canvases"] == [[64, 96]]
     assert said["thresholds"]["max_detections"] == 5
     for name, file in said["files"].items():
-        content = (output.parent / name).read_bytes()
+        content = files.read_bytes(f"{bucket}/new/{name}")
         assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         assert name in out
     assert said["check"]["detections"] > 0 and said["check"]["box"] < 1e-3
@@ -90,7 +88,7 @@ def test_a_version_becomes_files_that_are_checked_and_described(
 
     # Every convolution but the two of the heads' outputs, which all five levels share, has
     # 8-bit weights.
-    graph = onnx.load(output.parent / "cells.int8.onnx").graph
+    graph = onnx.load_from_string(files.read_bytes(f"{bucket}/new/cells.int8.onnx")).graph
     dequantised = {
         o for node in graph.node if node.op_type == "DequantizeLinear" for o in node.output
     }
