@@ -70,7 +70,8 @@ def level_shapes(
                 f"canvas {name} {side}: must be a multiple of {coarsest}, the stride of the"
                 f" coarsest feature; the next one is {fits}"
             )
-    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+    # Rounded up without negative numbers, which ONNX divides in another way than Python.
+    return [((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in strides]
 
 
 class _Level(NamedTuple):

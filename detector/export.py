@@ -1,19 +1,22 @@
-"""The dense network as a program without this code: torch.export, and ONNX for other runtimes. One
-file serves any batch size and canvas.
+"""A network as a program without this code: ONNX with anchors, decoding and NMS for other runtimes,
+and the dense network by torch.export. One file serves any batch size and canvas.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from detector.backbone import DEEPEST_STRIDE
+from detector.decode import DecodeSettings
+from detector.detecting_graph import INPUTS, OUTPUTS, DetectingGraph, suppress_in_onnx
 from detector.model import RetinaNet
 
 SMALLEST_SIDE = 160
@@ -36,32 +39,43 @@ def export_program(model: RetinaNet) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes=shapes)
 
 
-def export_onnx(model: RetinaNet, path: str | Path) -> None:
-    """Write the network as one ONNX file: input `images`, outputs `logits` and `offsets`, as in
-    `export_program`. `ValueError` where the packages that write ONNX are missing.
+def missing_packages() -> list[str]:
+    """The packages that `export_onnx` needs and that are not installed."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
+def export_onnx(model: RetinaNet, path: str | Path, *, decode: DecodeSettings) -> None:
+    """Write the network with anchors, decoding and NMS as one ONNX file of standard operators;
+    inputs and outputs are those of `DetectingGraph`. Any batch size, and any canvas whose sides are
+    multiples of 32. The file computes in float32. The model is not changed.
+
+    `ValueError` for a baseline, and where the packages that write ONNX are missing.
     """
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise ValueError(
             f"export to {path}: package {' and '.join(missing)} missing; torch writes ONNX with"
             " them: pip install onnx onnxscript"
         )
     network, images, shapes = _export_arguments(model)
-    with torch.no_grad():
+    sizes = torch.full((len(images), 2), SMALLEST_SIDE)
+    with torch.no_grad(), warnings.catch_warnings():
+        # It names both inputs' first extent, which is the same.
+        warnings.filterwarnings("ignore", message=".*axis name: batch will not be used.*")
         torch.onnx.export(
-            network,
-            (images,),
+            DetectingGraph(network, decode).eval(),
+            (images, sizes),
             str(path),
-            input_names=["images"],
-            output_names=["logits", "offsets"],
-            dynamic_shapes=shapes,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=(*shapes, {0: shapes[0][0]}),
+            custom_translation_table={torch.ops.retinaray.suppress.default: suppress_in_onnx},
             dynamo=True,
             external_data=False,
             verbose=False,
         )
 
 
-def _export_arguments(model: RetinaNet) -> tuple[nn.Module, Tensor, tuple[dict[int, Any], ...]]:
+def _export_arguments(model: RetinaNet) -> tuple[RetinaNet, Tensor, tuple[dict[int, Any], ...]]:
     """A copy of the network in evaluation mode, example images on its device, and the extents of
     the images that may vary. `ValueError` for a baseline.
     """

@@ -233,7 +233,7 @@ class Predictor:
         batch = batch.to(device)
         was_training = self.model.training
         self.model.eval()
-        on_canvas = self._on_canvas(batch)
+        on_canvas = self.on_canvas(batch)
         if flip:
             mirrored = unmirrored(replace(batch, mirrored_B=torch.ones_like(batch.mirrored_B)))
             on_canvas = [
@@ -246,7 +246,7 @@ class Predictor:
                     device=device,
                 )
                 for plain, turned, (_, width) in zip(
-                    on_canvas, self._on_canvas(mirrored), batch.sizes_B2.tolist(), strict=True
+                    on_canvas, self.on_canvas(mirrored), batch.sizes_B2.tolist(), strict=True
                 )
             ]
         self.model.train(was_training)
@@ -257,8 +257,8 @@ class Predictor:
             )
         ]
 
-    def _on_canvas(self, batch: Batch) -> list[Detections]:
-        """Boxes in px on the canvas."""
+    def on_canvas(self, batch: Batch) -> list[Detections]:
+        """The detections of a batch on the network's device, boxes in px on the canvas."""
         device = batch.images.device
         dtype = autocast_dtype(device, amp=self.amp)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

@@ -24,7 +24,7 @@ COMMAND = "python docs/reference.py"
 ORDER = (
     *("prepare", "shards", "train", "sweep", "evaluate"),
     *("register", "promote", "approve", "rollback", "history", "versions"),
-    *("predict", "run"),
+    *("predict", "export", "run"),
 )
 HEAD = f"""\
 # Options of every verb

@@ -236,6 +236,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
     from pipelines import (
         approve,
         evaluate_config,
+        export,
         history,
         predict,
         prepare,
@@ -262,6 +263,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "history": history.HistoryConfig,
         "versions": versions.VersionsConfig,
         "predict": predict.PredictConfig,
+        "export": export.ExportConfig,
         "run": run_config.RunConfig,
     }
 

@@ -31,6 +31,7 @@ SHARED_BY_VERBS = {
     "entry_flags.py",
     "evaluate_config.py",
     "evaluation_run.py",
+    "export_run.py",
     "options.py",
     "predict_config.py",
     "promotion_run.py",

@@ -4,7 +4,7 @@ Data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +144,7 @@ class Sampler:
 
 
 @contextmanager
-def naming_image(row: dict[str, Any]) -> Iterator[None]:
+def naming_image(row: Mapping[str, Any]) -> Iterator[None]:
     """An `ImageError` becomes a `DataError` that names the image of the row."""
     try:
         yield

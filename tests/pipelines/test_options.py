@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.approve import ApproveConfig
 from pipelines.evaluate_config import EvaluateConfig
+from pipelines.export import ExportConfig
 from pipelines.history import HistoryConfig
 from pipelines.options import all_fields, item_of, section_of
 from pipelines.predict import PredictConfig
@@ -31,6 +32,7 @@ from pipelines.versions import VersionsConfig
 CONFIGS: dict[str, type[BaseModel]] = {
     "approve": ApproveConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "history": HistoryConfig,
     "predict": PredictConfig,
     "prepare": PrepareConfig,
@@ -89,6 +91,10 @@ OPTIONS = {
         precision slices
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
+        tracking: uri experiment
+    """,
+    "export": """
+        model output int8 data calibration storage
         tracking: uri experiment
     """,
     "history": """
