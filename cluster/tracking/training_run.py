@@ -43,9 +43,10 @@ _BEFORE_STEPS = (
     events.WeightsLoaded,
     events.Started,
     events.Resumed,
+    events.BatchSeen,
     events.TrainingWarning,
 )
-"""Events that can come before the first step."""
+"""Events that can come before the first step is told, whose line must not wait for the store."""
 
 
 class Tracker:

@@ -159,7 +159,10 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     } == {record.trial: pytest.approx(record.ap) for record in (best, second)}
     # The run of a trial has no pictures: their cost would be that of every trial.
     of_trials = [client.list_artifacts(run.info.run_id) for run in children]
-    assert {each.path for artifacts in of_trials for each in artifacts} == {"config.json"}
+    assert {each.path for artifacts in of_trials for each in artifacts} == {
+        "config.json",
+        "pretrained.json",
+    }
 
 
 @pytest.mark.integration

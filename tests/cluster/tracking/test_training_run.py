@@ -267,6 +267,16 @@ def test_the_curves_are_those_of_the_whole_run_and_what_is_there_is_not_drawn_ag
     assert files_there == {"config.json", "labels.json", "labels.png", "curves.png"}
 
 
+def test_the_store_is_opened_once_the_first_step_is_told(root: Path) -> None:
+    """A picture of its batch may come before it."""
+    tracker = driver(root, "opened")
+    tracker(events.BatchSeen(0, (64, 96), ()))
+    assert tracker.run is None
+    tracker(step(4, 4.0))
+    assert tracker.run is not None
+    tracker.finish("FINISHED")
+
+
 def test_a_run_without_events_is_not_recorded(root: Path) -> None:
     tracker = driver(root, "unknown")
     tracker.finish("FINISHED")
