@@ -84,11 +84,22 @@ def register(
         version = Version(name, int(created.version))
         linked = [*json.loads(logged.tags.get(_LINK_TAG, "[]")), version._asdict()]
         client.set_logged_model_tags(model_id, {_LINK_TAG: json.dumps(linked)})
-        client.set_registered_model_alias(name, CHALLENGER, str(version.version))
-        first = CHAMPION not in client.get_registered_model(name).aliases
-    if first:
-        promote(version, kind="first", reason="the first version", tracking=tracking)
+    give_aliases(version, tracking=tracking)
     return version
+
+
+def give_aliases(version: Version, *, tracking: str) -> None:
+    """Make the newest version the challenger and, if there is no champion, that too. It does what
+    is missing: a `register` may have been cut off before.
+    """
+    with connected(tracking) as client:
+        aliases = client.get_registered_model(version.name).aliases
+        stored = client.search_model_versions(f"name='{version.name}'")
+        newest = max(int(each.version) for each in stored)
+        if version.version == newest and int(aliases.get(CHALLENGER, 0)) != newest:
+            client.set_registered_model_alias(version.name, CHALLENGER, str(newest))
+    if CHAMPION not in aliases:
+        promote(version, kind="first", reason="the first version", tracking=tracking)
 
 
 def promote(

@@ -22,7 +22,7 @@ from cluster.tracking.file_digests import FILES_TAG, as_tag
 from cluster.tracking.logged_package import EXAMPLES, log_package, logged_digests
 from cluster.tracking.model_card import model_card, short_card
 from cluster.tracking.preflight import check_model_name, check_server
-from cluster.tracking.promotion import register
+from cluster.tracking.promotion import give_aliases, register
 from cluster.tracking.registry import Version
 from cluster.tracking.run import attach_run, read_record
 
@@ -123,6 +123,8 @@ def register_run(
                 },
             }
             version = register(model_uri, name, tracking=store, tags=tags, card=short_card(card))
+        else:
+            give_aliases(version, tracking=store)
     return Registered(
         version,
         best,

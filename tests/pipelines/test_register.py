@@ -122,6 +122,31 @@ def test_best_checkpoint_becomes_the_champion_once(run_folder, root, capsys):
     assert len(client.search_model_versions("name='cells'")) == 1
 
 
+@pytest.mark.parametrize("alias", ["challenger", "champion"])
+def test_a_registration_that_was_cut_off_before_an_alias_is_finished_by_the_same_command(
+    run_folder, root, capsys, monkeypatch, alias
+):
+    from mlflow import MlflowClient
+
+    whole = MlflowClient.set_registered_model_alias
+
+    def dies(self, name, moved, number):
+        if moved == alias:
+            raise OSError("the server is gone")
+        whole(self, name, moved, number)
+
+    name = f"cut-{alias}"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", dies)
+        code, _, err = type_command(capsys, "--run", str(run_folder), "--name", name)
+    assert code == 1 and "the server is gone" in err
+    code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", name)
+    assert code == 0 and "already holds this checkpoint" in out
+    assert "aliases  challenger, champion" in out
+    client = connect(tracking_uri(None, str(root)))
+    assert len(client.search_model_versions(f"name='{name}'")) == 1
+
+
 def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path, capsys):
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "is not a training run's folder" in err and err.count("\n") == 1
