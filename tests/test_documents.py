@@ -18,7 +18,7 @@ from tests.support.documents import ROOT, anchors, blocks, documents, inline_cod
 
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in documents()]
 FLOORS = ("detector", "cluster", "tune", "pipelines")
-FOREIGN = ("ray", "pip", "uv", "mlflow", "git", "apt-get", "pytest", "make")
+FOREIGN = ("ray", "pip", "uv", "mlflow", "curl", "git", "apt-get", "pytest", "make")
 """First words of commands whose options are not ours."""
 MAPPINGS = ("sampling.source_weights.", "sweep.space.")
 """Options of which each entry is a flag of its own."""
