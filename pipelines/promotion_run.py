@@ -42,7 +42,7 @@ from cluster.tracking.logged_package import (
     package_folder,
 )
 from cluster.tracking.preflight import check_server
-from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, Evidence
+from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, REFUSED, Evidence
 from cluster.tracking.register_run import DATA_TAG
 from cluster.tracking.registry import CHAMPION, Version
 from detector.coco_matching import match
@@ -120,7 +120,7 @@ def promote_run(
         store=store,
     )
     evidence = Evidence(number, verdict.data, verdict.data_digest, verdict.numbers)
-    _tag(version, GATE_TAG, verdict.to_json(), store)
+    _keep(version, verdict, store)
     if not verdict.passed and not asked.force:
         print("\n".join(verdict.lines()))
         raise GateError(verdict.refusal())
@@ -174,6 +174,20 @@ def _open(uri: str) -> ShardSet:
     shard_set = open_shard_set(absolute(uri))
     read_objects(shard_set, subject=f"data {shard_set.uri}")
     return shard_set
+
+
+def _keep(version: Version, verdict: Verdict, store: str) -> None:
+    """The verdict as a tag, a refusal as one more that stays. An earlier request for approval
+    rested on another verdict and is withdrawn.
+    """
+    with connected(store) as client:
+        number = str(version.version)
+        if APPROVAL_TAG in client.get_model_version(version.name, number).tags:
+            client.delete_model_version_tag(version.name, number, APPROVAL_TAG)
+    _tag(version, GATE_TAG, verdict.to_json(), store)
+    if not verdict.passed:
+        now = datetime.now(UTC).strftime(TIME_FORMAT)
+        _tag(version, REFUSED + now, verdict.to_json(), store)
 
 
 def _tag(version: Version, name: str, content: dict[str, Any], store: str) -> None:

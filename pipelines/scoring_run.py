@@ -227,7 +227,10 @@ def find_thresholds(given: str, package: str, version: str) -> Thresholds | None
             )
         return stored
     uri = uris.absolute(given)
-    preflight.check_readable(uri)
+    if not files.exists(uri) or files.size(uri) is None:
+        raise UsageError(
+            f"--thresholds {given}: is neither none nor f1 nor a file; give one of them"
+        )
     try:
         found = Thresholds.from_json(files.read_json(uri))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

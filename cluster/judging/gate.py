@@ -79,7 +79,7 @@ class Verdict:
     def refusal(self) -> str:
         """One line that says why not."""
         failed = [check for check in self.checks if not check.passed]
-        reasons = "; ".join(f"{one.name}: {one.found}, must be {one.limit}" for one in failed)
+        reasons = "; ".join(f"{one.name}: {one.found} (limit: {one.limit})" for one in failed)
         return f"{self.version} is not promoted: {reasons}"
 
     def lines(self) -> list[str]:
@@ -169,11 +169,11 @@ def _difference(champion: Scored, candidate: Scored, limits: GateConfig) -> Pair
 
 def _not_worse(difference: PairedDifference | None, limits: GateConfig) -> Check:
     name = "difference of AP to the champion"
-    limit = f"not below {-limits.epsilon:g} with {100 * limits.confidence:g} % confidence"
+    limit = f"lower end {-limits.epsilon:g} or more ({100 * limits.confidence:g} %, one-sided)"
     if difference is None:
         return Check(name, False, "the set has no object", limit)
     interval = difference.interval
-    found = f"{interval.estimate:+z.4f}, at least {interval.low:+z.4f}"
+    found = f"{interval.estimate:+z.4f}, lower end {interval.low:+z.4f}"
     return Check(name, interval.low >= -limits.epsilon, found, limit)
 
 

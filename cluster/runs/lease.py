@@ -158,6 +158,12 @@ class Lease:
                 # Storage is unreachable for the workers too, and a second driver cannot read this
                 # file either.
                 continue
+            except Exception:
+                if self._stopped.is_set():
+                    # It waited for the storage longer than `__exit__` for it, and Python's end has
+                    # closed the client.
+                    return
+                raise
 
     def _write(self, beat: int) -> None:
         run_folder.write(self.run, DRIVER, replace(self._mine, beat=beat).to_json())

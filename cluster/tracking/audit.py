@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.tracking.client import connected
 from cluster.tracking.history import Move, history
-from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, champion_of
+from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, REFUSED, champion_of
 from cluster.tracking.registry import aliases_by_version, refuse_unknown
 from detector.scores import shown
 
@@ -48,7 +48,7 @@ class Audit:
     name: str
     moves: Sequence[Move]
     refusals: Sequence[Refusal]
-    """The last verdict on each version that is no champion."""
+    """All of them."""
     versions: Sequence[VersionRow]
 
     def as_json(self) -> str:
@@ -100,14 +100,16 @@ def read_audit(name: str, *, tracking: str) -> Audit:
         stored = list(client.search_model_versions(f"name='{name}'"))
     by_version = aliases_by_version(model.aliases)
     moves = history(model.tags, champion)
-    promoted = {move.new for move in moves}
     rows, refusals = [], []
     for each in sorted(stored, key=lambda one: int(one.version), reverse=True):
         number = int(each.version)
         gate = json.loads(each.tags[GATE_TAG]) if GATE_TAG in each.tags else None
         rows.append(_row(each, number, by_version.get(number, ()), gate))
-        if gate is not None and not gate["passed"] and number not in promoted:
-            refusals.append(_refusal(number, gate))
+        refusals += [
+            _refusal(number, json.loads(text))
+            for name, text in each.tags.items()
+            if name.startswith(REFUSED)
+        ]
     return Audit(name, moves, refusals, rows)
 
 

@@ -52,5 +52,5 @@ def refuse_changed(folder: str, tag: str, *, version: str) -> None:
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise DataError(
             f"{version}: its files are not those that were registered: {', '.join(wrong[:NAMED])}"
-            f"{more}; find out who changed the artifacts, then register the run again"
+            f"{more}; find out who changed the artifacts; `register` of its run makes a new version"
         )

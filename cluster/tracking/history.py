@@ -94,6 +94,22 @@ def history(tags: Mapping[str, str], champion: int | None) -> list[Move]:
     return told + _by_hand(told, champion)
 
 
+def before_champion(told: Sequence[Move]) -> int | None:
+    """The version that a rollback returns to: the champion before the present one, where each
+    rollback has taken back the move before it. None where there was none.
+    """
+    stack: list[int] = []
+    for move in told:
+        if move.kind == "rollback":
+            while stack and stack[-1] != move.new:
+                stack.pop()
+        if not stack and move.old is not None:
+            stack.append(move.old)
+        if not stack or stack[-1] != move.new:
+            stack.append(move.new)
+    return stack[-2] if len(stack) > 1 else None
+
+
 def _with_next(moves: Sequence[Move]) -> Iterator[tuple[Move, Move | None]]:
     return zip(moves, [*moves[1:], None], strict=True)
 

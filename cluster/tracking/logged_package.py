@@ -129,7 +129,7 @@ def download_model(version: Version, *, tracking: str, folder: str) -> str:
     elif package_digest(package_folder(model, version)) != tags[DIGEST_TAG]:
         raise DataError(
             f"{version}: its files are not those that were registered (tag {DIGEST_TAG}); find out"
-            " who changed the artifacts, then register the run again"
+            " who changed the artifacts; `register` of its run makes a new version"
         )
     return model
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import UsageError
 from cluster.tracking.client import connected
-from cluster.tracking.history import TIME_FORMAT, Kind, Move, history, write_move
+from cluster.tracking.history import TIME_FORMAT, Kind, Move, before_champion, history, write_move
 from cluster.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, resolve
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _LINK_TAG = "mlflow.modelVersions"
 LOCK_TAG = "promoting"
 GATE_TAG, APPROVAL_TAG = "gate.json", "approval.json"
 """Of a version: the last verdict on it, and a promotion that waits for a second person."""
+REFUSED = "refused."
+"""Of a version: with the time behind it, the name of a tag with a verdict that was no."""
 SETTLE_S = 1.0
 """In which two writers of the lock that began together have both written it."""
 SILENT_S = 30.0
@@ -129,19 +131,21 @@ def promote(
 
 
 def roll_back(name: str, *, reason: str, tracking: str) -> Move:
-    """Make the champion of before, `previous`, the champion again; the present one becomes
-    `previous`. `UsageError` where there is none.
+    """Make the champion of before the champion again, as the history has it; the present one
+    becomes `previous`. `UsageError` where there is none: a rollback that is typed twice goes back
+    twice, and never forward.
     """
     resolve(f"models:/{name}@{CHAMPION}", tracking=tracking)
     with connected(tracking) as client, _lock(client, name):
         aliases = client.get_registered_model(name).aliases
-        if PREVIOUS not in aliases:
+        champion = int(aliases[CHAMPION])
+        target = before_champion(history(client.get_registered_model(name).tags, champion))
+        if target is None:
             raise UsageError(
-                f"{name}: has no alias {PREVIOUS}, because no version was the champion before"
-                f" version {aliases[CHAMPION]}; --model models:/{name}/N of promote takes another"
+                f"{name}: version {champion} cannot be rolled back, because the history has no"
+                f" champion before it; promote --model models:/{name}/N chooses another version"
             )
-        version = Version(name, int(aliases[PREVIOUS]))
-        move = _move(client, version, int(aliases[CHAMPION]), kind="rollback", reason=reason)
+        move = _move(client, Version(name, target), champion, kind="rollback", reason=reason)
     return move
 
 

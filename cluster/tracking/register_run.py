@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
-from cluster.errors import UsageError, on_one_line
+from cluster.errors import DataError, UsageError, on_one_line
 from cluster.runs import evaluations, run_folder
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.package_files import (
@@ -19,7 +19,7 @@ from cluster.tracking import registry
 from cluster.tracking.config import refuse_second_store, ui_command
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
-from cluster.tracking.logged_package import EXAMPLES, log_package, logged_digests
+from cluster.tracking.logged_package import EXAMPLES, download_model, log_package, logged_digests
 from cluster.tracking.model_card import model_card, short_card
 from cluster.tracking.preflight import check_model_name, check_server
 from cluster.tracking.promotion import give_aliases, register
@@ -94,6 +94,9 @@ def register_run(
             write_thresholds(package, best.thresholds)
         digest = package_digest(package)
         version, note = registry.find_package(digest, name, tracking=store), None
+        damage = None if version is None else _damage(version, store, f"{scratch}/registered")
+        if damage is not None:
+            version = None
         is_new = version is None
         if version is None:
             config = (run_folder.read(folder, run_folder.CONFIG) or {}).get("config", {})
@@ -108,19 +111,10 @@ def register_run(
                 )
             finally:
                 mlflow_run.close()
-            digests = logged_digests(model_uri, tracking=store)
             tags = {
                 registry.DIGEST_TAG: digest,
-                FILES_TAG: as_tag(digests),
-                **({DATA_TAG: data} if data else {}),
-                "run_folder": folder,
-                "checkpoint": best.checkpoint,
-                "images_seen": str(best.images_seen),
-                **{
-                    name: str(value)
-                    for name in ("AP", "AP50")
-                    if (value := best.metrics.get(name)) is not None
-                },
+                FILES_TAG: as_tag(logged_digests(model_uri, tracking=store)),
+                **_tags(folder, best, data),
             }
             version = register(model_uri, name, tracking=store, tags=tags, card=short_card(card))
         else:
@@ -132,8 +126,29 @@ def register_run(
         is_new,
         run_folder.read_finished(folder) is not None,
         store,
-        note,
+        damage or note,
     )
+
+
+def _tags(run: str, best: Evaluation, data: str | None) -> dict[str, str]:
+    """Where a version comes from, and how good it is."""
+    scores = {name: best.metrics.get(name) for name in ("AP", "AP50")}
+    return {
+        **({DATA_TAG: data} if data else {}),
+        "run_folder": run,
+        "checkpoint": best.checkpoint,
+        "images_seen": str(best.images_seen),
+        **{name: str(value) for name, value in scores.items() if value is not None},
+    }
+
+
+def _damage(version: Version, store: str, folder: str) -> str | None:
+    """What to say of a version whose files are no longer those that were registered."""
+    try:
+        download_model(version, tracking=store, folder=folder)
+    except DataError as error:
+        return f"this is a new version, because {error}"
+    return None
 
 
 def _write_examples(data: str | None, package: str, folder: str) -> tuple[str | None, str | None]:

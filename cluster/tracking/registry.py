@@ -32,14 +32,16 @@ class Version(NamedTuple):
 
 
 def find_package(digest: str, name: str, *, tracking: str) -> Version | None:
-    """The version of `name` with the package of this digest, so that a repeated command does not
-    register it again.
+    """The newest version of `name` with the package of this digest, so that a repeated command does
+    not register it again.
     """
     with connected(tracking) as client:
-        for each in client.search_model_versions(f"name='{name}'"):
-            if each.tags.get(DIGEST_TAG) == digest:
-                return Version(name, int(each.version))
-    return None
+        numbers = [
+            int(each.version)
+            for each in client.search_model_versions(f"name='{name}'")
+            if each.tags.get(DIGEST_TAG) == digest
+        ]
+    return Version(name, max(numbers)) if numbers else None
 
 
 def aliases(version: Version, *, tracking: str) -> list[str]:

@@ -154,7 +154,9 @@ def test_a_refusal_is_exit_code_4_moves_nothing_and_is_kept(typed: Any) -> None:
     code, out, err = typed("promote", **refused, **{"--reason": "the demo is tomorrow"})
     assert code == 0 and champion(typed) == 2, err
     out = typed("history", **{"--name": "cells"})[1]
-    assert "forced" in out and "the demo is tomorrow" in out and "refused" not in out
+    assert "forced" in out and "the demo is tomorrow" in out
+    # The first refusal, and that of the gate before it was overruled.
+    assert out.count("refused") == 2
 
 
 def test_a_second_person_approves(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +169,11 @@ def test_a_second_person_approves(typed: Any, monkeypatch: pytest.MonkeyPatch) -
     assert code == 2 and "no promotion waits for approval" in err
     code, _, err = typed("approve", **{"--model": "models:/cells/2"})
     assert code == 2 and "another person must approve" in err
+    # Another verdict withdraws the request.
+    assert typed("promote", **asked, **{"--gate.min_ap": "0.9"})[0] == 4
+    assert "waits for approval" not in typed("versions", **{"--name": "cells"})[1]
+    assert typed("approve", **{"--model": "models:/cells/2"})[0] == 2
+    assert typed("promote", **asked, **WIDE)[0] == 0
     asker = promotion.user()
     monkeypatch.setattr(promotion, "user", lambda: "ann@desk")
     code, out, err = typed("approve", **{"--model": "models:/cells/2"})

@@ -147,6 +147,18 @@ def test_a_registration_that_was_cut_off_before_an_alias_is_finished_by_the_same
     assert len(client.search_model_versions(f"name='{name}'")) == 1
 
 
+def test_a_version_whose_files_have_changed_is_registered_again(run_folder, root, capsys):
+    assert type_command(capsys, "--run", str(run_folder), "--name", "damaged")[0] == 0
+    client = connect(tracking_uri(None, str(root)))
+    model = client.get_model_version("damaged", "1").source.removeprefix("models:/")
+    (weights,) = root.glob(f"mlartifacts/models/{model}/**/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "damaged")
+    assert code == 0 and "models:/damaged/2" in out and "model.safetensors has changed" in out
+    code, out, _ = type_command(capsys, "--run", str(run_folder), "--name", "damaged")
+    assert code == 0 and "models:/damaged/2 already holds this checkpoint" in out
+
+
 def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path, capsys):
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "is not a training run's folder" in err and err.count("\n") == 1

@@ -408,8 +408,9 @@ def test_thresholds_are_those_of_the_package_or_of_a_file(tmp_path: Path) -> Non
         file.write_text(damaged)
         with pytest.raises(PlainError, match="mine.json"):
             find(str(file), str(package), "models:/cells/1")
-    with pytest.raises(UsageError, match="nothing.json"):
-        find(str(tmp_path / "nothing.json"), str(package), "models:/cells/1")
+    for wrong in (str(tmp_path / "nothing.json"), str(tmp_path), "F1"):
+        with pytest.raises(UsageError, match=f"--thresholds {wrong}: is neither none nor f1"):
+            find(wrong, str(package), "models:/cells/1")
 
 
 def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:

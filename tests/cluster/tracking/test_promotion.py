@@ -79,13 +79,21 @@ def two_versions(logged, tracking, name):
 
 def test_a_champion_is_given_back(logged, tracking):
     one, two = two_versions(logged, tracking, "back")
-    with pytest.raises(UsageError, match="back: has no alias previous"):
+    with pytest.raises(UsageError, match="back: version 1 cannot be rolled back"):
         roll_back("back", reason="a mistake", tracking=tracking)
     promote(two, reason="better", tracking=tracking)
     assert roll_back("back", reason="a mistake", tracking=tracking).new == 1
     assert resolve("models:/back@champion", tracking=tracking) == one
     assert resolve("models:/back@previous", tracking=tracking) == two
     assert told(tracking, "back") == [(None, 1, "first"), (1, 2, "promotion"), (2, 1, "rollback")]
+    # Typed again it does not bring back what was rolled back.
+    with pytest.raises(UsageError, match="back: version 1 cannot be rolled back"):
+        roll_back("back", reason="a mistake", tracking=tracking)
+    three = register(logged[0], "back", tracking=tracking)
+    promote(three, reason="better", tracking=tracking)
+    connect(tracking).set_registered_model_alias("back", "champion", "2")
+    # Of 1, 3 and, by hand, 2.
+    assert [roll_back("back", reason="no", tracking=tracking).new for _ in range(2)] == [3, 1]
     with pytest.raises(UsageError, match="no model 'nothing'"):
         roll_back("nothing", reason="a mistake", tracking=tracking)
 
@@ -137,6 +145,8 @@ def test_a_registry_that_dies_between_the_moves_leaves_the_champion_and_the_comm
         promote(two, reason="better", tracking=tracking)
     assert resolve(f"models:/{name}@champion", tracking=tracking) == one
     assert told(tracking, name) == [(None, 1, "first")]
+    with pytest.raises(UsageError, match="cannot be rolled back"):
+        roll_back(name, reason="what was cut off", tracking=tracking)
     promote(two, reason="better", tracking=tracking)
     assert resolve(f"models:/{name}@champion", tracking=tracking) == two
     assert resolve(f"models:/{name}@previous", tracking=tracking) == one
