@@ -58,11 +58,14 @@ def match(
     class_names: Sequence[str],
     *,
     max_detections: int = 100,
+    iou_thresholds: np.ndarray = IOU_THRESHOLDS,
+    area_ranges: np.ndarray = AREA_RANGES,
 ) -> Matches:
     """Match detections (by image id) with the objects, exactly as COCOeval.evaluateImg does.
 
-    `max_detections`: the best of an image and class that count. `ValueError` for detections of an
-    image without a truth, and for a label out of range.
+    `max_detections`: the best of an image and class that count. `iou_thresholds` (T,), ascending,
+    and `area_ranges` (S, 2), the sizes, px^2: those of COCO, or some of them. `ValueError` for
+    detections of an image without a truth, and for a label out of range.
     """
     truths = sorted(truths, key=lambda t: t.image_id)
     objects = joined_truths(truths, whole_crowds=True)
@@ -71,7 +74,9 @@ def match(
     found = _taken(found, np.lexsort((-found["scores"], found["images"], found["labels"])))
     cell_D = found["labels"] * len(truths) + found["images"]
     found = _taken(found, _rank(cell_D) < max_detections)
-    outcome_STD = _outcomes(objects, found, images=len(truths))
+    outcome_STD = _outcomes(
+        objects, found, images=len(truths), iou_thresholds=iou_thresholds, area_ranges=area_ranges
+    )
     edges = np.arange(len(class_names) + 1)
     of_objects, of_found = (np.searchsorted(each["labels"], edges) for each in (objects, found))
     classes = tuple(
@@ -79,6 +84,7 @@ def match(
             _taken(objects, slice(of_objects[k], of_objects[k + 1])),
             _taken(found, slice(of_found[k], of_found[k + 1])),
             outcome_STD[..., of_found[k] : of_found[k + 1]],
+            area_ranges,
         )
         for k in range(len(class_names))
     )
@@ -105,7 +111,10 @@ def of_images(matches: Matches, chosen_I: np.ndarray) -> Matches:
 
 
 def _of_class(
-    objects: dict[str, np.ndarray], found: dict[str, np.ndarray], outcome_STD: np.ndarray
+    objects: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+    outcome_STD: np.ndarray,
+    area_ranges: np.ndarray,
 ) -> ClassMatches:
     # Stable: detections stand by image, and within an image by rank.
     best_first = np.argsort(-found["scores"], kind="stable")
@@ -115,7 +124,7 @@ def _of_class(
         found["scores"][best_first],
         outcome_STD[..., best_first],
         objects["images"],
-        _in_range(objects["area"]),
+        _in_range(objects["area"], area_ranges),
     )
 
 
@@ -128,9 +137,9 @@ def _rank(sorted_N: np.ndarray) -> np.ndarray:
     return np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
 
 
-def _in_range(area_N: np.ndarray) -> np.ndarray:
+def _in_range(area_N: np.ndarray, ranges_S2: np.ndarray) -> np.ndarray:
     """bool (S, N): whether an area belongs to each size."""
-    low_S1, high_S1 = AREA_RANGES[:, :1], AREA_RANGES[:, 1:]
+    low_S1, high_S1 = ranges_S2[:, :1], ranges_S2[:, 1:]
     return (area_N >= low_S1) & (area_N <= high_S1)
 
 
@@ -145,28 +154,34 @@ class _Round:
 
 
 def _outcomes(
-    objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int
+    objects: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+    *,
+    images: int,
+    iou_thresholds: np.ndarray,
+    area_ranges: np.ndarray,
 ) -> np.ndarray:
     """int8 (S, T, D). Objects and detections stand by class and image, these by score."""
-    rounds = _rounds(objects, found, images=images)
+    rounds = _rounds(objects, found, images=images, least=iou_thresholds[0])
     sides_D2 = found["boxes"][:, 2:] - found["boxes"][:, :2]
-    unmatched_SD = np.where(_in_range(sides_D2.prod(axis=1)), FALSE_ALARM, IGNORED)
-    outcome_STD = np.repeat(unmatched_SD[:, None].astype(np.int8), len(IOU_THRESHOLDS), axis=1)
+    in_range_SD = _in_range(sides_D2.prod(axis=1), area_ranges)
+    unmatched_SD = np.where(in_range_SD, FALSE_ALARM, IGNORED).astype(np.int8)
+    outcome_STD = np.repeat(unmatched_SD[:, None], len(iou_thresholds), axis=1)
     # The last entry is that of no object.
     crowd_G = np.append(objects["crowd"], False)
-    counted_SG = np.pad(_in_range(objects["area"]), ((0, 0), (0, 1))) & ~crowd_G
+    counted_SG = np.pad(_in_range(objects["area"], area_ranges), ((0, 0), (0, 1))) & ~crowd_G
     for outcome_TD, counted_G in zip(outcome_STD, counted_SG, strict=True):
-        taken_TG = np.zeros((len(IOU_THRESHOLDS), len(crowd_G)), bool)
+        taken_TG = np.zeros((len(iou_thresholds), len(crowd_G)), bool)
         for of in rounds:
-            _match_round(of, outcome_TD, taken_TG, counted_G=counted_G, crowd_G=crowd_G)
+            _match_round(of, iou_thresholds, outcome_TD, taken_TG, counted_G, crowd_G)
     return outcome_STD
 
 
 def _match_round(
     of: _Round,
+    threshold_T: np.ndarray,
     outcome_TD: np.ndarray,
     taken_TG: np.ndarray,
-    *,
     counted_G: np.ndarray,
     crowd_G: np.ndarray,
 ) -> None:
@@ -176,7 +191,7 @@ def _match_round(
     other; of equals the last. A crowd is free for ever.
     """
     free_TNQ = ~taken_TG[:, of.object_NQ] | crowd_G[of.object_NQ]
-    open_TNQ = free_TNQ & (of.iou_NQ >= IOU_THRESHOLDS[:, None, None])
+    open_TNQ = free_TNQ & (of.iou_NQ >= threshold_T[:, None, None])
     counted_TNQ = open_TNQ & counted_G[of.object_NQ]
     any_TN1 = counted_TNQ.any(axis=2, keepdims=True)
     # argmax takes the first of equals, which is the last object.
@@ -188,13 +203,13 @@ def _match_round(
 
 
 def _rounds(
-    objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int
+    objects: dict[str, np.ndarray], found: dict[str, np.ndarray], *, images: int, least: float
 ) -> list[_Round]:
-    """The detections that overlap an object enough: the best of each image and class, then the
-    second, and so on.
+    """The detections that overlap an object by the `least` IoU or more: the best of each image and
+    class, then the second, and so on.
     """
     cell_G, cell_D = (each["labels"] * images + each["images"] for each in (objects, found))
-    of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D)
+    of_P, object_P, iou_P = _overlapping_pairs(objects, found, cell_G, cell_D, least)
     detection_N, first_N, pairs_N = np.unique(of_P, return_index=True, return_counts=True)
     shape = (len(detection_N), int(pairs_N.max(initial=1)))
     object_NQ, iou_NQ = np.full(shape, len(cell_G)), np.full(shape, -1.0)
@@ -214,6 +229,7 @@ def _overlapping_pairs(
     found: dict[str, np.ndarray],
     cell_G: np.ndarray,
     cell_D: np.ndarray,
+    least: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detection, object and IoU (P,) of the pairs that may match, by detection, then by object."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -227,7 +243,7 @@ def _overlapping_pairs(
         iou_P = overlaps(
             found["boxes"][of_P], objects["boxes"][object_P], crowd_P=objects["crowd"][object_P]
         )
-        close = iou_P >= IOU_THRESHOLDS[0]
+        close = iou_P >= least
         parts.append((of_P[close], object_P[close], iou_P[close]))
     of_P, object_P, iou_P = (np.concatenate(column) for column in zip(*parts, strict=True))
     return of_P, object_P, iou_P

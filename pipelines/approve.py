@@ -21,9 +21,9 @@ class ApproveConfig(Section):
 
 
 def main(config: ApproveConfig) -> None:
-    from pipelines.promotion_run import approve
+    from pipelines.promotion_run import approve_run
 
-    approved = approve(config.model, tracking=config.tracking, storage=config.storage)
+    approved = approve_run(config.model, tracking=config.tracking, storage=config.storage)
     print("\n".join(approved.lines()))
 
 

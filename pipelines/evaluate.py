@@ -19,7 +19,7 @@ from pipelines.view_options import view_settings
 def main(config: EvaluateConfig) -> None:
     from cluster.scoring.evaluate_package import Wanted
     from pipelines.evaluation_run import compare, evaluate
-    from pipelines.scoring_run import Replicas
+    from pipelines.scoring_inputs import Replicas
 
     options: dict[str, Any] = {
         "max_detections": config.max_detections,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
+from pipelines.replica_options import CPUS_PER_WORKER, GPUS_PER_WORKER, WORKERS
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
 
 
@@ -86,18 +86,9 @@ class EvaluateConfig(Section):
             " in report.html, beside source and size"
         ),
     )
-    workers: int = Field(
-        default=2, ge=1, le=4096, description="processes, each with a copy of the model"
-    )
-    cpus_per_worker: float = Field(
-        default=0.75,
-        gt=0,
-        le=256,
-        description=f"CPUs that each process books; reading books {READ_CPUS} more for each",
-    )
-    gpus_per_worker: float = Field(
-        default=0, ge=0, le=1, description="GPUs that each process books"
-    )
+    workers: int = WORKERS
+    cpus_per_worker: float = CPUS_PER_WORKER
+    gpus_per_worker: float = GPUS_PER_WORKER
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 

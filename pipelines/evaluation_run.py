@@ -12,25 +12,30 @@ from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, on_one_line
 from cluster.runs import evaluations
 from cluster.runs.evaluations import Evaluation
-from cluster.runs.package_files import WEIGHT_FILES, build_package, read_classes
+from cluster.runs.package_files import WEIGHT_FILES, build_package
 from cluster.runs.run_folder import is_checkpoint_name
 from cluster.scoring.compare_packages import NUMBERS, Candidate, compare_packages
 from cluster.scoring.evaluate_package import Wanted, evaluate_package
 from cluster.scoring.report_files import REPORT_FILES
 from cluster.scoring.slices import check_columns
-from cluster.shards.classes import ClassMatch, match_classes
-from cluster.shards.index import ShardSet, open_shard_set
-from cluster.shards.statistics import read_objects
 from cluster.storage import files, preflight, uris
 from cluster.storage.pictures import OVERLAYS
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.environment import check_variables
 from cluster.tracking.evaluation import NAME, Subject, log_evaluation
+from cluster.tracking.logged_package import download_package
 from cluster.tracking.preflight import check_server, has_run
 from cluster.tracking.run import read_record
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
-from pipelines import scoring_run
+from pipelines.scoring_inputs import (
+    Replicas,
+    connect_for,
+    find_model,
+    given_classes,
+    matched_classes,
+    open_set,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def evaluate(
     max_detections: int | None = None,
     class_map: str | None = None,
     views: ViewSettings = WHOLE_PICTURE,
-    replicas: scoring_run.Replicas,
+    replicas: Replicas,
     ray: RayConfig,
     tracking: TrackingConfig,
     storage: str,
@@ -79,12 +84,10 @@ def evaluate(
     `output` may be left out with `run`: it is a folder in that of the run. `class_map` is the URI
     of a file for `read_class_map`. `UsageError` where the classes of the set are not the model's.
     """
-    preflight.check_reachable(data)
-    shard_set = open_shard_set(data)
-    read_objects(shard_set, subject=f"data {shard_set.uri}")
+    shard_set = open_set(data)
     check_columns(shard_set, wanted.columns)
     run, chosen, checkpoint = (None, None, "") if run is None else _chosen(uris.absolute(run))
-    given = scoring_run.given_classes(class_map)
+    given = given_classes(class_map)
     renamed = {name: to for name, to in (given or {}).items() if to != name}
     subject = Subject(
         shard_set.uri, shard_set.digest, max_detections, renamed, views, checkpoint=checkpoint
@@ -96,8 +99,8 @@ def evaluate(
         package, scored, store = _package_of(
             chosen, model, scratch, tracking=tracking, storage=storage
         )
-        classes = _matched(shard_set, package, scored, given)
-        scoring_run.connect_for(replicas, ray)
+        classes = matched_classes(shard_set, package, scored, given)
+        connect_for(replicas, ray)
         folder = f"{scratch}/evaluation"
         table, remarks = evaluate_package(
             package,
@@ -150,10 +153,13 @@ def _package_of(
     tracking: TrackingConfig,
     storage: str,
 ) -> tuple[str, str, str | None]:
-    """As `scoring_run.download`, or the package of a checkpoint, which has no store."""
+    """The package of a registered model below a local folder, its version and its store; or the
+    package of a checkpoint, which has no store.
+    """
     if chosen is None:
         assert model is not None, "give a run or a model"
-        return scoring_run.download(model, folder, tracking=tracking, storage=storage)
+        version, store = find_model(model, tracking, storage)
+        return download_package(version, tracking=store, folder=folder), str(version), store
     package = f"{folder}/package"
     build_package(chosen.checkpoint, package, weights=chosen.weights)
     return package, chosen.checkpoint, None
@@ -238,7 +244,7 @@ def compare(
     max_detections: int | None = None,
     class_map: str | None = None,
     views: ViewSettings = WHOLE_PICTURE,
-    replicas: scoring_run.Replicas,
+    replicas: Replicas,
     ray: RayConfig,
     tracking: TrackingConfig,
     storage: str,
@@ -246,10 +252,8 @@ def compare(
     """Score two detectors on the shard set `data`: each is the folder of a run, one of its
     checkpoints, or a registered model. See `evaluate`.
     """
-    preflight.check_reachable(data)
-    shard_set = open_shard_set(data)
-    read_objects(shard_set, subject=f"data {shard_set.uri}")
-    given = scoring_run.given_classes(class_map)
+    shard_set = open_set(data)
+    given = given_classes(class_map)
     output = uris.absolute(output)
     preflight.check_writable(output)
     with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
@@ -264,9 +268,9 @@ def compare(
                 tracking=tracking,
                 storage=storage,
             )
-            classes = _matched(shard_set, package, name, given)
+            classes = matched_classes(shard_set, package, name, given)
             candidates.append(Candidate(package, name, classes))
-        scoring_run.connect_for(replicas, ray)
+        connect_for(replicas, ray)
         folder = f"{scratch}/comparison"
         first, second = candidates
         notes = first.classes.notes("data")
@@ -284,17 +288,3 @@ def compare(
         written = _names_in(folder)
         files.upload_folder(folder, output, last=NUMBERS)
     return Comparison(tuple(said), (first.name, second.name), output, written, notes)
-
-
-def _matched(
-    shard_set: ShardSet, package: str, name: str, given: dict[str, str] | None
-) -> ClassMatch:
-    """The classes of the set in terms of those of a model in a local folder."""
-    return match_classes(
-        shard_set.class_names,
-        [category.name for category in read_classes(package)],
-        subject=f"data {shard_set.uri}",
-        of=f"the model {name}",
-        remedy=scoring_run.MAP_REMEDY,
-        given=given,
-    )

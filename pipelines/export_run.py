@@ -9,12 +9,10 @@ from typing import Any
 from cluster.errors import UsageError
 from cluster.exporting import export
 from cluster.exporting.measure import rows_of
-from cluster.runs.package_files import check_version, read_classes
-from cluster.shards.classes import match_classes
-from cluster.shards.index import ShardSet, open_shard_set
-from cluster.shards.statistics import read_objects
+from cluster.runs.package_files import check_version
+from cluster.shards.index import ShardSet
 from cluster.storage import preflight, uris
-from cluster.tracking.config import TrackingConfig, tracking_uri
+from cluster.tracking.config import TrackingConfig
 from cluster.tracking.examples import read_examples
 from cluster.tracking.logged_package import (
     EXAMPLES,
@@ -22,8 +20,8 @@ from cluster.tracking.logged_package import (
     download_model,
     package_folder,
 )
-from cluster.tracking.preflight import check_server
-from cluster.tracking.registry import Version, parse_model_uri, resolve
+from cluster.tracking.registry import Version
+from pipelines.scoring_inputs import find_model, matched_classes, open_set
 
 PICTURES = 4
 """Of a shard set, on which a file is checked."""
@@ -45,11 +43,11 @@ def export_run(
     export.check_output(output)
     output = uris.absolute(output)
     preflight.check_writable(output.rpartition("/")[0])
-    store = tracking_uri(tracking.uri, storage)
-    parse_model_uri(model)
-    check_server(store, must_exist=True)
-    version = resolve(model, tracking=store)
-    shard_set = None if data is None else _open(data)
+    version, store = find_model(model, tracking, storage)
+    shard_set = None
+    if data is not None:
+        # AP needs objects, the check of the file only pictures.
+        shard_set = open_set(data, needs_objects=calibration is not None)
     with tempfile.TemporaryDirectory(prefix="export-") as scratch:
         folder = download_model(version, tracking=store, folder=scratch)
         package = package_folder(folder, version)
@@ -67,22 +65,11 @@ def export_run(
         )
 
 
-def _open(data: str) -> ShardSet:
-    preflight.check_reachable(data)
-    return open_shard_set(data)
-
-
 def _quantisation(
     package: str, shard_set: ShardSet, calibration: int, version: Version
 ) -> export.Quantisation:
-    read_objects(shard_set, subject=f"data {shard_set.uri}")
-    classes = match_classes(
-        shard_set.class_names,
-        [category.name for category in read_classes(package)],
-        subject=f"data {shard_set.uri}",
-        of=f"the model {version}",
-        remedy="choose a set with the classes of the model",
-    )
+    remedy = "choose a set with the classes of the model"
+    classes = matched_classes(shard_set, package, str(version), remedy=remedy)
     return export.Quantisation(shard_set, classes, calibration)
 
 

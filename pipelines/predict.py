@@ -13,7 +13,8 @@ from pipelines.worker_range import worker_range
 
 
 def main(config: PredictConfig) -> None:
-    from pipelines.scoring_run import Replicas, predict_run
+    from pipelines.scoring_inputs import Replicas
+    from pipelines.scoring_run import predict_run
 
     fewest, most = worker_range(config.workers)
     predicted = predict_run(

@@ -11,6 +11,7 @@ from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from detector.image import MAX_PIXELS
+from pipelines.replica_options import GPUS_PER_WORKER
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
 from pipelines.worker_range import WorkerRange
 
@@ -102,9 +103,7 @@ class PredictConfig(Section):
             f" reading books {READ_CPUS} more for each"
         ),
     )
-    gpus_per_worker: float = Field(
-        default=0, ge=0, le=1, description="GPUs that each process books"
-    )
+    gpus_per_worker: float = GPUS_PER_WORKER
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cluster.compute.resources import READ_CPUS
 from cluster.compute.session import RayConfig
 from cluster.judging.gate_config import GateConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.command_line import run_verb
+from pipelines.replica_options import CPUS_PER_WORKER, GPUS_PER_WORKER, WORKERS
 
 
 class PromoteConfig(Section):
@@ -48,18 +48,9 @@ class PromoteConfig(Section):
         default=False, description="only after another person has approved it, see approve"
     )
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
-    workers: int = Field(
-        default=2, ge=1, le=4096, description="processes, each with a copy of the model"
-    )
-    cpus_per_worker: float = Field(
-        default=0.75,
-        gt=0,
-        le=256,
-        description=f"CPUs that each process books; reading books {READ_CPUS} more for each",
-    )
-    gpus_per_worker: float = Field(
-        default=0, ge=0, le=1, description="GPUs that each process books"
-    )
+    workers: int = WORKERS
+    cpus_per_worker: float = CPUS_PER_WORKER
+    gpus_per_worker: float = GPUS_PER_WORKER
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -72,7 +63,7 @@ class PromoteConfig(Section):
 
 def main(config: PromoteConfig) -> None:
     from pipelines.promotion_run import Asked, promote_run
-    from pipelines.scoring_run import Replicas
+    from pipelines.scoring_inputs import Replicas
 
     promoted = promote_run(
         config.model,

@@ -66,9 +66,9 @@ class RegisterConfig(BaseModel):
                 f"run and sweep: {given} given; give one, --run for a training run or --sweep"
                 " for the best trial of a sweep"
             )
-        changed = self.gate != GateConfig()
-        if changed and not self.promote:
-            raise ValueError("gate: does nothing without --promote true; give both")
+        for name, default in (("gate", GateConfig()), ("ray", RayConfig())):
+            if getattr(self, name) != default and not self.promote:
+                raise ValueError(f"{name}: does nothing without --promote true; give both")
         return self
 
 
@@ -89,7 +89,7 @@ def main(config: RegisterConfig) -> None:
 
 def _promote(config: RegisterConfig, registered: Registered) -> None:
     from pipelines.promotion_run import Asked, promote_run
-    from pipelines.scoring_run import Replicas
+    from pipelines.scoring_inputs import Replicas
 
     promoted = promote_run(
         str(registered.version),

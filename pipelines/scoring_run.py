@@ -1,6 +1,4 @@
-"""A registered model over images: `predict` and `run` share it. What `evaluate` needs too is public
-here.
-"""
+"""A registered model over images: `predict` and `run` share it."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict, Unpack
 
-from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError, on_one_line
 from cluster.prediction import image_list, results
@@ -18,28 +15,16 @@ from cluster.prediction.image_list import ImageList
 from cluster.prediction.summary import PAGE, Summary
 from cluster.runs.package_files import read_classes, read_thresholds
 from cluster.scoring import coco_ids
-from cluster.shards.classes import read_class_map
 from cluster.storage import files, preflight, uris
 from cluster.storage.pictures import PREDICTIONS
-from cluster.tracking.config import TrackingConfig, tracking_uri
+from cluster.tracking.config import TrackingConfig
 from cluster.tracking.logged_package import download_package
-from cluster.tracking.preflight import check_server
-from cluster.tracking.registry import parse_model_uri, resolve
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.image import MAX_PIXELS
 from detector.operating_points import Thresholds
+from pipelines.scoring_inputs import Replicas, connect_for, find_model, given_classes
 
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
-MAP_REMEDY = "--classes FILE says which are the same, or leaves some out"
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """The processes that hold the model, at least, and what each books; reading books more."""
-
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float
 
 
 @dataclass(frozen=True)
@@ -184,9 +169,8 @@ def predict_images(
     preflight.check_writable(uris.absolute(output))
     replicas = options["replicas"]
     with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
-        package, version, store = download(
-            model, scratch, tracking=options["tracking"], storage=options["storage"]
-        )
+        found, store = find_model(model, options["tracking"], options["storage"])
+        package, version = download_package(found, tracking=store, folder=scratch), str(found)
         categories = coco_ids.category_ids(
             [(category.name, category.id) for category in read_classes(package)],
             theirs,
@@ -244,34 +228,3 @@ def find_thresholds(given: str, package: str, version: str) -> Thresholds | None
             f" model {version} has {', '.join(sorted(names)[:5])}; give those of this model"
         )
     return found
-
-
-def given_classes(class_map: str | None) -> dict[str, str] | None:
-    """The content of the file that --classes names."""
-    if not class_map:
-        return None
-    uri = uris.absolute(class_map)
-    preflight.check_readable(uri)
-    return read_class_map(uri)
-
-
-def download(
-    model: str, folder: str, *, tracking: TrackingConfig, storage: str
-) -> tuple[str, str, str]:
-    """The package of a registered model, below a local folder; its version; its store."""
-    uri = tracking_uri(tracking.uri, storage)
-    parse_model_uri(model)
-    check_server(uri, must_exist=True)
-    version = resolve(model, tracking=uri)
-    return download_package(version, tracking=uri, folder=folder), str(version), uri
-
-
-def connect_for(replicas: Replicas, ray: RayConfig) -> None:
-    """Join or start Ray, and refuse what the cluster has no room for."""
-    session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    resources.check_resources(
-        resources.detection_shares(**vars(replicas)),
-        what=f"workers {replicas.workers} x (cpus_per_worker {replicas.cpus_per_worker:g} +"
-        f" {resources.READ_CPUS:g} for reading)",
-        autoscaling=ray.autoscaling,
-    )

@@ -277,7 +277,7 @@ def _predict(checked: Checked) -> Stage:
 
 def _scoring_options(checked: Checked) -> dict[str, Any]:
     """What `evaluate` and `predict` take alike: as many processes as the training has."""
-    from pipelines.scoring_run import Replicas
+    from pipelines.scoring_inputs import Replicas
 
     training = checked.config.training
     return {

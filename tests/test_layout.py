@@ -37,6 +37,8 @@ SHARED_BY_VERBS = {
     "promotion_run.py",
     "refusals.py",
     "run_config.py",
+    "replica_options.py",
+    "scoring_inputs.py",
     "scoring_run.py",
     "training_run.py",
     "view_options.py",

@@ -1,3 +1,3 @@
-"""Verdicts on models from what an evaluation found. Imports nothing of cluster/ but errors."""
+"""Verdicts on models from what an evaluation found. Imports nothing else of cluster/."""
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from detector.coco_matching import Matches
 from detector.metrics import CocoTable
 from detector.resampling import PairedDifference, paired_difference, said
 from detector.scores import shown
+from detector.text_table import text_table
 
 VERSION = 1
 SIZES = {"small": "AP_small", "medium": "AP_medium", "large": "AP_large"}
@@ -83,30 +84,25 @@ class Verdict:
         return f"{self.version} is not promoted: {reasons}"
 
     def lines(self) -> list[str]:
-        """A table for a terminal."""
-        widths = [
-            max(len(row[column]) for row in self._rows()) for column in range(len(self._rows()[0]))
-        ]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in self._rows()
-        ]
+        """For a terminal."""
         against = f" against {self.champion}" if self.champion else ", the first to be judged"
-        head = [f"gate     {self.version}{against} on {self.data}"]
-        return [*head, *table, *([f"compared {self.comparison}"] if self.comparison else [])]
-
-    def _rows(self) -> list[tuple[str, str, str, str]]:
+        checks = [
+            ("ok" if one.passed else "NO", one.name, one.found, one.limit) for one in self.checks
+        ]
         return [
-            ("", "check", "found", "limit"),
-            *(
-                ("ok" if one.passed else "NO", one.name, one.found, one.limit)
-                for one in self.checks
-            ),
+            f"gate     {self.version}{against} on {self.data}",
+            *text_table(("", "check", "found", "limit"), checks),
+            *([f"compared {self.comparison}"] if self.comparison else []),
         ]
 
     def to_json(self) -> dict[str, Any]:
         """gate.json."""
         return {"version_of_file": VERSION, "passed": self.passed, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Verdict:
+        values = {name: stored[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "checks": tuple(Check(**one) for one in stored["checks"])})
 
 
 def judge(

@@ -63,26 +63,14 @@ def compare_packages(
     `precision`: see `judge`; `max_detections`: see `limit_detections`; `resources`: see
     `detect_set`. `UsageError` where the two have different classes.
     """
+    refuse_other_classes(first, second)
     names = first.classes.names
-    if set(names) != set(second.classes.names):
-        raise UsageError(
-            f"--compare: {first.name} and {second.name} have different classes, such as"
-            f" {sorted(set(names) ^ set(second.classes.names))[0]!r}; compare detectors of the same"
-            " classes"
-        )
     truths = read_truths(shard_set, first.classes)
     frequencies = read_frequencies(shard_set, first.classes)
     compared = []
     for each in (first, second):
         limits = limit_detections(each.package, max_detections)
-        detections = detect_set(
-            read_package(each.package), shard_set.uri, settings=views, **resources
-        )
-        label_K = np.array([names.index(name) for name in each.classes.names])
-        relabelled = {
-            id_: Detections(its.boxes_N4, its.scores_N, label_K[its.labels_N])
-            for id_, its in detections.items()
-        }
+        relabelled = detect_as(names, each, shard_set, settings=views, **resources)
         metrics = [*evaluate.metrics_of(frequencies, limits=limits), evaluate.voc]
         compared.append(_compared(truths, relabelled, names, metrics, limits[-1], precision))
     one, other = compared
@@ -101,6 +89,29 @@ def compare_packages(
     with open(os.path.join(folder, REPORT), "wb") as file:
         file.write(page.encode("utf-8", "replace"))
     return _lines(one, other, differences)
+
+
+def refuse_other_classes(first: Candidate, second: Candidate) -> None:
+    """`UsageError` where the two have different classes."""
+    if differing := set(first.classes.names) ^ set(second.classes.names):
+        raise UsageError(
+            f"{first.name} and {second.name} have different classes, such as"
+            f" {sorted(differing)[0]!r}; compare detectors of the same classes"
+        )
+
+
+def detect_as(
+    names: Sequence[str], candidate: Candidate, shard_set: ShardSet, **resources: Any
+) -> dict[int, Detections]:
+    """The detections of a candidate, by image id, whose labels are places in `names`, its classes
+    in another order. `resources`: see `detect_set`.
+    """
+    label_K = np.array([names.index(name) for name in candidate.classes.names])
+    found = detect_set(read_package(candidate.package), shard_set.uri, **resources)
+    return {
+        image_id: Detections(its.boxes_N4, its.scores_N, label_K[its.labels_N])
+        for image_id, its in found.items()
+    }
 
 
 def _compared(

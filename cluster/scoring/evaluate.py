@@ -20,8 +20,7 @@ from cluster.shards.format import FREQUENCIES
 from detector.decode import Detections
 from detector.detection_counts import DetectionCounts, count_detections
 from detector.metrics import CocoTable, Truth, coco_table, mean
-from detector.operating_points import thresholds
-from detector.pairing import pair
+from detector.operating_points import f1_thresholds
 from detector.scores import score
 from detector.voc_metrics import NAMES, voc_average_precisions
 
@@ -151,7 +150,7 @@ def evaluate_checkpoint(
         images_evaluated=table.images,
         seconds=seconds,
         detected=counted(detections, truths, class_names),
-        thresholds=thresholds(pair(truths, detections, class_names)),
+        thresholds=f1_thresholds(truths, detections, class_names),
         examples=examples_of(detections, truths),
     )
 

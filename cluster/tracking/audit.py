@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
+from cluster.tracking import verdicts
 from cluster.tracking.client import connected
-from cluster.tracking.history import Move, history
-from cluster.tracking.promotion import APPROVAL_TAG, GATE_TAG, REFUSED, champion_of
+from cluster.tracking.history import Move, history, shown_time
+from cluster.tracking.promotion import champion_of
 from cluster.tracking.registry import aliases_by_version, refuse_unknown
+from cluster.tracking.verdicts import Judged
 from detector.scores import shown
+from detector.text_table import text_table
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -32,46 +38,33 @@ class VersionRow:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A verdict of the gate that was no."""
-
-    at: str
-    by: str
-    version: int
-    reason: str
-    data: str
-    numbers: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
 class Audit:
     name: str
     moves: Sequence[Move]
-    refusals: Sequence[Refusal]
-    """All of them."""
+    refusals: Sequence[tuple[int, Judged]]
+    """The version, and the verdict that was no."""
     versions: Sequence[VersionRow]
 
     def as_json(self) -> str:
         content = {
             "name": self.name,
             "moves": [{"at": move.at, **move.to_json()} for move in self.moves],
-            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "refusals": [
+                {"version": number, **judged.to_json()} for number, judged in self.refusals
+            ],
         }
         return json.dumps(content, indent=1)
 
     def history_lines(self) -> list[str]:
-        """A table for a terminal, oldest first."""
-        rows = [(move.at, _told(move)) for move in self.moves]
-        # A move by hand has no time; it stays behind the one before it.
-        times: list[str] = []
-        for at, _ in rows:
-            times.append(at or (times[-1] if times else ""))
-        told = [(at, row) for at, (_, row) in zip(times, rows, strict=True)]
-        told += [(refusal.at, _refused(refusal)) for refusal in self.refusals]
+        """For a terminal, oldest first: a line for what happened, and below it why."""
+        told: list[tuple[str, list[str]]] = []
+        for move in self.moves:
+            # Nobody knows when a move by hand was made; it stays behind the one before it.
+            told.append((move.at or (told[-1][0] if told else ""), _told(move)))
+        told += [(judged.at, _refused(number, judged)) for number, judged in self.refusals]
         if not told:
             return [f"{self.name}: no version was ever the champion"]
-        ordered = [row for _, row in sorted(told, key=lambda pair: pair[0])]
-        return _table(["when", "what", "from", "to", "by", "why", "on", "numbers"], ordered)
+        return [line for _, lines in sorted(told, key=lambda pair: pair[0]) for line in lines]
 
     def version_lines(self) -> list[str]:
         """A table for a terminal, newest first."""
@@ -88,7 +81,7 @@ class Audit:
             ]
             for row in self.versions
         ]
-        return _table(["version", "aliases", "AP", "gate", "created", "run"], rows)
+        return text_table(["version", "aliases", "AP", "gate", "created", "run"], rows)
 
 
 def read_audit(name: str, *, tracking: str) -> Audit:
@@ -103,20 +96,16 @@ def read_audit(name: str, *, tracking: str) -> Audit:
     rows, refusals = [], []
     for each in sorted(stored, key=lambda one: int(one.version), reverse=True):
         number = int(each.version)
-        gate = json.loads(each.tags[GATE_TAG]) if GATE_TAG in each.tags else None
-        rows.append(_row(each, number, by_version.get(number, ()), gate))
-        refusals += [
-            _refusal(number, json.loads(text))
-            for name, text in each.tags.items()
-            if name.startswith(REFUSED)
-        ]
+        rows.append(_row(each, number, by_version.get(number, ())))
+        refusals += [(number, judged) for judged in verdicts.refusals(each.tags)]
     return Audit(name, moves, refusals, rows)
 
 
-def _row(stored: Any, number: int, aliases: Sequence[str], gate: Any) -> VersionRow:
+def _row(stored: ModelVersion, number: int, aliases: Sequence[str]) -> VersionRow:
     created = datetime.fromtimestamp(stored.creation_timestamp / 1000, UTC)
-    verdict = "-" if gate is None else "passed" if gate["passed"] else "refused"
-    if APPROVAL_TAG in stored.tags:
+    judged = verdicts.last(stored.tags)
+    verdict = "-" if judged is None else "passed" if judged.verdict.passed else "refused"
+    if verdicts.REQUEST in stored.tags:
         verdict += ", waits for approval"
     return VersionRow(
         number,
@@ -128,48 +117,24 @@ def _row(stored: Any, number: int, aliases: Sequence[str], gate: Any) -> Version
     )
 
 
-def _refusal(number: int, gate: Mapping[str, Any]) -> Refusal:
-    failed = [check for check in gate["checks"] if not check["passed"]]
-    reason = "; ".join(f"{check['name']}: {check['found']}" for check in failed)
-    return Refusal(gate["at"], gate["by"], number, reason, gate["data"], gate["numbers"])
-
-
 def _told(move: Move) -> list[str]:
-    old = "-" if move.old is None else str(move.old)
+    old = "none" if move.old is None else move.old
+    head = f"{shown_time(move.at)}  {move.kind}: {old} -> {move.new}"
     return [
-        move.when,
-        move.kind,
-        old,
-        str(move.new),
-        move.by or "?",
-        move.reason,
-        move.data or "-",
-        _numbers(move.numbers),
+        head + (f", by {move.by}" if move.by else ""),
+        f"  {move.reason}",
+        *_seen(move.data, move.numbers),
     ]
 
 
-def _refused(refusal: Refusal) -> list[str]:
-    when = Move(refusal.at, refusal.by, "promotion", None, refusal.version, "").when
+def _refused(number: int, judged: Judged) -> list[str]:
     return [
-        when,
-        "refused",
-        "-",
-        str(refusal.version),
-        refusal.by,
-        refusal.reason,
-        refusal.data,
-        _numbers(refusal.numbers),
+        f"{shown_time(judged.at)}  refused: {number}, by {judged.by}",
+        f"  {judged.verdict.refusal()}",
+        *_seen(judged.verdict.data, judged.verdict.numbers),
     ]
 
 
-def _numbers(numbers: Mapping[str, float | None]) -> str:
-    shown = [f"{name} {value:.4g}" for name, value in numbers.items() if value is not None]
-    return ", ".join(shown) or "-"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [heads, *rows]
-    ]
+def _seen(data: str, numbers: Mapping[str, float | None]) -> list[str]:
+    shown_numbers = [f"{name} {value:.4g}" for name, value in numbers.items() if value is not None]
+    return [f"  on {data}: {', '.join(shown_numbers)}"] if data else []

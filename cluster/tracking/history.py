@@ -44,13 +44,6 @@ class Move:
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """What the gate found, such as `AP` and `AP of the champion`."""
 
-    @property
-    def when(self) -> str:
-        """For a reader, UTC."""
-        if not self.at:
-            return "?"
-        return datetime.strptime(self.at, TIME_FORMAT).strftime("%Y-%m-%d %H:%M:%S UTC")
-
     def to_json(self) -> dict[str, Any]:
         stored = asdict(self)
         # The names of the first versions of this file.
@@ -66,6 +59,13 @@ class Move:
         }
         kind: Kind = "first" if stored["from"] is None else "promotion"
         return cls(at=at, old=stored["from"], new=stored["to"], **{"kind": kind, **rest})
+
+
+def shown_time(at: str) -> str:
+    """A time of `TIME_FORMAT` for a reader; "" is a time that nobody knows."""
+    if not at:
+        return "unknown time"
+    return datetime.strptime(at, TIME_FORMAT).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def write_move(client: MlflowClient, name: str, move: Move) -> None:
@@ -95,19 +95,19 @@ def history(tags: Mapping[str, str], champion: int | None) -> list[Move]:
 
 
 def before_champion(told: Sequence[Move]) -> int | None:
-    """The version that a rollback returns to: the champion before the present one, where each
-    rollback has taken back the move before it. None where there was none.
+    """The version that a rollback returns to: the champion before the present one. A rollback, and
+    a move by hand to an earlier champion, have taken back all that came after that. None where
+    there was none.
     """
-    stack: list[int] = []
+    champions: list[int] = []
     for move in told:
-        if move.kind == "rollback":
-            while stack and stack[-1] != move.new:
-                stack.pop()
-        if not stack and move.old is not None:
-            stack.append(move.old)
-        if not stack or stack[-1] != move.new:
-            stack.append(move.new)
-    return stack[-2] if len(stack) > 1 else None
+        if move.kind in ("rollback", "by hand") and move.new in champions:
+            del champions[champions.index(move.new) + 1 :]
+            continue
+        if not champions and move.old is not None:
+            champions.append(move.old)
+        champions.append(move.new)
+    return champions[-2] if len(champions) > 1 else None
 
 
 def _with_next(moves: Sequence[Move]) -> Iterator[tuple[Move, Move | None]]:

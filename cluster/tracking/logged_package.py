@@ -33,8 +33,6 @@ REQUIREMENTS = (
     "torchvision",
 )
 EXAMPLES = "examples"
-LOADER = Path(__file__).with_name("load_model.py")
-"""Loads a model in a process of its own."""
 DETECTOR = Path(__file__).resolve().parents[2] / "detector"
 
 

@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import UsageError
 from cluster.tracking.client import connected
-from cluster.tracking.history import TIME_FORMAT, Kind, Move, before_champion, history, write_move
+from cluster.tracking.history import (
+    TIME_FORMAT,
+    Kind,
+    Move,
+    before_champion,
+    history,
+    shown_time,
+    write_move,
+)
 from cluster.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, Version, resolve
 
 if TYPE_CHECKING:
@@ -32,10 +40,6 @@ if TYPE_CHECKING:
 # From this tag the UI links a run's model to its versions.
 _LINK_TAG = "mlflow.modelVersions"
 LOCK_TAG = "promoting"
-GATE_TAG, APPROVAL_TAG = "gate.json", "approval.json"
-"""Of a version: the last verdict on it, and a promotion that waits for a second person."""
-REFUSED = "refused."
-"""Of a version: with the time behind it, the name of a tag with a verdict that was no."""
 SETTLE_S = 1.0
 """In which two writers of the lock that began together have both written it."""
 SILENT_S = 30.0
@@ -91,17 +95,19 @@ def register(
 
 
 def give_aliases(version: Version, *, tracking: str) -> None:
-    """Make the newest version the challenger and, if there is no champion, that too. It does what
-    is missing: a `register` may have been cut off before.
+    """Make `version` the challenger if it is the newest one and, if there is no champion, that too.
+    It does what is missing: a `register` may have been cut off before.
     """
     with connected(tracking) as client:
         aliases = client.get_registered_model(version.name).aliases
         stored = client.search_model_versions(f"name='{version.name}'")
-        newest = max(int(each.version) for each in stored)
-        if version.version == newest and int(aliases.get(CHALLENGER, 0)) != newest:
-            client.set_registered_model_alias(version.name, CHALLENGER, str(newest))
+        if version.version != max(int(each.version) for each in stored):
+            return
+        if int(aliases.get(CHALLENGER, 0)) != version.version:
+            client.set_registered_model_alias(version.name, CHALLENGER, str(version.version))
     if CHAMPION not in aliases:
-        promote(version, kind="first", reason="the first version", tracking=tracking)
+        reason = "the first version" if len(stored) == 1 else "there was no champion"
+        promote(version, kind="first", reason=reason, tracking=tracking)
 
 
 def promote(
@@ -159,7 +165,7 @@ def _how_it_came(client: MlflowClient, name: str, champion: int | None) -> str:
     if not told or champion is None:
         return f"the champion is now {'none' if champion is None else f'version {champion}'}"
     last = told[-1]
-    when = "by hand" if last.kind == "by hand" else f"{last.when} by {last.by}"
+    when = "by hand" if last.kind == "by hand" else f"{shown_time(last.at)} by {last.by}"
     return f"the champion is now version {champion}, since {when}"
 
 

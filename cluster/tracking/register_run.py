@@ -16,6 +16,7 @@ from cluster.runs.package_files import (
 )
 from cluster.storage import preflight, uris
 from cluster.tracking import registry
+from cluster.tracking.client import connected
 from cluster.tracking.config import refuse_second_store, ui_command
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
@@ -143,7 +144,13 @@ def _tags(run: str, best: Evaluation, data: str | None) -> dict[str, str]:
 
 
 def _damage(version: Version, store: str, folder: str) -> str | None:
-    """What to say of a version whose files are no longer those that were registered."""
+    """What to say of a version whose files are no longer those that were registered, or cannot be
+    compared.
+    """
+    with connected(store) as client:
+        tags = client.get_model_version(version.name, str(version.version)).tags
+    if FILES_TAG not in tags:
+        return f"this is a new version, because {version} has no digests of its files"
     try:
         download_model(version, tracking=store, folder=folder)
     except DataError as error:

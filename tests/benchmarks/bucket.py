@@ -21,6 +21,7 @@ import time
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
@@ -29,11 +30,11 @@ from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from tests.integration.test_prediction_faults import begin, parts
 from tests.support.ceph_gateway import CephGateway
 from tests.support.faulty_s3 import FaultyS3, Rule
 from tests.support.packages import make_package
 from tests.support.predicting import red_picture, rows_of
+from tests.support.typed_prediction import begin, parts
 
 FOLDERS = ["", "2024/05/", "a b/", "ünï/çé/", "per%20cent/", "plus+and&more/", "hash#1/", "日本/"]
 STEMS = ["{}", "cell {}", "{}+1", "100% {}", "a&b {}", "#{}", "naïve-{}", "q?{}", "~{}'", "[{}]"]
@@ -70,7 +71,7 @@ def broken() -> list[tuple[str, bytes, str]]:
     ]
 
 
-def fill(bucket: object, objects: int) -> dict[str, str]:
+def fill(client: Any, objects: int) -> dict[str, str]:
     """Put the objects; the expected reason by key, "" of a good one."""
     ways, expected = broken(), {}
     for number in range(objects):
@@ -79,10 +80,10 @@ def fill(bucket: object, objects: int) -> dict[str, str]:
         if number % BROKEN_EVERY == BROKEN_EVERY - 1:
             suffix, data, reason = ways[number // BROKEN_EVERY % len(ways)]
         key = f"in/{folder}{stem.format(number)}{suffix}"
-        bucket.put_object(Key=key, Body=data)  # pyright: ignore[reportAttributeAccessIssue]
+        client.put_object(Bucket="bench", Key=key, Body=data)
         expected[key] = reason
     for folder in FOLDERS[1:]:
-        bucket.put_object(Key=f"in/{folder}", Body=b"")  # pyright: ignore[reportAttributeAccessIssue]
+        client.put_object(Bucket="bench", Key=f"in/{folder}", Body=b"")
     return expected
 
 
@@ -123,8 +124,9 @@ def main() -> None:
         FaultyS3(gateway.url, away) as proxy,
     ):
         os.environ.update(gateway.environment)
-        bucket = boto3.resource("s3").create_bucket(Bucket="bench")
-        expected = fill(bucket, asked.objects)
+        client: Any = boto3.client("s3")
+        client.create_bucket(Bucket="bench")
+        expected = fill(client, asked.objects)
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
         for name in ("checkpoint", "package"):
             Path(folder, name).mkdir()

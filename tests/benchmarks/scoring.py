@@ -6,9 +6,10 @@ digit; in interleaved rounds, in one process.
 
 Every library gets the same columns in memory: `index` is truth into its own form, `load` the
 detections into it, `score` evaluate, accumulate and summarize. `coco_table` is the whole way of
-detector/metrics.py, from its truth and detections by image to the table. Wall and CPU seconds are
-medians over the rounds. A library that is not installed is left out by name; any of them can be,
-with `pip install hotcoco faster-coco-eval ultrafast-pycocotools`.
+detector/metrics.py, from its truth and detections by image to the table. The last line is what a
+training does for a checkpoint: that table, the thresholds of the classes, and what was detected.
+Wall and CPU seconds are medians over the rounds. A library that is not installed is left out by
+name; any of them can be, with `pip install hotcoco faster-coco-eval ultrafast-pycocotools`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
 import numpy as np
 
+from cluster.runs.evaluations import Evaluation, Request
+from cluster.scoring.evaluate import evaluate_checkpoint
 from detector.decode import Detections
 from detector.metrics import Truth, coco_table
 
+CHECKPOINT = "evaluate_checkpoint"
 LIBRARIES = {
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
     "faster-coco-eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
@@ -211,6 +215,14 @@ def differences(evaluation: Any, reference: Any) -> str:
     return ", ".join(found) or "none"
 
 
+def of_checkpoint(
+    truths: list[Truth], detections: dict[int, Detections], classes: int
+) -> Evaluation:
+    names = [str(k) for k in range(classes)]
+    request = Request("", 0, 1)
+    return evaluate_checkpoint(request, "model", detections, truths, names, frequencies={})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,7 +250,7 @@ def main() -> None:
         if name not in args.leave_out and (library := loaded(name)) is not None
     }
     seconds: dict[str, list[dict[str, tuple[float, float]]]] = {
-        name: [] for name in [*libraries, "coco_table"]
+        name: [] for name in [*libraries, "coco_table", CHECKPOINT]
     }
     evaluations = {}
     for _ in range(args.rounds):
@@ -247,6 +259,8 @@ def main() -> None:
             seconds[name].append(parts)
         table, *whole = timed(coco_table, truths, detections, [str(k) for k in range(args.classes)])
         seconds["coco_table"].append({"whole": tuple(whole)})
+        _, *whole = timed(of_checkpoint, truths, detections, args.classes)
+        seconds[CHECKPOINT].append({"whole": tuple(whole)})
     reference = evaluations.get("pycocotools")
     print(
         "| | version | index s wall / CPU | load | score | whole | differs from pycocotools"
@@ -265,13 +279,13 @@ def main() -> None:
                 whole,
             )
         ]
-        if name == "coco_table":
+        if name not in libraries:
             cells[:3] = ["", "", ""]
         version = importlib.metadata.version(name) if name in libraries else ""
         exact = "not compared"
         if reference is not None and name in libraries:
             exact = differences(evaluations[name], reference)
-        elif reference is not None:
+        elif name == "coco_table" and reference is not None:
             exact = (
                 "none"
                 if np.array_equal(

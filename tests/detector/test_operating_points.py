@@ -10,8 +10,15 @@ import pytest
 from detector.coco_matching import HIT, IGNORED
 from detector.decode import Detections
 from detector.metrics import Truth
-from detector.operating_points import Thresholds, kept, threshold_curve, thresholds
+from detector.operating_points import (
+    Thresholds,
+    f1_thresholds,
+    kept,
+    threshold_curve,
+    thresholds,
+)
 from detector.pairing import pair
+from tests.detector.test_metrics_exact import names_of, random_case
 from tests.support.judged_sets import NAMES, judged_set
 
 
@@ -38,6 +45,22 @@ def test_no_other_threshold_has_a_higher_f1(seed: int):
         assert numbers == pytest.approx(plain_numbers(pairing, label, point.threshold))
         scores = pairing.score_D[(pairing.label_D == label) & (pairing.outcome_D != IGNORED)]
         assert point.f1 == pytest.approx(max(plain_numbers(pairing, label, s)[2] for s in scores))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("crowds", [True, False])
+def test_the_quick_way_to_f1_gives_the_same_thresholds(seed: int, crowds: bool):
+    given = judged_set(seed, crowds=crowds)
+    assert f1_thresholds(*given, NAMES) == thresholds(pair(*given, NAMES))
+
+
+@pytest.mark.parametrize("kind", ["free", "crowded"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_quick_way_gives_the_same_on_ties_empty_images_and_odd_boxes(kind: str, seed: int):
+    truths, detections, classes = random_case(kind, "many", seed)
+    names = names_of(classes)
+    quick = f1_thresholds(truths, detections, names)
+    assert quick == thresholds(pair(truths, detections, names))
 
 
 def test_a_wished_precision_is_reached_with_the_highest_recall():

@@ -14,15 +14,16 @@ import pytest
 
 from cluster.judging.gate import Loaded
 from cluster.runs.package_files import load_predictor, package_digest
+from cluster.scoring import compare_packages
 from cluster.scoring.detect import detect_share
 from cluster.shards.index import open_shard_set
-from cluster.tracking import promotion
+from cluster.tracking import promotion, verdicts
 from cluster.tracking.client import connect
 from cluster.tracking.config import tracking_uri
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
 from cluster.tracking.logged_package import log_package, logged_digests
-from cluster.tracking.promotion import GATE_TAG, register
+from cluster.tracking.promotion import register
 from cluster.tracking.register_run import DATA_TAG
 from cluster.tracking.registry import DIGEST_TAG, resolve
 from cluster.tracking.run import open_run
@@ -62,7 +63,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def detect_here(package: Any, data: str, **_: Any) -> Any:
         return detect_share(load_predictor(package, "cpu"), open_shard_set(data))
 
-    monkeypatch.setattr(promotion_run, "detect_set", detect_here)
+    monkeypatch.setattr(compare_packages, "detect_set", detect_here)
     monkeypatch.setattr(promotion_run, "connect_for", lambda *_: None)
     # A process that imports MLflow and torch; one test starts it.
     monkeypatch.setattr(
@@ -116,7 +117,7 @@ def test_a_version_is_promoted_rolled_back_and_the_history_says_so(
     code, out, err = typed("promote", **{"--model": "models:/cells@challenger"}, **WIDE)
     assert code == 0, err
     assert "gate     models:/cells/2 against models:/cells/1 on " in out
-    assert "no picture: it was registered without examples" in out
+    assert "no picture: it has no examples" in out
     assert "models:/cells/2 is the champion now; version 1 is previous" in out
     assert champion(typed) == 2
     again = typed("promote", **{"--model": "models:/cells/2"})
@@ -127,7 +128,7 @@ def test_a_version_is_promoted_rolled_back_and_the_history_says_so(
     code, out, err = typed("rollback", **{"--name": "cells", "--reason": "misses platelets"})
     assert code == 0 and "models:/cells/2 is the champion again; version 1 is previous" in out
     code, out, _ = typed("history", **{"--name": "cells"})
-    kinds = [line.split()[3] for line in out.splitlines()[1:]]
+    kinds = [line.split("UTC  ")[1].split(":")[0] for line in out.splitlines() if line[0] == "2"]
     assert code == 0 and kinds == ["first", "promotion", "promotion", "rollback"]
     assert "misses platelets" in out and "not distinguishable" in out
     code, out, _ = typed("history", **{"--name": "cells", "--as_json": "true"})
@@ -143,7 +144,7 @@ def test_a_refusal_is_exit_code_4_moves_nothing_and_is_kept(typed: Any) -> None:
         err.count("\n") == 1
     )
     assert champion(typed) == 1
-    gate = json.loads(connect(uri_of(typed)).get_model_version("cells", "2").tags[GATE_TAG])
+    gate = json.loads(connect(uri_of(typed)).get_model_version("cells", "2").tags[verdicts.GATE])
     assert gate["passed"] is False and gate["data_digest"] and gate["limits"]["min_ap"] == 0.9
     assert "refused" in typed("history", **{"--name": "cells"})[1]
     assert "refused" in typed("versions", **{"--name": "cells"})[1]
@@ -156,7 +157,7 @@ def test_a_refusal_is_exit_code_4_moves_nothing_and_is_kept(typed: Any) -> None:
     out = typed("history", **{"--name": "cells"})[1]
     assert "forced" in out and "the demo is tomorrow" in out
     # The first refusal, and that of the gate before it was overruled.
-    assert out.count("refused") == 2
+    assert out.count("refused: 2, by ") == 2
 
 
 def test_a_second_person_approves(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,8 @@ def test_a_second_person_approves(typed: Any, monkeypatch: pytest.MonkeyPatch) -
     assert typed("approve", **{"--model": "models:/cells/2"})[0] == 2
     assert typed("promote", **asked, **WIDE)[0] == 0
     asker = promotion.user()
-    monkeypatch.setattr(promotion, "user", lambda: "ann@desk")
+    for module in (promotion, verdicts):
+        monkeypatch.setattr(module, "user", lambda: "ann@desk")
     code, out, err = typed("approve", **{"--model": "models:/cells/2"})
     assert code == 0 and champion(typed) == 2, err
     (move,) = json.loads(typed("history", **{"--name": "cells", "--as_json": "true"})[1])["moves"][
@@ -201,6 +203,21 @@ def test_a_mistake_is_one_line_before_anything_is_judged(
     found, _, err = typed("promote", **options)
     assert found == code and said in err and err.count("\n") == 1, err
     assert champion(typed) == 1
+
+
+def test_code_that_was_never_verified_is_not_run(
+    typed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion_run, "load", LOAD)
+    connect(uri_of(typed)).delete_model_version_tag("cells", "2", FILES_TAG)
+    for path in typed.root.glob("mlartifacts/models/*/artifacts/code/detector/predict.py"):
+        path.write_text(f"open({str(typed.root / 'run')!r}, 'w')\n" + path.read_text())
+    code, out, err = typed("promote", **{"--model": "models:/cells/2"}, **WIDE)
+    assert code == 3 and "models:/cells/1" in err, err
+    connect(uri_of(typed)).delete_registered_model_alias("cells", "champion")
+    code, out, err = typed("promote", **{"--model": "models:/cells/2"}, **WIDE)
+    assert code == 4 and "NO  loads in a fresh process  not loaded" in out, err
+    assert not (typed.root / "run").exists()
 
 
 def test_a_changed_file_is_refused_before_it_is_run(typed: Any) -> None:

@@ -159,6 +159,15 @@ def test_a_version_whose_files_have_changed_is_registered_again(run_folder, root
     assert code == 0 and "models:/damaged/2 already holds this checkpoint" in out
 
 
+def test_a_version_without_digests_of_its_files_is_registered_again(run_folder, root, capsys):
+    given = ("--run", str(run_folder), "--name", "undigested")
+    assert type_command(capsys, *given)[0] == 0
+    client = connect(tracking_uri(None, str(root)))
+    client.delete_model_version_tag("undigested", "1", "files_sha256")
+    code, out, _ = type_command(capsys, *given)
+    assert code == 0 and "models:/undigested/2" in out and "has no digests of its files" in out
+
+
 def test_what_is_wrong_with_the_run_is_one_line_and_code_2(run_folder, tmp_path, capsys):
     code, _, err = type_command(capsys, "--run", str(tmp_path), "--name", "x")
     assert code == 2 and "is not a training run's folder" in err and err.count("\n") == 1

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError
 from cluster.prediction import pool
 from cluster.prediction import predict as prediction
@@ -26,12 +27,14 @@ from cluster.runs.package_files import write_thresholds
 from cluster.scoring.evaluate_package import Wanted
 from cluster.tracking import embedded
 from cluster.tracking.client import connect
+from cluster.tracking.config import TrackingConfig
 from cluster.tracking.evaluation import Subject
+from cluster.tracking.registry import Version
 from cluster.tracking.run import Run, open_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
 from detector.operating_points import OperatingPoint, Thresholds
-from pipelines import evaluation_run, scoring_run
+from pipelines import evaluation_run, scoring_inputs, scoring_run
 from pipelines.command_line import parse, run_verb
 from pipelines.evaluate import EvaluateConfig, main
 from pipelines.predict import PredictConfig
@@ -73,7 +76,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
 
     monkeypatch.setattr(evaluation_run, "build_package", build)
     monkeypatch.setattr(evaluation_run, "evaluate_package", evaluate)
-    monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
+    monkeypatch.setattr(evaluation_run, "connect_for", lambda *_: None)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return events
 
@@ -332,9 +335,9 @@ def test_pictures_that_the_annotations_do_not_name_are_told(
 def predict_options(tmp_path: Path) -> Any:
     return {
         "overlays": 0,
-        "replicas": scoring_run.Replicas(1, 1, 0),
-        "ray": scoring_run.RayConfig(),
-        "tracking": scoring_run.TrackingConfig(),
+        "replicas": scoring_inputs.Replicas(1, 1, 0),
+        "ray": RayConfig(),
+        "tracking": TrackingConfig(),
         "storage": str(tmp_path),
     }
 
@@ -346,9 +349,9 @@ def test_the_result_of_a_prediction_names_reasons_and_reuse(
     workers = InProcess()
     monkeypatch.setattr(pool, "run_parts", workers)
     monkeypatch.setattr(scoring_run, "connect_for", lambda *_: None)
-    monkeypatch.setattr(
-        scoring_run, "download", lambda *_, **__: (str(package), "models:/cells/3", "sqlite:///db")
-    )
+    found = (Version("cells", 3), "sqlite:///db")
+    monkeypatch.setattr(scoring_run, "find_model", lambda *_: found)
+    monkeypatch.setattr(scoring_run, "download_package", lambda *_, **__: str(package))
     write_pictures(tmp_path / "images", 3)
     (tmp_path / "images/b.jpg").write_bytes(b"")
 
@@ -486,15 +489,15 @@ def test_a_request_without_room_for_reading_is_refused_with_the_sum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """2 x (1 + 0.25) = 2.5 CPUs of 2."""
-    monkeypatch.setattr(scoring_run.session, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(scoring_inputs.session, "connect", lambda *_, **__: None)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     said = (
         r"^workers 2 x \(cpus_per_worker 1 \+ 0.25 for reading\) needs 2.5 CPUs, the cluster has 2;"
     )
     with pytest.raises(UsageError, match=said) as refused:
-        scoring_run.connect_for(scoring_run.Replicas(2, 1, 0), scoring_run.RayConfig())
+        scoring_inputs.connect_for(scoring_inputs.Replicas(2, 1, 0), RayConfig())
     assert refused.value.exit_code == 2
-    scoring_run.connect_for(scoring_run.Replicas(2, 0.75, 0), scoring_run.RayConfig())
+    scoring_inputs.connect_for(scoring_inputs.Replicas(2, 0.75, 0), RayConfig())
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,30 @@ def test_an_unreachable_storage_ends_nothing(
         beats(str(tmp_path), 2)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_renewal_that_outlives_the_lease_ends_quietly_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """The end of Python closes the client of the storage under it, which is no storage error."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    raised: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda given: raised.append(given.exc_value))
+    held = Lease(str(tmp_path), ignore)
+    write = held._write
+
+    def closed(beat: int) -> None:
+        if beat == 0:
+            return write(beat)
+        if ended:
+            held._stopped.set()
+        raise ValueError("S3 subsystem is finalized")
+
+    monkeypatch.setattr(held, "_write", closed)
+    with held:
+        held._thread.join()
+    assert len(raised) == (0 if ended else 1)
+
+
 def test_a_file_that_cannot_be_deleted_at_the_end_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,14 @@ from cluster.errors import PlainError, UsageError
 from cluster.tracking import promotion
 from cluster.tracking.client import connect
 from cluster.tracking.history import history
-from cluster.tracking.promotion import Evidence, champion_of, promote, register, roll_back
+from cluster.tracking.promotion import (
+    Evidence,
+    champion_of,
+    give_aliases,
+    promote,
+    register,
+    roll_back,
+)
 from cluster.tracking.registry import DIGEST_TAG, Version, aliases, find_package, resolve
 
 
@@ -96,6 +103,24 @@ def test_a_champion_is_given_back(logged, tracking):
     assert [roll_back("back", reason="no", tracking=tracking).new for _ in range(2)] == [3, 1]
     with pytest.raises(UsageError, match="no model 'nothing'"):
         roll_back("nothing", reason="a mistake", tracking=tracking)
+
+
+def test_a_move_by_hand_to_an_earlier_champion_takes_back_what_came_after_it(logged, tracking):
+    _, two = two_versions(logged, tracking, "by-hand")
+    promote(two, reason="better", tracking=tracking)
+    connect(tracking).set_registered_model_alias("by-hand", "champion", "1")
+    with pytest.raises(UsageError, match="by-hand: version 1 cannot be rolled back"):
+        roll_back("by-hand", reason="a mistake", tracking=tracking)
+
+
+def test_an_older_version_gets_no_alias_when_it_is_registered_again(logged, tracking):
+    one, two = two_versions(logged, tracking, "repeated")
+    client = connect(tracking)
+    client.delete_registered_model_alias("repeated", "champion")
+    give_aliases(one, tracking=tracking)
+    assert aliases(one, tracking=tracking) == []
+    give_aliases(two, tracking=tracking)
+    assert aliases(two, tracking=tracking) == ["challenger", "champion"]
 
 
 def test_a_champion_that_moved_after_the_comparison_ends_the_promotion(logged, tracking):
