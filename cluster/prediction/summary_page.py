@@ -142,6 +142,10 @@ def _what(claim: Mapping[str, Any], summary: Summary) -> Pairs:
         ("images", claim["images"]),
         ("most pixels of an image", f"{claim['max_pixels']:,}"),
         *((name, _setting(value)) for name, value in views.items() if value),
+        *(
+            (f"threshold of {name}", "none, so it is left out" if score is None else f"{score:.3f}")
+            for name, score in (claim.get("thresholds") or {}).items()
+        ),
     ]
 
 

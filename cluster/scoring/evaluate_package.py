@@ -24,6 +24,7 @@ from detector.decode import Detections
 from detector.image import decode_image
 from detector.judgement import judge
 from detector.metrics import CocoTable, Truth, joined_detections
+from detector.operating_points import Thresholds
 from detector.plots import overlay_figure, precision_recall_figure
 from detector.predict import MODEL_FILE, read_json
 from detector.tiling import views_of
@@ -92,6 +93,7 @@ def evaluate_package(
             max_detections=limits[-1],
             precision=wanted.precision,
         )
+        notes.extend(_not_reached(judged.thresholds))
         of = Source(scored, shard_set.uri, shard_set.digest, settings_in_words(limits, views))
         write_report_files(
             judged,
@@ -104,7 +106,8 @@ def evaluate_package(
             notes=notes,
         )
 
-    return table, [*notes, *not_drawn, *_unless_it_fails(report)]
+    problems = _unless_it_fails(report)
+    return table, [*notes, *not_drawn, *problems]
 
 
 def limit_detections(package: str, count: int | None) -> tuple[int, ...]:
@@ -130,6 +133,18 @@ def _unless_it_fails(report: Callable[[], None]) -> list[str]:
     except Exception as error:
         return [f"{REPORT} is not written: {type(error).__name__}: {error}"]
     return []
+
+
+def _not_reached(thresholds: Thresholds) -> list[str]:
+    """Which classes do not reach the wished precision, so that they have no threshold."""
+    names = [name for name, point in thresholds.classes.items() if point is None]
+    if thresholds.precision is None or not names:
+        return []
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [
+        f"no threshold for {', '.join(names[:5])}{more}: no score reaches precision"
+        f" {thresholds.precision:g}"
+    ]
 
 
 def _not_searched(

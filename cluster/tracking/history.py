@@ -121,8 +121,8 @@ def _settled(move: Move, after: Move | None, champion: int | None) -> Move:
 
 
 def _by_hand(told: Sequence[Move], found: int | None) -> list[Move]:
-    """The move that must have been made after the last of those that are told, if `found` is
-    another champion.
+    """The move by hand after the moves in `told`, if the champion `found` is not the last of
+    them.
     """
     last = told[-1].new if told else None
     if found is None or found == last or not told:

@@ -46,7 +46,7 @@ _BEFORE_STEPS = (
     events.BatchSeen,
     events.TrainingWarning,
 )
-"""Events that can come before the first step is told, whose line must not wait for the store."""
+"""Events before the first step, whose line must not wait until the store is open."""
 
 
 class Tracker:

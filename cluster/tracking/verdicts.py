@@ -103,7 +103,7 @@ def request(
 
 def approve(version: Version, *, tracking: str) -> Request:
     """Make a version the champion for which another person has asked. `UsageError` where nobody
-    has, where the same person asks, and where the champion is another one by now.
+    has, where the same person asks, and where the champion has changed since.
     """
     with connected(tracking) as client:
         tags = client.get_model_version(version.name, str(version.version)).tags

@@ -40,7 +40,7 @@ class FirstBatches:
             thread.start()
 
     def wait(self) -> None:
-        """Until everything is told."""
+        """Wait until every picture is sent."""
         for thread in self._threads:
             thread.join()
 

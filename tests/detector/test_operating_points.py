@@ -54,7 +54,7 @@ def test_the_quick_way_to_f1_gives_the_same_thresholds(seed: int, crowds: bool):
     assert f1_thresholds(*given, NAMES) == thresholds(pair(*given, NAMES))
 
 
-@pytest.mark.parametrize("kind", ["free", "crowded"])
+@pytest.mark.parametrize("kind", ["free", "lattice"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_quick_way_gives_the_same_on_ties_empty_images_and_odd_boxes(kind: str, seed: int):
     truths, detections, classes = random_case(kind, "many", seed)

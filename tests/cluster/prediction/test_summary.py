@@ -22,6 +22,7 @@ from cluster.runs.package_files import write_validation
 from detector.choices import ViewSettings
 from detector.detection_counts import DetectionCounts, count_detections
 from detector.drift import RULE
+from detector.operating_points import OperatingPoint, Thresholds
 from tests.support.predicting import InProcess, write_package, write_pictures
 
 IMAGES = 40
@@ -125,6 +126,15 @@ def test_a_package_without_validation_has_a_page_that_says_so(run: Callable[...,
     assert summary.validation_images is None and summary.drift == []
     assert NOT_KNOWN in page and "<th>validation</th>" not in page
     assert summary.classes[0].here.detections == IMAGES
+
+
+def test_the_threshold_of_each_class_is_on_the_page(run: Callable[..., Any]) -> None:
+    point = OperatingPoint(0.25, 1.0, 1.0, 1.0)
+    thresholds = Thresholds(None, 0.5, {"cell": point, "x": None})
+    summary, page = run(counted(*[[(0, 1.0)]] * 30), thresholds=thresholds)
+    assert summary.drift == [] and "Not compared" in page
+    assert "threshold of cell 0.250" in text_of(page)
+    assert "threshold of x none, so it is left out" in text_of(page)
 
 
 def test_tiles_are_named_where_validation_had_none(run: Callable[..., Any]) -> None:

@@ -246,13 +246,14 @@ def test_the_verb_says_how_many_images_were_tiled(
 
     monkeypatch.setattr(evaluate_package, "detect_set", detect_set)
 
-    def notes(views: ViewSettings) -> list[str]:
+    def notes(views: ViewSettings, **wanted: float) -> list[str]:
         _, lines = evaluate_package.evaluate_package(
             "/package",
             shard_set,
             ClassMatch(NAMES, (0, 1, 2)),
             str(tmp_path),
             scored="",
+            wanted=evaluate_package.Wanted(**wanted),
             views=views,
         )
         stored = json.loads((tmp_path / "metrics.json").read_text())
@@ -266,6 +267,10 @@ def test_the_verb_says_how_many_images_were_tiled(
         "tile 300: no image of the data is larger, so no tile was used"
     ]
     assert notes(WHOLE_PICTURE) == [] and given == [tiled, ViewSettings(300), WHOLE_PICTURE]
+    # A class that does not reach the wished precision is named.
+    assert notes(WHOLE_PICTURE, precision=0.9) == [
+        "no threshold for dog, bird: no score reaches precision 0.9"
+    ]
 
 
 def test_a_report_that_fails_costs_a_note_and_no_table(

@@ -1,4 +1,4 @@
-"""What is told of the first batches: the pixels and boxes that the network got."""
+"""What the driver gets of the first batches: the pixels and boxes that the network got."""
 
 from __future__ import annotations
 
