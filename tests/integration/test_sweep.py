@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def test_a_sweep_that_is_killed_and_ended_goes_on_and_trains_no_epoch_twice(
     )
     with Typed(flags, verb="sweep", patch=patch) as driver:
         driver.until(" epoch 2 of 3")
+        # MLflow's tables are made beside the first trial, under a lock that others wait for.
+        while "cells (sweep)" not in statuses(tmp_path):
+            time.sleep(1)
         # Its trials wait for its answers meanwhile.
         driver.process.send_signal(signal.SIGSTOP)
         with Typed(flags, verb="sweep", patch=too_early) as second:

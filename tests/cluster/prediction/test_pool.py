@@ -222,12 +222,17 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_the_first_part_waits_for_the_fewest_workers_and_the_work_grows(tmp_path: Path) -> None:
     """Of 2..9 workers the cluster has room for five: 4 / 0.75."""
     seen: list[Crew] = []
-    folder = tmp_path / "started"
+    folder, five = tmp_path / "started", tmp_path / "five"
     folder.mkdir()
 
     def wait_for_five(job: PartJob, notes: Path) -> None:
         assert len(list(folder.iterdir())) >= 2
-        wait_until(lambda: len(list(folder.iterdir())) == 5)
+        wait_until(five.exists)
+
+    def look(crew: Crew) -> None:
+        seen.append(crew)
+        if crew.loaded == 5:
+            five.touch()
 
     workers = workers_that(
         wait_for_five,
@@ -236,7 +241,7 @@ def test_the_first_part_waits_for_the_fewest_workers_and_the_work_grows(tmp_path
         most=9,
         start=lambda: (folder / str(os.getpid())).touch(),
     )
-    assert run(workers, 30, look=seen.append) == list(range(30))
+    assert run(workers, 30, look=look) == list(range(30))
     assert Crew(0, 2) in seen and max(crew.loaded for crew in seen) == 5
 
 
