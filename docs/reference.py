@@ -17,15 +17,11 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel  # noqa: E402
 
+from pipelines.__main__ import VERBS  # noqa: E402
 from pipelines.options import ENVIRONMENT_PREFIX, section_of, show, takes  # noqa: E402
 
 TARGET = ROOT / "docs" / "reference" / "options.md"
 COMMAND = "python docs/reference.py"
-ORDER = (
-    *("prepare", "shards", "train", "sweep", "evaluate"),
-    *("register", "promote", "approve", "rollback", "history", "versions"),
-    *("predict", "export", "run"),
-)
 HEAD = f"""\
 # Options of every verb
 
@@ -40,7 +36,8 @@ An option that takes values by name takes each of them as a flag, too:
 `--sampling.source_weights.night 2` is `--sampling.source_weights '{{"night": 2}}'`.
 
 Every verb also takes `--config` (a YAML file, or the name of a recipe such as `small_r18`),
-`--help`, and `--debug`, which shows the traceback of an error.
+`--debug`, which shows the traceback of an error, and `--help`, which shows the options that matter
+first; `--help SECTION` shows those of a section, `--help all` every one.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 unacceptable data, 4 refused by the
 gate, 5 interrupted, resumable.
@@ -63,22 +60,25 @@ class Part(NamedTuple):
 
 
 def verbs() -> list[Verb]:
-    """Every file of pipelines/ that calls `run_verb(Config, main, description=...)`."""
+    """Every file of pipelines/ that calls `run_verb(Config, main, ...)`, with the first paragraph
+    of its docstring.
+    """
     found = {}
     for path in sorted((ROOT / "pipelines").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "run_verb"
             ):
-                (name, *_), said = node.args, {k.arg: k.value for k in node.keywords}
+                name = node.args[0]
                 assert isinstance(name, ast.Name), f"{path}: run_verb is given no class"
                 config = getattr(importlib.import_module(f"pipelines.{path.stem}"), name.id)
-                description = ast.literal_eval(said["description"])
+                description = one_line((ast.get_docstring(tree) or "").partition("\n\n")[0])
                 found[path.stem] = Verb(path.stem, config, description)
-    assert sorted(found) == sorted(ORDER), f"the verbs are {sorted(found)}; ORDER has others"
-    return [found[name] for name in ORDER]
+    assert sorted(found) == sorted(VERBS), f"the verbs are {sorted(found)}; VERBS has others"
+    return [found[name] for name in VERBS]
 
 
 def sections(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[Part, str]]:

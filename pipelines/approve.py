@@ -1,6 +1,6 @@
 """Approve a promotion that another person has asked for.
 
-python -m pipelines.approve --model models:/cells/3
+retinaray approve --model models:/cells/3
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ def main(config: ApproveConfig) -> None:
     print("\n".join(approved.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         ApproveConfig,
         main,
         resumes=False,
-        description="Approve a promotion that another person has asked for.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -67,12 +67,13 @@ def run_verb(
     config_class: type[Config],
     main: Callable[[Config], None],
     *,
-    description: str,
+    description: str | None,
     resumes: bool = True,
     argv: list[str] | None = None,
 ) -> None:
     """Parse the command line into `config_class`, call `main(config)` and end the process with an
-    exit code. `resumes`: after an interruption the same command continues.
+    exit code. `description`: what the verb does, with commands to type. `resumes`: after an
+    interruption the same command continues.
 
     0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused by the gate,
     5 interrupted, resumable. `--debug` adds the traceback of an error.
@@ -83,8 +84,11 @@ def run_verb(
     code, message = 0, ""
     try:
         session.end_like_ctrl_c()
-        if "--help" in arguments or "-h" in arguments:
-            print(help_text(config_class, description=description))
+        asked = next((word for word in arguments if word in ("--help", "-h")), None)
+        if asked:
+            after = arguments[arguments.index(asked) + 1 :][:1]
+            topic = "".join(word for word in after if not word.startswith("-"))
+            print(help_text(config_class, description=description or "", topic=topic))
         else:
             main(parse(config_class, [a for a in arguments if a != "--debug"]))
     except KeyboardInterrupt as error:
@@ -149,22 +153,21 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
             f"--config is given {len(known.config)} times ({', '.join(known.config)}); give one,"
             " and the rest as flags"
         )
-    from_yaml = {}
+    from_yaml, wrong, shown = {}, [], ""
     for file in known.config:
         from_yaml = read_yaml(file)
-        try:
-            _check_names(from_yaml, fields, where=f"in {file}")
-        except UsageError as error:
-            if file in RECIPES and not Path(file).is_file():
-                raise UsageError(f"--config {file}: is no recipe for this verb; {error}") from None
-            raise
-    _check_environment(fields)
+        wrong += _wrong_names(from_yaml, fields, where=f"in {file}")
+        if wrong and file in RECIPES and not Path(file).is_file():
+            raise UsageError(f"--config {file}: is no recipe for this verb; {wrong[0]}")
+    wrong += _wrong_variables(fields)
     flags = entry_flags.as_lists(entry_flags.as_mappings(flags, fields), fields)
     for flag in flags:
         name = flag[2:].split("=")[0]
         if flag.startswith("--") and name not in fields:
-            suggestion = refusals.did_you_mean(name, fields, prefix="--")
-            raise UsageError(f"--{name} is not an option; {suggestion} (--help lists all of them)")
+            wrong.append(f"--{name} is not an option; {refusals.meant(name, fields, prefix='--')}")
+            shown = " (--help all lists every option)"
+    if wrong:
+        raise UsageError("; ".join(wrong) + shown)
 
     # Any: pyright takes the class for one without the arguments of `BaseSettings`.
     verb: Any = create_model("Verb", __base__=(config_class, _Sources))
@@ -205,24 +208,25 @@ def _yaml_reason(error: Exception) -> str:
     return " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
 
 
-def _check_environment(fields: Fields) -> None:
-    """`UsageError` for a variable with our prefix that is a setting of no verb: it would be lost.
+def _wrong_variables(fields: Fields) -> list[str]:
+    """A sentence for each variable with our prefix that is a setting of no verb: it would be lost.
     One of another verb is none of this verb's business.
     """
     known = _variables(fields)
     given = [name for name in os.environ if name.upper().startswith(ENVIRONMENT_PREFIX)]
-    unknown = [name for name in given if name.upper() not in known]
-    if not unknown:
-        return
+    if all(name.upper() in known for name in given):
+        return []
     for config_class in all_verbs().values():
         known |= _variables(all_fields(config_class))
-    for name in unknown:
+    names = sorted(one.removeprefix(ENVIRONMENT_PREFIX) for one in known)
+    wrong = []
+    for name in given:
         if name.upper() not in known:
-            names = sorted(one.removeprefix(ENVIRONMENT_PREFIX) for one in known)
             own = name[len(ENVIRONMENT_PREFIX) :].upper()
             close = difflib.get_close_matches(own, names, n=1, cutoff=0.5)
-            meant = f"did you mean {ENVIRONMENT_PREFIX}{close[0]}?" if close else "unset it"
-            raise UsageError(f"environment variable {name}: is no setting of any verb; {meant}")
+            remedy = f"did you mean {ENVIRONMENT_PREFIX}{close[0]}?" if close else "unset it"
+            wrong.append(f"environment variable {name}: is no setting of any verb; {remedy}")
+    return wrong
 
 
 def _variables(fields: Fields) -> set[str]:
@@ -268,11 +272,15 @@ def all_verbs() -> dict[str, type[BaseModel]]:
     }
 
 
-def _check_names(content: dict[str, Any], fields: Fields, *, where: str, prefix: str = "") -> None:
+def _wrong_names(
+    content: dict[str, Any], fields: Fields, *, where: str, prefix: str = ""
+) -> list[str]:
+    """A sentence for each name that is no option."""
+    wrong = []
     for key, value in content.items():
         name = f"{prefix}{key}"
         if name not in fields:
-            suggestion = refusals.did_you_mean(name, fields)
-            raise UsageError(f"{name} ({where}) is not an option; {suggestion}")
-        if section_of(fields[name]) and isinstance(value, dict):
-            _check_names(value, fields, where=where, prefix=name + ".")
+            wrong.append(f"{name} ({where}) is not an option; {refusals.meant(name, fields)}")
+        elif section_of(fields[name]) and isinstance(value, dict):
+            wrong += _wrong_names(value, fields, where=where, prefix=name + ".")
+    return wrong

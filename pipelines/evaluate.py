@@ -1,9 +1,9 @@
 """Score a training run's best checkpoint, or a registered model, on a shard set.
 
-    python -m pipelines.evaluate --run runs/runs/cells --data runs/data/val
-    python -m pipelines.evaluate --model models:/cells@champion --data s3://bucket/data/val \
+    retinaray evaluate --run runs/runs/cells --data runs/data/val
+    retinaray evaluate --model models:/cells@champion --data s3://bucket/data/val \
         --output s3://bucket/evaluation
-    python -m pipelines.evaluate --compare runs/runs/cells models:/cells@champion \
+    retinaray evaluate --compare runs/runs/cells models:/cells@champion \
         --data runs/data/val --output runs/compared
 """
 
@@ -51,13 +51,15 @@ def main(config: EvaluateConfig) -> None:
     print("\n".join(found.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         EvaluateConfig,
         main,
         resumes=False,
-        description=(
-            "Score a run's best checkpoint or a registered model: COCO table, per-class AP, a"
-            " report with intervals, errors and pictures."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

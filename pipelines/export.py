@@ -1,8 +1,8 @@
 """Export a registered model as an ONNX file with anchors, decoding and NMS inside, checked in
 onnxruntime; on request also in 8-bit integers.
 
-python -m pipelines.export --model models:/cells@champion --output exported/cells.onnx
-python -m pipelines.export --model models:/cells/3 --output cells.onnx --int8 true --data data/val
+    retinaray export --model models:/cells@champion --output exported/cells.onnx
+    retinaray export --model models:/cells/3 --output cells.onnx --int8 true --data data/val
 """
 
 from __future__ import annotations
@@ -75,13 +75,15 @@ def main(config: ExportConfig) -> None:
     print("\n".join(exported.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         ExportConfig,
         main,
         resumes=False,
-        description=(
-            "Export a registered model as an ONNX file with anchors, decoding and NMS inside, and"
-            " check it in onnxruntime."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,6 +1,6 @@
 """Show who made which version the champion, when, why and with which numbers.
 
-python -m pipelines.history --name cells
+retinaray history --name cells
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ def main(config: HistoryConfig) -> None:
     print(found.as_json() if config.as_json else "\n".join(found.history_lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         HistoryConfig,
         main,
         resumes=False,
-        description="Show who made which version the champion, when, why, and on which numbers.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

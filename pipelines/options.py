@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cluster.errors import UsageError
+
 ENVIRONMENT_PREFIX = "RETINARAY_"
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused"
@@ -136,21 +138,27 @@ def meaning_of_section(field: FieldInfo) -> str:
     return " ".join((field.description or docstring.strip().partition("\n\n")[0]).split())
 
 
-def help_text(config_class: type[BaseModel], *, description: str) -> str:
-    """Usage, then every option with what it takes, its range, its default and its meaning."""
+def help_text(config_class: type[BaseModel], *, description: str, topic: str = "") -> str:
+    """Usage, what the verb does, and options with what they take, their ranges, defaults and
+    meanings.
+
+    A class with many options names in `FIRST` those that matter first: they alone are shown, with
+    a list of the sections. `topic`: `all`, or a section or option whose options are shown.
+    `UsageError` where there is none of that name.
+    """
     fields = all_fields(config_class)
+    first: tuple[str, ...] = getattr(config_class, "FIRST", ())
+    if topic not in ("", "all"):
+        return "\n".join(_topic(topic, fields))
     required = "".join(
         f" --{name} ..."
         for name, field in fields.items()
         if field.is_required() and not section_of(field)
     )
     lines = [
-        (
-            f"usage: python -m pipelines.{Path(sys.argv[0]).stem} [--config FILE]{required}"
-            " [--section.field VALUE ...]"
-        ),
+        f"usage: {program()} [--config FILE]{required} [--section.field VALUE ...]",
         "",
-        description,
+        *description.strip().splitlines(),
         "",
         "  --config FILE",
         *_indented(YAML_HELP + (RECIPE_HELP if "training" in fields else ""), by=8),
@@ -160,21 +168,51 @@ def help_text(config_class: type[BaseModel], *, description: str) -> str:
         "        each field as a variable; flags override it, it overrides the YAML",
         "",
     ]
-    for name, field in fields.items():
-        if section_of(field):
-            lines += ["", *textwrap.wrap(f"{name}: {meaning_of_section(field)}", width=WIDTH)]
-            continue
-        lines.append(f"  --{name}  {takes(field)}; {default_of(field)}")
-        lines += _indented(field.description or "", by=8)
-        if is_mapping(field.annotation):
-            lines.append(f"        one of them as a flag of its own: --{name}.NAME VALUE")
-        if item := item_of(field):
-            for inner, part in item.model_fields.items():
-                about = f"{inner}: {takes(part)}; {default_of(part)}; {part.description}"
-                lines += _indented(about, by=10)
+    if first and not topic:
+        lines.append("What matters first:")
+        for name in first:
+            lines += _option(name, fields[name])
+        lines += ["", "More, by section: --help SECTION; --help all shows every option."]
+        for name, field in fields.items():
+            if section_of(field):
+                lines += _indented(f"{name}: {meaning_of_section(field)}", by=2, hanging=6)
+    else:
+        for name, field in fields.items():
+            lines += _option(name, field)
     return "\n".join([*lines, "", *textwrap.wrap(EXIT_CODES, width=WIDTH)])
 
 
-def _indented(text: str, *, by: int) -> list[str]:
-    indent = " " * by
-    return textwrap.wrap(text, width=WIDTH, initial_indent=indent, subsequent_indent=indent)
+def program() -> str:
+    """How the running verb was called, to be typed again: `retinaray train`."""
+    called = Path(sys.argv[0])
+    return f"python -m pipelines.{called.stem}" if called.suffix == ".py" else sys.argv[0]
+
+
+def _topic(topic: str, fields: Fields) -> list[str]:
+    inside = [name for name in fields if name == topic or name.startswith(f"{topic}.")]
+    if not inside:
+        sections = [name for name, field in fields.items() if section_of(field)]
+        raise UsageError(
+            f"--help {topic}: is no section or option; give all, or one of {', '.join(sections)}"
+        )
+    return [line for name in inside for line in _option(name, fields[name])]
+
+
+def _option(name: str, field: FieldInfo) -> list[str]:
+    """The lines of one option, or the heading of a section."""
+    if section_of(field):
+        return ["", *textwrap.wrap(f"{name}: {meaning_of_section(field)}", width=WIDTH)]
+    lines = [f"  --{name}  {takes(field)}; {default_of(field)}"]
+    lines += _indented(field.description or "", by=8)
+    if is_mapping(field.annotation):
+        lines.append(f"        one of them as a flag of its own: --{name}.NAME VALUE")
+    if item := item_of(field):
+        for inner, part in item.model_fields.items():
+            about = f"{inner}: {takes(part)}; {default_of(part)}; {part.description}"
+            lines += _indented(about, by=10)
+    return lines
+
+
+def _indented(text: str, *, by: int, hanging: int | None = None) -> list[str]:
+    after = " " * (by if hanging is None else hanging)
+    return textwrap.wrap(text, width=WIDTH, initial_indent=" " * by, subsequent_indent=after)

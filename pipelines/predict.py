@@ -1,6 +1,6 @@
 """Run a registered detector over a folder or bucket of images.
 
-    python -m pipelines.predict --model models:/cells@champion --images s3://bucket/pictures \
+    retinaray predict --model models:/cells@champion --images s3://bucket/pictures \
         --output s3://bucket/predictions
 """
 
@@ -38,12 +38,14 @@ def main(config: PredictConfig) -> None:
     print("\n".join(predicted.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         PredictConfig,
         main,
-        description=(
-            "Run a registered detector over images; one Parquet row each. The same command goes on"
-            " after an interruption."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

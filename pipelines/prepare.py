@@ -1,6 +1,6 @@
 """Annotated images, in a folder or a bucket, -> a validated shard set with an index and digests.
 
-    python -m pipelines.prepare --annotations data/annotations/instances_train.json \
+    retinaray prepare --annotations data/annotations/instances_train.json \
         --images data/images/train --output s3://bucket/shards/train
 """
 
@@ -59,5 +59,10 @@ def main(config: PrepareConfig) -> None:
         refuse_empty(plan, prepared.index.counts)
 
 
+def run() -> None:
+    """The verb, with what was typed."""
+    run_verb(PrepareConfig, main, description=__doc__)
+
+
 if __name__ == "__main__":
-    run_verb(PrepareConfig, main, description="Turn annotated images into a validated shard set.")
+    run()

@@ -1,7 +1,7 @@
 """Make a registered version the champion, if it is not worse than the one in use.
 
-python -m pipelines.promote --model models:/cells@challenger
-python -m pipelines.promote --model models:/cells/3 --data runs/data/val --gate.epsilon 0.005
+retinaray promote --model models:/cells@challenger
+retinaray promote --model models:/cells/3 --data runs/data/val --gate.epsilon 0.005
 """
 
 from __future__ import annotations
@@ -79,13 +79,15 @@ def main(config: PromoteConfig) -> None:
     print("\n".join(promoted.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         PromoteConfig,
         main,
         resumes=False,
-        description=(
-            "Compare a registered version with the champion on the same images, and make it the"
-            " champion if it passes the gate."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

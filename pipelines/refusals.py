@@ -24,17 +24,56 @@ from pipelines.options import (
 
 MOST = 3
 """Complaints in one message."""
+FOREIGN_WORDS = {
+    "lr": ("optimizer.learning_rate",),
+    "lr0": ("optimizer.learning_rate",),
+    "imgsz": ("canvas.height", "canvas.width"),
+    "img_size": ("canvas.height", "canvas.width"),
+    "batch": ("training.batch_size",),
+    "device": ("training.gpus_per_worker", "gpus_per_worker"),
+    "gpus": ("training.gpus_per_worker", "gpus_per_worker"),
+    "num_workers": ("training.workers", "workers"),
+    "weights": ("pretrained", "run", "model"),
+    "source": ("images",),
+    "input": ("images",),
+    "conf": ("thresholds",),
+    "score_threshold": ("thresholds",),
+    "project": ("storage",),
+    "save_dir": ("output", "storage"),
+    "out": ("output", "storage"),
+    "exist_ok": ("overwrite",),
+    "dataset": ("data", "data.train"),
+    "arch": ("model.architecture", "model.backbone"),
+    "momentum": ("optimizer.momentum",),
+    "wd": ("optimizer.weight_decay",),
+    "max_epochs": ("training.epochs",),
+    "checkpoint": ("from_checkpoint", "run"),
+    "cfg": ("config",),
+}
+"""Words of Ultralytics, detectron2, MMDetection and Lightning, and the options they stand for."""
+SENTENCES = {
+    "resume": "the same command resumes what was interrupted",
+    "verbose": "--debug shows the traceback of an error",
+}
 _WRONG_MAPPING = "Parsing error encountered for "
 """How the settings library begins its message on a flag that is no mapping."""
 
 
-def did_you_mean(name: str, fields: Fields, *, prefix: str = "") -> str:
+def meant(name: str, fields: Fields, *, prefix: str = "") -> str:
+    """What a name that is no option was meant to be: the option of that name in a section, the
+    option for a word of other programs, or one that looks like it.
+    """
     # A section cannot be given as a flag.
     names = [n for n, field in fields.items() if not prefix or not section_of(field)]
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    word = name.replace("-", "_").lower()
+    if word in SENTENCES:
+        return SENTENCES[word]
+    close = [n for n in names if word in (n, n.rpartition(".")[2])]
+    close = close or [n for n in FOREIGN_WORDS.get(word, ()) if n in names]
+    close = close or difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(prefix + n for n in close)}?"
-    return f"the sections are {', '.join(n for n in fields if '.' not in n)}"
+        return f"did you mean {' or '.join(prefix + n for n in close[:2])}?"
+    return f"there are {', '.join(n for n in fields if '.' not in n)}"
 
 
 def describe(error: ValidationError, fields: Fields) -> str:
@@ -70,7 +109,7 @@ def _sentences(problem: dict[str, Any], options: Fields) -> list[str]:
     if kind == "missing" and isinstance(path[-1], str):
         return _missing(name, options if name in options else fields)
     if kind == "extra_forbidden":
-        return [f"{name} is not an option; {did_you_mean(name, fields)}"]
+        return [f"{name} is not an option; {meant(name, fields)}"]
     if field is None or section_of(field) is not None:
         if kind != "value_error":
             inside = [n for n in fields if n.rpartition(".")[0] == name]

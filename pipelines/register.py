@@ -1,8 +1,8 @@
 """Register the best checkpoint of a training run, or of a sweep's best trial, as a version of a
 model in MLflow.
 
-python -m pipelines.register --run runs/runs/quickstart --name quickstart
-python -m pipelines.register --sweep runs/sweeps/cells --name cells --promote true
+    retinaray register --run runs/runs/quickstart --name quickstart
+    retinaray register --sweep runs/sweeps/cells --name cells --promote true
 """
 
 from __future__ import annotations
@@ -104,9 +104,14 @@ def _promote(config: RegisterConfig, registered: Registered) -> None:
     print("\n".join(promoted.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         RegisterConfig,
         main,
-        description="Register the best checkpoint of a training run or of a sweep in MLflow.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,6 +1,6 @@
 """Make the champion of before the champion again.
 
-python -m pipelines.rollback --name cells --reason "misses platelets on the new scanner"
+retinaray rollback --name cells --reason "misses platelets on the new scanner"
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ def main(config: RollbackConfig) -> None:
     )
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         RollbackConfig,
         main,
         resumes=False,
-        description="Make the champion of before the champion again.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

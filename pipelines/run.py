@@ -2,7 +2,7 @@
 register -> predict.
 
     python -m cluster.prepare.synthetic data/quickstart
-    python -m pipelines.run --config quickstart
+    retinaray run --config quickstart
 
 A finished stage is reused as long as its inputs and options are the same, and an interrupted stage
 continues: repeat the command.
@@ -46,12 +46,14 @@ def main(config: RunConfig) -> None:
     print(f"see it       {ui_command(checked.tracking_uri)}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         RunConfig,
         main,
-        description=(
-            "Annotated images to a registered model and its predictions; finished stages are"
-            " reused."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

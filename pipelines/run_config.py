@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from cluster.compute.session import RayConfig
@@ -25,6 +27,11 @@ class RunData(Section):
 class RunConfig(TrainSections):
     """A training run, where its data comes from and what follows it."""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("data.train.annotations", "data.train.images", "data.val.annotations"),
+        *("data.val.images", "name", "pretrained", "tune", "pictures", "training.epochs"),
+        *("training.batch_size", "training.workers", "training.gpus_per_worker"),
+    )
     name: WorkflowName = Field(
         default="run",
         description="name of the outputs; each folder's name has its stage's fingerprint too",

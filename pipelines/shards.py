@@ -1,7 +1,7 @@
 """Look at a shard set: its counts, whether its bytes are unchanged, and its boxes on the images.
 
-python -m pipelines.shards --data runs/data/train
-python -m pipelines.shards --data s3://bucket/data/train --verify true --samples 8 --output look
+retinaray shards --data runs/data/train
+retinaray shards --data s3://bucket/data/train --verify true --samples 8 --output look
 """
 
 from __future__ import annotations
@@ -73,12 +73,15 @@ def main(config: ShardsConfig) -> None:
         )
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         ShardsConfig,
         main,
         resumes=False,
-        description=(
-            "Look at a shard set: print its counts, verify its bytes, draw sample images."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,7 +1,7 @@
 """Search settings of a training, by default gamma and alpha of the focal loss: several short
 trainings; the best configuration is written as YAML.
 
-    python -m pipelines.sweep --config small_r18 --name cells \
+    retinaray sweep --config small_r18 --name cells \
         --data.train runs/data/train --data.val runs/data/val \
         --sweep.trials 8 --sweep.concurrent 2 --sweep.epochs 5
 
@@ -10,6 +10,8 @@ that were running continue from their checkpoints.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,6 +25,11 @@ from tune.config import SweepConfig
 class SweepVerb(TrainConfig):
     """Search hyper-parameters of RetinaNet."""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("data.train", "data.val", "name", "sweep.preset", "sweep.space"),
+        *("sweep.trials", "sweep.epochs", "sweep.hours", "sweep.concurrent"),
+        *("sweep.workers", "sweep.gpus_per_worker", "sweep.confirm"),
+    )
     ray: RayConfig = Field(default=RayConfig(), description="where the work runs")
     tracking: TrackingConfig = Field(
         default=TrackingConfig(), description="where the runs are recorded"
@@ -44,12 +51,14 @@ def main(config: SweepVerb) -> None:
     print("\n".join(swept.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         SweepVerb,
         main,
-        description=(
-            "Search hyper-parameters with Ray Tune: Optuna proposes, ASHA stops early, the best"
-            " configuration is written as YAML."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

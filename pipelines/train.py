@@ -1,12 +1,14 @@
 """Train a detector on a shard set.
 
-    python -m pipelines.train --config small_r18 --name cells \
+    retinaray train --config small_r18 --name cells \
         --data.train runs/data/train --data.val runs/data/val
 
 Repeating the command continues the run from its newest checkpoint, in the same MLflow run.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,6 +21,11 @@ from pipelines.command_line import run_verb
 class TrainVerb(TrainConfig):
     """Train RetinaNet."""
 
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("data.train", "data.val", "name", "pretrained", "model.backbone"),
+        *("canvas.height", "canvas.width", "training.epochs", "training.batch_size"),
+        *("training.workers", "training.gpus_per_worker", "optimizer.learning_rate"),
+    )
     ray: RayConfig = Field(default=RayConfig(), description="where the work runs")
     tracking: TrackingConfig = Field(
         default=TrackingConfig(), description="where the run is recorded"
@@ -33,11 +40,14 @@ def main(config: TrainVerb) -> None:
     print("\n".join(trained.lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         TrainVerb,
         main,
-        description=(
-            "Train RetinaNet on a shard set; the same command continues an interrupted run."
-        ),
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,6 +1,6 @@
 """List the versions of a registered model with their aliases, scores and verdicts.
 
-python -m pipelines.versions --name cells
+retinaray versions --name cells
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ def main(config: VersionsConfig) -> None:
     print("\n".join(audit.read_audit(config.name, tracking=store).version_lines()))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         VersionsConfig,
         main,
         resumes=False,
-        description="List the versions of a registered model.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

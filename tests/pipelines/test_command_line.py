@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.errors import DataError, GateError, InterruptedRun, PlainError, UsageError
+from pipelines import refusals
 from pipelines.command_line import all_verbs, parse, read_yaml, run_verb
 from pipelines.options import all_fields, help_text, section_of
 
@@ -182,7 +183,7 @@ def test_unknown_flags_are_refused_with_a_suggestion():
     )
     # No abbreviations: a name that gets a longer sister would change its meaning.
     assert "--training.epo" in refusal([*GIVEN, "--training.epo=3"])
-    assert "the sections are name, note, data, training" in refusal([*GIVEN, "--zzz", "3"])
+    assert "there are name, note, data, training" in refusal([*GIVEN, "--zzz", "3"])
 
 
 def test_unknown_yaml_names_are_refused_with_file_and_suggestion(tmp_path):
@@ -571,7 +572,7 @@ def test_help_of_sections_lists_and_mappings():
 def test_help_shows_each_option_under_the_heading_of_its_section(verb):
     config_class, heading = config_class_of(verb), ""
     sections = {name for name, field in all_fields(config_class).items() if section_of(field)}
-    for line in help_text(config_class, description="").splitlines():
+    for line in help_text(config_class, description="", topic="all").splitlines():
         heading = line.partition(":")[0] if line.partition(":")[0] in sections else heading
         if line.startswith("  --") and line.split()[0] not in ("--config", "--debug"):
             assert line.split()[0][2:].rpartition(".")[0] == heading, line
@@ -611,7 +612,7 @@ def test_every_field_of_a_verb_has_a_meaning_and_every_number_a_range(verb):
                 for rule in field.metadata
                 for bound in ("ge", "gt", "le", "lt")
             ), f"{name} takes any number"
-        assert f"--{name}  " in help_text(config_class, description="")
+        assert f"--{name}  " in help_text(config_class, description="", topic="all")
 
 
 def test_help_and_refusals_do_not_wait_for_heavy_imports():
@@ -624,6 +625,81 @@ def test_help_and_refusals_do_not_wait_for_heavy_imports():
         [sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+class Large(Config):
+    FIRST: ClassVar[tuple[str, ...]] = ("training.epochs", "name")
+
+
+def test_help_of_a_large_verb_shows_what_matters_first(capsys):
+    def shown(*topic: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_verb(Large, pytest.fail, description="A verb.", argv=["--help", *topic])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    def options(text: str) -> list[str]:
+        names = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+        return [name for name in names if name not in ("--config", "--debug")]
+
+    assert options(shown()) == ["--training.epochs", "--name"]
+    assert "\n  training: how long and how fast\n" in shown()
+    assert options(shown("data")) == ["--data.train", "--data.val", "--data.share"]
+    assert options(shown("data.val")) == ["--data.val"]
+    assert set(options(shown("all"))) > {"--training.kind", "--note", "--data.val"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_matters_first_are_options_of_the_verb(verb):
+    config_class = config_class_of(verb)
+    fields = all_fields(config_class)
+    first = getattr(config_class, "FIRST", ())
+    assert all(name in fields and not section_of(fields[name]) for name in first)
+    assert bool(first) == (len(fields) > 60)
+    shown = help_text(config_class, description="").splitlines()
+    assert len(shown) < 100
+
+
+def test_a_wrong_topic_of_help_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_verb(Large, pytest.fail, description="", argv=["--help", "trainig"])
+    assert ended.value.code == 2
+    assert "--help trainig: is no section or option; give all, or" in capsys.readouterr().err
+
+
+def test_words_of_other_programs_lead_to_our_options():
+    def answer(verb: str, *flags: str) -> str:
+        with pytest.raises(UsageError) as refused:
+            parse(config_class_of(verb), list(flags))
+        return str(refused.value)
+
+    for verb, word, option in (
+        ("train", "lr", "optimizer.learning_rate"),
+        ("train", "epochs", "training.epochs"),
+        ("train", "batch-size", "training.batch_size"),
+        ("train", "imgsz", "canvas.height or --canvas.width"),
+        ("train", "device", "training.gpus_per_worker"),
+        ("predict", "conf", "thresholds"),
+        ("predict", "source", "images"),
+        ("evaluate", "weights", "run or --model"),
+    ):
+        assert f"--{word} is not an option; did you mean --{option}?" in answer(verb, f"--{word}")
+    assert "--resume is not an option; the same command resumes" in answer("train", "--resume")
+    every = {name for verb in VERBS for name in all_fields(config_class_of(verb))}
+    assert {n for names in refusals.FOREIGN_WORDS.values() for n in names} <= every | {"config"}
+
+
+def test_all_wrong_names_are_told_at_once_with_where_each_came_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("RETINARAY_TRAINING__EPOCS", "2")
+    flags = [*yaml_file(tmp_path, "training: {epoch: 1}\nmane: a\n"), "--data.vall", "x"]
+    message = refusal(GIVEN + flags)
+    for part in (
+        "training.epoch (in ",
+        "mane (in ",
+        "environment variable RETINARAY_TRAINING__EPOCS: is no setting of any verb",
+        "--data.vall is not an option; did you mean --data.val or --data.train?",
+    ):
+        assert part in message, message
 
 
 def test_help_that_is_not_read_to_its_end_is_no_error():
