@@ -16,7 +16,7 @@ def main(config: PredictConfig) -> None:
     from pipelines.scoring_inputs import Replicas
     from pipelines.scoring_run import predict_run
 
-    fewest, most = worker_range(config.workers)
+    fewest, most = worker_range(config.workers or "2")
     predicted = predict_run(
         config.model,
         config.images,
@@ -31,6 +31,7 @@ def main(config: PredictConfig) -> None:
         views=view_settings(config.tile, config.overlap, config.flip),
         replicas=Replicas(fewest, config.cpus_per_worker, config.gpus_per_worker),
         most_workers=most,
+        few_here=config.workers is None and not config.gpus_per_worker,
         ray=config.ray,
         tracking=config.tracking,
         storage=config.storage,

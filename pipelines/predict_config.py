@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from cluster.compute.resources import READ_CPUS
+from cluster.compute.resources import FEW_IMAGES, READ_CPUS
 from cluster.compute.session import RayConfig
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
@@ -86,12 +86,13 @@ class PredictConfig(Section):
     overlap: float = OVERLAP_OF_TILES
     flip: bool = FLIP
     storage: str = Field(default="runs", description="storage root, which has the embedded MLflow")
-    workers: WorkerRange = Field(
-        default="2",
+    workers: WorkerRange | None = Field(
+        default=None,
         description=(
             "processes, each with a copy of the model: N, or MIN,MAX. The work begins with MIN and"
             " grows to MAX as the cluster has room or, with an autoscaler, makes some; it goes on"
-            " with fewer when nodes leave"
+            " with fewer when nodes leave. Unset: 2; or none, where there is no cluster and there"
+            f" are at most {FEW_IMAGES} images: this process predicts, without Ray"
         ),
     )
     cpus_per_worker: float = Field(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict, Unpack
 
+from cluster.compute import session
 from cluster.compute.session import RayConfig
 from cluster.errors import UsageError, on_one_line
 from cluster.prediction import image_list, results
@@ -24,6 +25,7 @@ from detector.image import MAX_PIXELS
 from detector.operating_points import Thresholds
 from pipelines.scoring_inputs import Replicas, connect_for, find_model, given_classes
 
+IN_THIS_PROCESS = "few images: predicted in this process; --workers 2 does it on Ray"
 UNNAMED = "pictures are not named in the annotations, so coco_results.json lacks them"
 
 
@@ -58,6 +60,7 @@ class Predicted:
             *(f"         {on_one_line(line)}" for line in summary.first_errors[:5]),
             *(f"passed over {n} x {why}" for why, n in summary.passed_over.items()),
             *(f"note     {note}" for note in self.notes),
+            *([f"note     {IN_THIS_PROCESS}"] if self.done.here else []),
             *(f"not drawn {on_one_line(line)}" for line in summary.not_drawn[:5]),
             f"drift    {_drift(summary, self.thresholds)}",
             f"{'reused ' if self.done.reused else 'written'}  {self.done.output}: {written}",
@@ -86,6 +89,8 @@ class PredictOptions(TypedDict):
     replicas: Replicas
     most_workers: NotRequired[int]
     """Up to which the workers grow; by default as many as `replicas` has."""
+    few_here: NotRequired[bool]
+    """Without a cluster a few images are done in this process."""
     ray: RayConfig
     tracking: TrackingConfig
     storage: str
@@ -192,6 +197,7 @@ def predict_images(
             overwrite=overwrite,
             connect=lambda: connect_for(replicas, options["ray"]),
             most_workers=options.get("most_workers"),
+            few_here=options.get("few_here", False) and session.would_start(options["ray"].address),
             **vars(replicas),
         )
     return Predicted(predicted, store, tuple(notes), thresholds)

@@ -13,6 +13,10 @@ READ_CPUS = 0.25
 """CPUs booked for reading one rank's rows: the reader waits for storage most of its time."""
 DECODE_CPUS = 1
 """CPUs of a task that decodes images for workers on other nodes."""
+FEW_IMAGES = 200
+"""At most so many are predicted in the calling process. Ray and its workers take about 15 s of two
+cores to start.
+"""
 _ROUNDING = 1e-6
 """Sums of fractions of a CPU may differ from the node's number by this much."""
 

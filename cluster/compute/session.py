@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from importlib import import_module
@@ -103,8 +104,8 @@ def connect(
     early = threading.Thread(target=_import_early, args=(needs,), name="imports", daemon=True)
     early.start()
     source = "ray.address" if address else "RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None or address == "local":
+    address = _given(address)
+    if address is None:
         folder = temporary_folder()
         # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
         # seconds).
@@ -148,6 +149,18 @@ def connect(
     # Two threads that import packages which import each other may both get half of one: seen as
     # KeyError: 'ray.data._internal.cluster_autoscaler'.
     early.join()
+
+
+def _given(address: str | None) -> str | None:
+    """The address of the cluster to join; None where Ray is to be started on this machine."""
+    given = address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if given == "local" else given
+
+
+def would_start(address: str | None) -> bool:
+    """Whether `connect` would start Ray on this machine, and has not done so yet."""
+    ray = sys.modules.get("ray")
+    return _given(address) is None and not (ray is not None and ray.is_initialized())
 
 
 def _start(**options: Any) -> None:

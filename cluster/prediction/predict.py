@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cluster.compute import resources, session
 from cluster.errors import PlainError, UsageError
-from cluster.prediction import image_list, pool, results
+from cluster.prediction import image_list, in_process, pool, results
 from cluster.prediction import plan as plans
 from cluster.prediction.image_list import ImageList
 from cluster.prediction.overlays import NOT_DRAWN, OverlayJob, first_overlays
@@ -52,6 +52,8 @@ class Predicted:
     overlays: int | None
     reused: bool
     """It was finished before, and nothing was done."""
+    here: bool = False
+    """In this process, without Ray."""
 
 
 def predict(
@@ -72,6 +74,7 @@ def predict(
     most_workers: int | None = None,
     cpus_per_worker: float = 0.75,
     gpus_per_worker: float = 0,
+    few_here: bool = False,
     connect: Callable[[], object] = session.connect,
 ) -> Predicted:
     """Predict with the model package in a local folder on every image of the list, into the folder
@@ -86,7 +89,8 @@ def predict(
     `OtherPrediction` where `output` has results of another model, other settings or other images
     and `overwrite` is not said; `UsageError` where another driver works there. `PlainError` where
     the storage fails for longer than it is retried: the same call then goes on. `connect` joins or
-    starts Ray for it. `workers` processes grow to `most_workers`, by default as many.
+    starts Ray for it. `workers` processes grow to `most_workers`, by default as many. `few_here`:
+    a few images (`in_process.FEW_IMAGES`) are done in this process, without Ray.
     """
     output = absolute(output)
     classes = read_classes(package)
@@ -105,6 +109,8 @@ def predict(
     lost: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(Lease(output, lost.append, words=PREDICTING))
+        cut_off = not overwrite and plans.read_plan(output) is not None
+        here = few_here and not cut_off and in_process.is_few(images)
         plan = _open_plan(output, claim, lambda: _parts(images, ids), overwrite=overwrite)
         if (summary := results.read_summary(output)) is not None:
             return Predicted(summary, output, overlays, reused=True)
@@ -116,11 +122,13 @@ def predict(
         lowest = None if thresholds is None else tuple(thresholds.lowest_of(names).tolist())
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views, lowest)
         number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
+        if here:
+            number, connect = (1, in_process.thread_count()), lambda: None
         made = pool.Workers(*number, *booked, read_package(package))
-        timing = _run_parts(made, planner, job, look, connect)
-        draw = partial(_draw, overlays, workers=made, look=look, connect=connect)
+        timing = _run_parts(made, planner, job, look, connect, here=here)
+        draw = partial(_draw, overlays, workers=made, look=look, connect=connect, here=here)
         summary = _finish(output, planner.plan, claim, package, timing=timing, draw=draw, look=look)
-    return Predicted(summary, output, overlays, reused=False)
+    return Predicted(summary, output, overlays, reused=False, here=here)
 
 
 def _finish(
@@ -214,6 +222,8 @@ def _run_parts(
     job: PartJob,
     look: Callable[[], None],
     connect: Callable[[], object],
+    *,
+    here: bool,
 ) -> Timing:
     """Do the parts that are missing, and say how long it took. `PlainError` says how many are
     done.
@@ -240,9 +250,9 @@ def _run_parts(
         progress.look(planner.total, crew.loaded)
         progress.wait(crew.missing, f"{wanted} on one node")
 
-    finished = 0
+    finished, run_parts = 0, in_process.run_parts if here else pool.run_parts
     try:
-        for report in pool.run_parts(workers, planner, job, done=done, look=say):
+        for report in run_parts(workers, planner, job, done=done, look=say):
             finished += 1
             progress.add(report)
     except PlainError as error:
@@ -266,6 +276,7 @@ def _draw(
     workers: pool.Workers,
     look: Callable[[], None],
     connect: Callable[[], object],
+    here: bool,
 ) -> list[str]:
     """The first `NOT_DRAWN` overlays that cannot be drawn, of `most` or, for None, of all."""
     wanted, lost = list(first_overlays(jobs, most)), list[str]()
@@ -278,7 +289,8 @@ def _draw(
         look()
         progress.look(total, workers.most)
 
-    for each in pool.draw_overlays(wanted, number=workers.most, cpus=workers.cpus, look=say):
+    draw_overlays = in_process.draw_overlays if here else pool.draw_overlays
+    for each in draw_overlays(wanted, number=workers.most, cpus=workers.cpus, look=say):
         progress.add(each)
         lost += each.lost[: NOT_DRAWN - len(lost)]
     progress.end()

@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import save_file
 
+from cluster.compute import session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError
 from cluster.runs import evaluations, run_folder
@@ -258,7 +259,12 @@ def evaluated(trained: dict[str, Any], shards: dict[str, str]) -> dict[str, str]
 
 @pytest.mark.integration
 def test_evaluate_register_predict_agree(
-    trained: dict[str, Any], evaluated: dict[str, str], small_coco: Path, tmp_path: Path
+    trained: dict[str, Any],
+    evaluated: dict[str, str],
+    small_coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """AP of the best checkpoint in training, from `evaluate`, and from `predict`'s COCO results by
     pycocotools on the user's own JSON are one number.
@@ -330,6 +336,18 @@ def test_evaluate_register_predict_agree(
     assert Path(output, "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="has another prediction: overlays is 2, there 1"):
         predict.main(chosen.model_copy(update={"overlays": 2}))
+
+    # Where no cluster is there a few images need no Ray, and have the same results.
+    monkeypatch.setattr(session, "would_start", lambda address: address is None)
+    monkeypatch.setattr(session, "connect", lambda *_, **__: pytest.fail("Ray is started"))
+    capsys.readouterr()
+    here = str(tmp_path / "here")
+    predict.main(chosen.model_copy(update={"workers": None, "output": here}))
+    assert "\nnote     few images: predicted in this process" in capsys.readouterr().out
+    for name in ("predictions.parquet", "coco_results.json", "overlays"):
+        one, other = Path(here, name), Path(output, name)
+        files_of = [sorted(p.glob("*")) if p.is_dir() else [p] for p in (one, other)]
+        assert [p.read_bytes() for p in files_of[0]] == [p.read_bytes() for p in files_of[1]], name
 
 
 @pytest.fixture(scope="module")
