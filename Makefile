@@ -22,7 +22,7 @@ setup: $(STAMP) ## create .venv from requirements.lock (Python 3.11, packages ch
 
 quickstart: setup ## make a small data set, then prepare, train, evaluate, register and predict on this machine
 	$(BIN)/python -m cluster.prepare.synthetic data/quickstart
-	$(BIN)/python -m pipelines.run --config pipelines/recipes/quickstart.yaml
+	$(BIN)/retinaray run --config pipelines/recipes/quickstart.yaml
 
 # Two processes, each with a Ray cluster of its own: many tests wait for processes to start, and
 # then the other one has the cores. A file stays in one process; tests/conftest.py gives the order.

@@ -89,7 +89,7 @@ def test_the_reference_is_current():
 def test_the_readme_names_every_verb_with_its_command(options):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [verb for verb in options if f"\n| `{verb}` |" not in text] == []
-    assert [verb for verb in options if f"\npython -m pipelines.{verb} " not in text] == []
+    assert [verb for verb in options if f"\nretinaray {verb} " not in text] == []
 
 
 def test_the_readme_leads_to_every_document():
@@ -125,7 +125,7 @@ def test_options_exist(name, options):
     for place, text in code(name):
         if text.split()[0] in FOREIGN:
             continue
-        verb = re.search(r"python -m pipelines\.(\w+)", text)
+        verb = re.search(r"retinaray (\w+) --", text)
         known = options.get(verb[1], set()) if verb else anywhere
         wrong += [
             f"{place}: --{option}"

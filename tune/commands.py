@@ -15,7 +15,7 @@ BEST, TABLE = "best.yaml", "results.csv"
 def train_best(plan: Plan, mlflow_uri: str) -> str:
     """Trains with the best setting."""
     config = plan.config
-    words = ["python", "-m", "pipelines.train", "--config", join(plan.uri, BEST)]
+    words = ["retinaray", "train", "--config", join(plan.uri, BEST)]
     words += ["--data.train", config.data.train, "--data.val", config.data.val]
     words += ["--storage", config.storage, "--name", f"{config.name}-best"]
     if mlflow_uri != tracking_uri(None, config.storage):
@@ -26,4 +26,4 @@ def train_best(plan: Plan, mlflow_uri: str) -> str:
 def register_best(plan: Plan) -> str:
     """Registers the best checkpoint of the best trial."""
     words = ["--sweep", plan.uri, "--name", plan.config.name]
-    return f"python -m pipelines.register {shlex.join(words)}"
+    return f"retinaray register {shlex.join(words)}"

@@ -106,20 +106,18 @@ def predict(
         views=views.as_dict(),
         thresholds=None if thresholds is None else thresholds.scores(),
     )
-    lost: list[str] = []
+    lost, parts = list[str](), partial(_parts, images, ids)
     with ExitStack() as stack:
         stack.enter_context(Lease(output, lost.append, words=PREDICTING))
-        cut_off = not overwrite and plans.read_plan(output) is not None
-        here = few_here and not cut_off and in_process.is_few(images)
-        plan = _open_plan(output, claim, lambda: _parts(images, ids), overwrite=overwrite)
+        here = few_here and (overwrite or not plans.read_plan(output)) and in_process.is_few(images)
+        plan = _open_plan(output, claim, parts, overwrite=overwrite)
         if (summary := results.read_summary(output)) is not None:
             return Predicted(summary, output, overlays, reused=True)
         planner = stack.enter_context(
-            Planner(output, plan, lambda: _parts(images, ids), lambda: dict(images.passed_over()))
+            Planner(output, plan, parts, lambda: dict(images.passed_over()))
         )
         look = partial(_check_lease, lost)
-        names = [category.name for category in classes]
-        lowest = None if thresholds is None else tuple(thresholds.lowest_of(names).tolist())
+        lowest = _lowest_scores(thresholds, [category.name for category in classes])
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views, lowest)
         number, booked = (workers, most_workers or workers), (cpus_per_worker, gpus_per_worker)
         if here:
@@ -129,6 +127,10 @@ def predict(
         draw = partial(_draw, overlays, workers=made, look=look, connect=connect, here=here)
         summary = _finish(output, planner.plan, claim, package, timing=timing, draw=draw, look=look)
     return Predicted(summary, output, overlays, reused=False, here=here)
+
+
+def _lowest_scores(thresholds: Thresholds | None, names: list[str]) -> tuple[float, ...] | None:
+    return None if thresholds is None else tuple(thresholds.lowest_of(names).tolist())
 
 
 def _finish(

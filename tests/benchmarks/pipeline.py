@@ -3,7 +3,7 @@ to the first step.
 
     python tests/benchmarks/pipeline.py [--images 96 --epochs 3 --workers 2]
 
-Makes a synthetic set, prepares it, types `python -m pipelines.train` and reads its own lines:
+Makes a synthetic set, prepares it, types `retinaray train` and reads its own lines:
 seconds to the first step, images/s of the epochs after the first. Before and after that, as many
 bare processes as there were workers run a training step on one batch in memory, all at once,
 without data, Ray or gradient exchange: their summed images/s is what the machine could do at that

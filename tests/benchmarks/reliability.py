@@ -5,7 +5,7 @@ that loses a worker.
     bare,worker,all,driver,start,node,hang]
 
 A tiny network on synthetic pictures, two workers, a checkpoint every 16 images. Each round types
-`python -m pipelines.train`, waits for a checkpoint and a step more, and then: kills a worker, kills
+`retinaray train`, waits for a checkpoint and a step more, and then: kills a worker, kills
 all, kills the driver and types the command again, kills a node (of two, on a cluster of three
 raylets) with one worker as the least, or stops a worker that must make a step in 12 seconds.
 `start` kills nothing and types the command the first time. The lines of the training tell the time:

@@ -10,7 +10,7 @@ exchange, with DDP over gloo, and with its gradients as bfloat16. The four take 
 two processes. Two processes without exchange against one is what the machine's shared caches and
 memory allow; with gradients against without is gloo.
 
-Then `python -m pipelines.train` on synthetic pictures: one worker on one core against two on two,
+Then `retinaray train` on synthetic pictures: one worker on one core against two on two,
 evaluations after every epoch against one at the end, and the share of its time that a training
 stands still for checkpoints. The figures are those which the run itself puts into MLflow.
 """

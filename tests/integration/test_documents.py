@@ -13,12 +13,10 @@ import io
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from xml.sax.saxutils import escape
 import pytest
 from PIL import Image
 
+import pipelines.__main__
 from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.parquet_sets import row, write
 from tests.support.ray_head import RayHead
@@ -60,6 +59,7 @@ SHELL = (
     "source",
     "export",
     "python",
+    "retinaray",
     "mlflow",
     "ray",
     "MLFLOW_TRACKING_URI=sqlite:///runs/mlflow.db",
@@ -104,8 +104,8 @@ class Desk:
     def type(self, command: str) -> tuple[int, str]:
         """Exit code and output of a command."""
         words = shlex.split(command)
-        if words[:2] == ["python", "-m"] and needs_ray(words[2]):
-            return self.here(words[2], words[3:])
+        if words[0] == "retinaray" and words[1] != "shards":
+            return self.here(words)
         done = subprocess.run(
             ["bash", "-c", f"{command}\nstatus=$?; env -0 > environment; exit $status"],
             cwd=self.folder,
@@ -119,19 +119,13 @@ class Desk:
             self.environment = dict(line.split("=", 1) for line in lines if line)
         return done.returncode, done.stdout
 
-    def here(self, module: str, arguments: list[str]) -> tuple[int, str]:
-        """`python -m MODULE ARGUMENTS` in this process, connected to the shared cluster."""
+    def here(self, words: list[str]) -> tuple[int, str]:
+        """A verb in this process, connected to the shared cluster."""
         said, argv = io.StringIO(), sys.argv
-        sys.argv = [module, *arguments]
+        sys.argv = words
         try:
-            with (
-                contextlib.redirect_stdout(said),
-                contextlib.redirect_stderr(said),
-                warnings.catch_warnings(),
-            ):
-                # Another verb has imported it.
-                warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                pipelines.__main__.main()
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
         finally:
@@ -139,12 +133,8 @@ class Desk:
         return 0, said.getvalue()
 
 
-def needs_ray(module: str) -> bool:
-    return module.startswith("pipelines.") and module != "pipelines.shards"
-
-
 def verb_of(command: str) -> str | None:
-    verb = re.match(r"python -m pipelines\.(\w+)", command)
+    verb = re.match(r"retinaray (\w+)", command)
     return verb[1] if verb else None
 
 
@@ -355,8 +345,8 @@ def test_commands_run_as_they_are_typed(desk: Desk, time: str) -> None:
 
 
 def test_a_verb_runs_in_a_shell_from_another_folder(desk: Desk) -> None:
-    code, said = desk.type("source .venv/bin/activate && python -m pipelines.train --help")
-    assert code == 0 and "usage: python -m pipelines.train" in said, said
+    code, said = desk.type("source .venv/bin/activate && retinaray train --help")
+    assert code == 0 and "usage: retinaray train" in said, said
 
 
 def test_python_blocks_run(desk: Desk) -> None:

@@ -1,4 +1,4 @@
-"""`python -m pipelines.shards`: what it prints, what it finds damaged, what it draws, and that it
+"""`retinaray shards`: what it prints, what it finds damaged, what it draws, and that it
 writes nothing else.
 """
 

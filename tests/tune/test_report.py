@@ -135,8 +135,8 @@ def test_every_trial_and_reason_is_on_the_page_and_nothing_is_fetched() -> None:
         assert all(address.startswith("#") for address in used)
     for name in ENTRIES | {"loss.gamma": ""}:
         assert name in shown.words or name == "model.anchors.ratios"
-    for command in ("pipelines.train --config", "pipelines.register --sweep"):
-        assert f"python -m {command}" in shown.words
+    for command in ("train --config", "register --sweep"):
+        assert f"retinaray {command}" in shown.words
     assert f"{records[0].trial}best" in shown.words.replace("\n", "")
 
 

@@ -65,13 +65,13 @@ def test_the_command_that_uses_the_result_can_be_typed_whatever_the_paths() -> N
         lines = swept([record("a-1", 0.5)], "/my runs", uri).lines()
         (line,) = [line for line in lines if line.startswith("use it   ")]
         assert shlex.split(line.removeprefix("use it   ")) == [
-            *("python", "-m", "pipelines.train", "--config", "/my runs/sweeps/a/best.yaml"),
+            *("retinaray", "train", "--config", "/my runs/sweeps/a/best.yaml"),
             *("--data.train", "/my data/train", "--data.val", "/my data/val"),
             *("--storage", "/my runs", "--name", "a-best", *tail),
         ]
         (line,) = [line for line in lines if line.startswith("register ")]
         assert shlex.split(line.removeprefix("register ")) == [
-            *("python", "-m", "pipelines.register", "--sweep", "/my runs/sweeps/a", "--name", "a")
+            *("retinaray", "register", "--sweep", "/my runs/sweeps/a", "--name", "a")
         ]
 
 
