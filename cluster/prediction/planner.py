@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ class Planner:
         output: str,
         plan: Plan,
         parts: Callable[[], Iterator[pa.Table]],
-        passed_over: Callable[[], dict[str, int]],
+        passed_over: Callable[[], Mapping[str, int]],
     ):
         self.output, self.plan = output, plan
         self.total: int | None = plan.images

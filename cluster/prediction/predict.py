@@ -113,9 +113,7 @@ def predict(
         plan = _open_plan(output, claim, parts, overwrite=overwrite)
         if (summary := results.read_summary(output)) is not None:
             return Predicted(summary, output, overlays, reused=True)
-        planner = stack.enter_context(
-            Planner(output, plan, parts, lambda: dict(images.passed_over()))
-        )
+        planner = stack.enter_context(Planner(output, plan, parts, images.passed_over))
         look = partial(_check_lease, lost)
         lowest = _lowest_scores(thresholds, [category.name for category in classes])
         job = PartJob(output, 0, claim.digest, model_version, max_pixels, views, lowest)

@@ -662,9 +662,9 @@ def test_what_matters_first_are_options_of_the_verb(verb):
 
 def test_a_wrong_topic_of_help_is_named(capsys):
     with pytest.raises(SystemExit) as ended:
-        run_verb(Large, pytest.fail, description="", argv=["--help", "trainig"])
+        run_verb(Large, pytest.fail, description="", argv=["--help", "trainin"])
     assert ended.value.code == 2
-    assert "--help trainig: is no section or option; give all, or" in capsys.readouterr().err
+    assert "--help trainin: is no section or option; give all, or" in capsys.readouterr().err
 
 
 def test_words_of_other_programs_lead_to_our_options():
@@ -691,11 +691,11 @@ def test_words_of_other_programs_lead_to_our_options():
 
 def test_all_wrong_names_are_told_at_once_with_where_each_came_from(tmp_path, monkeypatch):
     monkeypatch.setenv("RETINARAY_TRAINING__EPOCS", "2")
-    flags = [*yaml_file(tmp_path, "training: {epoch: 1}\nmane: a\n"), "--data.vall", "x"]
+    flags = [*yaml_file(tmp_path, "training: {epoch: 1}\nnamee: a\n"), "--data.vall", "x"]
     message = refusal(GIVEN + flags)
     for part in (
         "training.epoch (in ",
-        "mane (in ",
+        "namee (in ",
         "environment variable RETINARAY_TRAINING__EPOCS: is no setting of any verb",
         "--data.vall is not an option; did you mean --data.val or --data.train?",
     ):
