@@ -43,7 +43,7 @@ def test_a_verb_takes_its_options_and_ends_with_its_exit_code(tmp_path: Path) ->
     assert "--loss.gamma" in type_command("help", "train", "loss")[1]
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("trian", "did you mean train?"), ("x", "prepare,")])
+@pytest.mark.parametrize(("typed", "answer"), [("trai", "did you mean train?"), ("x", "prepare,")])
 def test_a_verb_that_does_not_exist_is_answered(typed: str, answer: str) -> None:
     code, out, err = type_command(typed)
     assert (code, out) == (2, "") and f"error: {typed!r} is no verb; " in err and answer in err
