@@ -123,6 +123,8 @@ def test_an_interrupt_anywhere_leaves_the_exit_code(name: str, tmp_path: Path) -
 import signal, sys
 from cluster.compute.session import end_like_ctrl_c
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup it is ignored, and stays so.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 end_like_ctrl_c()
 try:
     exec("signal.raise_signal(signal.{name})")
