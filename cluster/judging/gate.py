@@ -211,7 +211,8 @@ def _largest_loss(
         return Check(name, True, found, limit)
     worst = max(losses, key=lambda group: losses[group])
     one, other = pairs[worst]
-    found = f"{losses[worst]:z.4f}, {worst}: {shown(one)} -> {shown(other)}"
+    lost = f"{losses[worst]:.4f}" if losses[worst] > 0 else "none, the least gain"
+    found = f"{lost}, {worst}: {shown(one)} -> {shown(other)}"
     return Check(name, losses[worst] <= drop, found, limit)
 
 
