@@ -206,7 +206,7 @@ def _shown(value: float) -> str:
 
 def resamples_for(matches: Matches) -> int:
     """How many resamples a report draws: 1,000, and of large sets as many hundreds as take about
-    30 s on two cores, but at least 200, with which the ends of a 95 % interval are the fifth lowest
+    40 s of CPU time, but at least 200, with which the ends of a 95 % interval are the fifth lowest
     and the fifth highest number.
     """
     detections = sum(len(of.image_D) for of in matches.classes)
