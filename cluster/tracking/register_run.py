@@ -89,11 +89,7 @@ def register_run(
     check_model_name(store, name, option="name")
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
-        build_package(best.checkpoint, package, weights=best.weights)
-        if best.detected is not None:
-            write_validation(package, best.detected)
-        if best.thresholds is not None:
-            write_thresholds(package, best.thresholds)
+        _write_package(best, package)
         digest = package_digest(package)
         version, note = registry.find_package(digest, name, tracking=store), None
         damage = None if version is None else _damage(version, store, f"{scratch}/registered")
@@ -138,6 +134,15 @@ def register_run(
         store,
         damage or note,
     )
+
+
+def _write_package(best: Evaluation, package: str) -> None:
+    """The package of a checkpoint, with what is known of its detections, in a local folder."""
+    build_package(best.checkpoint, package, weights=best.weights)
+    if best.detected is not None:
+        write_validation(package, best.detected)
+    if best.thresholds is not None:
+        write_thresholds(package, best.thresholds)
 
 
 def _tags(run: str, best: Evaluation, data: str | None) -> dict[str, str]:
