@@ -7,6 +7,9 @@ pickling between Ray processes.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class PlainError(Exception):
     """An error whose message is for the person who typed the command. Failed infrastructure has
@@ -60,3 +63,17 @@ def on_one_line(value: str) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in value
     )
+
+
+def instead_of(wrong: str, known: Sequence[str]) -> str:
+    """What may be meant by a wrong name, and what there is, as the end of a message."""
+    folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(wrong.casefold(), list(folded), n=2)
+    meant = [f"did you mean {' or '.join(folded[name] for name in close)}?"] if close else []
+    return joined(*meant, f"there are {listed(known)}")
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names and the number of the others, as part of a sentence."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more

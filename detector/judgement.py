@@ -19,9 +19,9 @@ from detector.image_errors import ImageScores, image_scores
 from detector.metrics import Truth
 from detector.operating_points import Thresholds, kept, thresholds
 from detector.pairing import Pairing, pair
-from detector.resampling import IntervalTable, intervals
+from detector.resampling import IntervalTable, intervals, resamples_for
 
-RESAMPLES, SEED = 1000, 0
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ def judge(
     *,
     max_detections: int = 100,
     precision: float | None = None,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> Judgement:
     """`precision` (0..1): the thresholds reach it; unset, they have the highest F1. Confusions and
     the errors of images are those at the thresholds. `max_detections`: see `match`. `resamples`:
-    see `intervals`; 0 for none.
+    see `intervals`; 0 for none, by default as many as `resamples_for` says.
     """
     matches = match(truths, detections, class_names, max_detections=max_detections)
+    resamples = resamples_for(matches) if resamples is None else resamples
     pairing = pair(truths, detections, class_names, max_detections=max_detections)
     chosen = thresholds(pairing, precision=precision)
     kept_D = kept(pairing, chosen)

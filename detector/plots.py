@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from detector.palette import colour_of, ink_on
 from detector.plot_names import write_name
 from detector.scores import shown
 
@@ -17,34 +18,27 @@ if TYPE_CHECKING:
     from detector.decode import Detections
     from detector.metrics import CocoTable
 
-COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#9a6324",
-    "#808000",
-    "#000075",
-    "#f032e6",
-)
+MOST_CURVES = 10
+_STYLES = ("-", "--", ":", "-.")
 
 
 def precision_recall_figure(table: CocoTable) -> Figure:
     """Precision over recall at IoU 0.5, one line a class, at most the ten classes with the most
-    objects.
+    objects. Lines of one colour have other dashes.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     rows = list(table.per_class.items())
-    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[: len(COLOURS)]
+    classes = sorted(range(len(rows)), key=lambda k: -(rows[k][1]["objects"] or 0))[:MOST_CURVES]
     labels: list[tuple[str, str]] = []
-    for rank, k in enumerate(classes):
+    drawn: list[str] = []
+    for k in classes:
         name, row = rows[k]
         if row["AP50"] is not None:
-            axes.plot(recall, table.precision_RK[:, k], color=COLOURS[rank])
+            style = _STYLES[drawn.count(colour_of(k)) % len(_STYLES)]
+            drawn.append(colour_of(k))
+            axes.plot(recall, table.precision_RK[:, k], style, color=colour_of(k))
             numbers = f"  AP50 {row['AP50']:.3f}  ({int(row['objects'] or 0)} objects)"
             labels.append((name, numbers))
     axes.set(
@@ -89,14 +83,9 @@ def overlay_figure(
         detections.boxes_N4, detections.scores_N, detections.labels_N, strict=True
     ):
         if score >= score_threshold:
-            _outline(axes, box, color=COLOURS[int(label) % len(COLOURS)], linewidth=1.8)
-            _write_above(
-                axes,
-                box,
-                class_names[int(label)],
-                COLOURS[int(label) % len(COLOURS)],
-                after=f" {score:.2f}",
-            )
+            colour = colour_of(int(label))
+            _outline(axes, box, color=colour, linewidth=1.8)
+            _write_above(axes, box, class_names[int(label)], colour, after=f" {score:.2f}")
     return figure
 
 
@@ -117,11 +106,11 @@ def annotation_figure(
         _outline(
             axes,
             box,
-            color=COLOURS[label % len(COLOURS)],
+            color=colour_of(label),
             linewidth=1.8,
             linestyle="--" if crowd else "-",
         )
-        _write_above(axes, box, class_names[label], COLOURS[label % len(COLOURS)])
+        _write_above(axes, box, class_names[label], colour_of(label))
     return figure
 
 
@@ -146,6 +135,6 @@ def _outline(axes: Axes, box: np.ndarray, **style: Any) -> None:
 def _write_above(axes: Axes, box: np.ndarray, name: str, colour: str, *, after: str = "") -> None:
     ground = dict(facecolor=colour, pad=0.8, linewidth=0)
     text = axes.text(
-        box[0], max(box[1], 0), "", color="white", fontsize=7, va="bottom", bbox=ground
+        box[0], max(box[1], 0), "", color=ink_on(colour), fontsize=7, va="bottom", bbox=ground
     )
     write_name(text, name, after=after)

@@ -27,6 +27,13 @@ import numpy as np
 from detector.coco_matching import Matches
 from detector.weighted_ap import NAMES, weighted_scores
 
+FEWEST, MOST = 200, 1000
+"""Resamples of a report."""
+COST_OF_CLASS_S, COST_OF_DETECTION_S, BUDGET_S = 1.7e-4, 2.8e-8, 40.0
+"""CPU seconds that a class and a detection of the set take in a resample of all numbers, measured
+with tests/benchmarks/resampling.py, and those that a report may take.
+"""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -41,6 +48,8 @@ class Interval:
 @dataclass(frozen=True)
 class IntervalTable:
     """None where the set has no such object, as in `detector.metrics.CocoTable`."""
+
+    resamples: int
 
     summary: dict[str, Interval | None]
     """Name of a number -> its interval over all classes."""
@@ -80,6 +89,7 @@ def intervals(
     counts_BI = _with_the_set_itself(matches, resamples, seed=seed, groups=groups)
     scores = weighted_scores(matches, counts_BI, names=names)
     return IntervalTable(
+        resamples,
         {name: percentile_interval(scores[name].of_all_B, confidence) for name in names},
         {
             label: {
@@ -94,6 +104,8 @@ def intervals(
 @dataclass(frozen=True)
 class DifferenceTable:
     """None where the set has no such object."""
+
+    resamples: int
 
     summary: dict[str, PairedDifference | None]
     """Name of a number -> its difference over all classes."""
@@ -127,6 +139,7 @@ def paired_differences(
         return _difference(name, other_B - one_B, confidence)
 
     return DifferenceTable(
+        resamples,
         {name: difference(name, one[name].of_all_B, other[name].of_all_B) for name in names},
         {
             label: {
@@ -189,6 +202,17 @@ def said(difference: PairedDifference) -> str:
 def _shown(value: float) -> str:
     # `z`: no -0.000.
     return f"{value:z.3f}"
+
+
+def resamples_for(matches: Matches) -> int:
+    """How many resamples a report draws: 1,000, and of large sets as many hundreds as take about
+    40 s of CPU time, but at least 200, with which the ends of a 95 % interval are the fifth lowest
+    and the fifth highest number.
+    """
+    detections = sum(len(of.image_D) for of in matches.classes)
+    cost = len(matches.classes) * COST_OF_CLASS_S + detections * COST_OF_DETECTION_S
+    affordable = int(BUDGET_S / max(cost, 1e-9)) // 100 * 100
+    return min(max(affordable, FEWEST), MOST)
 
 
 def draws(

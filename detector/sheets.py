@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from detector.palette import colour_of, ink_on
 from detector.plot_names import write_name
-from detector.plots import COLOURS
 
 MOST_NAMED = 30
 """Boxes of a picture that have a name, the first ones: more would hide the picture."""
@@ -80,7 +80,7 @@ def _draw(axes: Axes, picture: SheetPicture, class_names: Sequence[str]) -> None
     axes.set_axis_off()
     title = axes.text(0, 1.01, "", transform=axes.transAxes, fontsize=8, va="bottom")
     write_name(title, picture.name, after=picture.caption, most=40)
-    colours = [COLOURS[int(label) % len(COLOURS)] for label in picture.labels_N]
+    colours = [colour_of(int(label)) for label in picture.labels_N]
     _outline(axes, picture.boxes_N4, edgecolors=colours, linewidths=1.6)
     _outline(axes, picture.dashed_M4, edgecolors="black", linewidths=1.5)
     _outline(axes, picture.dashed_M4, edgecolors="white", linewidths=0.9, linestyles="--")
@@ -92,7 +92,7 @@ def _draw(axes: Axes, picture: SheetPicture, class_names: Sequence[str]) -> None
             max(left, 0),
             max(top, 0),
             "",
-            color="white",
+            color=ink_on(colours[i]),
             fontsize=6.5,
             va="top" if inside else "bottom",
             bbox={"facecolor": colours[i], "pad": 0.6, "linewidth": 0},

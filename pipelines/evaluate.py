@@ -1,6 +1,8 @@
-"""Score a training run's best checkpoint, or a registered model, on a shard set.
+"""Score a training run's best checkpoint, or a registered model, on a shard set or on annotated
+images.
 
     retinaray evaluate --run runs/runs/cells --data runs/data/val
+    retinaray evaluate --run runs/runs/cells --annotations val.json --images val/
     retinaray evaluate --model models:/cells@champion --data s3://bucket/data/val \
         --output s3://bucket/evaluation
     retinaray evaluate --compare runs/runs/cells models:/cells@champion \
@@ -18,7 +20,8 @@ from pipelines.view_options import view_settings
 
 def main(config: EvaluateConfig) -> None:
     from cluster.scoring.evaluate_package import Wanted
-    from pipelines.evaluation_run import compare, evaluate
+    from pipelines.comparison_run import compare
+    from pipelines.evaluation_run import evaluate
     from pipelines.scoring_inputs import Replicas
 
     options: dict[str, Any] = {
@@ -33,7 +36,7 @@ def main(config: EvaluateConfig) -> None:
     if config.compare:
         assert config.output is not None
         found = compare(
-            config.data,
+            config.scored_on(),
             config.compare,
             output=config.output,
             precision=config.precision,
@@ -41,7 +44,7 @@ def main(config: EvaluateConfig) -> None:
         )
     else:
         found = evaluate(
-            config.data,
+            config.scored_on(),
             run=config.run,
             model=config.model,
             output=config.output,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from cluster.compute.session import RayConfig
+from cluster.formats.kinds import Format
 from cluster.tracking.config import TrackingConfig
 from detector.config import Section
+from pipelines.data_section import ANNOTATIONS, FORMAT, DataSection
 from pipelines.replica_options import CPUS_PER_WORKER, GPUS_PER_WORKER, WORKERS
 from pipelines.view_options import FLIP, OVERLAP_OF_TILES, TILE, view_settings
 
@@ -31,7 +33,23 @@ class EvaluateConfig(Section):
             " difference in AP and its interval"
         ),
     )
-    data: str = Field(description="shard set to score on, a local folder or s3://bucket/key")
+    data: str | None = Field(
+        default=None, description="shard set to score on, a local folder or s3://bucket/key"
+    )
+    annotations: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "or annotated images, of which a shard set is made, in the folder data of the output or"
+            f" of <run>/evaluation, and used again while they stay the same; one of: {ANNOTATIONS}"
+        ),
+    )
+    images: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of their images; unset: found beside them, or in Parquet files",
+    )
+    format: Format | None = Field(default=None, description=FORMAT)
     output: str | None = Field(
         default=None,
         description=(
@@ -91,6 +109,25 @@ class EvaluateConfig(Section):
     gpus_per_worker: float = GPUS_PER_WORKER
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _one_set(self) -> EvaluateConfig:
+        if (self.data is None) == (self.annotations is None):
+            given = "neither is" if self.data is None else "both are"
+            raise ValueError(
+                f"data and annotations: {given} given; give one, --data for a shard set or"
+                " --annotations FILE --images FOLDER for annotated images"
+            )
+        for name in ("images", "format"):
+            if self.annotations is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} does nothing without --annotations; leave it out")
+        return self
+
+    def scored_on(self) -> str | DataSection:
+        """The shard set, or the annotated images of which one is made."""
+        if self.data is not None:
+            return self.data
+        return DataSection(annotations=self.annotations, images=self.images, format=self.format)
 
     @model_validator(mode="after")
     def _one_model(self) -> EvaluateConfig:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import DataError, UsageError
+from cluster.runs import run_folder
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
@@ -66,8 +67,8 @@ def best_run(sweep: str) -> str:
     results = join(uri, RESULTS)
     if not files.exists(results):
         raise UsageError(
-            f"{uri}: has no {RESULTS}; give the folder of a sweep that is finished,"
-            " <storage>/sweeps/<name>"
+            f"{uri}: has no {RESULTS}, so it is not the folder of a sweep that is finished;"
+            f" {run_folder.beside(uri, RESULTS, otherwise='give <storage>/sweeps/<name>')}"
         )
     stored = files.read_json(results)
     try:

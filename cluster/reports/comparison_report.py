@@ -15,7 +15,7 @@ from cluster.reports.judged_pictures import JudgedPicture, judged_pictures
 from cluster.reports.judgement_parts import MOST_CLASSES, NAMES_OF_KINDS, by_objects
 from cluster.shards.index import ShardSet
 from detector.error_kinds import KINDS
-from detector.judgement import RESAMPLES, Judgement
+from detector.judgement import Judgement
 from detector.metrics import SIZES, CocoTable
 from detector.resampling import DifferenceTable, PairedDifference
 from detector.scores import shown
@@ -77,7 +77,7 @@ def comparison_page(
         source=source,
         other_model=other_model,
         notes=notes,
-        resamples=RESAMPLES,
+        resamples=None if differences is None else differences.resamples,
         numbers=difference_rows(first.table.summary, second.table.summary, differences),
         classes=_class_rows(first.table, second.table, differences),
         sizes=_size_rows(first.table, second.table, differences),

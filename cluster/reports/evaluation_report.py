@@ -14,7 +14,7 @@ from cluster.reports.html import render
 from cluster.reports.judged_pictures import judged_pictures
 from cluster.shards.index import ShardSet
 from detector.image_errors import remarks
-from detector.judgement import RESAMPLES, Judgement
+from detector.judgement import Judgement
 from detector.label_suspects import SUSPECTS
 from detector.metrics import CocoTable
 from detector.resampling import Interval
@@ -75,8 +75,7 @@ def evaluation_page(
         source=source,
         notes=notes,
         tiles=_tiles(judged, table, len(suspects_S)),
-        resamples=RESAMPLES,
-        has_intervals=judged.intervals is not None,
+        resamples=None if judged.intervals is None else judged.intervals.resamples,
         numbers=parts.number_rows(table, judged.intervals),
         rule=parts.rule_in_words(judged),
         classes=parts.class_rows(judged, table),

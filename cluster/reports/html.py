@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import jinja2
 
+from detector.palette import COLOURS
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -65,6 +67,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         lstrip_blocks=True,
     )
+    environment.globals["palette"] = COLOURS
     environment.filters["commas"] = lambda number: f"{number:,}"
     environment.filters["clip"] = clip
     return environment

@@ -195,10 +195,11 @@ def calibration_chart(found: Reliability) -> LineChart:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Rows are objects, columns detections, in the same order; the last of both is the
-    background.
+    """Rows are objects, columns detections, in the same order. The last row counts detections of
+    nothing, the last column objects that were missed.
     """
 
+    columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
     left_out: int
     """Classes without a row; the others are those with the most errors."""
@@ -214,7 +215,7 @@ def confusion_table(judged: Judgement) -> ConfusionTable:
     chosen = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1))[:classes], kind="stable")
     chosen = [*sorted(chosen[:MOST_CONFUSED].tolist()), classes]
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    all_names = [*names, "background"]
+    all_names = [*names, "nothing"]
     rows = [
         (
             all_names[r],
@@ -231,7 +232,8 @@ def confusion_table(judged: Judgement) -> ConfusionTable:
         for r, c in zip(*np.unravel_index(order, (classes, classes)), strict=True)
         if wrong[r, c]
     ]
-    return ConfusionTable(rows, max(0, classes - MOST_CONFUSED), pairs)
+    columns = [*(names[c] for c in chosen[:-1]), "missed"]
+    return ConfusionTable(columns, rows, max(0, classes - MOST_CONFUSED), pairs)
 
 
 def rule_in_words(judged: Judgement) -> str:

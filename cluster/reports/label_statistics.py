@@ -16,8 +16,8 @@ from cluster.reports import histograms
 from cluster.reports.html import Histogram
 from cluster.shards.index import ShardSet
 from cluster.shards.statistics import read
+from detector.palette import COLOURS
 from detector.plot_names import write_name
-from detector.plots import COLOURS
 
 MOST_BOXES = 5_000_000
 """Boxes that are read; of a larger set every nth shard is. They take about 0.3 GB of memory."""
@@ -115,7 +115,7 @@ def draw_label_statistics(sets: Mapping[str, LabelStatistics]) -> bytes:
 def _draw_classes(axes: Axes, counts: Mapping[str, int]) -> None:
     shown = list(counts.items())[:MOST_CLASSES]
     numbers = [number for _, number in shown]
-    axes.barh(range(len(shown)), numbers, color=COLOURS[2])
+    axes.barh(range(len(shown)), numbers, color=COLOURS[0])
     axes.set(ylim=(len(shown) - 0.5, -0.5), xlim=(0, 1.18 * max(1, *numbers, 1)), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.tick_params(labelsize=8)
@@ -134,7 +134,7 @@ def _draw_classes(axes: Axes, counts: Mapping[str, int]) -> None:
 
 def _draw_bars(axes: Axes, histogram: Histogram, along: str, *, across: str = "objects") -> None:
     numbers = [bar.number for bar in histogram.bars]
-    axes.bar(np.arange(len(numbers)) + 0.5, numbers, width=0.9, color=COLOURS[2])
+    axes.bar(np.arange(len(numbers)) + 0.5, numbers, width=0.9, color=COLOURS[0])
     axes.set(xlim=(0, len(numbers)), xlabel=along, ylabel=across)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ticks = histogram.visible_ticks

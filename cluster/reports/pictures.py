@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,16 @@ from cluster.shards.statistics import Annotations, read, read_samples
 from cluster.storage import files
 from cluster.storage.uris import join
 from detector.image import ImageError, decode_image
+from detector.palette import letters_of, place_of
 
 THUMBNAIL = 480
 """px, the longer side of a picture on a page: twelve of them take about 0.7 MB of it."""
 MOST_BOXES = 500
 """Boxes drawn on a picture of a page, the largest first."""
+MOST_MARKED = 100
+"""Boxes of a picture with the letter of their class, the first ones: more would hide it."""
 MOST_NAMED = 8
 """Classes named below a picture of a page."""
-COLOURS = 10
-LETTERS = ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SamplePicture:
     groups: Sequence[BoxGroup]
     chips: Sequence[Chip]
     marks: Sequence[Mark]
-    """They tell classes apart without colours; none where there is one class."""
+    """They tell classes apart without colours; none where the set has one class."""
     notes: Sequence[str]
 
 
@@ -113,13 +113,10 @@ def sample_of(
     """
     counts = Counter(label for _, label, _ in boxes)
     present = sorted(counts)
-    # Ten colours: by label where they suffice, else by position among the classes of the picture.
-    colours = {
-        label: f"c{(label if len(class_names) <= COLOURS else position) % COLOURS}"
-        for position, label in enumerate(present)
-    }
-    # With one class there is nothing to tell apart.
-    letters = dict(zip(present, LETTERS, strict=False)) if len(present) > 1 else {}
+    # A class has its colour and its letter on every picture of the set. With one class there is
+    # nothing to tell apart.
+    colours = {label: f"c{place_of(label)}" for label in present}
+    letters = {label: letters_of(label) for label in present} if len(class_names) > 1 else {}
     paths: dict[tuple[int, bool], str] = {}
     for (x1, y1, x2, y2), label, crowd in boxes[:most_boxes]:
         path = f"M{x1:.1f} {y1:.1f}H{x2:.1f}V{y2:.1f}H{x1:.1f}Z"
@@ -140,7 +137,7 @@ def sample_of(
         ],
         marks=[
             Mark(round(box[0]), round(box[1]), letters[label])
-            for box, label, _ in boxes[:most_boxes]
+            for box, label, _ in boxes[: min(most_boxes, MOST_MARKED)]
             if label in letters
         ],
         notes=[*([f"and {more} more classes"] if more > 0 else []), *notes],

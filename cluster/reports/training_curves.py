@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from detector.plots import COLOURS
+from detector.palette import COLOURS
 
 PANELS = {
     "loss": ("train/classification", "train/box"),
@@ -28,7 +28,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, heading: s
     figure.suptitle(heading, fontsize=11, parse_math=False)
     for axes, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         # Told apart without colour too.
-        for name, colour, style in zip(names, COLOURS[2::-2], ("-", "--"), strict=False):
+        for name, colour, style in zip(names, COLOURS, ("-", "--"), strict=False):
             points = curves.get(name, ())
             if points:
                 images_seen, values = zip(*points, strict=True)

@@ -252,7 +252,9 @@ def best_checkpoint(run: str) -> Evaluation:
         elif run_folder.read(run, run_folder.CONFIG):
             state = "has no evaluated checkpoint yet; let its training reach the first evaluation"
         else:
-            state = "is not a training run's folder; check --run"
+            is_there = files.exists(run)
+            state = "is not a training run's folder" if is_there else "there is no such folder"
+            state = f"{state}; {run_folder.beside(run)}"
         raise UsageError(f"{run}: {state}")
     return best
 

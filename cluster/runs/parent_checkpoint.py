@@ -24,20 +24,10 @@ def digest(uri: str) -> str:
     from detector.checkpoint import parse_state
 
     uri = uris.absolute(uri)
-    preflight.check_readable(uri)
+    preflight.check_reachable(uri)
+    run_folder.refuse_no_checkpoint(uri, option="from_checkpoint")
     try:
         return parse_state(files.read_bytes(uris.join(uri, run_folder.STATE_FILE)))["sha256"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        inside = run_folder.checkpoints(uri)
-        remedy = (
-            f"name one of the run's checkpoints, such as {inside[-1]}"
-            if inside
-            else "give <storage>/runs/<name>/checkpoints/images-..."
-        )
-        raise UsageError(
-            f"from_checkpoint {uri}: is not a checkpoint, it has no {run_folder.STATE_FILE};"
-            f" {remedy}"
-        ) from error
     except KeyError as error:
         raise _of_another_version(uri, error) from error
     except ValueError as error:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cluster.errors import DataError, UsageError
+from cluster.errors import DataError, UsageError, instead_of
 from cluster.storage import files
 from cluster.storage.uris import join
 
@@ -35,6 +35,8 @@ CONFIG, TRACKING, BEST, FINISHED, CHECKPOINTS = (
     "finished.json",
     "checkpoints",
 )
+MOST_BESIDE = 100
+"""Folders that are looked into for a name that may be meant; in S3 each is a request."""
 Record = TypeVar("Record")
 VERSION = 2
 """Of the records below. Version 1 had no "version", and "born" for "run_uuid"."""
@@ -211,6 +213,36 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         for name, value in tree.items()
         for k, v in flatten(value, f"{prefix}.{name}" if prefix else name).items()
     }
+
+
+def beside(folder: str, file: str = CONFIG, *, otherwise: str = "check --run") -> str:
+    """What a user may mean by a folder without the file that it should have: a folder beside it
+    that has it; where there is none, `otherwise`.
+    """
+    parent, name = os.path.split(folder)
+    names = files.list_names(parent)[:MOST_BESIDE] if files.size(parent) is None else []
+    known = [each for each in names if files.exists(join(parent, each, file))]
+    return f"{instead_of(name, known)} in {parent}" if known else otherwise
+
+
+def refuse_no_checkpoint(uri: str, *, option: str) -> None:
+    """`UsageError` where `uri` is no complete checkpoint of a run."""
+    if files.exists(join(uri, STATE_FILE)):
+        return
+    folder, name = os.path.split(uri)
+    run = os.path.dirname(folder) if os.path.basename(folder) == CHECKPOINTS else uri
+    run = folder if name == CHECKPOINTS else run
+    known = [os.path.basename(each) for each in checkpoints(run)]
+    if known:
+        remedy = f"{instead_of(name, known[::-1])} in {join(run, CHECKPOINTS)}"
+    elif files.exists(join(run, CONFIG)):
+        remedy = f"the run {run} has none"
+    else:
+        remedy = beside(run, otherwise="give <storage>/runs/<name>/checkpoints/images-...")
+    state = f"is not a checkpoint, it has no {STATE_FILE}"
+    raise UsageError(
+        f"{option} {uri}: {state if files.exists(uri) else 'there is no such folder'}; {remedy}"
+    )
 
 
 def checkpoints(run: str) -> list[str]:

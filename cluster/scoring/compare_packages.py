@@ -28,6 +28,7 @@ from detector.resampling import (
     DifferenceTable,
     PairedDifference,
     paired_differences,
+    resamples_for,
     said,
 )
 from detector.scores import shown
@@ -76,7 +77,12 @@ def compare_packages(
     one, other = compared
     differences = None
     if len(truths) > 1:
-        differences = paired_differences(one.judged.matches, other.judged.matches, seed=SEED)
+        differences = paired_differences(
+            one.judged.matches,
+            other.judged.matches,
+            seed=SEED,
+            resamples=resamples_for(one.judged.matches),
+        )
     source = Source(first.name, shard_set.uri, shard_set.digest, settings_in_words(limits, views))
     os.makedirs(folder, exist_ok=True)
     stored = {"first": first.name, "second": second.name, "data": shard_set.uri}

@@ -15,6 +15,7 @@ from cluster.runs.package_files import read_package
 from cluster.scoring import evaluate
 from cluster.scoring.detect import detect_set
 from cluster.scoring.report_files import REPORT, write_report_files
+from cluster.scoring.slices import single_values
 from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
@@ -27,6 +28,7 @@ from detector.metrics import CocoTable, Truth, joined_detections
 from detector.operating_points import Thresholds
 from detector.plots import overlay_figure, precision_recall_figure
 from detector.predict import MODEL_FILE, read_json
+from detector.resampling import Interval
 from detector.tiling import views_of
 
 
@@ -77,10 +79,10 @@ def evaluate_package(
     source |= {"data_digest": shard_set.digest}
     if views != WHOLE_PICTURE:
         source["views"] = views.as_dict()
-    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump({**source, **table.as_dict()}, file, indent=1)
+    _write_metrics(folder, source, table)
     pictures = os.path.join(folder, "overlays")
     notes = [*_not_searched(table, truths, detections), *_in_tiles(shard_set, views)]
+    notes += single_values(shard_set, wanted.columns)
     not_drawn = _draw_overlays(
         shard_set, detections, classes.names, pictures, count=wanted.overlays
     )
@@ -93,6 +95,8 @@ def evaluate_package(
             max_detections=limits[-1],
             precision=wanted.precision,
         )
+        if judged.intervals is not None:
+            _write_metrics(folder, source, table, judged.intervals.summary.get("AP"))
         notes.extend(_not_reached(judged.thresholds))
         of = Source(scored, shard_set.uri, shard_set.digest, settings_in_words(limits, views))
         write_report_files(
@@ -108,6 +112,15 @@ def evaluate_package(
 
     problems = _unless_it_fails(report)
     return table, [*notes, *not_drawn, *problems]
+
+
+def _write_metrics(
+    folder: str, source: Mapping[str, Any], table: CocoTable, ap: Interval | None = None
+) -> None:
+    """metrics.json, with the ends of the 95 % interval `ap` of AP where there is one."""
+    ends = {} if ap is None else {"AP_low": ap.low, "AP_high": ap.high}
+    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
+        json.dump({**source, **ends, **table.as_dict()}, file, indent=1)
 
 
 def limit_detections(package: str, count: int | None) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ from cluster.shards.index import ShardSet
 from cluster.shards.read import read_columns, read_footer
 from cluster.storage.uris import join
 from detector.coco_matching import Matches, of_images
-from detector.judgement import RESAMPLES, SEED
-from detector.resampling import Interval, intervals
+from detector.judgement import SEED
+from detector.resampling import Interval, intervals, resamples_for
 
 SIZE = "size"
-"""Not a column: height x width, in millions of px."""
+"""Not a column: the longer and the shorter side of an image, px."""
 ALWAYS = ("source", SIZE)
 MOST_VALUES = 12
 """Values of a column that are slices of their own; numbers with more are cut into quarters."""
@@ -61,38 +61,60 @@ def slices_of(
     images have the same value has none.
     """
     for column in dict.fromkeys([*ALWAYS, *columns]):
-        value_I = _values(shard_set, column, matches.image_ids)
-        for value, chosen_I in _parts(value_I):
+        for value, chosen_I in _parts_of(shard_set, column, matches.image_ids):
             part = of_images(matches, chosen_I)
             scores: dict[str, Interval | None] = dict.fromkeys(NAMES)
             if len(part.image_ids) > 1:
-                found = intervals(part, seed=SEED, names=NAMES, resamples=RESAMPLES)
+                found = intervals(part, seed=SEED, names=NAMES, resamples=resamples_for(part))
                 scores = found.summary
             objects = sum(len(of.image_G) for of in part.classes)
             yield Slice(column, value, len(part.image_ids), objects, scores)
 
 
-def _values(shard_set: ShardSet, column: str, image_ids: np.ndarray) -> np.ndarray:
+def single_values(shard_set: ShardSet, columns: Sequence[str]) -> list[str]:
+    """What to say of the columns of which all images have the same value."""
+    image_ids = np.sort(read_columns(shard_set, ["image_id"])["image_id"].to_numpy())
+    return [
+        f"--slices {column}: every image has the same value, {value}, so no part is scored apart"
+        for column in columns
+        if (value := _single_value(shard_set, column, image_ids)) is not None
+    ]
+
+
+def _single_value(shard_set: ShardSet, column: str, image_ids: np.ndarray) -> str | None:
+    parts = list(_parts_of(shard_set, column, image_ids, least=1))
+    return parts[0][0] if len(parts) == 1 else None
+
+
+def _parts_of(
+    shard_set: ShardSet, column: str, image_ids: np.ndarray, *, least: int = 2
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(value in words, its images: bool) by a column; nothing for less than `least` values."""
+    if column == SIZE:
+        height_I, width_I = (
+            _column(shard_set, name, image_ids).astype(np.int64) for name in ("height", "width")
+        )
+        return _sizes(height_I, width_I, least)
+    value_I = _column(shard_set, column, image_ids)
+    if column == "file_name":
+        value_I = np.array([posixpath.dirname(name) or "." for name in value_I], object)
+    if column == "source":
+        named = dict(enumerate(shard_set.source_names))
+        value_I = np.array([named.get(value, str(value)) for value in value_I], object)
+    return _parts(value_I, least)
+
+
+def _column(shard_set: ShardSet, column: str, image_ids: np.ndarray) -> np.ndarray:
     """The value of each image, in the order of the ids."""
-    names = ["height", "width"] if column == SIZE else [column]
-    table = read_columns(shard_set, ["image_id", *(name for name in names if name != "image_id")])
+    table = read_columns(shard_set, [*dict.fromkeys(["image_id", column])])
     order = np.argsort(table["image_id"].to_numpy())
     assert np.array_equal(table["image_id"].to_numpy()[order], image_ids)
-    if column == SIZE:
-        return (table["height"].to_numpy() * table["width"].to_numpy() / 1e6)[order]
-    value_I = np.array(table[column].to_pylist(), object)[order]
-    if column == "file_name":
-        return np.array([posixpath.dirname(name) or "." for name in value_I], object)
-    if column == "source":
-        sources = shard_set.source_names
-        named = {n: name for n, name in enumerate(sources)}
-        return np.array([named.get(value, str(value)) for value in value_I], object)
-    return value_I
+    return np.array(table[column].to_pylist(), object)[order]
 
 
-def _parts(value_I: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _parts(value_I: np.ndarray, least: int) -> Iterator[tuple[str, np.ndarray]]:
     counts = Counter(value_I.tolist())
-    if len(counts) < 2:
+    if len(counts) < least:
         return
     number = all(isinstance(value, int | float) for value in counts)
     if len(counts) <= MOST_VALUES or not number:
@@ -105,3 +127,34 @@ def _parts(value_I: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     for low, high in itertools.pairwise(edges):
         chosen_I = (value_I >= low) & ((value_I < high) | (high == edges[-1]))
         yield f"{low:.3g} to {high:.3g}", chosen_I
+
+
+def _sizes(
+    height_I: np.ndarray, width_I: np.ndarray, least: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each size, upright and lying together, or quarters by the number of px. The border of two
+    quarters is the size of an image, which belongs to the lower one.
+    """
+    area_I = height_I * width_I
+    shapes = [
+        f"{max(sides)}x{min(sides)}"
+        for sides in zip(height_I.tolist(), width_I.tolist(), strict=True)
+    ]
+    shape_I = np.array(shapes, object)
+    smallest_first = np.argsort(area_I, kind="stable").tolist()
+    distinct = list(dict.fromkeys(shapes[i] for i in smallest_first))
+    if len(distinct) < least:
+        return
+    if len(distinct) <= MOST_VALUES:
+        for shape in distinct:
+            yield shape, shape_I == shape
+        return
+    borders = np.unique(np.quantile(area_I, [0.25, 0.5, 0.75], method="inverted_cdf"))
+    quarter_I = np.searchsorted(borders, area_I)
+    names = [shapes[int(np.flatnonzero(area_I == border)[0])] for border in borders]
+    for quarter in np.unique(quarter_I).tolist():
+        words = [
+            *([f"above {names[quarter - 1]}"] if quarter else []),
+            *([f"up to {names[quarter]}"] if quarter < len(names) else []),
+        ]
+        yield ", ".join(words), quarter_I == quarter

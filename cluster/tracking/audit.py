@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from cluster.tracking import verdicts
 from cluster.tracking.client import connected
-from cluster.tracking.history import Move, history, shown_time
+from cluster.tracking.history import Move, history, shown_time, strays
 from cluster.tracking.promotion import champion_of
-from cluster.tracking.registry import aliases_by_version, refuse_unknown
+from cluster.tracking.registry import DIGEST_TAG, aliases_by_version, refuse_unknown
 from cluster.tracking.verdicts import Judged
 from detector.scores import shown
 from detector.text_table import text_table
@@ -44,6 +44,8 @@ class Audit:
     refusals: Sequence[tuple[int, Judged]]
     """The version, and the verdict that was no."""
     versions: Sequence[VersionRow]
+    strays: Sequence[str] = ()
+    """Other aliases that were moved or deleted by hand, in words."""
 
     def as_json(self) -> str:
         content = {
@@ -52,6 +54,7 @@ class Audit:
             "refusals": [
                 {"version": number, **judged.to_json()} for number, judged in self.refusals
             ],
+            "by_hand": list(self.strays),
         }
         return json.dumps(content, indent=1)
 
@@ -62,9 +65,11 @@ class Audit:
             # Nobody knows when a move by hand was made; it stays behind the one before it.
             told.append((move.at or (told[-1][0] if told else ""), _told(move)))
         told += [(judged.at, _refused(number, judged)) for number, judged in self.refusals]
+        now = [f"now  {words}" for words in self.strays]
         if not told:
-            return [f"{self.name}: no version was ever the champion"]
-        return [line for _, lines in sorted(told, key=lambda pair: pair[0]) for line in lines]
+            return [f"{self.name}: no version was ever the champion", *now]
+        ordered = sorted(told, key=lambda pair: pair[0])
+        return [*(line for _, lines in ordered for line in lines), *now]
 
     def version_lines(self) -> list[str]:
         """A table for a terminal, newest first."""
@@ -93,12 +98,15 @@ def read_audit(name: str, *, tracking: str) -> Audit:
         stored = list(client.search_model_versions(f"name='{name}'"))
     by_version = aliases_by_version(model.aliases)
     moves = history(model.tags, champion)
+    ours = [int(each.version) for each in stored if DIGEST_TAG in each.tags]
+    aliases = {alias: int(number) for alias, number in model.aliases.items()}
+    others = strays(model.tags, aliases, max(ours, default=None))
     rows, refusals = [], []
     for each in sorted(stored, key=lambda one: int(one.version), reverse=True):
         number = int(each.version)
         rows.append(_row(each, number, by_version.get(number, ())))
         refusals += [(number, judged) for judged in verdicts.refusals(each.tags)]
-    return Audit(name, moves, refusals, rows)
+    return Audit(name, moves, refusals, rows, others)
 
 
 def _row(stored: ModelVersion, number: int, aliases: Sequence[str]) -> VersionRow:
@@ -118,8 +126,8 @@ def _row(stored: ModelVersion, number: int, aliases: Sequence[str]) -> VersionRo
 
 
 def _told(move: Move) -> list[str]:
-    old = "none" if move.old is None else move.old
-    head = f"{shown_time(move.at)}  {move.kind}: {old} -> {move.new}"
+    old, new = ("none" if each is None else each for each in (move.old, move.new))
+    head = f"{shown_time(move.at)}  {move.kind}: {old} -> {new}"
     return [
         head + (f", by {move.by}" if move.by else ""),
         f"  {move.reason}",

@@ -1,4 +1,4 @@
-"""The files of the verb `evaluate` on the MLflow run of a training run."""
+"""What the verb `evaluate` finds, on the MLflow run of the detector's training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.runs import run_folder
+from cluster.tracking.client import connected
 from cluster.tracking.run import attach_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 
-NAME = "evaluation"
+NAME, COMPARISON = "evaluation", "comparison"
 """Of the folder of artifacts, and in front of the metrics: evaluation/<name>."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated beside the model: a shard set, and the settings that change the numbers."""
+    """What is evaluated on which shard set, and the settings that change the numbers."""
 
     data: str
     """URI of the set."""
@@ -30,6 +31,8 @@ class Subject:
     views: ViewSettings = WHOLE_PICTURE
     checkpoint: str = ""
     """The name of the run's checkpoint; empty for the best one."""
+    models: tuple[str, ...] = ()
+    """A registered version, or the two detectors of a comparison; empty for a training run."""
 
     @property
     def folder(self) -> str:
@@ -37,16 +40,19 @@ class Subject:
         settings = self._settings()
         return self.data_digest[:12] + (f"-{_digest(settings)}" if settings else "")
 
-    def name_in(self, run: str) -> str:
-        """Its name in MLflow: `NAME` for the run's own val set with the usual settings. Any other
-        one has its digest behind that, because it has other numbers.
+    def name_in(self, run: str | None) -> str:
+        """Its name in MLflow: `NAME` for the own val set of the training run in the folder `run`
+        with the usual settings. Any other one has its digest behind its kind, because it has other
+        numbers.
         """
-        claim = run_folder.read_claim(run)
-        own = None if claim is None else claim.identity.get("data", {}).get("val")
         settings = self._settings()
-        if self.data_digest == own and not settings:
-            return NAME
-        return f"{NAME}-{_digest({'data_digest': self.data_digest, **settings})}"
+        if run is not None and not settings:
+            claim = run_folder.read_claim(run)
+            own = None if claim is None else claim.identity.get("data", {}).get("val")
+            if self.data_digest == own:
+                return NAME
+        kind = COMPARISON if len(self.models) == 2 else NAME
+        return f"{kind}-{_digest({'data_digest': self.data_digest, **settings})}"
 
     def as_text(self) -> str:
         """What the digest stands for, as JSON."""
@@ -58,7 +64,8 @@ class Subject:
         limit = {} if self.max_detections is None else {"max_detections": self.max_detections}
         classes = {"classes": dict(self.classes)} if self.classes else {}
         checkpoint = {"checkpoint": self.checkpoint} if self.checkpoint else {}
-        return {**limit, **classes, **checkpoint, **self.views.as_dict()}
+        models = {"models": list(self.models)} if self.models else {}
+        return {**limit, **classes, **checkpoint, **models, **self.views.as_dict()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -72,16 +79,64 @@ def log_evaluation(
     `scoring.evaluate_package` has filled. `step` is images seen. A `name` with a digest becomes a
     tag, which says what it stands for.
     """
+    metrics = _read_json(folder, "metrics.json")
+    scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    _log(uri, run_id, folder, scores, subject=subject, name=name, step=step)
+
+
+def logged_interval(uri: str, run_id: str, *, step: int) -> tuple[float, float] | None:
+    """The ends of the 95 % interval of AP that `evaluate` has logged of the checkpoint with `step`
+    images seen, on the own val set of the run with the usual settings. None where it has not.
+    """
+    with connected(uri) as client:
+        ends = [
+            {
+                metric.step: metric.value
+                for metric in client.get_metric_history(run_id, f"{NAME}/AP_{end}")
+            }
+            for end in ("low", "high")
+        ]
+    return (ends[0][step], ends[1][step]) if all(step in each for each in ends) else None
+
+
+def log_comparison(
+    uri: str, run_id: str, folder: str, *, subject: Subject, name: str, step: int
+) -> None:
+    """The same of what `scoring.compare_packages` has written. The metrics are <name>/AP/first,
+    /second, /difference, /low and /high, and so on.
+    """
+    found = _read_json(folder, "comparison.json")["numbers"]
+    parts = ("first", "second", "difference", "low", "high")
+    scores = {
+        f"{number}/{part}": value
+        for number, pair in found.items()
+        for part in parts
+        if (value := pair.get(part)) is not None
+    }
+    _log(uri, run_id, folder, scores, subject=subject, name=name, step=step)
+
+
+def _log(
+    uri: str,
+    run_id: str,
+    folder: str,
+    scores: Mapping[str, float],
+    *,
+    subject: Subject,
+    name: str,
+    step: int,
+) -> None:
     run = attach_run(uri, run_id)
     if name != NAME:
         run.set_tag(name, subject.as_text())
-    with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
-        metrics = json.load(file)
-    scores = {key: value for key, value in metrics.items() if isinstance(value, float)}
     run.log_metrics({f"{name}/{key}": value for key, value in scores.items()}, step)
-    for file_name in sorted(os.listdir(folder)):
-        if os.path.isfile(path := os.path.join(folder, file_name)):
-            run.log_artifact(path, name)
-    for picture in sorted(os.listdir(os.path.join(folder, "overlays"))):
-        run.log_artifact(os.path.join(folder, "overlays", picture), f"{name}/overlays")
+    for path, _, names in sorted(os.walk(folder)):
+        within = os.path.relpath(path, folder)
+        for file_name in sorted(names):
+            run.log_artifact(os.path.join(path, file_name), os.path.normpath(f"{name}/{within}"))
     run.close()
+
+
+def _read_json(folder: str, name: str) -> dict[str, Any]:
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return json.load(file)

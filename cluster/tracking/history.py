@@ -4,8 +4,8 @@ aliases (mlflow#2169), so every move is a tag of the registered model:
 promotion.<UTC time>    `Move` as JSON. It is written before the alias moves and again after that,
                         so that a move that was cut off is known as one.
 
-An alias that was moved by hand is found where a move does not begin at the version at which the one
-before it ended.
+A champion that was moved or deleted by hand is found where a move does not begin at the version at
+which the one before it ended.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +36,8 @@ class Move:
     """USER@HOST; empty for a move by hand."""
     kind: Kind
     old: int | None
-    new: int
+    new: int | None
+    """None: the alias was deleted by hand."""
     reason: str
     is_done: bool = True
     """False: the alias was to move; whether it did is seen by `champion`."""
@@ -85,10 +88,10 @@ def history(tags: Mapping[str, str], champion: int | None) -> list[Move]:
     """All moves until the version that is `champion` now, oldest first: those that were done, and
     between them those that were made by hand.
     """
-    moves = [_settled(each, after, champion) for each, after in _with_next(read_moves(tags))]
-    done = [move for move in moves if move.is_done]
     told: list[Move] = []
-    for move in done:
+    for move in _all_moves(tags, champion):
+        if not move.is_done:
+            continue
         told += _by_hand(told, move.old)
         told.append(move)
     return told + _by_hand(told, champion)
@@ -101,17 +104,26 @@ def before_champion(told: Sequence[Move]) -> int | None:
     """
     champions: list[int] = []
     for move in told:
+        if move.new is None:
+            continue
         if move.kind in ("rollback", "by hand") and move.new in champions:
             del champions[champions.index(move.new) + 1 :]
             continue
         if not champions and move.old is not None:
             champions.append(move.old)
-        champions.append(move.new)
+        # Where the alias was deleted, the same version may have it again.
+        if champions[-1:] != [move.new]:
+            champions.append(move.new)
     return champions[-2] if len(champions) > 1 else None
 
 
+def _all_moves(tags: Mapping[str, str], champion: int | None) -> list[Move]:
+    """Those that were written, also the ones that were cut off before the alias moved."""
+    return [_settled(each, after, champion) for each, after in _with_next(read_moves(tags))]
+
+
 def _with_next(moves: Sequence[Move]) -> Iterator[tuple[Move, Move | None]]:
-    return zip(moves, [*moves[1:], None], strict=True)
+    return zip(moves, [*moves, None][1:], strict=True)
 
 
 def _settled(move: Move, after: Move | None, champion: int | None) -> Move:
@@ -125,7 +137,35 @@ def _by_hand(told: Sequence[Move], found: int | None) -> list[Move]:
     them.
     """
     last = told[-1].new if told else None
-    if found is None or found == last or not told:
+    if found == last:
         return []
-    reason = "the alias was moved without promote or rollback"
+    reason = (
+        "the alias or its version was deleted"
+        if found is None
+        else "the alias was moved without promote or rollback"
+    )
     return [Move("", "", "by hand", last, found, reason)]
+
+
+def strays(tags: Mapping[str, str], aliases: Mapping[str, int], newest: int | None) -> list[str]:
+    """What to say of the aliases beside the champion that are not where promote, rollback and
+    register left them. `tags` are those of the registered model, `newest` is the newest version of
+    `register`; None: none is known.
+    """
+    moves = [move for move in _all_moves(tags, aliases.get(CHAMPION)) if move.old is not None]
+    before = [move.old for move in moves if move.is_done]
+    # A move that was cut off may have set this alias.
+    possible = {*before[-1:], *(move.old for move in moves if not move.is_done)}
+    lines = []
+    if aliases.get(PREVIOUS) not in (possible or {None}):
+        lines.append(_stray(PREVIOUS, aliases, before[-1] if before else None))
+    if newest is not None and aliases.get(CHALLENGER) != newest:
+        lines.append(_stray(CHALLENGER, aliases, newest))
+    return lines
+
+
+def _stray(alias: str, aliases: Mapping[str, int], expected: int | None) -> str:
+    before = f"; it was version {expected}" if expected is not None else ""
+    if alias in aliases:
+        return f"{alias} was moved to version {aliases[alias]} by hand{before}"
+    return f"{alias} or its version was deleted by hand{before}"

@@ -47,18 +47,21 @@ def model_card(
     best: Evaluation,
     config: Mapping[str, Any],
     *,
+    interval: tuple[float, float] | None,
     run: str,
     digest: str,
     licence: str | None,
 ) -> str:
-    """Markdown. `config` is that of the run, `digest` that of the package."""
+    """Markdown. `config` is that of the run, `digest` that of the package, `interval` that of AP
+    with 95 %; None where it is not known.
+    """
     model, canvas, decode = (config.get(part, {}) for part in ("model", "canvas", "decode"))
     parts = [
         f"# {name}",
         f"A {_words(model.get('architecture', 'retinanet'))} on a {model.get('backbone', '?')}"
         f" that detects {len(best.per_class)} classes.",
         "## How good it is",
-        _scores(best),
+        _scores(best, interval),
         "## Classes",
         _classes(best.per_class),
         "## Data",
@@ -99,7 +102,7 @@ def _words(architecture: str) -> str:
     return {"retinanet": "RetinaNet"}.get(architecture, architecture)
 
 
-def _scores(best: Evaluation) -> str:
+def _scores(best: Evaluation, interval: tuple[float, float] | None) -> str:
     head = [f"| {' | '.join(SUMMARY)} |", "|" + "---|" * len(SUMMARY)]
     row = f"| {' | '.join(shown(best.metrics.get(name), 3) for name in SUMMARY)} |"
     images = "" if best.images_evaluated is None else f" of {best.images_evaluated} images"
@@ -107,7 +110,13 @@ def _scores(best: Evaluation) -> str:
         f"COCO's numbers on the validation set{images}. The checkpoint was chosen by its AP on this"
         " very set, so on new images it is a little worse."
     )
-    return "\n".join([*head, row]) + f"\n\n{note}"
+    spread = (
+        "The interval of AP is not known; `evaluate` before `register` finds it."
+        if interval is None
+        else f"The 95 % interval of AP is {shown(interval[0], 3)} to {shown(interval[1], 3)}"
+        " (bootstrap over the images)."
+    )
+    return "\n".join([*head, row]) + f"\n\n{note} {spread}"
 
 
 def _classes(per_class: Mapping[str, float | None]) -> str:

@@ -18,6 +18,7 @@ from cluster.storage import preflight, uris
 from cluster.tracking import registry
 from cluster.tracking.client import connected
 from cluster.tracking.config import refuse_second_store, ui_command
+from cluster.tracking.evaluation import logged_interval
 from cluster.tracking.examples import write_examples
 from cluster.tracking.file_digests import FILES_TAG, as_tag
 from cluster.tracking.logged_package import EXAMPLES, download_model, log_package, logged_digests
@@ -74,7 +75,7 @@ def register_run(
     where the run has no checkpoint or no MLflow run.
     """
     folder = uris.absolute(run)
-    preflight.check_readable(folder)
+    preflight.check_reachable(folder)
     best = evaluations.best_checkpoint(folder)
     recorded = read_record(folder)
     if recorded is None:
@@ -88,11 +89,7 @@ def register_run(
     check_model_name(store, name, option="name")
     with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
         package = f"{scratch}/package"
-        build_package(best.checkpoint, package, weights=best.weights)
-        if best.detected is not None:
-            write_validation(package, best.detected)
-        if best.thresholds is not None:
-            write_thresholds(package, best.thresholds)
+        _write_package(best, package)
         digest = package_digest(package)
         version, note = registry.find_package(digest, name, tracking=store), None
         damage = None if version is None else _damage(version, store, f"{scratch}/registered")
@@ -103,7 +100,15 @@ def register_run(
             config = (run_folder.read(folder, run_folder.CONFIG) or {}).get("config", {})
             data = config.get("data", {}).get("val")
             examples, note = _write_examples(data, package, f"{scratch}/{EXAMPLES}")
-            card = model_card(name, best, config, run=folder, digest=digest, licence=licence)
+            card = model_card(
+                name,
+                best,
+                config,
+                interval=logged_interval(store, recorded.run_id, step=best.images_seen),
+                run=folder,
+                digest=digest,
+                licence=licence,
+            )
             mlflow_run = attach_run(store, recorded.run_id)
             try:
                 mlflow_run.log_text(card, "model_card.md")
@@ -131,6 +136,15 @@ def register_run(
     )
 
 
+def _write_package(best: Evaluation, package: str) -> None:
+    """The package of a checkpoint, with what is known of its detections, in a local folder."""
+    build_package(best.checkpoint, package, weights=best.weights)
+    if best.detected is not None:
+        write_validation(package, best.detected)
+    if best.thresholds is not None:
+        write_thresholds(package, best.thresholds)
+
+
 def _tags(run: str, best: Evaluation, data: str | None) -> dict[str, str]:
     """Where a version comes from, and how good it is."""
     scores = {name: best.metrics.get(name) for name in ("AP", "AP50")}
@@ -138,7 +152,7 @@ def _tags(run: str, best: Evaluation, data: str | None) -> dict[str, str]:
         **({DATA_TAG: data} if data else {}),
         "run_folder": run,
         "checkpoint": best.checkpoint,
-        "images_seen": str(best.images_seen),
+        registry.SEEN_TAG: str(best.images_seen),
         **{name: str(value) for name, value in scores.items() if value is not None},
     }
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from cluster.errors import UsageError
+from cluster.errors import UsageError, instead_of, joined, listed
 from cluster.tracking.client import connected
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 DIGEST_TAG = "package_sha256"
+SEEN_TAG = "images_seen"
 
 
 class Version(NamedTuple):
@@ -48,6 +49,17 @@ def aliases(version: Version, *, tracking: str) -> list[str]:
     with connected(tracking) as client:
         numbers = client.get_registered_model(version.name).aliases
     return sorted(alias for alias, number in numbers.items() if int(number) == version.version)
+
+
+def source_of(version: Version, *, tracking: str) -> tuple[str, int] | None:
+    """The id of the MLflow run that a version comes from, and the images that its checkpoint has
+    seen, 0 where that is not known. None where no run is known.
+    """
+    with connected(tracking) as client:
+        stored = client.get_model_version(version.name, str(version.version))
+    if not stored.run_id:
+        return None
+    return stored.run_id, int(stored.tags.get(SEEN_TAG, 0))
 
 
 def aliases_by_version(aliases: Mapping[str, str]) -> dict[int, list[str]]:
@@ -83,17 +95,20 @@ def resolve(model_uri: str, *, tracking: str) -> Version:
         if alias is not None:
             if alias not in numbers:
                 raise UsageError(
-                    f"{model_uri}: {name} has no alias {alias!r}; there are"
-                    f" {', '.join(sorted(numbers)) or 'none'}"
+                    joined(
+                        f"{model_uri}: {name} has no alias {alias!r}",
+                        instead_of(alias, sorted(numbers)),
+                    )
                 )
             return Version(name, int(numbers[alias]))
         versions = sorted(
-            int(each.version) for each in client.search_model_versions(f"name='{name}'")
+            (int(each.version) for each in client.search_model_versions(f"name='{name}'")),
+            reverse=True,
         )
     if int(number) not in versions:
         raise UsageError(
             f"{model_uri}: {name} has no version {number}; there are"
-            f" {', '.join(map(str, versions)) or 'none'}"
+            f" {listed([str(one) for one in versions])}"
         )
     return Version(name, int(number))
 
@@ -109,12 +124,12 @@ def _aliases_of(
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        names = [model.name for model in client.search_registered_models(max_results=20)]
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
         known = (
-            f"there are {', '.join(names)}"
+            instead_of(name, names)
             if names
             else "it is empty; pipelines/register.py registers a model"
         )
         raise UsageError(
-            f"{model_uri}: no model {name!r} in the registry at {tracking}; {known}"
+            joined(f"{model_uri}: no model {name!r} in the registry at {tracking}", known)
         ) from error

@@ -27,7 +27,7 @@ import psutil
 from detector.coco_matching import match
 from detector.decode import Detections
 from detector.judgement import judge
-from detector.resampling import intervals, paired_difference, said
+from detector.resampling import intervals, paired_difference, resamples_for, said
 from tests.benchmarks.scoring import synthetic
 
 
@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100, help="an image")
     parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="0 for as many as a report draws"
+    )
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--judge", action="store_true")
     args = parser.parse_args()
@@ -69,17 +71,19 @@ def main() -> None:
     names = [str(k) for k in range(args.classes)]
     sets = (first, varied(first))
     print(
-        f"{args.images} images with {args.detections} detections, {args.classes} classes,"
-        f" {args.resamples} resamples; {os.cpu_count()} CPUs, {platform.machine()}, numpy"
+        f"{args.images} images with {args.detections} detections, {args.classes} classes;"
+        f" {os.cpu_count()} CPUs, {platform.machine()}, numpy"
         f" {np.__version__}, load average {os.getloadavg()[0]:.1f}"
     )
     matched = timed("match", lambda: [match(truths, its, names) for its in sets])
+    resamples = args.resamples or resamples_for(matched[0])
+    print(f"{resamples} resamples")
     difference = timed(
-        "difference", lambda: paired_difference(*matched, seed=0, resamples=args.resamples)
+        "difference", lambda: paired_difference(*matched, seed=0, resamples=resamples)
     )
     print(f"  {said(difference)}")
     if args.sizes:
-        timed("intervals", lambda: intervals(matched[0], seed=0, resamples=args.resamples))
+        timed("intervals", lambda: intervals(matched[0], seed=0, resamples=resamples))
     if args.judge:
         before = resident_mib()
         judged = timed("judge", lambda: judge(truths, first, names, resamples=0))

@@ -12,7 +12,8 @@ from PIL import Image
 
 from detector.decode import Detections
 from detector.metrics import SUMMARY_NAMES, CocoTable
-from detector.plots import COLOURS, annotation_figure, overlay_figure, precision_recall_figure
+from detector.palette import COLOURS
+from detector.plots import annotation_figure, overlay_figure, precision_recall_figure
 
 
 def table(objects: list[int]) -> CocoTable:
@@ -52,7 +53,7 @@ def test_ten_classes_at_most_and_those_with_most_objects():
     assert [text.get_text().split()[0] for text in axes.get_legend().get_texts()] == [
         f"c{k}" for k in range(14, 4, -1)
     ]
-    assert len({line.get_color() for line in axes.lines}) == 10
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 10
 
 
 def test_no_truth_gives_an_empty_plot():

@@ -19,6 +19,7 @@ from detector.resampling import (
     intervals,
     paired_difference,
     percentile_interval,
+    resamples_for,
     said,
 )
 from detector.weighted_ap import NAMES
@@ -198,3 +199,23 @@ def test_a_percentile_interval_by_hand():
 )
 def test_what_is_said(numbers, phrase):
     assert said(PairedDifference("AP", Interval(*numbers, 0.95), 0.5)) == phrase
+
+
+@pytest.mark.parametrize(
+    ("classes", "detections", "resamples"),
+    [
+        (1, 10, 1000),
+        # COCO val: 80 x 0.17 ms + 500,000 x 28 ns = 27.6 ms; 40 s / 27.6 ms = 1,449.
+        (80, 500_000, 1000),
+        # 80 x 0.17 ms + 2,000,000 x 28 ns = 69.6 ms; 40 s / 69.6 ms = 574.
+        (80, 2_000_000, 500),
+        # LVIS: 1,203 x 0.17 ms + 2,000,000 x 28 ns = 260.5 ms; 40 s / 260.5 ms = 153.
+        (1203, 2_000_000, 200),
+    ],
+)
+def test_large_sets_have_fewer_resamples(classes: int, detections: int, resamples: int) -> None:
+    of = np.zeros(detections // classes, np.int8)
+    none = np.zeros(0, np.int64)
+    one = ClassMatches(of, of, np.zeros((4, 10, 0), np.int8), none, np.zeros((4, 0), bool))
+    matches = Matches(none, ("a",) * classes, (one,) * classes)
+    assert resamples_for(matches) == resamples

@@ -13,11 +13,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -41,7 +37,7 @@ from cluster.tracking.training_run import Tracker
 from cluster.training import launch
 from tests.support.browser import WINDOW, Browser
 from tests.support.gates import Gate
-from tests.support.ray_nodes import free_port
+from tests.support.mlflow_server import Server
 from tests.support.trainings import LIMIT_S
 
 pytestmark = pytest.mark.integration
@@ -62,59 +58,6 @@ TINY = {
         "evaluation": "between",
     },
 }
-
-
-class Server:
-    """`mlflow server` on SQLite with proxied artifacts, in a process group of its own."""
-
-    def __init__(self, folder: Path):
-        self.port = free_port()
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            str(Path(sys.executable).parent / "mlflow"),
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-        ]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", f"{self.folder}/artifacts", "--serve-artifacts"]
-        quiet = {
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(
-                command, env=quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def end(self, how: signal.Signals) -> None:
-        os.killpg(self.process.pid, how)
-        self.process.wait(timeout=LIMIT_S)
-
-    def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.uri + "/health", timeout=5) as answer:
-                return answer.read() == b"OK"
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + LIMIT_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if self.healthy():
-                return
-            time.sleep(0.2)
-        raise AssertionError(
-            f"the server did not come up: {(self.folder / 'server.log').read_text()[-2000:]}"
-        )
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,8 @@ OPTIONS = {
         tracking: uri experiment
     """,
     "evaluate": """
-        run model compare data output storage max_detections classes tile overlap flip overlays
-        precision slices
+        run model compare data annotations images format output storage max_detections classes
+        tile overlap flip overlays precision slices
         workers cpus_per_worker gpus_per_worker
         ray: address num_cpus logs autoscaling
         tracking: uri experiment

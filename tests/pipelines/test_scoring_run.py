@@ -34,9 +34,17 @@ from cluster.tracking.run import Run, open_run
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from detector.metrics import CocoTable
 from detector.operating_points import OperatingPoint, Thresholds
-from pipelines import evaluation_run, scoring_inputs, scoring_run
+from pipelines import (
+    comparison_run,
+    evaluation_run,
+    scored_detector,
+    scoring_inputs,
+    scoring_run,
+)
 from pipelines.command_line import parse, run_verb
+from pipelines.data_section import DataSection
 from pipelines.evaluate import EvaluateConfig, main
+from pipelines.evaluation_set import evaluation_set
 from pipelines.predict import PredictConfig
 from pipelines.worker_range import worker_range
 from tests.support.predicting import InProcess, write_package, write_pictures
@@ -58,7 +66,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     events: list[Callable[[], object]] = []
 
     def build(checkpoint: str, folder: str, **_: Any) -> None:
-        Path(folder).mkdir()
+        Path(folder).mkdir(parents=True)
         (Path(folder) / package_files.CLASSES_FILE).write_text(json.dumps(CLASSES))
 
     def evaluate(
@@ -74,7 +82,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
             event()
         return TABLE, []
 
-    monkeypatch.setattr(evaluation_run, "build_package", build)
+    monkeypatch.setattr(scored_detector, "build_package", build)
     monkeypatch.setattr(evaluation_run, "evaluate_package", evaluate)
     monkeypatch.setattr(evaluation_run, "connect_for", lambda *_: None)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -435,15 +443,18 @@ def test_a_checkpoint_of_the_run_is_scored_under_a_name_of_its_own(
     given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[tuple[str, str]] = []
-    build = evaluation_run.build_package
+    build = scored_detector.build_package
 
     def build_package(checkpoint: str, folder: str, *, weights: Any) -> None:
         built.append((checkpoint, weights))
         build(checkpoint, folder, weights=weights)
 
-    monkeypatch.setattr(evaluation_run, "build_package", build_package)
+    monkeypatch.setattr(scored_detector, "build_package", build_package)
     checkpoint = given / "runs/cells/checkpoints/images-000000000200"
+    said = f"error: run {checkpoint}: there is no such folder; the run {given}/runs/cells has none"
+    assert said in type_command(given, capsys, "--run", str(checkpoint))[2]
     checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
     code, out, _ = type_command(given, capsys, "--run", str(checkpoint))
     assert code == 0 and f"scored   {checkpoint}\n" in out
     (checkpoint / "ema.safetensors").write_bytes(b"")
@@ -455,6 +466,114 @@ def test_a_checkpoint_of_the_run_is_scored_under_a_name_of_its_own(
     (name,) = [key.removesuffix("/AP50") for key in data.metrics if "50" in key]
     assert name != "evaluation"
     assert json.loads(data.tags[name])["checkpoint"] == "images-000000000200"
+
+
+def test_an_evaluation_of_a_registered_version_is_in_the_run_that_it_comes_from(
+    given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    found = (Version("cells", 3), stored.uri)
+    monkeypatch.setattr(scored_detector, "find_model", lambda *_: found)
+    monkeypatch.setattr(scored_detector, "source_of", lambda *_, **__: (stored.run_id, 300))
+
+    def download(_version: Version, *, tracking: str, folder: str) -> str:
+        scored_detector.build_package("", f"{folder}/package", weights="model")
+        return f"{folder}/package"
+
+    monkeypatch.setattr(scored_detector, "download_package", download)
+    words = ["--model", "models:/cells@champion", "--data", str(given / "val")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_verb(
+            EvaluateConfig, main, description="", argv=[*words, "--output", str(given / "out")]
+        )
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and f"scored   models:/cells/3 in {stored.uri}\n" in out
+    data = connect(stored.uri).get_run(stored.run_id).data
+    (name,) = [key.removesuffix("/AP50") for key in data.metrics if "50" in key]
+    assert re.fullmatch("evaluation-[0-9a-f]{8}", name)
+    assert json.loads(data.tags[name])["models"] == ["models:/cells/3"]
+
+
+def test_comparisons_are_in_the_run_of_the_first_each_under_a_name_of_its_own(
+    given: Path, lost: list[Callable[[], object]], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {
+        "AP": {"first": 0.5, "second": 0.25, "difference": -0.25, "low": -0.375, "high": -0.125},
+        "AP_small": {"first": None, "second": None},
+    }
+
+    def compare_packages(*arguments: Any, **_: Any) -> list[str]:
+        folder = Path(arguments[3])
+        folder.mkdir()
+        (folder / "comparison.json").write_text(json.dumps({"numbers": numbers}))
+        (folder / "comparison.html").write_text("a page")
+        return ["second is worse"]
+
+    logged: set[str] = set()
+    monkeypatch.setattr(
+        Run, "log_artifact", lambda run, path, folder: logged.add(f"{folder}/{Path(path).name}")
+    )
+    monkeypatch.setattr(comparison_run, "compare_packages", compare_packages)
+    monkeypatch.setattr(comparison_run, "connect_for", lambda *_: None)
+    shutil.copytree(given / "runs/cells", given / "runs/dogs")
+    best = {"checkpoint": "/d", "images_seen": 300, "epoch": 3, "AP": 0.5, "AP50": 0.75}
+    run_folder.write(str(given / "runs/dogs"), "best.json", best)
+    write_set(str(given / "test"), [[row(1, 1), row(2, 2)]])
+    names = []
+    for pair, data in (
+        (("cells", "dogs"), "val"),
+        (("cells", "dogs"), "test"),
+        (("cells",) * 2, "val"),
+    ):
+        words = ["--compare", *(str(given / "runs" / name) for name in pair)]
+        words += ["--data", str(given / data), "--output", str(given / "compared")]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_verb(EvaluateConfig, main, description="", argv=words)
+        out, err = capsys.readouterr()
+        assert end.value.code == 0 and "second is worse" in out, err
+        found = re.search(r"^note     named (comparison-[0-9a-f]{8}) in MLflow", out, re.MULTILINE)
+        assert found is not None, out
+        names.append(found[1])
+    assert len(set(names)) == 3
+    stored = run_folder.read_tracking(str(given / "runs/cells"))
+    assert stored is not None
+    data = connect(stored.uri).get_run(stored.run_id).data
+    wanted = {f"{name}/AP/{part}": value for name in names for part, value in numbers["AP"].items()}
+    assert data.metrics == wanted
+    assert json.loads(data.tags[names[1]])["data"] == str(given / "test")
+    assert logged == {
+        f"{name}/{file}" for name in names for file in ("comparison.html", "comparison.json")
+    }
+
+
+def test_annotated_images_become_a_set_once_and_again_when_they_change(
+    small_coco: Path, ray_cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = tmp_path / "val.json"
+    shutil.copyfile(small_coco / "annotations/instances_val.json", annotations)
+    images = str(small_coco / "images/val")
+    section = DataSection(annotations=str(annotations), images=images)
+
+    def made() -> tuple[str, str, int]:
+        found = evaluation_set(section, str(tmp_path / "out"), RayConfig())
+        return found.uri, found.digest, found.num_rows
+
+    first = made()
+    assert first[0].startswith(f"{tmp_path}/out/data/") and first[2] == 8
+    assert "reusing" not in capsys.readouterr().out
+    assert made() == first and "reusing the shard set" in capsys.readouterr().out
+    content = json.loads(annotations.read_text())
+    content["annotations"].pop()
+    annotations.write_text(json.dumps(content))
+    changed = made()
+    assert changed[0] != first[0] and changed[1] != first[1]
+    content["annotations"] = []
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(PlainError, match="such options are those of prepare; make the set with it"):
+        made()
 
 
 def test_what_compare_and_slices_need_is_said_before_anything_is_read(
@@ -482,7 +601,14 @@ def test_what_compare_and_slices_need_is_said_before_anything_is_read(
     run = ("--run", str(given / "runs/cells"), *output)
     said = refused(*run, "--slices", "source", "camera")
     assert "--slices camera: is no column of" in said and "file_name, height, width" in said
-    assert "a: is not a training run's folder" in refused("--compare", "a", "b", *output)
+    assert "a: there is no such folder" in refused("--compare", "a", "b", *output)
+    near = str(given / "runs/cels")
+    assert "did you mean cells? there are cells in" in refused("--compare", near, "b", *output)
+    twice = (*run, "--annotations", str(given / "val.json"))
+    assert "data and annotations: both are given; give one, --data for a shard set" in refused(
+        *twice
+    )
+    assert "--images does nothing without --annotations" in refused(*run, "--images", "val")
 
 
 def test_a_request_without_room_for_reading_is_refused_with_the_sum(

@@ -17,10 +17,14 @@ CLASSES = [{"label": 0, "id": 7, "name": "cell"}, {"label": 1, "id": 9, "name": 
 
 
 def make_package(
-    checkpoint: Path, folder: Path, classes: Sequence[dict[str, Any]] = CLASSES
+    checkpoint: Path,
+    folder: Path,
+    classes: Sequence[dict[str, Any]] = CLASSES,
+    *,
+    seed: int = 0,
 ) -> None:
     """A package whose network, untrained with a prior of 0.5, detects something everywhere."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     keywords = {"backbone": "resnet18", "classes": len(classes), "width": 64, "prior": 0.5}
     save_file(
         {k: v.contiguous() for k, v in RetinaNet(**keywords).state_dict().items()},

@@ -24,8 +24,11 @@ def test_the_best_run_is_found_wherever_the_sweep_lies(tmp_path: Path, stored: A
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no results.json; give the folder of a sweep"):
-        best_run(str(tmp_path))
+    with pytest.raises(UsageError, match=r"is finished; give <storage>/sweeps/<name>"):
+        best_run(f"{tmp_path}/cels")
+    files.write_json(f"{tmp_path}/cells/results.json", {})
+    with pytest.raises(UsageError, match=r"has no results.json, .* did you mean cells\?"):
+        best_run(f"{tmp_path}/cels")
 
 
 @pytest.mark.parametrize("stored", [{}, [], None, [7]])

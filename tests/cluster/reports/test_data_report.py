@@ -19,6 +19,7 @@ from cluster.shards.index import ShardSet
 from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
 from cluster.storage.uris import join
+from detector.palette import letters_of, place_of
 
 NASTY = '<script>alert("x")</script>&\'ä'
 
@@ -202,7 +203,20 @@ def test_a_picture_shows_its_boxes(tmp_path):
     assert '<svg viewBox="0 0 672 400">' in page
     assert '<path class="c1" d="M8.0 8.0H24.5V24.0H8.0ZM1.0 2.0H3.0V4.0H1.0Z"/>' in page
     assert '<path class="c0 crowd" d="M0.0 0.0H99.0V99.0H0.0Z"/>' in page
-    assert "5.jpg 672 x 400 cat 1 dog 2" in words(page)
+    assert "5.jpg 672 x 400 A cat 1 B dog 2" in words(page)
+    # The largest box first.
+    assert re.findall(r">([A-Z]+)</text>", page) == ["A", "B", "B"]
+
+
+def test_a_class_has_its_colour_and_its_letter_on_every_picture(tmp_path):
+    # Each of these classes is on two pictures, each time with another one.
+    pairs = [(k, (k + 1) % 30) for k in range(20, 30)]
+    rows = [row(n, [[8, 8, 24, 24], [40, 40, 60, 60]], pair) for n, pair in enumerate(pairs)]
+    page = write_page(write_set(str(tmp_path), rows, names=[f"class {k}" for k in range(30)]))
+    found = re.findall(r'<span class="(c\d)"><b>([A-Z]+)</b> class (\d+) 1</span>', page)
+    assert len(found) == 20
+    for colour, letters, label in found:
+        assert (colour, letters) == (f"c{place_of(int(label))}", letters_of(int(label)))
 
 
 def test_at_most_twelve_pictures_and_few_boxes_keep_the_page_small(tmp_path):
@@ -213,7 +227,7 @@ def test_at_most_twelve_pictures_and_few_boxes_keep_the_page_small(tmp_path):
         for n in range(16)
     ]
     page = write_page(write_set(str(tmp_path), crowded, names=["cat"]))
-    assert page.count("<figure>") == 12 and len(page) < 1_500_000
+    assert page.count('<figure class="sample">') == 12 and len(page) < 1_500_000
     assert "the 500 largest of 2,000 boxes" in page
 
 

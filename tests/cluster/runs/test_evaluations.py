@@ -152,6 +152,17 @@ def test_a_run_without_an_evaluation_has_no_best(tmp_path: Path) -> None:
         evaluations.best_checkpoint(str(tmp_path))
 
 
+def test_a_misspelt_run_is_told_which_runs_lie_beside_it(tmp_path: Path) -> None:
+    for name in ("cells", "dogs"):
+        run_folder.write(f"{tmp_path}/{name}", run_folder.CONFIG, {})
+    (tmp_path / "cellar").mkdir()
+    said = r"cels: there is no such folder; did you mean cells\? there are cells, dogs in "
+    with pytest.raises(UsageError, match=said):
+        evaluations.best_checkpoint(f"{tmp_path}/cels")
+    with pytest.raises(UsageError, match=r"cellar: is not a training run's folder; did you mean"):
+        evaluations.best_checkpoint(f"{tmp_path}/cellar")
+
+
 @pytest.mark.parametrize(
     "given", [evaluation("/run", 100, 0.5), evaluation("/run", 100, None), failed(200)]
 )

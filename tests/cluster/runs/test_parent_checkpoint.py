@@ -111,7 +111,7 @@ def test_a_run_begun_with_a_relative_path_continues_with_an_absolute_one(
     files.write_json(join(run_folder.checkpoint_uri(typed.run_uri, 10), run_folder.STATE_FILE), {})
     os.rename(parent, tmp_path / "moved")
     assert preflight.check(typed.with_absolute_uris()) == dataclasses.replace(before, begun=True)
-    with pytest.raises(UsageError, match="there is no such file or folder"):
+    with pytest.raises(UsageError, match="there is no such folder"):
         preflight.check(configure(from_checkpoint=str(tmp_path / "another")))
 
 
@@ -243,15 +243,17 @@ def test_a_path_that_is_not_a_checkpoint_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     Path(parent, "model.safetensors").write_bytes(b"torn")
-    run, named = (
-        os.path.dirname(os.path.dirname(parent)),
-        "is not a checkpoint, it has no state.json; name one of the run's checkpoints, such as",
-    )
+    folder, name = os.path.split(parent)
+    run = os.path.dirname(folder)
+    not_one = "is not a checkpoint, it has no state.json"
+    there = f"there are {name} in {folder}"
     for uri, said in (
-        (run, f"{named} {parent}"),
+        (run, f"{not_one}; {there}"),
+        (folder, f"{not_one}; {there}"),
+        (f"{parent}0", f"there is no such folder; did you mean {name}? {there}"),
         (f"{tmp_path}/empty", "is not a checkpoint, it has no state.json; give <storage>"),
-        (f"{tmp_path}/nowhere", "there is no such file or folder"),
-        (f"{bucket}/nowhere", "the bucket exists, this file or folder does not"),
+        (f"{tmp_path}/nowhere", "there is no such folder; give <storage>"),
+        (f"{bucket}/nowhere", "there is no such folder; give <storage>"),
         (parent, "is damaged (model.safetensors: has 4 bytes of "),
     ):
         with pytest.raises(PlainError) as raised:

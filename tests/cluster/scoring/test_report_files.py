@@ -21,7 +21,7 @@ from cluster.reports.evaluation_report import Source
 from cluster.scoring import compare_packages, evaluate
 from cluster.scoring.compare_packages import Candidate
 from cluster.scoring.report_files import write_report_files
-from cluster.scoring.slices import slices_of
+from cluster.scoring.slices import single_values, slices_of
 from cluster.scoring.truths import read_truths
 from cluster.shards.classes import ClassMatch
 from cluster.shards.format import Category, Row
@@ -32,7 +32,7 @@ from detector.judgement import judge
 from detector.metrics import coco_table
 from detector.scores import shown
 from tests.support.judged_sets import NAMES, judged_set
-from tests.support.shard_sets import write_set
+from tests.support.shard_sets import row, write_set
 
 CATEGORIES = tuple(Category(label, 10 * label + 5, name) for label, name in enumerate(NAMES))
 CLASSES = ClassMatch(NAMES, (0, 1, 2))
@@ -112,6 +112,15 @@ def test_the_page_stands_alone_and_shows_each_part(written: Path) -> None:
     assert "The picture cannot be read" in page
 
 
+def test_columns_of_the_confusions_have_the_names_of_the_rows(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    table = page[page.index('<table class="confusion">') :].split("</table>")[0]
+    columns = re.findall(r'<th title="(\w+)"><span>(\w+)</span></th>', table)
+    rows = re.findall(r'<tr><th title="(\w+)">(\w+)</th>', table)
+    assert columns == [(name, name) for name in (*NAMES, "missed")]
+    assert rows == [(name, name) for name in (*NAMES, "nothing")]
+
+
 def test_the_page_says_the_numbers_of_the_table(written: Path, shard_set: ShardSet) -> None:
     page = (written / "report.html").read_text()
     truths, (_, detections) = read_truths(shard_set), judged_set()
@@ -165,6 +174,35 @@ def test_numbers_with_many_values_are_cut_into_quarters(shard_set: ShardSet) -> 
         "30.2 to 40",
     ]
     assert [part.images for part in parts] == [10, 10, 10, 10]
+
+
+def test_sizes_are_named_by_their_sides(tmp_path: Path) -> None:
+    def parts(sides: list[tuple[int, int]]) -> list[tuple[str, int]]:
+        rows = [
+            replace(row(number, 1), height=height, width=width, source=0)
+            for number, (height, width) in enumerate(sides, start=1)
+        ]
+        made = write_set(str(tmp_path / str(len(sides))), [rows], categories=CATEGORIES)
+        found = match(read_truths(made), {}, NAMES)
+        return [(part.value, part.images) for part in slices_of(found, made)]
+
+    # Upright and lying pictures of one size are one part.
+    assert parts([(480, 640), (640, 480), (600, 800)]) == [("640x480", 2), ("800x600", 1)]
+    # 16 sizes of 10, 20, .. 160 px: the lowest quarter ends with 40 px, the second with 80 px.
+    assert parts([(10, n) for n in range(1, 17)]) == [
+        ("up to 10x4", 4),
+        ("above 10x4, up to 10x8", 4),
+        ("above 10x8, up to 12x10", 4),
+        ("above 12x10", 4),
+    ]
+
+
+def test_a_column_with_one_value_is_named(shard_set: ShardSet) -> None:
+    assert single_values(shard_set, ["file_name", "image_id"]) == []
+    assert single_values(shard_set, ["size", "height"]) == [
+        "--slices size: every image has the same value, 200x160, so no part is scored apart",
+        "--slices height: every image has the same value, 160, so no part is scored apart",
+    ]
 
 
 def fewer(detections: Mapping[int, Detections]) -> dict[int, Detections]:

@@ -17,7 +17,11 @@ CONFIG = {
 }
 
 
-def card(per_class: dict[str, float | None], **metrics: Any) -> str:
+def card(
+    per_class: dict[str, float | None],
+    interval: tuple[float, float] | None = None,
+    **metrics: Any,
+) -> str:
     best = Evaluation(
         "/runs/a/checkpoints/images-9",
         900,
@@ -27,7 +31,15 @@ def card(per_class: dict[str, float | None], **metrics: Any) -> str:
         per_class=per_class,
         images_evaluated=87,
     )
-    return model_card("cells", best, CONFIG, run="/runs/a", digest="abc", licence="CC-BY-4.0")
+    return model_card(
+        "cells",
+        best,
+        CONFIG,
+        interval=interval,
+        run="/runs/a",
+        digest="abc",
+        licence="CC-BY-4.0",
+    )
 
 
 def test_what_is_known_is_in_the_card_and_what_is_not_among_the_limits() -> None:
@@ -48,6 +60,11 @@ def test_what_is_known_is_in_the_card_and_what_is_not_among_the_limits() -> None
     ):
         assert said in text, said
     assert short_card(text) == text
+
+
+def test_the_interval_of_ap_is_that_of_the_evaluation_or_said_to_be_missing() -> None:
+    assert "The 95 % interval of AP is 0.450 to 0.547 (" in card({"rbc": 0.6}, (0.45, 0.5468))
+    assert "interval of AP is not known; `evaluate` before `register`" in card({"rbc": 0.6})
 
 
 def test_a_card_of_many_classes_is_cut_between_two_of_them() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import promotion
+from cluster.tracking.audit import read_audit
 from cluster.tracking.client import connect
 from cluster.tracking.history import history
 from cluster.tracking.promotion import (
@@ -148,6 +149,53 @@ def test_a_move_by_hand_is_named(logged, tracking):
         (2, 3, "promotion"),
     ]
     assert resolve("models:/hand@previous", tracking=tracking) == two
+
+
+def test_a_champion_that_is_deleted_by_hand_is_named(logged, tracking):
+    _, two = two_versions(logged, tracking, "deleted")
+    promote(two, reason="better", tracking=tracking)
+    connect(tracking).delete_registered_model_alias("deleted", "champion")
+    gone = [(None, 1, "first"), (1, 2, "promotion"), (2, None, "by hand")]
+    assert told(tracking, "deleted") == gone
+    said = read_audit("deleted", tracking=tracking).history_lines()
+    assert said[-2].endswith("by hand: 2 -> none") and "was deleted" in said[-1]
+    promote(two, reason="again", tracking=tracking)
+    assert told(tracking, "deleted") == [*gone, (None, 2, "promotion")]
+    # Not to itself, which was the champion before the alias was deleted.
+    assert roll_back("deleted", reason="no", tracking=tracking).new == 1
+
+
+def test_a_champion_of_a_model_without_a_history_is_one_by_hand(logged, tracking):
+    two_versions(logged, tracking, "foreign")
+    client = connect(tracking)
+    for key in client.get_registered_model("foreign").tags:
+        client.delete_registered_model_tag("foreign", key)
+    assert told(tracking, "foreign") == [(None, 1, "by hand")]
+
+
+def test_other_aliases_that_move_by_hand_are_named(logged, tracking):
+    tags = {DIGEST_TAG: "abc"}
+    for _ in range(2):
+        register(logged[0], "strays", tracking=tracking, tags=tags)
+    promote(Version("strays", 2), reason="better", tracking=tracking)
+
+    def strays():
+        return list(read_audit("strays", tracking=tracking).strays)
+
+    client = connect(tracking)
+    assert strays() == []
+    client.set_registered_model_alias("strays", "previous", "2")
+    client.set_registered_model_alias("strays", "challenger", "1")
+    assert strays() == [
+        "previous was moved to version 2 by hand; it was version 1",
+        "challenger was moved to version 1 by hand; it was version 2",
+    ]
+    for alias in ("previous", "challenger"):
+        client.delete_registered_model_alias("strays", alias)
+    assert strays() == [
+        "previous or its version was deleted by hand; it was version 1",
+        "challenger or its version was deleted by hand; it was version 2",
+    ]
 
 
 @pytest.mark.parametrize("alias", ["previous", "champion"])

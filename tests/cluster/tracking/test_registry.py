@@ -15,6 +15,8 @@ def test_an_unknown_name_alias_or_version_lists_the_known_ones(tracking, logged)
     for uri, said in (
         ("models:/unknown@champion", "no model 'unknown' .*there are .*known"),
         ("models:/known@best", "no alias 'best'; there are challenger, champion"),
+        ("models:/knowm@champion", r"no model 'knowm' .*; did you mean known\? there are .*known"),
+        ("models:/known@Champoin", r"; did you mean champion\? there are challenger, champion"),
         ("models:/known/4", "no version 4; there are 1"),
         ("models:/known", "models:/NAME@champion or models:/NAME/3"),
         ("runs:/known/1", "models:/NAME@champion or models:/NAME/3"),
