@@ -243,6 +243,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         export,
         history,
         predict,
+        preflight,
         prepare,
         promote,
         register,
@@ -267,6 +268,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "history": history.HistoryConfig,
         "versions": versions.VersionsConfig,
         "predict": predict.PredictConfig,
+        "preflight": preflight.PreflightConfig,
         "export": export.ExportConfig,
         "run": run_config.RunConfig,
     }
