@@ -10,7 +10,7 @@ from cluster.runs import run_folder
 from cluster.runs.identity import identity
 from cluster.shards.index import open_shard_set
 from pipelines.train import TrainVerb, main
-from tests.support.trainings import TINY, TRAINING
+from tests.support.trainings import TINY, TRAINING, configured
 
 
 def verb(sets: dict[str, str], storage: Path, **training: object) -> TrainVerb:
@@ -41,12 +41,12 @@ def test_a_plan_reads_the_index_and_starts_nothing(
 def test_a_plan_says_that_a_run_is_finished_and_which_setting_would_be_refused(
     small_sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = verb(small_sets, tmp_path)
+    config = configured(small_sets, tmp_path, "cells")
     sets = [open_shard_set(small_sets[split]) for split in ("train", "val")]
     stored = identity(config, *sets, weights=None)
     run_folder.claim(config.run_uri, {}, stored, begun=False)
     run_folder.write_finished(config.run_uri, run_folder.Finished(48, 2))
-    main(config)
+    main(verb(small_sets, tmp_path))
     assert "begin    the run is finished after 2 epochs" in capsys.readouterr().out
     main(verb(small_sets, tmp_path, epochs=3))
     said = capsys.readouterr().out

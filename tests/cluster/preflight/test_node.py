@@ -67,6 +67,17 @@ def test_a_missing_bucket_and_a_disk_of_its_own_are_said_in_words(s3: str, tmp_p
     assert "10.0.0.7 does not see what the driver wrote there; give --storage s3://" in said
 
 
+def test_a_wrong_key_is_said_in_words(
+    bucket: str, checks_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    said = measure_storage(f"{bucket}/store", "", node="here")
+    assert isinstance(said, str)
+    assert "does not know this access key; check AWS_ACCESS_KEY_ID" in said
+    assert "verysecret" not in said
+
+
 def test_a_store_in_which_the_second_writer_wins_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
