@@ -67,7 +67,7 @@ def refuse_unfit_nodes(storage: str, *, gpus: bool, say: Callable[[str], None] =
         findings = [_warning_of(f) if f.check == "gpus" else f for f in findings]
     for finding in findings:
         if finding.state == "warn":
-            say(f"warning: {finding.check}: {finding.figure}; {finding.remedy}")
+            say(f"warning: {finding.check}: {finding.text}")
     refuse_failed(findings)
 
 

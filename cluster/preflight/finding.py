@@ -20,9 +20,18 @@ class Finding:
     figure: str
     remedy: str = ""
 
+    @property
+    def text(self) -> str:
+        return f"{self.figure}; {self.remedy}" if self.remedy else self.figure
+
     def line(self) -> str:
-        text = f"{self.figure}; {self.remedy}" if self.remedy else self.figure
-        return on_one_line(f"{self.state:<5} {self.check:<9} {text}")
+        return on_one_line(f"{self.state:<5} {self.check:<9} {self.text}")
+
+
+def parted(message: str) -> tuple[str, str]:
+    """What is wrong, and the remedy, which our messages have behind the last semicolon."""
+    fault, _, remedy = message.rpartition("; ")
+    return (fault, remedy) if fault else (remedy, "")
 
 
 def failed(findings: Sequence[Finding]) -> list[Finding]:
@@ -35,4 +44,4 @@ def refuse_failed(findings: Sequence[Finding]) -> None:
     if wrong:
         first, more = wrong[0], len(wrong) - 1
         others = f" ({more} more failed: python -m pipelines.preflight lists them)" if more else ""
-        raise UsageError(f"{first.check}: {first.figure}; {first.remedy}{others}")
+        raise UsageError(f"{first.check}: {first.text}{others}")

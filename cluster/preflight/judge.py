@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.preflight.finding import Finding
+from cluster.preflight.finding import Finding, parted
 from cluster.preflight.node import NodeReport, Space
 
 FEWEST_DRIVERS = {12: 525, 13: 580}
@@ -41,7 +41,7 @@ class Driver:
 
 
 def judge(nodes: Sequence[Node], driver: Driver) -> list[Finding]:
-    """Every check of every node. A check that is fine on all nodes is one line."""
+    """Every check of every node. What is the same on several nodes is one line."""
     checks: list[Callable[[Node], Finding]] = [
         lambda node: check_python(node, driver),
         lambda node: check_packages(node, driver),
@@ -58,8 +58,21 @@ def judge(nodes: Sequence[Node], driver: Driver) -> list[Finding]:
     for check in checks:
         each = [check(node) for node in nodes]
         wrong = [finding for finding in each if finding.state != "ok"]
-        findings += wrong or [_merged(each)]
+        findings += _grouped(wrong) if wrong else [_merged(each)]
     return findings
+
+
+def _grouped(wrong: Sequence[Finding]) -> list[Finding]:
+    """One line for nodes with the same fault: the first one's name, and how many more they are."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in wrong:
+        groups.setdefault((finding.figure.partition(": ")[2], finding.remedy), []).append(finding)
+    lines = []
+    for (fault, _), same in groups.items():
+        name = same[0].figure.partition(": ")[0]
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        lines.append(replace(same[0], figure=f"{name}{more}: {fault}"))
+    return lines
 
 
 def _merged(each: Sequence[Finding]) -> Finding:
@@ -92,7 +105,8 @@ def check_packages(node: Node, driver: Driver) -> Finding:
     must = [
         f"{package} {has.get(package, 'missing')} (driver {driver.packages[package]})"
         for package in MUST_EQUAL
-        if package in driver.packages and has.get(package) != driver.packages[package]
+        if package in driver.packages
+        and not _same_version(has.get(package, ""), driver.packages[package])
     ]
     other = [
         f"{package} {has[package]} (lock {version})"
@@ -219,7 +233,8 @@ def check_clock(node: Node) -> Finding:
 def check_storage(node: Node) -> Finding:
     name, storage = node.report.node, node.report.storage
     if isinstance(storage, str):
-        return Finding("fail", "storage", f"{name}", storage)
+        fault, remedy = parted(storage)
+        return Finding("fail", "storage", f"{name}: {fault}", remedy)
     figure = (
         f"{name}: list {storage.list_s * 1e3:.0f} ms, write {storage.write_rate / 1e6:.0f} MB/s,"
         f" read {storage.read_rate / 1e6:.0f} MB/s"

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import PlainError, UsageError
-from cluster.preflight.finding import Finding
+from cluster.preflight.finding import Finding, parted
 from cluster.tracking import embedded, schema
 from cluster.tracking.environment import check_variables
 
@@ -74,8 +74,7 @@ def look_at_tracker(uri: str, experiment: str) -> Finding:
         check_server(uri)
         check_experiment(uri, experiment)
     except PlainError as error:
-        figure, _, remedy = str(error).rpartition("; ")
-        return Finding("fail", "tracker", figure, remedy)
+        return Finding("fail", "tracker", *parted(str(error)))
     took = (time.perf_counter() - start) * 1e3
     return Finding("ok", "tracker", f"{uri} takes runs of {experiment!r}, in {took:.0f} ms")
 

@@ -37,7 +37,8 @@ def test_the_nodes_of_a_cluster_are_asked(ray_cluster: str, bucket: str) -> None
 def test_a_missing_bucket_fails_on_the_node_with_the_remedy(ray_cluster: str) -> None:
     findings = {finding.check: finding for finding in check_nodes("s3://no-such-bucket/store")}
     assert findings["storage"].state == "fail"
-    assert "there is no bucket" in findings["storage"].remedy
+    assert "there is no bucket" in findings["storage"].figure
+    assert "create it" in findings["storage"].remedy
 
 
 def test_a_node_that_is_gone_is_a_line_and_the_others_are_judged(

@@ -39,6 +39,26 @@ def test_nodes_that_are_fine_share_one_line_for_each_check() -> None:
     assert findings[-2].figure == "3 nodes, list 10 ms, write 50 MB/s, read 80 MB/s"
 
 
+def test_nodes_with_the_same_fault_share_a_line_and_another_fault_has_its_own() -> None:
+    def named(name: str, **changes: object) -> Node:
+        return replace(NODE, report=replace(HEALTHY, node=name, **changes))
+
+    bad = with_packages(pandas="2.2")
+    first, second = wrong(
+        named("a"),
+        named("b", packages=bad),
+        named("c", packages=bad),
+        named("d", packages=with_packages(pandas="1.5")),
+    )
+    assert first.figure == "b and 1 more: pandas 2.2 (lock 3.0)"
+    assert second.figure == "d: pandas 1.5 (lock 3.0)"
+
+
+def test_a_build_without_cuda_is_the_same_version_of_torch() -> None:
+    cpu = {"ray": "2.60.0", "torch": "2.15.0+cpu"}
+    assert not wrong(NODE, Node(replace(HEALTHY, packages=cpu, graphics=None)))
+
+
 def with_packages(**versions: str) -> dict[str, str]:
     return {**PACKAGES, **versions}
 
@@ -97,8 +117,8 @@ def with_packages(**versions: str) -> dict[str, str]:
             {"storage": "s3://gone/x: there is no bucket gone; create it"},
             "fail",
             "storage",
-            "10.0.0.7",
-            "there is no bucket gone; create it",
+            "10.0.0.7: s3://gone/x: there is no bucket gone",
+            "create it",
         ),
         (
             {"storage": StorageSpeed(0.01, 50e6, 80e6, False)},
