@@ -1,6 +1,6 @@
 """Look at every node of a cluster, the storage and the tracker before work starts.
 
-    python -m pipelines.preflight --storage s3://bucket/store --tracking.uri http://mlflow:5000
+    retinaray preflight --storage s3://bucket/store --tracking.uri http://mlflow:5000
 
 Without an address of a cluster it looks at this machine, and starts nothing.
 """
@@ -52,10 +52,15 @@ def main(config: PreflightConfig) -> None:
     refuse_failed(findings)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The verb, with what was typed."""
     run_verb(
         PreflightConfig,
         main,
         resumes=False,
-        description="Look at every node, the storage and the tracker; one line each.",
+        description=__doc__,
     )
+
+
+if __name__ == "__main__":
+    run()

@@ -43,5 +43,5 @@ def refuse_failed(findings: Sequence[Finding]) -> None:
     wrong = failed(findings)
     if wrong:
         first, more = wrong[0], len(wrong) - 1
-        others = f" ({more} more failed: python -m pipelines.preflight lists them)" if more else ""
+        others = f" ({more} more failed: retinaray preflight lists them)" if more else ""
         raise UsageError(f"{first.check}: {first.text}{others}")
