@@ -268,9 +268,9 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "history": history.HistoryConfig,
         "versions": versions.VersionsConfig,
         "predict": predict.PredictConfig,
-        "preflight": preflight.PreflightConfig,
         "export": export.ExportConfig,
         "run": run_config.RunConfig,
+        "preflight": preflight.PreflightConfig,
     }
 
 
