@@ -130,12 +130,12 @@ def _ask(
 
 
 def _on(function: Callable[..., Any], node: Mapping[str, Any]) -> Any:
-    """`function` as a task for this node."""
+    """`function` as a task for this node. A process that dies once is no fault of the node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+    return ray.remote(function).options(num_cpus=0, max_retries=2, scheduling_strategy=strategy)
 
 
 def _clock(node: Mapping[str, Any]) -> tuple[float, float]:
