@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 VERBS = (
     *("prepare", "shards", "train", "sweep", "evaluate"),
     *("register", "promote", "approve", "rollback", "history", "versions"),
-    *("predict", "export", "run"),
+    *("predict", "export", "run", "preflight"),
 )
 """In the order in which they are used."""
 

@@ -243,6 +243,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         export,
         history,
         predict,
+        preflight,
         prepare,
         promote,
         register,
@@ -269,6 +270,7 @@ def all_verbs() -> dict[str, type[BaseModel]]:
         "predict": predict.PredictConfig,
         "export": export.ExportConfig,
         "run": run_config.RunConfig,
+        "preflight": preflight.PreflightConfig,
     }
 
 

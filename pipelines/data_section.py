@@ -189,14 +189,25 @@ def prepare_shards(
     `write_shards`.
     """
     from cluster.compute.session import connect
-    from cluster.prepare.plan import Options, plan_shards
     from cluster.prepare.write import write_shards
 
-    def say(line: str) -> None:
-        print(line, flush=True)
+    plan = _plan(section, output, against=against, overwrite=overwrite)
+    if plan.finished is None:
+        connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
+    return plan, write_shards(plan, view=view, say=_say)
 
-    plan = plan_shards(
-        section.source_paths(say),
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _plan(
+    section: DataSection, output: str | None, *, against: tuple[str, ...] = (), overwrite: bool
+) -> Plan:
+    from cluster.prepare.plan import Options, plan_shards
+
+    return plan_shards(
+        section.source_paths(_say),
         output=output,
         overwrite=overwrite,
         options=Options(
@@ -213,9 +224,27 @@ def prepare_shards(
             accept=section.accept,
         ),
     )
-    if plan.finished is None:
-        connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-    return plan, write_shards(plan, view=view, say=say)
+
+
+def plan_lines(section: DataSection, output: str | None, *, overwrite: bool) -> list[str]:
+    """What `prepare_shards` would do, in lines for a terminal. No image is read and nothing is
+    written. Errors: see `plan_shards`.
+    """
+    plan = _plan(section, output, overwrite=overwrite)
+    images = sum(len(cut) for cut in plan.cuts)
+    size = sum(int(plan.sizes_I[cut].sum()) for cut in plan.cuts) / (1 << 20)
+    left_out = len(plan.quarantined)
+    return [
+        f"read     {images} images, {size:.1f} MiB, in {', '.join(plan.folders)}",
+        *([f"         {left_out} images or annotations are left out already"] if left_out else []),
+        f"book     up to {len(plan.cuts)} tasks of a CPU, one a shard",
+        f"write    {len(plan.cuts)} shards in {plan.output}",
+        (
+            "begin    nothing: the set is finished"
+            if plan.finished is not None
+            else "begin    shards that an earlier run has finished are kept"
+        ),
+    ]
 
 
 def summary(prepared: Prepared, view: View | None = None) -> list[str]:

@@ -24,6 +24,12 @@ class PrepareConfig(DataSection):
     check: bool = Field(
         default=False, description="read all annotations and images, report, and write nothing"
     )
+    plan: bool = Field(
+        default=False,
+        description=(
+            "read the annotations, list the images and say what would be written; start nothing"
+        ),
+    )
     overwrite: bool = Field(
         default=False, description="replace a shard set of other sources or options at the output"
     )
@@ -32,6 +38,8 @@ class PrepareConfig(DataSection):
 
     @model_validator(mode="after")
     def _output_or_check(self) -> PrepareConfig:
+        if self.plan and self.check:
+            raise ValueError("plan and check: give one; check reads every image, plan reads none")
         if not self.output and not self.check:
             raise ValueError("--output: must be given, or --check true, which writes nothing")
         return self
@@ -40,8 +48,11 @@ class PrepareConfig(DataSection):
 def main(config: PrepareConfig) -> None:
     from cluster.prepare.plan import check_shares, refuse_empty, refuse_implausible
     from cluster.reports.anchor_fit import DEFAULT_VIEW, View
-    from pipelines.data_section import prepare_shards, summary
+    from pipelines.data_section import plan_lines, prepare_shards, summary
 
+    if config.plan:
+        print("\n".join(plan_lines(config, config.output, overwrite=config.overwrite)))
+        return
     view = View(config.canvas, DEFAULT_VIEW.anchors)
     plan, prepared = prepare_shards(
         config,

@@ -18,7 +18,8 @@ def main(config: RunConfig) -> None:
     from cluster.compute.session import connect
     from cluster.storage import files
     from cluster.tracking.config import ui_command
-    from cluster.workflow.graph import run_stages
+    from cluster.workflow.graph import Selection, run_stages
+    from cluster.workflow.planned import plan_stages
     from pipelines.workflow import check, stages_of
 
     def connect_ray() -> None:
@@ -28,21 +29,38 @@ def main(config: RunConfig) -> None:
         connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
 
     checked = check(config)
+    stages = stages_of(checked)
+    selection = Selection(
+        config.only_stage or config.from_stage, config.only_stage or config.until_stage
+    )
+    if config.plan:
+        wanted, _ = selection.of(stages)
+        for planned in plan_stages(wanted, root=checked.root, name=config.name):
+            print("\n".join(planned.lines()))
+        return
     finished = run_stages(
-        stages_of(checked), root=checked.root, name=config.name, before_call=connect_ray
+        stages,
+        root=checked.root,
+        name=config.name,
+        selection=selection,
+        before_call=connect_ray,
     )
 
-    table = f"{finished['evaluate'].folder}/table.txt"
-    overlays = ", overlays/" if config.overlays else ""
-    dashed = f"{overlays} with the truth dashed" if overlays else ""
-    print(f"\n{files.read_bytes(table).decode().rstrip()}\n")
-    print(f"table        {finished['evaluate'].folder}: table.txt, report.html{dashed}")
-    print(f"training     {finished['train'].folder}")
-    print(f"model        {finished['register'].values['version']}")
-    print(
-        f"predictions  {finished['predict'].folder}: predictions.parquet,"
-        f" coco_results.json, summary.html{overlays}"
-    )
+    drawn = ", overlays/" if config.overlays else ""
+    if done := finished.get("evaluate"):
+        dashed = f"{drawn} with the truth dashed" if drawn else ""
+        table = files.read_bytes(f"{done.folder}/table.txt").decode().rstrip()
+        print(f"\n{table}\n")
+        print(f"table        {done.folder}: table.txt, report.html{dashed}")
+    if done := finished.get("train"):
+        print(f"training     {done.folder}")
+    if done := finished.get("register"):
+        print(f"model        {done.values['version']}")
+    if done := finished.get("predict"):
+        print(
+            f"predictions  {done.folder}: predictions.parquet,"
+            f" coco_results.json, summary.html{drawn}"
+        )
     print(f"see it       {ui_command(checked.tracking_uri)}")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainSections
@@ -13,6 +13,10 @@ from cluster.tracking.config import TrackingConfig
 from detector.config import Section
 from pipelines.data_section import DataSection
 from tune.config import SweepConfig
+
+StageName = Literal[
+    "prepare-train", "prepare-val", "sweep", "train", "evaluate", "register", "predict"
+]
 
 
 class RunData(Section):
@@ -61,3 +65,28 @@ class RunConfig(TrainSections):
     overlays: int = Field(
         default=8, ge=0, le=1000, description="images drawn by evaluate, and as many by predict"
     )
+    plan: bool = Field(
+        default=False,
+        description=(
+            "say which stages would be reused and which would run, and what changed; start nothing"
+        ),
+    )
+    from_stage: StageName | None = Field(
+        default=None, description="the stages before it must have finished; unset: the first one"
+    )
+    until_stage: StageName | None = Field(
+        default=None, description="the stages after it are left out; unset: the last one"
+    )
+    only_stage: StageName | None = Field(
+        default=None, description="in place of from_stage and until_stage: this stage alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_select(self) -> RunConfig:
+        if self.only_stage and (self.from_stage or self.until_stage):
+            raise ValueError(
+                "only_stage is given together with from_stage or until_stage; give one or the other"
+            )
+        if "sweep" in (self.only_stage, self.from_stage, self.until_stage) and not self.tune:
+            raise ValueError("the stage sweep is only in a run with --tune true; add it")
+        return self

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
+from cluster.preflight.cluster import refuse_unfit_nodes
 from cluster.runs.package_files import read_classes
 from cluster.shards.classes import ClassMatch, match_classes, read_class_map
 from cluster.shards.index import ShardSet, open_shard_set
@@ -79,8 +80,10 @@ def matched_classes(
     )
 
 
-def connect_for(replicas: Replicas, ray: RayConfig) -> None:
-    """Join or start Ray, and refuse what the cluster has no room for."""
+def connect_for(replicas: Replicas, ray: RayConfig, output: str | None = None) -> None:
+    """Join or start Ray, and refuse what the cluster has no room for. With an `output` that the
+    nodes write to, nodes that cannot do the work are refused too.
+    """
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     resources.check_resources(
         resources.detection_shares(**vars(replicas)),
@@ -88,3 +91,5 @@ def connect_for(replicas: Replicas, ray: RayConfig) -> None:
         f" {resources.READ_CPUS:g} for reading)",
         autoscaling=ray.autoscaling,
     )
+    if output is not None:
+        refuse_unfit_nodes(output, gpus=replicas.gpus_per_worker > 0)

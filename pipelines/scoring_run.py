@@ -195,7 +195,7 @@ def predict_images(
             views=options.get("views", WHOLE_PICTURE),
             thresholds=thresholds,
             overwrite=overwrite,
-            connect=lambda: connect_for(replicas, options["ray"]),
+            connect=lambda: connect_for(replicas, options["ray"], output),
             most_workers=options.get("most_workers"),
             few_here=options.get("few_here", False) and session.would_start(options["ray"].address),
             **vars(replicas),

@@ -30,12 +30,20 @@ class TrainVerb(TrainConfig):
     tracking: TrackingConfig = Field(
         default=TrackingConfig(), description="where the run is recorded"
     )
+    plan: bool = Field(
+        default=False,
+        description="say what would be read, booked and written; start nothing",
+    )
 
 
 def main(config: TrainVerb) -> None:
+    from pipelines.training_plan import plan_lines
     from pipelines.training_run import train
 
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    if config.plan:
+        print("\n".join(plan_lines(training, tracking=config.tracking)))
+        return
     trained = train(training, ray=config.ray, tracking=config.tracking)
     print("\n".join(trained.lines()))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
+from cluster.preflight.cluster import refuse_unfit_nodes
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.evaluations import Evaluation
@@ -58,6 +59,7 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     resources.check_resources(
         placement.needs(config), what=_request(config), autoscaling=ray.autoscaling
     )
+    refuse_unfit_nodes(config.storage, gpus=config.training.gpus_per_worker > 0)
 
     console = Console(config.name, interval=config.training.log_seconds)
     tracker = Tracker(

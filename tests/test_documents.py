@@ -18,7 +18,7 @@ from tests.support.documents import ROOT, anchors, blocks, documents, inline_cod
 
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in documents()]
 FLOORS = ("detector", "cluster", "tune", "pipelines")
-FOREIGN = ("ray", "pip", "uv", "mlflow", "curl", "git", "apt-get", "pytest", "make")
+FOREIGN = ("ray", "pip", "uv", "mlflow", "curl", "git", "apt-get", "pytest", "make", "aws")
 """First words of commands whose options are not ours."""
 MAPPINGS = ("sampling.source_weights.", "sweep.space.")
 """Options of which each entry is a flag of its own."""
@@ -125,6 +125,8 @@ def test_options_exist(name, options):
     for place, text in code(name):
         if text.split()[0] in FOREIGN:
             continue
+        # In an example of another program.
+        text = re.sub(r"ray job submit .*? -- ", "", text)
         verb = re.search(r"retinaray (\w+) --", text)
         known = options.get(verb[1], set()) if verb else anywhere
         wrong += [

@@ -44,6 +44,7 @@ SHARED_BY_VERBS = {
     "scored_detector.py",
     "scoring_inputs.py",
     "scoring_run.py",
+    "training_plan.py",
     "training_run.py",
     "view_options.py",
     "worker_range.py",

@@ -26,6 +26,7 @@ import ray
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError
+from cluster.preflight.cluster import alive_nodes, refuse_unfit_nodes
 from cluster.runs import lease, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.storage.preflight import check_writable
@@ -150,6 +151,7 @@ def sweep(
         return _swept(plan, mlflow_uri)
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
     concurrent = trials_at_once(budget, autoscaling=ray.autoscaling, say=console.say)
+    refuse_unfit_nodes(config.storage, gpus=budget.gpus_per_worker > 0, say=console.say)
     if searches_anchors(budget.preset, budget.space, config) and not is_found(uri):
         find_anchors(config, plan.inputs.train_set, uri, say=console.say, spread=over_ray)
         plan = plan_of(config, budget, uri)
@@ -245,7 +247,7 @@ def _run(
                 weights=inputs.weights,
                 mailbox=mailbox,
                 board=open_board(),
-                local_size=math.ceil(concurrent / max(1, _alive_nodes())),
+                local_size=math.ceil(concurrent / max(1, len(alive_nodes()))),
             )
             _complete(plan, tracked)
             records = {record.trial: record for record in plan.records}
@@ -322,10 +324,6 @@ def _complete(plan: Plan, tracked: TrackedTrials) -> None:
 
 def _lose(ending: Ending, why: str) -> None:
     ending.reason = PlainError(why)
-
-
-def _alive_nodes() -> int:
-    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def _with_own_weights(plan: Plan) -> TrainConfig:

@@ -12,6 +12,7 @@ import os
 import shlex
 import sqlite3
 import ssl
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import PlainError, UsageError
+from cluster.preflight.finding import Finding, parted
 from cluster.tracking import embedded, schema
 from cluster.tracking.environment import check_variables
 
@@ -63,6 +65,18 @@ def check_server(uri: str, *, must_exist: bool = False) -> None:
             f"the server at {uri} is not an MLflow server (its /health did not return OK);"
             f" {_SERVER_REMEDY}"
         )
+
+
+def look_at_tracker(uri: str, experiment: str) -> Finding:
+    """Both checks as a line of the preflight, with the time that the tracker takes to answer."""
+    start = time.perf_counter()
+    try:
+        check_server(uri)
+        check_experiment(uri, experiment)
+    except PlainError as error:
+        return Finding("fail", "tracker", *parted(str(error)))
+    took = (time.perf_counter() - start) * 1e3
+    return Finding("ok", "tracker", f"{uri} takes runs of {experiment!r}, in {took:.0f} ms")
 
 
 def _check_sqlite(uri: str, path: str) -> None:

@@ -3,8 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from cluster.errors import UsageError
 from cluster.workflow.stages import Finished, Stage, run_or_reuse
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages may run: from `first` to `last`, by default all. Those before `first` must have
+    finished; those after `last` are left out.
+    """
+
+    first: str | None = None
+    last: str | None = None
+
+    def of(self, stages: Sequence[Stage]) -> tuple[Sequence[Stage], frozenset[str]]:
+        """The stages up to the last one, and the names of those that must have finished.
+        `UsageError` where a name is that of no stage, or the first one comes after the last one.
+        """
+        names = [stage.name for stage in stages]
+        for option, name in (("from_stage", self.first), ("until_stage", self.last)):
+            if name is not None and name not in names:
+                raise UsageError(
+                    f"{option} {name}: is no stage of this run; it has {', '.join(names)}"
+                )
+        begin = 0 if self.first is None else names.index(self.first)
+        end = len(names) if self.last is None else names.index(self.last) + 1
+        if begin >= end:
+            raise UsageError(
+                f"from_stage {self.first}: comes after until_stage {self.last}; swap them"
+            )
+        return stages[:end], frozenset(names[:begin])
+
+
+ALL = Selection()
 
 
 def run_stages(
@@ -12,17 +45,30 @@ def run_stages(
     *,
     root: str,
     name: str,
+    selection: Selection = ALL,
     before_call: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Finished]:
-    """Run or reuse every stage, and return the finished stages by name. See `run_or_reuse`."""
+    """Run or reuse the selected stages, and return the finished ones by name. See `run_or_reuse`.
+    `UsageError` where a stage before the selection has not finished.
+    """
     _check_order(stages)
+    wanted, must_have_finished = selection.of(stages)
     finished: dict[str, Finished] = {}
-    for stage in stages:
+    for stage in wanted:
         # Only what the stage names: an input that its fingerprint does not know is an error.
         results = {input_: finished[input_] for input_ in (*stage.inputs, *stage.reads)}
+
+        def begin(name: str = stage.name) -> None:
+            if name in must_have_finished:
+                raise UsageError(
+                    f"from_stage {selection.first}: {name}, which comes before it, has not finished"
+                    " with these options; leave from_stage out, or --plan true shows what changed"
+                )
+            before_call()
+
         finished[stage.name] = run_or_reuse(
-            stage, results, root=root, name=name, before_call=before_call, say=say
+            stage, results, root=root, name=name, before_call=begin, say=say
         )
     return finished
 

@@ -121,8 +121,7 @@ def run_or_reuse(
     identity = stage.identity(results)
     digest = fingerprint(stage.name, identity, [results[input_] for input_ in stage.inputs])
     folder = uris.join(uris.absolute(root), stage.folder, f"{name}-{digest[:SHOWN]}")
-    before = _read_manifest(folder, digest)
-    missing = None if before is None else _missing(stage, folder, before)
+    before, missing = look_at(stage, folder, digest)
     if before is not None and missing is None:
         say(f"[{stage.name}] reused (fingerprint {digest[:SHOWN]}) {folder}")
         return Finished(digest, folder, before, True)
@@ -143,6 +142,14 @@ def run_or_reuse(
     files.write_json(uris.join(folder, MANIFEST), manifest)
     say(f"[{stage.name}] done in {seconds:.0f} s")
     return Finished(digest, folder, values, False)
+
+
+def look_at(stage: Stage, folder: str, digest: str) -> tuple[Values | None, str | None]:
+    """The values of the stage where it has finished in this folder, else None; and what it made
+    that is there no more.
+    """
+    values = _read_manifest(folder, digest)
+    return values, None if values is None else _missing(stage, folder, values)
 
 
 def _missing(stage: Stage, folder: str, values: Values) -> str | None:

@@ -81,7 +81,7 @@ REASONS = {
     "docs/tutorial.md": 1,
     "docs/how-to/trained-weights.md": 1,
     "docs/how-to/s3.md": 1,
-    "docs/how-to/ray-cluster.md": 2,
+    "docs/how-to/ray-cluster.md": 5,
     "docs/how-to/sweep.md": 1,
     "docs/how-to/promote.md": 1,
     "docs/how-to/mlflow.md": 1,

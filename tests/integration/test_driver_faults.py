@@ -1,4 +1,6 @@
-"""Two drivers of one run, and a killed driver, as commands that a user types."""
+"""Two drivers of one run, and a driver that is lost with its whole cluster, as commands that a user
+types.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import mlflow
 import pytest
 
 from cluster.runs import run_folder
+from tests.support.ray_nodes import Nodes
 from tests.support.trainings import (
     ALONE,
     ROOT,
@@ -24,43 +27,32 @@ from tests.support.trainings import (
 pytestmark = pytest.mark.integration
 
 
-def test_a_second_driver_is_refused_and_no_image_is_lost_when_the_first_is_killed(
+def test_a_second_driver_is_refused_and_no_image_is_lost_when_the_first_dies_with_its_cluster(
     small_sets: dict[str, str],
     undisturbed_alone: dict[str, bytes],
-    ray_cluster: str,
     tmp_path: Path,
 ) -> None:
-    """While a driver trains, a second one of the same run is refused. Killed, it is followed by the
-    same command, typed as a script in another folder, whose driver sends the code to the cluster:
-    it continues the run and its MLflow run. At the end MLflow has every step, also those that the
-    killed driver had received and not sent.
+    """While a driver trains, a second one of the same run is refused. Then driver, head and node
+    are killed at once. On a new cluster the same command, typed as a script in another folder,
+    whose driver sends the code to the cluster, continues the run and its MLflow run. At the end
+    MLflow has every step, also those that the killed driver had received and not sent.
     """
     flags = train_flags(small_sets, tmp_path, "killed", tmp_path, **ALONE)
-    flags += ["--ray.address", ray_cluster]
-    patch = (
-        f"from tests.support import gates; gates.gate_launches({str(tmp_path / 'gate')!r}, steps=5)"
-    )
-    patch += "; from cluster.tracking import run; run.SEND_EVERY_S = 1e6"
-    with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as first:
-        first.until(" checkpoint ", times=2)
-        with Typed(flags, RAY_AUTH_MODE="disabled") as second:
-            assert second.ends() == 2, second.text
-        assert re.search(
-            rf"error: .*runs/killed: \S+ \(pid {first.process.pid}\) has trained it since .* UTC;"
-            r" wait for its end",
-            second.text,
-        )
-        assert first.process.poll() is None
-        first.process.kill()
+    with Nodes(environment(RAY_AUTH_MODE="disabled")) as cluster:
+        cluster.add("only", cpus=4)
+        _train_until_all_is_lost([*flags, "--ray.address", cluster.address], cluster, tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "pipelines" / "train.py"), *flags],
-        cwd=elsewhere,
-        env=environment(RAY_AUTH_MODE="disabled"),
-        capture_output=True,
-        text=True,
-    )
+    with Nodes(environment(RAY_AUTH_MODE="disabled")) as cluster:
+        cluster.add("only", cpus=4)
+        script = str(ROOT / "pipelines" / "train.py")
+        done = subprocess.run(
+            [sys.executable, script, *flags, "--ray.address", cluster.address],
+            cwd=elsewhere,
+            env=environment(RAY_AUTH_MODE="disabled"),
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing from" in done.stdout and "best     AP" in done.stdout
     config = configured(small_sets, tmp_path, "killed", **ALONE)
@@ -75,3 +67,24 @@ def test_a_second_driver_is_refused_and_no_image_is_lost_when_the_first_is_kille
     assert run.info.run_id == run_folder.read_tracking(config.run_uri).run_id
     history = client.get_metric_history(run.info.run_id, "train/box")
     assert {metric.step for metric in history} == set(range(4, 49, 4))
+
+
+def _train_until_all_is_lost(flags: list[str], cluster: Nodes, folder: Path) -> None:
+    """Train up to the second checkpoint, be refused a second time meanwhile, and lose driver, head
+    and node.
+    """
+    gate = str(folder / "gate")
+    patch = f"from tests.support import gates; gates.gate_launches({gate!r}, steps=5)"
+    patch += "; from cluster.tracking import run; run.SEND_EVERY_S = 1e6"
+    with Typed(flags, patch=patch, RAY_AUTH_MODE="disabled") as first:
+        first.until(" checkpoint ", times=2)
+        with Typed(flags, RAY_AUTH_MODE="disabled") as second:
+            assert second.ends() == 2, second.text
+        assert re.search(
+            rf"error: .*runs/killed: \S+ \(pid {first.process.pid}\) has trained it since .* UTC;"
+            r" wait for its end",
+            second.text,
+        )
+        assert first.process.poll() is None
+        cluster.kill_all(cluster.processes)
+        first.process.kill()

@@ -147,3 +147,39 @@ def test_training_ends_with_one_line_when_no_node_comes(
         " (training.wait_minutes)"
     )
     assert ended in driver.text
+
+
+def test_preflight_asks_every_node_and_training_is_refused_where_one_is_unfit(
+    small_sets: dict[str, str], nodes: Nodes, tmp_path: Path
+) -> None:
+    """The unfit one has a driver of its GPUs that is too old, by a program that says so."""
+    nodes.add("first", cpus=1)
+    nodes.add("second", cpus=1)
+    flags = ["--storage", str(tmp_path / "store"), "--ray.address", nodes.address]
+    flags += ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with Typed(flags, verb="preflight", RAY_AUTH_MODE="disabled") as good:
+        assert good.ends() == 0, good.text
+    assert re.search(r"ok    storage   3 nodes, ", good.text)
+    assert re.search(r"ok    packages  3 nodes, \d+ packages as in the lock", good.text)
+    assert re.search(r"warn  token     \S+ \(\w{6}\) and 2 more: asks for no token", good.text)
+    assert not (tmp_path / "store" / ".preflight").exists()
+
+    unfit = tmp_path / "bin" / "nvidia-smi"
+    unfit.parent.mkdir()
+    unfit.write_text("#!/bin/sh\necho 'NVIDIA L4, 470.57.02'\n")
+    unfit.chmod(0o755)
+    nodes.start(
+        "old",
+        *(f"--address={nodes.address}", "--num-cpus=1", "--num-gpus=1"),
+        env={**nodes.env, "PATH": f"{unfit.parent}:{os.environ['PATH']}"},
+    )
+    training = {**ALONE, "gpus_per_worker": 1}
+    flags = train_flags(small_sets, tmp_path, "unfit", tmp_path, **training)
+    with Typed([*flags, "--ray.address", nodes.address], RAY_AUTH_MODE="disabled") as refused:
+        assert refused.ends() == 2, refused.text
+    assert re.search(
+        r"error: gpus: \S+ \(\w{6}\): 1 x NVIDIA L4, driver 470\.57\.02; CUDA 13 of torch needs 580"
+        r" or newer; install it there: sudo apt-get install nvidia-driver-580-server",
+        refused.text,
+    )
+    assert "warning: token: " in refused.text

@@ -19,6 +19,7 @@ from pipelines.export import ExportConfig
 from pipelines.history import HistoryConfig
 from pipelines.options import all_fields, item_of, section_of
 from pipelines.predict import PredictConfig
+from pipelines.preflight import PreflightConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.promote import PromoteConfig
 from pipelines.register import RegisterConfig
@@ -35,6 +36,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "export": ExportConfig,
     "history": HistoryConfig,
     "predict": PredictConfig,
+    "preflight": PreflightConfig,
     "prepare": PrepareConfig,
     "promote": PromoteConfig,
     "register": RegisterConfig,
@@ -108,8 +110,13 @@ OPTIONS = {
         ray: address num_cpus logs autoscaling
         tracking: uri experiment
     """,
+    "preflight": """
+        storage network
+        ray: address num_cpus logs autoscaling
+        tracking: uri experiment
+    """,
     "prepare": """
-        annotations images format sources output check split val_share against duplicates
+        annotations images format sources output check plan split val_share against duplicates
         seed shard_size_mib row_group_rows max_pixels
         max_quarantined max_quarantined_annotations accept overwrite
         sources[]: name format annotations images
@@ -145,10 +152,11 @@ OPTIONS = {
         data.val: max_quarantined max_quarantined_annotations accept
         data.val.sources[]: name format annotations images
         tune registered_name pictures overlays
+        plan from_stage until_stage only_stage
     """,
     "shards": "data verify samples output",
     "sweep": TRAINING + SEARCH + "data: train val",
-    "train": TRAINING + "data: train val",
+    "train": TRAINING + "plan\n data: train val",
     "versions": """
         name storage
         tracking: uri experiment

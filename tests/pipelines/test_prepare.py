@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster.compute import session
 from cluster.shards import read
 from cluster.shards.index import IndexedSource, open_shard_set
 from cluster.storage import files
@@ -293,3 +294,21 @@ def test_a_canvas_on_which_no_anchor_fits_is_told(
     assert "reusing the shard set" in out
     assert "warning     many objects of 'thing' (100%) have no anchor with an IoU of 0.4" in out
     assert "96 x 64 px" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_plan_reads_no_picture_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "connect", lambda *_, **__: pytest.fail("nothing is started"))
+    # No picture at all: only their number and sizes are looked at.
+    folder = write_coco(tmp_path / "coco", {f"{n}.jpg": b"x" * 1000 for n in range(5)})
+    flags = (
+        *("--annotations", f"{folder}/annotations/instances_train.json"),
+        *("--images", f"{folder}/images/train", "--output", str(tmp_path / "out")),
+    )
+    assert run_prepare(*flags, "--plan", "true") == 0
+    out = capsys.readouterr().out
+    assert "read     5 images, 0.0 MiB, in " in out
+    assert f"write    1 shards in {tmp_path}/out" in out
+    assert not (tmp_path / "out").exists()
+    assert run_prepare(*flags, "--plan", "true", "--check", "true") == 2

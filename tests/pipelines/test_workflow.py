@@ -5,6 +5,7 @@ second run reuses.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -22,6 +23,7 @@ from cluster.shards.index import Index, write_index
 from cluster.tracking import embedded
 from cluster.workflow.graph import run_stages
 from cluster.workflow.stages import Finished, Results, Stage
+from pipelines.run import main
 from pipelines.run_config import RunConfig
 from pipelines.workflow import check, stages_of
 
@@ -220,3 +222,46 @@ def test_a_sweep_of_a_model_without_the_focal_loss_is_refused_before_any_stage(
 ) -> None:
     with pytest.raises(UsageError, match="loss.gamma: model.architecture is fcos, not retinanet"):
         check(configuration(tune=True, model={"architecture": "fcos"}))
+
+
+def plan(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What `run --plan true` prints of each stage, without its name."""
+    capsys.readouterr()
+    main(config.model_copy(update={"plan": True}))
+    parts = re.split(r"^\[([\w-]+)\] ", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_a_plan_says_what_the_run_then_does_and_which_option_changed(
+    sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = plan(configuration(), capsys)
+    assert list(first) == list(FINGERPRINTS)
+    assert "no earlier run of this name" in first["prepare-val"]
+    assert "after prepare-train, prepare-val, whose output" in first["train"]
+    assert not (sources / "out" / "data").exists()
+
+    run(configuration())
+    assert all(
+        said.startswith("would be reused: ") for said in plan(configuration(), capsys).values()
+    )
+
+    training = {"epochs": 4, "batch_size": 8, "workers": 1}
+    changed = plan(configuration(training=training), capsys)
+    assert changed["prepare-val"].startswith("would be reused")
+    assert "training.training.epochs: 3 -> 4\n" in changed["train"]
+    assert "train is another" in changed["register"]
+    _, calls = run(configuration(training=training))
+    assert calls == [name for name, said in changed.items() if said.startswith("would run")]
+
+
+def test_stages_are_selected_by_their_names(
+    sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(plan(configuration(until_stage="train"), capsys)) == list(FINGERPRINTS)[:3]
+    with pytest.raises(UsageError, match="from_stage evaluate: prepare-train, .*has not finished"):
+        main(configuration(only_stage="evaluate"))
+    with pytest.raises(ValueError, match="only_stage is given together with from_stage"):
+        configuration(only_stage="train", from_stage="train")
+    with pytest.raises(ValueError, match="the stage sweep is only in a run with --tune true"):
+        configuration(from_stage="sweep")

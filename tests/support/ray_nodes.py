@@ -73,14 +73,14 @@ class Nodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, name: str, *options: str) -> None:
-        """Start a node and wait until it is up. Ray gives up after a fixed 30 s, which may not be
-        enough on two busy cores: then start it again.
+    def start(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+        """Start a node, in an environment of its own if given, and wait until it is up. Ray gives
+        up after a fixed 30 s, which may not be enough on two busy cores: then start it again.
         """
         # Without a head the question alone takes 30 s.
         before, until = self.alive() if self.processes else set(), time.monotonic() + LIMIT_S
         while time.monotonic() < until:
-            self.spawn(name, *options)
+            self.spawn(name, *options, env=env)
             while self.processes[name].poll() is None and time.monotonic() < until:
                 if self.alive() - before:
                     return
@@ -88,7 +88,7 @@ class Nodes:
             self.kill(name)
         raise AssertionError("".join(path.read_text() for path in Path(self.folder).glob("*.log")))
 
-    def spawn(self, name: str, *options: str) -> None:
+    def spawn(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> None:
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
@@ -103,7 +103,11 @@ class Nodes:
         ]
         with open(f"{self.folder}/{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
-                command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=env or self.env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def add(self, name: str, *, cpus: float) -> None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,21 +47,6 @@ PREFLIGHTS = pytest.mark.parametrize("check", [preflight.check_readable, preflig
 def test_preflight_names_a_missing_bucket(s3: str, check: Callable[[str], None]) -> None:
     with pytest.raises(UsageError, match=rf"there is no bucket 'never-made' at {s3}; create it"):
         check("s3://never-made/key")
-
-
-@pytest.fixture
-def checks_credentials(s3: str) -> Iterator[None]:
-    """The server checks credentials only after it got the number of requests to accept without."""
-
-    def set_free_requests(count: bytes) -> None:
-        request = urllib.request.Request(
-            f"{s3}/moto-api/reset-auth", data=count, headers={"Content-Type": "text/plain"}
-        )
-        urllib.request.urlopen(request).close()
-
-    set_free_requests(b"0")
-    yield
-    set_free_requests(b"inf")
 
 
 @PREFLIGHTS

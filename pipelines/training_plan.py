@@ -1,0 +1,83 @@
+"""What `train` would do: what it would read, book and write, and whether it would continue. Nothing
+is started, and the run's name is not taken.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cluster.compute import resources
+from cluster.runs import lease, run_folder
+from cluster.runs.config import TrainConfig
+from cluster.runs.identity import identity
+from cluster.shards.index import ShardSet
+from cluster.storage.preflight import check_reachable, check_writable
+from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri
+from cluster.tracking.preflight import check_experiment, check_server
+from cluster.training import placement, preflight
+from cluster.workflow.planned import changed_fields
+
+
+def plan_lines(config: TrainConfig, *, tracking: TrackingConfig) -> list[str]:
+    """The plan, in lines for a terminal. Errors: see `preflight.check`."""
+    config = config.with_absolute_uris()
+    uri, experiment = (
+        tracking_uri(tracking.uri, config.storage),
+        experiment_name(tracking.experiment),
+    )
+    check_server(uri)
+    check_experiment(uri, experiment)
+    for one in (config.data.train, config.data.val):
+        check_reachable(one)
+    check_writable(config.run_uri)
+    lease.refuse_held(config.run_uri)
+    found = run_folder.checkpoints(config.run_uri)
+    inputs = preflight.check_inputs(config, begun=bool(found))
+    same = identity(config, inputs.train_set, inputs.val_set, weights=inputs.weights)
+    needs = placement.needs(config)
+    return [
+        f"read     {_shown(inputs.train_set)}",
+        f"         {_shown(inputs.val_set)}",
+        f"book     {len(needs)} processes, {resources.shown(resources.total(needs))} in all",
+        f"work     {_work(config, inputs.train_set)}",
+        f"write    {config.run_uri}",
+        f"         MLflow run of {experiment!r} in {uri}",
+        *_begin(config, found, same),
+        *(f"note     {note}" for note in inputs.notes),
+        *(f"warning  {warning}" for warning in inputs.warnings),
+    ]
+
+
+def _shown(shard_set: ShardSet) -> str:
+    size = sum(shard.bytes for shard in shard_set.shards) / (1 << 20)
+    shards = len(shard_set.shards)
+    return f"{shard_set.uri}: {shard_set.num_rows} images in {shards} shards, {size:.1f} MiB"
+
+
+def _work(config: TrainConfig, train_set: ShardSet) -> str:
+    training = config.training
+    steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
+    images = training.epochs * train_set.num_rows
+    return (
+        f"{training.epochs} epochs of {train_set.num_rows} images, {images} in all, about {steps}"
+        f" steps of {training.batch_size}"
+    )
+
+
+def _begin(config: TrainConfig, found: list[str], same: dict[str, object]) -> list[str]:
+    """Where the run would begin, or why it would be refused."""
+    if (done := run_folder.read_finished(config.run_uri)) is not None:
+        state = f"is finished after {done.epochs} epochs"
+    elif found:
+        state = f"continues from {found[-1]}"
+    else:
+        return ["begin    a new run"]
+    owner = run_folder.read_claim(config.run_uri)
+    changes = changed_fields(owner.identity, same) if owner else ()
+    if not changes:
+        return [f"begin    the run {state}"]
+    return [
+        f"begin    would be refused: the run of this name {state}, with other settings;"
+        " choose another --name, or repeat the old values",
+        *(f"         {change}" for change in changes),
+    ]
