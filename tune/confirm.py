@@ -15,7 +15,7 @@ from cluster.runs.package_files import build_package, read_package
 from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_truths
 from cluster.shards.classes import match_classes
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import join
 from detector import resampling, scores
 from detector.coco_matching import Matches, match
@@ -90,7 +90,11 @@ class Confirmation:
 def read_confirmation(plan: Plan, records: Sequence[TrialRecord]) -> Confirmation | None:
     """That of these records, best first; None where there is none, or one of other winners."""
     uri = join(plan.uri, CONFIRMATION)
-    stored = Confirmation.from_json(files.read_json(uri)) if files.exists(uri) else None
+    stored = (
+        record_files.read(uri, Confirmation.from_json, remedy="delete it and repeat the command")
+        if files.exists(uri)
+        else None
+    )
     top = [record.trial for record in _top(plan, records)]
     return stored if stored is not None and list(stored.aps) == top else None
 

@@ -15,6 +15,7 @@ from cluster.runs.evaluations import Weights
 from cluster.shards.format import Category
 from cluster.storage import files
 from cluster.storage.uris import absolute, join
+from detector import json_text
 from detector.checkpoint import STATE_FILE, parse_state
 from detector.detection_counts import DetectionCounts
 from detector.operating_points import Thresholds
@@ -47,7 +48,7 @@ def read_package(folder: str) -> PackageFiles:
 
 def stored_classes(content: bytes) -> list[Category]:
     """The classes of a package's classes.json, in the order of the labels."""
-    return list(map(Category.from_json, json.loads(content)))
+    return list(map(Category.from_json, json_text.parse(content)))
 
 
 def read_classes(folder: str) -> list[Category]:
@@ -124,7 +125,7 @@ def read_validation(folder: str) -> DetectionCounts | None:
     """None where a package has none, or that of another version or other classes."""
     try:
         with open(os.path.join(folder, VALIDATION_FILE), encoding="utf-8") as file:
-            detected = DetectionCounts.from_json(json.load(file))
+            detected = DetectionCounts.from_json(json_text.parse(file.read()))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     names = tuple(category.name for category in read_classes(folder))
@@ -141,7 +142,7 @@ def read_thresholds(folder: str) -> Thresholds | None:
     """None where a package has none, or those of another version or other classes."""
     try:
         with open(os.path.join(folder, THRESHOLDS_FILE), encoding="utf-8") as file:
-            found = Thresholds.from_json(json.load(file))
+            found = Thresholds.from_json(json_text.parse(file.read()))
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     return found if list(found.classes) == [each.name for each in read_classes(folder)] else None

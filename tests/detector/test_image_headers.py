@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -102,6 +102,7 @@ for form in FORMATS:
     HEADS.append(sink.getvalue())
 
 
+@settings(deadline=None)
 @given(st.sampled_from(HEADS), st.data())
 def test_changed_bytes_give_pixels_or_one_refusal(data, drawn):
     changed = bytearray(data)
