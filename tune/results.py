@@ -117,8 +117,15 @@ def _table(records: Sequence[TrialRecord]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[*_row(records[0]), *fields])
     writer.writeheader()
-    writer.writerows({**_row(record), **record.sample} for record in records)
+    for record in records:
+        row = {**_row(record), **record.sample}
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet takes for no formula: a reason repeats what files hold."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import PlainError, UsageError
+from cluster.errors import PlainError, UsageError, has_secret
 
 # Ray's defaults cost seconds or fill the log of a training run. A value that the user has set
 # stays.
@@ -128,7 +128,11 @@ def connect(
         early.join()
         return
     check_answers(address, source=source)
-    passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
+    passed_on = {
+        name: value
+        for name in (*QUIET, *_PASSED_ON)
+        if (value := os.environ.get(name)) is not None and not has_secret(value)
+    }
     runtime_env: dict[str, Any] = {"env_vars": passed_on}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # A submitted job brings its own working directory; any other driver sends its own code.

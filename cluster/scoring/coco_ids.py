@@ -18,7 +18,6 @@ from cluster.formats.numbers import as_whole
 from cluster.formats.tails import Tails
 from cluster.storage import files
 
-
 MOST = 1 << 63
 """Ids are below; so are those of the results."""
 

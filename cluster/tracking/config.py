@@ -65,9 +65,10 @@ def _wrong(uri: str) -> str | None:
     """What is wrong with the URI of a store. It is printed and stored beside checkpoints, so it has
     no secrets; nor has this text.
     """
-    if re.match(r"[^/]*//[^/]*@", uri):
+    # A password may have a slash, and a token may stand behind the path.
+    if re.match(r"https?:.*[@?]|[^/]*//[^/]*@", uri, re.IGNORECASE):
         return (
-            "must not carry credentials; give them as MLFLOW_TRACKING_USERNAME and"
+            "must not carry credentials or a query; give them as MLFLOW_TRACKING_USERNAME and"
             " MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
         )
     if uri != uri.strip() or not re.match(r"https?://[^/]+|sqlite(\+pysqlite)?:////.", uri):
