@@ -124,7 +124,11 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Reader(pickle._Unpickler):
+# Any: its type stub has a part of its methods.
+_PythonsReader: Any = pickle._Unpickler
+
+
+class _Reader(_PythonsReader):
     """Python's own reader in place of that in C, which allocates a table of any size that a file of
     20 bytes asks for.
     """
@@ -151,7 +155,7 @@ class _Reader(pickle._Unpickler):
     # By the byte of each instruction. Sets hash what is in them.
     dispatch = {
         code: method
-        for code, method in pickle._Unpickler.dispatch.items()
+        for code, method in _PythonsReader.dispatch.items()
         if code not in (*pickle.ADDITEMS, *pickle.FROZENSET, *pickle.EMPTY_SET)
     } | {
         pickle.SETITEMS[0]: _set_items,

@@ -263,7 +263,7 @@ def best_checkpoint(run: str) -> Evaluation:
     return best
 
 
-def _parse(run: str, stored: Mapping[str, Any], name: str) -> Evaluation:
+def _parse(run: str, stored: Any, name: str) -> Evaluation:
     return record_files.build(
         stored,
         lambda row: Evaluation.from_json(_located(run, row)),

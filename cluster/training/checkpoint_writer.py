@@ -6,9 +6,11 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from cluster.errors import DiskFull, PlainError, UsageError
 from detector.checkpoint import Snapshot, write_checkpoint
@@ -25,9 +27,35 @@ def local_folder(run: str, run_uuid: str, configured: str | None) -> str:
     """Where the checkpoints of a run wait for their upload on any node: the same for each of its
     workers, another one for every other run.
     """
-    parent = configured or os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
+    parent = configured or _own_folder()
     digest = hashlib.sha256(f"{run} {run_uuid}".encode()).hexdigest()[:12]
     return os.path.join(parent, f"{os.path.basename(run)}-{digest}")
+
+
+def _own_folder() -> str:
+    return os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
+
+
+def _make_private(folder: str) -> None:
+    """Make a folder for this user alone. `UsageError` where it is there and others can change what
+    is in it: anybody may make one of this name in /tmp, and a checkpoint that waits in it is
+    uploaded as the newest of the run.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(folder, mode=0o700)
+    status = os.lstat(folder)
+    fault = ""
+    if not stat.S_ISDIR(status.st_mode):
+        fault = "is a link or no folder"
+    elif status.st_uid != os.getuid():
+        fault = f"belongs to the user {status.st_uid}, not to {os.getuid()}"
+    elif status.st_mode & 0o022:
+        fault = "can be written by other users"
+    if fault:
+        raise UsageError(
+            f"{folder}: {fault}; remove it, or name another local folder with"
+            " --training.checkpoint_folder"
+        )
 
 
 class LocalCheckpoints:
@@ -35,11 +63,16 @@ class LocalCheckpoints:
 
     def __init__(self, folder: str):
         """Makes the folder and removes what an earlier worker has written in part. `UsageError`
-        where that is impossible.
+        where that is impossible, and where another user can write to it.
         """
         self.folder = folder
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            parent = os.path.dirname(folder)
+            if parent == _own_folder():
+                _make_private(parent)
+            elif not os.path.exists(parent):
+                os.makedirs(parent, exist_ok=True)
+            _make_private(folder)
             for name in os.listdir(folder):
                 if name.startswith(_PARTIAL):
                     shutil.rmtree(os.path.join(folder, name))
