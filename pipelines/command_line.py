@@ -104,7 +104,10 @@ def _run(
             topic = "".join(word for word in after if not word.startswith("-"))
             print(help_text(config_class, description=description or "", topic=topic))
         else:
-            main(parse(config_class, [a for a in arguments if a != "--debug"]))
+            config = parse(config_class, [a for a in arguments if a != "--debug"])
+            if isinstance(output := getattr(config, "output", None), str):
+                session.refuse_job_folder("--output", output)
+            main(config)
     except KeyboardInterrupt as error:
         caught, code = error, InterruptedRun.exit_code
         then = "continues where it stopped" if resumes else "starts again"

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cluster.compute.session import RayConfig
+from cluster.compute.session import RayConfig, refuse_job_folder
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
@@ -42,6 +42,7 @@ class SweepVerb(TrainConfig):
 def main(config: SweepVerb) -> None:
     from tune.plan import space_of_sweep
 
+    refuse_job_folder("--storage", config.storage)
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     # Before Ray Tune is imported, which takes seconds.
     space_of_sweep(training, config.sweep, config.storage)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cluster.compute.session import RayConfig
+from cluster.compute.session import RayConfig, refuse_job_folder
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
@@ -40,6 +40,7 @@ def main(config: TrainVerb) -> None:
     from pipelines.training_plan import plan_lines
     from pipelines.training_run import train
 
+    refuse_job_folder("--storage", config.storage)
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     if config.plan:
         print("\n".join(plan_lines(training, tracking=config.tracking)))

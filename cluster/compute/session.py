@@ -134,7 +134,7 @@ def connect(
         if (value := os.environ.get(name)) is not None and not has_secret(value)
     }
     runtime_env: dict[str, Any] = {"env_vars": passed_on}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if not in_job():
         # A submitted job brings its own working directory; any other driver sends its own code.
         runtime_env["working_dir"] = str(Path(__file__).parents[2])
     try:
@@ -231,6 +231,29 @@ def _import_early(modules: Sequence[str]) -> None:
         # The code that needs the module reports why it cannot be imported.
         with contextlib.suppress(Exception):
             import_module(module)
+
+
+def in_job() -> bool:
+    """Whether this process is the driver of a submitted job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def refuse_job_folder(option: str, path: str) -> None:
+    """`UsageError` in a job for a place that goes with it: a relative path, or one in the copy of
+    the working directory that the node of the driver deletes. `path` may be a URI.
+    """
+    if not in_job() or "://" in path:
+        return
+    whole = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isabs(os.path.expanduser(path)) or _PACKAGES in whole:
+        raise UsageError(
+            f"{option} {path}: is on the node of this job alone, and deleted with it; give a bucket"
+            " or the absolute path of a folder that all nodes share"
+        )
+
+
+_PACKAGES = "/runtime_resources/working_dir_files/"
+"""In the path of what Ray unpacks for a job."""
 
 
 def check_answers(address: str, *, source: str = "ray.address") -> None:

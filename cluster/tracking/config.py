@@ -9,6 +9,7 @@ import sys
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cluster.compute.session import refuse_job_folder
 from cluster.errors import UsageError
 from cluster.tracking import embedded
 
@@ -93,7 +94,12 @@ def tracking_uri(config_uri: str | None, storage: str) -> str:
     MLFLOW_TRACKING_URI, else the SQLite file of this storage root. `UsageError` where the
     environment names another place for runs or models too.
     """
-    uri = given_uri(config_uri) or embedded.uri_of(f"{local_root(storage)}/{embedded.FILE}")
+    uri = given_uri(config_uri)
+    if uri is None:
+        root = local_root(storage)
+        # In a job both are one: the folder that goes with it.
+        refuse_job_folder("--tracking.uri is not given, and the file of MLflow below", root)
+        uri = embedded.uri_of(f"{root}/{embedded.FILE}")
     refuse_second_store(uri)
     return uri
 

@@ -163,3 +163,20 @@ def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:
     with pytest.raises(DataError) as raised:
         session.fetch([ray.remote(num_cpus=0)(fail).remote()])
     assert str(raised.value) == "a.jpg: is damaged"
+
+
+def test_a_job_writes_nothing_that_is_deleted_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0123"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    places = ("runs", "./runs", f"{package}/runs")
+    for path in places:
+        session.refuse_job_folder("--storage", path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for path in places:
+        with pytest.raises(UsageError, match=f"^--storage {path}: is on the node of this job"):
+            session.refuse_job_folder("--storage", path)
+    for path in ("s3://cells/store", "/shared/store", "~/store"):
+        session.refuse_job_folder("--storage", path)
