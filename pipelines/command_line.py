@@ -106,7 +106,10 @@ def _run(
         else:
             config = parse(config_class, [a for a in arguments if a != "--debug"])
             if isinstance(output := getattr(config, "output", None), str):
-                session.refuse_job_folder("--output", output)
+                # Imported here: it loads pyarrow, which `--help` does not need.
+                from cluster.storage.uris import refuse_job_folder
+
+                refuse_job_folder("--output", output)
             main(config)
     except KeyboardInterrupt as error:
         caught, code = error, InterruptedRun.exit_code

@@ -15,8 +15,9 @@ from pipelines.run_config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from cluster.compute.session import connect, refuse_job_folder
+    from cluster.compute.session import connect
     from cluster.storage import files
+    from cluster.storage.uris import refuse_job_folder
     from cluster.tracking.config import ui_command
     from cluster.workflow.graph import Selection, run_stages
     from cluster.workflow.planned import plan_stages

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cluster.compute.session import RayConfig, refuse_job_folder
+from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
@@ -40,6 +40,7 @@ class SweepVerb(TrainConfig):
 
 
 def main(config: SweepVerb) -> None:
+    from cluster.storage.uris import refuse_job_folder
     from tune.plan import space_of_sweep
 
     refuse_job_folder("--storage", config.storage)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cluster.compute.session import RayConfig, refuse_job_folder
+from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainConfig
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
@@ -37,6 +37,7 @@ class TrainVerb(TrainConfig):
 
 
 def main(config: TrainVerb) -> None:
+    from cluster.storage.uris import refuse_job_folder
     from pipelines.training_plan import plan_lines
     from pipelines.training_run import train
 

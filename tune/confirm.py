@@ -5,7 +5,6 @@ full length, with another seed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_truths
 from cluster.shards.classes import match_classes
 from cluster.storage import files, record_files
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import join
 from detector import resampling, scores
 from detector.coco_matching import Matches, match
@@ -213,7 +213,7 @@ def _matches(plan: Plan, trials: Search, record: TrialRecord) -> Matches:
     """The detections of a trial's best checkpoint on data.val, matched with its objects."""
     best = evaluations.best_checkpoint(record.run)
     sweep, val_set = plan.sweep, plan.inputs.val_set
-    with tempfile.TemporaryDirectory(prefix="retinaray-confirm-") as folder:
+    with scratch_folder("confirm") as folder:
         build_package(best.checkpoint, folder, weights=best.weights)
         package = read_package(folder)
     names = plan.inputs.train_set.class_names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.compute.private_folder import make_private
 from cluster.errors import PlainError, UsageError, has_secret
 
 # Ray's defaults cost seconds or fill the log of a training run. A value that the user has set
@@ -107,6 +109,9 @@ def connect(
     address = _given(address)
     if address is None:
         folder = temporary_folder()
+        # Ray opens its own folders to all users; nobody else gets past this one.
+        make_private(os.path.dirname(folder), remedy="set RAY_TMPDIR to another folder")
+        _make_token()
         # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
         # seconds).
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -134,7 +139,7 @@ def connect(
         if (value := os.environ.get(name)) is not None and not has_secret(value)
     }
     runtime_env: dict[str, Any] = {"env_vars": passed_on}
-    if not in_job():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # A submitted job brings its own working directory; any other driver sends its own code.
         runtime_env["working_dir"] = str(Path(__file__).parents[2])
     try:
@@ -181,6 +186,26 @@ def _start(**options: Any) -> None:
             raise _Interrupt from None
         raise
     end_like_ctrl_c()
+
+
+def _make_token() -> None:
+    """Ray on this machine takes commands from whoever has its token alone, unless the user has set
+    RAY_AUTH_MODE. Ray itself would write a new token into a file that all users can read.
+    """
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):
+            path.chmod(0o600)
+        return
+    with os.fdopen(file, "w") as token:
+        token.write(secrets.token_hex(32))
 
 
 def _say_nothing_of_workers() -> None:
@@ -233,29 +258,6 @@ def _import_early(modules: Sequence[str]) -> None:
             import_module(module)
 
 
-def in_job() -> bool:
-    """Whether this process is the driver of a submitted job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def refuse_job_folder(option: str, path: str) -> None:
-    """`UsageError` in a job for a place that goes with it: a relative path, or one in the copy of
-    the working directory that the node of the driver deletes. `path` may be a URI.
-    """
-    if not in_job() or "://" in path:
-        return
-    whole = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isabs(os.path.expanduser(path)) or _PACKAGES in whole:
-        raise UsageError(
-            f"{option} {path}: is on the node of this job alone, and deleted with it; give a bucket"
-            " or the absolute path of a folder that all nodes share"
-        )
-
-
-_PACKAGES = "/runtime_resources/working_dir_files/"
-"""In the path of what Ray unpacks for a job."""
-
-
 def check_answers(address: str, *, source: str = "ray.address") -> None:
     """`PlainError` where nothing listens at host:port. Ray itself tries for half a minute.
     `source`: the setting or variable that gives the address.
@@ -284,8 +286,9 @@ def check_answers(address: str, *, source: str = "ray.address") -> None:
 
 
 def temporary_folder() -> str:
-    """The folder for Ray's files on this machine: `ray` in RAY_TMPDIR, else in TMPDIR, else in
-    /tmp. `UsageError` where one of them cannot be used, or its path is too long for Ray's sockets.
+    """The folder for Ray's files on this machine: `ray-UID/ray` in RAY_TMPDIR, else in TMPDIR,
+    else in /tmp. `UsageError` where one of them cannot be used, or its path is too long for Ray's
+    sockets.
     """
     source, parent = "/tmp", "/tmp"
     # Python passes over a TMPDIR that it cannot use, and Ray fails with a traceback.
@@ -296,7 +299,7 @@ def temporary_folder() -> str:
                 raise UsageError(f"{source}: there is no such folder; make it, or unset {name}")
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise UsageError(f"{source}: this user may not write to it; name another folder")
-    folder = os.path.join(parent, "ray")
+    folder = os.path.join(parent, f"ray-{os.getuid()}", "ray")
     session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
     length = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store")))
     if length > SOCKET_BYTES:

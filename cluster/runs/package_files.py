@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 
 from cluster.errors import DataError, UsageError
 from cluster.runs.evaluations import Weights
 from cluster.shards.format import Category
 from cluster.storage import files
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import absolute, join
 from detector import json_text
 from detector.checkpoint import STATE_FILE, parse_state
@@ -58,7 +58,7 @@ def read_classes(folder: str) -> list[Category]:
 
 
 def load_predictor(package: PackageFiles, device: str) -> Predictor:
-    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+    with scratch_folder("package") as folder:
         for name, content in package.items():
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(content)
@@ -74,7 +74,7 @@ def build_package(checkpoint: str, folder: str, *, weights: Weights = "model") -
     checkpoint = absolute(checkpoint)
     weight_file = WEIGHT_FILES[weights]
     remedy = "continue the training, or take another run"
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("package") as scratch:
         local = os.path.join(scratch, WEIGHTS_FILE)
         try:
             state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from cluster.errors import UsageError
 from cluster.runs.weight_download import download
 from cluster.storage import files, preflight, uris
+from cluster.storage.scratch import scratch_folder
 
 HTTPS = "https://"
 
@@ -107,7 +107,7 @@ def local_file(uri: str) -> Iterator[str]:
     if not uris.is_remote(uri):
         yield uri
         return
-    with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
+    with scratch_folder("pretrained") as folder:
         # The suffix decides how the file is read, so the copy keeps the name.
         path = os.path.join(folder, os.path.basename(uri))
         with (

@@ -9,7 +9,6 @@ import sys
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cluster.compute.session import refuse_job_folder
 from cluster.errors import UsageError
 from cluster.tracking import embedded
 
@@ -96,6 +95,8 @@ def tracking_uri(config_uri: str | None, storage: str) -> str:
     """
     uri = given_uri(config_uri)
     if uri is None:
+        from cluster.storage.uris import refuse_job_folder
+
         root = local_root(storage)
         # In a job both are one: the folder that goes with it.
         refuse_job_folder("--tracking.uri is not given, and the file of MLflow below", root)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import yaml
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.package_files import PACKAGE_FILES, check_version, package_digest
 from cluster.storage import record_files, yaml_text
+from cluster.storage.scratch import make_scratch_folder, scratch_folder
 from cluster.tracking.client import connected
 from cluster.tracking.file_digests import FILES_TAG, file_digests, refuse_changed
 from cluster.tracking.registry import DIGEST_TAG, Version
@@ -104,7 +104,7 @@ def _signature() -> ModelSignature:
 
 def logged_digests(model_uri: str, *, tracking: str) -> dict[str, str]:
     """sha256 of every file of a model that was logged, as the store gives it back."""
-    with tempfile.TemporaryDirectory(prefix="retinaray-logged-") as folder:
+    with scratch_folder("logged") as folder:
         return file_digests(_download(model_uri, tracking=tracking, folder=folder))
 
 
@@ -139,7 +139,7 @@ def download_package(version: Version, *, tracking: str, folder: str | None = No
 
     `PlainError` when the version is not a package of this project.
     """
-    folder = folder or tempfile.mkdtemp(prefix="retinaray-package-")
+    folder = folder or make_scratch_folder("package")
     package = package_folder(download_model(version, tracking=tracking, folder=folder), version)
     check_version(package, str(version))
     return package

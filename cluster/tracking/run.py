@@ -20,6 +20,7 @@ from cluster.errors import UsageError, redacted
 from cluster.runs import run_folder
 from cluster.runs.run_folder import TrackingRecord
 from cluster.storage import uris
+from cluster.storage.scratch import make_scratch_folder
 from cluster.tracking import embedded
 from cluster.tracking.client import PERMANENT, connect, first_line, plain_mlflow_errors
 from cluster.tracking.names import mlflow_names
@@ -184,7 +185,7 @@ class Run:
         self._warned = False
         self._sending = threading.Lock()
         self._stop = threading.Event()
-        self._spool = tempfile.mkdtemp(prefix="retinaray-mlflow-")
+        self._spool = make_scratch_folder("mlflow")
         self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
         self._thread.start()
 

@@ -6,12 +6,11 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
+from cluster.compute.private_folder import make_private
 from cluster.errors import DiskFull, PlainError, UsageError
 from detector.checkpoint import Snapshot, write_checkpoint
 
@@ -20,6 +19,7 @@ SMALL_FILES = 4 << 20
 """A generous bound, in bytes, on what a checkpoint takes beside its tensors: state.json and the
 names of the tensors.
 """
+_REMEDY = "name another local folder with --training.checkpoint_folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -36,28 +36,6 @@ def _own_folder() -> str:
     return os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
 
 
-def _make_private(folder: str) -> None:
-    """Make a folder for this user alone. `UsageError` where it is there and others can change what
-    is in it: anybody may make one of this name in /tmp, and a checkpoint that waits in it is
-    uploaded as the newest of the run.
-    """
-    with suppress(FileExistsError):
-        os.mkdir(folder, mode=0o700)
-    status = os.lstat(folder)
-    fault = ""
-    if not stat.S_ISDIR(status.st_mode):
-        fault = "is a link or no folder"
-    elif status.st_uid != os.getuid():
-        fault = f"belongs to the user {status.st_uid}, not to {os.getuid()}"
-    elif status.st_mode & 0o022:
-        fault = "can be written by other users"
-    if fault:
-        raise UsageError(
-            f"{folder}: {fault}; remove it, or name another local folder with"
-            " --training.checkpoint_folder"
-        )
-
-
 class LocalCheckpoints:
     """The checkpoints in a folder on this node's disk. One under its own name is whole."""
 
@@ -69,17 +47,17 @@ class LocalCheckpoints:
         try:
             parent = os.path.dirname(folder)
             if parent == _own_folder():
-                _make_private(parent)
+                make_private(parent, remedy=_REMEDY)
             elif not os.path.exists(parent):
                 os.makedirs(parent, exist_ok=True)
-            _make_private(folder)
+            # Whatever waits in it is uploaded as a checkpoint of the run.
+            make_private(folder, remedy=_REMEDY)
             for name in os.listdir(folder):
                 if name.startswith(_PARTIAL):
                     shutil.rmtree(os.path.join(folder, name))
         except OSError as error:
             raise UsageError(
-                f"{folder}: cannot be written ({error.strerror}); name another local folder with"
-                " --training.checkpoint_folder"
+                f"{folder}: cannot be written ({error.strerror}); {_REMEDY}"
             ) from error
 
     def names(self) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detector.array_pickle import NUMBERS, StoredArray, read_pickle
 
@@ -107,3 +109,23 @@ def test_an_array_has_as_many_bytes_as_its_shape_says():
         array.__setstate__((1, (0,), kind, False, 1 << 50))
     with pytest.raises(ValueError, match="shape"):
         array.__setstate__((1, (-1, -1), kind, False, b"12345678"))
+
+
+WRITTEN = [
+    pickle.dumps({"model": {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(1)}}, protocol=kind)
+    for kind in (0, 2, 4, 5)
+]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(WRITTEN), st.data())
+def test_changed_bytes_give_a_content_or_an_error(data, drawn):
+    changed = bytearray(data)
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        changed[drawn.draw(st.integers(0, len(data) - 1))] = drawn.draw(st.integers(0, 255))
+    try:
+        found = read_pickle(io.BytesIO(bytes(changed[: drawn.draw(st.integers(0, len(data)))])))
+    except Exception as error:
+        assert not isinstance(error, RecursionError)
+    else:
+        assert not isinstance(found, np.ndarray | np.dtype)
