@@ -73,7 +73,7 @@ KIND = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R"
         # A tuple in a tuple, 200,000 times, as a key.
         b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
         b"\x80\x02}()" + b"\x85" * 200_000 + b"Nu.",
-        b"\x80\x02()" + b"\x85" * 200_000 + b"Nd.",
+        b"\x80\x02()" + b"\x85" * 200_000 + b"N" + b"d.",
         b"\x80\x04\x8f()" + b"\x85" * 200_000 + b"\x90.",
         b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
         b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
