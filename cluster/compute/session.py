@@ -108,28 +108,7 @@ def connect(
     source = "ray.address" if address else "RAY_ADDRESS"
     address = _given(address)
     if address is None:
-        folder = temporary_folder()
-        # Ray opens its own folders to all users; nobody else gets past this one.
-        make_private(os.path.dirname(folder), remedy="set RAY_TMPDIR to another folder")
-        _make_token()
-        # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
-        # seconds).
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
-        # its read tasks in new processes (8 s on two cores).
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # By default Ray starts a process for each CPU at once (0.6 CPU seconds each). A training
-        # uses one of them: Ray Train gives its own processes another environment.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        # No dashboard: it takes seconds to start and needs its own port.
-        _start(
-            address="local",
-            _temp_dir=folder,
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=logs,
-            logging_level=logging.ERROR,
-        )
+        _start_here(num_cpus=num_cpus, logs=logs)
         early.join()
         return
     check_answers(address, source=source)
@@ -170,6 +149,32 @@ def would_start(address: str | None) -> bool:
     """Whether `connect` would start Ray on this machine, and has not done so yet."""
     ray = sys.modules.get("ray")
     return _given(address) is None and not (ray is not None and ray.is_initialized())
+
+
+def _start_here(*, num_cpus: int | None, logs: bool) -> None:
+    """Start Ray on this machine, for this user alone."""
+    folder = temporary_folder()
+    # Ray opens its own folders to all users; nobody else gets past this one.
+    make_private(os.path.dirname(folder), remedy="set RAY_TMPDIR to another folder")
+    _make_token()
+    # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
+    # seconds).
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
+    # its read tasks in new processes (8 s on two cores).
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    # By default Ray starts a process for each CPU at once (0.6 CPU seconds each). A training
+    # uses one of them: Ray Train gives its own processes another environment.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # No dashboard: it takes seconds to start and needs its own port.
+    _start(
+        address="local",
+        _temp_dir=folder,
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=logs,
+        logging_level=logging.ERROR,
+    )
 
 
 def _start(**options: Any) -> None:
