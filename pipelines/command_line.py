@@ -89,7 +89,7 @@ def _run(
     main: Callable[[Config], None],
     arguments: list[str],
     *,
-    description: str,
+    description: str | None,
     resumes: bool,
 ) -> int:
     """The exit code of `run_verb`, after its message."""
