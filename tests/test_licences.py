@@ -20,6 +20,8 @@ EXCEPTIONS = {
     "codespell": "GPL-2.0-only",  # Checks the spelling of the source; nothing runs or ships it.
     "cuda-toolkit": "",  # Its metadata has none; it holds no file and names packages of CUDA.
     "huey": "",  # MIT by the file LICENSE in its package.
+    # A library that MLflow's server imports as it is; who changes it passes on the change.
+    "psycopg2-binary": "GNU Library or Lesser General Public License (LGPL)",
     "skops": "OSI Approved",  # MIT by the file LICENSE in its package.
 }
 
