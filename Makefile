@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 UV := $(firstword $(shell command -v uv) $(BIN)/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check test test-integration test-all bench clean
+.PHONY: help setup quickstart check test test-integration test-all audit bench clean
 # Stages share the cores of one machine.
 .NOTPARALLEL:
 # Empty: Python keeps the bytecode of our code. Where a container sets it, each process of a job
@@ -43,6 +43,10 @@ check: setup ## lint, format, types, imports between rooms, spelling; a minute
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/basedpyright
+
+audit: setup ## licences and hashes of all that the lock file installs, and whether it fits together
+	$(BIN)/python -m pytest -q -n 0 tests/test_licences.py
+	$(UV) pip check --python $(BIN)/python
 
 bench: setup ## images/s of the decoder, prepare, the stream, the step, AP, prediction and the whole pipeline, each beside what it competes with
 	$(BIN)/python tests/benchmarks/decode.py

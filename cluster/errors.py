@@ -1,4 +1,5 @@
-"""Errors that the user can remedy: one plain line and its exit code.
+"""Errors that the user can remedy: one plain line and its exit code; and what a text that leaves
+the program must not have.
 
 Every message names the thing, its value, the rule that it breaks and the remedy. The entry points
 print the message alone; a traceback is for bugs. Each class has only a message, so that it survives
@@ -8,7 +9,18 @@ pickling between Ray processes.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Sequence
+
+HIDDEN = "***"
+SHORTEST = 8
+"""Characters of a value that is recognised. A shorter one is part of many words."""
+# A password may contain a slash: in a web address everything up to the last @ goes.
+_USER = re.compile(r"(https?://)[^\s'\"<>]*@|([A-Za-z][\w+.-]*://)[^\s/'\"<>@]*@")
+_NAMES = "token|secret|passw|credential|signature|apikey|api_key|access_?key"
+_QUERY = re.compile(rf"([?&;][^=&\s]*(?:{_NAMES}|sig|key)[^=&\s]*=)[^&\s'\"<>]+", re.IGNORECASE)
+_VARIABLE = re.compile(rf"(?i)(?:{_NAMES})(?!.*_(?:PATH|FILE|MODE|DIR)$)")
 
 
 class PlainError(Exception):
@@ -77,3 +89,24 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     """The first of some names and the number of the others, as part of a sentence."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
+
+
+def redacted(text: str) -> str:
+    """The text, for a person, MLflow or a cluster, with `HIDDEN` in place of each secret that it
+    repeats. A secret is known by where it stands, as the user of a URL or a value in its query, and
+    by its characters, as the value of a variable with a name such as MLFLOW_TRACKING_TOKEN.
+    """
+    for value in _secrets():
+        text = text.replace(value, HIDDEN)
+    text = _USER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
+    return _QUERY.sub(rf"\1{HIDDEN}", text)
+
+
+def has_secret(value: str) -> bool:
+    return redacted(value) != value
+
+
+def _secrets() -> list[str]:
+    """Values of the environment, the longest first: one may be part of another."""
+    found = {value for name, value in os.environ.items() if _VARIABLE.search(name)}
+    return sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from detector import json_text
 from detector.anchors import PartialAnchorShapes
 from detector.optimizer import MovingAverage
 
@@ -163,7 +164,7 @@ def parse_state(data: bytes) -> dict[str, Any]:
     """The content of a state.json. `ValueError` where it differs from what was written, `KeyError`
     where it has no digest.
     """
-    state = json.loads(data)
+    state = json_text.parse(data)
     if not isinstance(state, dict) or state["sha256"] != _state_digest(state):
         raise ValueError(f"{STATE_FILE}: sha256 mismatch")
     return state
@@ -198,7 +199,7 @@ def load_checkpoint(
     `ValueError` where the weights are of another network.
     """
     with open(os.path.join(folder, STATE_FILE), encoding="utf-8") as file:
-        state = json.load(file)
+        state = json_text.parse(file.read())
     load_weights(model, os.path.join(folder, "model.safetensors"))
     optimizer.load_state_dict(
         torch.load(os.path.join(folder, "optimizer.pt"), weights_only=True, map_location="cpu")
@@ -216,7 +217,7 @@ def anchors_in(path: str) -> PartialAnchorShapes:
     the file does not name them.
     """
     with safe_open(path, framework="pt") as file:
-        stored = json.loads((file.metadata() or {}).get(_ANCHORS, "{}"))
+        stored = json_text.parse((file.metadata() or {}).get(_ANCHORS, "{}"))
     shapes = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
     }

@@ -19,16 +19,27 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from detector.image_headers import count_scans, webp_size
+
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
+
 
 # PIL's own limit warns at 89 Mpx and raises at twice that; ours is an argument, and always an
 # error.
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 256 << 20
+"""Of a file; a larger one is a scan or no image at all, and several are in memory at once."""
+MAX_SCANS, FEWEST_SCANS = 100, 20
+"""A progressive JPEG is decoded scan by scan, and each goes over all pixels. Usual are 10; a small
+and a large picture may have as many as these.
+"""
+MAX_SCANNED = 20 * MAX_PIXELS
+"""Pixels times scans, for the sizes between."""
 # Formats of photographs whose decoders open a file without decoding it, so that its size is known
 # before memory is allocated: an ICO or ICNS of a few kB is decoded, to 1.5 GiB, while it is opened,
 # and EPS starts Ghostscript. MPO begins as a JPEG.
@@ -122,24 +133,27 @@ def open_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.
     `ImageError` as in `decode_image`; for damage after a JPEG's header it is raised when the JPEG
     is decoded.
     """
-    with opened(data) as picture:
+    with opened(data, max_pixels=max_pixels) as picture:
+        _refuse_pixels(picture.size, max_pixels)
         width, height = picture.size
-        if width * height > max_pixels:
-            rule = f"it has more pixels than the {max_pixels} allowed"
-            raise TooManyPixels(rule, f"{width}x{height}")
         # A phone's JPEG may be an MPO: several pictures, of which the first is used.
         if picture.format not in ("JPEG", "MPO"):
             return _upright_rgb(picture)
+        _refuse_scans(data, width * height)
         turn = picture.getexif().get(ORIENTATION, 1)
         shape = (width, height, 3) if turn in range(5, 9) else (height, width, 3)
         return Jpeg(data, shape, plain=turn not in range(2, 9) and picture.mode in ("RGB", "L"))
 
 
 @contextmanager
-def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
-    """Pillow's picture of these bytes. Any error within it becomes an `ImageError`."""
+def opened(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Pillow's picture of these bytes. Any error within it becomes an `ImageError`. One of more
+    than `max_pixels` is refused where its decoder allocates them while it opens the file.
+    """
     if len(data) == 0:
         raise ImageError("the file is empty")
+    if (size := webp_size(data)) is not None:
+        _refuse_pixels(size, max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             yield picture
@@ -155,6 +169,20 @@ def opened(data: bytes | memoryview) -> Iterator[Image.Image]:
         rule, _, detail = str(error).partition(" (")
         rule = re.sub(r"\s*<[^>]*>", "", rule)
         raise ImageError(f"it cannot be decoded: {rule}", detail.removesuffix(")")) from error
+
+
+def _refuse_pixels(size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise TooManyPixels(f"it has more pixels than the {most} allowed", f"{width}x{height}")
+
+
+def _refuse_scans(data: bytes | memoryview, pixels: int) -> None:
+    most = max(FEWEST_SCANS, min(MAX_SCANS, MAX_SCANNED // max(pixels, 1)))
+    if count_scans(data, most=most) > most:
+        raise ImageError(
+            "its JPEG has more scans than are decoded; save it again", f"more than {most}"
+        )
 
 
 def _upright_rgb(picture: Image.Image) -> np.ndarray:

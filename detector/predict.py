@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detector import json_text
 from detector.baselines import Baseline, build_model
 from detector.batch import (
     Batch,
@@ -284,4 +285,4 @@ def rescale(
 
 def read_json(folder: str, name: str) -> Any:
     with open(os.path.join(folder, name), encoding="utf-8") as file:
-        return json.load(file)
+        return json_text.parse(file.read())

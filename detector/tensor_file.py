@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from detector.array_pickle import StoredArray, read_pickle
 
 State = dict[str, Tensor]
 
@@ -46,36 +45,11 @@ def _content(path: str) -> Any:
         return load_file(path)
     if path.endswith(".pkl"):
         with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
+            return read_pickle(file)
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def _as_tensor(value: Any) -> Any:
-    is_array = isinstance(value, np.ndarray) and value.dtype != object
-    return torch.from_numpy(value) if is_array else value
-
-
-_RECONSTRUCT, _SCALAR = np.empty(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-_ADMITTED: dict[tuple[str, str], Any] = {
-    # numpy 2 moved its private module; older files name the old one.
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    # How protocol 2 writes bytes; the file does not choose the codec.
-    ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, text and numpy arrays. A pickle may call any function by name;
-    all but `_ADMITTED` are refused.
-    """
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it names {module_name}.{global_name}, which is not an array"
-            )
-        return _ADMITTED[module_name, global_name]
+    if isinstance(value, StoredArray):
+        return None if value.numbers is None else torch.from_numpy(value.numbers)
+    return value

@@ -29,7 +29,7 @@ from pydantic_settings import (
 from cluster.compute import session
 from cluster.errors import InterruptedRun, PlainError, UsageError, on_one_line
 from cluster.storage import yaml_text
-from pipelines import entry_flags, refusals
+from pipelines import entry_flags, refusals, terminal
 from pipelines.options import ENVIRONMENT_PREFIX, Fields, all_fields, help_text, section_of
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -79,6 +79,20 @@ def run_verb(
     5 interrupted, resumable. `--debug` adds the traceback of an error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with terminal.plain_output():
+        code = _run(config_class, main, arguments, description=description, resumes=resumes)
+    sys.exit(code)
+
+
+def _run(
+    config_class: type[Config],
+    main: Callable[[Config], None],
+    arguments: list[str],
+    *,
+    description: str | None,
+    resumes: bool,
+) -> int:
+    """The exit code of `run_verb`, after its message."""
     debug = "--debug" in arguments
     caught: BaseException | None = None
     code, message = 0, ""
@@ -90,7 +104,13 @@ def run_verb(
             topic = "".join(word for word in after if not word.startswith("-"))
             print(help_text(config_class, description=description or "", topic=topic))
         else:
-            main(parse(config_class, [a for a in arguments if a != "--debug"]))
+            config = parse(config_class, [a for a in arguments if a != "--debug"])
+            if isinstance(output := getattr(config, "output", None), str):
+                # Imported here: it loads pyarrow, which `--help` does not need.
+                from cluster.storage.uris import refuse_job_folder
+
+                refuse_job_folder("--output", output)
+            main(config)
     except KeyboardInterrupt as error:
         caught, code = error, InterruptedRun.exit_code
         then = "continues where it stopped" if resumes else "starts again"
@@ -112,13 +132,13 @@ def run_verb(
         traceback.print_exception(caught)
     if message:
         one_line = " ".join(line.strip() for line in message.splitlines() if line.strip())
-        print(f"error: {on_one_line(one_line)[:2000]}", file=sys.stderr)
+        print(f"error: {on_one_line(one_line[:2000])[:2000]}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _leave_the_pipe()
     sys.stderr.flush()
-    sys.exit(code)
+    return code
 
 
 def _without_errno(error: OSError) -> str:

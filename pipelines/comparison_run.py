@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.compute.session import RayConfig
 from cluster.scoring.compare_packages import NUMBERS, Candidate, compare_packages
 from cluster.storage import files, preflight, uris
+from cluster.storage.scratch import scratch_folder
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.evaluation import Subject, log_comparison
 from detector.choices import WHOLE_PICTURE, ViewSettings
@@ -67,7 +67,7 @@ def compare(
     output = uris.absolute(output)
     preflight.check_writable(output)
     place = mlflow_run(detectors[0], tracking.uri)
-    with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
+    with scratch_folder("compare") as scratch:
         candidates = []
         for number, detector in enumerate(detectors):
             package = detector.package(f"{scratch}/{number}")

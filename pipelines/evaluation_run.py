@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 
 from cluster.compute.session import RayConfig
@@ -12,6 +11,7 @@ from cluster.scoring.report_files import REPORT_FILES
 from cluster.scoring.slices import check_columns
 from cluster.storage import files, preflight, uris
 from cluster.storage.pictures import OVERLAYS
+from cluster.storage.scratch import scratch_folder
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.evaluation import Subject, log_evaluation
 from detector.choices import WHOLE_PICTURE, ViewSettings
@@ -96,7 +96,7 @@ def evaluate(
     output = uris.absolute(output or uris.join(below, subject.folder))
     preflight.check_writable(output)
     place = mlflow_run(detector, tracking.uri)
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
+    with scratch_folder("evaluate") as scratch:
         package = detector.package(scratch)
         classes = matched_classes(shard_set, package, detector.name, given)
         connect_for(replicas, ray)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from typing import Any
 
 from cluster.errors import UsageError
@@ -12,6 +11,7 @@ from cluster.exporting.measure import rows_of
 from cluster.runs.package_files import check_version
 from cluster.shards.index import ShardSet
 from cluster.storage import preflight, uris
+from cluster.storage.scratch import scratch_folder
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.examples import read_examples
 from cluster.tracking.logged_package import (
@@ -48,7 +48,7 @@ def export_run(
     if data is not None:
         # AP needs objects, the check of the file only pictures.
         shard_set = open_set(data, needs_objects=calibration is not None)
-    with tempfile.TemporaryDirectory(prefix="export-") as scratch:
+    with scratch_folder("export") as scratch:
         folder = download_model(version, tracking=store, folder=scratch)
         package = package_folder(folder, version)
         check_version(package, str(version))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from cluster.scoring import evaluate
 from cluster.scoring.compare_packages import Candidate, detect_as, refuse_other_classes
 from cluster.scoring.truths import read_frequencies, read_truths
 from cluster.shards.index import ShardSet
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import absolute
 from cluster.tracking import promotion, verdicts
 from cluster.tracking.client import connected
@@ -94,7 +94,7 @@ def promote_run(
     shard_set = open_set(absolute(uri))
     given = given_classes(class_map)
     versions = [version, *([champion] if champion else [])]
-    with tempfile.TemporaryDirectory(prefix="promote-") as scratch:
+    with scratch_folder("promote") as scratch:
         models = [
             download_model(each, tracking=store, folder=f"{scratch}/{each.version}")
             for each in versions

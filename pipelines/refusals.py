@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, get_origin
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from cluster.errors import joined
+from detector import json_text
 from pipelines.options import (
     ENVIRONMENT_PREFIX,
     Fields,
@@ -201,7 +201,7 @@ def _pairs(flags: Sequence[str]) -> list[tuple[str, str]]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        json_text.parse(text)
     except ValueError:
         return False
     return True

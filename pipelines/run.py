@@ -17,10 +17,13 @@ from pipelines.run_config import RunConfig
 def main(config: RunConfig) -> None:
     from cluster.compute.session import connect
     from cluster.storage import files
+    from cluster.storage.uris import refuse_job_folder
     from cluster.tracking.config import ui_command
     from cluster.workflow.graph import Selection, run_stages
     from cluster.workflow.planned import plan_stages
     from pipelines.workflow import check, stages_of
+
+    refuse_job_folder("--storage", config.storage)
 
     def connect_ray() -> None:
         # One Ray for all stages, and none where all are reused. Ray Train is imported while the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict, Unpack
@@ -18,6 +17,7 @@ from cluster.runs.package_files import read_classes, read_thresholds
 from cluster.scoring import coco_ids
 from cluster.storage import files, preflight, uris
 from cluster.storage.pictures import PREDICTIONS
+from cluster.storage.scratch import scratch_folder
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.logged_package import download_package
 from detector.choices import WHOLE_PICTURE, ViewSettings
@@ -173,7 +173,7 @@ def predict_images(
     """
     preflight.check_writable(uris.absolute(output))
     replicas = options["replicas"]
-    with tempfile.TemporaryDirectory(prefix="predict-") as scratch:
+    with scratch_folder("predict") as scratch:
         found, store = find_model(model, options["tracking"], options["storage"])
         package, version = download_package(found, tracking=store, folder=scratch), str(found)
         categories = coco_ids.category_ids(

@@ -40,8 +40,10 @@ class SweepVerb(TrainConfig):
 
 
 def main(config: SweepVerb) -> None:
+    from cluster.storage.uris import refuse_job_folder
     from tune.plan import space_of_sweep
 
+    refuse_job_folder("--storage", config.storage)
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     # Before Ray Tune is imported, which takes seconds.
     space_of_sweep(training, config.sweep, config.storage)

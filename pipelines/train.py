@@ -37,9 +37,11 @@ class TrainVerb(TrainConfig):
 
 
 def main(config: TrainVerb) -> None:
+    from cluster.storage.uris import refuse_job_folder
     from pipelines.training_plan import plan_lines
     from pipelines.training_run import train
 
+    refuse_job_folder("--storage", config.storage)
     training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
     if config.plan:
         print("\n".join(plan_lines(training, tracking=config.tracking)))

@@ -19,6 +19,12 @@ from tests.support.once import made_once
 # `--hypothesis-profile default` looks further.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+# So does FUZZ_EXAMPLES=1000000, in the tests of damaged files alone if they alone are run.
+if examples := os.environ.get("FUZZ_EXAMPLES"):
+    settings.register_profile(
+        "fuzz", max_examples=int(examples), deadline=None, database=None, print_blob=True
+    )
+    settings.load_profile("fuzz")
 
 # Before anything imports ray: it reads these once.
 QUIET = {

@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +27,7 @@ from cluster.runs.config import TrainConfig
 from cluster.shards import statistics
 from cluster.shards.index import ShardSet
 from cluster.storage import files
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import join
 from cluster.tracking.run import Run
 from tune import space
@@ -221,7 +221,7 @@ def _measured(train_set: ShardSet) -> Callable[[TrainConfig], Imbalance]:
 
 def log(parent: Run, uri: str) -> None:
     """The three files, on the sweep's own MLflow run."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("ablation") as folder:
         for name in (TEXT, LINES, PICTURE):
             path = os.path.join(folder, name)
             with open(path, "wb") as file:

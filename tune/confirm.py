@@ -5,7 +5,6 @@ full length, with another seed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from cluster.runs.package_files import build_package, read_package
 from cluster.scoring.detect import detect_set
 from cluster.scoring.truths import read_truths
 from cluster.shards.classes import match_classes
-from cluster.storage import files
+from cluster.storage import files, record_files
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import join
 from detector import resampling, scores
 from detector.coco_matching import Matches, match
@@ -90,7 +90,11 @@ class Confirmation:
 def read_confirmation(plan: Plan, records: Sequence[TrialRecord]) -> Confirmation | None:
     """That of these records, best first; None where there is none, or one of other winners."""
     uri = join(plan.uri, CONFIRMATION)
-    stored = Confirmation.from_json(files.read_json(uri)) if files.exists(uri) else None
+    stored = (
+        record_files.read(uri, Confirmation.from_json, remedy="delete it and repeat the command")
+        if files.exists(uri)
+        else None
+    )
     top = [record.trial for record in _top(plan, records)]
     return stored if stored is not None and list(stored.aps) == top else None
 
@@ -209,7 +213,7 @@ def _matches(plan: Plan, trials: Search, record: TrialRecord) -> Matches:
     """The detections of a trial's best checkpoint on data.val, matched with its objects."""
     best = evaluations.best_checkpoint(record.run)
     sweep, val_set = plan.sweep, plan.inputs.val_set
-    with tempfile.TemporaryDirectory(prefix="retinaray-confirm-") as folder:
+    with scratch_folder("confirm") as folder:
         build_package(best.checkpoint, folder, weights=best.weights)
         package = read_package(folder)
     names = plan.inputs.train_set.class_names

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import DataError, UsageError
+from cluster.errors import UsageError
 from cluster.runs import run_folder
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import absolute, join
 from cluster.tracking.run import Run
 from tune import ablation, space
@@ -70,15 +70,16 @@ def best_run(sweep: str) -> str:
             f"{uri}: has no {RESULTS}, so it is not the folder of a sweep that is finished;"
             f" {run_folder.beside(uri, RESULTS, otherwise='give <storage>/sweeps/<name>')}"
         )
-    stored = files.read_json(results)
-    try:
-        # Version 1 was the records, best first.
-        name = stored[0]["trial"] if isinstance(stored, list) else stored["best"]
-    except (IndexError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{results}: is damaged ({error!r}); delete it and repeat the sweep's command"
-        ) from error
+    name = record_files.read(results, _best_of, remedy="delete it and repeat the sweep's command")
     return join(uri, RUNS, name)
+
+
+def _best_of(stored: Any) -> str:
+    # Version 1 was the records, best first.
+    name = stored[0]["trial"] if isinstance(stored, list) else stored["best"]
+    if not isinstance(name, str) or "/" in name:
+        raise ValueError("its best is no name of a trial")
+    return name
 
 
 def is_complete(plan: Plan) -> bool:
@@ -116,8 +117,15 @@ def _table(records: Sequence[TrialRecord]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[*_row(records[0]), *fields])
     writer.writeheader()
-    writer.writerows({**_row(record), **record.sample} for record in records)
+    for record in records:
+        row = {**_row(record), **record.sample}
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet takes for no formula: a reason repeats what files hold."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from cluster.errors import DataError
 from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
-from cluster.storage import files, uris
+from cluster.storage import files, record_files, uris
 from detector import scores
 from detector.scores import score
 from tune import space
@@ -221,7 +222,11 @@ def read_records(uri: str) -> list[TrialRecord]:
     names = files.list_files(folder, [TRIAL]) if files.exists(folder) else []
     # The sweep may have been moved since the record was written: the file's place names the run.
     records = [
-        TrialRecord.from_json(files.read_json(name), name)
+        record_files.read(
+            name,
+            partial(TrialRecord.from_json, uri=name),
+            remedy="delete it, and the trial is made again",
+        )
         for name, _ in names
         if name.endswith("/" + TRIAL)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import PlainError, UsageError
+from cluster.compute.private_folder import make_private
+from cluster.errors import PlainError, UsageError, has_secret
 
 # Ray's defaults cost seconds or fill the log of a training run. A value that the user has set
 # stays.
@@ -106,29 +108,15 @@ def connect(
     source = "ray.address" if address else "RAY_ADDRESS"
     address = _given(address)
     if address is None:
-        folder = temporary_folder()
-        # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
-        # seconds).
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
-        # its read tasks in new processes (8 s on two cores).
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # By default Ray starts a process for each CPU at once (0.6 CPU seconds each). A training
-        # uses one of them: Ray Train gives its own processes another environment.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        # No dashboard: it takes seconds to start and needs its own port.
-        _start(
-            address="local",
-            _temp_dir=folder,
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=logs,
-            logging_level=logging.ERROR,
-        )
+        _start_here(num_cpus=num_cpus, logs=logs)
         early.join()
         return
     check_answers(address, source=source)
-    passed_on = {k: os.environ[k] for k in (*QUIET, *_PASSED_ON) if k in os.environ}
+    passed_on = {
+        name: value
+        for name in (*QUIET, *_PASSED_ON)
+        if (value := os.environ.get(name)) is not None and not has_secret(value)
+    }
     runtime_env: dict[str, Any] = {"env_vars": passed_on}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # A submitted job brings its own working directory; any other driver sends its own code.
@@ -163,6 +151,32 @@ def would_start(address: str | None) -> bool:
     return _given(address) is None and not (ray is not None and ray.is_initialized())
 
 
+def _start_here(*, num_cpus: int | None, logs: bool) -> None:
+    """Start Ray on this machine, for this user alone."""
+    folder = temporary_folder()
+    # Ray opens its own folders to all users; nobody else gets past this one.
+    make_private(os.path.dirname(folder), remedy="set RAY_TMPDIR to another folder")
+    _make_token()
+    # Nobody preempts this machine, and the watcher is one more process to start (5 CPU
+    # seconds).
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray ends idle processes beyond one per CPU after a second; every epoch would then start
+    # its read tasks in new processes (8 s on two cores).
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    # By default Ray starts a process for each CPU at once (0.6 CPU seconds each). A training
+    # uses one of them: Ray Train gives its own processes another environment.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # No dashboard: it takes seconds to start and needs its own port.
+    _start(
+        address="local",
+        _temp_dir=folder,
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=logs,
+        logging_level=logging.ERROR,
+    )
+
+
 def _start(**options: Any) -> None:
     """`ray.init`, at whose beginning Ray takes SIGTERM for itself."""
     import ray
@@ -177,6 +191,26 @@ def _start(**options: Any) -> None:
             raise _Interrupt from None
         raise
     end_like_ctrl_c()
+
+
+def _make_token() -> None:
+    """Ray on this machine takes commands from whoever has its token alone, unless the user has set
+    RAY_AUTH_MODE. Ray itself would write a new token into a file that all users can read.
+    """
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):
+            path.chmod(0o600)
+        return
+    with os.fdopen(file, "w") as token:
+        token.write(secrets.token_hex(32))
 
 
 def _say_nothing_of_workers() -> None:
@@ -257,8 +291,9 @@ def check_answers(address: str, *, source: str = "ray.address") -> None:
 
 
 def temporary_folder() -> str:
-    """The folder for Ray's files on this machine: `ray` in RAY_TMPDIR, else in TMPDIR, else in
-    /tmp. `UsageError` where one of them cannot be used, or its path is too long for Ray's sockets.
+    """The folder for Ray's files on this machine: `ray-UID/ray` in RAY_TMPDIR, else in TMPDIR,
+    else in /tmp. `UsageError` where one of them cannot be used, or its path is too long for Ray's
+    sockets.
     """
     source, parent = "/tmp", "/tmp"
     # Python passes over a TMPDIR that it cannot use, and Ray fails with a traceback.
@@ -269,7 +304,7 @@ def temporary_folder() -> str:
                 raise UsageError(f"{source}: there is no such folder; make it, or unset {name}")
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise UsageError(f"{source}: this user may not write to it; name another folder")
-    folder = os.path.join(parent, "ray")
+    folder = os.path.join(parent, f"ray-{os.getuid()}", "ray")
     session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
     length = len(os.fsencode(os.path.join(folder, session, "sockets", "plasma_store")))
     if length > SOCKET_BYTES:

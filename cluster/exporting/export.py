@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from cluster.runs.package_files import package_digest, read_classes, read_thresh
 from cluster.shards.classes import ClassMatch
 from cluster.shards.index import ShardSet
 from cluster.storage import files
+from cluster.storage.scratch import scratch_folder
 from detector import export
 from detector.model import RetinaNet
 from detector.placement import PAD_PIXEL
@@ -129,7 +129,7 @@ def export_package(
             " register a model of that architecture"
         )
     name, int8_name = (os.path.basename(_beside(output, end)) for end in (SUFFIX, INT8_SUFFIX))
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+    with scratch_folder("export") as folder:
         paths = {name: os.path.join(folder, name)}
         export.export_onnx(predictor.model, paths[name], decode=predictor.decode)
         exported = OnnxPredictor(predictor, paths[name])

@@ -32,6 +32,7 @@ from cluster.formats.names import fault_of_name, plain_name
 from cluster.formats.numbers import as_coordinates, as_whole
 from cluster.shards.format import Category
 from cluster.storage import files
+from detector import json_text
 
 PERSON = Category(0, 1, "person")
 IGNORED = "areas to ignore (tag mask, or ignore in extra), stored as crowds"
@@ -155,7 +156,7 @@ class _Lines:
 def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
     """The content of a line; None where it has none that can be used, and why."""
     try:
-        content = json.loads(line.strip().decode("utf-8-sig"))
+        content = json_text.parse(line.strip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         return None, f"{error.msg}, column {error.colno}"
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,6 @@ names of the classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from cluster.formats.annotations import Box
 from cluster.formats.names import is_text
 from cluster.formats.numbers import as_coordinates, as_number, as_whole
 from cluster.storage import parquet_pictures
+from detector import json_text
 
 CATEGORY = ("category", "category_id", "label")
 """The fields of an object that may hold its class, the first that is there."""
@@ -111,7 +111,7 @@ def class_names(metadata: Mapping[bytes, bytes] | None, uri: str) -> list[str] |
     category. None where there are none. `DataError` where two classes have one name.
     """
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["objects"]
+        features = json_text.parse((metadata or {})[b"huggingface"])["info"]["features"]["objects"]
         labels = [one for name in CATEGORY for one in _values_of(features, name)]
         names = next((names for label in labels for names in _values_of(label, "names")), None)
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -21,6 +21,7 @@ import pyarrow as pa
 from cluster.errors import DataError, UsageError, on_one_line
 from cluster.storage import files, parquet_pictures
 from cluster.storage.uris import absolute, is_remote, join
+from detector import json_text
 
 
 class ListFile(NamedTuple):
@@ -109,7 +110,7 @@ def _read_json_lines(uri: str, column: str) -> ListFile:
 
 def _parse_object(line: str, uri: str, number: int) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        found = json_text.parse(line)
     except ValueError as error:
         raise DataError(f"{uri}: line {number} is not JSON ({error}); mend the line") from None
     if not isinstance(found, dict):

@@ -21,7 +21,7 @@ from cluster.storage.parquet_tables import read_table
 from cluster.storage.pictures import OVERLAYS
 from cluster.storage.uris import join
 from detector.decode import Detections
-from detector.image import decode_image
+from detector.image import MAX_PIXELS, decode_image
 from detector.plots import overlay_figure
 
 NAME_BYTES = 200
@@ -78,7 +78,11 @@ def draw_part(job: OverlayJob) -> DrawnPart:
 def _drawn(row: Mapping[str, Any], class_names: Sequence[str], *, title: str) -> bytes:
     """A PNG."""
     figure = overlay_figure(
-        decode_image(parquet_pictures.read_picture(row["uri"])),
+        decode_image(
+            parquet_pictures.read_picture(row["uri"]),
+            # What was scored with a higher --max_pixels is drawn too.
+            max_pixels=max(MAX_PIXELS, row["height"] * row["width"]),
+        ),
         Detections(
             np.asarray(row["boxes"], np.float32).reshape(-1, 4),
             np.asarray(row["scores"], np.float32),

@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import DataError, UsageError
-from cluster.storage import files
+from cluster.errors import UsageError
+from cluster.storage import files, record_files
 from cluster.storage.parquet_tables import read_table
 from cluster.storage.uris import join
 
@@ -158,11 +158,9 @@ def read_plan(output: str) -> Plan | None:
     """None where there is none. `DataError` where it is damaged."""
     uri = join(output, PLAN)
     try:
-        return Plan.from_json(files.read_json(uri))
+        return record_files.read(uri, Plan.from_json, remedy=REMEDY)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{uri}: is damaged or of another version ({error!r}); {REMEDY}") from error
 
 
 def write_plan(output: str, plan: Plan) -> None:

@@ -14,10 +14,8 @@ import numpy as np
 
 from cluster.errors import DataError, PlainError
 from cluster.storage import files, parquet_pictures
-from detector.image import ImageError, Jpeg, TooManyPixels, open_image
+from detector.image import MAX_BYTES, ImageError, Jpeg, TooManyPixels, open_image
 
-MAX_BYTES = 256 << 20
-"""A larger file is a scan or no image at all; several are in memory at once."""
 ROWS = 32
 """Pictures of a Parquet file that are in memory together."""
 Reason = Literal[

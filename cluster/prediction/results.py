@@ -28,7 +28,7 @@ from cluster.prediction.part import MADE_OF, PARTS, made_of
 from cluster.prediction.plan import Plan
 from cluster.prediction.samples import SampleRows
 from cluster.prediction.summary import PAGE, SUMMARY, Summary, Timing, counts_of
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.parquet_tables import read_table
 from cluster.storage.pictures import PREDICTIONS
 from cluster.storage.publish import staged
@@ -120,7 +120,7 @@ def read_summary(output: str) -> Summary | None:
     """
     if not all(files.exists(join(output, name)) for name in (MANIFEST, PAGE)):
         return None
-    return Summary.from_json(files.read_json(join(output, SUMMARY)))
+    return record_files.read(join(output, SUMMARY), Summary.from_json, remedy=plans.REMEDY)
 
 
 def read_parts(output: str, plan: Plan) -> Iterator[pa.Table]:

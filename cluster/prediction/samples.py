@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.reports.pictures import SamplePicture, sample_of
 from cluster.storage import parquet_pictures
-from detector.image import decode_image
+from detector.image import MAX_PIXELS, decode_image
 
 SPREAD, EXTREME = 12, 6
 """Pictures from all over the list; those with the most detections, and those without one."""
@@ -108,7 +108,11 @@ class SampleRows:
 
 
 def _picture(row: Row, class_names: Sequence[str]) -> SamplePicture:
-    pixels = decode_image(parquet_pictures.read_picture(row["uri"]))
+    pixels = decode_image(
+        parquet_pictures.read_picture(row["uri"]),
+        # What was scored with a higher --max_pixels is shown too.
+        max_pixels=max(MAX_PIXELS, row["height"] * row["width"]),
+    )
     detected, notes = len(row["labels"]), list[str]()
     if detected > MOST_BOXES:
         notes = [f"the boxes with the {MOST_BOXES} best scores"]

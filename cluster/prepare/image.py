@@ -24,10 +24,18 @@ from cluster.shards.quarantine import Quarantined
 from cluster.storage import files
 from cluster.storage.uris import join
 from cluster.storage.zips import DamagedMember
-from detector.image import ORIENTATION, ImageError, TooManyPixels, decode_image, opened
+from detector.image import (
+    MAX_BYTES,
+    ORIENTATION,
+    ImageError,
+    TooManyPixels,
+    decode_image,
+    opened,
+)
 
 MISSING = "the file is not in the images folder"
 DAMAGED = "the file is damaged in its zip"
+TOO_LARGE = f"the file has more than {MAX_BYTES >> 20} MiB; save the picture in a smaller format"
 STORED_UPRIGHT = "images with an EXIF orientation, stored upright"
 BOXES_TURNED = "images whose boxes were annotated before the EXIF turn, turned with the picture"
 WRONG_SIZE = "image sizes wrong in the annotations, taken from the pixels"
@@ -46,7 +54,9 @@ def read_picture(image: ImageRecord, folder: str) -> bytes | str:
     """The file of an image below `folder`, or why it has none."""
     uri = join(folder, image.file_name)
     try:
-        return files.read_bytes(uri)
+        with files.open_input(uri) as file:
+            # Asked before it is read: a file may have more bytes than the machine has memory.
+            return TOO_LARGE if file.size() > MAX_BYTES else file.read_buffer().to_pybytes()
     except FileNotFoundError:
         return MISSING
     except DamagedMember:

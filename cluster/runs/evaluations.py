@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, get_args
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
 from cluster.runs.pictures import ExampleImage
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import is_below, is_remote, join, relative_to
 from detector import scores
 from detector.detection_counts import DetectionCounts
@@ -170,7 +170,10 @@ def store_request(run: str, request: Request) -> None:
 
 
 def read_request(run: str, checkpoint: str) -> Request:
-    return Request.from_json(_located(run, files.read_json(_request_uri(run, checkpoint))))
+    uri = _request_uri(run, checkpoint)
+    return record_files.read(
+        uri, lambda stored: Request.from_json(_located(run, stored)), remedy="delete it"
+    )
 
 
 def _movable(run: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +215,8 @@ def read(run: str) -> list[Evaluation]:
     stored = run_folder.read(run, EVALUATIONS)
     if stored is None:
         return []
-    return [_parse(run, row, EVALUATIONS) for row in stored["evaluations"]]
+    rows = stored.get("evaluations")
+    return [_parse(run, row, EVALUATIONS) for row in (rows if isinstance(rows, list) else [rows])]
 
 
 def read_best(run: str) -> Evaluation | None:
@@ -259,11 +263,13 @@ def best_checkpoint(run: str) -> Evaluation:
     return best
 
 
-def _parse(run: str, stored: Mapping[str, Any], name: str) -> Evaluation:
-    try:
-        return Evaluation.from_json(_located(run, stored))
-    except ValueError as error:
-        raise DataError(f"{join(run, name)}: cannot be read ({error})") from error
+def _parse(run: str, stored: Any, name: str) -> Evaluation:
+    return record_files.build(
+        stored,
+        lambda row: Evaluation.from_json(_located(run, row)),
+        join(run, name),
+        remedy="restore it from a copy, or give another run",
+    )
 
 
 def store(run: str, evaluation: Evaluation) -> None:

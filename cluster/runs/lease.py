@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 
-from cluster.errors import DataError, PlainError, UsageError
+from cluster.errors import PlainError, UsageError
 from cluster.runs import run_folder
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import join
 
 DRIVER = "driver.json"
@@ -176,12 +176,8 @@ def read_record(run: str) -> LeaseRecord | None:
     content = run_folder.read(run, DRIVER)
     if content is None:
         return None
-    try:
-        return LeaseRecord.from_json(content)
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{join(run, DRIVER)}: is damaged ({error!r}); delete it when no driver trains the run"
-        ) from error
+    remedy = "delete it when no driver trains the run"
+    return record_files.build(content, LeaseRecord.from_json, join(run, DRIVER), remedy=remedy)
 
 
 def refuse_held(run: str, words: Words = TRAINING) -> None:

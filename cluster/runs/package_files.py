@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 
 from cluster.errors import DataError, UsageError
 from cluster.runs.evaluations import Weights
 from cluster.shards.format import Category
 from cluster.storage import files
+from cluster.storage.scratch import scratch_folder
 from cluster.storage.uris import absolute, join
+from detector import json_text
 from detector.checkpoint import STATE_FILE, parse_state
 from detector.detection_counts import DetectionCounts
 from detector.operating_points import Thresholds
@@ -47,7 +48,7 @@ def read_package(folder: str) -> PackageFiles:
 
 def stored_classes(content: bytes) -> list[Category]:
     """The classes of a package's classes.json, in the order of the labels."""
-    return list(map(Category.from_json, json.loads(content)))
+    return list(map(Category.from_json, json_text.parse(content)))
 
 
 def read_classes(folder: str) -> list[Category]:
@@ -57,7 +58,7 @@ def read_classes(folder: str) -> list[Category]:
 
 
 def load_predictor(package: PackageFiles, device: str) -> Predictor:
-    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+    with scratch_folder("package") as folder:
         for name, content in package.items():
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(content)
@@ -73,7 +74,7 @@ def build_package(checkpoint: str, folder: str, *, weights: Weights = "model") -
     checkpoint = absolute(checkpoint)
     weight_file = WEIGHT_FILES[weights]
     remedy = "continue the training, or take another run"
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("package") as scratch:
         local = os.path.join(scratch, WEIGHTS_FILE)
         try:
             state = parse_state(files.read_bytes(join(checkpoint, STATE_FILE)))
@@ -124,7 +125,7 @@ def read_validation(folder: str) -> DetectionCounts | None:
     """None where a package has none, or that of another version or other classes."""
     try:
         with open(os.path.join(folder, VALIDATION_FILE), encoding="utf-8") as file:
-            detected = DetectionCounts.from_json(json.load(file))
+            detected = DetectionCounts.from_json(json_text.parse(file.read()))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     names = tuple(category.name for category in read_classes(folder))
@@ -141,7 +142,7 @@ def read_thresholds(folder: str) -> Thresholds | None:
     """None where a package has none, or those of another version or other classes."""
     try:
         with open(os.path.join(folder, THRESHOLDS_FILE), encoding="utf-8") as file:
-            found = Thresholds.from_json(json.load(file))
+            found = Thresholds.from_json(json_text.parse(file.read()))
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         return None
     return found if list(found.classes) == [each.name for each in read_classes(folder)] else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from cluster.runs.config import TrainConfig
 from cluster.runs.package import Package, package_of
 from cluster.shards.index import ShardSet
 from cluster.storage import files, preflight, uris
+from cluster.storage.scratch import scratch_folder
 
 
 def digest(uri: str) -> str:
@@ -73,7 +73,7 @@ def _local_copy(uri: str) -> Iterator[str]:
     if not uris.is_remote(uri):
         yield uri
         return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+    with scratch_folder("checkpoint") as folder:
         files.download_folder(uri, folder)
         yield folder
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.errors import DataError, UsageError, instead_of
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import join
 
 # The last file of a checkpoint; detector.checkpoint has the same name, and importing it would bring
@@ -40,6 +40,7 @@ MOST_BESIDE = 100
 Record = TypeVar("Record")
 VERSION = 2
 """Of the records below. Version 1 had no "version", and "born" for "run_uuid"."""
+_REMEDY = "restore it from a copy, or give another run"
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,16 @@ class Finished:
 
 
 def read(run: str, name: str) -> dict[str, Any] | None:
-    """One of the run's JSON files, or None where it does not exist (yet)."""
+    """One of the run's JSON files, or None where it does not exist (yet). `DataError` where it
+    holds no object.
+    """
     try:
-        return files.read_json(join(run, name))
+        content = files.read_json(join(run, name))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not isinstance(content, dict):
+        raise DataError(f"{join(run, name)}: is damaged (it holds no JSON object); {_REMEDY}")
+    return content
 
 
 def write(run: str, name: str, content: Mapping[str, Any]) -> None:
@@ -162,10 +168,7 @@ def _read_record(
             f"{join(run, name)}: version {stored['version']!r} is not known; use the version of the"
             " code that wrote it"
         )
-    try:
-        return from_json(stored)
-    except KeyError as error:
-        raise DataError(f"{join(run, name)}: cannot be read ({error} is missing)") from error
+    return record_files.build(stored, from_json, join(run, name), remedy=_REMEDY)
 
 
 def claim(

@@ -5,20 +5,20 @@ local file that `detector.weights` reads.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
-import tempfile
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import UsageError
+from cluster.runs.weight_download import download
 from cluster.storage import files, preflight, uris
+from cluster.storage.scratch import scratch_folder
 
 HTTPS = "https://"
-TIMEOUT_S = 10
 
 
 def absolute(uri: str) -> str:
@@ -59,9 +59,21 @@ def check(uri: str, model: Mapping[str, Any] | None) -> str:
             try:
                 fitting(network, path)
             except ValueError as error:
+                if uri.startswith(HTTPS) and not _reads(path):
+                    # A damaged file in the cache would be found again at each start.
+                    os.unlink(path)
                 raise UsageError(str(error).replace(path, uri)) from error
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reads(path: str) -> bool:
+    from detector.tensor_file import read_tensors
+
+    try:
+        return bool(read_tensors(path))
+    except ValueError:
+        return False
 
 
 def publish(uri: str, folder: str, *, digest: str, root: str) -> str:
@@ -95,7 +107,7 @@ def local_file(uri: str) -> Iterator[str]:
     if not uris.is_remote(uri):
         yield uri
         return
-    with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
+    with scratch_folder("pretrained") as folder:
         # The suffix decides how the file is read, so the copy keeps the name.
         path = os.path.join(folder, os.path.basename(uri))
         with (
@@ -115,22 +127,14 @@ def _downloaded(url: str) -> str:
 
     path = cache_path(url)
     if not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         digest = hub.HASH_REGEX.search(os.path.basename(path))
         try:
-            # torch's own request has no timeout, so a host that does not answer is detected first.
-            urllib.request.urlopen(
-                urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S
-            ).close()
-            # Downloads to a temporary name and renames: parallel downloads do not collide.
-            hub.download_url_to_file(
-                url, path, hash_prefix=digest.group(1) if digest else None, progress=False
-            )
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            download(url, path, sha256=digest.group(1) if digest else "")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = str(error).replace(path, url).splitlines() or [type(error).__name__]
             raise UsageError(
-                f"pretrained {url}: cannot be downloaded ({reason}); check the URL, or download it"
-                " yourself and give its path"
+                f"pretrained {url}: cannot be downloaded ({reason[0][:300]}); check the URL, or"
+                " download it yourself and give its path"
             ) from error
     return path
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import DataError, UsageError
+from cluster.formats.json_stream import read_lists
 from cluster.formats.names import name_in_url, plain_name
 from cluster.formats.numbers import as_whole
 from cluster.formats.tails import Tails
 from cluster.storage import files
+
+MOST = 1 << 63
+"""Ids are below; so are those of the results."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,29 @@ class CocoIds:
 
 def read_coco_ids(uri: str) -> CocoIds:
     """The ids of a COCO JSON. `DataError` where it is none."""
-    content = files.read_json(uri)
-    if not isinstance(content, dict):
-        raise DataError(f"annotations {uri}: holds a {type(content).__name__}; give a COCO JSON")
+    lists: dict[str, list[Any]] = {"images": [], "categories": []}
+    with files.open_input(uri) as file:
+        names, _ = read_lists(file, uri, {name: lists[name].append for name in lists})
+    if "images" not in names:
+        raise DataError(f"annotations {uri}: has no list 'images'; give a COCO JSON")
     return CocoIds(
         uri,
-        _ids(content.get("images"), uri, "images", name="file_name"),
-        _ids(content.get("categories", []), uri, "categories", name="name"),
+        _ids(lists["images"], uri, "images", name="file_name"),
+        _ids(lists["categories"], uri, "categories", name="name"),
     )
 
 
-def _ids(entries: Any, uri: str, key: str, *, name: str) -> dict[str, int]:
-    if not isinstance(entries, list):
-        raise DataError(f"annotations {uri}: has no list {key!r}; give a COCO JSON")
+def _ids(entries: Sequence[Any], uri: str, key: str, *, name: str) -> dict[str, int]:
     ids: dict[str, int] = {}
     for number, entry in enumerate(entries):
         given = entry.get(name) if isinstance(entry, dict) else None
         if given is None and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):
             given = name_in_url(entry["coco_url"])
         id_ = as_whole(entry.get("id")) if isinstance(entry, dict) else None
-        if not isinstance(given, str) or id_ is None:
+        if not isinstance(given, str) or id_ is None or not -MOST <= id_ < MOST:
             raise DataError(
                 f"annotations {uri}: {key}[{number}] must have {name!r}, a text, and 'id', a whole"
-                " number"
+                " number of 64 bits"
             )
         if ids.setdefault(given, id_) != id_:
             raise DataError(f"annotations {uri}: {key} has two ids for {given!r}; keep one")

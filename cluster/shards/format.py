@@ -118,6 +118,9 @@ class Shard(NamedTuple):
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> Shard:
+        """`ValueError` where the name leads out of the folder of its set."""
+        if "/" in fields["name"]:
+            raise ValueError(f"a shard has the name {fields['name'][:60]!r}")
         groups = tuple(RowGroup(*group) for group in fields["row_groups"])
         return Shard(**{**fields, "row_groups": groups})
 

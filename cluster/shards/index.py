@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from cluster.errors import DataError, UsageError
 from cluster.shards.format import REMEDY, SCHEMA_VERSION, Category, GroupLocation, Shard
-from cluster.storage import files
+from cluster.storage import files, record_files
 from cluster.storage.uris import absolute, join
 
 INDEX = "index.json"
@@ -261,10 +261,8 @@ def open_shard_set(uri: str) -> ShardSet:
             " pipelines.prepare` first"
         ) from None
     _check_version(uri, content)
-    try:
-        return ShardSet(uri, Index.from_json(content))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{uri}/{INDEX}: is damaged ({error}); {REMEDY}") from error
+    index = record_files.build(content, Index.from_json, f"{uri}/{INDEX}", remedy=REMEDY)
+    return ShardSet(uri, index)
 
 
 def _check_version(uri: str, content: Any) -> None:

@@ -1,21 +1,18 @@
-"""Compare the bytes of a shard set with the digests in its index."""
+"""Compare a shard set with its index: names, rows, and the digests of all bytes."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+
 from cluster.errors import DataError
+from cluster.shards.consistency import fault_of_index, fault_of_shard
 from cluster.shards.format import REMEDY, Shard
 from cluster.shards.index import INDEX, ShardSet, set_digest
 from cluster.storage import files
 from cluster.storage.uris import join
-
-_PIECE_BYTES = 8 << 20
-"""Bytes per read: enough for a request to be worth its cost, and far less than a whole shard in
-memory.
-"""
 
 
 def verify_shard_set(
@@ -24,21 +21,22 @@ def verify_shard_set(
     """Read every shard again, several at a time and each in pieces. `say` gets a line about every
     bad shard.
 
-    `DataError` with the names of all shards that are missing or differ from the index, `PlainError`
-    where the storage fails.
+    `DataError` where the index cannot be that of its files, and with the names of all shards that
+    are missing or differ from it; `PlainError` where the storage fails.
     """
 
+    if impossible := fault_of_index(shard_set.index):
+        raise DataError(f"{shard_set.uri}/{INDEX}: {impossible}; {REMEDY}")
+
     def fault(shard: Shard) -> str:
-        uri, digest = join(shard_set.uri, shard.name), hashlib.sha256()
+        uri = join(shard_set.uri, shard.name)
         try:
             with files.plain_errors(uri, "read"), files.open_input(uri) as file:
-                while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
+                return fault_of_shard(shard, file)
         except FileNotFoundError:
             return "is in the index but not in the folder"
-        if (actual := digest.hexdigest()) != shard.sha256:
-            return f"has sha256 {actual[:12]}..., the index has {shard.sha256[:12]}..."
-        return ""
+        except (ValueError, pa.ArrowException) as error:
+            return f"is no Parquet file ({files.reason(error)})"
 
     bad = []
     with ThreadPoolExecutor(files.TRANSFER_THREADS) as pool:

@@ -64,8 +64,12 @@ def check(found: Surroundings) -> None:
     settings = dict(found.settings)
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         url = settings.get(name)
-        if url and not re.match("https?://[^/]", url):
-            raise UsageError(f"{name}: must be http://host:port or https://host:port")
+        # Workers are told of it, and Ray shows what they are told: it has no user and no query.
+        if url and not re.fullmatch(r"https?://[^/@?][^@?]*", url):
+            raise UsageError(
+                f"{name}: must be http://host:port or https://host:port; keys go into"
+                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
     if found.proxy is not None and not re.fullmatch(r"https?://[^/@:]+:\d+/?", found.proxy):
         # Ray stores its clients beside a run, with all that they were made from.
         raise UsageError(

@@ -30,8 +30,13 @@ from cluster.storage import schemes, zips
 from cluster.storage.fetched_file import open_fetched
 from cluster.storage.local_tree import NO_FILE, NOWHERE, Entry, fault_of, walk
 from cluster.storage.uris import absolute, is_plain, is_remote, join, relative_to
+from detector import json_text
 
 TRANSFER_THREADS = 8
+MAX_JSON = 512 << 20
+"""Bytes of a JSON file that is read at once, which may need ten times as many. The index of 10
+million images has 30 MB; larger files are read by `formats.json_stream`.
+"""
 PARTIAL = ".partial-"
 """Prefix of a local file that is not complete yet; listings leave it out."""
 _ZIP_LOCK = Lock()
@@ -150,18 +155,23 @@ def read_range(uri: str, start: int, count: int) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """The content of a JSON file. `DataError` with line and column where it is not JSON; other
-    errors: see `open_input`.
+    """The content of a JSON file of at most `MAX_JSON` bytes. `DataError` with line and column
+    where it is not JSON; other errors: see `open_input`. `records` reads what it should be.
     """
-    return parse_json(read_bytes(uri), uri)
+    with open_input(uri) as file:
+        if (size := file.size()) > MAX_JSON:
+            raise DataError(
+                f"{uri}: has {size >> 20} MiB, {MAX_JSON >> 20} are read at once; check the file"
+            )
+        return parse_json(file.read_buffer().to_pybytes(), uri)
 
 
 def parse_json(data: bytes, uri: str) -> Any:
     """The content of the JSON file whose bytes are `data`. The `DataError` names `uri`, line and
-    column.
+    column, or the limit of `json_text` that it breaks.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json_text.parse(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{uri}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg};"
@@ -171,6 +181,8 @@ def parse_json(data: bytes, uri: str) -> Any:
         raise DataError(
             f"{uri}: not valid JSON: byte {error.start} is not UTF-8; write or download it again"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{uri}: not usable JSON: {error}; write or download it again") from error
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:

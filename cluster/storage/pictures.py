@@ -14,7 +14,7 @@ from itertools import islice
 from cluster.storage import files
 from cluster.storage.local_tree import Entry
 from cluster.storage.uris import absolute, is_plain
-from detector.image import FORMATS, SUFFIXES, ImageError, opened
+from detector.image import FORMATS, SUFFIXES, ImageError, TooManyPixels, opened
 
 LEFT_BY_TOOLS = frozenset(
     ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found")
@@ -151,6 +151,8 @@ def is_picture(uri: str) -> bool:
     try:
         with opened(files.read_range(uri, 0, _HEAD_BYTES)) as picture:
             return picture.format in (*FORMATS, "MPO")
+    except TooManyPixels:
+        return True
     except ImageError:
         return False
 

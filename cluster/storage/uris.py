@@ -125,3 +125,21 @@ def relative_to(uri: str, folder: str) -> str:
     """The name of `uri` relative to `folder`, in which it must be."""
     assert is_below(uri, folder), (uri, folder)
     return uri[len(folder.rstrip("/")) + 1 :]
+
+
+def refuse_job_folder(option: str, path: str) -> None:
+    """`UsageError` in a job of Ray for a place that goes with it: a relative path, or one in the
+    copy of the working directory that the node of the driver deletes. `path` may be a URI.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ or "://" in path:
+        return
+    expanded = os.path.expanduser(path)
+    if not os.path.isabs(expanded) or _PACKAGES in os.path.abspath(expanded):
+        raise UsageError(
+            f"{option} {path}: is on the node of this job alone, and deleted with it; give a bucket"
+            " or the absolute path of a folder that all nodes share"
+        )
+
+
+_PACKAGES = "/runtime_resources/working_dir_files/"
+"""In the path of what Ray unpacks for a job."""

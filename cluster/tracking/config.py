@@ -65,9 +65,10 @@ def _wrong(uri: str) -> str | None:
     """What is wrong with the URI of a store. It is printed and stored beside checkpoints, so it has
     no secrets; nor has this text.
     """
-    if re.match(r"[^/]*//[^/]*@", uri):
+    # A password may have a slash, and a token may stand behind the path.
+    if re.match(r"https?:.*[@?]|[^/]*//[^/]*@", uri, re.IGNORECASE):
         return (
-            "must not carry credentials; give them as MLFLOW_TRACKING_USERNAME and"
+            "must not carry credentials or a query; give them as MLFLOW_TRACKING_USERNAME and"
             " MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
         )
     if uri != uri.strip() or not re.match(r"https?://[^/]+|sqlite(\+pysqlite)?:////.", uri):
@@ -92,7 +93,14 @@ def tracking_uri(config_uri: str | None, storage: str) -> str:
     MLFLOW_TRACKING_URI, else the SQLite file of this storage root. `UsageError` where the
     environment names another place for runs or models too.
     """
-    uri = given_uri(config_uri) or embedded.uri_of(f"{local_root(storage)}/{embedded.FILE}")
+    uri = given_uri(config_uri)
+    if uri is None:
+        from cluster.storage.uris import refuse_job_folder
+
+        root = local_root(storage)
+        # In a job both are one: the folder that goes with it.
+        refuse_job_folder("--tracking.uri is not given, and the file of MLflow below", root)
+        uri = embedded.uri_of(f"{root}/{embedded.FILE}")
     refuse_second_store(uri)
     return uri
 

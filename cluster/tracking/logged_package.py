@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ import yaml
 
 from cluster.errors import DataError, PlainError, UsageError
 from cluster.runs.package_files import PACKAGE_FILES, check_version, package_digest
+from cluster.storage import record_files, yaml_text
+from cluster.storage.scratch import make_scratch_folder, scratch_folder
 from cluster.tracking.client import connected
 from cluster.tracking.file_digests import FILES_TAG, file_digests, refuse_changed
 from cluster.tracking.registry import DIGEST_TAG, Version
@@ -103,7 +104,7 @@ def _signature() -> ModelSignature:
 
 def logged_digests(model_uri: str, *, tracking: str) -> dict[str, str]:
     """sha256 of every file of a model that was logged, as the store gives it back."""
-    with tempfile.TemporaryDirectory(prefix="retinaray-logged-") as folder:
+    with scratch_folder("logged") as folder:
         return file_digests(_download(model_uri, tracking=tracking, folder=folder))
 
 
@@ -138,7 +139,7 @@ def download_package(version: Version, *, tracking: str, folder: str | None = No
 
     `PlainError` when the version is not a package of this project.
     """
-    folder = folder or tempfile.mkdtemp(prefix="retinaray-package-")
+    folder = folder or make_scratch_folder("package")
     package = package_folder(download_model(version, tracking=tracking, folder=folder), version)
     check_version(package, str(version))
     return package
@@ -157,9 +158,7 @@ def artifact_folder(model: str, name: str, version: Version) -> str | None:
     """The folder of an artifact in the local folder of a model; None where it has none of this
     name. `DataError` where it lies outside.
     """
-    with open(os.path.join(model, "MLmodel"), encoding="utf-8") as file:
-        flavor = yaml.safe_load(file)["flavors"].get("python_function", {})
-    path = flavor.get("artifacts", {}).get(name, {}).get("path")
+    path = _artifact_path(os.path.join(model, "MLmodel"), name, version)
     if path is None:
         return None
     folder = os.path.realpath(os.path.join(model, path))
@@ -168,6 +167,22 @@ def artifact_folder(model: str, name: str, version: Version) -> str | None:
             f"{version}: its MLmodel names {path}, outside of the model; choose another version"
         )
     return folder
+
+
+def _artifact_path(described: str, name: str, version: Version) -> str | None:
+    """What the file MLmodel says. `DataError` where it is none."""
+    try:
+        with open(described, encoding="utf-8") as file:
+            flavor = yaml_text.parse(file.read())["flavors"].get("python_function", {})
+        path = flavor.get("artifacts", {}).get(name, {}).get("path")
+    except (AttributeError, LookupError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = record_files.said(error)
+        raise DataError(
+            f"{version}: its MLmodel is damaged ({reason}); choose another version"
+        ) from error
+    if path is not None and not isinstance(path, str):
+        raise DataError(f"{version}: its MLmodel names no path; choose another version")
+    return path
 
 
 def package_folder(model: str, version: Version) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 
 from cluster.errors import DataError, UsageError, on_one_line
@@ -15,6 +14,7 @@ from cluster.runs.package_files import (
     write_validation,
 )
 from cluster.storage import preflight, uris
+from cluster.storage.scratch import scratch_folder
 from cluster.tracking import registry
 from cluster.tracking.client import connected
 from cluster.tracking.config import refuse_second_store, ui_command
@@ -87,7 +87,7 @@ def register_run(
     refuse_second_store(store)
     check_server(store, must_exist=True)
     check_model_name(store, name, option="name")
-    with tempfile.TemporaryDirectory(prefix="retinaray-register-") as scratch:
+    with scratch_folder("register") as scratch:
         package = f"{scratch}/package"
         _write_package(best, package)
         digest = package_digest(package)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from cluster.errors import UsageError
+from cluster.errors import UsageError, redacted
 from cluster.runs import run_folder
 from cluster.runs.run_folder import TrackingRecord
 from cluster.storage import uris
+from cluster.storage.scratch import make_scratch_folder
 from cluster.tracking import embedded
 from cluster.tracking.client import PERMANENT, connect, first_line, plain_mlflow_errors
 from cluster.tracking.names import mlflow_names
@@ -184,7 +185,7 @@ class Run:
         self._warned = False
         self._sending = threading.Lock()
         self._stop = threading.Event()
-        self._spool = tempfile.mkdtemp(prefix="retinaray-mlflow-")
+        self._spool = make_scratch_folder("mlflow")
         self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -209,7 +210,7 @@ class Run:
         becomes the tag `changed.<name>`.
         """
         texts = {
-            key: shortened(str(params[name]), LONGEST_PARAM)
+            key: shortened(redacted(str(params[name])), LONGEST_PARAM)
             for name, key in mlflow_names(params).items()
         }
         self._calls.append(("parameters", lambda: self._sender.send_params(texts)))
@@ -231,10 +232,11 @@ class Run:
         self._queue_file(copy, folder or None)
 
     def log_text(self, text: str, file: str) -> None:
-        self._calls.append((file, lambda: self.client.log_text(self.run_id, text, file)))
+        told = redacted(text)
+        self._calls.append((file, lambda: self.client.log_text(self.run_id, told, file)))
 
     def set_tag(self, name: str, value: str) -> None:
-        key, text = mlflow_names([name])[name], shortened(str(value), LONGEST_TAG)
+        key, text = mlflow_names([name])[name], shortened(redacted(str(value)), LONGEST_TAG)
         self._calls.append((f"tag {name}", lambda: self.client.set_tag(self.run_id, key, text)))
 
     def _queue_file(self, copy: str, folder: str | None) -> None:

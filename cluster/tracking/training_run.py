@@ -14,7 +14,6 @@ from typing import Any
 
 from cluster.errors import PlainError
 from cluster.runs import evaluations, events, run_folder
-from cluster.storage import files, uris
 from cluster.tracking.embedded import same
 from cluster.tracking.preflight import has_run
 from cluster.tracking.run import Run, Status, open_run, read_record
@@ -156,7 +155,7 @@ class Tracker:
         try:
             newest = run_folder.checkpoints(self._run_folder)[-1:]
             lines = (
-                files.read_json(uris.join(newest[0], run_folder.STATE_FILE)).get("told", [])
+                (run_folder.read(newest[0], run_folder.STATE_FILE) or {}).get("told", [])
                 if newest
                 else []
             )

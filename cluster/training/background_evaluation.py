@@ -4,7 +4,6 @@ actors with resources of their own.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from cluster.runs import evaluations
 from cluster.runs.config import DetectionShare
 from cluster.runs.evaluations import Evaluation, Request, Weights
 from cluster.runs.events import EvaluationDone, EvaluationFailed, EvaluationStarted, Tell
+from cluster.storage.scratch import scratch_folder
 
 LOOK_EVERY_S = 5.0
 """Seconds between two looks for checkpoints that wait, each of which lists a folder."""
@@ -189,7 +189,7 @@ def evaluate(request: Request, weights: Weights, data: str, share: DetectionShar
     from cluster.shards.index import open_shard_set
     from cluster.training.preflight import match_val
 
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+    with scratch_folder("evaluation") as folder:
         build_package(request.checkpoint, folder, weights=weights)
         package, model_classes = read_package(folder), read_classes(folder)
     shard_set = open_shard_set(data)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from cluster.compute.private_folder import make_private
 from cluster.errors import DiskFull, PlainError, UsageError
 from detector.checkpoint import Snapshot, write_checkpoint
 
@@ -18,6 +19,7 @@ SMALL_FILES = 4 << 20
 """A generous bound, in bytes, on what a checkpoint takes beside its tensors: state.json and the
 names of the tensors.
 """
+_REMEDY = "name another local folder with --training.checkpoint_folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -25,9 +27,13 @@ def local_folder(run: str, run_uuid: str, configured: str | None) -> str:
     """Where the checkpoints of a run wait for their upload on any node: the same for each of its
     workers, another one for every other run.
     """
-    parent = configured or os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
+    parent = configured or _own_folder()
     digest = hashlib.sha256(f"{run} {run_uuid}".encode()).hexdigest()[:12]
     return os.path.join(parent, f"{os.path.basename(run)}-{digest}")
+
+
+def _own_folder() -> str:
+    return os.path.join(tempfile.gettempdir(), f"retinaray-{os.getuid()}")
 
 
 class LocalCheckpoints:
@@ -35,18 +41,23 @@ class LocalCheckpoints:
 
     def __init__(self, folder: str):
         """Makes the folder and removes what an earlier worker has written in part. `UsageError`
-        where that is impossible.
+        where that is impossible, and where another user can write to it.
         """
         self.folder = folder
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            parent = os.path.dirname(folder)
+            if parent == _own_folder():
+                make_private(parent, remedy=_REMEDY)
+            elif not os.path.exists(parent):
+                os.makedirs(parent, exist_ok=True)
+            # Whatever waits in it is uploaded as a checkpoint of the run.
+            make_private(folder, remedy=_REMEDY)
             for name in os.listdir(folder):
                 if name.startswith(_PARTIAL):
                     shutil.rmtree(os.path.join(folder, name))
         except OSError as error:
             raise UsageError(
-                f"{folder}: cannot be written ({error.strerror}); name another local folder with"
-                " --training.checkpoint_folder"
+                f"{folder}: cannot be written ({error.strerror}); {_REMEDY}"
             ) from error
 
     def names(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from cluster.errors import PlainError
 from cluster.runs.events import ProfileStored, Tell, TrainingWarning
 from cluster.runs.training_config import PROFILE_AFTER
 from cluster.storage import files, uris
+from cluster.storage.scratch import scratch_folder
 
 
 def start_profiler(
@@ -55,7 +55,7 @@ class ProfilePublisher:
 
     def _publish(self, profiler: torch.profiler.profile, uri: str) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+            with scratch_folder("profile") as folder:
                 profiler.export_chrome_trace(os.path.join(folder, "trace.json.gz"))
                 averages = profiler.key_averages()
                 sort_by = (

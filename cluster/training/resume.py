@@ -5,7 +5,6 @@ another run's checkpoint, or its seed.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from cluster.errors import UsageError
 from cluster.runs import weight_file
 from cluster.runs.events import Resumed, StepsDone, Tell, WeightsLoaded, stored_steps
+from cluster.storage.scratch import scratch_folder
 from cluster.training.checkpoint_download import download
 from cluster.training.checkpoints import Checkpoints
 from cluster.training.ranks import Ranks
@@ -54,7 +54,7 @@ def resume(
     """Load the newest whole checkpoint of the run, else what a new run starts from. Rank 0 chooses,
     so that all ranks take the same one.
     """
-    with tempfile.TemporaryDirectory(prefix="resume-") as parent:
+    with scratch_folder("resume") as parent:
         folder = os.path.join(parent, "checkpoint")
         uri = ranks.agreed(checkpoints.newest(folder) if ranks.rank == 0 else None)
         if uri is None:

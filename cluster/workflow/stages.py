@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage import files, preflight, uris
+from cluster.storage import files, preflight, record_files, uris
 
 MANIFEST = "stage.json"
 SCHEMA_VERSION = 1
@@ -164,8 +164,13 @@ def _read_manifest(folder: str, digest: str) -> Values | None:
     """The values of the finished stage in this folder; None where the stage is not finished, or the
     fingerprint of another stage starts with the same characters.
     """
+
+    def values(manifest: Any) -> Values | None:
+        return manifest["values"] if manifest.get("fingerprint") == digest else None
+
     try:
-        manifest = files.read_json(uris.join(folder, MANIFEST))
+        return record_files.read(
+            uris.join(folder, MANIFEST), values, remedy="delete it, and the stage runs again"
+        )
     except FileNotFoundError:
         return None
-    return manifest["values"] if manifest.get("fingerprint") == digest else None

@@ -755,3 +755,27 @@ def test_several_texts_may_stand_behind_one_flag() -> None:
 
     assert compared("--compare", "a", "b c") == ("a", "b c") == compared("--compare=a,b c")
     assert compared("--compare", "a,b") == ("a", "b")
+
+
+def test_a_job_is_refused_whose_results_would_be_deleted_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    verbs = all_verbs()
+    data = ["--data.train", "s3://cells/train", "--data.val", "s3://cells/val", "--name", "a"]
+    package = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0123"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for verb, argv, named in [
+        ("train", data, "--storage runs"),
+        ("sweep", data, "--storage runs"),
+        ("prepare", ["--annotations", "a.json", "--output", "set"], "--output set"),
+        ("history", ["--name", "cells"], "--tracking.uri is not given"),
+        ("history", ["--name", "cells", "--storage", "s3://cells/store"], "--tracking.uri is not"),
+    ]:
+        main = importlib.import_module(f"pipelines.{verb}").main
+        with pytest.raises(SystemExit) as ended:
+            run_verb(verbs[verb], main, description="", argv=argv)
+        message = capsys.readouterr().err
+        assert ended.value.code == 2 and message.startswith(f"error: {named}"), message
+        assert "is on the node of this job alone" in message

@@ -55,16 +55,17 @@ def test_ray_gets_the_folder_of_ray_tmpdir_else_of_tmpdir(
 ) -> None:
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
-    assert session.temporary_folder() == "/tmp/ray"
+    own = f"ray-{os.getuid()}"
+    assert session.temporary_folder() == f"/tmp/{own}/ray"
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "SOCKET_BYTES", 1000)
     monkeypatch.setenv("TMPDIR", "a")
-    assert session.temporary_folder() == f"{tmp_path}/a/ray"
+    assert session.temporary_folder() == f"{tmp_path}/a/{own}/ray"
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert session.temporary_folder() == f"{tmp_path}/ray"
+    assert session.temporary_folder() == f"{tmp_path}/{own}/ray"
     monkeypatch.setenv("RAY_TMPDIR", "")
-    assert session.temporary_folder() == f"{tmp_path}/a/ray"
+    assert session.temporary_folder() == f"{tmp_path}/a/{own}/ray"
 
 
 def test_a_folder_that_ray_cannot_use_is_refused_in_one_line(
@@ -76,8 +77,14 @@ def test_a_folder_that_ray_cannot_use_is_refused_in_one_line(
     monkeypatch.setenv("TMPDIR", f"{tmp_path}/nothing")
     with pytest.raises(UsageError, match="^TMPDIR .*nothing: there is no such folder"):
         session.connect()
-    # /ray/session_, 26 characters of time, _, the process id, /sockets/plasma_store
-    behind = len("/ray/session_") + 26 + 1 + len(str(os.getpid())) + len("/sockets/plasma_store")
+    # /ray-UID/ray/session_, 26 characters of time, _, the process id, /sockets/plasma_store
+    behind = (
+        len(f"/ray-{os.getuid()}/ray/session_")
+        + 26
+        + 1
+        + len(str(os.getpid()))
+        + len("/sockets/plasma_store")
+    )
     most = 107 - behind
     for name, length, fits in (("TMPDIR", most, True), ("RAY_TMPDIR", most + 1, False)):
         folder = Path("/tmp") / ("x" * (length - len("/tmp/")))
@@ -85,7 +92,7 @@ def test_a_folder_that_ray_cannot_use_is_refused_in_one_line(
         monkeypatch.setattr(os, "access", lambda path, mode: True)
         monkeypatch.setenv(name, str(folder))
         if fits:
-            assert session.temporary_folder() == f"{folder}/ray"
+            assert session.temporary_folder() == f"{folder}/ray-{os.getuid()}/ray"
             continue
         said = f"^RAY_TMPDIR {folder}: .* of 108 bytes, Linux takes 107; .* at most {most} bytes"
         with pytest.raises(UsageError, match=said):
@@ -163,3 +170,50 @@ def test_the_plain_error_of_a_task_is_raised_as_it_is(ray_cluster: str) -> None:
     with pytest.raises(DataError) as raised:
         session.fetch([ray.remote(num_cpus=0)(fail).remote()])
     assert str(raised.value) == "a.jpg: is damaged"
+
+
+def test_ray_on_this_machine_has_a_token_that_this_user_alone_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        # Set first, so that what is set meanwhile is undone.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    token = tmp_path / ".ray/auth_token"
+    session._make_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    first = token.read_text()
+    assert len(first) == 64 and token.stat().st_mode & 0o777 == 0o600
+    # One that Ray has written is kept, and closed to others.
+    token.chmod(0o644)
+    session._make_token()
+    assert token.read_text() == first and token.stat().st_mode & 0o777 == 0o600
+    token.unlink()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    session._make_token()
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    session._make_token()
+    assert not token.exists() and os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_rays_folder_lies_in_one_of_this_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(session, "SOCKET_BYTES", 1000)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    started = []
+    monkeypatch.setattr(ray, "init", lambda **options: started.append(options["_temp_dir"]))
+    monkeypatch.setattr(session, "end_like_ctrl_c", lambda: None)
+    session.connect()
+    (folder,) = started
+    above = Path(folder).parent
+    assert above.parent == tmp_path and above.stat().st_mode & 0o777 == 0o700
+    above.rmdir()
+    above.symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=f"{above}: is a link or no folder; remove it, or set RAY"):
+        session.connect()
+    assert started == [folder]

@@ -12,6 +12,8 @@ from tests.support.predicting import red_picture
 def row(number: int, detections: int, *, status: str = "ok") -> dict[str, Any]:
     return {
         "uri": f"/pictures/{number}.png",
+        "height": 30,
+        "width": 40,
         "status": status,
         "boxes": [[1.0, 1.0, 9.0, 9.0]] * detections,
         "scores": [0.5] * detections,

@@ -167,11 +167,20 @@ def test_a_failing_storage_is_not_a_bad_image(
     def unavailable(uri: str) -> bytes:
         raise OSError("503 slow down")
 
-    monkeypatch.setattr(files, "read_bytes", unavailable)
+    monkeypatch.setattr(files, "open_input", unavailable)
     with pytest.raises(
         PlainError, match="a.jpg: cannot be read .503 slow down.; run the command again"
     ):
         image_file.read_picture(image_record(1, 1), str(tmp_path))
+
+
+def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "1.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    record = image_record(1, 1)._replace(file_name="1.jpg")
+    assert image_file.read_picture(record, str(tmp_path)) == (
+        "the file has more than 256 MiB; save the picture in a smaller format"
+    )
 
 
 def test_fractions_become_pixels_of_the_upright_picture() -> None:

@@ -240,7 +240,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, change: dict[str, Any], said: s
     stored = evaluation("/run", 100, 0.5).to_json() | change
     stored = {name: value for name, value in stored.items() if value is not None}
     (tmp_path / "best.json").write_text(json.dumps(stored))
-    with pytest.raises(DataError, match=f"best.json: cannot be read .{said}"):
+    with pytest.raises(DataError, match=f"best.json: is damaged .{said}"):
         evaluations.read_best(str(tmp_path))
 
 

@@ -109,7 +109,7 @@ def test_json_restores_a_record(tmp_path: Path) -> None:
     ("stored", "said"),
     [
         ({"version": 3}, "finished.json: version 3 is not known; use the version of the code"),
-        ({"images_seen": 48}, r"finished.json: cannot be read \('epochs' is missing\)"),
+        ({"images_seen": 48}, r"finished.json: is damaged \('epochs' is missing\)"),
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, stored: dict[str, int], said: str) -> None:

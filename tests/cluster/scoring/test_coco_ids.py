@@ -84,7 +84,7 @@ def test_classes_that_the_json_does_not_have_need_a_map() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([], "holds a list; give a COCO JSON"),
+        ([], "has no list 'images'; give a COCO JSON"),
         ({"annotations": []}, "has no list 'images'; give a COCO JSON"),
         (
             {"images": [{"file_name": "a.jpg"}]},
@@ -92,7 +92,8 @@ def test_classes_that_the_json_does_not_have_need_a_map() -> None:
         ),
         ({"images": [{"file_name": 5, "id": 1}]}, r"images\[0\] must have 'file_name'"),
         ({"images": ["a.jpg"]}, r"images\[0\] must have 'file_name'"),
-        ({"images": [], "categories": {}}, "has no list 'categories'"),
+        ({"images": [], "categories": [7]}, r"categories\[0\] must have 'name'"),
+        ({"images": [{"file_name": "a", "id": 10**30}]}, r"images\[0\] must have .* of 64 bits"),
         ({"images": [], "categories": [{"id": 1}]}, r"categories\[0\] must have 'name'"),
         (
             {"images": [{"file_name": "a", "id": 1}, {"file_name": "a", "id": 2}]},

@@ -223,6 +223,11 @@ def test_an_index_of_another_version_or_kind_is_refused(tmp_path: Path) -> None:
         ),
         ({"schema_version": None}, "has no schema_version"),
         ({"shards": [{"name": "a"}]}, "is damaged"),
+        (
+            {"shards": [{**written["shards"][0], "name": "../a.parquet"}]},
+            r"is damaged \(a shard has the name '\.\./a\.parquet'\)",
+        ),
+        ({"shards": [{**written["shards"][0], "rows": "1"}]}, r"is damaged \(shards.0.rows"),
     ):
         files.write_json(str(tmp_path / "index.json"), written | change)
         with pytest.raises(DataError, match=message):

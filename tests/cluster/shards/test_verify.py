@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import DataError
-from cluster.shards import verify
+from cluster.shards import consistency, verify
+from cluster.shards.index import Counts, ShardSet
 from cluster.storage import files
 from cluster.storage.uris import join
 from tests.support.shard_sets import CATEGORIES, row, write_set
@@ -44,7 +45,7 @@ def test_verify_names_every_changed_and_missing_shard(where, tmp_path, request):
 def test_verify_reads_in_pieces(tmp_path, monkeypatch):
     # The file is longer than one piece, and its length is no multiple of 7.
     opened = write_set(str(tmp_path), [[row(n, 1) for n in range(9)]])
-    monkeypatch.setattr(verify, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(consistency, "_PIECE_BYTES", 7)
     verify.verify_shard_set(opened)
 
 
@@ -54,3 +55,57 @@ def test_verify_checks_the_set_digest(tmp_path):
         verify.verify_shard_set(
             replace(opened, index=replace(opened.index, categories=CATEGORIES[:1]))
         )
+
+
+def changed(opened: ShardSet, **values: object) -> ShardSet:
+    """The set with another first shard in its index."""
+    shards = (opened.shards[0]._replace(**values), *opened.shards[1:])
+    return replace(opened, index=replace(opened.index, shards=shards))
+
+
+def test_verify_vouches_for_no_index_that_it_has_not_compared(tmp_path):
+    opened = write_set(str(tmp_path), [[row(n, 1) for n in range(5)], [row(5, 1)]])
+    groups = opened.shards[0].row_groups
+    first = groups[0]
+    for values, why in [
+        ({"name": "../other/shard-00000-of-00002.parquet"}, "shard 0 has the name '../other/"),
+        ({"rows": 10**12}, "it has 1000000000000 rows, its row groups 5"),
+        ({"row_groups": ()}, "a row group without rows"),
+        ({"row_groups": (first._replace(start=-8), *groups[1:])}, "do not follow each other"),
+        ({"row_groups": (first._replace(bytes=-8), *groups[1:])}, "or without bytes"),
+        ({"row_groups": (first._replace(rows=0), *groups[1:])}, "without rows"),
+        ({"row_groups": groups[::-1]}, "do not follow each other"),
+        ({"bytes": 9}, "do not follow each other within its 9 bytes"),
+        # Two rows more here, two less there: only the footer knows.
+        (
+            {"row_groups": (first._replace(rows=1), groups[1]._replace(rows=3), groups[2])},
+            "1 of 2 shards differ",
+        ),
+        ({"row_groups": (first._replace(sha256="0" * 64), *groups[1:])}, "1 of 2 shards differ"),
+        ({"footer_sha256": "0" * 64}, "1 of 2 shards differ"),
+        ({"bytes": opened.shards[0].bytes + 1}, "1 of 2 shards differ"),
+    ]:
+        with pytest.raises(DataError, match=why):
+            verify.verify_shard_set(changed(opened, **values))
+    for index, why in [
+        (replace(opened.index, counts=Counts(images=7)), "6 rows, its counts 7 images"),
+        (replace(opened.index, categories=CATEGORIES[::-1]), "labels of its categories"),
+    ]:
+        with pytest.raises(DataError, match=why):
+            verify.verify_shard_set(replace(opened, index=index))
+
+
+def test_a_shard_whose_digest_fits_and_that_is_no_parquet_file_is_named(tmp_path):
+    opened = write_set(str(tmp_path), [[row(1, 1)]])
+    shard, content = opened.shards[0], b"PAR1" + b"x" * 40
+    (tmp_path / shard.name).write_bytes(content)
+
+    def digest(start: int, stop: int) -> str:
+        return hashlib.sha256(content[start:stop]).hexdigest()
+
+    group = shard.row_groups[0]._replace(start=4, bytes=10, sha256=digest(4, 14))
+    values = {"bytes": 44, "sha256": digest(0, 44), "footer_sha256": digest(14, 44)}
+    lines: list[str] = []
+    with pytest.raises(DataError, match="1 of 1 shards differ"):
+        verify.verify_shard_set(changed(opened, row_groups=(group,), **values), say=lines.append)
+    assert lines[0].startswith(f"{shard.name} is no Parquet file")

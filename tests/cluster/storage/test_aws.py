@@ -147,9 +147,11 @@ def test_certificates_that_are_nowhere_and_an_endpoint_without_a_scheme_are_refu
         (tmp_path / f"{name}.pem").write_text("")
     assert aws.surroundings().ca_bundle == f"{tmp_path}/AWS_CA_BUNDLE.pem"
     aws.check(aws.surroundings())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
-    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: must be http://host:port"):
-        aws.check(aws.surroundings())
+    for wrong in ("minio:9000", "http://me:a/secret@minio:9000", "http://minio:9000?key=secret"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wrong)
+        with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: must be http://host:port") as found:
+            aws.check(aws.surroundings())
+        assert "secret" not in str(found.value)
 
 
 def test_a_client_that_is_sent_or_stored_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

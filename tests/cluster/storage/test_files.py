@@ -162,6 +162,22 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     ]
 
 
+def test_a_listing_ends_however_many_links_lead_into_a_folder(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        (tmp_path / f"few/{name}").mkdir(parents=True)
+        (tmp_path / f"few/{name}/images").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.jpg").write_bytes(b"1")
+    assert len(files.list_files(str(tmp_path / "few"))) == 3
+    # From each of 10 folders to all others: 10! ways from one to the next.
+    for name in "abcdefghij":
+        (tmp_path / f"many/{name}").mkdir(parents=True)
+        for other in "abcdefghij":
+            (tmp_path / f"many/{name}/{other}").symlink_to(tmp_path / "many" / other)
+    with pytest.raises(DataError, match=r"more than 16 links lead into this folder; remove"):
+        files.list_files(str(tmp_path / "many"))
+
+
 def test_what_is_no_file_is_listed_with_the_reason_and_never_opened(tmp_path: Path) -> None:
     """To open a pipe would wait for somebody who writes into it."""
     (tmp_path / "a.jpg").write_bytes(b"1")

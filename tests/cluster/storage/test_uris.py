@@ -127,3 +127,20 @@ def test_names_below_a_folder() -> None:
     assert not uris.is_below("/runs", "/runs")
     assert uris.is_below("/a", "/") and uris.relative_to("/a", "/") == "a"
     assert uris.relative_to("s3://b/runs/a/b.json", "s3://b/runs/") == "a/b.json"
+
+
+def test_a_job_writes_nothing_that_is_deleted_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0123"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    places = ("runs", "./runs", f"{package}/runs")
+    for path in places:
+        uris.refuse_job_folder("--storage", path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for path in places:
+        with pytest.raises(UsageError, match=f"^--storage {path}: is on the node of this job"):
+            uris.refuse_job_folder("--storage", path)
+    for path in ("s3://cells/store", "/shared/store", "~/store"):
+        uris.refuse_job_folder("--storage", path)

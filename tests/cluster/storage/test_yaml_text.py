@@ -44,3 +44,27 @@ def test_all_text_takes_nothing_for_a_number_or_a_truth_value() -> None:
 def test_nothing_is_constructed_but_plain_values() -> None:
     with pytest.raises(yaml.YAMLError):
         parse("a: !!python/object/apply:os.system [echo]\n")
+
+
+LAUGHS = "\n".join(
+    ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 100000 values, each alias counted"),
+        ("a: &x\n  b: *x", "more than 50 mappings or lists in each other"),
+        ("[" * 60 + "]" * 60, "more than 50 mappings or lists in each other"),
+        ("[" * 500, "more than 50 mappings or lists in each other"),
+        ("a: " + "1" * 5000, "a number of 5000 characters"),
+        ("a: " + ":".join(["59"] * 3000), "a number of 8999 characters"),
+        ("a: 2026-02-30", "day is out of range for month"),
+        ("a: 1\na: 2", "'a' stands twice"),
+    ],
+)
+def test_a_text_that_grows_is_refused(text: str, words: str) -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        parse(text)
+    assert words in str(caught.value) and len(str(caught.value)) < 400

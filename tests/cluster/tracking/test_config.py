@@ -22,9 +22,10 @@ def test_a_uri_names_a_server_or_an_sqlite_file():
     for wrong in ("", "server:5000", "./mlruns", "file:///data", "sqlite:///relative.db"):
         with pytest.raises(ValidationError, match="must be http"):
             TrackingConfig(uri=wrong)
-    with pytest.raises(ValidationError, match="must not carry credentials") as refused:
-        TrackingConfig(uri="https://me:secret@server:5000")
-    assert "secret" not in refused.value.errors()[0]["msg"]
+    for uri in ("me:secret@server:5000", "me:a/secret@server:5000", "server?token=secret"):
+        with pytest.raises(ValidationError, match="must not carry credentials") as refused:
+            TrackingConfig(uri=f"https://{uri}")
+        assert "secret" not in refused.value.errors()[0]["msg"]
 
 
 def test_the_option_wins_over_the_environment_and_that_over_the_storage_root(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from cluster.errors import DiskFull, UsageError
 from cluster.storage import files
 from cluster.training import checkpoint_writer
+from cluster.training.checkpoint_writer import LocalCheckpoints, local_folder
 from tests.support.checkpoint_runs import CheckpointRun
 
 
@@ -99,3 +102,50 @@ def test_a_local_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         UsageError, match=r"file/cells-\w+: cannot be written \(Not a directory\); name another"
     ):
         CheckpointRun(str(tmp_path), tmp_path / "file")
+
+
+def test_the_folder_in_tmp_is_for_this_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = Path(local_folder("/runs/a", "1", None))
+    assert folder.parent == tmp_path / f"retinaray-{os.getuid()}"
+    LocalCheckpoints(str(folder))
+    for each in (folder, folder.parent):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o700
+        each.chmod(0o777)
+        with pytest.raises(UsageError, match=f"{each}: can be written by other users; remove it"):
+            LocalCheckpoints(str(folder))
+        each.chmod(0o700)
+    LocalCheckpoints(str(folder))
+
+
+@pytest.mark.parametrize("level", ["run", "parent"])
+def test_what_another_user_has_put_in_the_place_of_the_folder_is_refused(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    folder = Path(local_folder("/runs/a", "1", None))
+    planted = folder if level == "run" else folder.parent
+    planted.parent.mkdir(mode=0o700, parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    planted.symlink_to(elsewhere)
+    with pytest.raises(UsageError, match=f"{planted}: is a link or no folder"):
+        LocalCheckpoints(str(folder))
+    assert os.listdir(elsewhere) == []
+    planted.unlink()
+    planted.mkdir(mode=0o700)
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr(checkpoint_writer, "_own_folder", lambda: str(folder.parent))
+    refused = folder.parent if level == "run" else planted
+    with pytest.raises(UsageError, match=f"{refused}: belongs to the user {owner}, not to"):
+        LocalCheckpoints(str(folder))
+
+
+def test_a_folder_that_the_user_named_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    LocalCheckpoints(local_folder("/runs/a", "1", str(tmp_path / "link")))
+    assert len(os.listdir(tmp_path / "disk")) == 1
