@@ -58,7 +58,7 @@ def test_a_part_in_its_own_process_leaves_its_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "figures.jsonl"
-    gpu.main(["--dry", "--parts", "jpegs", "--output", str(output)])
+    gpu.main(["--dry", "--parts", "jpegs", "--output", str(output), "--minutes", "60"])
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["way"] for line in lines] == ["CPU", "device"]
     assert all(line["part"] == "jpegs" and line["torch"] for line in lines)

@@ -5,6 +5,7 @@ by one.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -250,6 +251,8 @@ def batch_norm(sizes: Sizes) -> Iterator[Figure]:
 def jpegs(sizes: Sizes) -> Iterator[Figure]:
     """JPEGs of 640x480 px, decoded on the device and on the CPU, and how far the pixels differ."""
     generator = torch.Generator().manual_seed(0)
+    # Of torchvision's decoders, which torchcodec is to replace.
+    warnings.simplefilter("ignore", DeprecationWarning)
     files = []
     for _ in range(sizes.batch):
         picture = torch.full((1, 3, 480, 640), 120.0)
