@@ -133,6 +133,8 @@ def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     and `check_inputs`. Where anchors are to be found first, the space has the preset's own. A
     training without a canvas gets that of its pictures.
     """
+    # Settings are checked before any file is read.
+    space_of_sweep(config, sweep, uri)
     config, fitted = fit_to_pictures(config)
     trial, searched = space_of_sweep(config, sweep, uri)
     inputs = check_inputs(trial, begun=False)
