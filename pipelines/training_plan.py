@@ -50,12 +50,13 @@ def plan_lines(config: TrainOptions, *, tracking: TrackingConfig) -> list[str]:
 
 
 def _booked(config: TrainOptions) -> str:
-    training = config.training
-    for name in ("workers", "gpus_per_worker"):
-        if getattr(training, name) == "auto":
-            return f"what suits the cluster, which is not asked here (training.{name} auto)"
+    """The cluster, which decides what is auto, is not asked."""
+    if config.training.workers == "auto":
+        return "as many workers as suit the cluster (training.workers auto)"
     needs = placement.needs(config.settled(workers=1, gpus_per_worker=0, decode_threads=1))
-    return f"{len(needs)} processes, {resources.shown(resources.total(needs))} in all"
+    auto = config.training.gpus_per_worker == "auto"
+    gpus = ", and a GPU for each worker if the cluster has them" if auto else ""
+    return f"{len(needs)} processes, {resources.shown(resources.total(needs))} in all{gpus}"
 
 
 def _shown(shard_set: ShardSet) -> str:
