@@ -53,10 +53,12 @@ def _booked(config: TrainOptions) -> str:
     """The cluster, which decides what is auto, is not asked."""
     if config.training.workers == "auto":
         return "as many workers as suit the cluster (training.workers auto)"
-    needs = placement.needs(config.settled(workers=1, gpus_per_worker=0, decode_threads=1))
-    auto = config.training.gpus_per_worker == "auto"
-    gpus = ", and a GPU for each worker if the cluster has them" if auto else ""
-    return f"{len(needs)} processes, {resources.shown(resources.total(needs))} in all{gpus}"
+    synchronised = config.model.norm == "sync"  # On GPUs only.
+    gpus = 1 if synchronised else 0
+    needs = placement.needs(config.settled(workers=1, gpus_per_worker=gpus, decode_threads=1))
+    auto = config.training.gpus_per_worker == "auto" and not synchronised
+    more = ", and a GPU for each worker if the cluster has them" if auto else ""
+    return f"{len(needs)} processes, {resources.shown(resources.total(needs))} in all{more}"
 
 
 def _shown(shard_set: ShardSet) -> str:
