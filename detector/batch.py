@@ -73,7 +73,8 @@ class Batch:
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """The same batches on `device`. A GPU copies each from pinned memory, in a separate stream,
-    while the batch before it is used.
+    while the batch before it is used. A batch that is not in pinned memory is copied there first,
+    in this thread.
     """
     if device.type != "cuda":
         yield from batches
@@ -143,11 +144,20 @@ def check_objects(
         )
 
 
-def empty_canvases(count: int, canvas: tuple[int, int]) -> Tensor:
+def empty_canvases(count: int, canvas: tuple[int, int], *, pinned: bool = False) -> Tensor:
     """uint8 (count, 3, H, W), channels-last, not initialised. Numpy asks the system for large pages
     where a batch is large enough; torch does not.
+
+    `pinned`: memory that a GPU can copy from by itself. torch keeps what was pinned once: memory
+    whose tensors are gone is given out again as soon as the copies from it are done, so a few
+    batches' worth of it serves a whole training.
     """
-    return torch.from_numpy(np.empty((count, *canvas, 3), np.uint8)).permute(0, 3, 1, 2)
+    shape = (count, *canvas, 3)
+    if pinned:
+        memory = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    else:
+        memory = torch.from_numpy(np.empty(shape, np.uint8))
+    return memory.permute(0, 3, 1, 2)
 
 
 def collate(

@@ -11,6 +11,11 @@ CANVAS_STEP = 32
 and P7 round up.
 """
 
+SMALLEST_SIDE = 64
+"""px of a canvas."""
+DEFAULT_CANVAS = (800, 1344)
+"""(height, width) px of the paper, where no picture is known."""
+
 _MOST_CANVASES = 3
 
 
@@ -19,8 +24,23 @@ class CanvasConfig(Section):
     fits, aspect ratio unchanged, and placed at the top left corner.
     """
 
-    height: int = Field(default=800, ge=64, le=4096, description="px, a multiple of 32")
-    width: int = Field(default=1344, ge=64, le=4096, description="px, a multiple of 32")
+    height: int | None = Field(
+        default=None,
+        ge=SMALLEST_SIDE,
+        le=4096,
+        description=(
+            "px, a multiple of 32. Without height, width and shapes a training takes canvases with"
+            f" the shape of its pictures, at most {DEFAULT_CANVAS[0]} px by"
+            f" {DEFAULT_CANVAS[1]} px and twice the pictures; unset beside width:"
+            f" {DEFAULT_CANVAS[0]}"
+        ),
+    )
+    width: int | None = Field(
+        default=None,
+        ge=SMALLEST_SIDE,
+        le=4096,
+        description=f"px, a multiple of 32; unset beside height: {DEFAULT_CANVAS[1]}",
+    )
     shapes: tuple[tuple[int, int], ...] = Field(
         default=(),
         description=(
@@ -42,8 +62,14 @@ class CanvasConfig(Section):
 
     @property
     def canvases(self) -> tuple[tuple[int, int], ...]:
-        """All (height, width), px."""
-        return self.shapes or ((self.height, self.width),)
+        """All (height, width), px; that of the paper where none is given."""
+        height, width = DEFAULT_CANVAS
+        return self.shapes or ((self.height or height, self.width or width),)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user has chosen a canvas; else the pictures decide, see `canvas_fit`."""
+        return bool(self.shapes or self.height or self.width)
 
     @model_validator(mode="after")
     def _few_different_canvases(self) -> CanvasConfig:
@@ -57,7 +83,8 @@ class CanvasConfig(Section):
 
     @model_validator(mode="after")
     def _sides_fit_the_pyramid(self) -> CanvasConfig:
-        sides = [("height", self.height), ("width", self.width)]
+        given = {"height": self.height, "width": self.width}
+        sides = [(name, side) for name, side in given.items() if side is not None]
         sides += [
             (f"shapes[{i}] {name}", side)
             for i, shape in enumerate(self.shapes)
@@ -69,12 +96,12 @@ class CanvasConfig(Section):
                     f"canvas.{name} {side}: must be a multiple of {CANVAS_STEP}; the next one is"
                     f" {-(-side // CANVAS_STEP) * CANVAS_STEP}"
                 )
-            if not 64 <= side <= 4096:
+            if not SMALLEST_SIDE <= side <= 4096:
                 raise ValueError(
                     f"canvas.{name} {side}: must be within 64..4096 px; the paper uses 800 and 1344"
                 )
         for height, width in self.canvases:
-            if max(height, width) <= 64:
+            if max(height, width) <= SMALLEST_SIDE:
                 # With a single cell in P6, oneDNN's bfloat16 weight gradient of P7 reads memory it
                 # never wrote: NaN by chance (torch 2.15, AVX512).
                 raise ValueError(
@@ -86,10 +113,12 @@ class CanvasConfig(Section):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> CanvasConfig:
         if self.shapes:
+            given = zip(("height", "width"), (self.height, self.width), DEFAULT_CANVAS, strict=True)
             refuse_unused(
                 self,
                 "canvas",
-                ("height", "width"),
+                # Files of version 0.1 have both beside the shapes, as they were by default.
+                [name for name, side, usual in given if side != usual],
                 "beside canvas.shapes, which replace them",
                 "set the shapes to []",
             )

@@ -88,6 +88,15 @@ def takes(field: FieldInfo) -> str:
     return ", ".join([_kind_in_words(kind), *rules])
 
 
+def has_kinds(field: FieldInfo) -> bool:
+    """Whether the field takes values of several kinds, such as a number or `auto`."""
+    return (
+        get_origin(field.annotation) in (Union, UnionType)
+        and section_of(field) is None
+        and len([kind for kind in get_args(field.annotation) if kind is not type(None)]) > 1
+    )
+
+
 def _kind_in_words(kind: Any) -> str:
     inner = get_args(kind)
     if not inner:

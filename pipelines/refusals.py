@@ -15,6 +15,7 @@ from detector import json_text
 from pipelines.options import (
     ENVIRONMENT_PREFIX,
     Fields,
+    has_kinds,
     is_mapping,
     item_of,
     meaning_of_section,
@@ -78,7 +79,9 @@ def meant(name: str, fields: Fields, *, prefix: str = "") -> str:
 
 def describe(error: ValidationError, fields: Fields) -> str:
     """The first complaints of pydantic."""
-    lines = [line for problem in error.errors() for line in _sentences(dict(problem), fields)]
+    found = [line for problem in error.errors() for line in _sentences(dict(problem), fields)]
+    # A value of several kinds is refused once as each of them.
+    lines = [*dict.fromkeys(found)]
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return joined(*lines[:MOST], *more, "--help shows the units and ranges")
 
@@ -93,9 +96,10 @@ def _sentences(problem: dict[str, Any], options: Fields) -> list[str]:
         for inner, inner_field in item.model_fields.items()
     }
     name = ".".join(str(part) for part in path if isinstance(part, str))
-    # The key of a mapping's value is part of the path and of no field.
+    # The key of a mapping's value, and the kind that a value might have been, are part of the path
+    # and of no field.
     while name not in fields and (parent := name.rpartition(".")[0]) in fields:
-        if not is_mapping(fields[parent].annotation):
+        if not is_mapping(fields[parent].annotation) and not has_kinds(fields[parent]):
             break
         name = parent
     field = fields.get(name)
@@ -124,7 +128,7 @@ def _sentences(problem: dict[str, Any], options: Fields) -> list[str]:
     if is_mapping(field.annotation):
         whole = name == ".".join(map(str, path))
         key, rule = ("", f"must be {takes(field)}") if whole else (f" of {path[-1]!r}", rule)
-    elif kind.endswith(("_parsing", "_type")):
+    elif kind.endswith(("_parsing", "_type")) or has_kinds(field):
         rule = f"must be {takes(field)}"
     rule = rule[0].lower() + rule[1:]
     variable = ENVIRONMENT_PREFIX + name.replace(".", "__").upper()

@@ -16,13 +16,13 @@ from typing import ClassVar
 from pydantic import Field
 
 from cluster.compute.session import RayConfig
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 from tune.config import SweepConfig
 
 
-class SweepVerb(TrainConfig):
+class SweepVerb(TrainOptions):
     """Search hyper-parameters of RetinaNet."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
@@ -41,10 +41,11 @@ class SweepVerb(TrainConfig):
 
 def main(config: SweepVerb) -> None:
     from cluster.storage.uris import refuse_job_folder
-    from tune.plan import space_of_sweep
+    from tune.plan import of_a_trial, space_of_sweep
 
     refuse_job_folder("--storage", config.storage)
-    training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    options = TrainOptions.model_validate(config.model_dump(include=set(TrainOptions.model_fields)))
+    training = of_a_trial(options, config.sweep)
     # Before Ray Tune is imported, which takes seconds.
     space_of_sweep(training, config.sweep, config.storage)
     from tune.sweep import sweep

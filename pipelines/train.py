@@ -13,12 +13,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from cluster.compute.session import RayConfig
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
 
 
-class TrainVerb(TrainConfig):
+class TrainVerb(TrainOptions):
     """Train RetinaNet."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
@@ -42,7 +42,9 @@ def main(config: TrainVerb) -> None:
     from pipelines.training_run import train
 
     refuse_job_folder("--storage", config.storage)
-    training = TrainConfig.model_validate(config.model_dump(include=set(TrainConfig.model_fields)))
+    training = TrainOptions.model_validate(
+        config.model_dump(include=set(TrainOptions.model_fields))
+    )
     if config.plan:
         print("\n".join(plan_lines(training, tracking=config.tracking)))
         return

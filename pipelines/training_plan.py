@@ -8,17 +8,18 @@ import math
 
 from cluster.compute import resources
 from cluster.runs import lease, run_folder
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.runs.identity import identity
 from cluster.shards.index import ShardSet
 from cluster.storage.preflight import check_reachable, check_writable
 from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.training import placement, preflight
+from cluster.training.automatic import fit_to_pictures
 from cluster.workflow.planned import changed_fields
 
 
-def plan_lines(config: TrainConfig, *, tracking: TrackingConfig) -> list[str]:
+def plan_lines(config: TrainOptions, *, tracking: TrackingConfig) -> list[str]:
     """The plan, in lines for a terminal. Errors: see `preflight.check`."""
     config = config.with_absolute_uris()
     uri, experiment = (
@@ -32,20 +33,32 @@ def plan_lines(config: TrainConfig, *, tracking: TrackingConfig) -> list[str]:
     check_writable(config.run_uri)
     lease.refuse_held(config.run_uri)
     found = run_folder.checkpoints(config.run_uri)
+    config, fitted = fit_to_pictures(config)
     inputs = preflight.check_inputs(config, begun=bool(found))
     same = identity(config, inputs.train_set, inputs.val_set, weights=inputs.weights)
-    needs = placement.needs(config)
     return [
         f"read     {_shown(inputs.train_set)}",
         f"         {_shown(inputs.val_set)}",
-        f"book     {len(needs)} processes, {resources.shown(resources.total(needs))} in all",
+        f"book     {_booked(config)}",
         f"work     {_work(config, inputs.train_set)}",
         f"write    {config.run_uri}",
         f"         MLflow run of {experiment!r} in {uri}",
         *_begin(config, found, same),
-        *(f"note     {note}" for note in inputs.notes),
+        *(f"note     {note}" for note in (*fitted, *inputs.notes)),
         *(f"warning  {warning}" for warning in inputs.warnings),
     ]
+
+
+def _booked(config: TrainOptions) -> str:
+    """The cluster, which decides what is auto, is not asked."""
+    if config.training.workers == "auto":
+        return "as many workers as suit the cluster (training.workers auto)"
+    synchronised = config.model.norm == "sync"  # On GPUs only.
+    gpus = 1 if synchronised else 0
+    needs = placement.needs(config.settled(workers=1, gpus_per_worker=gpus, decode_threads=1))
+    auto = config.training.gpus_per_worker == "auto" and not synchronised
+    more = ", and a GPU for each worker if the cluster has them" if auto else ""
+    return f"{len(needs)} processes, {resources.shown(resources.total(needs))} in all{more}"
 
 
 def _shown(shard_set: ShardSet) -> str:
@@ -54,7 +67,7 @@ def _shown(shard_set: ShardSet) -> str:
     return f"{shard_set.uri}: {shard_set.num_rows} images in {shards} shards, {size:.1f} MiB"
 
 
-def _work(config: TrainConfig, train_set: ShardSet) -> str:
+def _work(config: TrainOptions, train_set: ShardSet) -> str:
     training = config.training
     steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
     images = training.epochs * train_set.num_rows
@@ -64,7 +77,7 @@ def _work(config: TrainConfig, train_set: ShardSet) -> str:
     )
 
 
-def _begin(config: TrainConfig, found: list[str], same: dict[str, object]) -> list[str]:
+def _begin(config: TrainOptions, found: list[str], same: dict[str, object]) -> list[str]:
     """Where the run would begin, or why it would be refused."""
     if (done := run_folder.read_finished(config.run_uri)) is not None:
         state = f"is finished after {done.epochs} epochs"

@@ -8,7 +8,7 @@ from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.preflight.cluster import refuse_unfit_nodes
 from cluster.runs import run_folder
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
 from cluster.storage.preflight import check_writable
@@ -16,7 +16,7 @@ from cluster.tracking.config import TrackingConfig, experiment_name, tracking_ur
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.tracking.training_pictures import TrainingPictures
 from cluster.tracking.training_run import Tracker
-from cluster.training import launch, placement, preflight
+from cluster.training import automatic, launch, placement, preflight
 from cluster.training.console import Console
 from cluster.training.event_channel import Guarded
 
@@ -41,21 +41,23 @@ class Trained:
         ]
 
 
-def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> Trained:
+def train(options: TrainOptions, *, ray: RayConfig, tracking: TrackingConfig) -> Trained:
     """Train, continue the training, or find it finished. Errors: see `preflight.check` and
     `launch.launch`.
     """
-    config = config.with_absolute_uris()
-    uri = tracking_uri(tracking.uri, config.storage)
-    check_writable(config.storage)
+    options = options.with_absolute_uris()
+    uri = tracking_uri(tracking.uri, options.storage)
+    check_writable(options.storage)
     check_server(uri)
     check_experiment(uri, experiment_name(tracking.experiment))
-    checked = preflight.check(config)
-    for note in checked.notes:
+    options, fitted = automatic.fit_to_pictures(options)
+    checked = preflight.check(options)
+    for note in (*fitted, *checked.notes):
         print(f"note: {note}")
     for warning in checked.warnings:
         print(f"warning: {warning}")
     session.connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs, needs=["ray.train.torch"])
+    config = settle(options)
     resources.check_resources(
         placement.needs(config), what=_request(config), autoscaling=ray.autoscaling
     )
@@ -87,6 +89,20 @@ def train(config: TrainConfig, *, ray: RayConfig, tracking: TrackingConfig) -> T
     finally:
         tracker.finish(status)
     return Trained(config.run_uri, best, uri)
+
+
+def settle(options: TrainOptions) -> TrainConfig:
+    """The training with a value for each `auto`, from the nodes of the cluster; each is said. Ray
+    must be connected.
+    """
+    choice = automatic.choose(options.training, resources.alive_nodes())
+    for reason in choice.reasons:
+        print(f"note: {reason}")
+    return options.settled(
+        workers=choice.workers,
+        gpus_per_worker=choice.gpus_per_worker,
+        decode_threads=choice.decode_threads,
+    )
 
 
 def _request(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.runs.config import TrainConfig, TrainSections
+from cluster.runs.config import TrainOptions, TrainSections
 from cluster.runs.data_config import DataConfig
 from cluster.workflow.stages import Finished, Results, Stage, Values
 from pipelines.run_config import RunConfig
@@ -68,10 +68,12 @@ def check(config: RunConfig) -> Checked:
     if config.pictures:
         next(open_images(config.pictures).rows())
     if config.tune:
+        from tune.plan import of_a_trial
+
         # The data sets are those of stages: their places do not matter here.
         fields = config.model_dump(include=set(TrainSections.model_fields))
-        training = TrainConfig.model_validate({**fields, "data": NO_DATA})
-        space_of(config.sweep.preset, config.sweep.space, training)
+        training = TrainOptions.model_validate({**fields, "data": NO_DATA})
+        space_of(config.sweep.preset, config.sweep.space, of_a_trial(training, config.sweep))
     val = sources["val"]
     pictures = (
         digest_of_folder(config.pictures)
@@ -133,9 +135,11 @@ def _sweep(checked: Checked) -> Stage:
         return {"training": _training_identity(checked, results), "sweep": budget}
 
     def call(folder: str, results: Results) -> dict[str, Any]:
+        from tune.plan import of_a_trial
         from tune.sweep import sweep
 
-        training = _named_like(_training(checked, results), folder)
+        options = _named_like(_training(checked, results), folder)
+        training = of_a_trial(options, config.sweep)
         swept = sweep(training, config.sweep, ray=config.ray, tracking=config.tracking)
         print("\n".join(swept.lines()))
         return {"best": swept.best, "records": [record.to_json() for record in swept.records]}
@@ -277,24 +281,27 @@ def _predict(checked: Checked) -> Stage:
 
 def _scoring_options(checked: Checked) -> dict[str, Any]:
     """What `evaluate` and `predict` take alike: as many processes as the training has."""
+    from cluster.compute.resources import alive_nodes
+    from cluster.training.automatic import choose
     from pipelines.scoring_inputs import Replicas
 
     training = checked.config.training
+    chosen = choose(training, alive_nodes())
     return {
-        "replicas": Replicas(training.workers, training.cpus_per_worker, training.gpus_per_worker),
+        "replicas": Replicas(chosen.workers, training.cpus_per_worker, chosen.gpus_per_worker),
         "ray": checked.config.ray,
         "tracking": checked.config.tracking,
         "storage": checked.root,
     }
 
 
-def _training(checked: Checked, results: Results) -> TrainConfig:
+def _training(checked: Checked, results: Results) -> TrainOptions:
     """The training run on the prepared sets, with the best sample of the sweep if there was one."""
     from tune import space
 
     fields = checked.config.model_dump(include=set(TrainSections.model_fields))
     data = DataConfig(train=results[TRAIN_SET].folder, val=results[VAL_SET].folder)
-    training = TrainConfig.model_validate({**fields, "storage": checked.root, "data": data})
+    training = TrainOptions.model_validate({**fields, "storage": checked.root, "data": data})
     swept: Finished | None = results.get("sweep")
     if swept is not None:
         training = space.apply(training, swept.values["records"][0]["sample"])
@@ -304,11 +311,13 @@ def _training(checked: Checked, results: Results) -> TrainConfig:
 def _training_identity(checked: Checked, results: Results) -> dict[str, Any]:
     from cluster.runs.identity import identity
     from cluster.shards.index import open_shard_set
+    from cluster.training.automatic import fit_to_pictures
 
     sets = [open_shard_set(results[name].folder) for name in (TRAIN_SET, VAL_SET)]
-    return identity(_training(checked, results), *sets, weights=checked.weights)
+    fitted, _ = fit_to_pictures(_training(checked, results))
+    return identity(fitted, *sets, weights=checked.weights)
 
 
-def _named_like(training: TrainConfig, folder: str) -> TrainConfig:
+def _named_like(training: TrainOptions, folder: str) -> TrainOptions:
     """The name that makes train and sweep write into the stage's folder."""
     return training.model_copy(update={"name": os.path.basename(folder)})

@@ -170,7 +170,8 @@ def imported_by(path: Path, seen: set[Path]) -> set[str]:
     return found
 
 
-def test_the_benchmark_of_the_step_needs_torch_alone() -> None:
-    """So that it runs on any machine with a GPU, without this project's other requirements."""
-    outside = imported_by(ROOT / "tests" / "benchmarks" / "step.py", set())
+@pytest.mark.parametrize("name", ["step", "gpu"])
+def test_the_benchmarks_of_a_gpu_need_torch_alone(name: str) -> None:
+    """So that they run on any machine with a GPU, without this project's other requirements."""
+    outside = imported_by(ROOT / "tests" / "benchmarks" / f"{name}.py", set())
     assert outside - set(sys.stdlib_module_names) == {"numpy", "torch", "torchvision"}

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
 from cluster.runs.identity import identity
 from cluster.runs.run_folder import claim
+from cluster.training.automatic import fit_to_pictures
 from cluster.training.preflight import Inputs, check_inputs
 from tune import presets, space
 from tune.build_space import space_of
@@ -29,7 +30,7 @@ class Plan:
     """A checked sweep."""
 
     config: TrainConfig
-    """With absolute URIs."""
+    """With absolute URIs and canvases."""
     sweep: SweepConfig
     uri: str
     space: Space
@@ -38,6 +39,8 @@ class Plan:
     """The settings of a grid or of the paper, in order; empty where a searcher proposes."""
     records: tuple[TrialRecord, ...]
     """Of earlier commands."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before it starts, a line each."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -99,6 +102,16 @@ class Plan:
         return [record.sample for record in self.again(records)] + new
 
 
+def of_a_trial(options: TrainOptions, sweep: SweepConfig) -> TrainConfig:
+    """The training with the sweep's share of the machines in place of each `auto`; a trial has
+    that share whatever the training says.
+    """
+    # Of any batch; whether sweep.workers split it evenly is checked for a trial.
+    return options.settled(
+        workers=1, gpus_per_worker=1 if sweep.gpus_per_worker else 0, decode_threads=1
+    )
+
+
 def space_of_sweep(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[TrainConfig, Space]:
     """The training of a trial with the configured values, and what the sweep searches around it.
     Reads no file. `UsageError` where a trial could not be trained, or the space is wrong.
@@ -117,8 +130,12 @@ def space_of_sweep(config: TrainConfig, sweep: SweepConfig, uri: str) -> tuple[T
 def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     """Check what can be wrong before any machine is used: the space, the data, storage, the weight
     file, the sweep's name. Claims the folder. `config` has absolute URIs. Errors: see `space_of`
-    and `check_inputs`. Where anchors are to be found first, the space has the preset's own.
+    and `check_inputs`. Where anchors are to be found first, the space has the preset's own. A
+    training without a canvas gets that of its pictures.
     """
+    # Settings are checked before any file is read.
+    space_of_sweep(config, sweep, uri)
+    config, fitted = fit_to_pictures(config)
     trial, searched = space_of_sweep(config, sweep, uri)
     inputs = check_inputs(trial, begun=False)
     records = tuple(read_records(uri))
@@ -130,7 +147,9 @@ def plan_of(config: TrainConfig, sweep: SweepConfig, uri: str) -> Plan:
     claim(uri, config.model_dump(mode="json"), whole, begun=bool(records))
     if searches_anchors(sweep.preset, sweep.space, trial) and is_found(uri):
         searched = space_of(*with_found_anchors(sweep.preset, sweep.space, uri), trial)
-    return Plan(config, sweep, uri, searched, inputs, _fixed(sweep, searched, config), records)
+    fixed = _fixed(sweep, searched, config)
+    said = (*(f"note: {note}" for note in fitted), *(f"warning: {w}" for w in inputs.warnings))
+    return Plan(config, sweep, uri, searched, inputs, fixed, records, said)
 
 
 def _fixed(sweep: SweepConfig, searched: Space, config: TrainConfig) -> tuple[Sample, ...]:

@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
 from tune import fields
 from tune.dimensions import Dimension, Range, four_digits, same
 
@@ -25,6 +25,10 @@ OLD_NAMES = {
     "learning_rate": "optimizer.learning_rate",
 }
 """What the version before this one could search, with the names of today."""
+
+Options = TypeVar("Options", bound=TrainOptions)
+_OF_THE_MACHINES = {"workers", "gpus_per_worker", "decode_threads"}
+"""Fields of the section training that `cluster.training.automatic` decides."""
 
 Sample = Mapping[str, Any]
 """JSON value by field, such as {"loss.gamma": 2.0, "loss.box": "giou"}. Fields whose conditions do
@@ -134,7 +138,7 @@ def modern(sample: Sample) -> Sample:
     return {OLD_NAMES.get(name, name): value for name, value in sample.items()}
 
 
-def apply(config: TrainConfig, sample: Sample) -> TrainConfig:
+def apply(config: Options, sample: Sample) -> Options:
     """The configuration with the values of the sample in their sections, validated again. The
     sample may have old names.
     """
@@ -145,7 +149,7 @@ def apply(config: TrainConfig, sample: Sample) -> TrainConfig:
         for part in path:
             section = section[part]
         section[field] = value
-    return TrainConfig.model_validate(sections)
+    return type(config).model_validate(sections)
 
 
 def key(config: TrainConfig, sample: Sample) -> str:
@@ -175,6 +179,10 @@ def shown(sample: Sample) -> str:
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
     """The configuration as `train --config` takes it; name, storage and data come from the command
-    line, as with pipelines/recipes.
+    line, as with pipelines/recipes. Workers, GPUs and threads are those of the machines on which
+    it trains.
     """
-    return config.model_dump(mode="json", exclude={"name", "storage", "data"})
+    return config.model_dump(
+        mode="json",
+        exclude={"name": True, "storage": True, "data": True, "training": _OF_THE_MACHINES},
+    )

@@ -143,8 +143,9 @@ def sweep(
     lease.refuse_held(uri)
     console = Console()
     plan = plan_of(config, budget, uri)
-    for warning in plan.inputs.warnings:
-        console.say(f"warning: {warning}")
+    config = plan.config
+    for line in plan.notes:
+        console.say(line)
     _say_of_earlier(plan, console.say)
     if is_complete(plan) and _is_recorded(uri, mlflow_uri):
         console.say(f"{uri}: this sweep is finished; nothing was tried again")

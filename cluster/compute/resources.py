@@ -60,14 +60,19 @@ def task_options(share: Resources) -> TaskOptions:
     return {"num_cpus": share["CPU"], "num_gpus": share.get("GPU")}
 
 
+def alive_nodes() -> list[Resources]:
+    """What each node of the cluster has, also what is in use; Ray must be connected."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def check_resources(
     processes: Sequence[Resources], *, what: str, autoscaling: bool = False
 ) -> None:
     """Raise `UsageError` where the cluster, when idle, could not place these processes. Each needs
     all that it books on one node; `what` names the request and its fields."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     if autoscaling:
         return
     needed, available = total(processes), total(nodes)

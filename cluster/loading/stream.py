@@ -64,6 +64,10 @@ class Stream:
     """See `cluster.loading.sampler.Sampler`."""
     mirror_later: bool = False
     """Leave the flips to `detector.batch.on_device`."""
+    pinned: bool = False
+    """Draw the images in pinned memory, for a GPU: copying them there in the thread that trains
+    took 3 to 6 ms of a step of 36 ms (16 x 800x800).
+    """
     threads: int = 1
     decode: Literal["threads", "tasks"] = "threads"
     window: int = epoch_plan.WINDOW
@@ -170,7 +174,9 @@ class Stream:
 
         for chunk in chunks(padded(), images):
             made, copy, batch = zip(*chunk, strict=True)
-            yield sampler.batch(made, copy, batch[0])
+            whole = sampler.batch(made, copy, batch[0])
+            # The other columns are small; here they are copied beside the training.
+            yield whole.pinned() if self.pinned else whole
 
     def _with_memory(
         self, rows: Iterator[dict[str, Any]], images: int
@@ -181,7 +187,8 @@ class Stream:
         batch = Tensor()
         for number, row in enumerate(rows):
             if number % images == 0:
-                batch = empty_canvases(images, self.canvases[row["canvas"]])
+                canvas = self.canvases[row["canvas"]]
+                batch = empty_canvases(images, canvas, pinned=self.pinned)
             yield row, batch, number % images
 
     @cached_property

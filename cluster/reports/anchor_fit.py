@@ -6,12 +6,13 @@ Suffix N: objects.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from cluster.shards.statistics import Annotations, Placement, place_images
+from detector.canvas_fit import fit_canvas
 from detector.image_config import CanvasConfig
 from detector.model_config import AnchorConfig
 
@@ -35,6 +36,12 @@ class View:
 
     canvas: CanvasConfig
     anchors: AnchorConfig
+
+    def of(self, annotations: Annotations) -> View:
+        """With the canvases that a training on these pictures takes."""
+        if self.canvas.is_given:
+            return self
+        return replace(self, canvas=fit_canvas(annotations.heights_I, annotations.widths_I))
 
     def place(self, annotations: Annotations) -> Placement:
         return place_images(
@@ -104,7 +111,7 @@ def _changes(view: View) -> Iterator[_Change]:
     ratios = (0.4 * min(anchors.ratios), *anchors.ratios, 2.5 * max(anchors.ratios))
     options = f"--model.anchors.ratios {_list(ratios)}"
     yield _Change(options, View(canvas, anchors.model_copy(update={"ratios": ratios})))
-    height, width = 2 * canvas.height, 2 * canvas.width
+    height, width = (2 * side for side in canvas.canvases[0])
     if not canvas.shapes and max(height, width) <= 4096:
         options = f"--canvas.height {height} --canvas.width {width}"
         larger = canvas.model_copy(update={"height": height, "width": width})

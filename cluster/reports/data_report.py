@@ -41,12 +41,13 @@ def write_report(
     index.json.
 
     `repairs` counts what was repaired; `notes` are sentences for the reader, such as that pictures
-    are in another split too; the coverage by anchors is that of `view`. The pictures come from few
+    are in another split too; the coverage by anchors is that of `view`, on canvases that suit the
+    pictures where it has none. The pictures come from few
     row groups, everything else from the annotation columns. `DataError` where a shard or a picture
     in it cannot be read.
     """
     annotations = read(shard_set)
-    objects = annotations.objects()
+    objects, view = annotations.objects(), view.of(annotations)
     page = render(
         "data_report.html.j2",
         uri=shard_set.uri,
@@ -141,7 +142,8 @@ def _class_table(objects: Annotations, names: list[str]) -> _ClassTable:
 
 
 def _describe_anchors(view: View) -> str:
-    anchors, default = view.anchors, " default" if view == DEFAULT_VIEW else ""
+    anchors = view.anchors
+    default = " default" if anchors == DEFAULT_VIEW.anchors else ""
     sizes = ", ".join(f"{value:g}" for value in anchors.base_sizes)
     ratios = ", ".join(f"{value:g}" for value in anchors.ratios)
     scales = ", ".join(f"{value:.3g}" for value in anchors.scales)

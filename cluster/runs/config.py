@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from cluster.errors import UsageError
 from cluster.runs import names, weight_file
 from cluster.runs.data_config import DataConfig, SamplingConfig
-from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig
+from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig, TrainingOptions
 from cluster.storage.uris import absolute, join
 from detector.config import Section, refuse_unused, shown
 from detector.image_config import AugmentationConfig, CanvasConfig
@@ -65,11 +66,13 @@ class TrainSections(Section):
     augmentation: AugmentationConfig = AugmentationConfig.model_validate({})
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     decode: DecodeConfig = DecodeConfig.model_validate({})
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingOptions = TrainingOptions()
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainSections:
         batch_size, workers = self.training.batch_size, self.training.workers
+        if workers == "auto":
+            workers = 1
         if batch_size % workers:
             raise ValueError(
                 f"training.batch_size {batch_size}: must be a multiple of training.workers"
@@ -91,7 +94,7 @@ class TrainSections(Section):
             self._refuse_in_training(
                 ["resized_batch"], "where training.min_workers is unset", "set that"
             )
-        elif fewest > workers:
+        elif workers != "auto" and fewest > workers:
             raise ValueError(
                 f"training.min_workers {fewest}: must be at most training.workers {workers}; lower"
                 " it, or raise that"
@@ -190,26 +193,47 @@ class TrainSections(Section):
         return self
 
     @property
-    def evaluation_share(self) -> DetectionShare:
-        """What an evaluation beside training books."""
-        training, gpus = self.training, self.training.evaluation_gpus
-        return {
-            "workers": training.evaluation_workers,
-            "cpus_per_worker": training.evaluation_cpus,
-            "gpus_per_worker": training.gpus_per_worker if gpus is None else gpus,
-        }
-
-    @property
     def run_uri(self) -> str:
         return join(absolute(self.storage), "runs", self.name)
 
 
-class TrainConfig(TrainSections):
-    """One training run."""
+Options = TypeVar("Options", bound="TrainOptions")
+
+
+def _validated(kind: type[Options], values: dict[str, Any]) -> Options:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+
+class TrainOptions(TrainSections):
+    """One training run as the user asks for it."""
 
     data: DataConfig
 
-    def with_absolute_uris(self) -> TrainConfig:
+    def settled(self, *, workers: int, gpus_per_worker: int, decode_threads: int) -> TrainConfig:
+        """The run with these values for those that are auto. `UsageError` where they do not fit
+        the others.
+        """
+        training = self.training.model_dump()
+        chosen = {
+            "workers": workers,
+            "gpus_per_worker": gpus_per_worker,
+            "decode_threads": decode_threads,
+        }
+        training |= {name: value for name, value in chosen.items() if training[name] == "auto"}
+        return _validated(TrainConfig, {**self.model_dump(), "training": training})
+
+    def with_canvas(self, canvas: CanvasConfig) -> Self:
+        """The run with these canvases and its own `long_side`. `UsageError` where they do not fit
+        the other settings.
+        """
+        sizes = canvas.model_dump(include={"height", "width", "shapes"})
+        chosen = {**self.canvas.model_dump(), **sizes}
+        return _validated(type(self), {**self.model_dump(), "canvas": chosen})
+
+    def with_absolute_uris(self) -> Self:
         """The same run for another process, whose working directory may be another one. To be
         called where the command was typed.
         """
@@ -220,3 +244,20 @@ class TrainConfig(TrainSections):
             "from_checkpoint": self.from_checkpoint and absolute(self.from_checkpoint),
         }
         return self.model_copy(update=uris)
+
+
+class TrainConfig(TrainOptions):
+    """One training run, with every `auto` decided that depends on the cluster."""
+
+    # See there.
+    training: TrainingConfig = TrainingConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def evaluation_share(self) -> DetectionShare:
+        """What an evaluation beside training books."""
+        training, gpus = self.training, self.training.evaluation_gpus
+        return {
+            "workers": training.evaluation_workers,
+            "cpus_per_worker": training.evaluation_cpus,
+            "gpus_per_worker": training.gpus_per_worker if gpus is None else gpus,
+        }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.shards.format import Category
 from cluster.shards.index import ShardSet
 
@@ -74,7 +74,7 @@ class Package:
         )
 
 
-def package_of(config: TrainConfig, shard_set: ShardSet) -> Package:
+def package_of(config: TrainOptions, shard_set: ShardSet) -> Package:
     """The package of a run over these classes."""
     model = {
         "classes": len(shard_set.categories),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import DataError, UsageError
 from cluster.runs import run_folder
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.runs.package import Package, package_of
 from cluster.shards.index import ShardSet
 from cluster.storage import files, preflight, uris
@@ -34,7 +34,7 @@ def digest(uri: str) -> str:
         raise _damaged(uri, error) from error
 
 
-def check(config: TrainConfig, train_set: ShardSet) -> str:
+def check(config: TrainOptions, train_set: ShardSet) -> str:
     """Preflight: read and verify every file of `config.from_checkpoint`, check that it fits the new
     run, and return its `digest`.
     """
@@ -79,7 +79,7 @@ def _local_copy(uri: str) -> Iterator[str]:
 
 
 def _refuse_mismatch(
-    uri: str, state: Mapping[str, Any], theirs: Package, config: TrainConfig, train_set: ShardSet
+    uri: str, state: Mapping[str, Any], theirs: Package, config: TrainOptions, train_set: ShardSet
 ) -> None:
     """`UsageError` naming what the checkpoint and the new run must have in common for
     `config.from_state` and have not.

@@ -4,7 +4,7 @@ workers, failures.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,16 +14,20 @@ COMPILE_AFTER = 3000
 """Steps of a run from which `compile` auto compiles on a GPU. Compiling costs as much time as 970
 to 3450 steps gain (docs/benchmarks.md).
 """
+MOST_DECODE_THREADS = 8
+"""Beside a GPU. Decoding for 443 images/s takes 1.7 cores; more threads wait for each other."""
 PROFILE_AFTER = 5
 """Steps before a profile begins: the first ones allocate memory and may compile."""
 
+Auto = Literal["auto"]
+"""Decided when the cluster is known, see `cluster.training.automatic`."""
 CompileMode = Literal["auto", "on", "off"]
 EvaluationPlace = Literal["beside", "between"]
 DecodePlace = Literal["threads", "tasks"]
 ResizedBatch = Literal["keep", "scale"]
 
 
-class TrainingConfig(Section):
+class TrainingOptions(Section):
     """Length, batch, evaluation, checkpoints, workers and failures of a training."""
 
     epochs: int = Field(default=12, ge=1, le=10_000, description="passes over the training images")
@@ -159,11 +163,13 @@ class TrainingConfig(Section):
             f" {PROFILE_AFTER}; 0: no profile"
         ),
     )
-    workers: int = Field(
-        default=2,
-        ge=1,
-        le=4096,
-        description="processes; each is one rank of the data-parallel training",
+    workers: Annotated[int, Field(ge=1, le=4096)] | Auto = Field(
+        default="auto",
+        description=(
+            "processes; each is one rank of the data-parallel training. auto: one for each GPU;"
+            " without GPUs one for each node, but two on a single node. They are fewer where"
+            " training.batch_size could not be split evenly or would leave a worker one image"
+        ),
     )
     min_workers: int | None = Field(
         default=None,
@@ -189,8 +195,12 @@ class TrainingConfig(Section):
         le=256,
         description="CPUs that each worker books; reading needs 0.25 more in each",
     )
-    gpus_per_worker: int = Field(
-        default=0, ge=0, le=1, description="GPUs that each worker books: 0 (gloo) or 1 (nccl)"
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | Auto = Field(
+        default="auto",
+        description=(
+            "GPUs that each worker books: 0 (gloo) or 1 (nccl); auto: 1 if the cluster has GPUs for"
+            " all workers"
+        ),
     )
     decode: Literal["auto", DecodePlace] = Field(
         default="auto",
@@ -200,8 +210,13 @@ class TrainingConfig(Section):
             " without any, else threads. The pixels are the same"
         ),
     )
-    decode_threads: int = Field(
-        default=1, ge=1, le=64, description="threads that decode and augment beside each worker"
+    decode_threads: Annotated[int, Field(ge=1, le=64)] | Auto = Field(
+        default="auto",
+        description=(
+            "threads that decode and augment beside each worker; auto: 1, and beside a GPU as many"
+            " as its node has CPUs for each GPU, less one for the worker, up to"
+            f" {MOST_DECODE_THREADS}"
+        ),
     )
     retries: int = Field(
         default=2,
@@ -224,6 +239,15 @@ class TrainingConfig(Section):
         ge=0,
         description="minutes to wait for nodes when no worker is left, before the training ends",
     )
+
+
+class TrainingConfig(TrainingOptions):
+    """`TrainingOptions` with every `auto` decided that depends on the cluster."""
+
+    # pyright does not see that sections are frozen, which lets a field be narrower here.
+    workers: int = Field(default=2, ge=1, le=4096)  # pyright: ignore[reportIncompatibleVariableOverride]
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)  # pyright: ignore[reportIncompatibleVariableOverride]
+    decode_threads: int = Field(default=1, ge=1, le=64)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 EVALUATION_SHARE = ("evaluation_workers", "evaluation_cpus", "evaluation_gpus")

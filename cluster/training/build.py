@@ -134,6 +134,7 @@ def _stream(job: Job, train_set: ShardSet, *, ranks: Ranks, batches: list[int]) 
         epochs=config.training.epochs,
         augmentation=config.augmentation.model_dump(mode="json"),
         mirror_later=ranks.device.type == "cuda",
+        pinned=ranks.device.type == "cuda",
         threads=config.training.decode_threads,
         decode=job.decode_in,
         repeat_threshold=config.sampling.repeat_threshold,

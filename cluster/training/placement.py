@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cluster.compute.resources import decoding_shares, detection_shares, unplaced
+from cluster.compute.resources import alive_nodes, decoding_shares, detection_shares, unplaced
 from cluster.runs.config import DetectionShare, TrainConfig
 
 
@@ -35,11 +35,9 @@ def decode_place(
     choice: Literal["auto", "threads", "tasks"], *, gpus_per_worker: float
 ) -> Literal["threads", "tasks"]:
     """Where images are decoded, see `TrainingConfig.decode`; Ray must be connected."""
-    import ray
-
     if choice != "auto":
         return choice
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     has_cpu_nodes = any(node.get("CPU") and not node.get("GPU") for node in nodes)
     return "tasks" if gpus_per_worker and has_cpu_nodes else "threads"
 

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.errors import UsageError
 from cluster.reports import anchor_fit
 from cluster.runs import lease, parent_checkpoint, run_folder, weight_file
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainOptions
 from cluster.runs.data_config import SamplingConfig
 from cluster.runs.identity import default_identity, identity
 from cluster.runs.package import package_of
@@ -50,7 +50,7 @@ class Inputs:
     warnings: tuple[str, ...]
 
 
-def check(config: TrainConfig) -> Checked:
+def check(config: TrainOptions) -> Checked:
     """Check data, storage, weight file and the run's name. `UsageError` or `PlainError` for the
     first fault.
     """
@@ -72,7 +72,7 @@ def check(config: TrainConfig) -> Checked:
     return Checked(inputs.train_set, same, begun, run_uuid, inputs.notes, inputs.warnings)
 
 
-def check_inputs(config: TrainConfig, *, begun: bool) -> Inputs:
+def check_inputs(config: TrainOptions, *, begun: bool) -> Inputs:
     """Check data and weight file, without a claim on the run's name. `begun`: the run has a
     checkpoint to continue from. `UsageError` or `PlainError` for the first fault.
     """
@@ -88,7 +88,7 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> Inputs:
     return Inputs(train_set, val_set, weights, classes.notes("data.val"), warnings)
 
 
-def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> None:
+def _check_sets(config: TrainOptions, train_set: ShardSet, val_set: ShardSet) -> None:
     if not train_set.num_rows or not val_set.num_rows:
         empty = "data.train" if not train_set.num_rows else "data.val"
         raise UsageError(f"{empty}: has no images; prepare it from annotations that list some")
@@ -101,7 +101,7 @@ def _check_sets(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> 
         )
 
 
-def _check_objects(config: TrainConfig, train_set: ShardSet, val_set: ShardSet) -> tuple[str, ...]:
+def _check_objects(config: TrainOptions, train_set: ShardSet, val_set: ShardSet) -> tuple[str, ...]:
     """What is said of how the objects fit the network. `DataError` where a set has none."""
     statistics.read_objects(val_set, subject=f"data.val {val_set.uri}")
     objects = statistics.read_objects(train_set, subject=f"data.train {train_set.uri}")
@@ -125,7 +125,7 @@ def match_val(val_set: ShardSet, class_names: Sequence[str]) -> ClassMatch:
     )
 
 
-def _check_profile(config: TrainConfig, train_set: ShardSet) -> None:
+def _check_profile(config: TrainOptions, train_set: ShardSet) -> None:
     training = config.training
     steps = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
     # With another sampling an epoch has another number of images, which only workers count.
@@ -142,7 +142,7 @@ def _check_profile(config: TrainConfig, train_set: ShardSet) -> None:
         )
 
 
-def _weights_digest(config: TrainConfig, train_set: ShardSet, *, begun: bool) -> str | None:
+def _weights_digest(config: TrainOptions, train_set: ShardSet, *, begun: bool) -> str | None:
     """Digest of the weight file or checkpoint that the run starts from. Until the run has `begun`
     it must exist and fit the model; after that it may be gone, but it must not have changed.
     """

@@ -121,10 +121,11 @@ def our_step(
     frozen_stages: int = 0,
     channels_last: bool = True,
     fused: bool = True,
-    compiled: str | None = None,
+    compiled: str | dict[str, Any] | None = None,
     read_late: bool = True,
 ) -> Callable[..., None]:
-    """`compiled` is a mode of torch.compile: "default", or "reduce-overhead" for CUDA graphs.
+    """`compiled` is a mode of torch.compile: "default", or "reduce-overhead" for CUDA graphs; or
+    its options.
     `read_late`: read a step's numbers one step later.
     """
     device = batch.images.device
@@ -142,7 +143,8 @@ def our_step(
         for group in optimizer.param_groups:
             group |= {"fused": False, "foreach": False}
     anchors = torch.cat(model.anchors(*batch.images.shape[2:]))
-    network = model if compiled is None else torch.compile(model, dynamic=False, mode=compiled)
+    how = {"options": compiled} if isinstance(compiled, dict) else {"mode": compiled}
+    network = model if compiled is None else torch.compile(model, dynamic=False, **how)
     # The parts without CUDA graphs: with them a part's sums would be overwritten by those of the
     # next.
     settings: dict[str, Any] = {} if compiled is None else compiled_parts(LossSettings())

@@ -312,7 +312,7 @@ IGNORED = [
     (
         CanvasConfig,
         dict(shapes=PAPER, height=96),
-        "canvas.height 96: does nothing beside canvas.shapes.*; leave it at 800, or set",
+        "canvas.height 96: does nothing beside canvas.shapes.*; leave it at null, or set",
     ),
     (CanvasConfig, dict(shapes=PAPER, width=96), "canvas.width 96"),
     (

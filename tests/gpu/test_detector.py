@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detector import decode
 from detector.anchors import match
-from detector.batch import Batch, Sample, collate, on_device
+from detector.batch import Batch, Sample, collate, empty_canvases, on_device
 from detector.choices import LossSettings
 from detector.focal import focal_sums
 from detector.folding import ConvolutionRelu, fold_batch_norm, for_detecting
@@ -213,6 +213,20 @@ def test_batches_arrive_whole_and_turned() -> None:
         assert torch.equal(other.boxes_BG4.cpu(), one.boxes_BG4) and torch.equal(
             other.labels_BG.cpu(), one.labels_BG
         )
+
+
+def test_pinned_memory_is_used_again_only_when_its_copy_is_done() -> None:
+    places, arrived = set(), []
+    for number in range(20):
+        images = empty_canvases(8, (800, 800), pinned=True).fill_(number)
+        places.add(images.data_ptr())
+        assert images.pin_memory().data_ptr() == images.data_ptr()
+        arrived.append(images.to(GPU, non_blocking=True))
+        del images
+    torch.cuda.synchronize()
+    assert all(bool((images == number).all()) for number, images in enumerate(arrived))
+    # Copies of 15 MB take a millisecond, filling takes longer: memory comes back.
+    assert len(places) < 20
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -403,7 +403,7 @@ def test_a_recipe_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
     Path("modern_r50").mkdir()
     assert read_yaml("modern_r50")["optimizer"]["name"] == "adamw"
     message = refusal(["--config", "small_r81", *GIVEN])
-    assert "small_r81: cannot be read" in message and "recipes modern_r50," in message
+    assert "small_r81: cannot be read" in message and "recipes finetune_r50," in message
 
 
 def test_a_recipe_of_another_verb_is_called_that(tmp_path, monkeypatch):

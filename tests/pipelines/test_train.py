@@ -26,7 +26,7 @@ from cluster.compute import session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError, UsageError
 from cluster.runs import evaluations, run_folder
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
 from cluster.runs.events import (
     EvaluationDone,
     EvaluationStarted,
@@ -91,13 +91,15 @@ def config(shards: dict[str, str], **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def trained(shards: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A finished run of two epochs, each evaluated beside training, and the MLflow store it is
-    recorded in.
+    recorded in. Its workers are those that the cluster of four CPUs makes of `auto`.
     """
     from pipelines.training_run import train
 
     store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     chosen = config(shards, training=BESIDE)
-    best = train(chosen, ray=RayConfig(), tracking=TrackingConfig(uri=store)).best
+    training = {name: value for name, value in BESIDE.items() if name != "workers"}
+    asked = TrainOptions.model_validate({**chosen.model_dump(), "training": training})
+    best = train(asked, ray=RayConfig(), tracking=TrackingConfig(uri=store)).best
     return {"config": chosen, "best": best, "store": store}
 
 
@@ -121,6 +123,9 @@ def test_a_run_leaves_complete_checkpoints_and_one_mlflow_run(
     assert trained["best"].ap == max(each.ap for each in finished)
     assert trained["best"].weights == "ema"
     assert run_folder.read_finished(run) == run_folder.Finished(48, 2)
+    # The values used, and not the word auto.
+    claim = run_folder.read_claim(run)
+    assert claim is not None and claim.config == trained["config"].model_dump(mode="json")
 
     import mlflow
 

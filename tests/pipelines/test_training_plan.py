@@ -32,9 +32,14 @@ def test_a_plan_reads_the_index_and_starts_nothing(
     assert f"read     {small_sets['train']}: 24 images in " in said
     # 2 workers x (0.5 + 0.25 for reading)
     assert "book     2 processes, 1.5 CPUs in all" in said
+    assert "in all, and a GPU for each worker if the cluster has them\n" in said
     # 24 images / 4 = 6 steps an epoch
     assert "work     2 epochs of 24 images, 48 in all, about 12 steps of 4" in said
     assert "begin    a new run" in said
+    main(verb(small_sets, tmp_path, workers="auto"))
+    assert "book     as many workers as suit the cluster (training.workers auto)" in (
+        capsys.readouterr().out
+    )
     assert not (tmp_path / "runs").exists(), "the name is not taken"
 
 

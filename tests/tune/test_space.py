@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.errors import UsageError
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
 from pipelines.command_line import parse
 from pipelines.train import TrainVerb
 from tune import space
@@ -165,7 +165,14 @@ def test_the_recipe_is_what_train_takes(tmp_path: Path) -> None:
     parsed = parse(
         TrainVerb, ["--config", str(path), "--data.train", "/t", "--data.val", "/v", "--name", "x"]
     )
+    read = TrainOptions.model_validate(parsed.model_dump(include=set(TrainOptions.model_fields)))
+    assert read.training.workers == "auto"
+    share = CONFIG.training
     assert (
-        TrainConfig.model_validate(parsed.model_dump(include=set(TrainConfig.model_fields)))
+        read.settled(
+            workers=share.workers,
+            gpus_per_worker=share.gpus_per_worker,
+            decode_threads=share.decode_threads,
+        )
         == changed
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,36 @@ def test_every_image_once_an_epoch_and_equal_steps(shard_set: ShardSet, ranks: i
     seen = Counter(i for batches in read for batch in batches for i in batch)
     assert set(seen.values()) == {1}
     assert len(seen) == 24
+
+
+def test_images_for_a_gpu_are_drawn_in_pinned_memory(
+    shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for torch's pinned memory, which needs a GPU."""
+    plain = list(stream(shard_set, 0, 1).epoch(0, [(0, 22)]))
+    empty, pinned, copied = torch.empty, dict[int, torch.Tensor](), list[torch.Size]()
+
+    def pin_memory(column: torch.Tensor) -> torch.Tensor:
+        if column.data_ptr() not in pinned:
+            copied.append(column.shape)
+        return column
+
+    def allocate(*shape: Any, pin_memory: bool = False, **given: Any) -> torch.Tensor:
+        made = empty(*shape, **given)
+        if pin_memory:
+            pinned[made.data_ptr()] = made
+        return made
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    drawn = list(replace(stream(shard_set, 0, 1), pinned=True).epoch(0, [(0, 22)]))
+    # 22 images are 5 batches of 4 and one of 2 with 2 fillers.
+    assert ids(drawn) == ids(plain) and len(drawn) == 6
+    for one, other in zip(drawn, plain, strict=True):
+        assert one.images.data_ptr() in pinned
+        assert torch.equal(one.images[one.image_ids >= 0], other.images[other.image_ids >= 0])
+        assert torch.equal(one.boxes_BG4, other.boxes_BG4)
+    assert not any(len(shape) == 4 for shape in copied), "images are not copied"
 
 
 def test_what_is_left_is_recut_for_another_number_of_ranks(shard_set: ShardSet) -> None:

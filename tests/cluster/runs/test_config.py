@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from cluster.runs.config import TrainConfig
+from cluster.runs.config import TrainConfig, TrainOptions
+from cluster.runs.identity import _hyper_parameters
 
 DATA = {"data": {"train": "/t", "val": "/v"}}
 
@@ -40,3 +41,14 @@ def test_an_evaluation_takes_a_gpu_where_workers_have_one() -> None:
         )
     ]
     assert shares == [0, 1, 0, 0.5]
+
+
+@pytest.mark.parametrize("canvas", [{}, {"shapes": [[320, 448], [448, 320]]}, {"height": 320}])
+def test_a_canvas_is_known_as_version_0_1_knew_it(canvas: dict[str, Any]) -> None:
+    """So that its runs continue, and stages that it has finished are found."""
+    config = TrainOptions.model_validate({**DATA, "canvas": canvas})
+    whole = {"height": 800, "width": 1344, "shapes": [], "long_side": None} | canvas
+    # What version 0.1 stored is still read, and is the same canvas.
+    stored = TrainOptions.model_validate({**DATA, "canvas": whole})
+    assert stored.canvas.canvases == config.canvas.canvases
+    assert _hyper_parameters(config)["canvas"] == _hyper_parameters(stored)["canvas"] == whole
