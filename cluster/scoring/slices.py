@@ -73,6 +73,8 @@ def slices_of(
 
 def single_values(shard_set: ShardSet, columns: Sequence[str]) -> list[str]:
     """What to say of the columns of which all images have the same value."""
+    if not columns:
+        return []
     image_ids = np.sort(read_columns(shard_set, ["image_id"])["image_id"].to_numpy())
     return [
         f"--slices {column}: every image has the same value, {value}, so no part is scored apart"

@@ -266,6 +266,27 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(logged, tracki
     assert promotion.LOCK_TAG not in connect(tracking).get_registered_model("race").tags
 
 
+def test_a_database_that_refuses_the_second_lock_of_one_moment_tells_the_loser(
+    logged, tracking, monkeypatch
+):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    _, two = two_versions(logged, tracking, "moment")
+    write = MlflowClient.set_registered_model_tag
+
+    def refuse(self, name, key, value):
+        if key == promotion.LOCK_TAG:
+            write(self, name, key, json.dumps({"by": "ann@there", "token": "1"}))
+            raise MlflowException("UNIQUE constraint failed")
+        write(self, name, key, value)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", refuse)
+    with pytest.raises(UsageError, match="ann@there is moving the champion at this moment"):
+        promote(two, reason="better", tracking=tracking)
+    assert champion_of(connect(tracking), "moment") == 1
+
+
 def test_the_lock_of_a_dead_command_is_taken_over(logged, tracking, monkeypatch):
     monkeypatch.setattr(promotion, "SILENT_S", 0.5)
     _, two = two_versions(logged, tracking, "stale")
