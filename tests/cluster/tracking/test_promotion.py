@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import PlainError, UsageError
 from cluster.tracking import promotion
 from cluster.tracking.audit import read_audit
-from cluster.tracking.client import connect
+from cluster.tracking.client import connect, connected
 from cluster.tracking.history import history
 from cluster.tracking.promotion import (
     Evidence,
@@ -166,11 +166,11 @@ def test_a_champion_that_is_deleted_by_hand_is_named(logged, tracking):
 
 
 def test_a_champion_of_a_model_without_a_history_is_one_by_hand(logged, tracking):
-    two_versions(logged, tracking, "foreign")
+    two_versions(logged, tracking, "bare")
     client = connect(tracking)
-    for key in client.get_registered_model("foreign").tags:
-        client.delete_registered_model_tag("foreign", key)
-    assert told(tracking, "foreign") == [(None, 1, "by hand")]
+    for key in client.get_registered_model("bare").tags:
+        client.delete_registered_model_tag("bare", key)
+    assert told(tracking, "bare") == [(None, 1, "by hand")]
 
 
 def test_other_aliases_that_move_by_hand_are_named(logged, tracking):
@@ -257,10 +257,12 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(logged, tracki
             said.append(str(error))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in (2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # In one process both set MLflow's URI, and each gives back what it found.
+    with connected(tracking):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert len(said) == 1 and ("at this moment" in said[0] or "is now version" in said[0]), said
     assert len(told(tracking, "race")) == 2
     assert promotion.LOCK_TAG not in connect(tracking).get_registered_model("race").tags
