@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ from cluster.shards.format import Shard, shard_name
 from cluster.shards.index import Index
 
 _MAGIC = b"PAR1"
+_NAME = re.compile(r"shard-(\d{5,})-of-(\d{5,})\.parquet")
+"""See `format.shard_name`."""
 _PIECE_BYTES = 8 << 20
 """Bytes per read: enough for a request to be worth its cost, and far less than a whole shard in
 memory.
@@ -28,9 +31,16 @@ def fault_of_index(index: Index) -> str:
     labels = [category.label for category in index.categories]
     if labels != list(range(len(labels))):
         return f"the labels of its categories are {labels[:5]}, not 0 to {len(labels) - 1}"
-    for number, shard in enumerate(index.shards):
-        if shard.name != (name := shard_name(number, len(index.shards))):
-            return f"shard {number} has the name {shard.name[:60]!r}, not {name}"
+    last, total = -1, None
+    for shard in index.shards:
+        named = _NAME.fullmatch(shard.name)
+        if not named:
+            return f"{shard.name[:60]!r} is no name of a shard, such as {shard_name(0, 1)}"
+        # A shard of which every image was dropped is left out.
+        number, of = int(named[1]), int(named[2])
+        if not last < number < of or of != (total := total or of):
+            return f"{shard.name} is out of order, or of another set"
+        last = number
         if fault := _fault_of_places(shard):
             return f"{shard.name}: {fault}"
     rows = sum(shard.rows for shard in index.shards)

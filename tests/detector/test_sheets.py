@@ -34,12 +34,12 @@ def test_every_picture_is_on_the_sheet_once() -> None:
 
 
 def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class() -> None:
-    # The left half of the picture, and the first colour is red.
+    # The left half of the picture, and the first colour is blue.
     boxes = np.array([[5.0, 20.0, 40.0, 55.0]], np.float32)
     picture = SheetPicture(flat(0), "a", "", boxes, np.array([0]))
     sheet = decoded(draw_sheet([picture], ["cat"], heading="", columns=1))
-    red = (sheet[..., 0] > 120) & (sheet[..., 1] < 90)
-    rows, columns = np.nonzero(red)
+    blue = (sheet[..., 2] > 120) & (sheet[..., 0] < 60)
+    rows, columns = np.nonzero(blue)
     inside = np.flatnonzero((sheet < 40).all(axis=2).any(axis=0))
     left, right = inside[0], inside[-1]
     # px of the picture to those of the sheet.

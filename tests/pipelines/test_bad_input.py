@@ -100,7 +100,8 @@ CASES = [
         "give one size a stride",
     ),
     (
-        "train --data.train {dir}/a --data.val {dir}/b --model.norm sync",
+        "train --data.train {dir}/a --data.val {dir}/b --model.norm sync"
+        " --training.gpus_per_worker 0",
         2,
         "needs training.gpus_per_worker 1",
     ),
@@ -155,7 +156,7 @@ CASES = [
     (
         "train --data.train {dir}/a --data.val {dir}/b --training.accumulate 3",
         2,
-        "training.accumulate 3: must divide the 8 images",
+        "training.accumulate 3: must divide the 16 images",
     ),
     (
         "train --data.train {dir}/a --data.val {dir}/b --tracking.uri http://{dead}",
@@ -163,7 +164,7 @@ CASES = [
         "no MLflow server answers",
     ),
     ("train --config {dir}/none.yaml", 2, "none.yaml"),
-    ("evaluate --run {dir}/nowhere --data {dir}/a", 2, "not a shard set"),
+    ("evaluate --run {dir}/nowhere --data {dir}/a", 2, "there is no such folder; check --run"),
     ("evaluate --data {dir}/a", 2, "either --run or --model"),
     (
         "evaluate --run {dir}/a --data {dir}/a --max_detections 0",
@@ -202,7 +203,11 @@ CASES = [
     # A file where a folder is needed, a folder where a file is needed.
     ("shards --data {good}", 2, "instances_val.json: not a shard set"),
     ("train --data.train {good} --data.val {dir}/b", 2, "instances_val.json: not a shard set"),
-    ("evaluate --run {good} --data {good}", 2, "instances_val.json: not a shard set"),
+    (
+        "evaluate --run {good} --data {good}",
+        2,
+        "instances_val.json: is not a training run's folder; check --run",
+    ),
     (
         "prepare --annotations {good} --images {images} --output {dir}/out --against {good}",
         2,
@@ -344,7 +349,7 @@ def test_data_behind_a_dead_endpoint_is_told_before_anything_is_read(
         "evaluate": (
             evaluate.EvaluateConfig,
             evaluate.main,
-            ["--run", places["dir"], "--data", "s3://b/val"],
+            ["--run", "s3://b/run", "--data", "s3://b/val"],
         ),
     }[verb]
     with pytest.raises(SystemExit) as ended:

@@ -288,7 +288,7 @@ def test_a_canvas_on_which_no_anchor_fits_is_told(
     ]
     assert run_prepare(*typed) == 0
     assert "no anchor" not in capsys.readouterr().out
-    assert "1344 x 800" in (tmp_path / "out/report.html").read_text()
+    assert "192 x 128 px" in (tmp_path / "out/report.html").read_text()
     assert run_prepare(*typed, "--canvas.height=64", "--canvas.width=96") == 0
     out = capsys.readouterr().out
     assert "reusing the shard set" in out

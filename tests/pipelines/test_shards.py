@@ -133,8 +133,8 @@ def test_pictures_are_drawn_and_nothing_else_is_written(tmp_path, capsys):
     drawn = sorted((tmp_path / "out").iterdir())
     assert len(drawn) == 4 and all(path.name in [f"{n}.png" for n in range(6)] for path in drawn)
     pixels = np.asarray(Image.open(drawn[0]).convert("RGB")).reshape(-1, 3).astype(int)
-    # The first class's red is there, on the grey of the picture.
-    assert (np.abs(pixels - (0xE6, 0x19, 0x4B)).max(axis=1) < 30).sum() > 100 and (
+    # The first class's blue is there, on the grey of the picture.
+    assert (np.abs(pixels - (0x00, 0x72, 0xB2)).max(axis=1) < 30).sum() > 100 and (
         np.abs(pixels - 90).max(axis=1) < 6
     ).mean() > 0.3
     assert [(path, path.read_bytes()) for path in sorted((tmp_path / "set").iterdir())] == before

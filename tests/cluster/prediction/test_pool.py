@@ -78,7 +78,7 @@ def crash() -> None:
 def finished(uri: str, *, status: str = "ok") -> dict[str, Any]:
     """A row of a part."""
     found = {"boxes": [[9.0, 9.0, 40.0, 40.0]], "scores": [0.5], "labels": [0]}
-    return {"uri": uri, "status": status, **found}
+    return {"uri": uri, "status": status, "height": 96, "width": 128, **found}
 
 
 def noted(notes: Path) -> dict[int, list[str]]:

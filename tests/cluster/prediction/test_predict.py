@@ -346,7 +346,7 @@ def test_further_columns_are_carried_through(
 def test_pictures_that_cannot_be_drawn_cost_no_result(
     run: Callable[..., Any], pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(data: bytes) -> None:
+    def fail(data: bytes, **_: object) -> None:
         raise OSError("no room")
 
     monkeypatch.setattr(overlays, "decode_image", fail)
@@ -371,11 +371,11 @@ def test_a_kill_while_overlays_are_drawn_leaves_those_of_a_run_that_nobody_kille
     assert len(drawn) == count and drawn[3] == "overlays/0003-004.png.png"
     decode, left = overlays.decode_image, [7]
 
-    def kill(data: bytes) -> Any:
+    def kill(data: bytes, **options: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise Kill
-        return decode(data)
+        return decode(data, **options)
 
     monkeypatch.setattr(overlays, "decode_image", kill)
     with pytest.raises(Kill):

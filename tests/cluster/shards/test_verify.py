@@ -68,7 +68,10 @@ def test_verify_vouches_for_no_index_that_it_has_not_compared(tmp_path):
     groups = opened.shards[0].row_groups
     first = groups[0]
     for values, why in [
-        ({"name": "../other/shard-00000-of-00002.parquet"}, "shard 0 has the name '../other/"),
+        ({"name": "../other/shard-00000-of-00002.parquet"}, "is no name of a shard"),
+        ({"name": "shard-00001-of-00002.parquet"}, "is out of order, or of another set"),
+        ({"name": "shard-00002-of-00002.parquet"}, "is out of order, or of another set"),
+        ({"name": "shard-00000-of-00009.parquet"}, "is out of order, or of another set"),
         ({"rows": 10**12}, "it has 1000000000000 rows, its row groups 5"),
         ({"row_groups": ()}, "a row group without rows"),
         ({"row_groups": (first._replace(start=-8), *groups[1:])}, "do not follow each other"),
