@@ -199,10 +199,8 @@ def _make_token() -> None:
     """
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return
-    from ray._raylet import Config
-
     # Ray has read its variables when it was imported, and would not have this one.
-    Config.initialize("")
+    import_module("ray._raylet").Config.initialize("")
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
