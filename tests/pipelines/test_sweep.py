@@ -127,9 +127,12 @@ def test_two_trials_at_a_time_and_the_best_configuration(swept: dict[str, Any]) 
     data = ["--data.train", config.data.train, "--data.val", config.data.val]
     run_flags = ["--name", "tiny", "--storage", config.storage]
     typed = parse(TrainVerb, ["--config", swept["best"], *data, *run_flags])
-    assert TrainConfig.model_validate(
-        typed.model_dump(include=set(TrainConfig.model_fields))
-    ) == space.apply(config, best.sample)
+    fields = typed.model_dump(include=set(TrainConfig.model_fields))
+    # Those of the machines on which it will train.
+    machine = ("workers", "gpus_per_worker", "decode_threads")
+    assert [fields["training"][name] for name in machine] == ["auto"] * 3
+    fields["training"] |= {name: getattr(config.training, name) for name in machine}
+    assert TrainConfig.model_validate(fields) == space.apply(config, best.sample)
     rows = list(csv.DictReader(io.StringIO(Path(uri, "results.csv").read_text())))
     assert [row["trial"] for row in rows] == [record.trial for record in swept["records"]]
     assert float(rows[0]["loss.gamma"]) == best.sample["loss.gamma"]
