@@ -202,12 +202,17 @@ def _say(line: str) -> None:
 
 
 def _plan(
-    section: DataSection, output: str | None, *, against: tuple[str, ...] = (), overwrite: bool
+    section: DataSection,
+    output: str | None,
+    *,
+    against: tuple[str, ...] = (),
+    overwrite: bool,
+    say: Callable[[str], None] = _say,
 ) -> Plan:
     from cluster.prepare.plan import Options, plan_shards
 
     return plan_shards(
-        section.source_paths(_say),
+        section.source_paths(say),
         output=output,
         overwrite=overwrite,
         options=Options(
@@ -224,6 +229,11 @@ def _plan(
             accept=section.accept,
         ),
     )
+
+
+def plan_of(section: DataSection) -> Plan:
+    """What the section holds, before any picture is read. Errors: see `plan_shards`."""
+    return _plan(section, None, overwrite=False, say=lambda line: None)
 
 
 def plan_lines(section: DataSection, output: str | None, *, overwrite: bool) -> list[str]:
