@@ -1,6 +1,6 @@
 """Ways to write a command: a word without a flag, a list of texts with spaces between
-(`--compare A B`), and a flag for one entry of a mapping. `--sampling.source_weights.night 2` says the same as
-`--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
+(`--compare A B`), and a flag for one entry of a mapping. `--sampling.source_weights.night 2` says
+the same as `--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
 `--sweep.space.loss.gamma 0..5`.
 """
 

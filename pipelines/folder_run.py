@@ -92,9 +92,10 @@ def _given(flags: Sequence[str]) -> set[str]:
     names = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
     variables = {ENVIRONMENT_PREFIX + name.replace(".", "__").upper(): name for name in fields}
     names |= {variables[one.upper()] for one in os.environ if one.upper() in variables}
-    for flag, value in zip(flags, [*flags[1:], ""], strict=True):
-        if flag.partition("=")[0] == "--config":
-            names |= set(_names_in(read_yaml(flag.partition("=")[2] or value)))
+    for number, flag in enumerate(flags):
+        word, _, value = flag.partition("=")
+        if word == "--config":
+            names |= set(_names_in(read_yaml(value or "".join(flags[number + 1 : number + 2]))))
     return names
 
 
