@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster.errors import UsageError, has_secret, on_one_line, redacted
+from cluster.errors import UsageError, on_one_line, redacted
 from cluster.runs.names import MOST_OF_A_WORKFLOW
 from pipelines import entry_flags
 from pipelines.command_line import parse, read_yaml
@@ -210,9 +210,6 @@ def _head(folder: str, flags: Sequence[str]) -> str:
 
 def _text(config: RunConfig) -> str:
     fields = config.model_dump(mode="json", exclude_defaults=True, exclude=NOT_REPEATED)
-    if has_secret(str(fields.get("tracking"))):
-        # Given again by flag or variable: a password does not belong into a file.
-        del fields["tracking"]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -71,6 +71,11 @@ def main(config: RunConfig) -> None:
             f" coco_results.json, summary.html{drawn}"
         )
     print(f"see it       {ui_command(checked.tracking_uri)}")
+    if done := finished.get("evaluate"):
+        print(
+            f"open         {done.folder}/report.html in a browser: how good it is, and on which"
+            " pictures it is wrong"
+        )
 
 
 def run() -> None:

@@ -1,7 +1,9 @@
-"""Which sets of a folder, zip or file are for training and which for evaluation, as their names say:
+"""Which sets of a folder, zip or file are for training and which for evaluation. Names say it:
 
-train/, valid/, test/; images/train, labels/val; annotations/instances_train2017.json
-data/train-00000-of-00002.parquet, data/validation-00000-of-00001.parquet
+    train/, valid/, test/; images/train, labels/val; annotations/instances_train2017.json
+    data/train-00000-of-00002.parquet, data/validation-00000-of-00001.parquet
+
+A name in the path counts, not the content.
 """
 
 from __future__ import annotations

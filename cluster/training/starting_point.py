@@ -32,8 +32,7 @@ MANY_IMAGES = 5000
 """From so many on a larger network is worth its time on a GPU."""
 IMAGES_OF_A_CORE, IMAGES_ON_GPU = 1000, 20_000
 """Images that a training sees at least; more cores than 20 see no more. BCCD
-(205 images, three classes) had AP50 0.847 after 1,025
-and 0.875 after 2,050 images.
+(205 images, three classes) had AP50 0.847 after 1,025 and 0.875 after 2,050 images.
 """
 FEWEST_EPOCHS_ON_CPU, FEWEST_EPOCHS_ON_GPU, MOST_EPOCHS = 3, 12, 100
 USUAL_EPOCHS_ON_CPU, MOST_IMAGES_OF_A_CORE = 10, 5000
