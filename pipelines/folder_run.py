@@ -63,6 +63,12 @@ def _from_folder(folder: str, flags: Sequence[str], given: Collection[str]) -> R
         return parse(RunConfig, flags, under=read_yaml(str(file)))
     under = {"name": typed.name, "data": _data(folder, given)}
     settings = parse(RunConfig, flags, under=under)
+    if settings.data.val.split == "val":
+        print(
+            f"val         {settings.data.val.val_share:.0%} of these pictures, by a hash of their"
+            " names: none says val, valid, validation or dev (--data.val.annotations names"
+            " another set)"
+        )
     material, machine = _material(settings), _machine(settings)
     decisions = choose_start(material, machine, settings, given)
     config = parse(RunConfig, flags, under={**under, **fields_of(decisions)})
@@ -121,10 +127,6 @@ def _data(folder: str, given: Collection[str]) -> dict[str, Any]:
     if any(_is_where(name, "val") for name in given):
         return {"train": train}
     if val is None:
-        print(
-            "val         10 % of these pictures, by a hash of the file name: no name says val,"
-            " valid, validation or dev (--data.val.annotations names another set)"
-        )
         return {"train": {**train, "split": "train"}, "val": {**train, "split": "val"}}
     return {"train": train, "val": val}
 

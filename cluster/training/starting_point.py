@@ -129,21 +129,28 @@ def _network(material: Material, machine: Machine, settings: TrainSections) -> C
 def _canvas(sample: Annotations, machine: Machine) -> tuple[CanvasConfig, Chosen]:
     """That of `fit_canvas`; without a GPU the smallest on which few objects are small."""
     short_sides = SHORT_SIDES[-1:] if machine.gpus else SHORT_SIDES
-    for short_side in short_sides:
-        canvas = fit_canvas(sample.heights_I, sample.widths_I, short_side=short_side)
-        placed_N4 = View(canvas, AnchorConfig()).place(sample).boxes(sample)
-        sides_N = np.sqrt((placed_N4[:, 2:] - placed_N4[:, :2]).prod(axis=1))
-        small = float(np.quantile(sides_N, FEW_SMALL)) if len(sides_N) else math.inf
-        if small >= SMALL_OBJECT:
-            break
+    tried = [
+        fit_canvas(sample.heights_I, sample.widths_I, short_side=short) for short in short_sides
+    ]
+    enough = (one for one in tried if _small_side(sample, one) >= SMALL_OBJECT)
+    canvas = next(enough, tried[-1])
     height, width = _most_frequent(sample)
     reason = f"most pictures are {height}x{width} px"
     if len(sample.labels_N):
-        reason += f", and nine of ten objects are larger than {small:.0f} px on it"
+        reason += (
+            f", and nine of ten objects are larger than {_small_side(sample, canvas):.0f} px on it"
+        )
     shown = " and ".join(f"{height}x{width}" for height, width in canvas.canvases)
     fields = canvas.model_dump(exclude_defaults=True)
     flags = "--canvas.height and --canvas.width"
     return canvas, Chosen({"canvas": fields}, f"canvas {shown}", reason, flags)
+
+
+def _small_side(sample: Annotations, canvas: CanvasConfig) -> float:
+    """px on the canvas: the root of the area that few objects are below."""
+    placed_N4 = View(canvas, AnchorConfig()).place(sample).boxes(sample)
+    sides_N = np.sqrt((placed_N4[:, 2:] - placed_N4[:, :2]).prod(axis=1))
+    return float(np.quantile(sides_N, FEW_SMALL)) if len(sides_N) else math.inf
 
 
 def _most_frequent(sample: Annotations) -> tuple[int, int]:

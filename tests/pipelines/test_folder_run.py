@@ -119,7 +119,7 @@ def test_the_splits_and_the_sizes_are_those_of_the_set(capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert (config.data.train.split, config.data.val.split) == ("train", "val")
     assert config.data.train.annotations == config.data.val.annotations
-    assert "val         10 % of these pictures" in said
+    assert "val         10% of these pictures" in said
 
     config = read([hugging_face()])
     said = capsys.readouterr().out
