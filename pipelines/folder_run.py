@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster.errors import UsageError, on_one_line, redacted
+from cluster.errors import DataError, UsageError, on_one_line, redacted
 from cluster.runs.names import MOST_OF_A_WORKFLOW
 from pipelines import entry_flags
 from pipelines.command_line import parse, read_yaml
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 WHERE = ("annotations", "images", "format", "sources")
 """Fields of a section of data that a folder stands for."""
-NOT_REPEATED = {"minutes", "plan", "from_stage", "until_stage", "only_stage"}
+OF_THIS_CALL = {"plan", "from_stage", "until_stage", "only_stage"}
+"""Options that say what is done now, and change no setting."""
 
 
 def read(argv: Sequence[str]) -> RunConfig:
@@ -50,9 +51,11 @@ _UNKNOWN = {"train": {"annotations": "train"}, "val": {"annotations": "val"}}
 
 
 def _from_folder(folder: str, flags: Sequence[str], given: Collection[str]) -> RunConfig:
+    from cluster.storage.uris import refuse_job_folder
     from cluster.training.starting_point import choose_start, fields_of
 
     typed = parse(RunConfig, flags, under={"name": name_of(folder), "data": _UNKNOWN})
+    refuse_job_folder("--storage", typed.storage)
     file, head = _file_of(typed), _head(folder, flags)
     if file.is_file() and file.read_text("utf-8").startswith(head):
         # Also on another machine, and with a step that takes another time: it is the same training.
@@ -146,13 +149,16 @@ def _material(settings: RunConfig) -> Material:
     from pipelines.data_section import plan_of
 
     plan, val = plan_of(settings.data.train), plan_of(settings.data.val)
-    images, classes = (sum(map(len, plan.cuts)), len(plan.source.categories))
+    images, classes = sum(map(len, plan.cuts)), len(plan.source.categories)
     print(
         f"pictures    {images} for training, {sum(map(len, val.cuts))} for evaluation;"
         f" {len(plan.source.images.labels_N)} boxes of {classes} classes to train on"
     )
     if not images:
-        raise UsageError("no picture of the training set can be used; see `retinaray prepare`")
+        raise DataError(
+            f"none of the {plan.source.listed} pictures for training can be used; `retinaray"
+            " prepare --check true` says why"
+        )
     return Material(images, classes, sample_annotations(plan))
 
 
@@ -205,13 +211,22 @@ def _file_of(config: RunConfig) -> Path:
 
 
 def _head(folder: str, flags: Sequence[str]) -> str:
-    """The first line of the file: the command that it stands for."""
-    words = " ".join(shlex.quote(word) for word in (folder, *flags))
-    return f"# {on_one_line(redacted(f'retinaray run {words}'))}\n"
+    """The first line of the file: the command that it stands for, wherever it is typed."""
+    from cluster.storage import uris
+
+    words, waiting = [uris.absolute(folder)], list(flags)
+    while waiting:
+        flag = waiting.pop(0)
+        value = [waiting.pop(0)] if waiting and not waiting[0].startswith("--") else []
+        if flag[2:].partition("=")[0] not in OF_THIS_CALL:
+            words += [flag, *value]
+    return f"# {on_one_line(redacted(f'retinaray run {shlex.join(words)}'))}\n"
 
 
 def _text(config: RunConfig) -> str:
-    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=NOT_REPEATED)
+    fields = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"minutes", *OF_THIS_CALL}
+    )
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cluster.reports.anchor_fit import BACKGROUND_BELOW, View, best_iou_of_objects
 from cluster.runs.config import TrainSections
+from cluster.runs.training_config import Auto
 from cluster.shards.statistics import Annotations
 from detector.canvas_fit import fit_canvas
 from detector.image_config import DEFAULT_CANVAS, CanvasConfig
@@ -93,8 +94,11 @@ def choose_start(
         decisions += _anchors(material.sample, canvas)
     batch = settings.training.batch_size
     if "training.batch_size" not in given:
-        batch, decision = _batch(material, machine)
+        batch, decision = _batch(material, machine, settings.training.workers)
         decisions.append(decision)
+    if "training.amp" not in given:
+        reason = "bfloat16 for the network, if that is faster on every device"
+        decisions.append(Chosen({}, "training.amp true", reason, "--training.amp"))
     if not _any_of("optimizer", given):
         decisions.append(_optimizer(batch, settings))
     if not _any_of("augmentation", given):
@@ -190,7 +194,7 @@ def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _batch(material: Material, machine: Machine) -> tuple[int, Chosen]:
+def _batch(material: Material, machine: Machine, workers: int | Auto) -> tuple[int, Chosen]:
     each = BATCH_PER_GPU if machine.gpu_gib >= LARGE_GPU_GIB else BATCH_PER_GPU // 2
     batch = each * machine.gpus if machine.gpus else BATCH_ON_CPU
     reason = f"{each} for each GPU" if machine.gpus else "small batches learn most from few images"
@@ -198,6 +202,9 @@ def _batch(material: Material, machine: Machine) -> tuple[int, Chosen]:
     most = max(2, material.images // 10)
     if batch > most:
         batch, reason = most, f"ten updates or more for each pass over {material.images} images"
+    if workers != "auto" and batch % workers:
+        batch += workers - batch % workers
+        reason = f"{reason}, in equal parts for {workers} workers"
     fields = {"training": {"batch_size": batch}}
     return batch, Chosen(fields, f"training.batch_size {batch}", reason, "--training.batch_size")
 

@@ -105,6 +105,9 @@ def test_a_strangers_set_becomes_a_run_that_its_file_repeats(
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert read([given]) == config
     assert "settings    those of runs/" in capsys.readouterr().out
+    # So is a plan of it, from which nothing is written.
+    plan = read([given, "--plan", "true", "--until_stage", "train"])
+    assert plan.plan and plan.model_copy(update={"plan": False, "until_stage": None}) == config
 
 
 def test_the_splits_and_the_sizes_are_those_of_the_set(capsys: pytest.CaptureFixture) -> None:
@@ -144,7 +147,8 @@ def test_flags_files_and_variables_win(
     assert other.training.epochs > 2
     assert Path("runs/cells.before.yaml").read_text() == before
     # What was typed is the first line of the file.
-    assert Path("runs/cells.yaml").read_text().startswith("# retinaray run job_7 --name cells\n")
+    head = f"# retinaray run {Path.cwd()}/job_7 --name cells\n"
+    assert Path("runs/cells.yaml").read_text().startswith(head)
 
 
 def test_a_plan_writes_nothing() -> None:

@@ -35,7 +35,11 @@ def chosen(
     sections = TrainSections.model_validate(settings)
     fields = fields_of(choose_start(what, machine, sections, given))
     # They are settings that fit together.
-    TrainSections.model_validate({**settings, **fields, "model": fields.get("model", {})})
+    both = {
+        name: {**fields.get(name, {}), **value} if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+    TrainSections.model_validate({**fields, **both})
     return fields
 
 
@@ -90,6 +94,8 @@ def test_anchors_are_as_large_as_the_objects() -> None:
 
 def test_few_pictures_get_small_batches() -> None:
     assert chosen(material(12), GPU)["training"]["batch_size"] == 2
+    # Eight workers that were asked for: the next multiple of 8 after 4.
+    assert chosen(material(), LAPTOP, training={"workers": 8})["training"]["batch_size"] == 8
 
 
 def test_what_is_given_is_not_chosen() -> None:
@@ -127,7 +133,7 @@ def test_every_line_has_its_reason_and_its_flag() -> None:
     decisions = choose_start(material(), LAPTOP, TrainSections(), ())
     lines = [decision.line() for decision in decisions]
     assert [line.split()[0] for line in lines] == [
-        *("model", "canvas", "anchors", "training.batch_size", "adamw", "flips"),
+        *("model", "canvas", "anchors", "training.batch_size", "training.amp", "adamw", "flips"),
         "training.epochs",
     ]
     assert all(line.endswith((" changes it)", " change it)")) and ": " in line for line in lines)
