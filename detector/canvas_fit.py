@@ -16,15 +16,19 @@ FEW = 0.05
 """Share of upright pictures, or of others, for which there is no canvas of their own."""
 
 
-def fit_canvas(heights_I: np.ndarray, widths_I: np.ndarray) -> CanvasConfig:
+def fit_canvas(
+    heights_I: np.ndarray, widths_I: np.ndarray, *, short_side: int = DEFAULT_CANVAS[0]
+) -> CanvasConfig:
     """Canvases for pictures of these sizes, px: with the shape of nearly all of them, as large as
     the paper's (800 px by at most 1344) but not more than twice as large as the pictures. Where
     some pictures are upright and some are not, there are two canvases. That of the paper where
-    there is no picture.
+    there is no picture. Another `short_side` than the paper's 800 px makes all smaller in
+    proportion.
     """
     if not len(heights_I):
         return CanvasConfig()
-    limit_short, limit_long = DEFAULT_CANVAS
+    limit_short = short_side
+    limit_long = DEFAULT_CANVAS[1] * short_side / DEFAULT_CANVAS[0]
     short_I, long_I = np.minimum(heights_I, widths_I), np.maximum(heights_I, widths_I)
     ratio_I = long_I / short_I
     short = min(float(limit_short), MOST_ENLARGED * float(np.quantile(short_I, NEARLY_ALL)))

@@ -73,8 +73,11 @@ def overlay_figure(
     title: str = "",
 ) -> Figure:
     """Detections (XYXY px of the image) above the threshold in the colour of their class; the
-    truth, where given, as thin white dashes below them.
+    truth, where given, as thin white dashes below them. Where none is above it, the title says so.
     """
+    count = len(detections.scores_N)
+    if not (detections.scores_N >= score_threshold).any():
+        title = f"{title}{title and ': '}0 of {count} above {score_threshold:.2f}"
     figure, axes = _picture_figure(image_HW3, title)
     for box in [] if truth_N4 is None else truth_N4:
         _outline(axes, box, color="black", linewidth=1.6)

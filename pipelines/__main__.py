@@ -53,7 +53,7 @@ def overview() -> str:
     lines += [
         "",
         "retinaray help VERB shows commands to type and the options that matter first,",
-        "retinaray help VERB all shows every option. A first run: make quickstart",
+        "retinaray help VERB all shows every option. A first run: retinaray run FOLDER",
     ]
     return "\n".join(lines)
 

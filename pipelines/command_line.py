@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,17 +71,25 @@ def run_verb(
     description: str | None,
     resumes: bool = True,
     argv: list[str] | None = None,
+    read: Callable[[list[str]], Config] | None = None,
 ) -> None:
     """Parse the command line into `config_class`, call `main(config)` and end the process with an
     exit code. `description`: what the verb does, with commands to type. `resumes`: after an
-    interruption the same command continues.
+    interruption the same command continues. `read`: in place of `parse`.
 
     0 done, 1 failed, 2 wrong usage or configuration, 3 data not acceptable, 4 refused by the gate,
     5 interrupted, resumable. `--debug` adds the traceback of an error.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with terminal.plain_output():
-        code = _run(config_class, main, arguments, description=description, resumes=resumes)
+        code = _run(
+            config_class,
+            main,
+            arguments,
+            description=description,
+            resumes=resumes,
+            read=read or partial(parse, config_class),
+        )
     sys.exit(code)
 
 
@@ -91,6 +100,7 @@ def _run(
     *,
     description: str | None,
     resumes: bool,
+    read: Callable[[list[str]], Config],
 ) -> int:
     """The exit code of `run_verb`, after its message."""
     debug = "--debug" in arguments
@@ -104,7 +114,7 @@ def _run(
             topic = "".join(word for word in after if not word.startswith("-"))
             print(help_text(config_class, description=description or "", topic=topic))
         else:
-            config = parse(config_class, [a for a in arguments if a != "--debug"])
+            config = read([a for a in arguments if a != "--debug"])
             if isinstance(output := getattr(config, "output", None), str):
                 # Imported here: it loads pyarrow, which `--help` does not need.
                 from cluster.storage.uris import refuse_job_folder
@@ -157,9 +167,12 @@ def _leave_the_pipe() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parse(config_class: type[Config], argv: list[str]) -> Config:
-    """A validated, frozen `config_class` from YAML, environment and flags. `UsageError` names the
-    field, the value, the rule and the remedy.
+def parse(
+    config_class: type[Config], argv: Sequence[str], *, under: Mapping[str, Any] | None = None
+) -> Config:
+    """A validated, frozen `config_class` from YAML, environment and flags; `under` all of them lie
+    other values in place of the defaults. `UsageError` names the field, the value, the rule and
+    the remedy.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[])
@@ -192,7 +205,7 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
     # Any: pyright takes the class for one without the arguments of `BaseSettings`.
     verb: Any = create_model("Verb", __base__=(config_class, _Sources))
     try:
-        parsed = verb(_cli_parse_args=flags, **from_yaml)
+        parsed = verb(_cli_parse_args=flags, **_merged(under or {}, from_yaml))
     except ValidationError as error:
         raise UsageError(refusals.describe(error, fields)) from error
     except SettingsError as error:
@@ -200,6 +213,15 @@ def parse(config_class: type[Config], argv: list[str]) -> Config:
         raise UsageError(f"{described}; --help shows what each option takes") from error
     # The caller gets the plain model: settings machinery must not travel into Ray tasks.
     return config_class.model_validate(parsed.model_dump())
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section; where both have a field, that of `high`."""
+    merged = dict(low)
+    for name, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(low.get(name), Mapping)
+        merged[name] = _merged(low[name], value) if both else value
+    return merged
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -202,12 +202,17 @@ def _say(line: str) -> None:
 
 
 def _plan(
-    section: DataSection, output: str | None, *, against: tuple[str, ...] = (), overwrite: bool
+    section: DataSection,
+    output: str | None,
+    *,
+    against: tuple[str, ...] = (),
+    overwrite: bool,
+    say: Callable[[str], None] = _say,
 ) -> Plan:
     from cluster.prepare.plan import Options, plan_shards
 
     return plan_shards(
-        section.source_paths(_say),
+        section.source_paths(say),
         output=output,
         overwrite=overwrite,
         options=Options(
@@ -224,6 +229,11 @@ def _plan(
             accept=section.accept,
         ),
     )
+
+
+def plan_of(section: DataSection) -> Plan:
+    """What the section holds, before any picture is read. Errors: see `plan_shards`."""
+    return _plan(section, None, overwrite=False, say=lambda line: None)
 
 
 def plan_lines(section: DataSection, output: str | None, *, overwrite: bool) -> list[str]:
@@ -307,8 +317,9 @@ def _source_digests(place: SourcePaths) -> list[str]:
 
 
 def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]:
-    """The images of a section by their URI, in the order of the sources, with their ids in the
-    shard set that was made of it; None for an image that the set left out.
+    """The images that the annotations of a section list and that are there, by their URI, in the
+    order of the sources, with their ids in the shard set that was made of it; None for an image
+    that the set left out. The folder may hold those of other sections too.
     """
     from cluster.formats.read import in_val, read_source
     from cluster.prediction.image_list import open_images
@@ -321,14 +332,15 @@ def pictures(section: DataSection, shard_set: ShardSet) -> dict[str, int | None]
     for number, place in enumerate(section.source_paths()):
         place = place.absolute()
         folder = place.folder()
+        listed = read_source(place).images.names
+        stored = [name for source, name in ids if source == number]
         if READERS[place.format].has_pictures:
-            inside = [
-                name for name in read_source(place).images.names if parquet_pictures.split(name)
-            ]
-            stored = [name for source, name in ids if source == number]
+            inside = [name for name in listed if parquet_pictures.split(name)]
             names = dict.fromkeys([*inside, *sorted(stored)])
         else:
-            names = [uri[len(folder) + 1 :] for uri in open_images(folder).uris()]
+            wanted = {*listed, *stored}
+            there = (uri[len(folder) + 1 :] for uri in open_images(folder).uris())
+            names = [name for name in there if name in wanted]
         for name in names:
             if section.split == "all" or in_val(name, section.val_share) == (
                 section.split == "val"

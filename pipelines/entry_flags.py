@@ -1,6 +1,6 @@
-"""Ways to write a flag: a list of texts with spaces between (`--compare A B`), and a flag for one
-entry of a mapping. `--sampling.source_weights.night 2` says the same as
-`--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
+"""Ways to write a command: a word without a flag, a list of texts with spaces between
+(`--compare A B`), and a flag for one entry of a mapping. `--sampling.source_weights.night 2` says
+the same as `--sampling.source_weights '{"night": 2}'`. Names of entries may have dots, as in
 `--sweep.space.loss.gamma 0..5`.
 """
 
@@ -12,6 +12,27 @@ from collections.abc import Sequence
 
 from cluster.errors import UsageError
 from pipelines.options import Fields, is_mapping
+
+
+def positional(flags: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The word that is no flag and no flag's value, and everything else. `UsageError` for several
+    such words.
+    """
+    words, rest = list[str](), list[str]()
+    waiting = list(flags)
+    while waiting:
+        flag = waiting.pop(0)
+        if not flag.startswith("-"):
+            words.append(flag)
+            continue
+        rest.append(flag)
+        if "=" not in flag and waiting and not waiting[0].startswith("--"):
+            rest.append(waiting.pop(0))
+    if len(words) > 1:
+        raise UsageError(
+            f"{words[0]} and {words[1]}: one folder is taken; give the other in a flag"
+        )
+    return (words[0] if words else None), rest
 
 
 def as_lists(flags: Sequence[str], fields: Fields) -> list[str]:

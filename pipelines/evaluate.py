@@ -11,10 +11,12 @@ images.
 
 from __future__ import annotations
 
+from os.path import basename
 from typing import Any
 
 from pipelines.command_line import run_verb
 from pipelines.evaluate_config import EvaluateConfig
+from pipelines.terminal import next_command
 from pipelines.view_options import view_settings
 
 
@@ -52,6 +54,9 @@ def main(config: EvaluateConfig) -> None:
             **options,
         )
     print("\n".join(found.lines()))
+    # A checkpoint is in a folder of its run, and only a run is registered.
+    if config.run and not config.compare and "/checkpoints/" not in config.run:
+        print(next_command("register", run=config.run, name=basename(config.run.rstrip("/"))))
 
 
 def run() -> None:

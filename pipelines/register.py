@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cluster.compute.session import RayConfig
 from cluster.judging.gate_config import GateConfig
 from cluster.runs import names
-from cluster.tracking.config import TrackingConfig
+from cluster.tracking.config import TrackingConfig, tracking_uri
 from pipelines.command_line import run_verb
+from pipelines.terminal import next_command
 
 if TYPE_CHECKING:
     from cluster.tracking.register_run import Registered
@@ -85,6 +86,12 @@ def main(config: RegisterConfig) -> None:
     print("\n".join(registered.lines()))
     if config.promote:
         _promote(config, registered)
+    elif "challenger" in registered.aliases and "champion" not in registered.aliases:
+        # `promote` finds the store below runs/ by itself.
+        store = registered.tracking_uri
+        uri = None if store == tracking_uri(None, "runs") else store
+        model = f"models:/{config.name}@challenger"
+        print(next_command("promote", model=model, tracking__uri=uri))
 
 
 def _promote(config: RegisterConfig, registered: Registered) -> None:

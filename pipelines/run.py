@@ -3,6 +3,11 @@ register -> predict.
 
     python -m cluster.prepare.synthetic data/quickstart
     retinaray run --config quickstart
+    retinaray run FOLDER
+
+FOLDER, a zip, s3://bucket/prefix or an annotation file: its format and splits are recognised, and
+the settings are chosen from its pictures, its boxes and the machine. Each is said with its reason
+and the flag that changes it, and all are written as a YAML file that repeats the run.
 
 A finished stage is reused as long as its inputs and options are the same, and an interrupted stage
 continues: repeat the command.
@@ -11,6 +16,7 @@ continues: repeat the command.
 from __future__ import annotations
 
 from pipelines.command_line import run_verb
+from pipelines.folder_run import read
 from pipelines.run_config import RunConfig
 
 
@@ -65,15 +71,16 @@ def main(config: RunConfig) -> None:
             f" coco_results.json, summary.html{drawn}"
         )
     print(f"see it       {ui_command(checked.tracking_uri)}")
+    if done := finished.get("evaluate"):
+        print(
+            f"open         {done.folder}/report.html in a browser: how good it is, and on which"
+            " pictures it is wrong"
+        )
 
 
 def run() -> None:
     """The verb, with what was typed."""
-    run_verb(
-        RunConfig,
-        main,
-        description=__doc__,
-    )
+    run_verb(RunConfig, main, description=__doc__, read=read)
 
 
 if __name__ == "__main__":

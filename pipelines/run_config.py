@@ -32,7 +32,7 @@ class RunConfig(TrainSections):
     """A training run, where its data comes from and what follows it."""
 
     FIRST: ClassVar[tuple[str, ...]] = (
-        *("data.train.annotations", "data.train.images", "data.val.annotations"),
+        *("minutes", "data.train.annotations", "data.train.images", "data.val.annotations"),
         *("data.val.images", "name", "pretrained", "tune", "pictures", "training.epochs"),
         *("training.batch_size", "training.workers", "training.gpus_per_worker"),
     )
@@ -60,6 +60,14 @@ class RunConfig(TrainSections):
         description=(
             "folder or s3://bucket/prefix of the images to predict on at the end, or a single"
             " image; unset: the images of data.val, with their ids"
+        ),
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "minutes that the training of a FOLDER may take: training.epochs is chosen by a step"
+            " that is measured first; unset: training.epochs is chosen from the number of pictures"
         ),
     )
     overlays: int = Field(

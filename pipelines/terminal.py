@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +22,16 @@ def plain_output() -> Iterator[None]:
         redirect_stderr(cast(TextIO, _Plain(sys.stderr))),
     ):
         yield
+
+
+def next_command(verb: str, **options: str | None) -> str:
+    """The line with the command that usually comes next, to be typed as it stands; without the
+    options that are None. An option with a dot is written with two underscores.
+    """
+    words = ["retinaray", verb]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name.replace('__', '.')}", value]
+    return f"next     {shlex.join(words)}"
 
 
 def plain(text: str) -> str:

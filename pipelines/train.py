@@ -16,6 +16,7 @@ from cluster.compute.session import RayConfig
 from cluster.runs.config import TrainOptions
 from cluster.tracking.config import TrackingConfig
 from pipelines.command_line import run_verb
+from pipelines.terminal import next_command
 
 
 class TrainVerb(TrainOptions):
@@ -50,6 +51,8 @@ def main(config: TrainVerb) -> None:
         return
     trained = train(training, ray=config.ray, tracking=config.tracking)
     print("\n".join(trained.lines()))
+    uri = config.tracking.uri
+    print(next_command("evaluate", run=trained.run, data=config.data.val, tracking__uri=uri))
 
 
 def run() -> None:

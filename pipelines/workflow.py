@@ -257,6 +257,7 @@ def _predict(checked: Checked) -> Stage:
             if config.pictures:
                 return predict_run(model, config.pictures, **options)
             of_val = pictures(config.data.val, open_shard_set(results[VAL_SET].folder))
+            print(f"predicts on the {len(of_val)} pictures of data.val (--pictures names others)")
             return predict_images(model, given_images(results[VAL_SET].folder, of_val), **options)
 
         try:

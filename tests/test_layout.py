@@ -35,6 +35,7 @@ SHARED_BY_VERBS = {
     "evaluation_run.py",
     "evaluation_set.py",
     "export_run.py",
+    "folder_run.py",
     "options.py",
     "predict_config.py",
     "promotion_run.py",

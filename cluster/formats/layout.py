@@ -54,6 +54,34 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
     is given of `images` and `format_` is heeded. `UsageError` where nothing is there or several
     sets are; `DataError` where the folder or zip has no annotations or no pictures.
     """
+    look = _look(annotations, images, format_)
+    found, tree = look.sets, look.tree
+    if len(found) > 1:
+        raise UsageError(_several(annotations, tree, found))
+    if found[0].images is None:
+        return found[0], f"{annotations}: format {found[0].format}"
+    place = "" if look.is_file else f", annotations in {tree.relative(found[0].annotations)}"
+    pictures = tree.relative(found[0].pictures)
+    return found[0], f"{annotations}: format {found[0].format}{place}, pictures in {pictures}"
+
+
+def find_sets(root: str) -> list[tuple[str, Set]]:
+    """Every set in the folder, zip or file `root`, with the name of its annotations relative to it.
+    Errors: see `find_set`; several sets are none.
+    """
+    look = _look(root, None, None)
+    return [(look.tree.relative(one.annotations), one) for one in look.sets]
+
+
+class _Look(NamedTuple):
+    tree: _Tree
+    is_file: bool
+    sets: list[Set]
+    """At least one."""
+
+
+def _look(annotations: str, images: str | None, format_: Format | None) -> _Look:
+    """What `find_set` finds, before it chooses."""
     root = uris.absolute(annotations)
     check_readable(root)
     given = None if images is None else uris.absolute(images)
@@ -63,33 +91,27 @@ def find_set(annotations: str, images: str | None, format_: Format | None) -> tu
         raise UsageError(f"--annotations {annotations}: is {kind.what}; {kind.remedy}")
     tree = _Tree(root, [] if is_file else [uri for uri, _ in files.list_files(root)])
     if given is None and (format_ or _parquet_of(tree, is_file)) in _PARQUET:
-        return Set(
-            format_ or "parquet", root, None
-        ), f"{annotations}: format {format_ or 'parquet'}"
+        return _Look(tree, is_file, [Set(format_ or "parquet", root, None)])
     if is_file:
-        found = [_set_of_file(tree, root, given, format_ or _format_of(root) or "coco")]
-    else:
-        if given is None and not tree.pictures:
-            given = _pictures_of_folder(tree, root)
-        if given is None and not tree.pictures:
-            raise DataError(f"{annotations}: {tree.lacks('pictures')}")
-        there = list(_sets(tree, given))
-        # Many a tool puts lists beside its annotations: a table counts where nothing else does.
-        if not there or format_ in _TABLES:
-            there += _tables(tree, given)
-        if not there:
-            raise DataError(f"{annotations}: {tree.lacks('annotations')}")
-        found = [one for one in there if format_ in (None, one.format)]
-        if not found:
-            raise UsageError(
-                f"--format {format_}: {annotations} has annotations of another format; say --format"
-                f" {there[0].format}"
-            )
-    if len(found) > 1:
-        raise UsageError(_several(annotations, tree, found))
-    place = "" if is_file else f", annotations in {tree.relative(found[0].annotations)}"
-    pictures = tree.relative(found[0].pictures)
-    return found[0], f"{annotations}: format {found[0].format}{place}, pictures in {pictures}"
+        alone = _set_of_file(tree, root, given, format_ or _format_of(root) or "coco")
+        return _Look(tree, is_file, [alone])
+    if given is None and not tree.pictures:
+        given = _pictures_of_folder(tree, root)
+    if given is None and not tree.pictures:
+        raise DataError(f"{annotations}: {tree.lacks('pictures')}")
+    there = list(_sets(tree, given))
+    # Many a tool puts lists beside its annotations: a table counts where nothing else does.
+    if not there or format_ in _TABLES:
+        there += _tables(tree, given)
+    if not there:
+        raise DataError(f"{annotations}: {tree.lacks('annotations')}")
+    found = [one for one in there if format_ in (None, one.format)]
+    if not found:
+        raise UsageError(
+            f"--format {format_}: {annotations} has annotations of another format; say --format"
+            f" {there[0].format}"
+        )
+    return _Look(tree, is_file, found)
 
 
 def _parquet_of(tree: _Tree, is_file: bool) -> Format | None:

@@ -20,6 +20,9 @@ from cluster.shards.classes import ClassMatch, match_classes
 from cluster.shards.index import ShardSet, open_shard_set
 from cluster.storage.preflight import check_reachable, check_writable
 
+FEWEST_UPDATES = 20
+"""A training of fewer is told that it is too short."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -83,7 +86,10 @@ def check_inputs(config: TrainOptions, *, begun: bool) -> Inputs:
     classes = match_val(val_set, train_set.class_names)
     _check_profile(config, train_set)
     # A training that has begun has been told so.
-    warnings = () if begun else _check_objects(config, train_set, val_set)
+    warnings: tuple[str, ...] = ()
+    if not begun:
+        objects = _check_objects(config, train_set, val_set)
+        warnings = (*objects, *_too_short(config, train_set))
     weights = _weights_digest(config, train_set, begun=begun)
     return Inputs(train_set, val_set, weights, classes.notes("data.val"), warnings)
 
@@ -110,6 +116,18 @@ def _check_objects(config: TrainOptions, train_set: ShardSet, val_set: ShardSet)
     view = anchor_fit.View(config.canvas, config.model.anchors)
     unfit = anchor_fit.warning(objects, train_set.class_names, view)
     return (unfit,) if unfit else ()
+
+
+def _too_short(config: TrainOptions, train_set: ShardSet) -> tuple[str, ...]:
+    training = config.training
+    updates = training.epochs * math.ceil(train_set.num_rows / training.batch_size)
+    if updates >= FEWEST_UPDATES:
+        return ()
+    return (
+        f"the training has {updates} updates of the weights, too few to learn from (below"
+        f" {FEWEST_UPDATES}; hundreds are usual); give more"
+        " --training.epochs or a smaller --training.batch_size",
+    )
 
 
 def match_val(val_set: ShardSet, class_names: Sequence[str]) -> ClassMatch:

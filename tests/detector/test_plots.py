@@ -109,6 +109,17 @@ def test_overlay_draws_the_truth_beneath():
     assert (min(xs), max(xs), min(ys), max(ys)) == (20, 50, 20, 60)
 
 
+def test_an_overlay_without_a_box_says_why():
+    # Scores 0.95, 0.5 and 0.2.
+    picture = np.zeros((80, 120, 3), np.uint8)
+    (axes,) = overlay_figure(
+        picture, found(), ("cat", "dog"), score_threshold=0.96, title="7.jpg"
+    ).axes
+    assert axes.get_title() == "7.jpg: 0 of 3 above 0.96" and not axes.lines
+    (axes,) = overlay_figure(picture, found(), ("cat", "dog"), score_threshold=0.95).axes
+    assert axes.get_title() == "" and len(axes.lines) == 1
+
+
 def test_annotations_are_outlined_and_named_crowds_dashed():
     boxes = np.array([[10, 5, 60, 40], [70, 50, 90, 70]], np.float32)
     (axes,) = annotation_figure(

@@ -188,15 +188,11 @@ def upload(path: Path, key: str) -> None:
 
 
 def place_data(folder: Path, coco: Path) -> None:
-    """The quickstart's data, a folder for each format, and a weight file. The tutorial makes
-    coco/.
-    """
+    """A folder for each format, and a weight file. The tutorial makes coco/."""
     from safetensors.torch import save_file
 
     from detector.model import RetinaNet
 
-    (folder / "data").mkdir()
-    (folder / "data/quickstart").symlink_to(coco)
     annotations = json.loads((coco / "annotations/instances_val.json").read_text())
     (folder / "street").mkdir()
     (folder / "street/instances.json").write_text(json.dumps(annotations))

@@ -15,8 +15,19 @@ from cluster.formats.read import in_val
 from cluster.shards.format import Category, Row, shard_name
 from cluster.shards.index import Index, ShardSet, write_index
 from cluster.shards.write import write_shard
+from cluster.storage.files import write_json
 from pipelines.data_section import DataSection, identity, pictures
 from tests.support.parquet_sets import row, write
+
+
+def coco_of(split: str, *names: str) -> dict[str, Any]:
+    """A COCO file of images without boxes."""
+    images = [
+        {"id": number, "file_name": name, "height": 8, "width": 8}
+        for number, name in enumerate(names)
+    ]
+    categories = [{"id": 1, "name": "cat"}]
+    return {"info": split, "images": images, "annotations": [], "categories": categories}
 
 
 @pytest.fixture
@@ -26,7 +37,7 @@ def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split in ("train", "val"):
         (tmp_path / "data/images" / split).mkdir(parents=True)
         (tmp_path / "data/images" / split / "1.jpg").write_bytes(split.encode())
-        (tmp_path / f"data/annotations/{split}.json").write_text(f'{{"{split}": []}}')
+        write_json(str(tmp_path / f"data/annotations/{split}.json"), coco_of(split, "1.jpg"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -100,7 +111,9 @@ def set_of(folder: Path, images: list[tuple[int, int, str]]) -> ShardSet:
 
 
 def test_the_images_of_several_sources_have_the_ids_of_the_set(coco: Path) -> None:
-    (coco / "data/images/val/2.jpg").touch()
+    for name in ("2.jpg", "unlisted.jpg"):
+        (coco / "data/images/val" / name).touch()
+    write_json(f"{coco}/data/annotations/val.json", coco_of("val", "1.jpg", "2.jpg", "gone.jpg"))
     # Both sources have a 1.jpg; prepare moved the second one's ids up, and left 2.jpg out.
     prepared = set_of(coco / "set", [(0, 7, "1.jpg"), (1, 15, "1.jpg")])
     both = [
@@ -123,6 +136,7 @@ def test_the_images_of_a_split_are_those_that_prepare_takes(coco: Path) -> None:
     names = [f"{number}.jpg" for number in range(1, 41)]
     for name in names:
         (coco / "data/images/train" / name).touch()
+    write_json(f"{coco}/data/annotations/train.json", coco_of("train", *names))
     prepared = set_of(coco / "set", [(0, 1, "1.jpg")])
     found = {}
     for split in ("train", "val"):

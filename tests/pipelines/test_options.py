@@ -151,7 +151,7 @@ OPTIONS = {
         data.val: seed shard_size_mib row_group_rows max_pixels
         data.val: max_quarantined max_quarantined_annotations accept
         data.val.sources[]: name format annotations images
-        tune registered_name pictures overlays
+        tune registered_name pictures minutes overlays
         plan from_stage until_stage only_stage
     """,
     "shards": "data verify samples output",

@@ -5,6 +5,7 @@ reuses.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from cluster.shards.index import open_shard_set
 from cluster.shards.read import read_columns
 from pipelines.command_line import parse, run_verb
+from pipelines.folder_run import read
 from pipelines.run import main
 from pipelines.run_config import RunConfig
 
@@ -56,9 +58,9 @@ def stage_lines(said: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """Sections for one YOLO source in `tmp_path`, split by hash, with paths relative to it. It has
-    the images of both splits of `small_coco`, 32 in all.
+def yolo(small_coco: Path, tmp_path: Path) -> str:
+    """A zip in `tmp_path` of one YOLO source without splits. It has the images of both splits of
+    `small_coco`, 32 in all.
     """
     images, labels = tmp_path / "yolo/images", tmp_path / "yolo/labels"
     images.mkdir(parents=True)
@@ -82,32 +84,21 @@ def yolo(small_coco: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
                     label = numbers[annotation["category_id"]]
                     lines.append(" ".join(map(str, (label, *shares))) + "\n")
             (labels / f"{split}-{name}").with_suffix(".txt").write_text("".join(lines))
-    source = {
-        "annotations": "yolo/labels",
-        "images": "yolo/images",
-        "format": "yolo",
-        "val_share": 0.3,
-    }
-    return {split: {**source, "split": split} for split in ("train", "val")}
+    shutil.make_archive(str(tmp_path / "yolo"), "zip", tmp_path / "yolo")
+    return "yolo.zip"
 
 
-def flags_of(sections: dict[str, dict[str, Any]]) -> list[str]:
-    return [
-        f"--data.{split}.{name}={value}"
-        for split, fields in sections.items()
-        for name, value in fields.items()
-    ]
-
-
-def type_run(*flags: str) -> None:
+def type_run(*words: str) -> None:
     """The command as it is typed, in this process."""
     with pytest.raises(SystemExit) as end:
-        run_verb(RunConfig, main, description="test", argv=list(flags))
+        run_verb(RunConfig, main, description="test", argv=list(words), read=read)
     assert end.value.code == 0
 
 
 TINY_FLAGS = [
     "--name=tiny",
+    "--data.train.val_share=0.3",
+    "--data.val.val_share=0.3",
     "--storage=out",
     "--model.backbone=resnet18",
     "--model.width=64",
@@ -126,8 +117,8 @@ TINY_FLAGS = [
 ]
 
 
-def test_a_yolo_source_with_relative_paths_is_split_and_runs_once_and_then_only_what_changed(
-    yolo: dict[str, dict[str, Any]],
+def test_a_zip_is_recognised_and_split_and_runs_once_and_then_only_what_changed(
+    yolo: str,
     small_coco: Path,
     ray_cluster: str,
     tmp_path: Path,
@@ -135,7 +126,7 @@ def test_a_yolo_source_with_relative_paths_is_split_and_runs_once_and_then_only_
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    type_run(*TINY_FLAGS, *flags_of(yolo))
+    type_run(yolo, *TINY_FLAGS)
     said = capsys.readouterr().out
     lines = stage_lines(said)
     assert list(lines) == STAGES and all(line.startswith("done in ") for line in lines.values())
@@ -160,10 +151,16 @@ def test_a_yolo_source_with_relative_paths_is_split_and_runs_once_and_then_only_
     summary = said[said.rindex("\n\n") :]
     assert "model        models:/tiny/1" in summary
     assert f"predictions  {predictions}" in summary
-    assert "ui --backend-store-uri" in summary
+    assert "ui --backend-store-uri" in summary and "/report.html in a browser" in summary
+    assert f"predicts on the {len(ids['val'])} pictures of data.val" in said
+    assert f"has {-(-len(ids['train']) // 8)} updates of the weights, too few" in said
 
-    type_run(*TINY_FLAGS, *flags_of(yolo))
+    # The command again, and the file that it wrote.
+    type_run(yolo, *TINY_FLAGS)
     again = capsys.readouterr().out
+    assert "settings    those of out/tiny.yaml" in again
+    type_run("--config", "out/tiny.yaml")
+    assert stage_lines(capsys.readouterr().out) == stage_lines(again)
     lines = stage_lines(again)
     assert list(lines) == STAGES
     assert all(line.startswith("reused (fingerprint ") for line in lines.values())
@@ -171,7 +168,7 @@ def test_a_yolo_source_with_relative_paths_is_split_and_runs_once_and_then_only_
 
     # Only the last stage depends on the pictures; no stage depends on the number of workers.
     two_workers = [flag.replace("training.workers=1", "training.workers=2") for flag in TINY_FLAGS]
-    type_run(*two_workers, *flags_of(yolo), f"--pictures={small_coco}/images/train")
+    type_run(yolo, *two_workers, f"--pictures={small_coco}/images/train")
     lines = stage_lines(capsys.readouterr().out)
     assert [name for name, line in lines.items() if not line.startswith("reused")] == ["predict"]
     assert sorted(

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipelines.command_line import run_verb
-from pipelines.terminal import REPLACES, plain, plain_output
+from pipelines.terminal import REPLACES, next_command, plain, plain_output
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,12 @@ def test_a_text_is_printed_as_what_it_is(
         print(text, end="", file=sys.stderr)
         sys.stdout.writelines([text])
     assert capsys.readouterr() == (shown * 2, shown)
+
+
+def test_the_next_command_can_be_typed() -> None:
+    said = next_command("evaluate", run="my runs/a", data="val", tracking__uri=None)
+    assert said == "next     retinaray evaluate --run 'my runs/a' --data val"
+    assert next_command("a", b__c="d").endswith(" --b.c d")
 
 
 class Empty(BaseModel):

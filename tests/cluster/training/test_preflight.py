@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import DataError, UsageError
 from cluster.runs.config import TrainConfig
 from cluster.shards.index import Counts
-from cluster.training.preflight import _check_objects, _check_sets
+from cluster.training.preflight import _check_objects, _check_sets, _too_short
 from tests.support.shard_sets import row, write_set
 
 CONFIG = TrainConfig.model_validate({"name": "a", "data": {"train": "/train", "val": "/val"}})
@@ -45,3 +45,11 @@ def test_a_set_with_objects_is_taken(tmp_path: Path) -> None:
 def test_a_set_without_images_is_refused() -> None:
     with pytest.raises(UsageError, match="^data.train: has no images"):
         _check_sets(CONFIG, shard_set(), shard_set(images=4, boxes=3))
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(12, True), (19, True), (20, False)])
+def test_a_training_of_few_updates_is_told_so(epochs: int, said: bool) -> None:
+    # 16 of 16 images are one update an epoch.
+    fields = {**CONFIG.model_dump(), "training": {"epochs": epochs, "batch_size": 16}}
+    warnings = _too_short(TrainConfig.model_validate(fields), shard_set(images=16))
+    assert [f"has {epochs} updates of the weights" in line for line in warnings] == [True] * said
