@@ -135,8 +135,10 @@ class Typed:
 
     def __init__(self, flags: list[str], *, verb: str = "train", patch: str = "", **changes: str):
         start = f"runpy.run_module('pipelines.{verb}', run_name='__main__', alter_sys=True)"
+        # As in a terminal, also where the tests run behind `&`, which has it ignored.
+        ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"{patch}\nimport runpy; {start}", *flags],
+            [sys.executable, "-c", f"{ctrl_c}\n{patch}\nimport runpy; {start}", *flags],
             cwd=ROOT,
             env=environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1", **changes),
             stdout=subprocess.PIPE,
