@@ -101,7 +101,7 @@ def step(
     ).read()
 
 
-# Faster R-CNN on C4 learns slower; tests/integration/test_baselines_learn.py trains it.
+# Faster R-CNN on C4 learns slower.
 @pytest.mark.parametrize("architecture", [name for name in NETWORKS if name != "faster_rcnn_c4"])
 def test_a_few_steps_learn(architecture):
     network, batch = net(architecture, norm="group"), collate(SCENES[:2])
