@@ -8,7 +8,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Architecture = Literal["retinanet", "faster_rcnn", "fcos"]
+Architecture = Literal[
+    "retinanet",
+    "faster_rcnn",
+    "faster_rcnn_c4",
+    "fcos",
+    "ssd",
+    "dssd",
+    "yolov2",
+    "detr",
+    "detr_dc5",
+]
+_RESIDUAL = ("classes", "backbone", "norm", "frozen_stages", "stride_in")
+BASELINE_PARTS: dict[Architecture, tuple[str, ...]] = {
+    "faster_rcnn": (*_RESIDUAL, "width", "base_sizes", "ratios"),
+    "faster_rcnn_c4": (*_RESIDUAL, "base_sizes", "ratios"),
+    "fcos": (*_RESIDUAL, "width", "p6_from"),
+    "ssd": (*_RESIDUAL, "width", "base_sizes", "ratios"),
+    "dssd": (*_RESIDUAL, "width", "base_sizes", "ratios"),
+    "yolov2": ("classes", "norm", "width", "base_sizes", "ratios"),
+    "detr": (*_RESIDUAL, "width"),
+    "detr_dc5": (*_RESIDUAL, "width"),
+}
+"""The keywords of `RetinaNet` that each baseline uses. The keys are those of
+`detector.baselines.NETWORKS`.
+"""
+BASELINE_DECODE_UNUSED: dict[Architecture, tuple[tuple[str, ...], str]] = {
+    "faster_rcnn": (("top_per_level",), "which keeps 1000 proposals an image"),
+    "faster_rcnn_c4": (("top_per_level",), "which keeps 1000 proposals an image"),
+    "detr": (("top_per_level", "nms_threshold"), "which has one box a query and no NMS"),
+    "detr_dc5": (("top_per_level", "nms_threshold"), "which has one box a query and no NMS"),
+}
+"""The settings of `DecodeConfig` that a baseline does not use, and why."""
 BackboneName = Literal[
     "resnet18",
     "resnet34",

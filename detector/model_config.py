@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from detector.choices import (
+    BASELINE_PARTS,
     AnchorConvention,
     Architecture,
     BackboneName,
@@ -106,8 +107,9 @@ class ModelConfig(Section):
     architecture: Architecture = Field(
         default="retinanet",
         description=(
-            "retinanet, or a baseline for comparison: torchvision's faster_rcnn or fcos on the same"
-            " backbone and pyramid"
+            "retinanet, or a baseline for comparison: faster_rcnn and fcos on the same backbone and"
+            " pyramid; faster_rcnn_c4, ssd, dssd, detr and detr_dc5 on the same backbone; yolov2 on"
+            " DarkNet-19"
         ),
     )
     backbone: BackboneName = Field(
@@ -170,11 +172,10 @@ class ModelConfig(Section):
         if self.architecture == "retinanet":
             return self
         reason = f"in the baseline {self.architecture}"
-        unused = {"faster_rcnn": ("head_norm", "prior", "p6_from"), "fcos": ("head_norm", "prior")}
-        refuse_unused(self, "model", unused[self.architecture], reason)
-        used = {"faster_rcnn": ("base_sizes", "ratios"), "fcos": ()}[self.architecture]
-        unused_anchors = [name for name in AnchorConfig.model_fields if name not in used]
-        refuse_unused(self.anchors, "model.anchors", unused_anchors, reason)
+        used = BASELINE_PARTS[self.architecture]
+        for section, where in ((self, "model"), (self.anchors, "model.anchors")):
+            parts = type(section).model_fields.keys() - {"architecture", "anchors", *used}
+            refuse_unused(section, where, sorted(parts), reason)
         return self
 
     @model_validator(mode="after")

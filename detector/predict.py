@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from detector import json_text
-from detector.baselines import Baseline, build_model
+from detector.baseline import Baseline
+from detector.baselines import build_model
 from detector.batch import (
     Batch,
     Sample,

@@ -12,6 +12,7 @@ from cluster.runs import names, weight_file
 from cluster.runs.data_config import DataConfig, SamplingConfig
 from cluster.runs.training_config import EVALUATION_SHARE, TrainingConfig, TrainingOptions
 from cluster.storage.uris import absolute, join
+from detector.choices import BASELINE_DECODE_UNUSED
 from detector.config import Section, refuse_unused, shown
 from detector.image_config import AugmentationConfig, CanvasConfig
 from detector.model_config import DecodeConfig, ModelConfig
@@ -187,9 +188,8 @@ class TrainSections(Section):
         unused = [name for name in LossConfig.model_fields if name != "box_weight"]
         reason = f"in the baseline {architecture}, which has losses of its own"
         refuse_unused(self.loss, "loss", unused, reason)
-        if architecture == "faster_rcnn":
-            reason = "in the baseline faster_rcnn, which keeps 1000 proposals an image"
-            refuse_unused(self.decode, "decode", ["top_per_level"], reason)
+        unused, why = BASELINE_DECODE_UNUSED.get(architecture, ((), ""))
+        refuse_unused(self.decode, "decode", unused, f"in the baseline {architecture}, {why}")
         return self
 
     @property

@@ -56,10 +56,11 @@ def model_card(
     with 95 %; None where it is not known.
     """
     model, canvas, decode = (config.get(part, {}) for part in ("model", "canvas", "decode"))
+    architecture = model.get("architecture", "retinanet")
+    backbone = "DarkNet-19" if architecture == "yolov2" else model.get("backbone", "?")
     parts = [
         f"# {name}",
-        f"A {_words(model.get('architecture', 'retinanet'))} on a {model.get('backbone', '?')}"
-        f" that detects {len(best.per_class)} classes.",
+        f"A {_words(architecture)} on a {backbone} that detects {len(best.per_class)} classes.",
         "## How good it is",
         _scores(best, interval),
         "## Classes",

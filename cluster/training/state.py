@@ -12,7 +12,7 @@ import torch
 from cluster.errors import UsageError
 from cluster.loading import epoch_plan
 from cluster.training.checkpoint_download import other_version
-from detector.baselines import Baseline
+from detector.baseline import Baseline
 from detector.checkpoint import Snapshot, load_checkpoint, load_weights, take_snapshot
 from detector.loss import FIRST_AVERAGE
 from detector.model import RetinaNet

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.training.ranks import Ranks
+from detector.baseline import Baseline
 from detector.baseline_step import baseline_step
-from detector.baselines import Baseline
 from detector.batch import Batch
 from detector.choices import LossSettings
 from detector.model import RetinaNet

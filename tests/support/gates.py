@@ -50,7 +50,7 @@ def wait_at_gate(folder: str, steps: int) -> Any:
         from torch.nn.modules.module import register_module_forward_pre_hook
 
         from cluster.training import watchdog
-        from detector.baselines import Baseline
+        from detector.baseline import Baseline
         from detector.model import RetinaNet
 
         begun, trains = 0, 0
@@ -82,7 +82,7 @@ def wait_before_steps(seconds: float) -> Any:
 
         from torch.nn.modules.module import register_module_forward_pre_hook
 
-        from detector.baselines import Baseline
+        from detector.baseline import Baseline
         from detector.model import RetinaNet
 
         def before_forward(module: Any, _: Any) -> None:
