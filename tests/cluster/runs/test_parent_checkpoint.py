@@ -93,7 +93,7 @@ def test_a_begun_run_no_longer_needs_its_checkpoint(
     before = preflight.check(config)
     files.write_json(join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
     os.rename(parent, tmp_path / "moved")
-    assert preflight.check(config) == dataclasses.replace(before, begun=True)
+    assert preflight.check(config) == dataclasses.replace(before, begun=True, warnings=())
     with pytest.raises(UsageError, match="from_checkpoint was '.*', is None"):
         preflight.check(configure())
 
@@ -110,7 +110,9 @@ def test_a_run_begun_with_a_relative_path_continues_with_an_absolute_one(
     before = preflight.check(typed)
     files.write_json(join(run_folder.checkpoint_uri(typed.run_uri, 10), run_folder.STATE_FILE), {})
     os.rename(parent, tmp_path / "moved")
-    assert preflight.check(typed.with_absolute_uris()) == dataclasses.replace(before, begun=True)
+    assert preflight.check(typed.with_absolute_uris()) == dataclasses.replace(
+        before, begun=True, warnings=()
+    )
     with pytest.raises(UsageError, match="there is no such folder"):
         preflight.check(configure(from_checkpoint=str(tmp_path / "another")))
 

@@ -237,7 +237,7 @@ def test_a_begun_run_no_longer_needs_its_file_but_refuses_another_one(
     before = preflight.check(config)
     files.write_json(join(run_folder.checkpoint_uri(config.run_uri, 10), run_folder.STATE_FILE), {})
     path.unlink()
-    assert preflight.check(config) == dataclasses.replace(before, begun=True)
+    assert preflight.check(config) == dataclasses.replace(before, begun=True, warnings=())
     own_file(path, prior=0.5)
     with pytest.raises(UsageError, match="another configuration .pretrained was "):
         preflight.check(config)
