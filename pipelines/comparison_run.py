@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from cluster.compute.session import RayConfig
 from cluster.scoring.compare_packages import NUMBERS, Candidate, compare_packages
-from cluster.storage import files, preflight, uris
+from cluster.storage import preflight, uris
 from cluster.storage.scratch import scratch_folder
 from cluster.tracking.config import TrackingConfig
 from cluster.tracking.evaluation import Subject, log_comparison
 from detector.choices import WHOLE_PICTURE, ViewSettings
 from pipelines.data_section import DataSection
-from pipelines.evaluation_run import names_in
+from pipelines.evaluation_run import names_in, replace_results
 from pipelines.evaluation_set import evaluation_set
 from pipelines.scored_detector import find_detector, mlflow_run, record
 from pipelines.scoring_inputs import Replicas, connect_for, given_classes, matched_classes
@@ -89,7 +89,7 @@ def compare(
             **vars(replicas),
         )
         written = names_in(folder)
-        files.upload_folder(folder, output, last=NUMBERS)
+        replace_results(folder, output, last=NUMBERS)
         if place is not None:
             name = subject.name_in(None)
             notes = (*notes, *record(log_comparison, place, folder, subject, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.compute.session import RayConfig
@@ -113,7 +114,7 @@ def evaluate(
             **vars(replicas),
         )
         written = names_in(folder)
-        _replace_results(folder, output, last="metrics.json")
+        replace_results(folder, output, last="metrics.json", parts=(f"{OVERLAYS}/", *REPORT_FILES))
         notes = [*classes.notes("data"), *remarks]
         if place is not None:
             name = subject.name_in(detector.run)
@@ -131,13 +132,13 @@ def names_in(folder: str) -> tuple[str, ...]:
     )
 
 
-def _replace_results(folder: str, output: str, *, last: str) -> None:
-    """Write a local folder to `output`. No report or drawing of former results stays beside these;
-    their file `last`, which says that they are whole, goes first.
+def replace_results(folder: str, output: str, *, last: str, parts: Sequence[str] = ()) -> None:
+    """Write a local folder to `output`. The file `last` says that results are whole: that of former
+    ones is deleted first, then their `parts` that these may lack: files, and folders with a slash.
     """
     if files.exists(uris.join(output, last)):
         files.delete_file(uris.join(output, last))
-        files.delete_folder(uris.join(output, OVERLAYS))
-        for name in REPORT_FILES:
-            files.delete_file(uris.join(output, name))
+        for part in parts:
+            delete = files.delete_folder if part.endswith("/") else files.delete_file
+            delete(uris.join(output, part.rstrip("/")))
     files.upload_folder(folder, output, last=last)

@@ -166,7 +166,7 @@ def _machine(settings: RunConfig) -> Machine:
     """This machine, or the cluster that the run will use, which is connected here."""
     import torch
 
-    from cluster.compute.resources import alive_nodes, total
+    from cluster.compute.resources import node_resources, total, usable_cpus
     from cluster.compute.session import connect, would_start
     from cluster.training.starting_point import LARGE_GPU_GIB, Machine
 
@@ -175,10 +175,10 @@ def _machine(settings: RunConfig) -> Machine:
         gpus, gib = torch.cuda.device_count(), 0.0
         if gpus:
             gib = torch.cuda.get_device_properties(0).total_memory / (1 << 30)
-        machine = Machine(ray.num_cpus or os.cpu_count() or 1, gpus, gib)
+        machine = Machine(ray.num_cpus or usable_cpus(), gpus, gib)
     else:
         connect(ray.address, num_cpus=ray.num_cpus, logs=ray.logs)
-        there = total(alive_nodes())
+        there = total(node_resources())
         machine = Machine(int(there["CPU"]), int(there["GPU"]), LARGE_GPU_GIB)
     print(f"machine     {machine.cores} CPUs and {machine.gpus} GPUs")
     return machine

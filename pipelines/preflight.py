@@ -32,8 +32,9 @@ class PreflightConfig(Section):
 
 
 def main(config: PreflightConfig) -> None:
+    from cluster.compute.resources import alive_nodes
     from cluster.compute.session import connect
-    from cluster.preflight.cluster import alive_nodes, check_nodes, check_this_machine
+    from cluster.preflight.cluster import check_nodes, check_this_machine
     from cluster.preflight.finding import refuse_failed
     from cluster.preflight.network import check_network, ranks_of
     from cluster.tracking.config import experiment_name, tracking_uri

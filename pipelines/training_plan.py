@@ -9,14 +9,13 @@ import math
 from cluster.compute import resources
 from cluster.runs import lease, run_folder
 from cluster.runs.config import TrainOptions
-from cluster.runs.identity import identity
+from cluster.runs.identity import default_identity, identity
 from cluster.shards.index import ShardSet
 from cluster.storage.preflight import check_reachable, check_writable
 from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri
 from cluster.tracking.preflight import check_experiment, check_server
 from cluster.training import placement, preflight
 from cluster.training.automatic import fit_to_pictures
-from cluster.workflow.planned import changed_fields
 
 
 def plan_lines(config: TrainOptions, *, tracking: TrackingConfig) -> list[str]:
@@ -86,11 +85,11 @@ def _begin(config: TrainOptions, found: list[str], same: dict[str, object]) -> l
     else:
         return ["begin    a new run"]
     owner = run_folder.read_claim(config.run_uri)
-    changes = changed_fields(owner.identity, same) if owner else ()
+    changes = run_folder.changes(owner, same, default_identity(config)) if owner else {}
     if not changes:
         return [f"begin    the run {state}"]
     return [
         f"begin    would be refused: the run of this name {state}, with other settings;"
         " choose another --name, or repeat the old values",
-        *(f"         {change}" for change in changes),
+        *(f"         {field}: {was} -> {now}" for field, (was, now) in changes.items()),
     ]

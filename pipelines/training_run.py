@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.preflight.cluster import refuse_unfit_nodes
-from cluster.runs import run_folder
 from cluster.runs.config import TrainConfig, TrainOptions
 from cluster.runs.evaluations import Evaluation
 from cluster.runs.events import Event
+from cluster.storage.flat_json import flatten
 from cluster.storage.preflight import check_writable
 from cluster.tracking.config import TrackingConfig, experiment_name, tracking_uri, ui_command
 from cluster.tracking.preflight import check_experiment, check_server
@@ -69,7 +69,7 @@ def train(options: TrainOptions, *, ray: RayConfig, tracking: TrackingConfig) ->
         experiment=experiment_name(tracking.experiment),
         run=config.run_uri,
         name=config.name,
-        params=run_folder.flatten(checked.identity),
+        params=flatten(checked.identity),
         config=config.model_dump_json(indent=1),
         pictures=TrainingPictures(config.name, checked.train_set, config.data.val),
     )
@@ -95,7 +95,7 @@ def settle(options: TrainOptions) -> TrainConfig:
     """The training with a value for each `auto`, from the nodes of the cluster; each is said. Ray
     must be connected.
     """
-    choice = automatic.choose(options.training, resources.alive_nodes())
+    choice = automatic.choose(options.training, resources.node_resources())
     for reason in choice.reasons:
         print(f"note: {reason}")
     return options.settled(

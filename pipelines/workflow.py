@@ -282,12 +282,12 @@ def _predict(checked: Checked) -> Stage:
 
 def _scoring_options(checked: Checked) -> dict[str, Any]:
     """What `evaluate` and `predict` take alike: as many processes as the training has."""
-    from cluster.compute.resources import alive_nodes
+    from cluster.compute.resources import node_resources
     from cluster.training.automatic import choose
     from pipelines.scoring_inputs import Replicas
 
     training = checked.config.training
-    chosen = choose(training, alive_nodes())
+    chosen = choose(training, node_resources())
     return {
         "replicas": Replicas(chosen.workers, training.cpus_per_worker, chosen.gpus_per_worker),
         "ray": checked.config.ray,

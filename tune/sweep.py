@@ -26,7 +26,7 @@ import ray
 from cluster.compute import resources, session
 from cluster.compute.session import RayConfig
 from cluster.errors import PlainError
-from cluster.preflight.cluster import alive_nodes, refuse_unfit_nodes
+from cluster.preflight.cluster import refuse_unfit_nodes
 from cluster.runs import lease, run_folder, weight_file
 from cluster.runs.config import TrainConfig
 from cluster.storage.preflight import check_writable
@@ -248,7 +248,7 @@ def _run(
                 weights=inputs.weights,
                 mailbox=mailbox,
                 board=open_board(),
-                local_size=math.ceil(concurrent / max(1, len(alive_nodes()))),
+                local_size=math.ceil(concurrent / max(1, len(resources.alive_nodes()))),
             )
             _complete(plan, tracked)
             records = {record.trial: record for record in plan.records}
@@ -366,7 +366,7 @@ def trials_at_once(budget: SweepConfig, *, autoscaling: bool, say: Say) -> int:
     resources.check_resources(budget.processes, what=request, autoscaling=autoscaling)
     if autoscaling:
         return budget.concurrent
-    fits = fitting(budget, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    fits = fitting(budget, resources.node_resources())
     if fits < budget.concurrent:
         needed, available = (
             resources.shown(resources.total(each))

@@ -26,3 +26,6 @@ def make_private(folder: str, *, remedy: str) -> None:
         fault = "can be written by other users"
     if fault:
         raise UsageError(f"{folder}: {fault}; remove it, or {remedy}")
+    # Earlier versions let others look into it.
+    if status.st_mode & 0o077:
+        os.chmod(folder, 0o700)

@@ -7,14 +7,13 @@ continued here: the workers of `pool` decode such an image apart.
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
-from cluster.compute.resources import FEW_IMAGES
+from cluster.compute.resources import FEW_IMAGES, usable_cpus
 from cluster.errors import PlainError
 from cluster.prediction.image_list import ImageList
 from cluster.prediction.overlays import DrawnPart, OverlayJob, draw_part
@@ -37,8 +36,7 @@ def is_few(images: ImageList) -> bool:
 
 def thread_count() -> int:
     """As many as this process may use cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MOST_THREADS, cores or 1)
+    return min(MOST_THREADS, usable_cpus())
 
 
 def run_parts(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, cast
 
-from cluster.compute.resources import booked, reading_worker, task_options
+from cluster.compute.resources import alive_nodes, booked, reading_worker, task_options
 from cluster.errors import PlainError
 from cluster.prediction.overlays import DrawnPart, OverlayJob, draw_part
 from cluster.prediction.part import PartJob, PartReport
@@ -279,9 +279,7 @@ class _Pool:
 
 def _nodes() -> frozenset[str]:
     """The ids of the nodes that are up."""
-    import ray
-
-    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    return frozenset(node["NodeID"] for node in alive_nodes())
 
 
 def _without_node_losses(deaths: list[frozenset[str]]) -> int:

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.compute.resources import alive_nodes
 from cluster.preflight import node as measured
 from cluster.preflight.finding import Finding, State, refuse_failed
 from cluster.preflight.judge import Driver, Node, check_disk, check_shared_memory, judge
+from cluster.preflight.pinned import on_node
 from cluster.preflight.storage_speed import marked
 from cluster.storage.uris import absolute
 
@@ -75,13 +77,6 @@ def _warning_of(finding: Finding) -> Finding:
     return replace(finding, state="warn") if finding.state == "fail" else finding
 
 
-def alive_nodes() -> list[dict[str, Any]]:
-    """As `ray.nodes` has them."""
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def _this_driver() -> Driver:
     return Driver(
         platform.python_version(),
@@ -97,7 +92,7 @@ def _ask(
     from ray.exceptions import RayError
 
     tasks = {
-        _on(measured.measure, node).remote(_name(node), storage, marker): node for node in alive
+        _on(node, measured.measure).remote(_name(node), storage, marker): node for node in alive
     }
     ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_S)
     silent: dict[str, tuple[State, str]] = {
@@ -129,13 +124,9 @@ def _ask(
     return answered, [_silent(node, *silent[node["NodeID"]]) for node in still]
 
 
-def _on(function: Callable[..., Any], node: Mapping[str, Any]) -> Any:
-    """`function` as a task for this node. A process that dies once is no fault of the node."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(function).options(num_cpus=0, max_retries=2, scheduling_strategy=strategy)
+def _on(node: Mapping[str, Any], function: Callable[..., Any]) -> Any:
+    # A process that dies once is no fault of the node.
+    return on_node(function, node["NodeID"], retries=2)
 
 
 def _clock(node: Mapping[str, Any]) -> tuple[float, float]:
@@ -145,7 +136,7 @@ def _clock(node: Mapping[str, Any]) -> tuple[float, float]:
     import ray
 
     before = time.time()
-    there: Any = ray.get(_on(measured.now, node).remote(), timeout=ANSWER_S)
+    there: Any = ray.get(_on(node, measured.now).remote(), timeout=ANSWER_S)
     after = time.time()
     return there - (before + after) / 2, (after - before) / 2
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from cluster.preflight.finding import Finding
+from cluster.preflight.pinned import on_node
 
 FLOATS = 16 << 20
 """64 MiB, about the gradients of half a ResNet-50 detector."""
@@ -52,9 +53,11 @@ def check_network(ranks: Sequence[Rank]) -> Finding:
     backend: Literal["nccl", "gloo"] = "nccl" if ranks[0].gpu else "gloo"
     tasks = []
     try:
-        master = ray.get(_on(_meeting_place, ranks[0], gpu=False).remote(), timeout=ANSWER_S)
+        master = ray.get(on_node(_meeting_place, ranks[0].node).remote(), timeout=ANSWER_S)
         tasks = [
-            _on(measure_all_reduce, rank, gpu=rank.gpu).remote(number, len(ranks), master, backend)
+            on_node(measure_all_reduce, rank.node, gpus=int(rank.gpu)).remote(
+                number, len(ranks), master, backend
+            )
             for number, rank in enumerate(ranks)
         ]
         rate = min(ray.get(tasks, timeout=ANSWER_S))
@@ -85,18 +88,6 @@ def _failed(backend: str, why: str) -> Finding:
         f"all-reduce ({backend}): {why}",
         "open all ports between the nodes, wait until other jobs leave their GPUs, and name the"
         " network with NCCL_SOCKET_IFNAME in the environment of `ray start`",
-    )
-
-
-def _on(function: Any, rank: Rank, *, gpu: bool) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return ray.remote(function).options(
-        num_cpus=0,
-        num_gpus=1 if gpu else 0,
-        max_retries=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(rank.node, soft=False),
     )
 
 

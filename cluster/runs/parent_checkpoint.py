@@ -13,6 +13,7 @@ from cluster.runs.config import TrainOptions
 from cluster.runs.package import Package, package_of
 from cluster.shards.index import ShardSet
 from cluster.storage import files, preflight, uris
+from cluster.storage.flat_json import flatten
 from cluster.storage.scratch import scratch_folder
 
 
@@ -141,7 +142,7 @@ def _state_settings(config: Mapping[str, Any], data_digest: str) -> dict[str, An
 def _refuse_differences(
     message: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], *, remedy: str
 ) -> None:
-    theirs, mine = run_folder.flatten(theirs), run_folder.flatten(mine)
+    theirs, mine = flatten(theirs), flatten(mine)
     differing = sorted(
         name for name in theirs.keys() | mine.keys() if theirs.get(name) != mine.get(name)
     )

@@ -13,7 +13,6 @@ Records carry the version of their keys; without one it is 1.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import uuid
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 from cluster.errors import DataError, UsageError, instead_of
 from cluster.storage import files, record_files
+from cluster.storage.flat_json import flatten
 from cluster.storage.uris import join
 
 # The last file of a checkpoint; detector.checkpoint has the same name, and importing it would bring
@@ -187,18 +187,14 @@ def claim(
     nothing to protect: another configuration may take its name.
     """
     owner = read_claim(run)
-    mine = flatten(identity)
-    theirs = flatten(owner.identity) if owner else {}
-    if owner:
-        unknown_to_owner = mine.keys() - theirs.keys()
-        theirs |= {k: v for k, v in flatten(defaults or {}).items() if k in unknown_to_owner}
-    differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+    differing = changes(owner, identity, defaults) if owner else {}
     if owner is None or not begun:
         run_uuid = owner.run_uuid if owner and not differing else uuid.uuid4().hex
         write(run, CONFIG, Claim(identity, config, run_uuid).to_json())
         return run_uuid
     if differing:
-        shown = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in differing[:4])
+        first = list(differing.items())[:4]
+        shown = "; ".join(f"{field} was {was!r}, is {now!r}" for field, (was, now) in first)
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise UsageError(
             f"{run}: this run was started with another configuration ({shown}{more}); choose"
@@ -207,14 +203,19 @@ def claim(
     return owner.run_uuid
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    if not isinstance(tree, Mapping):
-        return {prefix: json.loads(json.dumps(tree))}
+def changes(
+    owner: Claim, identity: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a run that owns a folder differs from this one: what each was and is.
+    `defaults`: see `claim`.
+    """
+    mine, theirs = flatten(identity), flatten(owner.identity)
+    unknown_to_owner = mine.keys() - theirs.keys()
+    theirs |= {k: v for k, v in flatten(defaults or {}).items() if k in unknown_to_owner}
     return {
-        k: v
-        for name, value in tree.items()
-        for k, v in flatten(value, f"{prefix}.{name}" if prefix else name).items()
+        k: (theirs.get(k), mine.get(k))
+        for k in sorted(mine.keys() | theirs.keys())
+        if mine.get(k) != theirs.get(k)
     }
 
 

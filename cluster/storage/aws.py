@@ -64,7 +64,7 @@ def check(found: Surroundings) -> None:
     settings = dict(found.settings)
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         url = settings.get(name)
-        # Workers are told of it, and Ray shows what they are told: it has no user and no query.
+        # Workers get it, and Ray shows what they get: it has no user and no query.
         if url and not re.fullmatch(r"https?://[^/@?][^@?]*", url):
             raise UsageError(
                 f"{name}: must be http://host:port or https://host:port; keys go into"

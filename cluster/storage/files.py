@@ -156,7 +156,7 @@ def read_range(uri: str, start: int, count: int) -> bytes:
 
 def read_json(uri: str) -> Any:
     """The content of a JSON file of at most `MAX_JSON` bytes. `DataError` with line and column
-    where it is not JSON; other errors: see `open_input`. `records` reads what it should be.
+    where it is not JSON; other errors: see `open_input`. `record_files` checks what it holds.
     """
     with open_input(uri) as file:
         if (size := file.size()) > MAX_JSON:

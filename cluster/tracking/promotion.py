@@ -210,9 +210,9 @@ def user() -> str:
 @contextmanager
 def _lock(client: MlflowClient, name: str) -> Iterator[None]:
     """One at a time moves the champion of `name`. `UsageError` names another one that does."""
-    token = json.dumps({"by": user(), "token": uuid.uuid4().hex})
     from mlflow.exceptions import MlflowException
 
+    token = json.dumps({"by": user(), "token": uuid.uuid4().hex})
     _wait_until_free(client, name)
     try:
         client.set_registered_model_tag(name, LOCK_TAG, token)

@@ -4,12 +4,12 @@ precision.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import ray
 import torch
 
+from cluster.compute.resources import usable_cpus
 from cluster.loading import epoch_plan
 from cluster.runs.events import Started
 from cluster.runs.training_config import TrainingConfig
@@ -60,9 +60,7 @@ def threads_each(workers: int) -> int:
     more than Ray counts there, which in a container is its quota. More threads than cores wait for
     each other by spinning.
     """
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    usable = usable_cpus()
     here = ray.get_runtime_context().get_node_id()
     counted = next(
         node["Resources"].get("CPU", usable) for node in ray.nodes() if node["NodeID"] == here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cluster.compute.resources import alive_nodes, decoding_shares, detection_shares, unplaced
+from cluster.compute.resources import decoding_shares, detection_shares, node_resources, unplaced
 from cluster.runs.config import DetectionShare, TrainConfig
 
 
@@ -37,7 +37,7 @@ def decode_place(
     """Where images are decoded, see `TrainingConfig.decode`; Ray must be connected."""
     if choice != "auto":
         return choice
-    nodes = alive_nodes()
+    nodes = node_resources()
     has_cpu_nodes = any(node.get("CPU") and not node.get("GPU") for node in nodes)
     return "tasks" if gpus_per_worker and has_cpu_nodes else "threads"
 

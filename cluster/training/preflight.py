@@ -21,7 +21,7 @@ from cluster.shards.index import ShardSet, open_shard_set
 from cluster.storage.preflight import check_reachable, check_writable
 
 FEWEST_UPDATES = 20
-"""A training of fewer is told that it is too short."""
+"""Of the weights; a training of fewer prints a warning."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.errors import PlainError
 from cluster.storage import files, uris
+from cluster.storage.flat_json import flatten
 from cluster.workflow.stages import (
     MANIFEST,
     SHOWN,
@@ -97,7 +98,7 @@ def _plan(
     where, seconds, changes = earlier
     if not changes:
         inputs = " or ".join(stage.inputs) or "the version of the program"
-        changes = (f"{inputs} is another",)
+        changes = (f"{inputs} has changed",)
     why = (f"compared with {where}:", *(f"  {change}" for change in changes))
     return Planned(stage.name, False, folder, why, seconds), known
 
@@ -129,7 +130,7 @@ def _most_similar(
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """One line for each field that differs: `training.optimizer.learning_rate: 0.01 -> 0.02`."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     return tuple(
         f"{field}: {_shown(old, field)} -> {_shown(new, field)}"
         for field in sorted(old.keys() | new.keys())
@@ -142,14 +143,3 @@ _ABSENT = object()
 
 def _shown(fields: Mapping[str, Any], field: str) -> str:
     return "unset" if field not in fields else str(fields[field])[:60]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        # As it is stored: a manifest has lists in place of tuples.
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {
-        field: value
-        for key, inner in tree.items()
-        for field, value in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -426,18 +426,40 @@ def test_thresholds_are_those_of_the_package_or_of_a_file(tmp_path: Path) -> Non
 
 
 def test_no_drawing_of_former_results_stays(tmp_path: Path) -> None:
-    for folder, names in (("old", ["overlays/1.png", "done.json"]), ("new", ["overlays/2.png"])):
+    for folder, names in (
+        ("old", ["overlays/1.png", "gone.html"]),
+        ("new", ["overlays/2.png"]),
+    ):
         for name in [*names, "done.json"]:
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(folder)
     (tmp_path / "old/mine.txt").write_text("mine")
-    evaluation_run._replace_results(f"{tmp_path}/new", f"{tmp_path}/old", last="done.json")
+    evaluation_run.replace_results(
+        f"{tmp_path}/new", f"{tmp_path}/old", last="done.json", parts=("overlays/", "gone.html")
+    )
     left = {
         path.relative_to(tmp_path / "old").as_posix(): path.read_text()
         for path in (tmp_path / "old").rglob("*")
         if path.is_file()
     }
     assert left == {"overlays/2.png": "new", "done.json": "new", "mine.txt": "mine"}
+
+
+def test_results_that_are_cut_off_do_not_pass_for_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        for name in ("page.html", "done.json"):
+            (tmp_path / folder / name).write_text(folder)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("cluster.storage.files.write_bytes", fail)
+    with pytest.raises(OSError, match="no space"):
+        evaluation_run.replace_results(f"{tmp_path}/new", f"{tmp_path}/old", last="done.json")
+    assert not (tmp_path / "old/done.json").exists()
 
 
 def test_a_checkpoint_of_the_run_is_scored_under_a_name_of_its_own(

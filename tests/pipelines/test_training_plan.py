@@ -9,6 +9,7 @@ import pytest
 from cluster.runs import run_folder
 from cluster.runs.identity import identity
 from cluster.shards.index import open_shard_set
+from cluster.storage import files
 from pipelines.train import TrainVerb, main
 from tests.support.trainings import TINY, TRAINING, configured
 
@@ -51,6 +52,11 @@ def test_a_plan_says_that_a_run_is_finished_and_which_setting_would_be_refused(
     stored = identity(config, *sets, weights=None)
     run_folder.claim(config.run_uri, {}, stored, begun=False)
     run_folder.write_finished(config.run_uri, run_folder.Finished(48, 2))
+    main(verb(small_sets, tmp_path))
+    assert "begin    the run is finished after 2 epochs" in capsys.readouterr().out
+    # A version that did not know a setting had its default.
+    del stored["augmentation"]["mixup"]
+    files.write_json(f"{config.run_uri}/config.json", run_folder.Claim(stored, {}, "1").to_json())
     main(verb(small_sets, tmp_path))
     assert "begin    the run is finished after 2 epochs" in capsys.readouterr().out
     main(verb(small_sets, tmp_path, epochs=3))

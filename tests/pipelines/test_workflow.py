@@ -250,7 +250,7 @@ def test_a_plan_says_what_the_run_then_does_and_which_option_changed(
     changed = plan(configuration(training=training), capsys)
     assert changed["prepare-val"].startswith("would be reused")
     assert "training.training.epochs: 3 -> 4\n" in changed["train"]
-    assert "train is another" in changed["register"]
+    assert "train has changed" in changed["register"]
     _, calls = run(configuration(training=training))
     assert calls == [name for name, said in changed.items() if said.startswith("would run")]
 

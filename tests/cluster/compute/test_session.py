@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -180,6 +181,9 @@ def test_ray_on_this_machine_has_a_token_that_this_user_alone_can_read(
         # Set first, so that what is set meanwhile is undone.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    # Ray in this process keeps its mode.
+    config = SimpleNamespace(Config=SimpleNamespace(initialize=lambda text: None))
+    monkeypatch.setattr(session, "import_module", lambda name: config)
     token = tmp_path / ".ray/auth_token"
     session._make_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +17,9 @@ from cluster.prediction.part import PartJob, PartReport
 from cluster.prediction.plan import OtherPrediction
 from cluster.prediction.pool import Crew, Workers
 from cluster.prediction.predict import predict
-from tests.support.predicting import InProcess, Reds, rows_of, write_package, write_pictures
+from tests.support.predicting import Feed, InProcess, Reds, rows_of, write_package, write_pictures
 
 JOB = PartJob("/out", 0, "claim", "", 1)
-
-
-class Feed:
-    """Parts 0..`count`-1 of 10 images; each second question comes too early."""
-
-    def __init__(self, count: int):
-        self.parts, self.asked = list(range(count)), 0
-
-    def next_part(self) -> tuple[int, int] | None:
-        self.asked += 1
-        if self.asked % 2:
-            raise queue.Empty
-        return (self.parts.pop(0), 10) if self.parts else None
 
 
 def workers_that(act: Callable[[int], None], number: int = 2) -> tuple[Workers, list[Any]]:

@@ -5,7 +5,6 @@ work. The actors here need no network; the cluster has four CPUs, and each books
 from __future__ import annotations
 
 import os
-import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,22 +19,9 @@ from cluster.prediction.overlays import OverlayJob, first_overlays
 from cluster.prediction.part import PartJob, PartReport
 from cluster.prediction.pool import FAILED_STARTS, Crew, Workers, draw_overlays, run_parts
 from cluster.storage import files
-from tests.support.predicting import write_pictures
+from tests.support.predicting import Feed, write_pictures
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-class Feed:
-    """Parts 0..`count`-1 of 10 images; each second question comes too early."""
-
-    def __init__(self, count: int):
-        self.parts, self.asked = list(range(count)), 0
-
-    def next_part(self) -> tuple[int, int] | None:
-        self.asked += 1
-        if self.asked % 2:
-            raise queue.Empty
-        return (self.parts.pop(0), 10) if self.parts else None
 
 
 def workers_that(

@@ -76,7 +76,7 @@ def test_workers_share_the_cores_that_they_may_use(
     monkeypatch.setattr(
         group_size.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
     )
-    monkeypatch.setattr(group_size.os, "sched_getaffinity", lambda process: set(range(usable)))
+    monkeypatch.setattr(group_size, "usable_cpus", lambda: usable)
     assert group_size.threads_each(workers) == threads
 
 

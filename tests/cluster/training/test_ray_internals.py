@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,24 @@ def test_a_worker_whose_process_died_says_why() -> None:
 
 def test_the_printer_that_a_command_silences_is_there() -> None:
     assert callable(ray._private.worker.print_to_stdstream)
+
+
+def test_ray_reads_the_mode_of_its_token_again(tmp_path: Path) -> None:
+    """It was imported without one; the token is for this user alone."""
+    code = (
+        "import ray; from ray._raylet import get_authentication_mode as mode; before = mode();"
+        "from cluster.compute import session; session._make_token(); print(before, mode())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "1"]
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
 
 
 def test_no_other_file_of_the_product_imports_rays_inside() -> None:

@@ -72,7 +72,7 @@ def test_the_field_that_changed_is_named_with_both_values(tmp_path: Path) -> Non
     assert train.why[1:] == ("  training.lr: 0.1 -> 0.2",)
     assert str(tmp_path / "runs/cells-") in train.why[0]
     assert train.seconds is not None and "took 0 s before" in train.lines()[0]
-    assert evaluate.why[-1] == "  train is another"
+    assert evaluate.why[-1] == "  train has changed"
 
 
 def test_a_result_that_was_deleted_is_named(tmp_path: Path) -> None:
