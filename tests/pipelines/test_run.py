@@ -117,6 +117,7 @@ TINY_FLAGS = [
 ]
 
 
+@pytest.mark.integration
 def test_a_zip_is_recognised_and_split_and_runs_once_and_then_only_what_changed(
     yolo: str,
     small_coco: Path,
